@@ -1,0 +1,1 @@
+"""What a query costs: pure functions of measured figures and sourced assumptions."""

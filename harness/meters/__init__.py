@@ -1,0 +1,1 @@
+"""Meters: what reads power or energy while a run goes on."""

@@ -1,0 +1,161 @@
+"""The nouns that every part of the harness shares.
+
+Units are SI and stand in the names. A missing value is None, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Status = Literal["measured", "derived", "assumed", "reported", "published", "simulated"]
+"""Where a figure comes from; stored with it and printed beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call to the engine: what is sent, and how many tokens are asked for."""
+
+    index: int
+    prompt: tuple[int, ...]
+    """Token ids, exactly as many as the workload asked for."""
+    output_tokens: int
+    """The most tokens to generate; exactly that many when `ignore_eos`."""
+    ignore_eos: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the engine says of a finished request, by its own count (None: it does not say)."""
+
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None = None
+    """Input tokens that came from a prefix cache."""
+    finish_reason: str | None = None
+    arrival_tokens: tuple[int, ...] | None = None
+    """Tokens in each arrival, where the engine knows that only after parsing; replaces the live counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A request as it went: one row of requests.parquet. Times are seconds since the load began."""
+
+    index: int
+    scheduled_s: float
+    """When the load shape said that the request was due."""
+    sent_s: float
+    end_s: float
+    """When the engine said that the request was over, well or badly."""
+    arrival_s: tuple[float, ...]
+    """When each group of tokens arrived; never decreasing."""
+    arrival_tokens: tuple[int, ...]
+    """Tokens in each of those groups."""
+    input_asked: int
+    output_asked: int
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    """The kind of failure, None for success."""
+    error_text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which weights answered. `asked` is what the user typed; None: unknown to this engine."""
+
+    asked: str | None
+    source: str | None = None
+    """Hub id, package or file that the weights came from."""
+    revision: str | None = None
+    architecture: str | None = None
+    parameters: int | None = None
+    active_parameters: int | None = None
+    """Parameters that one token passes through; fewer than `parameters` in a mixture of experts."""
+    precision: str | None = None
+    """What the weights are computed in, for instance bfloat16."""
+    stored_precision: str | None = None
+    """What they were stored in before conversion, for instance Q4_1."""
+    weights_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a started engine says of itself."""
+
+    engine: str
+    version: str | None
+    model: ModelIdentity
+    device: str
+    """`cpu`, `cuda` or `none` (simulated)."""
+    device_count: int
+    """Accelerators used (tensor x pipeline parallel), or 1 machine for a CPU: what a price is multiplied by."""
+    vocabulary: int
+    """Prompts are made of token ids below this."""
+    max_length: int | None
+    """The most tokens, input and output together, that one request may have."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Every option in force, given or defaulted by the harness, as JSON values."""
+    encode: Callable[[str], list[int]] | None = None
+    """Text to token ids, where the engine has a tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A named quantity with its unit and its doubt.
+
+    `value` None means that it is not known, and `reason` says why. `low` and `high` are the ends of a 95% interval,
+    or of a bound where `interval` says so; `n` is how many observations it rests on.
+
+    >>> Figure("ttft_s.p99", None, "s", "measured", n=3, reason="needs 299 requests, has 3").text()
+    'n/a (needs 299 requests, has 3)'
+    """
+
+    name: str
+    value: float | None
+    unit: str
+    status: Status
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    reason: str | None = None
+    interval: str = "95%"
+
+    def text(self) -> str:
+        """The value alone in at most four significant digits, or why there is none."""
+        if self.value is None:
+            return f"n/a ({self.reason or 'not recorded'})"
+        return f"{self.value:.4g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A doubt about a run, as data: a stable code, what was seen, and what to do about it."""
+
+    code: str
+    text: str
+    advice: str
+    serious: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A run's figures and findings: what summary.json holds."""
+
+    run: str
+    """The run's directory name: where every figure here comes from."""
+    state: str
+    """complete, interrupted, failed, or running (which on a dead process means killed)."""
+    figures: tuple[Figure, ...]
+    errors: Mapping[str, int]
+    """Failed requests by kind."""
+    findings: tuple[Finding, ...] = ()
+
+    def __getitem__(self, name: str) -> Figure:
+        for figure in self.figures:
+            if figure.name == name:
+                return figure
+        raise KeyError(name)

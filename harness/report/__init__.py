@@ -1,0 +1,1 @@
+"""Tables for people and programs, made from values; the only place where units are converted for reading."""

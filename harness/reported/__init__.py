@@ -1,0 +1,1 @@
+"""Published figures as data, and ratios that keep their bounds."""
