@@ -1,0 +1,168 @@
+"""The run directory: written once, read many times, and readable however the run ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from harness import store
+from harness.errors import HarnessError
+from harness.model import Figure, Finding, Record, Summary
+
+DONE = Record(0, 0.0, 0.001, 0.13, (0.1, 0.12), (1, 2), 5, 3, 5, 3, 0, "length")
+FAILED = Record(1, 0.5, 0.5, 0.6, (), (), 5, 3, error="timeout", error_text="after 0.1 s")
+
+
+def run_file(**changes: object) -> store.RunFile:
+    fields: dict[str, object] = {
+        "id": "a-run",
+        "created_utc": datetime.now(UTC),
+        "pid": os.getpid(),
+        "workload": {"name": "w"},
+        "engine_asked": "simulated",
+        "environment": {},
+    }
+    return store.RunFile.model_validate(fields | changes)
+
+
+def test_a_finished_run_reads_as_it_was_written(tmp_path: Path) -> None:
+    writer = store.RunWriter(tmp_path, run_file())
+    writer.add(DONE)
+    writer.add(FAILED)
+    writer.finish("complete")
+    run = store.read(writer.directory)
+    assert run.file.state == "complete"
+    pd.testing.assert_frame_equal(run.requests, store.frame([DONE, FAILED]))
+    assert sorted(path.name for path in writer.directory.iterdir()) == ["requests.parquet", "run.json"]
+
+
+def test_missing_integers_stay_missing() -> None:
+    frame = store.frame([DONE, FAILED])
+    assert frame["output_tokens"].dtype == "Int64"
+    assert frame["output_tokens"].tolist() == [3, pd.NA]
+    assert frame["error"].isna().tolist() == [True, False]
+
+
+def test_a_run_without_requests_reads(tmp_path: Path) -> None:
+    writer = store.RunWriter(tmp_path, run_file())
+    writer.finish("failed", "no engine")
+    assert len(store.read(writer.directory).requests) == 0
+
+
+def test_a_journal_cut_in_the_middle_of_a_line_keeps_the_whole_lines(tmp_path: Path) -> None:
+    writer = store.RunWriter(tmp_path, run_file())
+    writer.add(DONE)
+    writer.add(FAILED)
+    journal = writer.directory / "requests.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-9])
+    assert store.read(writer.directory).requests["index"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("pid", "age", "state"),
+    [
+        (os.getpid(), timedelta(), "running"),
+        (2**22 + 1, timedelta(), "interrupted"),  # beyond any process number
+        (os.getpid(), timedelta(days=400), "interrupted"),  # the number belongs to a later process now
+    ],
+)
+def test_a_run_whose_process_is_gone_is_interrupted(tmp_path: Path, pid: int, age: timedelta, state: str) -> None:
+    writer = store.RunWriter(tmp_path, run_file(pid=pid, created_utc=datetime.now(UTC) - age))
+    assert store.read(writer.directory).file.state == state
+
+
+def damage_json(directory: Path) -> str:
+    (directory / "run.json").write_text('{"schema_version": 1,')
+    return "run.json"
+
+
+def damage_field(directory: Path) -> str:
+    raw = json.loads((directory / "run.json").read_text())
+    (directory / "run.json").write_text(json.dumps(raw | {"pid": "x"}))
+    return "run.json"
+
+
+def future_schema(directory: Path) -> str:
+    raw = json.loads((directory / "run.json").read_text())
+    (directory / "run.json").write_text(json.dumps(raw | {"schema_version": 99}))
+    return "schema version 99"
+
+
+def not_an_object(directory: Path) -> str:
+    (directory / "run.json").write_text("[]")
+    return "run.json"
+
+
+def truncated_parquet(directory: Path) -> str:
+    path = directory / "requests.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    return "requests.parquet"
+
+
+def no_rows(directory: Path) -> str:
+    (directory / "requests.parquet").unlink()
+    return "no requests.parquet"
+
+
+def damaged_journal(directory: Path) -> str:
+    (directory / "requests.parquet").unlink()
+    (directory / "requests.jsonl").write_text("{\n{}\n")
+    return "line 1"
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_json, damage_field, future_schema, not_an_object, truncated_parquet, no_rows, damaged_journal]
+)
+def test_damage_is_an_error_that_names_the_file(tmp_path: Path, damage: object) -> None:
+    writer = store.RunWriter(tmp_path, run_file())
+    writer.add(DONE)
+    writer.finish("complete")
+    assert callable(damage)
+    named = damage(writer.directory)
+    with pytest.raises(HarnessError) as caught:
+        store.read(writer.directory)
+    assert named in str(caught.value)
+
+
+def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        store.RunWriter(tmp_path, run_file(id=name)).finish("complete")
+    (tmp_path / "a" / "run.json").write_text("{")
+    store.point_latest(tmp_path, "b")
+    listed = list(store.list_runs(tmp_path))
+    assert [path.name for path, _ in listed] == ["a", "b"]
+    assert isinstance(listed[0][1], HarnessError)
+    assert isinstance(listed[1][1], store.RunFile)
+
+
+def test_runs_are_found_by_path_name_beginning_and_latest(tmp_path: Path) -> None:
+    for name in ("20260101-a", "20260102-b", "20260102-c"):
+        store.RunWriter(tmp_path, run_file(id=name)).finish("complete")
+    store.point_latest(tmp_path, "20260102-b")
+    for reference in (str(tmp_path / "20260102-b"), "20260102-b", "latest"):
+        assert store.find(reference, tmp_path).name == "20260102-b"
+    assert store.find("20260101", tmp_path).name == "20260101-a"
+    with pytest.raises(HarnessError, match="any of 2 runs"):
+        store.find("20260102", tmp_path)
+    with pytest.raises(HarnessError, match="no run"):
+        store.find("2027", tmp_path)
+
+
+def test_names_do_not_collide(tmp_path: Path) -> None:
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    first = store.new_id(now, "m", "w", root=tmp_path)
+    (tmp_path / first).mkdir()
+    assert store.new_id(now, "m", "w", root=tmp_path) == f"{first}-2"
+
+
+def test_a_summary_is_read_back_or_rebuilt(tmp_path: Path) -> None:
+    summary = Summary("a-run", "complete", (Figure("ttft_s.p50", 0.1, "s", "measured", n=3),), {"timeout": 1}, (Finding("x", "y", "z"),))
+    assert store.read_summary(tmp_path) is None
+    store.write_summary(tmp_path, summary)
+    assert store.read_summary(tmp_path) == summary
+    (tmp_path / "summary.json").write_text("{")
+    assert store.read_summary(tmp_path) is None
