@@ -12,7 +12,7 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from types import FrameType
 from harness import engines, environment, load, shipped, store
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.model import Completion, EngineInfo, Record, Request
-from harness.workload import Workload, request_maker
+from harness.workload import Prompt, Workload, request_maker
 
 PROGRESS_PERIOD_S = 0.25
 
@@ -84,7 +84,7 @@ def run(workload: Workload, root: Path, notify: Notify) -> Path:
 class _Inputs:
     lengths: load.Trace | None
     arrivals: load.Trace | None
-    texts: shipped.Prompts | None
+    texts: Sequence[Prompt] | None
 
 
 def _inputs(workload: Workload) -> _Inputs:
@@ -132,7 +132,7 @@ class _Session:
             self.workload,
             vocabulary=info.vocabulary,
             max_length=info.max_length,
-            trace=self.inputs.lengths,
+            lengths_trace=self.inputs.lengths,
             texts=self.inputs.texts,
             encode=info.encode,
         )
@@ -173,7 +173,7 @@ class _Session:
 
 
 async def _warm_up(engine: engines.Engine, make: Callable[[int], Request], count: int) -> None:
-    """Send requests that are not recorded, all at once; their indices are past every measured one.
+    """Send requests that are not recorded, all at once; a negative index makes a prompt that no measured one shares.
 
     Raises EngineDied, or HarnessError where the engine refuses even these.
     """
@@ -187,11 +187,7 @@ async def _warm_up(engine: engines.Engine, make: Callable[[int], Request], count
                 "make the workload's requests fit the engine, or set warmup.requests=0 to measure the failures",
             ) from None
 
-    await asyncio.gather(*(one(WARM_UP_INDEX + i) for i in range(count)))
-
-
-WARM_UP_INDEX = 1 << 40
-"""Where warm-up indices begin, so that a warm-up prompt is never one that a prefix cache could serve later."""
+    await asyncio.gather(*(one(-1 - i) for i in range(count)))
 
 
 class _LoadLoop:
@@ -214,7 +210,9 @@ class _LoadLoop:
         self.began_ns = began_ns
         async with asyncio.TaskGroup() as group:
             if self.workload.load.shape == "closed":
-                indices = iter(range(self.workload.requests.count)) if self.workload.requests.count else itertools.count()
+                indices = (
+                    iter(range(self.workload.requests.count)) if self.workload.requests.count else itertools.count()
+                )
                 for _ in range(self.workload.load.users or 0):
                     group.create_task(self._user(indices))
             else:

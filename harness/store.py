@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -150,6 +150,7 @@ class RunWriter:
 def new_id(now: datetime, *names: str | None, root: Path) -> str:
     """A directory name that is free under `root`: the time, then the model and workload.
 
+    >>> from datetime import UTC
     >>> new_id(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "org/Model-7B", "smoke", root=Path("/nonexistent"))
     '20260102T030405Z-model-7b-smoke'
     """
@@ -186,7 +187,9 @@ def find(reference: str, root: Path) -> Path:
     if len(matches) == 1:
         return (root / matches[0]).resolve()
     if matches:
-        raise HarnessError(f"'{reference}' could be any of {len(matches)} runs: {', '.join(matches[:3])}…", "give more of the name")
+        raise HarnessError(
+            f"'{reference}' could be any of {len(matches)} runs: {', '.join(matches[:3])}…", "give more of the name"
+        )
     raise HarnessError(
         f"no run '{reference}': neither a directory with a run.json nor a name under {root}",
         "see `harness list runs`, or give the run's directory",
@@ -213,7 +216,9 @@ def read(directory: Path) -> Run:
             raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
     except (OSError, pa.ArrowException, ValueError, TypeError) as damaged:
         where = parquet if parquet.is_file() else journal
-        raise HarnessError(f"{where}: cannot be read: {damaged}", "restore the file, or measure the run again") from None
+        raise HarnessError(
+            f"{where}: cannot be read: {damaged}", "restore the file, or measure the run again"
+        ) from None
     return Run(directory, file, _frame(table))
 
 
@@ -230,10 +235,14 @@ def read_file(directory: Path) -> RunFile:
             )
         file = RunFile.model_validate(raw)
     except FileNotFoundError:
-        raise HarnessError(f"{path} does not exist", "give a run's directory, as `harness list runs` prints it") from None
+        raise HarnessError(
+            f"{path} does not exist", "give a run's directory, as `harness list runs` prints it"
+        ) from None
     except (OSError, ValueError, AttributeError) as damaged:
         reason = damaged.errors()[0]["msg"] if isinstance(damaged, ValidationError) else str(damaged)
-        raise HarnessError(f"{path}: not a readable run.json: {reason}", "restore the file, or measure the run again") from None
+        raise HarnessError(
+            f"{path}: not a readable run.json: {reason}", "restore the file, or measure the run again"
+        ) from None
     if file.state == "running" and not _alive(file):
         killed = "the measuring process ended without finishing the run (killed, or the machine stopped)"
         return file.model_copy(update={"state": "interrupted", "error": killed})
@@ -298,8 +307,8 @@ def _table(rows: Iterator[Mapping[str, Any]]) -> pa.Table:
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    frame: pd.DataFrame = table.to_pandas(types_mapper=None, integer_object_nulls=True)
-    return frame.astype({column: "Int64" for column in _INTEGERS})
+    frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True)
+    return frame.astype(dict.fromkeys(_INTEGERS, "Int64"))
 
 
 def _write(path: Path, text: str) -> None:

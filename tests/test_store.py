@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from harness import store
 from harness.errors import HarnessError
 from harness.model import Figure, Finding, Record, Summary
@@ -160,7 +161,13 @@ def test_names_do_not_collide(tmp_path: Path) -> None:
 
 
 def test_a_summary_is_read_back_or_rebuilt(tmp_path: Path) -> None:
-    summary = Summary("a-run", "complete", (Figure("ttft_s.p50", 0.1, "s", "measured", n=3),), {"timeout": 1}, (Finding("x", "y", "z"),))
+    summary = Summary(
+        "a-run",
+        "complete",
+        (Figure("ttft_s.p50", 0.1, "s", "measured", n=3),),
+        {"timeout": 1},
+        (Finding("x", "y", "z"),),
+    )
     assert store.read_summary(tmp_path) is None
     store.write_summary(tmp_path, summary)
     assert store.read_summary(tmp_path) == summary

@@ -30,9 +30,9 @@ NEEDS: Mapping[str, tuple[str, str]] = {
 class Engine(Protocol):
     """One system under test. Constructed as `Class(model, options)`; nothing is loaded before `start`.
 
-    `generate` calls `arrived(n)` at once whenever n tokens have come, and returns the engine's own account at the end. It
-    raises `RequestFailed` for a request that the engine refused or lost, and `EngineDied` once no further request can
-    succeed. Cancelling the call aborts the request inside the engine.
+    `generate` calls `arrived(n)` at once whenever n tokens have come, and returns the engine's own account at the end.
+    It raises `RequestFailed` for a request that the engine refused or lost, and `EngineDied` once no further request
+    can succeed. Cancelling the call aborts the request inside the engine.
     """
 
     async def start(self) -> EngineInfo: ...
@@ -59,7 +59,9 @@ def create(name: str, model: str | None, options: Mapping[str, Any]) -> Engine:
         raise HarnessError(f"unknown engine '{name}'", f"choose one of {', '.join(['auto', *sorted(ENGINES)])}")
     if name in NEEDS and not _installed(NEEDS[name][0]):
         package, extra = NEEDS[name]
-        raise HarnessError(f"engine '{name}' needs the package {package}, which is not installed", f"pip install {extra}")
+        raise HarnessError(
+            f"engine '{name}' needs the package {package}, which is not installed", f"pip install {extra}"
+        )
     module, _, cls = ENGINES[name].partition(":")
     engine: Engine = getattr(importlib.import_module(module), cls)(model, options)
     return engine

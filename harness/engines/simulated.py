@@ -100,23 +100,22 @@ class SimulatedEngine:
         return offsets
 
     async def _tick(self, offsets_s: list[float], arrived: Callable[[int], None]) -> None:
-        """Call `arrived(1)` at each offset from now. Timers, not one sleep a token: that would cost a task switch each."""
+        """Call `arrived(1)` at each offset from now, by timers: a sleep for each token would cost a task switch."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         done: asyncio.Future[None] = loop.create_future()
         position = 0
 
         def token() -> None:
-            nonlocal position, timer
+            nonlocal position
+            if done.done():  # cancelled: this was the timer still pending
+                return
             arrived(1)
             position += 1
             if position < len(offsets_s):
-                timer = loop.call_at(begun + offsets_s[position], token)
-            elif not done.done():
+                loop.call_at(begun + offsets_s[position], token)
+            else:
                 done.set_result(None)
 
-        timer = loop.call_at(begun + offsets_s[0], token)
-        try:
-            await done
-        finally:
-            timer.cancel()
+        loop.call_at(begun + offsets_s[0], token)
+        await done
