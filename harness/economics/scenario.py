@@ -1,0 +1,302 @@
+"""Scenarios: the sourced assumptions that turn measured tokens into money and energy. Text in, values out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from harness.economics.draws import PARAMETERS, Distribution, distribution, scaled, support
+from harness.errors import HarnessError
+
+Tier = Literal["machine", "on-demand", "reserved", "owned"]
+InputStatus = Literal["measured", "reported", "assumed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What an input means: its canonical unit and the range that makes sense."""
+
+    unit: str
+    low: float
+    high: float
+    meaning: str
+
+
+KEYS: Mapping[str, Key] = {
+    "price.usd_per_hour": Key("USD/hour", 0, math.inf, "price of one GPU, or one vCPU of a CPU machine"),
+    "serving.utilisation": Key("1", 0, 1, "share of paid time in which the device serves as in the run"),
+    "serving.overhead": Key("1", 1, math.inf, "whole bill / device bill: network, storage, failed work, reserve"),
+    "serving.cached_share": Key("1", 0, 1, "share of input tokens that come from a prefix cache"),
+    "query.requests": Key("1", 1, math.inf, "requests behind one user-visible answer"),
+    "query.input_tokens": Key("token", 0, math.inf, "input tokens of a request"),
+    "query.visible_tokens": Key("token", 0, math.inf, "output tokens of a request that the user sees"),
+    "query.reasoning_tokens": Key("token", 0, math.inf, "output tokens of a request that the user does not see"),
+    "energy.pue": Key("1", 1, math.inf, "facility energy / energy of the computers"),
+    "energy.host_share": Key("1", 0, math.inf, "energy of CPU, memory and fans / energy of the accelerator"),
+    "energy.idle_w": Key("W", 0, math.inf, "power of one idle accelerator"),
+    "owned.capital_usd": Key("USD", 0, math.inf, "purchase of one GPU with its share of server, network, installation"),
+    "owned.life_years": Key("year", 0, math.inf, "years over which the purchase is paid back"),
+    "owned.cost_of_capital": Key("1/year", 0, 1, "yearly return that the money must earn"),
+    "owned.power_kw": Key("kW", 0, math.inf, "average IT power per GPU, host and network included"),
+    "owned.usd_per_kwh": Key("USD/kWh", 0, math.inf, "price of electricity"),
+    "owned.hosting_usd_per_kw_month": Key("USD/kW/month", 0, math.inf, "building and cooling, by IT power"),
+    "owned.staff_usd_per_hour": Key("USD/hour", 0, math.inf, "operation, repair and spares of one GPU"),
+}
+"""Every input that a scenario may hold."""
+
+ALWAYS = ("serving.utilisation", "serving.overhead", "query.requests")
+OWNED = (*(key for key in KEYS if key.startswith("owned.")), "energy.pue")
+POSITIVE = ("price.usd_per_hour", "serving.utilisation", "owned.capital_usd", "owned.life_years")
+"""Inputs for which 0 makes no sense either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One assumption: a number or a distribution in the unit of its key, and where it comes from."""
+
+    name: str
+    distribution: Distribution
+    unit: str
+    source: str
+    date: str
+    status: InputStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A set of assumptions. `per` is what a price is for; `gpu` limits the scenario to that row of gpus.csv."""
+
+    name: str
+    description: str
+    tier: Tier
+    per: Literal["gpu", "vcpu"]
+    gpu: str | None
+    inputs: Mapping[str, Input]
+    correlations: tuple[tuple[str, str, float], ...]
+    origin: str
+
+
+class _InputFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    value: float | None = None
+    lognormal: dict[str, float] | None = None
+    uniform: dict[str, float] | None = None
+    triangular: dict[str, float] | None = None
+    beta: dict[str, float] | None = None
+    empirical: list[float] | None = None
+    unit: str
+    source: str
+    date: str
+    status: InputStatus
+
+    @field_validator("unit", "date", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> str:
+        return str(value)  # YAML reads 1, 2026 and 2026-06-01 as something else than text
+
+
+class _ScenarioFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    description: str
+    tier: Tier
+    per: Literal["gpu", "vcpu"] = "gpu"
+    gpu: str | None = None
+    inputs: dict[str, Any]
+    correlations: list[tuple[str, str, float]] = []
+
+
+def parse_scenario(text: str, origin: str, overrides: Sequence[str] = ()) -> Scenario:
+    """The scenario in `text` (YAML); `origin` is its file for error messages.
+
+    `overrides` are `key=value`, the value YAML: a number in the key's own unit, a distribution
+    (`serving.utilisation={uniform: {low: 0.3, high: 0.6}}`) or a whole input; unless they say otherwise their source is
+    `--set` and their status assumed. Raises HarnessError with file, key, value and the expected form.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as bad:
+        raise HarnessError(f"{origin}: not YAML: {' '.join(str(bad).split())}", "correct the file") from None
+    if not isinstance(data, dict):
+        raise HarnessError(f"{origin}: a scenario is a mapping, got {data!r:.60}", "see docs/economics.md for the form")
+    try:
+        file = _ScenarioFile.model_validate(data)
+    except ValidationError as bad:
+        raise _wrong(origin, "", bad) from None
+    inputs = {key: _input(key, spec, origin) for key, spec in file.inputs.items()}
+    for override in overrides:
+        key, spec = _override(override)
+        inputs[key] = _input(key, spec, "--set")
+    needed = ALWAYS + (OWNED if file.tier == "owned" and "price.usd_per_hour" not in inputs else ())
+    if file.tier == "machine":
+        needed += ("price.usd_per_hour",)
+    for key in needed:
+        if key not in inputs:
+            raise HarnessError(
+                f"{origin}: inputs.{key} is missing", f"add it: {KEYS[key].meaning}, in {KEYS[key].unit}"
+            )
+    for a, b, rho in file.correlations:
+        if a not in inputs or b not in inputs or a == b or not -1 < rho < 1:
+            raise HarnessError(
+                f"{origin}: correlations: [{a}, {b}, {rho}]",
+                "name two inputs of this scenario and a rho between -1 and 1",
+            )
+    links = tuple(file.correlations)
+    return Scenario(file.name, file.description, file.tier, file.per, file.gpu, inputs, links, origin)
+
+
+def _override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise HarnessError(
+            f"--set '{override}' is not of the form key=value", "for instance --set price.usd_per_hour=2.99"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise HarnessError(f"--set {key}: {text!r} is not YAML", "give a number or a distribution") from None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = {"value": value}
+    if isinstance(value, dict) and key in KEYS:
+        value = {"unit": KEYS[key].unit, "source": "--set", "date": "given", "status": "assumed", **value}
+    return key, value
+
+
+def _input(key: str, spec: Any, origin: str) -> Input:
+    where = f"{origin}: inputs.{key}"
+    if key not in KEYS:
+        raise HarnessError(f"{where}: unknown key", f"choose one of {', '.join(KEYS)}")
+    known = KEYS[key]
+    try:
+        given = _InputFile.model_validate(_numbers(spec))
+    except ValidationError as bad:
+        raise _wrong(origin, f"inputs.{key}", bad) from None
+    kinds = [kind for kind in PARAMETERS if getattr(given, kind) is not None]
+    if len(kinds) != 1:
+        raise HarnessError(f"{where}: has {kinds or 'no value'}", f"give exactly one of {', '.join(PARAMETERS)}")
+    kind, raw = kinds[0], getattr(given, kinds[0])
+    names = PARAMETERS[kind]
+    if isinstance(raw, dict) and set(raw) != set(names):
+        raise HarnessError(
+            f"{where}: {kind} has {sorted(raw)}", f"give {kind}: {{{', '.join(f'{n}: …' for n in names)}}}"
+        )
+    numbers = [raw[name] for name in names] if isinstance(raw, dict) else [raw] if kind == "value" else raw
+    try:
+        made = scaled(distribution(kind, *numbers), unit_factor(given.unit, known.unit))
+    except ValueError as bad:
+        raise HarnessError(f"{where}: {bad}", f"expected {known.meaning}, in {known.unit}") from None
+    low, high = support(made)
+    if low < known.low or high > known.high or (key in POSITIVE and low <= 0 and kind != "lognormal"):
+        above = "above 0" if key in POSITIVE else f"{known.low:g} or more"
+        limits = above if math.isinf(known.high) else f"{above}, at most {known.high:g}"
+        endless = (
+            "; a lognormal takes every value above 0 without end: use beta, triangular or uniform"
+            if math.isinf(high)
+            else ""
+        )
+        raise HarnessError(f"{where}: {raw} ({given.unit})", f"expected {known.meaning}: {limits}{endless}")
+    return Input(key, made, known.unit, given.source, given.date, given.status)
+
+
+def _numbers(spec: Any) -> Any:
+    """Integers as floats, since YAML's 3 is a number too while its "3" is not."""
+    if isinstance(spec, dict):
+        return {name: _numbers(value) for name, value in spec.items()}
+    if isinstance(spec, list):
+        return [_numbers(value) for value in spec]
+    return float(spec) if isinstance(spec, int) and not isinstance(spec, bool) else spec
+
+
+def _wrong(origin: str, key: str, bad: ValidationError) -> HarnessError:
+    first = bad.errors()[0]
+    path = ".".join(filter(None, [key, *map(str, first["loc"])]))
+    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+    return HarnessError(f"{origin}: {path}: {first['msg']}{got}", "expected the form in docs/economics.md, Scenarios")
+
+
+def unit_factor(given: str, canonical: str) -> float:
+    """What a number in unit `given` is multiplied by to be in `canonical`; ValueError where they do not fit.
+
+    >>> unit_factor("percent", "1"), unit_factor("USD/hour", "USD/hour")
+    (0.01, 1.0)
+    """
+    if given == canonical:
+        return 1.0
+    import pint
+
+    try:
+        return float(_registry().Quantity(1.0, given).to("" if canonical == "1" else canonical).magnitude)
+    except pint.DimensionalityError:
+        raise ValueError(f"unit '{given}' is not a unit of {canonical}") from None
+    except (pint.PintError, ValueError, TypeError, AssertionError):
+        raise ValueError(f"unknown unit '{given}'") from None
+
+
+@lru_cache(maxsize=1)
+def _registry() -> Any:
+    import pint
+
+    registry: Any = pint.UnitRegistry()
+    registry.define("USD = [money]")
+    registry.define("cent = 0.01 * USD")  # pint's own is a step in music
+    registry.define("token = [token]")
+    return registry
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A published price of one GPU-hour. `low` below `high` is a range."""
+
+    gpu: str
+    tier: str
+    low: float
+    high: float
+    source: str
+    date: str
+
+
+def parse_prices(rental_ranges: str, owned_and_reserved: str) -> tuple[Price, ...]:
+    """The rows of prices/gpu_rental_ranges.csv and prices/gpu_prices.csv, by tier (on-demand, reserved)."""
+    rows = [
+        Price(
+            r["gpu"],
+            "on-demand",
+            float(r["usd_per_gpu_hour_low"]),
+            float(r["usd_per_gpu_hour_high"]),
+            r["source"],
+            "2026",
+        )
+        for r in csv.DictReader(io.StringIO(rental_ranges))
+    ]
+    for r in csv.DictReader(io.StringIO(owned_and_reserved)):
+        price = float(r["usd_per_gpu_hour_rental_3yr"])
+        rows.append(Price(r["gpu"], "reserved", price, price, r["source"], r["asof"]))
+    return tuple(rows)
+
+
+def price_input(scenario: Scenario, gpu: str | None, prices: tuple[Price, ...]) -> Input | str:
+    """The price of one device-hour under a rental scenario, or why there is none.
+
+    The scenario's own `price.usd_per_hour` comes first; otherwise the row of `prices` for this `gpu` (price_gpu of
+    gpus.csv) and the scenario's tier. A range is read as the 5th and 95th percentile of a lognormal.
+    """
+    way_out = "give one with --set price.usd_per_hour=…"
+    if "price.usd_per_hour" in scenario.inputs:
+        return scenario.inputs["price.usd_per_hour"]
+    if gpu is None:
+        return f"no price is known for this device; {way_out}"
+    for row in prices:
+        if row.gpu == gpu and row.tier == scenario.tier:
+            made = distribution("lognormal", row.low, row.high)
+            return Input(
+                "price.usd_per_hour", made, "USD/hour", f"{row.source} ({row.gpu}, {row.tier})", row.date, "reported"
+            )
+    return f"no {scenario.tier} price of {gpu} in the tables; {way_out}"

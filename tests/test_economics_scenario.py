@@ -1,0 +1,108 @@
+"""Scenarios: every shipped one reads, and every mistake is refused with its file, key, value and the expected form."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import harness
+from harness.economics.scenario import (
+    KEYS,
+    Input,
+    Price,
+    Scenario,
+    parse_prices,
+    parse_scenario,
+    price_input,
+    unit_factor,
+)
+from harness.errors import HarnessError
+
+DATA = Path(harness.__file__).parent / "data"
+CPU = (DATA / "scenarios/cpu-smoke.yaml").read_text()
+
+
+def prices() -> tuple[Price, ...]:
+    return parse_prices(
+        *((DATA / "prices" / f"{name}.csv").read_text() for name in ("gpu_rental_ranges", "gpu_prices"))
+    )
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "scenarios").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_scenario_reads_and_names_its_sources(path: Path) -> None:
+    scenario = parse_scenario(path.read_text(), path.name)
+    assert scenario.name == path.stem
+    assert all(given.source and given.date for given in scenario.inputs.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("price.usd_per_hour=-1", ["price.usd_per_hour", "-1", "above 0"]),
+        ("price.usd_per_hour=0", ["price.usd_per_hour", "above 0"]),
+        ("price.usd_per_hour={value: 3, unit: W}", ["price.usd_per_hour", "'W'", "USD/hour"]),
+        ("price.usd_per_hour={value: 3, unit: zorkmid/hour}", ["zorkmid/hour", "USD/hour"]),
+        ("price.usd_per_hour={lognormal: {p5: 3, p95: 1}}", ["p5 3.0", "p95 1.0"]),
+        ("price.usd_per_hour={lognormal: {p5: 3}}", ["lognormal", "p95"]),
+        ("price.usd_per_hour={value: 3, lognormal: {p5: 3, p95: 4}}", ["exactly one"]),
+        ("price.usd_per_hour={value: .nan}", ["finite"]),
+        ("price.usd_per_hour=cheap", ["price.usd_per_hour", "cheap"]),
+        ("price.usd_per_hour={value: '3'}", ["price.usd_per_hour.value", "'3'"]),
+        ("serving.utilisation=1.2", ["serving.utilisation", "1.2", "at most 1"]),
+        ("serving.utilisation={lognormal: {p5: 0.3, p95: 0.6}}", ["serving.utilisation", "above 0 without end"]),
+        ("serving.utilisation={value: 120, unit: percent}", ["percent", "at most 1"]),
+        ("serving.utilization=0.5", ["serving.utilization", "serving.utilisation"]),
+        ("price", ["key=value"]),
+    ],
+)
+def test_a_wrong_input_is_refused_by_name(override: str, words: list[str]) -> None:
+    with pytest.raises(HarnessError) as refused:
+        parse_scenario(CPU, "cpu-smoke.yaml", [override])
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+    assert "--set" in str(refused.value)
+
+
+def test_a_wrong_file_names_itself() -> None:
+    without = yaml.safe_load(CPU)
+    del without["inputs"]["serving.overhead"]
+    for text, words in (
+        (CPU.replace("unit: USD/hour", "unit: kg"), ["mine.yaml", "price.usd_per_hour", "'kg'"]),
+        (CPU.replace("tier: machine", "tier: spot"), ["mine.yaml", "tier", "spot"]),
+        (yaml.safe_dump(without), ["mine.yaml", "serving.overhead", "missing"]),
+        ("[1, 2]", ["mine.yaml", "mapping"]),
+        ("a: [", ["mine.yaml", "YAML"]),
+    ):
+        with pytest.raises(HarnessError) as refused:
+            parse_scenario(text, "mine.yaml")
+        assert all(word in str(refused.value) for word in words), str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "canonical", "factor"),
+    [("percent", "1", 0.01), ("cent/hour", "USD/hour", 0.01), ("USD/day", "USD/hour", 1 / 24), ("kW", "W", 1000.0),
+     ("USD/MWh", "USD/kWh", 0.001), ("1/month", "1/year", 12.0)],
+)  # fmt: skip
+def test_units_are_converted(given: str, canonical: str, factor: float) -> None:
+    assert unit_factor(given, canonical) == pytest.approx(factor)
+
+
+def test_every_canonical_unit_is_one_that_pint_knows() -> None:
+    for key in KEYS.values():
+        assert unit_factor(f"{key.unit} * percent", key.unit) == pytest.approx(0.01)
+
+
+def price_of(scenario: Scenario) -> tuple[float, ...]:
+    found = price_input(scenario, "H100", prices())
+    assert isinstance(found, Input)
+    return found.distribution.parameters
+
+
+def test_a_price_comes_from_the_scenario_then_the_table_and_never_from_nowhere() -> None:
+    on_demand = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml")
+    reserved = parse_scenario((DATA / "scenarios/reserved.yaml").read_text(), "reserved.yaml")
+    assert price_of(on_demand) == (1.75, 6.16)
+    assert price_of(reserved) == (1.3, 1.3)
+    given = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "x", ["price.usd_per_hour=2.5"])
+    assert price_of(given) == (2.5,)
+    for gpu in ("L4", None):
+        assert "--set price.usd_per_hour" in str(price_input(on_demand, gpu, prices()))
