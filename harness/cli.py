@@ -34,7 +34,9 @@ def run(
     engine: Annotated[str | None, typer.Option(help="auto, vllm, transformers or simulated.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, directory, GGUF file, or short name.")] = None,
     set_: Set = None,
-    out: Annotated[Path, typer.Option(envvar="HARNESS_RESULTS", help="Directory that gets the run's directory.")] = RESULTS,
+    out: Annotated[
+        Path, typer.Option(envvar="HARNESS_RESULTS", help="Directory that gets the run's directory.")
+    ] = RESULTS,
     scenario: Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")] = None,
 ) -> None:
     """Measure a workload once; store the run, then print its report."""
@@ -42,7 +44,9 @@ def run(
     from harness import shipped
 
     overrides = list(set_ or [])
-    overrides += [f"{key}={value}" for key, value in (("engine.name", engine), ("model", model), ("scenario", scenario)) if value]
+    overrides += [
+        f"{key}={value}" for key, value in (("engine.name", engine), ("model", model), ("scenario", scenario)) if value
+    ]
     spec = shipped.read_workload(workload, overrides)
     with _Display() as display:
         directory = measuring.run(spec, out, display.show)
@@ -57,7 +61,9 @@ def run(
 
 @app.command()
 def report(
-    reference: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or name; latest is the last one.")] = "latest",
+    reference: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's directory or name; latest is the last one.")
+    ] = "latest",
     root: Root = RESULTS,
     format_: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
 ) -> None:
@@ -75,7 +81,7 @@ def list_(
     """List what there is: workloads, runs, engines, models or scenarios."""
     from harness.report import lists, text
 
-    typer.echo(text.render([getattr(lists, what)(root)]), nl=False)
+    typer.echo(text.render([lists.TABLES[what](root)]), nl=False)
 
 
 def _report(directory: Path, format_: Literal["text", "json"]) -> Run:
@@ -122,7 +128,9 @@ class _Display:
             detail = f"{progress.output_tokens / progress.elapsed_s:.1f} tok/s, {progress.in_flight} in flight"
             if progress.failed:
                 detail += f", {progress.failed} failed"
-            done, total = (progress.finished, progress.count) if progress.count else (progress.elapsed_s, progress.duration_s)
+            done, total = (
+                (progress.finished, progress.count) if progress.count else (progress.elapsed_s, progress.duration_s)
+            )
             self._bar.update(self._task, completed=done, total=total, detail=detail)
 
 

