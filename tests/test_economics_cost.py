@@ -81,10 +81,15 @@ def test_what_every_token_pays_is_the_whole_bill(
     assert found["usd_per_million_total_tokens"] * 4 * tokens_in_paid_hour / 1e6 == pytest.approx(bill)
 
 
-def test_draws_agree_with_the_closed_form_where_all_is_lognormal() -> None:
-    found = cost(
-        scenario("on-demand", "serving.utilisation=0.5", "serving.overhead=1.2"), of=summary(low=800.0, high=1250.0)
-    )
+@pytest.mark.parametrize(
+    ("name", "device"),
+    # In the second the price is the only input drawn, so that the rate's draws must be independent of the first dimension.
+    [("on-demand", H100), ("cpu-smoke", Device("cpu", "x", 2))],
+)
+def test_draws_agree_with_the_closed_form_where_all_is_lognormal(name: str, device: Device) -> None:
+    price = "price.usd_per_hour={lognormal: {p5: 1.75, p95: 6.16}, status: reported}"
+    made = scenario(name, "serving.utilisation=0.5", "serving.overhead=1.2", price)
+    found = cost(made, device, summary(low=800.0, high=1250.0))
     sigma = {
         "price.usd_per_hour": np.log(6.16 / 1.75) / (2 * 1.644854),
         "output_tokens_per_s": np.log(1250 / 800) / (2 * 1.959964),
@@ -96,9 +101,9 @@ def test_draws_agree_with_the_closed_form_where_all_is_lognormal() -> None:
     assert [figure.low, figure.value, figure.high] == pytest.approx(expected, rel=0.01)
     assert mean.value == pytest.approx(median * np.exp(total**2 / 2), rel=0.01)
     parts = {part.name: part for part in found.parts["usd_per_million_output_tokens"]}
-    for name, s in sigma.items():
-        assert parts[name].share == pytest.approx(s**2 / total**2, abs=0.01)
-    assert {name: part.status for name, part in parts.items()} == {
+    for part, s in sigma.items():
+        assert parts[part].share == pytest.approx(s**2 / total**2, abs=0.01)
+    assert {part.name: part.status for part in parts.values()} == {
         "price.usd_per_hour": "reported",
         "serving.overhead": "assumed",
         "serving.utilisation": "assumed",
@@ -133,6 +138,38 @@ def test_an_owned_gpu_by_hand() -> None:
     assert annuity(0.05, 5) * sum(1.05**-year for year in range(1, 6)) == pytest.approx(1)
 
 
+ENERGY = (*CERTAIN, "energy.pue=1.2", "energy.host_share=0.5", "energy.idle_w=100")
+
+
+def with_energy(value: float | None = 720.0) -> Summary:
+    joules = Figure("energy_per_request_j", value, "J", "measured", reason=None if value else "the GPU was lost")
+    return Summary("r", "complete", (*summary().figures, joules), {})
+
+
+def test_the_energy_of_a_query_is_a_stack_done_by_hand() -> None:
+    # A query is 3 requests of 720 J, 0.6 Wh; host half of that; 2 GPUs x 3 / 10 s, idle as long as busy, at 100 W.
+    found = {f.name: f.value for f in cost(scenario("on-demand", *ENERGY), of=with_energy()).figures}
+    stack = {"accelerator": 0.6, "host": 0.3, "idle": 60 / 3600, "overhead": 0.2 * (0.9 + 60 / 3600)}
+    assert {rung: found[f"wh_per_query.{rung}"] for rung in stack} == pytest.approx(stack)
+    assert found["wh_per_query"] == pytest.approx(sum(stack.values()))
+
+
+def test_half_the_utilisation_is_twice_the_money_but_only_idle_energy() -> None:
+    full, half = (
+        {f.name: f.value or 0.0 for f in cost(scenario("on-demand", *ENERGY, u), of=with_energy()).figures}
+        for u in ("serving.utilisation=1", "serving.utilisation=0.5")
+    )
+    assert half["usd_per_query"] == pytest.approx(2 * full["usd_per_query"])
+    assert half["wh_per_query"] - full["wh_per_query"] == pytest.approx(1.2 * 60 / 3600)
+
+
+def test_energy_that_was_not_measured_or_not_assumed_says_so() -> None:
+    lost = cost(scenario("on-demand", *ENERGY), of=with_energy(None)).figures[-1]
+    assert lost.text() == "n/a (energy_per_request_j is not known: the GPU was lost)"
+    on_cpu = cost(scenario("cpu-smoke"), Device("cpu", "x", 2), with_energy()).figures[-1]
+    assert on_cpu.text() == "n/a (scenario 'cpu-smoke' has no energy.pue, energy.host_share, energy.idle_w)"
+
+
 def test_a_simulated_rate_gives_simulated_costs() -> None:
     assert {f.status for f in cost(scenario("on-demand"), of=summary(status="simulated")).figures} == {
         "simulated",
@@ -148,8 +185,8 @@ def test_a_simulated_rate_gives_simulated_costs() -> None:
         (Device("gpu", None, 1), None, "--set price.usd_per_hour"),
         (Device("gpu", "NVIDIA L4", 1), None, "no on-demand price of L4"),
         (H100, summary(value=None), "output_tokens_per_s is not known: x"),
-        (H100, summary(value=0.0), "nothing was served"),
-        (H100, Summary("r", "complete", (), {}), "not recorded"),
+        (H100, summary(value=0.0), "output_tokens_per_s is 0"),
+        (H100, Summary("r", "complete", (), {}), "is not recorded"),
     ],
 )
 def test_what_is_not_known_has_no_cost_and_says_why(device: Device, of: Summary | None, words: str) -> None:

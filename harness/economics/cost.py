@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from harness.economics.draws import DEFAULT_DRAWS, Distribution, Draws, distribution, draw
+from harness.economics.draws import DEFAULT_DRAWS, Z95, Distribution, Draws, distribution, draw, quantile
 from harness.economics.gpus import Gpu, find_gpu
 from harness.economics.scenario import Input, Price, Scenario, price_input
 from harness.errors import HarnessError
@@ -55,11 +55,19 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Factor:
+    """One factor of a cost with its draws; a cost is the product of its factors."""
+
+    name: str
+    status: str
+    values: Draws
+
+
+@dataclass(frozen=True, slots=True)
 class Costs:
-    """Figures with the factors behind each (by figure name), and every assumption that went in."""
+    """Figures with the parts behind each (by figure name), and every assumption that went in."""
 
     scenario: str
-
     figures: tuple[Figure, ...]
     parts: Mapping[str, tuple[Part, ...]]
     assumptions: tuple[Input, ...]
@@ -144,61 +152,85 @@ def cost_of_run(
 
     With p = price.usd_per_hour, count = device.count, kappa = serving.overhead, U = serving.utilisation:
     usd_per_hour = p*count; usd_per_million_output_tokens = 1e6/3600 * p*count*kappa / (U * output_tokens_per_s), and so
-    with total_tokens_per_s; usd_per_query = p*count*kappa*query.requests / (3600 * U * requests_per_s).
+    with total_tokens_per_s; usd_per_query = p*count*kappa*query.requests / (3600 * U * requests_per_s). Where the run
+    measured energy, wh_per_query and wh_per_million_output_tokens by `watt_hours`, with its stack.
     value is the median, low and high the 5th and 95th percentile; `.mean` is what a budget needs. A rate's own 95%
     interval enters as a lognormal. A simulated rate gives simulated costs, a missing one n/a with its reason.
     """
     ready = priced(scenario, device, gpus, prices)
+    used = ready if isinstance(ready, Scenario) else scenario
+    x = draw_inputs(used, n, seed)
     figures: list[Figure] = []
     parts: dict[str, tuple[Part, ...]] = {}
-    for name, unit, rate, per, queries in (
-        ("usd_per_hour", "USD/hour", None, 1.0, False),
-        ("usd_per_million_output_tokens", "USD/1e6 token", "output_tokens_per_s", 1e6, False),
-        ("usd_per_million_total_tokens", "USD/1e6 token", "total_tokens_per_s", 1e6, False),
-        ("usd_per_query", "USD/query", "requests_per_s", 1.0, True),
+    for name, unit, per, rate in (
+        ("usd_per_hour", "USD/hour", 1.0, None),
+        ("usd_per_million_output_tokens", "USD/1e6 token", 1e6, "output_tokens_per_s"),
+        ("usd_per_million_total_tokens", "USD/1e6 token", 1e6, "total_tokens_per_s"),
+        ("usd_per_query", "USD/query", 1.0, "requests_per_s"),
     ):
-        measured = _measured(summary, rate)
-        status: Literal["simulated", "derived"] = "derived"
-        if device.kind == "none" or (measured is not None and measured.status == "simulated"):
-            status = "simulated"
-        reason = ready if isinstance(ready, str) else _why_not(measured, rate)
-        if reason is not None or isinstance(ready, str):
+        figure = measured(summary, rate) if rate else None
+        status = _status(device, figure)
+        reason = ready if isinstance(ready, str) else figure.reason if figure and figure.value is None else None
+        if reason is not None:
             figures.append(Figure(name, None, unit, status, reason=reason))
             continue
-        x = draw({key: given.distribution for key, given in ready.inputs.items()}, n, seed, ready.correlations)
-        factors = {
-            "price.usd_per_hour": x["price.usd_per_hour"] if "price.usd_per_hour" in x else owned_usd_per_hour(x)
-        }
-        cost = factors["price.usd_per_hour"] * device.count
-        if measured is not None and rate is not None:
-            factors["serving.overhead"] = x["serving.overhead"]
-            factors["serving.utilisation"] = 1 / x["serving.utilisation"]
-            if queries:
-                factors["query.requests"] = x["query.requests"]
-            factors[rate] = 1 / draw({rate: rate_distribution(measured)}, n, seed + 1)[rate]
-            cost = device.count * per / 3600 * np.prod(list(factors.values()), axis=0)
-        figures += interval_figures(name, unit, status, cost)
-        parts[name] = _shares(factors, cost, ready, rate, measured)
-    used = tuple(ready.inputs.values()) if isinstance(ready, Scenario) else tuple(scenario.inputs.values())
+        bill = bill_factors(used, x)
+        factors = bill[:1] if figure is None else [*bill, _inverse(figure, x)]
+        if rate == "requests_per_s":
+            factors.append(Factor("query.requests", used.inputs["query.requests"].status, x["query.requests"]))
+        made, parts[name] = costed(name, unit, status, factors, device.count * (per / 3600 if figure else 1.0))
+        figures += made
+    figures += _energy_of_run(summary, device, used, x)
     notes = [TWO_DENOMINATORS]
-    if isinstance(ready, Scenario) and ready.per == "vcpu":
+    if used.per == "vcpu":
         notes.append("figures of a small model on a CPU say nothing about what a provider's fleet costs")
-    return Costs(scenario.name, tuple(figures), parts, used, tuple(notes))
+    return Costs(scenario.name, tuple(figures), parts, tuple(used.inputs.values()), tuple(notes))
 
 
-def rate_distribution(measured: Figure) -> Distribution:
-    """A measured rate (above 0) as a lognormal by its 95% interval; the number alone where it has none."""
-    value = float(measured.value or 0.0)
-    if measured.low is None or measured.high is None or not 0 < measured.low < measured.high:
-        return distribution("value", value)
-    half = (measured.high / measured.low) ** (0.5 * 1.6448536 / 1.9599640)
-    return distribution("lognormal", value / half, value * half)
+def draw_inputs(scenario: Scenario, n: int, seed: int) -> dict[str, Draws]:
+    """Joint draws of every input of a scenario, and uniforms under `MEASURED` for whatever was measured.
+
+    One joint set: two sets of Sobol points with different seeds are not independent of each other.
+    HarnessError where the scenario's correlations contradict each other.
+    """
+    inputs = {key: made.distribution for key, made in scenario.inputs.items()}
+    try:
+        return draw(inputs | {MEASURED: distribution("uniform", 0, 1)}, n, seed, scenario.correlations)
+    except ValueError as bad:
+        raise HarnessError(f"{scenario.origin}: {bad}", "weaken or remove one of the correlations") from None
+
+
+def bill_factors(scenario: Scenario, x: Mapping[str, Draws]) -> list[Factor]:
+    """Price of a device-hour, serving.overhead and 1 / serving.utilisation: USD per device-hour of serving."""
+    own = "price.usd_per_hour" in x
+    price = x["price.usd_per_hour"] if own else owned_usd_per_hour(x)
+    status = scenario.inputs["price.usd_per_hour"].status if own else "assumed"
+    return [
+        Factor("price.usd_per_hour", status, price),
+        Factor("serving.overhead", scenario.inputs["serving.overhead"].status, x["serving.overhead"]),
+        Factor("serving.utilisation", scenario.inputs["serving.utilisation"].status, 1 / x["serving.utilisation"]),
+    ]
+
+
+def costed(
+    name: str, unit: str, status: Literal["simulated", "derived"], factors: Sequence[Factor], scale: float = 1.0
+) -> tuple[list[Figure], tuple[Part, ...]]:
+    """scale * the product of the factors as figures (see `interval_figures`), and what its spread rests on.
+
+    A part's share is Cov(ln factor, ln cost) / Var(ln cost): exact for a product, summing to 1, under correlation too.
+    """
+    cost = np.asarray(scale * np.prod([factor.values for factor in factors], axis=0))
+    centred = np.log(cost) - np.log(cost).mean()
+    variance = float(np.mean(centred**2))
+    shares = [float(np.mean(np.log(f.values) * centred)) / variance if variance > 1e-20 else 0.0 for f in factors]
+    parts = tuple(Part(f.name, f.status, share) for f, share in zip(factors, shares, strict=True))
+    return interval_figures(name, unit, status, cost), parts
 
 
 def interval_figures(name: str, unit: str, status: Literal["simulated", "derived"], cost: Draws) -> list[Figure]:
     """Median with 5th and 95th percentile, and the mean where there is any spread."""
     low, middle, high = (float(q) for q in np.quantile(cost, (0.05, 0.5, 0.95)))
-    if low == high:
+    if high - low <= 1e-12 * abs(middle):
         return [Figure(name, middle, unit, status, interval=INTERVAL)]
     return [
         Figure(name, middle, unit, status, low, high, interval=INTERVAL),
@@ -206,35 +238,71 @@ def interval_figures(name: str, unit: str, status: Literal["simulated", "derived
     ]
 
 
-def _measured(summary: Summary, rate: str | None) -> Figure | None:
-    if rate is None:
-        return None
-    try:
-        return summary[rate]
-    except KeyError:
-        return None
+def watt_hours(x: Mapping[str, Draws], joules: Draws | float, device_s: Draws | float) -> dict[str, Draws]:
+    """Wh of something that took `joules` of accelerator energy and `device_s` device-seconds, as a stack that adds up.
+
+    PUE/3600 * [(1 + host) * J + P_idle * device_s * (1/U - 1)]: idle time costs 1/U in money but only idle power here.
+    The rungs are those of Google's account (arXiv 2508.15734): accelerator, host, idle, overhead of the facility.
+    """
+    stack = {
+        "accelerator": np.asarray(joules / 3600 * np.ones_like(x["energy.pue"])),
+        "host": x["energy.host_share"] * joules / 3600,
+        "idle": x["energy.idle_w"] * device_s * (1 / x["serving.utilisation"] - 1) / 3600,
+    }
+    return stack | {"overhead": (x["energy.pue"] - 1) * sum(stack.values())}
 
 
-def _why_not(measured: Figure | None, rate: str | None) -> str | None:
-    if rate is None:
-        return None
-    if measured is None or measured.value is None:
-        return f"{rate} is not known: {measured.reason if measured and measured.reason else 'not recorded'}"
-    return f"{rate} is 0: nothing was served" if measured.value <= 0 else None
+MEASURED = "measured"
+"""Name of the uniform draws that a measured figure's own distribution is read at."""
+ENERGY = ("energy.pue", "energy.host_share", "energy.idle_w")
 
 
-def _shares(
-    factors: Mapping[str, Draws], cost: Draws, scenario: Scenario, rate: str | None, measured: Figure | None
-) -> tuple[Part, ...]:
-    """Cov(ln factor, ln cost) / Var(ln cost): exact for a product, sums to 1, and right under correlations too."""
-    centred = np.log(cost) - np.log(cost).mean()
-    variance = float(np.mean(centred**2))
-    parts = []
-    for name, values in factors.items():
-        share = float(np.mean(np.log(values) * centred)) / variance if variance > 1e-24 else 0.0
-        if name == rate and measured is not None:
-            status: str = measured.status
-        else:
-            status = scenario.inputs[name].status if name in scenario.inputs else "assumed"
-        parts.append(Part(name, status, share))
-    return tuple(parts)
+def _energy_of_run(summary: Summary, device: Device, scenario: Scenario, x: Mapping[str, Draws]) -> list[Figure]:
+    figures: list[Figure] = []
+    for name, unit, per, joules, rate in (
+        ("wh_per_million_output_tokens", "Wh/1e6 token", 1e6, "energy_per_output_token_j", "output_tokens_per_s"),
+        ("wh_per_query", "Wh/query", 1.0, "energy_per_request_j", "requests_per_s"),
+    ):
+        energy, speed = measured(summary, joules), measured(summary, rate)
+        if not any(figure.name == joules for figure in summary.figures):
+            continue
+        missing = [key for key in ENERGY if key not in x]
+        reason = f"scenario '{scenario.name}' has no {', '.join(missing)}" if missing else energy.reason or speed.reason
+        status = _status(device, energy)
+        if missing or energy.value is None or speed.value is None:
+            figures.append(Figure(name, None, unit, status, reason=reason))
+            continue
+        many = per * (x["query.requests"] if rate == "requests_per_s" else 1.0)
+        stack = watt_hours(
+            x, many * quantile(rate_distribution(energy), x[MEASURED]), many * device.count / speed.value
+        )
+        figures += interval_figures(name, unit, status, np.sum(list(stack.values()), axis=0))
+        figures += [Figure(f"{name}.{rung}", float(wh.mean()), unit, status) for rung, wh in stack.items()]
+    return figures
+
+
+def rate_distribution(figure: Figure) -> Distribution:
+    """A measured figure (above 0) as a lognormal by its 95% interval; the number alone where it has none."""
+    value = float(figure.value or 0.0)
+    if figure.low is None or figure.high is None or not 0 < figure.low < figure.high:
+        return distribution("value", value)
+    half = (figure.high / figure.low) ** (0.5 * Z95 / 1.959963984540054)
+    return distribution("lognormal", value / half, value * half)
+
+
+def measured(summary: Summary, name: str) -> Figure:
+    """The figure of that name; one without a value, and a reason, where it is absent, missing or 0."""
+    for figure in summary.figures:
+        if figure.name == name:
+            if figure.value is None:
+                return replace(figure, reason=f"{name} is not known: {figure.reason or 'not recorded'}")
+            return figure if figure.value > 0 else replace(figure, value=None, reason=f"{name} is {figure.value:g}")
+    return Figure(name, None, "", "measured", reason=f"{name} is not recorded")
+
+
+def _inverse(figure: Figure, x: Mapping[str, Draws]) -> Factor:
+    return Factor(figure.name, figure.status, 1 / quantile(rate_distribution(figure), x[MEASURED]))
+
+
+def _status(device: Device, figure: Figure | None) -> Literal["simulated", "derived"]:
+    return "simulated" if device.kind == "none" or (figure and figure.status == "simulated") else "derived"
