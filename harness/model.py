@@ -64,6 +64,85 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class PowerSample:
+    """One reading of one device: a row of power.parquet. What a meter does not give is None, never 0.
+
+    A meter stamps with CLOCK_MONOTONIC; what is stored is seconds since the load began.
+    """
+
+    before_s: float
+    """When the reading was asked for."""
+    after_s: float
+    """When it had come: the truth lies between the two."""
+    device: str
+    """`0`, `1`… for GPUs in NVML's order, else the meter's own name."""
+    domain: str
+    """`gpu`, `gpu module` (with its CPU and memory), `gpu memory`, `cpu package`, `dram` or `host`."""
+    energy_j: float | None = None
+    """A counter that only grows, from an unknown start."""
+    power_w: float | None = None
+    """The device's newest reading."""
+    average_w: float | None = None
+    """The device's own running mean."""
+    temperature_c: float | None = None
+    sm_clock_hz: float | None = None
+    memory_clock_hz: float | None = None
+    utilisation: float | None = None
+    memory_used_bytes: int | None = None
+    power_limit_w: float | None = None
+    throttle: int | None = None
+    """NVML's clock event reasons, as bits."""
+    processes: int | None = None
+    """Processes on the GPU that are the harness's or its children."""
+    foreign_processes: int | None = None
+    """All others, and those that this process cannot see."""
+    error: str | None = None
+    """What could not be read and why: `energy=gpu_is_lost`, separated by blanks."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeterDevice:
+    """What a meter found out about one device and domain before the load began, by asking it."""
+
+    device: str
+    domain: str
+    name: str | None = None
+    uuid: str | None = None
+    period_s: float | None = None
+    """Time between updates of the energy counter; None: no counter."""
+    quantum_j: float | None = None
+    """The counter's smallest step."""
+    power_period_s: float | None = None
+    average_period_s: float | None = None
+    average_window_s: float | None = None
+    """How long the running mean is; None: unknown."""
+    power_limit_w: float | None = None
+    power_limit_default_w: float | None = None
+    mig: bool = False
+    """The board is divided between instances; its power is still the whole board's."""
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeterInfo:
+    """What a meter says of itself: at its start, and, with its own cost, at its stop."""
+
+    meter: str
+    status: Status
+    """`measured`, `assumed` (a declared constant) or `simulated` (a recording, or a GPU that is not there)."""
+    devices: tuple[MeterDevice, ...]
+    driver: str | None = None
+    cpu_s: float | None = None
+    """Processor time that the reading took, start-up and probing apart."""
+    elapsed_s: float | None = None
+    """How long it read."""
+    clock_offset_s: float = 0.0
+    """How far its stamps may be from the harness's clock; widens every bound."""
+    error: str | None = None
+    """Why it stopped before it was asked to."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """Which weights answered. `asked` is what the user typed; None: unknown to this engine."""
 
