@@ -83,7 +83,7 @@ def test_what_every_token_pays_is_the_whole_bill(
 
 @pytest.mark.parametrize(
     ("name", "device"),
-    # In the second the price is the only input drawn, so that the rate's draws must be independent of the first dimension.
+    # In the second only the price is drawn: the rate must be independent of the first dimension.
     [("on-demand", H100), ("cpu-smoke", Device("cpu", "x", 2))],
 )
 def test_draws_agree_with_the_closed_form_where_all_is_lognormal(name: str, device: Device) -> None:

@@ -47,11 +47,11 @@ def device_of(engine: Mapping[str, Any], environment: Mapping[str, Any]) -> Devi
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One factor of a cost: its share of Var(ln cost), 0 for a number without a distribution."""
+    """One factor of a cost: its share of Var(ln cost), 0 for a certain number, None where the cost can be 0."""
 
     name: str
     status: str
-    share: float
+    share: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +220,8 @@ def costed(
     A part's share is Cov(ln factor, ln cost) / Var(ln cost): exact for a product, summing to 1, under correlation too.
     """
     cost = np.asarray(scale * np.prod([factor.values for factor in factors], axis=0))
+    if not cost.min() > 0:
+        return interval_figures(name, unit, status, cost), tuple(Part(f.name, f.status, None) for f in factors)
     centred = np.log(cost) - np.log(cost).mean()
     variance = float(np.mean(centred**2))
     shares = [float(np.mean(np.log(f.values) * centred)) / variance if variance > 1e-20 else 0.0 for f in factors]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from harness import shipped
 from harness.economics.cost import Costs, cost_of_run, default_scenario, device_of
 from harness.economics.draws import PARAMETERS, Distribution
-from harness.economics.gpus import parse_gpus
-from harness.economics.scenario import parse_prices, parse_scenario
+from harness.economics.gpus import Gpu, parse_gpus
+from harness.economics.phases import fit_phases, time_blocks
+from harness.economics.query import cost_of_query
+from harness.economics.scenario import Price, Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
 from harness.model import Summary
 from harness.report.table import Table
-from harness.store import RunFile
+from harness.store import Run, RunFile
 
 
 def costs(file: RunFile, summary: Summary, scenario: str | None = None, overrides: Sequence[str] = ()) -> Costs:
@@ -23,28 +29,76 @@ def costs(file: RunFile, summary: Summary, scenario: str | None = None, override
             f"run {file.id} never started its engine, so there is nothing to price", "choose another run"
         )
     device = device_of(file.engine, file.environment)
-    text, origin = scenario_text(scenario or default_scenario(device.kind))
-    return cost_of_run(
-        summary,
-        device,
-        parse_scenario(text, origin, overrides),
-        parse_gpus(shipped.read_text("gpus.csv")),
-        parse_prices(shipped.read_text("prices/gpu_rental_ranges.csv"), shipped.read_text("prices/gpu_prices.csv")),
+    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
+    return cost_of_run(summary, device, wanted, *_tables())
+
+
+def query_costs(runs: Sequence[Run], scenario: str | None = None, overrides: Sequence[str] = ()) -> Costs:
+    """What a query and a million tokens of each kind cost, from the phase split of several runs of mixed shape.
+
+    Raises HarnessError for runs that differ in model, device, engine or users in flight, and for one without a success.
+    """
+    if not runs:
+        raise HarnessError("no run to price", "name at least one; `harness list runs` shows them")
+    conditions = [_conditions(run) for run in runs]
+    for run, condition in zip(runs, conditions, strict=True):
+        for field, value in condition.items():
+            if value != conditions[0][field]:
+                raise HarnessError(
+                    f"{field} differs: {runs[0].file.id} has {conditions[0][field]}, {run.file.id} has {value}",
+                    "price runs together only if they differ in nothing but input and output lengths",
+                )
+    device = device_of(runs[0].file.engine or {}, runs[0].file.environment)
+    blocks, done = [], []
+    for run in runs:
+        try:
+            blocks.append(time_blocks(run.requests, device.count))
+        except ValueError as empty:
+            raise HarnessError(f"run {run.file.id}: {empty}", "leave it out, or measure it again") from None
+        done.append(run.requests[run.requests["error"].isna()])
+    requests = pd.concat(done)
+    mix = (
+        float(requests["input_asked"].mean()),
+        float(requests["output_tokens"].fillna(requests["output_asked"]).mean()),
     )
+    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
+    return cost_of_query(fit_phases(blocks), mix, device, wanted, *_tables())
 
 
-def scenario_text(name_or_path: str) -> tuple[str, str]:
-    """A scenario's text and where it came from: a file, or the name of a shipped scenario."""
+def _conditions(run: Run) -> dict[str, Any]:
+    if run.file.engine is None:
+        raise HarnessError(f"run {run.file.id} never started its engine", "leave it out, or measure it again")
+    model = run.file.engine["model"]
+    gpus = run.file.environment.get("gpus") or [{}]
+    return {
+        "model": model["weights_sha256"] or model["source"] or model["asked"],
+        "precision": model["precision"],
+        "engine": run.file.engine["engine"],
+        "device": (run.file.engine["device"], gpus[0].get("name"), run.file.engine["device_count"]),
+        "load.shape": run.file.workload["load"]["shape"],
+        "load.users": run.file.workload["load"].get("users"),
+    }
+
+
+@lru_cache(maxsize=1)
+def _tables() -> tuple[tuple[Gpu, ...], tuple[Price, ...]]:
+    ranges, owned = (shipped.read_text(f"prices/{name}.csv") for name in ("gpu_rental_ranges", "gpu_prices"))
+    return parse_gpus(shipped.read_text("gpus.csv")), parse_prices(ranges, owned)
+
+
+@lru_cache(maxsize=32)
+def read_scenario(name_or_path: str, overrides: tuple[str, ...] = ()) -> Scenario:
+    """The scenario in a file, or the shipped one of that name, with `--set` overrides; read once a process."""
     path = Path(name_or_path)
     try:
         if path.is_file():
-            return path.read_text(encoding="utf-8"), str(path)
+            return parse_scenario(path.read_text(encoding="utf-8"), str(path), overrides)
     except (OSError, UnicodeDecodeError) as unreadable:
         raise HarnessError(f"{path}: {unreadable}", "give a readable YAML file") from None
     known = scenario_names()
     if name_or_path not in known:
         raise HarnessError(f"no scenario '{name_or_path}'", f"give a file, or one of {', '.join(known)}")
-    return shipped.read_text(f"scenarios/{name_or_path}.yaml"), f"{name_or_path}.yaml"
+    return parse_scenario(shipped.read_text(f"scenarios/{name_or_path}.yaml"), f"{name_or_path}.yaml", overrides)
 
 
 def scenario_names() -> list[str]:
@@ -85,5 +139,8 @@ def describe(d: Distribution) -> str:
 
 def _basis(found: Costs, name: str) -> str:
     parts = found.parts.get(name.removesuffix(".mean"), ())
-    words = [f"{part.name} {part.status}{f' {part.share:.0%}' if part.share else ''}" for part in parts]
+    words = [
+        f"{part.name} {part.status}{f' {part.share:.0%}' if part.share and part.share >= 0.005 else ''}"
+        for part in parts
+    ]
     return "; ".join(words)

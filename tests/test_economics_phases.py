@@ -1,0 +1,143 @@
+"""The phase split: known coefficients come back, the unidentified are not invented, parts add up to the bill."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import harness
+from harness.economics.cost import Device
+from harness.economics.gpus import parse_gpus
+from harness.economics.phases import Blocks, allocate, fit_phases, identify, time_blocks, usage_of
+from harness.economics.query import cost_of_query
+from harness.economics.scenario import parse_prices, parse_scenario
+
+DATA = Path(harness.__file__).parent / "data"
+GPUS = parse_gpus((DATA / "gpus.csv").read_text())
+PRICES = parse_prices((DATA / "prices/gpu_rental_ranges.csv").read_text(), (DATA / "prices/gpu_prices.csv").read_text())
+TRUE = np.array([1e-4, 5e-3, 2e-6, 0.02])
+MIXES = [(2000, 20), (100, 400), (800, 150)]
+"""Prefill-heavy, decode-heavy and mixed: (input, output) tokens of a request."""
+
+
+def run_of(tokens_in: int, tokens_out: int, noise: float = 0.01, blocks: int = 12, seed: int = 0) -> Blocks:
+    rng = np.random.default_rng([seed, tokens_in, tokens_out])
+    requests = rng.integers(8, 16, blocks).astype(float)
+    per_request = np.array([tokens_in, tokens_out, tokens_out * (tokens_in + tokens_out / 2), 1.0])
+    # Block edges cut requests, so the terms do not move quite together.
+    counts = requests[:, None] * per_request * rng.normal(1, 0.1, (blocks, 4))
+    return Blocks(counts, counts @ TRUE * rng.normal(1, noise, blocks))
+
+
+def test_known_coefficients_come_back_within_their_interval() -> None:
+    split = fit_phases([run_of(*mix) for mix in MIXES])
+    assert all(split.identified)
+    low, high = np.quantile(split.replicates, (0.005, 0.995), axis=0)
+    assert np.all((low <= TRUE) & (high >= TRUE))
+
+
+def test_without_noise_the_split_is_exact() -> None:
+    assert fit_phases([run_of(*mix, noise=0.0) for mix in MIXES]).coefficients == pytest.approx(TRUE)
+
+
+def test_a_term_that_costs_nothing_has_a_price_of_nothing() -> None:
+    runs = [run_of(*mix) for mix in MIXES]
+    free = fit_phases([Blocks(run.counts, run.counts @ (TRUE * [1, 1, 1, 0])) for run in runs])
+    scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml")
+    found = cost_of_query(free, (800.0, 150.0), Device("gpu", "H100", 1), scenario, GPUS, PRICES, n=256)
+    figure = next(figure for figure in found.figures if figure.name == "usd_per_request_alone")
+    assert figure.value == pytest.approx(0, abs=1e-9)
+
+
+def test_runs_of_one_shape_do_not_tell_the_terms_apart() -> None:
+    one = run_of(800, 150)
+    exact = Blocks(np.outer(one.counts[:, 3], [800, 150, 131250, 1.0]), one.usage)
+    identified, rank, condition = identify(exact.counts)
+    assert (identified, rank) == ((False,) * 4, 1)
+    assert condition > 1e6
+
+
+def test_a_term_that_never_occurs_is_not_identified_and_does_not_spoil_the_others() -> None:
+    counts = np.array([[1.0, 0, 0, 2], [2, 0, 0, 1], [1, 0, 0, 1]])
+    assert identify(counts)[:2] == ((True, False, False, True), 2)
+
+
+def four(low: float, high: float) -> st.SearchStrategy[list[float]]:
+    return st.lists(st.floats(low, high), min_size=4, max_size=4)
+
+
+@given(four(0, 1e3), four(1, 1e6), st.floats(0.1, 1e6))
+def test_the_parts_of_a_bill_add_up_to_it(coefficients: list[float], counts: list[float], device_s: float) -> None:
+    if sum(c * n for c, n in zip(coefficients, counts, strict=True)) > 0:
+        parts = allocate(np.array(coefficients), np.array(counts), device_s)
+        assert sum(parts.values()) == pytest.approx(device_s)
+    else:
+        with pytest.raises(ValueError, match="explains none"):
+            allocate(np.array(coefficients), np.array(counts), device_s)
+
+
+def test_a_published_day_of_a_real_fleet() -> None:
+    # DeepSeek, 27-28 February 2025: the day's tokens at the published rates per node; 226.75 nodes on average.
+    per_node_s = np.array([1 / 73.7e3, 1 / 14.8e3, 0.0, 0.0])
+    parts = per_node_s * np.array([608e9, 168e9, 0.0, 0.0]) / 86400
+    assert parts.sum() == pytest.approx(226.86, abs=0.01)
+    assert parts.sum() == pytest.approx(226.75, rel=0.001)
+
+
+def test_blocks_count_every_token_where_it_arrived() -> None:
+    requests = pd.DataFrame({
+        "sent_s": [0.0, 0.0, 1.0], "end_s": [4.0, 2.0, 1.5], "error": [None, None, "rejected"],
+        "arrival_s": [np.array([1.0, 3.0]), np.array([2.0]), np.array([])],
+        "arrival_tokens": [np.array([1, 2]), np.array([1]), np.array([])],
+        "input_tokens": pd.array([10, None, None], "Int64"), "input_asked": [10, 20, 30],
+        "cached_tokens": pd.array([4, None, None], "Int64"),
+    })  # fmt: skip
+    blocks = time_blocks(requests, device_count=2, number=2)
+    # First half: request 0's prefill (6 of 10 uncached), first token at 10. Then its tokens at 11, 12; request 1.
+    assert blocks.counts.tolist() == [[6, 1, 10, 1], [20, 3, 11 + 12 + 20, 1]]
+    assert blocks.usage.tolist() == [4.0, 4.0]
+    with pytest.raises(ValueError, match="no request succeeded"):
+        time_blocks(requests[requests["error"].notna()], 1)
+
+
+CERTAIN = ["price.usd_per_hour=3.6", "serving.utilisation=0.5", "serving.overhead=1.2", "query.requests=2"]
+
+
+def query(overrides: list[str], mixes: list[tuple[int, int]] = MIXES, noise: float = 0.0) -> dict[str, float | None]:
+    scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml", CERTAIN + overrides)
+    split = fit_phases([run_of(*mix, noise=noise) for mix in mixes], replicates=20)
+    found = cost_of_query(split, (800.0, 150.0), Device("gpu", "H100", 1), scenario, GPUS, (), joules=split, n=256)
+    return {figure.name: figure.value for figure in found.figures}
+
+
+def test_a_query_by_hand() -> None:
+    # USD 0.0024 a device-second; 600 uncached of 800, 100 visible and 50 reasoning tokens, twice.
+    found = query(["serving.cached_share=0.25", "query.visible_tokens=100", "query.reasoning_tokens=50"])
+    seconds = 2 * (0.06 + 0.75 + 2e-6 * 150 * 875 + 0.02)
+    assert found["usd_per_query"] == pytest.approx(0.0024 * seconds)
+    assert found["usd_per_million_input_tokens"] == pytest.approx(0.0024 * 1e-4 * 1e6)
+    assert found["usd_per_million_output_tokens_alone"] == pytest.approx(0.0024 * (5e-3 + 2e-6 * 875) * 1e6)
+    assert found["usd_per_request_alone"] == pytest.approx(0.0024 * 0.02)
+
+
+def test_the_split_prices_add_up_to_the_query() -> None:
+    found = {name: value or 0.0 for name, value in query([]).items()}
+    parts = found["usd_per_million_input_tokens"] * 800e-6 + found["usd_per_million_output_tokens_alone"] * 150e-6
+    assert 2 * (parts + found["usd_per_request_alone"]) == pytest.approx(found["usd_per_query"])
+
+
+def test_a_split_that_is_not_identified_prices_nothing() -> None:
+    one = np.array([[800, 150, 131250, 1.0]]) * np.arange(1.0, 13)[:, None]
+    split = fit_phases([Blocks(one, one @ TRUE)], replicates=5)
+    scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml", CERTAIN)
+    found = cost_of_query(split, (800.0, 150.0), Device("gpu", "H100", 1), scenario, GPUS, (), n=16)
+    assert {figure.value for figure in found.figures} == {None}
+    assert "do not tell it apart" in found.figures[-1].text()
+
+
+def test_usage_takes_arrays_of_draws() -> None:
+    drawn = usage_of(np.tile(TRUE, (3, 1)), np.array([1.0, 10, 100]), np.array(2.0), np.array(0.0))
+    assert drawn == pytest.approx([1e-4 * n + 0.01 + 4e-6 * (n + 1) + 0.02 for n in (1, 10, 100)])

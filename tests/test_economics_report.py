@@ -1,0 +1,92 @@
+"""Costs of stored runs: shipped scenarios reach the tables; runs that must not be mixed are refused by field."""
+
+import dataclasses
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.model import EngineInfo, Figure, ModelIdentity, Record, Summary
+from harness.report.economics import cost_tables, costs, query_costs, scenario_names
+from harness.store import Run, RunFile, engine_record, frame
+
+SUMMARY = Summary("r", "complete", (Figure("output_tokens_per_s", 100.0, "1/s", "measured", 90.0, 110.0),), {})
+
+
+def run_file(model: str = "a", users: int = 4, started: bool = True) -> RunFile:
+    info = EngineInfo("transformers", "5", ModelIdentity(model, model), "cpu", 1, 100, None)
+    return RunFile(
+        id=f"run-{model}-{users}", created_utc=datetime(2026, 1, 1, tzinfo=UTC), pid=1, engine_asked="transformers",
+        workload={"load": {"shape": "closed", "users": users}}, engine=engine_record(info) if started else None,
+        environment={"cpu": {"model": "Neoverse-V1", "cores_usable": 2}, "gpus": []},
+    )  # fmt: skip
+
+
+def run(tokens_in: int, tokens_out: int, **of: Any) -> Run:
+    """One request after another: 1 ms an input token, 10 ms an output token, 5 ms a request."""
+    records, now = [], 0.0
+    for index in range(40):
+        n_in, n_out = tokens_in + index % 7, tokens_out + index % 5
+        first = now + 0.005 + 0.001 * n_in
+        times = tuple(first + 0.01 * (i + 1) for i in range(n_out))
+        records.append(
+            Record(index, now, now, times[-1], times, (1,) * n_out, n_in, n_out, n_in, n_out, None, "length")
+        )
+        now = times[-1]
+    return Run(Path("x"), run_file(**of), frame(records))
+
+
+def test_a_stored_run_gets_its_default_scenario_and_every_assumption_is_shown() -> None:
+    found = costs(run_file(), SUMMARY)
+    assert found.scenario == "cpu-smoke"
+    cost, assumptions = cost_tables(found)
+    assert {str(row[0]) for row in assumptions.rows} >= {
+        "price.usd_per_hour",
+        "serving.utilisation",
+        "serving.overhead",
+    }
+    assert all(len(row) == len(table.columns) for table in (cost, assumptions) for row in table.rows)
+    by_name = {row[0]: row for row in cost.rows}
+    assert by_name["usd_per_million_output_tokens"][2] == (
+        "price.usd_per_hour reported; serving.overhead assumed; serving.utilisation assumed; "
+        "output_tokens_per_s measured 100%"
+    )
+
+
+def test_runs_of_different_shape_split_the_bill() -> None:
+    found = query_costs([run(200, 2), run(10, 40), run(100, 20)])
+    values = {figure.name: figure.value for figure in found.figures}
+    assert values["device_s_per_input"] == pytest.approx(2 * 0.001, rel=0.2)
+    assert values["device_s_per_output"] == pytest.approx(2 * 0.01, rel=0.2)
+    assert values["usd_per_query"] == pytest.approx(0.0816 / 3600 * (0.005 + 0.001 * 106.275 + 0.01 * 22.67), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ([], "no run to price"),
+        ([run(10, 4), run(10, 4, model="b")], "model differs: run-a-4 has a, run-b-4 has b"),
+        ([run(10, 4), run(10, 4, users=8)], "load.users differs"),
+        ([run(10, 4, started=False)], "never started its engine"),
+        ([dataclasses.replace(run(10, 4), requests=frame([]))], "no request succeeded"),
+    ],
+)
+def test_runs_that_cannot_be_priced_together_are_refused(runs: list[Run], words: str) -> None:
+    with pytest.raises(HarnessError, match=words):
+        query_costs(runs)
+
+
+def test_unknown_scenarios_name_the_known_ones() -> None:
+    with pytest.raises(HarnessError) as refused:
+        costs(run_file(), SUMMARY, "cheap")
+    assert all(name in str(refused.value) for name in scenario_names())
+
+
+def test_a_thousand_runs_are_priced_in_seconds() -> None:
+    began = time.process_time()
+    for _ in range(100):
+        costs(run_file(), SUMMARY)
+    assert time.process_time() - began < 1  # 10 s for a thousand
