@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import gzip
-import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from pydantic import ValidationError
 
 from harness.economics.scenario import parse_scenario
 from harness.errors import HarnessError
@@ -46,7 +46,7 @@ def read_workload(name_or_path: str, overrides: Sequence[str] = ()) -> Workload:
     path, known = Path(name_or_path), _workload_files()
     if not path.is_file():
         path = known.get(name_or_path.removesuffix(".yaml")) or _unknown("workload", path.stem, name_or_path, known)
-    workload = parse_workload("\n".join(_lines(path)), str(path), overrides)
+    workload = parse_workload(_text(path), str(path), overrides)
     for part, key in (("requests", "prompts"), ("requests", "trace"), ("load", "trace")):
         inner = getattr(workload, part)
         if (named := getattr(inner, key)) is not None and (beside := path.parent / named).is_file():
@@ -70,13 +70,10 @@ def list_workloads() -> tuple[Listed, ...]:
     for name, path in sorted(_workload_files().items()):
         try:
             workload = read_workload(str(path))
+            cells = [_in_short(part.model_dump(exclude_defaults=True)) for part in (workload.requests, workload.load)]
+            rows.append(Listed(name, workload.description, *cells))
         except HarnessError as error:
             rows.append(Listed(name, f"not usable: {error.what}", "", ""))
-            continue
-        requests, load = (
-            _in_short(part.model_dump(exclude_defaults=True)) for part in (workload.requests, workload.load)
-        )
-        rows.append(Listed(name, workload.description, requests, load))
     return tuple(rows)
 
 
@@ -89,30 +86,29 @@ def read_trace(name_or_path: str) -> Trace:
     if not path.is_file():
         known = {file.name.removesuffix(".csv.gz"): file for file in data_path("traces").glob("*.csv.gz")}
         path = known.get(name_or_path) or _unknown("trace", name_or_path, name_or_path, known)
-    notes, header = [], None
+    form = f"expected the header {','.join(_HEADERS[0])} (or {','.join(_HEADERS[1])}), then three cells a line"
+    notes: list[str] = []
+    header: list[str] = []
     rows: list[tuple[float, int, int]] = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         cells = [cell.strip() for cell in line.split(",")]
         if line.startswith("#"):
-            notes.append(line.lstrip("# "))
-        elif header is None and cells in _HEADERS:
-            header = cells
-        elif header is None or len(cells) != len(header):
-            raise HarnessError(f"{path}:{number}: '{line[:60]}' is not a row of a trace", f"expected {_FORM}")
-        else:
+            notes.append(line.strip("# \r"))
+        elif header and len(cells) == 3:
             rows.append(_row(cells, header, f"{path}:{number}", rows[-1][0] if rows else -math.inf))
+        elif not header and cells in _HEADERS:
+            header = cells
+        elif line.strip():
+            raise HarnessError(f"{path}:{number}: '{line[:60]}' is not a row of a trace", form)
     if not rows:
-        raise HarnessError(f"{path}: no rows", f"expected {_FORM}")
-    arrival, n_in, n_out = zip(*rows, strict=True)
+        raise HarnessError(f"{path}: no rows", form)
+    arrival, n_in, n_out = map(np.array, zip(*rows, strict=True))
     name = path.name.removesuffix(".gz").removesuffix(".csv")
-    return Trace(name, np.array(arrival) - arrival[0], np.array(n_in), np.array(n_out), " ".join(notes) or str(path))
-
-
-_FORM = f"the header {','.join(_HEADERS[0])} (or {','.join(_HEADERS[1])}), then three cells a line"
+    return Trace(name, arrival - arrival[0], n_in, n_out, " ".join(notes) or str(path))
 
 
 def _row(cells: list[str], header: list[str], place: str, after: float) -> tuple[float, int, int]:
-    """A row's values. The time is not before `after`, and token counts are above 0."""
+    """A row's values: a time that is not before `after`, and two token counts above 0."""
     values: list[float] = []
     for column, cell in zip(header, cells, strict=True):
         try:
@@ -122,34 +118,23 @@ def _row(cells: list[str], header: list[str], place: str, after: float) -> tuple
                 values.append(float(cell) if column == "arrival_s" else int(cell))
         except ValueError:
             values.append(math.nan)
-        if not (values[-1] >= 1 if len(values) > 1 else after <= values[-1] < math.inf):
-            expected = "a whole number above 0" if len(values) > 1 else "a time, not before that of the row above"
-            raise HarnessError(f"{place}: {column} is '{cell}'", f"expected {expected}")
+        if not (after <= values[0] < math.inf and values[-1] >= (1 if len(values) > 1 else after)):
+            form = "a whole number above 0" if len(values) > 1 else "a time, not before that of the row above"
+            raise HarnessError(f"{place}: {column} is '{cell}'", f"expected {form}")
     return values[0], int(values[1]), int(values[2])
 
 
 def read_prompts(path: str) -> Prompts:
     """The texts of a JSONL file, one object a line. HarnessError with file and line for any mistake."""
-    prompts = []
-    for number, line in enumerate(_lines(Path(path)), start=1):
-        try:
-            row = json.loads(line)
-            text, tokens = row.pop("prompt"), row.pop("output_tokens", None)
-            if (
-                row
-                or not text
-                or not isinstance(text, str)
-                or not (tokens is None or (type(tokens) is int and tokens > 0))
-            ):
-                raise ValueError
-        except (ValueError, AttributeError, KeyError, TypeError):
-            raise HarnessError(
-                f"{path}:{number}: '{line[:60]}' is not a prompt",
-                'expected {"prompt": "text", "output_tokens": 64}, where output_tokens may be left out',
-            ) from None
-        prompts.append(Prompt(text, tokens))
+    form, prompts = 'expected {"prompt": "text", "output_tokens": 64}, the latter optional', []
+    for number, line in enumerate(_text(Path(path)).split("\n"), start=1):
+        if line.strip():
+            try:
+                prompts.append(Prompt.model_validate_json(line))
+            except ValidationError as error:
+                raise HarnessError(f"{path}:{number}: '{line[:60]}': {error.errors()[0]['msg']}", form) from None
     if not prompts:
-        raise HarnessError(f"{path}: no prompts", 'expected a line {"prompt": "text"} each')
+        raise HarnessError(f"{path}: no prompts", form)
     return tuple(prompts)
 
 
@@ -166,10 +151,10 @@ def _unknown(kind: str, name: str, asked: str, known: Iterable[str]) -> NoReturn
     raise HarnessError(f"no {kind} '{asked}'", f"{near}give a file, or one of {', '.join(sorted(known))}")
 
 
-def _lines(path: Path) -> list[str]:
+def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig").splitlines()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise HarnessError(f"cannot read {path}: {error}", "give a readable UTF-8 text file") from None
 
@@ -188,4 +173,4 @@ def _in_short(spec: Mapping[str, Any]) -> str:
 def list_scenarios() -> tuple[tuple[str, str], ...]:
     """(name, description) of each shipped scenario."""
     files = sorted(data_path("scenarios").glob("*.yaml"))
-    return tuple((file.stem, parse_scenario("\n".join(_lines(file)), str(file)).description) for file in files)
+    return tuple((file.stem, parse_scenario(_text(file), str(file)).description) for file in files)

@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from statistics import NormalDist
 from typing import Annotated, Any, Literal, get_args
@@ -21,18 +20,21 @@ from harness.errors import HarnessError
 from harness.load import Count, Load, Seconds, Trace, check_keys
 from harness.model import Request
 
-REQUESTS, WARM_UP = 1, 2
-"""Second word of the seed of the measured requests and of those that warm the engine up."""
 RESERVED_IDS = 128
 """Random prompts use no token id below this: tokenizers keep their special tokens there, where not at the end."""
 
+SOURCES: Mapping[str, str] = {
+    "random tokens": "input_tokens output_tokens",
+    "a trace": "trace trace_order?",
+    "prompts": "prompts output_tokens?",
+}
 LENGTHS: Mapping[str, str] = {
     "fixed": "tokens",
     "uniform": "min max",
     "normal": "mean std min? max?",
     "lognormal": "median p95 min? max?",
 }
-"""Distribution -> the keys that go with it; `?` marks those that may be left out."""
+"""Where requests come from, or a distribution -> the keys that go with it; `?` marks those that may be left out."""
 
 Tokens = Annotated[float, Field(ge=1, allow_inf_nan=False, strict=True)]
 
@@ -76,16 +78,14 @@ class Lengths(_Part):
         >>> Lengths(distribution="lognormal", median=100, p95=400).at(0.95)
         400
         """
-        if self.distribution == "fixed":
-            return self.shortest()
+        length, z = float(self.shortest()), NormalDist().inv_cdf
         if self.distribution == "uniform" and self.max is not None:
-            return self.shortest() + int(u * (self.max - self.shortest() + 1))
-        z = NormalDist().inv_cdf
-        if self.mean is not None and self.std is not None:
+            length += int(u * (self.max - length + 1))
+        elif self.mean is not None and self.std is not None:
             length = self.mean + self.std * z(u)
         elif self.median is not None and self.p95 is not None:
             length = self.median * math.exp(z(u) * math.log(self.p95 / self.median) / z(0.95))
-        return max(self.shortest(), round(length) if self.max is None else min(round(length), self.max))
+        return max(self.shortest(), round(min(length, math.inf if self.max is None else self.max)))
 
 
 def _short_form(value: object) -> object:
@@ -114,13 +114,8 @@ class Requests(_Part):
 
     @model_validator(mode="after")
     def _one_source(self) -> Requests:
-        takes = {
-            "random tokens": "input_tokens output_tokens",
-            "a trace": "trace trace_order?",
-            "prompts": "prompts output_tokens?",
-        }
         chosen = "prompts" if self.prompts is not None else "a trace" if self.trace is not None else "random tokens"
-        check_keys(dict(self), chosen, takes)
+        check_keys(dict(self), chosen, SOURCES)
         return self
 
 
@@ -207,17 +202,16 @@ def parse_workload(text: str, origin: str, overrides: Sequence[str] = ()) -> Wor
     Traceback (most recent call last):
         ...
     harness.errors.HarnessError: x.yaml:2: load.shape is 'ofline'
-      fix: did you mean 'offline'? shape: one of closed, offline, constant, poisson, gamma, trace
+      fix: did you mean 'offline'? expected shape: one of closed, offline, constant, poisson, gamma, trace
     """
     try:
         data = yaml.safe_load(text)
+        json.dumps(data, default=str, skipkeys=True)  # ValueError where an alias contains itself
         places = dict(_places(yaml.compose(text, Loader=yaml.SafeLoader), origin))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: also a date that is none
         mark = getattr(error, "problem_mark", None)
-        at = origin if mark is None else f"{origin}:{mark.line + 1}"
-        raise HarnessError(
-            f"{at}: not YAML: {getattr(error, 'problem', error)}", "mend that line, or the one above"
-        ) from None
+        where = origin if mark is None else f"{origin}:{mark.line + 1}"
+        raise HarnessError(f"{where}: not YAML: {getattr(error, 'problem', error)}", "mend it there or above") from None
     if not isinstance(data, dict):
         raise HarnessError(f"{origin}: {_show(data)} is not a workload", "write a map with at least requests and load")
     data = {"name": PurePath(origin).stem, **data}
@@ -234,7 +228,7 @@ def parse_workload(text: str, origin: str, overrides: Sequence[str] = ()) -> Wor
 def _places(node: yaml.Node | None, origin: str, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted key -> `file:line`. A key given twice is an error; YAML itself drops the first without a word."""
     seen = set()
-    if isinstance(node, yaml.MappingNode) and prefix.count(".") < 9:  # an alias to itself would never end
+    if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             dotted = f"{prefix}{key.value}"
             place = f"{origin}:{key.start_mark.line + 1}"
@@ -253,7 +247,7 @@ def _set(data: dict[str, Any], override: str) -> str:
         raise HarnessError(f"--set '{override}' is not of the form key=value", "write for instance --set load.users=4")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise HarnessError(f"--set {key}: '{text}' is not a YAML value", "put the value in quotes") from None
     if path[0] == "engine" and len(path) > 1 and path[1] not in Engine.model_fields:
         path.insert(1, "options")
@@ -270,7 +264,7 @@ def _set(data: dict[str, Any], override: str) -> str:
 
 
 def _show(value: object) -> str:
-    text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
+    text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -284,29 +278,25 @@ def _explained(error: ErrorDetails, origin: str, places: Mapping[str, str]) -> H
     parent, _, leaf = dotted.rpartition(".")
     where = next((places[key] for key in (dotted, parent, parent.rpartition(".")[0]) if key in places), origin)
     forms = keys()
-    siblings = [key.rpartition(".")[2] for key in forms if key.rpartition(".")[0] == parent]
-    choices = siblings if kind == "extra_forbidden" else re.findall(r"'(\w+)'", context.get("expected", ""))
-    match = difflib.get_close_matches(leaf if kind == "extra_forbidden" else str(value), choices, 1)
-    near = f"did you mean '{match[0]}'? " if match else ""
-    if kind == "extra_forbidden":
-        what, fix = f"unknown key {dotted}, given {_show(value)}", f"the keys here are {', '.join(siblings)}"
+    fix = f"expected {leaf}: {forms.get(dotted, 'a value of another kind')}"
+    choices = re.findall(r"'(\w+)'", context.get("expected", ""))
+    if kind in ("extra_forbidden", "invalid_key"):
+        choices = [key.rpartition(".")[2] for key in forms if key.rpartition(".")[0] == parent]
+        what, fix = f"unknown key {dotted}, given {_show(value)}", f"the keys here are {', '.join(choices)}"
     elif kind in ("missing", "lacks"):
         what = f"{dotted} {error['msg'] if kind == 'lacks' else 'is missing'}"
-        fix = f"{leaf}: {forms[dotted]}"
-    elif kind == "stray":
-        what, fix = f"{dotted} is {_show(value)}, and {error['msg']}", f"remove it, or --set {dotted}=null"
     else:
         what = f"{dotted} is {_show(value)}{', which ' + error['msg'] if 'key' in context else ''}"
-        fix = f"{leaf}: {forms.get(dotted, 'a value of another kind')}"
-    return HarnessError(f"{where}: {what}", near + fix)
+        fix = f"remove it, or --set {dotted}=null" if kind == "stray" else fix
+    match = difflib.get_close_matches(leaf if kind == "extra_forbidden" else str(value), choices, 1)
+    return HarnessError(f"{where}: {what}", f"did you mean '{match[0]}'? {fix}" if match else fix)
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A text to send, with its own limit on the answer where it has one."""
+class Prompt(_Part):
+    """A text to send, with its own answer length where it has one: a line of a prompts file."""
 
-    text: str
-    output_tokens: int | None = None
+    prompt: str = Field(min_length=1)
+    output_tokens: LengthsOrInt = None
 
 
 def request_maker(
@@ -314,14 +304,13 @@ def request_maker(
     vocabulary: int,
     max_length: int | None = None,
     trace: Trace | None = None,
-    texts: Sequence[Prompt] | None = None,
+    texts: Sequence[Prompt] = (),
     encode: Callable[[str], list[int]] | None = None,
-    reserved: int = RESERVED_IDS,
 ) -> Callable[[int], Request]:
     """A function from index (0 and up) to request: the same in any order, at any speed, in any process.
 
-    Random token ids are uniform over [reserved, vocabulary), or over the upper half of a smaller vocabulary. A trace's
-    rows in recorded order, and prompts, start over after the last. What exceeds `max_input_tokens` or
+    Random token ids are uniform over [RESERVED_IDS, vocabulary), or over the upper half of a smaller vocabulary. A
+    trace's rows in recorded order, and prompts, start over after the last. What exceeds `max_input_tokens` or
     `max_total_tokens` is cut, the input first; what exceeds the engine's `max_length` is left for it to reject.
 
     HarnessError where every request exceeds `max_length`, where prompts meet an engine without a tokenizer, and where a
@@ -331,74 +320,64 @@ def request_maker(
     numpy keeps those the same from version to version, and promises no such thing of its distributions (NEP 19).
     """
     asked = workload.requests
-    encoded = _encoded(asked, texts or (), encode)
-    lengths = _lengths(asked, trace, encoded, max_length)
-    low = min(reserved, vocabulary // 2)
+    prompts = [] if asked.prompts is None else _encoded(asked, texts, encode)
+    lengths = _lengths(asked, trace, prompts)
+    low = min(RESERVED_IDS, vocabulary // 2)
+    if asked.input_tokens is not None and asked.output_tokens is not None and max_length is not None:
+        least = sum(_cut(asked, asked.input_tokens.shortest(), asked.output_tokens.shortest()))
+        if least > max_length:
+            raise HarnessError(
+                f"every request has {least} tokens or more, input and output together; the engine takes {max_length}",
+                f"set requests.max_total_tokens={max_length}, or give the engine more room",
+            )
 
     def make(index: int) -> Request:
         words = np.random.Philox(key=workload.seed, counter=index << 64)
         u, v = (((words.random_raw(2) >> 12) + 0.5) * 2.0**-52).tolist()  # never 0 or 1
         n_in, n_out = _cut(asked, *lengths(index, u, v))
-        if encoded:
-            prompt = encoded[index % len(encoded)][0][:n_in]
+        if prompts:
+            ids = prompts[index % len(prompts)][0][:n_in]
         else:
-            prompt = tuple((low + ((words.random_raw(n_in) >> 32) * (vocabulary - low) >> 32)).tolist())
-        return Request(index, prompt, n_out, asked.ignore_eos)
+            ids = tuple((low + ((words.random_raw(n_in) >> 32) * (vocabulary - low) >> 32)).tolist())
+        return Request(index, ids, n_out, asked.ignore_eos)
 
     return make
 
 
-def _encoded(
-    asked: Requests, texts: Sequence[Prompt], encode: Callable[[str], list[int]] | None
-) -> list[tuple[tuple[int, ...], Lengths]]:
-    """Each prompt's token ids and answer lengths; empty where the workload has no prompts."""
-    if asked.prompts is None:
-        return []
+_Encoded = list[tuple[tuple[int, ...], Lengths]]
+"""Token ids and answer lengths of each prompt."""
+
+
+def _encoded(asked: Requests, texts: Sequence[Prompt], encode: Callable[[str], list[int]] | None) -> _Encoded:
     if encode is None:
-        raise HarnessError(
-            f"{asked.prompts} holds texts, and this engine has no tokenizer", "give input_tokens instead"
-        )
+        raise HarnessError(f"{asked.prompts} holds texts; this engine has no tokenizer", "give input_tokens instead")
     rows = []
     for number, prompt in enumerate(texts, start=1):
-        output = asked.output_tokens
-        if prompt.output_tokens is not None:
-            output = Lengths(distribution="fixed", tokens=prompt.output_tokens)
+        output = asked.output_tokens if prompt.output_tokens is None else prompt.output_tokens
         if output is None:
-            raise HarnessError(
-                f"{asked.prompts}: prompt {number} has no output_tokens", "add it there, or set requests.output_tokens"
-            )
-        rows.append((tuple(encode(prompt.text)), output))
-    if not rows:
-        raise ValueError("the workload's prompts were not passed")
+            what = f"{asked.prompts}: prompt {number} has no output_tokens"
+            raise HarnessError(what, "add it there, or set requests.output_tokens")
+        rows.append((tuple(encode(prompt.prompt)), output))
     return rows
 
 
-def _lengths(
-    asked: Requests, trace: Trace | None, encoded: list[tuple[tuple[int, ...], Lengths]], max_length: int | None
-) -> Callable[[int, float, float], tuple[int, int]]:
+def _lengths(asked: Requests, trace: Trace | None, prompts: _Encoded) -> Callable[[int, float, float], tuple[int, int]]:
     """A function from index and two uniform numbers to (input, output) tokens, before any cut."""
-    if encoded:
-        return lambda index, _, v: (len(encoded[index % len(encoded)][0]), encoded[index % len(encoded)][1].at(v))
-    if asked.trace is not None and trace is not None:
-        pairs = list(zip(trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True))
-        if asked.trace_order == "recorded":
-            return lambda index, _u, _v: pairs[index % len(pairs)]
-        return lambda _, u, _v: pairs[int(u * len(pairs))]
     n_in, n_out = asked.input_tokens, asked.output_tokens
+    if prompts:
+        return lambda index, _, v: (len(prompts[index % len(prompts)][0]), prompts[index % len(prompts)][1].at(v))
+    if asked.trace is not None and trace is not None:
+        rows = list(zip(trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True))
+        if asked.trace_order == "recorded":
+            return lambda index, _u, _v: rows[index % len(rows)]
+        return lambda _, u, _v: rows[int(u * len(rows))]
     if n_in is None or n_out is None:
-        raise ValueError("the workload's trace was not passed")
-    least = sum(_cut(asked, n_in.shortest(), n_out.shortest()))
-    if max_length is not None and least > max_length:
-        raise HarnessError(
-            f"every request has {least} tokens or more, input and output together; the engine takes {max_length}",
-            f"set requests.max_total_tokens={max_length}, or give the engine more room",
-        )
+        raise ValueError("the workload's trace or prompts were not passed")
     return lambda _, u, v: (n_in.at(u), n_out.at(v))
 
 
 def _cut(asked: Requests, n_in: int, n_out: int) -> tuple[int, int]:
-    if asked.max_input_tokens is not None:
-        n_in = min(n_in, asked.max_input_tokens)
+    n_in = n_in if asked.max_input_tokens is None else min(n_in, asked.max_input_tokens)
     if asked.max_total_tokens is not None:
         n_out = min(n_out, asked.max_total_tokens - 1)
         n_in = min(n_in, asked.max_total_tokens - n_out)

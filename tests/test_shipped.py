@@ -1,0 +1,234 @@
+"""Files found by name: the shipped workloads and traces, users' own, and how their mistakes are worded."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness import shipped
+from harness.engines import create
+from harness.errors import HarnessError
+from harness.load import due_s
+from harness.workload import Prompt, request_maker
+
+SHIPPED = ["chat", "code", "offline-throughput", "reasoning", "smoke"]
+PLAIN = "requests: {count: 4, input_tokens: 8, output_tokens: 4}\nload: {shape: closed, users: 2}\n"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# Workloads
+
+
+def test_shipped_workloads_are_found_from_anywhere(elsewhere: Path) -> None:
+    assert elsewhere == Path.cwd()
+    listed = shipped.list_workloads()
+    assert [each.name for each in listed] == SHIPPED
+    assert all(each.description and each.requests and each.load for each in listed)
+
+
+def test_the_list_says_what_is_asked(elsewhere: Path) -> None:
+    (elsewhere / "workloads").mkdir()
+    (elsewhere / "workloads" / "a.yaml").write_text(
+        "description: mine\n"
+        "requests: {count: 4, input_tokens: 8, output_tokens: {distribution: uniform, min: 1, max: 9}}\n"
+        "load: {shape: gamma, rate_per_s: 30 /min, burstiness: 2}\n"
+    )
+    (elsewhere / "workloads" / "b.yaml").write_text("load: 3")
+    a, b, *_ = shipped.list_workloads()
+    assert a == shipped.Listed(
+        "a",
+        "mine",
+        "count 4, input_tokens 8, output_tokens (uniform, min 1, max 9)",
+        "gamma, rate_per_s 0.5, burstiness 2",
+    )
+    assert b.description.startswith("not usable: workloads/b.yaml")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_workloads_make_requests_that_a_context_of_8192_holds(name: str) -> None:
+    workload = shipped.read_workload(name)
+    trace = shipped.read_trace(workload.requests.trace) if workload.requests.trace else None
+    make = request_maker(workload, 49_152, 8192, trace)
+    assert workload.requests.count is not None
+    requests = [make(i) for i in range(workload.requests.count)]
+    assert max(len(request.prompt) + request.output_tokens for request in requests) <= 8192
+    assert create("simulated", None, workload.engine_options("simulated"))
+
+
+def test_smoke_is_small() -> None:
+    requests = shipped.read_workload("smoke").requests
+    assert requests.count is not None
+    assert requests.output_tokens is not None
+    assert requests.count * requests.output_tokens.at(0.999) <= 512  # 13 s at 40 tokens a second
+
+
+def test_chat_lasts_as_long_as_it_says_and_code_replays_the_recording() -> None:
+    chat, code = shipped.read_workload("chat"), shipped.read_workload("code")
+    assert list(due_s(chat.load, chat.requests.count, chat.seed))[-1] == pytest.approx(150, abs=27)
+    trace = shipped.read_trace("azure-code-2023")
+    due = list(due_s(code.load, code.requests.count, code.seed, trace))
+    assert due == trace.arrival_s[:300].tolist()
+    make = request_maker(code, 49_152, trace=trace)
+    assert [make(i).output_tokens for i in range(300)] == trace.output_tokens[:300].tolist()
+
+
+def test_a_workload_of_ones_own_comes_before_a_shipped_one_of_that_name(elsewhere: Path) -> None:
+    (elsewhere / "workloads").mkdir()
+    (elsewhere / "workloads" / "smoke.yaml").write_text(PLAIN)
+    assert shipped.read_workload("smoke").requests.count == 4
+    assert shipped.read_workload("smoke.yaml").requests.count == 4
+    assert shipped.read_workload("workloads/smoke.yaml", ["requests.count=5"]).requests.count == 5
+
+
+@pytest.mark.parametrize("asked", ["smok", "workloads/smoke.yaml", "nowhere/smoke.yml"])
+def test_an_unknown_workload_is_answered_with_the_known_ones(elsewhere: Path, asked: str) -> None:
+    assert not (elsewhere / asked).exists()
+    with pytest.raises(HarnessError) as raised:
+        shipped.read_workload(asked)
+    assert raised.value.what == f"no workload '{asked}'"
+    assert raised.value.fix == f"did you mean 'smoke'? give a file, or one of {', '.join(SHIPPED)}"
+
+
+def test_files_that_a_workload_names_are_looked_for_beside_it(elsewhere: Path) -> None:
+    (elsewhere / "mine").mkdir()
+    (elsewhere / "mine" / "t.csv").write_text("arrival_s,input_tokens,output_tokens\n0,1,1\n")
+    (elsewhere / "mine" / "w.yaml").write_text(
+        "requests: {trace: t.csv}\nload: {shape: trace, trace: azure-code-2023, duration_s: 1}"
+    )
+    workload = shipped.read_workload("mine/w.yaml")
+    assert (workload.requests.trace, workload.load.trace) == ("mine/t.csv", "azure-code-2023")
+
+
+def test_mistakes_name_the_file_as_it_was_given(elsewhere: Path) -> None:
+    (elsewhere / "w.yaml").write_text(PLAIN.replace("users: 2", "users: 0"))
+    with pytest.raises(HarnessError, match=r"^w\.yaml:2: load\.users is 0"):
+        shipped.read_workload("w.yaml")
+    (elsewhere / "w.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(HarnessError, match=r"cannot read w\.yaml"):
+        shipped.read_workload("w.yaml")
+
+
+# Traces
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "span_s", "n_in", "n_out"),  # mean, median, max; by hand from the original files
+    [
+        ("azure-conv-2023", 19366, 3501.721937, (1154.6974, 1020, 14050), (211.1259, 129, 1000)),
+        ("azure-code-2023", 8819, 3435.948056, (2047.8483, 1469, 7437), (27.8825, 13, 1899)),
+    ],
+)
+def test_shipped_traces_are_azures(
+    name: str, rows: int, span_s: float, n_in: tuple[float, ...], n_out: tuple[float, ...]
+) -> None:
+    trace = shipped.read_trace(name)
+    assert [len(column) for column in (trace.arrival_s, trace.input_tokens, trace.output_tokens)] == [rows] * 3
+    assert (trace.arrival_s[0], trace.arrival_s[-1]) == (0, pytest.approx(span_s, abs=1e-7))
+    for column, (mean, median, most) in ((trace.input_tokens, n_in), (trace.output_tokens, n_out)):
+        assert column.mean() == pytest.approx(mean, abs=1e-4)
+        assert (np.median(column), column.max()) == (median, most)
+    assert trace.name == name
+    assert "CC-BY-4.0" in trace.source
+
+
+OURS = "# from a log\n# of mine\narrival_s,input_tokens,output_tokens\n5,10,1\n6.5,20,2\n\n"
+AZURES = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:59:59.5000000,10,1\r\n2023-11-16 19:00:01.0000000,20,2\r\n"  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("text", "source"), [(OURS, "from a log of mine"), (AZURES, "{path}"), ("\ufeff" + AZURES, "{path}")]
+)
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_ones_own_traces(tmp_path: Path, text: str, source: str, suffix: str) -> None:
+    path = tmp_path / f"mine{suffix}"
+    path.write_bytes(gzip.compress(text.encode()) if suffix == ".csv.gz" else text.encode())
+    trace = shipped.read_trace(str(path))
+    assert (trace.name, trace.source) == ("mine", source.format(path=path))
+    assert trace.arrival_s.tolist() == pytest.approx([0, 1.5])
+    assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([10, 20], [1, 2])
+
+
+HEADER = "arrival_s,input_tokens,output_tokens\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        (HEADER + "0,1,1\n1,x,1\n", ":3: input_tokens is 'x'", "whole number above 0"),
+        (HEADER + "0,1,0\n", ":2: output_tokens is '0'", "whole number above 0"),
+        (HEADER + "0,1.5,1\n", ":2: input_tokens is '1.5'", "whole number above 0"),
+        (HEADER + "2,1,1\n1,1,1\n", ":3: arrival_s is '1'", "not before that of the row above"),
+        (HEADER + "nan,1,1\n", ":2: arrival_s is 'nan'", "a time"),
+        (HEADER + "inf,1,1\n", ":2: arrival_s is 'inf'", "a time"),
+        (AZURES.replace("19:00:01", "19:61:01"), ":3: TIMESTAMP is '2023-11-16 19:61:01.0000000'", "a time"),
+        (HEADER + "0,1\n", ":2: '0,1' is not a row", "the header arrival_s,input_tokens,output_tokens (or TIMESTAMP,"),
+        ("0,1,1\n", ":1: '0,1,1' is not a row", "the header"),
+        (HEADER, ": no rows", "three cells"),
+        ("", ": no rows", "the header"),
+    ],
+)
+def test_mistakes_in_traces_name_file_line_and_column(tmp_path: Path, text: str, what: str, fix: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(HarnessError) as raised:
+        shipped.read_trace(str(path))
+    assert raised.value.what.startswith(f"{path}{what}")
+    assert fix in raised.value.fix
+
+
+def test_a_trace_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "t.csv.gz").write_text(OURS)
+    with pytest.raises(HarnessError, match=r"cannot read .*t\.csv\.gz: Not a gzipped file"):
+        shipped.read_trace(str(tmp_path / "t.csv.gz"))
+    with pytest.raises(HarnessError, match="no trace 'azure-conv-2032'") as raised:
+        shipped.read_trace("azure-conv-2032")
+    assert raised.value.fix.startswith("did you mean 'azure-conv-2023'?")
+
+
+# Prompts
+
+
+def test_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "two\u2028lines"}\n\n{"prompt": "b", "output_tokens": 7}\r\n', encoding="utf-8")
+    first, second = shipped.read_prompts(str(path))
+    assert first == Prompt(prompt="two\u2028lines")
+    assert second.output_tokens is not None
+    assert (second.prompt, second.output_tokens.tokens) == ("b", 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('{"prompt": "a"}\n{"prompt": ""}\n', ":2: "),
+        ('{"prompt": "a"\n', ":1: "),
+        ('{"prompt": "a", "output_token": 3}\n', ":1: "),
+        ('{"prompt": "a", "output_tokens": 0}\n', ":1: "),
+        ("[]\n", ":1: "),
+        ("\n", ": no prompts"),
+    ],
+)
+def test_mistakes_in_prompts_name_file_and_line(tmp_path: Path, text: str, what: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(text)
+    with pytest.raises(HarnessError) as raised:
+        shipped.read_prompts(str(path))
+    assert raised.value.what.startswith(f"{path}{what}")
+    assert '{"prompt": "text"' in raised.value.fix
+
+
+def test_prompts_that_are_not_there() -> None:
+    with pytest.raises(HarnessError, match=r"cannot read nowhere\.jsonl"):
+        shipped.read_prompts("nowhere.jsonl")
+
+
+def test_scenarios_are_listed() -> None:
+    assert "cpu-smoke" in dict(shipped.list_scenarios())

@@ -1,0 +1,367 @@
+"""Workloads from text: what is accepted, how mistakes are worded, and the requests that follow from the seed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from harness.engines import ENGINES
+from harness.errors import HarnessError
+from harness.load import Trace
+from harness.model import Request
+from harness.workload import RESERVED_IDS, Engine, Lengths, Prompt, Workload, keys, parse_workload, request_maker
+
+PLAIN = """\
+requests: {count: 4, input_tokens: 8, output_tokens: 4}
+load: {shape: closed, users: 2}
+"""
+VOCABULARY = 49_152
+
+
+def plain(*overrides: str) -> Workload:
+    return parse_workload(PLAIN, "w.yaml", overrides)
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    workload = plain()
+    assert (workload.name, workload.model, workload.engine.name, workload.seed) == ("w", "smollm2-135m", "auto", 0)
+    assert workload.warmup.requests == 1
+    assert set(dict(workload.objectives).values()) == {None}
+    assert workload.requests.ignore_eos is True
+
+
+def test_a_stored_workload_reads_back_as_itself() -> None:
+    workload = plain(
+        "engine.dtype=float32",
+        "objectives.ttft_s=200 ms",
+        "requests.input_tokens={distribution: uniform, min: 2, max: 9}",
+    )
+    assert parse_workload(yaml.safe_dump(workload.model_dump(mode="json")), "run.json") == workload
+
+
+# (overrides on PLAIN, what the error says, what its fix says)
+MISTAKES = [
+    (["load.users=-2"], "--set: load.users is -2", "expected users: requests in flight at any time, a whole number"),
+    (["load.users=2.5"], "load.users is 2.5", "whole number above 0"),
+    (["load.users=true"], "load.users is true", "whole number above 0"),
+    (["load.users='2'"], "load.users is '2'", "whole number above 0"),
+    (["load.user=2"], "unknown key load.user, given 2", "did you mean 'users'? the keys here are shape, users, "),
+    (["objective.ttft_s=1"], "unknown key objective", "did you mean 'objectives'?"),
+    (["load=3"], "load is 3", "expected load: a map: shape, and the keys of that shape"),
+    (["load={}"], "load.shape is missing", "one of closed, offline"),
+    (["load={shape: poison, rate_per_s: 1}"], "load.shape is 'poison'", "did you mean 'poisson'?"),
+    (["load={shape: poisson, rate_per_s: -3}"], "load.rate_per_s is -3", "3, '3 /s' or '180 /min'"),
+    (["load={shape: poisson, rate_per_s: 3 s}"], "load.rate_per_s is '3 s'", "3, '3 /s' or '180 /min'"),
+    (["load={shape: poisson}"], "load.rate_per_s is missing; poisson needs it", "requests per second above 0"),
+    (["load.rate_per_s=3"], "load.rate_per_s is 3, which does not go with closed", "--set load.rate_per_s=null"),
+    (["load.max_in_flight=3"], "load.max_in_flight is 3, which does not go with closed", "remove it"),
+    (["objectives.ttft_s=200 sec"], "objectives.ttft_s is '200 sec'", "0.2 or '200 ms'"),
+    (["requests.count=null"], "requests.count is missing, and nothing else ends the run", "whole number above 0"),
+    (["requests.input_tokens=null"], "requests.input_tokens is missing; random tokens needs it", "whole number of"),
+    (["requests.input_tokens=8 tokens"], "requests.input_tokens is '8 tokens'", "whole number of tokens"),
+    (["requests.input_tokens=0"], "requests.input_tokens.tokens is 0", "whole number above 0"),
+    (["requests.input_tokens.max=3"], "input_tokens.max: requests.input_tokens is 8, not a map", "as a whole"),
+    (["requests.input_tokens={distribution: normal, mean: 5}"], "requests.input_tokens.std is missing", "standard dev"),
+    (["requests.input_tokens={distribution: uniform, min: 5, max: 3}"], "tokens.max is 3, which is below", "max: "),
+    (["requests.input_tokens={distribution: lognormal, median: 5, p95: 5}"], "p95 is 5, which is not above", "p95: "),
+    (["requests.trace=azure"], "input_tokens is 8, which does not go with a trace", "requests.input_tokens=null"),
+    (["requests.prompts=p.jsonl"], "requests.input_tokens is 8, which does not go with prompts", "remove it"),
+    (["requests.trace_order=recorded"], "requests.trace_order is 'recorded', which does not go", "remove it"),
+    (["requests.max_total_tokens=1"], "requests.max_total_tokens is 1", "above 1"),
+    (["requests.ignore_eos=1"], "requests.ignore_eos is 1", "true"),
+    (["engine.name=vlm"], "engine.name is 'vlm'", "did you mean 'vllm'?"),
+    (["engine.vllm=3"], "engine.vllm is 3", "a map of options"),
+    (["seed=-1"], "seed is -1", "0 or more"),
+    (["model=7"], "model is 7", "a short name"),
+    (["load.users"], "--set 'load.users' is not of the form key=value", "--set load.users=4"),
+    (["=4"], "--set '=4' is not of the form key=value", "--set load.users=4"),
+    (["seed=[1"], "--set seed: '[1' is not a YAML value", "quotes"),
+    (["seed=2026-13-45"], "--set seed: '2026-13-45' is not a YAML value", "quotes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "what", "fix"), MISTAKES, ids=[" ".join(row[0]) for row in MISTAKES])
+def test_mistakes_name_the_key_the_value_and_the_expected_form(overrides: list[str], what: str, fix: str) -> None:
+    with pytest.raises(HarnessError) as raised:
+        plain(*overrides)
+    assert what in raised.value.what
+    assert fix in raised.value.fix
+
+
+# (the file, where the error is, what it says)
+FILES = [
+    (PLAIN.replace("users: 2", "users: 0"), "w.yaml:2: ", "load.users is 0"),
+    (PLAIN + "load: {shape: offline}\n", "w.yaml:3: ", "load is given twice"),
+    (PLAIN + "warmup:\n  requests: [1\n", "w.yaml:5: ", "not YAML"),
+    (PLAIN + "name: a: b\n", "w.yaml:3: ", "not YAML"),
+    (PLAIN + "name: \x00\n", "w.yaml: ", "not YAML"),
+    (PLAIN + "name: 2026-13-45\n", "w.yaml: ", "not YAML: month"),
+    (PLAIN + "1: x\n", "w.yaml:3: ", "unknown key 1"),
+    (PLAIN.replace("requests:", "request:"), "w.yaml: ", "requests is missing"),
+    (PLAIN + "engine: {vllm: &x {y: *x}}\n", "w.yaml: ", "Circular"),
+    ("", "w.yaml: ", "null is not a workload"),
+    ("- 1\n", "w.yaml: ", "[1] is not a workload"),
+]
+
+
+@pytest.mark.parametrize(("text", "place", "what"), FILES)
+def test_mistakes_in_the_file_name_the_line(text: str, place: str, what: str) -> None:
+    with pytest.raises(HarnessError) as raised:
+        parse_workload(text, "w.yaml")
+    assert raised.value.what.startswith(place)
+    assert what in raised.value.what
+
+
+def test_a_trace_ends_by_itself() -> None:
+    load = "load={shape: trace, trace: azure-code-2023}"
+    assert plain(load, "requests.count=null").requests.count is None
+
+
+def test_engine_options() -> None:
+    workload = parse_workload(
+        PLAIN + "engine: {name: vllm, vllm: {dtype: bfloat16, deep: {a: 1, b: 2}}, transformers: {dtype: float32}}",
+        "w.yaml",
+        ["engine.max_model_len=512", "engine.deep.a=3", "engine.transformers.threads=2"],
+    )
+    assert workload.engine_options("vllm") == {"dtype": "bfloat16", "deep": {"a": 3, "b": 2}, "max_model_len": 512}
+    assert workload.engine_options("transformers")["threads"] == 2
+    assert workload.engine_options("simulated") == {"max_model_len": 512, "deep": {"a": 3}}
+
+
+def test_every_engine_has_its_map_and_its_name() -> None:
+    assert Engine.model_fields.keys() == {"name", "options", *ENGINES}
+    for name in ("auto", *ENGINES):
+        assert plain(f"engine.name={name}").engine.name == name
+
+
+# Lengths
+
+
+def lengths(**keys: Any) -> Lengths:
+    return Lengths.model_validate(keys)
+
+
+def test_uniform_gives_each_length_the_same_share() -> None:
+    drawn = [lengths(distribution="uniform", min=3, max=6).at((i + 0.5) / 4000) for i in range(4000)]
+    assert [drawn.count(n) for n in range(2, 8)] == [0, 1000, 1000, 1000, 1000, 0]
+
+
+def test_normal_has_its_mean_and_deviation() -> None:
+    of = lengths(distribution="normal", mean=1000, std=100)
+    assert [of.at(NormalDist().cdf(z)) for z in (-2, 0, 1)] == [800, 1000, 1100]
+
+
+def test_lognormal_has_its_median_and_p95_and_the_mean_that_follows() -> None:
+    of = lengths(distribution="lognormal", median=1000, p95=5000)
+    assert (of.at(0.5), of.at(0.95)) == (1000, 5000)
+    sigma = np.log(5) / 1.6448536
+    grid = (np.arange(20_000) + 0.5) / 20_000
+    assert np.mean([of.at(u) for u in grid.tolist()]) == pytest.approx(1000 * np.exp(sigma**2 / 2), rel=0.01)
+
+
+@given(
+    u=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    v=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    least=st.integers(1, 500),
+    span=st.integers(0, 500),
+    kind=st.sampled_from(
+        [
+            {"distribution": "uniform"},
+            {"distribution": "normal", "mean": 300, "std": 200},
+            {"distribution": "lognormal", "median": 100, "p95": 900},
+        ]
+    ),
+)
+def test_lengths_keep_to_their_bounds_and_their_order(
+    u: float, v: float, least: int, span: int, kind: dict[str, Any]
+) -> None:
+    of = lengths(**kind, min=least, max=least + span)
+    low, high = sorted((u, v))
+    assert least <= of.at(low) <= of.at(high) <= least + span
+
+
+def test_a_length_is_at_least_1() -> None:
+    assert lengths(distribution="normal", mean=1, std=100).at(0.01) == 1
+
+
+# Requests
+
+
+def digest(requests: list[Request]) -> str:
+    text = "\n".join(f"{r.index} {r.output_tokens} {' '.join(map(str, r.prompt))}" for r in requests)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+VARIED = (
+    "requests.input_tokens={distribution: lognormal, median: 60, p95: 300, max: 500}",
+    "requests.output_tokens={distribution: normal, mean: 40, std: 20}",
+    "seed=11",
+)
+
+
+def test_requests_are_the_same_to_the_byte_on_every_machine_and_in_every_version() -> None:
+    make = request_maker(plain(*VARIED), VOCABULARY)
+    assert digest([make(i) for i in range(64)]) == "3c00602f233f14fd34122de87d28a6704fec59160f9a705e97790de218b85f72"
+
+
+@given(indices=st.lists(st.integers(0, 2**40), min_size=1, max_size=5), seed=st.integers(0, 2**63 - 1))
+def test_a_request_depends_on_seed_and_index_alone(indices: list[int], seed: int) -> None:
+    workload = plain(*VARIED[:2], f"seed={seed}")
+    make = request_maker(workload, VOCABULARY)
+    made = {index: make(index) for index in indices}
+    assert {index: request_maker(workload, VOCABULARY)(index) for index in reversed(indices)} == made
+
+
+def test_prompts_of_other_indices_and_seeds_share_nothing() -> None:
+    makers = [request_maker(plain(f"seed={seed}"), VOCABULARY) for seed in range(20)]
+    prompts = {make(i).prompt for make in makers for i in range(50)}
+    assert len(prompts) == 1000
+
+
+def test_lengths_are_exactly_those_asked_and_ids_are_uniform_over_the_allowed() -> None:
+    make = request_maker(plain("requests.input_tokens=1000"), vocabulary=1128)
+    requests = [make(i) for i in range(200)]
+    assert {(len(r.prompt), r.output_tokens, r.ignore_eos) for r in requests} == {(1000, 4, True)}
+    seen = np.bincount(np.concatenate([r.prompt for r in requests]), minlength=1128)
+    assert seen[:RESERVED_IDS].sum() == 0
+    expected = 200_000 / 1000
+    chi2 = ((seen[RESERVED_IDS:] - expected) ** 2 / expected).sum()
+    assert abs(chi2 - 999) < 4 * (2 * 999) ** 0.5  # chi-squared with 999 degrees of freedom, 4 standard deviations
+
+
+def test_a_small_vocabulary_still_gives_prompts() -> None:
+    make = request_maker(plain(), vocabulary=100)
+    assert {token // 50 for i in range(20) for token in make(i).prompt} == {1}
+
+
+def test_input_and_output_lengths_are_drawn_independently() -> None:
+    make = request_maker(plain(*VARIED), VOCABULARY)
+    pairs = np.array([(len(r.prompt), r.output_tokens) for r in map(make, range(2000))])
+    assert abs(np.corrcoef(np.log(pairs.T))[0, 1]) < 3 / 2000**0.5
+    assert np.median(pairs[:, 0]) == pytest.approx(60, rel=0.1)
+
+
+RECORDED = Trace("t", np.array([0.0, 1, 2]), np.array([10, 20, 30]), np.array([1, 2, 3]), "here")
+TRACED = ("requests={count: 9, trace: t}",)
+
+
+def asked(workload: Workload, n: int, **given: Any) -> list[tuple[int, int]]:
+    make = request_maker(workload, VOCABULARY, **given)
+    return [(len(r.prompt), r.output_tokens) for r in map(make, range(n))]
+
+
+def test_rows_of_a_trace_are_sampled_whole() -> None:
+    pairs = asked(plain(*TRACED), 3000, trace=RECORDED)
+    shares = [pairs.count(row) / 3000 for row in ((10, 1), (20, 2), (30, 3))]
+    assert sum(shares) == pytest.approx(1)
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_rows_of_a_trace_in_recorded_order_start_over() -> None:
+    workload = plain(*TRACED, "requests.trace_order=recorded")
+    assert asked(workload, 4, trace=RECORDED) == [(10, 1), (20, 2), (30, 3), (10, 1)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "pairs"),
+    [
+        (["max_input_tokens=15"], [(10, 1), (15, 2), (15, 3)]),
+        (["max_total_tokens=20"], [(10, 1), (18, 2), (17, 3)]),  # the input makes room
+        (["max_total_tokens=3"], [(2, 1), (1, 2), (1, 2)]),  # the answer is cut where nothing else is left
+        (["max_input_tokens=15", "max_total_tokens=16"], [(10, 1), (14, 2), (13, 3)]),
+    ],
+)
+def test_cuts(limits: list[str], pairs: list[tuple[int, int]]) -> None:
+    workload = plain(*TRACED, "requests.trace_order=recorded", *(f"requests.{limit}" for limit in limits))
+    assert asked(workload, 3, trace=RECORDED) == pairs
+
+
+def encode(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+PROMPTED = ("requests={count: 4, prompts: p.jsonl, ignore_eos: false}",)
+
+
+def test_texts_are_encoded_and_start_over() -> None:
+    texts = (Prompt(prompt="ab"), Prompt.model_validate({"prompt": "xyz", "output_tokens": 7}))
+    make = request_maker(plain(*PROMPTED, "requests.output_tokens=5"), VOCABULARY, texts=texts, encode=encode)
+    first, second = Request(0, (97, 98), 5, False), Request(1, (120, 121, 122), 7, False)
+    assert [make(0), make(1), make(2)] == [first, second, Request(2, (97, 98), 5, False)]
+
+
+def test_texts_are_cut_at_their_end() -> None:
+    workload = plain(*PROMPTED, "requests.output_tokens=5", "requests.max_input_tokens=2")
+    assert request_maker(workload, VOCABULARY, texts=[Prompt(prompt="xyz")], encode=encode)(0).prompt == (120, 121)
+
+
+def test_texts_need_a_tokenizer() -> None:
+    with pytest.raises(HarnessError, match=r"p\.jsonl holds texts; this engine has no tokenizer"):
+        request_maker(plain(*PROMPTED), VOCABULARY, texts=[Prompt(prompt="ab")])
+
+
+def test_texts_need_an_answer_length() -> None:
+    texts = [Prompt.model_validate({"prompt": "a", "output_tokens": 7}), Prompt(prompt="b")]
+    with pytest.raises(HarnessError, match="prompt 2 has no output_tokens"):
+        request_maker(plain(*PROMPTED), VOCABULARY, texts=texts, encode=encode)
+
+
+@pytest.mark.parametrize("source", [*TRACED, "requests={count: 4, prompts: p.jsonl, output_tokens: 5}"])
+def test_a_source_that_was_not_passed_is_not_replaced_by_random_tokens(source: str) -> None:
+    with pytest.raises(ValueError, match="were not passed"):
+        request_maker(plain(source), VOCABULARY, encode=encode)
+
+
+def test_what_never_fits_is_refused_before_the_run() -> None:
+    with pytest.raises(HarnessError, match=r"every request has 12 tokens or more.*the engine takes 11") as raised:
+        request_maker(plain(), VOCABULARY, max_length=11)
+    assert "requests.max_total_tokens=11" in raised.value.fix
+    assert asked(plain("requests.max_total_tokens=11"), 1, max_length=11) == [(7, 4)]
+    assert asked(plain(), 1, max_length=12) == [(8, 4)]
+
+
+def test_what_fits_only_sometimes_is_left_to_the_engine() -> None:
+    varied = plain("requests.input_tokens={distribution: uniform, min: 1, max: 100}")
+    assert max(total for total, _ in asked(varied, 50, max_length=11)) > 11
+
+
+def test_lengths_of_a_workload_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        plain().seed = 3  # type: ignore[misc]
+
+
+# The documentation
+
+DOCS = (Path(__file__).parents[1] / "docs" / "workloads.md").read_text(encoding="utf-8")
+
+
+def documented() -> set[str]:
+    return set(re.findall(r"^\| `([\w.]+)` \|", DOCS, flags=re.MULTILINE))
+
+
+def test_every_key_is_documented_and_nothing_else() -> None:
+    exist = {re.sub(r"^requests\.(input|output)_tokens\.", "lengths.", key) for key in keys()}
+    assert documented() == exist
+
+
+@pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", DOCS, flags=re.DOTALL))
+def test_examples_in_the_documentation_are_workloads_or_parts_of_one(example: str) -> None:
+    assert parse_workload(yaml.safe_dump(yaml.safe_load(PLAIN) | yaml.safe_load(example)), "docs/workloads.md")
+
+
+def test_the_error_in_the_documentation_is_what_is_printed() -> None:
+    command, shown = re.findall(r"```console\n\$ (.*?)\n(.*?)```", DOCS, flags=re.DOTALL)[0]
+    overrides = re.findall(r"--set (\S+)", command)
+    with pytest.raises(HarnessError) as raised:
+        plain(*overrides)
+    assert shown.strip() == f"error: {raised.value}"
