@@ -140,7 +140,7 @@ def test_shipped_traces_are_azures(
 
 
 OURS = "# from a log\n# of mine\narrival_s,input_tokens,output_tokens\n5,10,1\n6.5,20,2\n\n"
-AZURES = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:59:59.5000000,10,1\r\n2023-11-16 19:00:01.0000000,20,2\r\n"  # noqa: E501
+AZURES = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:59:59.5000000,10,1\r\n2023-11-16 19:00:01,20,2\r\n"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ HEADER = "arrival_s,input_tokens,output_tokens\n"
         (HEADER + "2,1,1\n1,1,1\n", ":3: arrival_s is '1'", "not before that of the row above"),
         (HEADER + "nan,1,1\n", ":2: arrival_s is 'nan'", "a time"),
         (HEADER + "inf,1,1\n", ":2: arrival_s is 'inf'", "a time"),
-        (AZURES.replace("19:00:01", "19:61:01"), ":3: TIMESTAMP is '2023-11-16 19:61:01.0000000'", "a time"),
+        (AZURES.replace("19:00:01", "19:61:01"), ":3: TIMESTAMP is '2023-11-16 19:61:01'", "a time"),
         (HEADER + "0,1\n", ":2: '0,1' is not a row", "the header arrival_s,input_tokens,output_tokens (or TIMESTAMP,"),
         ("0,1,1\n", ":1: '0,1,1' is not a row", "the header"),
         (HEADER, ": no rows", "three cells"),
