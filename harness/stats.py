@@ -1,0 +1,120 @@
+"""Percentiles and their 95% intervals, from numbers alone."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
+
+CONFIDENCE = 0.95
+LEAST_CLUSTERS = 100  # with fewer the spread between them is too poorly known
+
+
+def percentile(ordered: Array, p: float) -> float:
+    """The value below which a share `p` of the `ordered` (ascending, at least one) values lies.
+
+    Linear interpolation between the order statistics around position (n - 1) p: numpy's default, type 7 of
+    Hyndman & Fan (1996), The American Statistician 50(4).
+
+    >>> percentile(np.array([1.0, 2.0, 4.0]), 0.75)
+    3.0
+    """
+    position = (len(ordered) - 1) * p
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return float(ordered[below] + (position - below) * (ordered[above] - ordered[below]))
+
+
+@lru_cache(maxsize=64)
+def least_n(p: float) -> int:
+    """The smallest n with 1 - p^n - (1 - p)^n >= 0.95: of so many, the least and greatest enclose the percentile `p`.
+
+    >>> [least_n(p) for p in (0.5, 0.9, 0.95, 0.99)]
+    [6, 29, 59, 299]
+    """
+    n = 1
+    while 1 - p**n - (1 - p) ** n < CONFIDENCE:
+        n += 1
+    return n
+
+
+@lru_cache(maxsize=1024)
+def interval_ranks(n: int, p: float) -> tuple[int, int] | None:
+    """Ranks (from 1) of the order statistics that enclose the percentile `p` with at least 95% confidence.
+
+    Of n independent observations B ~ Binomial(n, p) lie below the percentile, whatever their distribution, so ranks l
+    and u miss it with probability P(B < l) + P(B >= u): 2.5% each, or, where a small n needs more for one, what is left
+    of 5% for the other. None below `least_n`. Source: Conover, Practical Nonparametric Statistics (1999), section 3.2.
+
+    >>> interval_ranks(100, 0.5)
+    (40, 61)
+    >>> interval_ranks(298, 0.99) is None
+    True
+    """
+    if n < least_n(p):
+        return None
+    below = above = (1 - CONFIDENCE) / 2
+    if p**n > above:
+        above, below = p**n, 1 - CONFIDENCE - p**n
+    elif (1 - p) ** n > below:
+        above, below = 1 - CONFIDENCE - (1 - p) ** n, (1 - p) ** n
+    first, at_most = _binomial_cdf(n, p)
+    lower = first + int(np.searchsorted(at_most, below, side="right"))
+    upper = first + int(np.searchsorted(at_most, 1 - above, side="left")) + 1
+    return max(lower, 1), min(upper, n)
+
+
+def percentile_interval(ordered: Array, p: float) -> Interval | None:
+    """The 95% interval of a percentile of independent values, in ascending order; None where there are too few.
+
+    >>> percentile_interval(np.arange(1.0, 101.0), 0.5)
+    (40.0, 61.0)
+    """
+    ranks = interval_ranks(len(ordered), p)
+    return None if ranks is None else (float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1]))
+
+
+def least_clusters(p: float) -> int:
+    """The fewest clusters for which `pooled_interval` answers."""
+    return max(LEAST_CLUSTERS, least_n(p))
+
+
+def pooled_interval(ordered: Array, values: Array, sizes: NDArray[np.int64], p: float) -> Interval | None:
+    """The 95% interval of a percentile of values that come in clusters, such as the gaps within each request.
+
+    `values` holds the clusters one after the other, `sizes` (all above 0) their lengths; `ordered` is `values` sorted.
+    Values of one cluster may depend on each other in any way; clusters must not. The share of values above the
+    percentile is a ratio of cluster totals; its variance, from the clusters' residuals, says how many independent
+    values these are worth, and of those the interval is the order-statistic one. None with fewer clusters than
+    `least_clusters`, or where they are worth too few. Source: Korn & Graubard (1998), Survey Methodology 24(2);
+    the t quantile by its first Cornish-Fisher term.
+    """
+    if (count := len(sizes)) < least_clusters(p):
+        return None
+    above = values > percentile(ordered, p)
+    passed = np.add.reduceat(above, np.cumsum(sizes) - sizes, dtype=np.int64)
+    share = float(passed.sum()) / len(values)
+    variance = count / (count - 1) * float(np.square(passed - share * sizes).sum()) / len(values) ** 2
+    worth = share * (1 - share) / variance if variance > 0 else math.inf
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    t = z + (z**3 + z) / (4 * (count - 1))
+    n = int(min(worth * (z / t) ** 2, len(values)))
+    ranks = interval_ranks(n, p)
+    return ranks and (percentile(ordered, (ranks[0] - 1) / n), percentile(ordered, ranks[1] / n))
+
+
+def _binomial_cdf(n: int, p: float) -> tuple[int, Array]:
+    """A first k and P(B <= k) from there on, as far as it is neither 0 nor 1 to within 1e-12."""
+    reach = 10 * math.sqrt(n * p * (1 - p)) + 10
+    first, last = max(0, int(n * p - reach)), min(n, int(n * p + reach))
+    k = np.arange(first + 1, last + 1)
+    log_choose = math.lgamma(n + 1) - math.lgamma(first + 1) - math.lgamma(n - first + 1)
+    log_first = log_choose + first * math.log(p) + (n - first) * math.log1p(-p)
+    steps = np.log((n - k + 1) / k * (p / (1 - p)))
+    return first, np.cumsum(np.exp(log_first + np.concatenate(([0.0], np.cumsum(steps)))))

@@ -1,0 +1,123 @@
+"""Percentiles and their intervals against known answers, numpy, and repeated draws."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import stats
+
+FINITE = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(FINITE, min_size=1, max_size=50), st.floats(0, 1))
+def test_percentile_is_numpys_default(values: list[float], p: float) -> None:
+    assert stats.percentile(np.sort(values), p) == pytest.approx(float(np.quantile(values, p)), abs=1e-9)
+
+
+@given(st.lists(FINITE, min_size=1, max_size=80), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_an_interval_encloses_its_percentile_and_stays_inside_the_values(values: list[float], p: float) -> None:
+    ordered = np.sort(values)
+    interval = stats.percentile_interval(ordered, p)
+    assert (interval is None) == (len(values) < stats.least_n(p))
+    if interval is not None:
+        assert ordered[0] <= interval[0] <= stats.percentile(ordered, p) <= interval[1] <= ordered[-1]
+
+
+def coverage(n: int, p: float, ranks: tuple[int, int]) -> float:
+    """P(l <= B < u) for B ~ Binomial(n, p), summed exactly."""
+    return math.fsum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(*ranks))
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.95, 0.99])
+def test_ranks_cover_at_least_95_percent_and_need_just_least_n(p: float) -> None:
+    for n in (*range(1, 120), 298, 299, 300, 367, 368, 500):
+        ranks = stats.interval_ranks(n, p)
+        if ranks is None:
+            assert coverage(n, p, (1, n)) < 0.95
+            assert n < stats.least_n(p)
+        else:
+            assert 1 <= ranks[0] < ranks[1] <= n
+            assert coverage(n, p, ranks) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "ranks"),
+    [
+        (10, 0.5, (2, 9)),  # 1 - 2 (1 + 10) / 2^10 = 97.9%; (3, 8) would have 89.1%
+        (20, 0.5, (6, 15)),  # the table of any textbook on the sign test
+        (299, 0.99, (289, 299)),  # 0.99^299 = 4.954% are lost above; P(B < 289) = 0.026%, P(B < 290) would be too many
+        (1000, 0.99, (983, 997)),  # P(B < 983) = 1.38%, P(B < 984) = 2.64%; P(B >= 997) = 1.01%, P(B >= 996) = 2.87%
+    ],
+)
+def test_ranks_known(n: int, p: float, ranks: tuple[int, int]) -> None:
+    assert stats.interval_ranks(n, p) == ranks
+
+
+def test_ranks_of_millions_are_those_of_the_normal_approximation() -> None:
+    n, p = 5_000_000, 0.9
+    low, high = stats.interval_ranks(n, p) or (0, 0)
+    reach = 1.959964 * math.sqrt(n * p * (1 - p))
+    assert [low, high] == pytest.approx([n * p - reach, n * p + reach], abs=2)
+
+
+def test_intervals_cover_the_true_percentile_of_a_skewed_distribution() -> None:
+    rng = np.random.default_rng(1)
+    for n, p in ((40, 0.5), (40, 0.9), (400, 0.99)):
+        truth = -math.log(1 - p)
+        found = [stats.percentile_interval(np.sort(rng.exponential(size=n)), p) or (0.0, 0.0) for _ in range(1000)]
+        assert np.mean([low <= truth <= high for low, high in found]) >= 0.94
+
+
+def clusters(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values that share a factor within their cluster: far fewer independent ones than there are values."""
+    sizes = rng.integers(20, 80, count)
+    return np.exp(np.repeat(rng.normal(size=count), sizes) + rng.normal(0, 0.3, sizes.sum())), sizes
+
+
+def test_pooled_intervals_cover_where_pretending_independence_does_not() -> None:
+    spread = math.sqrt(1 + 0.3**2)
+    covered: dict[str, list[bool]] = {"pooled": [], "independent": []}
+    for seed in range(300):
+        values, sizes = clusters(np.random.default_rng(seed), 200)
+        ordered = np.sort(values)
+        for p, z in ((0.5, 0.0), (0.9, 1.2815516)):
+            truth = math.exp(z * spread)
+            pooled = stats.pooled_interval(ordered, values, sizes, p) or (0.0, 0.0)
+            independent = stats.percentile_interval(ordered, p) or (0.0, 0.0)
+            covered["pooled"].append(pooled[0] <= truth <= pooled[1])
+            covered["independent"].append(independent[0] <= truth <= independent[1])
+    assert 0.92 <= np.mean(covered["pooled"]) <= 0.98
+    assert np.mean(covered["independent"]) < 0.5
+
+
+def test_pooled_interval_of_clusters_of_one_is_close_to_the_plain_one() -> None:
+    values = np.random.default_rng(3).exponential(size=2000)
+    ordered = np.sort(values)
+    pooled = stats.pooled_interval(ordered, values, np.ones(2000, np.int64), 0.9)
+    assert pooled == pytest.approx(stats.percentile_interval(ordered, 0.9), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("count", "p", "why"),
+    [(99, 0.5, "below LEAST_CLUSTERS"), (298, 0.99, "below least_n")],
+)
+def test_pooled_interval_is_none_for_few_clusters(count: int, p: float, why: str) -> None:
+    for extra, known in ((0, False), (1, True)):
+        values, sizes = np.random.default_rng(0).exponential(size=(count + extra) * 5), np.full(count + extra, 5)
+        assert (stats.pooled_interval(np.sort(values), values, sizes, p) is not None) is known, why
+
+
+def test_pooled_interval_is_none_where_one_cluster_holds_the_whole_tail() -> None:
+    values = np.concatenate([np.full(9900, 1.0), np.linspace(2, 3, 500)])
+    sizes = np.array([99] * 100 + [500])
+    assert stats.pooled_interval(np.sort(values), values, sizes, 0.95) is None
+
+
+def test_pooled_interval_of_constants_is_that_constant() -> None:
+    values = np.full(1000, 0.01)
+    assert stats.pooled_interval(values, values, np.full(100, 10), 0.9) == (0.01, 0.01)
