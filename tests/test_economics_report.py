@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.model import EngineInfo, Figure, ModelIdentity, Record, Summary
-from harness.report.economics import cost_tables, costs, query_costs, scenario_names
+from harness.report.economics import cost_tables, costs, costs_at_objective, query_costs, read_objective, scenario_names
 from harness.store import Run, RunFile, engine_record, frame
 
 SUMMARY = Summary("r", "complete", (Figure("output_tokens_per_s", 100.0, "1/s", "measured", 90.0, 110.0),), {})
@@ -77,6 +77,27 @@ def test_runs_of_different_shape_split_the_bill() -> None:
 def test_runs_that_cannot_be_priced_together_are_refused(runs: list[Run], words: str) -> None:
     with pytest.raises(HarnessError, match=words):
         query_costs(runs)
+
+
+def point(users: int, rate: float, ttft: float, model: str = "a") -> tuple[RunFile, Summary]:
+    values = {"output_tokens_per_s": rate, "total_tokens_per_s": rate, "requests_per_s": rate, "ttft_s.p99": ttft}
+    figures = tuple(Figure(name, value, "", "measured") for name, value in values.items())
+    return run_file(model, users), Summary(f"u{users}", "complete", figures, {})
+
+
+def test_the_cost_at_an_objective_is_that_of_the_interpolated_point() -> None:
+    found, best = costs_at_objective([point(1, 100.0, 0.1), point(4, 300.0, 0.5)], "ttft_s.p99=0.3")
+    assert best.between == ("u1", "u4")
+    assert found.figures[1].value == pytest.approx(0.0816 / 3600 * 1e6 / 200)
+    with pytest.raises(HarnessError, match="model differs"):
+        costs_at_objective([point(1, 100.0, 0.1), point(4, 300.0, 0.5, "b")], "ttft_s.p99=0.3")
+    assert read_objective("8B server").limits == (("ttft_s.p99", 2.0), ("tpot_s.p99", 0.1))
+
+
+@pytest.mark.parametrize("text", ["fast", "ttft_s.p99=-1", "ttft_s.p99=0.1,tpot", ""])
+def test_an_objective_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(HarnessError, match="is no objective"):
+        read_objective(text)
 
 
 def test_unknown_scenarios_name_the_known_ones() -> None:

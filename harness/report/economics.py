@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from harness import shipped
-from harness.economics.cost import Costs, cost_of_run, default_scenario, device_of
+from harness.economics.cost import Costs, Device, cost_of_run, default_scenario, device_of
 from harness.economics.draws import PARAMETERS, Distribution
 from harness.economics.gpus import Gpu, parse_gpus
+from harness.economics.objective import Feasible, Objective, best_feasible, parse_objectives
 from harness.economics.phases import fit_phases, time_blocks
 from harness.economics.query import cost_of_query
 from harness.economics.scenario import Price, Scenario, parse_prices, parse_scenario
@@ -38,17 +39,7 @@ def query_costs(runs: Sequence[Run], scenario: str | None = None, overrides: Seq
 
     Raises HarnessError for runs that differ in model, device, engine or users in flight, and for one without a success.
     """
-    if not runs:
-        raise HarnessError("no run to price", "name at least one; `harness list runs` shows them")
-    conditions = [_conditions(run) for run in runs]
-    for run, condition in zip(runs, conditions, strict=True):
-        for field, value in condition.items():
-            if value != conditions[0][field]:
-                raise HarnessError(
-                    f"{field} differs: {runs[0].file.id} has {conditions[0][field]}, {run.file.id} has {value}",
-                    "price runs together only if they differ in nothing but input and output lengths",
-                )
-    device = device_of(runs[0].file.engine or {}, runs[0].file.environment)
+    device = _one_condition([run.file for run in runs], "input and output lengths")
     blocks, done = [], []
     for run in runs:
         try:
@@ -65,18 +56,61 @@ def query_costs(runs: Sequence[Run], scenario: str | None = None, overrides: Seq
     return cost_of_query(fit_phases(blocks), mix, device, wanted, *_tables())
 
 
-def _conditions(run: Run) -> dict[str, Any]:
-    if run.file.engine is None:
-        raise HarnessError(f"run {run.file.id} never started its engine", "leave it out, or measure it again")
-    model = run.file.engine["model"]
-    gpus = run.file.environment.get("gpus") or [{}]
+def costs_at_objective(
+    sweep: Sequence[tuple[RunFile, Summary]], objective: str, scenario: str | None = None, overrides: Sequence[str] = ()
+) -> tuple[Costs, Feasible]:
+    """What the best point of a sweep costs that meets a latency objective (`read_objective`), and which point that is.
+
+    Raises HarnessError for runs that differ in more than their load, and where no run meets the objective.
+    """
+    device = _one_condition([file for file, _ in sweep], "load", but=("load.shape", "load.users"))
+    found = best_feasible([summary for _, summary in sweep], read_objective(objective))
+    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
+    return cost_of_run(found.summary, device, wanted, *_tables()), found
+
+
+def read_objective(text: str) -> Objective:
+    """A preset's name (`70B interactive`), or limits in seconds (`ttft_s.p99=0.5,tpot_s.p99=0.03`)."""
+    presets = {preset.name: preset for preset in parse_objectives(shipped.read_text("prices/mlperf_slo.csv"))}
+    if text in presets:
+        return presets[text]
+    try:
+        limits = tuple((name.strip(), float(limit)) for name, limit in (part.split("=") for part in text.split(",")))
+    except ValueError:
+        limits = ()
+    if not limits or not all(limit > 0 for _, limit in limits):
+        known = ", ".join(f"'{name}'" for name in presets)
+        raise HarnessError(f"'{text}' is no objective", f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {known}")
+    return Objective(text, limits, "given")
+
+
+def _one_condition(files: Sequence[RunFile], free: str, but: Sequence[str] = ()) -> Device:
+    """The device of runs that differ in nothing that matters but `free`."""
+    if not files:
+        raise HarnessError("no run to price", "name at least one; `harness list runs` shows them")
+    conditions = [_conditions(file) for file in files]
+    for file, condition in zip(files, conditions, strict=True):
+        for field, value in condition.items():
+            if field not in but and value != conditions[0][field]:
+                raise HarnessError(
+                    f"{field} differs: {files[0].id} has {conditions[0][field]}, {file.id} has {value}",
+                    f"price runs together only if they differ in nothing but {free}",
+                )
+    return device_of(files[0].engine or {}, files[0].environment)
+
+
+def _conditions(file: RunFile) -> dict[str, Any]:
+    if file.engine is None:
+        raise HarnessError(f"run {file.id} never started its engine", "leave it out, or measure it again")
+    model = file.engine["model"]
+    gpus = file.environment.get("gpus") or [{}]
     return {
         "model": model["weights_sha256"] or model["source"] or model["asked"],
         "precision": model["precision"],
-        "engine": run.file.engine["engine"],
-        "device": (run.file.engine["device"], gpus[0].get("name"), run.file.engine["device_count"]),
-        "load.shape": run.file.workload["load"]["shape"],
-        "load.users": run.file.workload["load"].get("users"),
+        "engine": file.engine["engine"],
+        "device": (file.engine["device"], gpus[0].get("name"), file.engine["device_count"]),
+        "load.shape": file.workload["load"]["shape"],
+        "load.users": file.workload["load"].get("users"),
     }
 
 
