@@ -168,7 +168,7 @@ static int wave(Gpu *g, const char *kind, const char *rest) {
     } else if (!strcmp(kind, "ramp") && n >= 3) { knot(g, 0, a); knot(g, c, b); table(g, 1, 1, c); }
     else if (!strcmp(kind, "burst") && n == 4) { /* idle peak start length */
         knot(g, 0, a); knot(g, c, b); knot(g, c + d, a); table(g, 0, 0, 0);
-    } else if (!strcmp(kind, "steps") && n >= 3) { /* seconds watts, again and again */
+    } else if (!strcmp(kind, "steps") && n >= 2) { /* seconds watts, again and again */
         double t = 0;
         while (sscanf(rest, "%lf %lf%n", &a, &b, &used) == 2) { knot(g, t, b); t += a; rest += used; }
         table(g, 0, 1, t);

@@ -1,0 +1,64 @@
+"""Runs the NVML reader on the library's virtual clock: options as JSON on standard input, what it read on standard output.
+
+Sleeping overruns as on a real machine: some tens of microseconds, and once in a hundred times 5 ms.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import random
+import sys
+
+import pynvml
+
+from harness.meters.nvml import NvmlReader
+
+READ_S = 5e-6
+
+
+class VirtualClock:
+    """Time that passes only when it is asked for, or slept through."""
+
+    def __init__(self) -> None:
+        self._set = ctypes.CDLL("libnvidia-ml.so.1").fake_nvml_set_time
+        self._set.argtypes = [ctypes.c_double]
+        self._rng = random.Random(11)
+        self.go(0.0)
+
+    def go(self, now_s: float) -> None:
+        self.now_s = now_s
+        self._set(now_s)
+
+    def read(self) -> float:
+        self.go(self.now_s + READ_S)
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        late_s = self._rng.expovariate(1 / 80e-6) + (0.005 if self._rng.random() < 0.01 else 0.0)
+        self.go(self.now_s + max(0.0, seconds) + late_s)
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    clock = VirtualClock()
+    reader = NvmlReader(clock=clock.read, sleep=clock.sleep, **asked.get("reader", {}))
+    info = reader.open()
+    rows = []
+    while clock.now_s < asked["seconds"]:
+        clock.sleep(reader.due_s() - clock.now_s)
+        rows += [dataclasses.asdict(sample) for sample in reader.read()]
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    differences = []
+    for start_s, end_s in asked.get("windows", []):
+        pair = []
+        for instant in (start_s, end_s):
+            clock.go(instant)
+            pair.append(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
+        differences.append(pair[1] - pair[0])
+    json.dump({"info": dataclasses.asdict(info), "rows": rows, "differences": differences}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
