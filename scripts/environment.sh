@@ -30,7 +30,8 @@ environment() {
         engine=$HARNESS_EXTRA venv=$root/.venv-$HARNESS_EXTRA
     else
         engine=cpu venv=$root/.venv
-        if gpu; then engine=vllm; fi
+        # Once made with vllm it stays so: a GPU box may share its disk with a machine that has no GPU.
+        if [ -e "$venv/installed/vllm" ] || gpu; then engine=vllm; fi
     fi
     if ! ready "$engine" "$@"; then
         find_python

@@ -1,0 +1,221 @@
+"""The package as its users get it: the wheel alone, the set-up scripts, a quick command, and commands as documented."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import typer.main
+from packaging.requirements import Requirement
+
+from harness import shipped
+from harness.cli import app
+from harness.errors import HarnessError
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "transformers", "vllm", "llama_cpp"}
+VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # typer hides click's type of a group
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source distribution: what a package index would serve."""
+    out = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "hatchling", "build", "--directory", str(out)]
+    subprocess.run([*build, "--target", "sdist"], cwd=ROOT, check=True, capture_output=True)
+    shutil.unpack_archive(next(out.glob("*.tar.gz")), out, filter="data")
+    source = next(path for path in out.iterdir() if path.is_dir())
+    subprocess.run([*build, "--target", "wheel"], cwd=source, check=True, capture_output=True)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel and what its metadata asks for without extras; nothing else can be imported.
+
+    The dependencies are links to those installed here, which spares the download and leaves out the same packages.
+    """
+    home = tmp_path_factory.mktemp("bare")
+    venv.create(home, symlinks=True)
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(home / "bin/python"),
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+    ]
+    subprocess.run([*install, str(wheel)], check=True)
+    asked = next(iter(metadata.distributions(path=[str(site)]))).requires or []
+    seen: set[str] = set()
+    while asked:
+        requirement = Requirement(asked.pop())
+        if requirement.name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        seen.add(requirement.name)
+        distribution = metadata.distribution(requirement.name)
+        asked += distribution.requires or []
+        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(str(distribution.locate_file(top)))
+    return home
+
+
+def call(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command with an environment of its own: nothing of the caller's settings or packages."""
+    clean = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "LC_ALL": "C.UTF-8", **environment}
+    return subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, check=False)
+
+
+def test_every_shipped_file_is_in_the_wheel(wheel: Path) -> None:
+    tracked = subprocess.run(["git", "ls-files", "harness", "workloads"], cwd=ROOT, capture_output=True, text=True)
+    expected = {re.sub("^workloads/", "harness/data/workloads/", name) for name in tracked.stdout.split()}
+    assert "harness/data/workloads/smoke.yaml" in expected
+    assert expected <= set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_wheel_measures_and_reports_with_its_core_dependencies_alone(bare: Path, tmp_path: Path) -> None:
+    harness = bare / "bin/harness"
+    assert call(bare / "bin/python", "-c", "import torch", cwd=tmp_path).returncode == 1
+    run = call(harness, "run", "smoke", "--engine", "simulated", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "results/latest/requests.parquet").is_file()
+    assert call(harness, "report", "latest", cwd=tmp_path).stdout in run.stdout
+    listed = call(harness, "list", "workloads", cwd=tmp_path)
+    assert all(path.stem in listed.stdout for path in (ROOT / "workloads").glob("*.yaml"))
+
+
+def test_an_engine_that_is_not_installed_names_what_to_install(bare: Path, tmp_path: Path) -> None:
+    refused = call(bare / "bin/harness", "run", "smoke", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "inference-cost-harness[cpu]" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+ARGUMENTS = {
+    "report": [["latest"], ["latest", "--format", "json"]],
+    "list": [["workloads"], ["runs"], ["engines"], ["models"], ["scenarios"]],
+}
+"""How each verb but `run` is called for real; a new verb needs its line."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run")
+    assert not _heavy_modules("run", "smoke", "--engine", "simulated", "--set", "requests.count=4", cwd=directory)
+    return directory
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"run"}))
+def test_only_run_loads_an_engine(verb: str, results: Path) -> None:
+    for arguments in ARGUMENTS[verb]:
+        assert _heavy_modules(verb, *arguments, cwd=results) == set()
+
+
+def _heavy_modules(*arguments: str, cwd: Path) -> set[str]:
+    code = (
+        "import atexit, sys; from harness.cli import main;"
+        "atexit.register(lambda: print('loaded:', *sys.modules, file=sys.stderr)); main()"
+    )
+    done = call(sys.executable, "-c", code, *arguments, cwd=cwd, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.rpartition("loaded:")[2].split()) & HEAVY
+
+
+def test_help_takes_under_0_4_s_of_cpu(tmp_path: Path) -> None:
+    def cpu_s() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        call(sys.executable, "-m", "harness", "--help", cwd=tmp_path, PYTHONPATH=str(ROOT))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(cpu_s() for _ in range(3)) < 0.4
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout whose environment is in place, with a `harness` that says so."""
+    root = tmp_path / "a clone"
+    shutil.copytree(ROOT / "scripts", root / "scripts")
+    (root / "pyproject.toml").write_text("[project]\n")
+    (root / ".venv-cpu/bin").mkdir(parents=True)
+    (root / ".venv-cpu/bin/python").symlink_to(sys.executable)
+    (root / ".venv-cpu/bin/harness").write_text('#!/bin/sh\necho "harness $*"\n')
+    (root / ".venv-cpu/bin/harness").chmod(0o755)
+    (root / ".venv-cpu/installed").mkdir()
+    (root / ".venv-cpu/installed/cpu").write_text("[project]\n")
+    (root / ".venv-cpu/installed/root").symlink_to(root)
+    return root
+
+
+def _start(checkout: Path) -> subprocess.CompletedProcess[str]:
+    """scripts/harness where no Python can be found: a set-up that is tried fails, one that is not needed does not."""
+    return call(checkout / "scripts/harness", "list", "runs", cwd=checkout, HARNESS_EXTRA="cpu", PYTHON="/no/python")
+
+
+def test_an_environment_in_place_is_used_at_once(checkout: Path) -> None:
+    assert _start(checkout).stdout == "harness list runs\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "echo x >> pyproject.toml",  # what it asks for has changed
+        "rm -r .venv-cpu/installed",  # interrupted half way
+        "rm .venv-cpu/installed/cpu",  # made for something else
+        "mv .venv-cpu/installed/root x; ln -s /tmp .venv-cpu/installed/root",  # the checkout was moved
+        "ln -sf /no/python .venv-cpu/bin/python",  # the system's Python is gone
+    ],
+)
+def test_an_environment_that_does_not_fit_is_set_up_again(checkout: Path, damage: str) -> None:
+    subprocess.run(damage, shell=True, cwd=checkout, check=True)
+    tried = _start(checkout)
+    assert tried.returncode == 2
+    assert "no Python 3.11, 3.12 or 3.13" in tried.stderr
+    assert "PYTHON=" in tried.stderr
+
+
+def _documented() -> list[tuple[str, str]]:
+    """(command, error shown under it, if any) for each harness command in a fenced block of the README or docs/."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.M | re.S):
+            command = r"^(?:\$ )?(?:scripts/)?(harness .*)\n((?:error: .*\n  fix: .*\n)?)"
+            found += re.findall(command, block.replace("\\\n", " "), re.M)
+    return found
+
+
+@pytest.mark.parametrize(("command", "error"), _documented())
+def test_a_documented_command_can_be_given(command: str, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    verb, *arguments = shlex.split(command, comments=True)[1:]
+    given = VERBS[verb].make_context(verb, arguments).params
+    if error:
+        with pytest.raises(HarnessError) as raised:
+            shipped.read_workload(given["workload"], given["set_"])
+        assert f"error: {raised.value}\n" == error
+    elif verb == "run":
+        assert shipped.read_workload(given["workload"], given["set_"] or [])
+
+
+def test_the_readme_starts_with_the_two_commands() -> None:
+    first = re.search(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert first
+    assert [line.split("#")[0].strip() for line in first[1].splitlines() if line] == [
+        "scripts/harness run workloads/smoke.yaml",
+        "scripts/test",
+    ]
