@@ -11,6 +11,7 @@ import contextlib
 import csv
 import difflib
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import importlib.resources
@@ -56,12 +57,12 @@ class Weights:
 
 
 def short_names() -> dict[str, dict[str, str]]:
-    """The table of short names: name -> its row of data/models.csv.
+    """The table of short names: name -> its row of data/short_names.csv.
 
     >>> short_names()["smollm2-135m"]["licence"]
     'Apache-2.0'
     """
-    text = (importlib.resources.files("harness") / "data" / "models.csv").read_text(encoding="utf-8")
+    text = (importlib.resources.files("harness") / "data" / "short_names.csv").read_text(encoding="utf-8")
     return {row["name"]: row for row in csv.DictReader(text.splitlines())}
 
 
@@ -204,12 +205,14 @@ def _convert_elsewhere(gguf: Path, final: Path, lock: int) -> None:
 
 def _convert(gguf: Path, final: Path) -> None:
     """Write a GGUF file's model as bfloat16 safetensors, with configuration, tokenizer and chat template."""
+    import gguf as format
     import torch
     import transformers
-    from gguf import GGUFReader, LlamaFileType
 
-    field = GGUFReader(gguf).get_field("general.file_type")
-    stored = LlamaFileType(field.contents()).name.partition("_")[2] if field is not None else "unknown"
+    # Parsing takes seconds, and transformers does it for the configuration, the weights and the tokenizer in turn.
+    format.GGUFReader = functools.cache(format.GGUFReader)
+    field = format.GGUFReader(str(gguf)).get_field("general.file_type")
+    stored = format.LlamaFileType(field.contents()).name.partition("_")[2] if field is not None else "unknown"
     place, name, partial = str(gguf.parent), gguf.name, final.with_name(f"{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     dense = transformers.GgufConfig(gguf_file=name, dequantize=True)

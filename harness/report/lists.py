@@ -41,7 +41,7 @@ def engine_table(_root: Path) -> Table:
 
 def models(_root: Path) -> Table:
     """Short names of models."""
-    rows = tuple(csv.reader(io.StringIO(shipped.read_text("models.csv"))))
+    rows = tuple(csv.reader(io.StringIO(shipped.read_text("short_names.csv"))))
     notes = ("Any Hugging Face id, local directory or GGUF file works as well.",)
     return Table("models", "Models with a short name", tuple(rows[0]), tuple(map(tuple, rows[1:])), notes)
 
