@@ -1,107 +1,213 @@
-"""Tables of published figures and of the comparisons with them."""
+"""Tables of published figures and of the comparisons with them: no figure without period, basis and source."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from harness import shipped
+from harness.compare import PUBLISHED_ENERGY, Ladder, Point, energy_ratios, gap, ladder
 from harness.errors import HarnessError
 from harness.model import Figure
 from harness.report.table import Cell, Table
-from harness.reported.algebra import Quantity
-from harness.reported.comparisons import Line, spend_per_query, spend_per_revenue
-from harness.reported.records import Book
+from harness.reported.algebra import Quantity, of_fact
+from harness.reported.comparisons import COMPARISONS, Context, Line, per_query, spend_revenue
+from harness.reported.records import SHIPPED, Book, Fact, read_book
 
 COLUMNS = ("quantity", "bound", "value", "unit", "period", "basis", "status", "layer", "source")
-"""Columns of every table here: no figure stands without its period, basis and source."""
-
+Row = tuple[Cell, ...]
 TOY_PARAMETERS = 1_000_000_000
 """Below this many parameters a model is too small to stand for one that a provider serves."""
 
 
+def book(added: Iterable[Path] = ()) -> Book:
+    """The shipped facts with those of the user's own files."""
+    try:
+        mine = [(str(path), path.read_text(encoding="utf-8")) for path in added]
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarnessError(f"cannot read the facts file: {error}", "give a UTF-8 file with --facts FILE") from None
+    return read_book({name: shipped.read_text(name) for name in SHIPPED}, mine)
+
+
 def first_table(
-    book: Book,
-    run: str,
-    usd_per_query: Figure | None,
-    usd_per_million_output: Figure | None,
-    *,
-    device: str,
-    parameters: int | None,
+    c: Context, run: str, costs: Sequence[tuple[str, Figure | None]], *, device: str, parameters: int | None
 ) -> Table:
-    """Inference spend against revenue, the spend a prompt, and the measured cost of the run beside them.
+    """Inference spend against revenue, the spend a query, and the run's own `costs`, as (label, figure), beside them.
 
     `device` and `parameters` are those of the run's engine and model: a note says what they do not stand for.
     """
-    ratios = spend_per_revenue(book)
-    lines = [
-        *(Line(f"inference spend / revenue, {ratios[i].label}", ratios[i].result) for i in (0, 2, 3, 5)),
-        *(Line(f"inference spend a {x.label}", x.result) for x in spend_per_query(book)),
-    ]
-    measured = [
-        measured_row(label, figure, run)
-        for label, figure in (
-            ("measured here: cost of a query", usd_per_query),
-            ("measured here: cost of a million output tokens", usd_per_million_output),
-        )
-        if figure is not None
-    ]
-    reported, notes = rows(lines, book)
-    return Table(
-        "reported",
-        "Reported inference spend, and the cost measured here",
-        COLUMNS,
-        (*reported, *measured),
-        (*standing(device, parameters), *notes),
-    )
+    revenue, query = spend_revenue(c), per_query(c)
+    ratios = [Line(f"inference spend / {revenue[i].label}", revenue[i].result) for i in (0, 2, 3, 5)]
+    body, notes = rows([*ratios, *query[::2]], c.book)
+    mine = tuple(measured_row(label, figure, run, "this machine") for label, figure in costs if figure is not None)
+    title = "Reported inference spend, and the cost measured here"
+    return Table("reported", title, COLUMNS, (*body, *mine), (*standing(device, parameters), *notes))
 
 
 def standing(device: str, parameters: int | None) -> tuple[str, ...]:
-    """What the run cannot speak for, said plainly; empty for a GPU run of a large model."""
+    """What a run cannot speak for, said plainly; empty for a GPU run of a large model.
+
+    >>> standing("cpu", 134_515_008)
+    ("CPU figures of a 135M model say nothing about a provider's fleet: they show that the method runs.",)
+    """
     small = parameters is not None and parameters < TOY_PARAMETERS
-    size = f"a model of {parameters / 1e6:.0f}M parameters" if small and parameters is not None else "this model"
+    size = f"a {(parameters or 0) / 1e6:.0f}M model" if small else "this model"
     if device == "none":
-        return (
-            "The engine is simulated: its cost figures say nothing about any machine, nor about a provider's fleet.",
-        )
+        return ("The engine is simulated: its figures say nothing about any machine, nor about a provider's fleet.",)
     if device == "cpu":
         return (f"CPU figures of {size} say nothing about a provider's fleet: they show that the method runs.",)
-    if small:
-        return (f"Figures of {size} say little about the models that a provider serves.",)
-    return ()
+    return (f"Figures of {size} say little about the models that a provider serves.",) if small else ()
 
 
-def rows(lines: Iterable[Line], book: Book) -> tuple[tuple[tuple[Cell, ...], ...], tuple[str, ...]]:
-    """Table rows of comparison lines, and the notes that they need: stamps, assumptions, sources."""
-    body: list[tuple[Cell, ...]] = []
-    assumptions: dict[str, None] = {}
-    stamps: dict[str, None] = {}
-    used: dict[str, None] = {}
-    for item in lines:
-        if isinstance(item.result, HarnessError):
-            body.append((item.label, "", f"refused ({item.result.what})", *[""] * (len(COLUMNS) - 3)))
+def facts_table(facts: Iterable[Fact]) -> Table:
+    """The facts given, a row each; a fact in words shows its words in place of the value."""
+    body = tuple(_row(f"{fact.entity}: {fact.metric}", fact) for fact in facts)
+    return Table("facts", "Published figures", COLUMNS, body, ("`harness facts ID` prints the quote of one.",))
+
+
+def fact_text(book: Book, fact_id: str) -> str:
+    """All that is known of one fact, its quote verbatim."""
+    fact = book[fact_id]
+    said = {
+        "value": f"{of_fact(fact).text()} {fact.unit}" if fact.bound else "no number",
+        "period": fact.period,
+        "basis": ", ".join(sorted(fact.basis)),
+        "status": f"{fact.status} ({fact.layer})",
+        "source": book.source(fact_id),
+        **{name: getattr(fact, name) for name in ("cited", "wording", "quote", "gloss", "note")},
+    }
+    head = f"{fact.id}  {fact.entity}: {fact.metric}"
+    return "\n".join([head, *(f"  {name}: {text}" for name, text in said.items() if text)])
+
+
+def comparison_table(c: Context, name: str) -> Table:
+    """One of COMPARISONS, or `contradictions`, as a table. Raises HarnessError for an unknown one."""
+    if name == "contradictions":
+        found = [(item, c.book[i]) for item in c.book.contradictions for i in item.ids]
+        body = tuple(_row(f"{item.topic}: {fact.entity}, {fact.metric}", fact) for item, fact in found)
+        notes = tuple(f"{item.topic} ({', '.join(item.ids)}): {item.why}" for item in c.book.contradictions)
+        return Table(name, "Contradictions within and between the sources", COLUMNS, body, notes)
+    if name not in COMPARISONS:
+        raise HarnessError(f"unknown comparison '{name}'", f"choose one of {', '.join(COMPARISONS)}, contradictions")
+    title, lines, said = COMPARISONS[name]
+    body, notes = rows(lines(c), c.book)
+    return Table(name, title, COLUMNS, body, ((said,) if said else ()) + notes)
+
+
+def explain(c: Context, name: str) -> str:
+    """A comparison's formulas, results and assumptions, then every fact behind them with its quote."""
+    if name not in COMPARISONS:
+        used = [i for item in c.book.contradictions for i in item.ids]
+        said = [comparison_table(c, name).title, *comparison_table(c, name).notes]
+    else:
+        title, lines, _ = COMPARISONS[name]
+        said, used = [title], []
+        for line in lines(c):
+            q = line.result
+            if isinstance(q, HarnessError):
+                said.append(f"  {line.label}: refused, {q.what}")
+                continue
+            said.append(f"  {line.label} = {q.terms}: {q.text()} {q.unit_text} ({q.period}){_stamp(q)}")
+            said += [f"    taken for granted: {text}" for text in q.assumptions]
+            used += [i for i in q.ids if i in c.book.facts]
+    return "\n\n".join(["\n".join(said), *(fact_text(c.book, i) for i in sorted(set(used)))])
+
+
+def compare_tables(c: Context, points: Sequence[Point], *, published: bool) -> tuple[Table, ...]:
+    """The reported and the measured cost and energy of a query, side by side, then the gap as a ladder.
+
+    `published`: the points are published measurements, since no GPU run was given; the first line says so. The ladder
+    starts at the first point that has a cost; HarnessError where none has.
+    """
+    costed = [point for point in points if point.usd_per_query.value is not None]
+    if not costed:
+        raise HarnessError("no run given has a cost of a query", "compare a run with finished requests and a price")
+    start = costed[0]
+    over = [Line(f"cost: reported / {point.model}", gap(c, point)) for point in costed]
+    body, notes = rows([*per_query(c)[::2], *over, *energy_ratios(c, start)], c.book)
+    wh = tuple(_row(f"{c.book[i].entity}: {c.book[i].metric}", c.book[i]) for i in PUBLISHED_ENERGY)
+    mine = tuple(
+        measured_row(f"{word} a query, {point.model}", figure, point.source, point.conditions)
+        for point in points
+        for word, figure in (("cost", point.usd_per_query), ("energy", point.wh_per_query))
+        if figure is not None
+    )
+    title = "A query, reported and measured"
+    if published:
+        title = f"No GPU run given: published GPU measurements ({start.source}) stand in. {title}"
+    prices = {f"measured cost at {p.usd_per_gpu_hour:g} USD/GPU-hour" for p in points if p.usd_per_gpu_hour is not None}
+    first = Table("compare", title, COLUMNS, (*body, *wh, *mine), (*sorted(prices), *notes))
+    return first, ladder_table(ladder(c.book, gap(c, start), start), start)
+
+
+def ladder_table(steps: Ladder, start: Point) -> Table:
+    """The gap between the reported cost and a point's, factor by factor, and what the gap asks of each factor."""
+    when, terms = str(steps.gap.period or "any"), steps.gap.terms
+    whole = {"gap": steps.gap.figure("gap"), "all of them": steps.product, "left over: gap / all": steps.left}
+    ends = [
+        (label, _span(figure), figure, "", "", "ratio", when, "marginal cost", "derived", terms)
+        for label, figure in whole.items()
+    ]
+    body = [
+        (a.label, _span(by), by, _span(need), need, a.unit, when, "prior", a.status, f"{a.name}: {a.source}")
+        for a, by, need in ((rung.assumption, rung.multiplier, rung.needed) for rung in steps.rungs)
+    ]
+    notes = (
+        f"from {start.model}, {start.conditions} ({start.source})",
+        "factors are independent and lognormal with the p5 and p95 shown; NAME=LOW:HIGH changes one",
+        "needed: what the provider's value must be, p5 to p95, for the factors to multiply to the gap",
+    )
+    columns = (
+        "factor",
+        "times",
+        "times, middle",
+        "needed",
+        "needed, middle",
+        "unit",
+        "period",
+        "basis",
+        "status",
+        "source",
+    )
+    return Table("ladder", "What must be true for the two to agree", columns, (ends[0], *body, *ends[1:]), notes)
+
+
+def rows(lines: Iterable[Line], book: Book) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """Table rows of comparison lines, and the notes that they need: assumptions and sources."""
+    body: list[Row] = []
+    notes: dict[str, None] = {}
+    sources: dict[str, str] = {}
+    for label, q in ((line.label, line.result) for line in lines):
+        if isinstance(q, HarnessError):
+            body.append((label, "", f"refused ({q.what})", *[""] * (len(COLUMNS) - 3)))
             continue
-        body.append(_row(item.label, item.result))
-        assumptions.update(dict.fromkeys(item.result.assumptions))
-        stamps.update(dict.fromkeys(f"FORCED: mixes {stamp}" for stamp in item.result.stamps))
-        used.update(dict.fromkeys(item.result.ids))
-    sources = {book[i].source: book.source(i) for i in used if i in book.facts}
-    cited = tuple(text if key == text else f"source {key}: {text}" for key, text in sorted(sources.items()))
-    return tuple(body), (*stamps, *(f"taken for granted: {text}" for text in assumptions), *cited)
+        basis = (", ".join(sorted(q.basis)) or "unstated") + _stamp(q)
+        bound = q.text() if q.bound == "range" else q.bound
+        when, status, layers = str(q.period or "any"), " + ".join(q.statuses), " + ".join(q.layers)
+        body.append((label, bound, q.figure(label), q.unit_text, when, basis, status, layers, q.terms))
+        notes.update(dict.fromkeys(f"taken for granted: {text}" for text in q.assumptions))
+        known = [book[i] for i in q.ids if i in book.facts]
+        sources.update((f.source if f.source in book.sources else f.id, book.source(f.id)) for f in known)
+    return tuple(body), (*notes, *(f"source of {key}: {text}" for key, text in sorted(sources.items())))
 
 
-def measured_row(label: str, figure: Figure, run: str) -> tuple[Cell, ...]:
-    """A row for a figure of a run: its period is the run, its source the run's name."""
-    bound = "n/a" if figure.value is None else "~" if figure.low is None else f"{figure.low:.4g} to {figure.high:.4g}"
-    return (label, bound, figure, figure.unit, "this run", "price x time", figure.status, "run", run)
+def measured_row(label: str, figure: Figure, source: str, conditions: str) -> Row:
+    """A row for a figure of a run or of a published measurement, whose period is that measurement."""
+    span = _span(figure)
+    return (label, span, figure, figure.unit, "the measurement", conditions, figure.status, "measured", source)
 
 
-def _row(label: str, result: Quantity) -> tuple[Cell, ...]:
-    figure = result.figure(label)
-    bound = result.bound
-    if bound == "range":
-        bound = f"{result.low:.4g} to {result.high:.4g}"
-    basis = ", ".join(sorted(result.basis)) or "unstated"
-    if result.stamps:
-        basis += " (FORCED)"
-    when = str(result.period) if result.period is not None else "any"
-    status, layers = " + ".join(result.statuses), " + ".join(result.layers)
-    return (label, bound, figure, result.unit_text, when, basis, status, layers, result.terms)
+def _row(label: str, fact: Fact) -> Row:
+    shown: Cell = of_fact(fact).figure(fact.id) if fact.bound else fact.wording or fact.gloss
+    basis, source = ", ".join(sorted(fact.basis)), f"{fact.id} ({fact.source})"
+    return (label, fact.bound, shown, fact.unit, str(fact.period), basis, fact.status, fact.layer, source)
+
+
+def _stamp(q: Quantity) -> str:
+    return f" (FORCED: mixes {'; '.join(q.stamps)})" if q.stamps else ""
+
+
+def _span(figure: Figure) -> str:
+    if figure.value is None or figure.low is None or figure.high is None:
+        return "n/a" if figure.value is None else "~"
+    return f"{figure.low:.3g} to {figure.high:.3g}"

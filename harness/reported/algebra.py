@@ -8,36 +8,45 @@ floor in a denominator becomes a ceiling, and a `~` beside a one-sided claim lea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
 
 from harness.errors import HarnessError
 from harness.model import Figure
 from harness.reported.records import AXES, Fact, Period, unit_powers
 
+NOTHING = "its inputs bound nothing together"
+
 
 class Refused(HarnessError):
-    """Two figures that differ in a way that matters; `force` computes and stamps the result."""
+    """Two figures that differ in a way that matters; forcing computes and stamps the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """A figure with what it claims (low, high), what it is about (unit, period, basis) and what it rests on.
 
-    `value` is the best single number, None where nothing can be said. `period` None and empty `basis` belong to
-    constants and parameters. `ids` are the facts and other sources behind it; `terms` the formula in ids.
+    `period` None and empty `basis` belong to constants and parameters. + - * / are `combine` without force.
     """
 
     value: float | None
+    """The best single number: the end of a one-sided claim, a point inside a range; None where nothing can be said."""
     low: float
     high: float
-    about: bool
+    rough: bool
     """True where the value is only approximate (`~`)."""
     unit: tuple[tuple[str, int], ...]
     period: Period | None
     basis: frozenset[str]
     ids: tuple[str, ...]
+    """The facts behind it."""
     terms: str
+    """The formula, in ids and named constants."""
     statuses: tuple[str, ...]
     layers: tuple[str, ...]
     assumptions: tuple[str, ...] = ()
@@ -50,11 +59,11 @@ class Quantity:
         """The claim in one word: `=`, `>=`, `<=`, `range`, `~`, or `n/a` where nothing can be claimed."""
         if self.low == self.high:
             return "="
-        if self.about:
+        if self.rough:
             return "~"
         if math.isinf(self.high):
-            return ">=" if self.low > 0 or -math.inf < self.low < 0 else "n/a"
-        return "<=" if self.low <= 0 and (self.low == 0 or math.isinf(self.low)) else "range"
+            return "n/a" if self.low == 0 or math.isinf(self.low) else ">="
+        return "<=" if self.low == 0 or math.isinf(self.low) else "range"
 
     @property
     def unit_text(self) -> str:
@@ -63,93 +72,110 @@ class Quantity:
         under = "-".join(name for name, power in self.unit for _ in range(-power))
         return (over or ("1" if under else "ratio")) + (f"/{under}" if under else "")
 
-    def text(self, digits: int = 4) -> str:
-        """The claim and its number, for instance `<= 1.539`.
+    def text(self) -> str:
+        """The claim and its number in four digits.
 
-        >>> text = exact(2.0, "ratio", "two").text(); text
+        >>> exact(2.0, "ratio", "two").text()
         '= 2'
         """
-        bound = self.bound
-        if self.value is None or bound == "n/a":
-            return "n/a (its inputs bound nothing together)"
-        if bound == "range":
-            return f"{self.low:.{digits}g} to {self.high:.{digits}g}"
-        return f"{bound} {self.value:.{digits}g}"
+        if self.bound == "range":
+            return f"{self.low:.4g} to {self.high:.4g}"
+        return "n/a" if self.bound == "n/a" or self.value is None else f"{self.bound} {self.value:.4g}"
 
     def figure(self, name: str) -> Figure:
         """The same as a figure for tables and JSON; low and high are the ends of the claim, None where open."""
         known = self.value is not None and self.bound != "n/a"
-        ends = [end if known and math.isfinite(end) else None for end in (self.low, self.high)]
-        return Figure(
-            name,
-            self.value if known else None,
-            self.unit_text,
-            "reported" if "(" not in self.terms and " " not in self.terms else "derived",
-            low=ends[0],
-            high=ends[1],
-            reason=None if known else "its inputs bound nothing together",
-            interval=f"bound {self.bound}",
-        )
+        low, high = (end if known and math.isfinite(end) else None for end in (self.low, self.high))
+        value, reason = (self.value, None) if known else (None, NOTHING)
+        status = "reported" if self.ids == (self.terms,) else "derived"
+        return Figure(name, value, self.unit_text, status, low, high, reason=reason, interval=f"bound {self.bound}")  # type: ignore[arg-type]
+
+    def __add__(self, other: Quantity) -> Quantity:
+        return combine(self, "+", other)
+
+    def __sub__(self, other: Quantity) -> Quantity:
+        return combine(self, "-", other)
+
+    def __mul__(self, other: Quantity) -> Quantity:
+        return combine(self, "*", other)
+
+    def __truediv__(self, other: Quantity) -> Quantity:
+        return combine(self, "/", other)
 
 
-def exact(value: float, unit: str, name: str, *statuses: str) -> Quantity:
-    """A constant (no status) or a parameter, the same in every period; `name` stands for it in formulas."""
-    return Quantity(value, value, value, False, _unit(unit), None, frozenset(), (), name, statuses, ())
+def exact(value: float, unit: str, name: str, *, status: str = "", why: str = "") -> Quantity:
+    """A constant, or a parameter with its `status` and `why`; the same in every period. `name` is its formula."""
+    statuses, whys = ((status,) if status else ()), ((f"{name} = {value:g} {unit}: {why}",) if why else ())
+    return Quantity(value, value, value, False, _unit(unit), None, frozenset(), (), name, statuses, (), whys)
 
 
 def of_fact(fact: Fact) -> Quantity:
     """A fact as a quantity. Raises HarnessError for one that gives words instead of a number."""
-    low, value, high = fact.value_low, fact.value, fact.value_high
     if fact.bound == "":
         raise HarnessError(f"{fact.id} ({fact.metric}) gives no number: '{fact.wording}'", "choose a fact with a value")
-    if low is not None and high is not None:
-        value = (low + high) / 2
+    if fact.value_low is not None and fact.value_high is not None:
+        value, low, high = (fact.value_low + fact.value_high) / 2, fact.value_low, fact.value_high
     else:
-        assert value is not None
+        assert fact.value is not None
+        value = fact.value
         low = {"=": value, ">=": value, "<=": 0.0}.get(fact.bound, -math.inf)
         high = {"=": value, "<=": value}.get(fact.bound, math.inf)
-    return Quantity(
-        value,
-        low,
-        high,
-        fact.bound == "~",
-        _unit(fact.unit),
-        fact.period,
-        fact.basis - {"unstated"},
-        (fact.id,),
-        fact.id,
-        (fact.status,),
-        (fact.layer,),
-    )
+    basis, unit, by, of = fact.basis - {"unstated"}, _unit(fact.unit), (fact.status,), (fact.layer,)
+    return Quantity(value, low, high, fact.bound == "~", unit, fact.period, basis, (fact.id,), fact.id, by, of)
 
 
-def add(a: Quantity, b: Quantity, *, force: bool = False) -> Quantity:
-    """a + b; both in one unit."""
-    return _combine("+", a, b, lambda x, y: x + y, (a.low + b.low, a.high + b.high), force)
+def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quantity:
+    """a `sign` b for one of + - * /: a floor in a denominator makes a ceiling.
 
+    >>> floor = at_least(exact(2.469, "USD", "floor"))
+    >>> (exact(3.8, "USD", "spend") / floor).text()
+    '<= 1.539'
 
-def subtract(a: Quantity, b: Quantity, *, force: bool = False) -> Quantity:
-    """a - b; both in one unit."""
-    return _combine("-", a, b, lambda x, y: x - y, (a.low - b.high, a.high - b.low), force)
-
-
-def multiply(a: Quantity, b: Quantity, *, force: bool = False) -> Quantity:
-    """a * b."""
-    return _combine("*", a, b, lambda x, y: x * y, _product((a.low, a.high), (b.low, b.high)), force)
-
-
-def divide(a: Quantity, b: Quantity, *, force: bool = False) -> Quantity:
-    """a / b: a floor in `b` makes a ceiling.
-
-    >>> floor = replace(exact(2.469, "USD", "floor"), high=math.inf)
-    >>> divide(exact(3.8, "USD", "spend"), floor).text(6)
-    '<= 1.53908'
-
-    Raises HarnessError where b is zero.
+    Raises Refused where period or basis differ, both named, unless `force`, which stamps the result; where + or - would
+    mix units, always; and HarnessError for a division by zero.
     """
-    if b.value == 0 or b.low == b.high == 0:
+    stamps = mismatches(a, b)
+    if stamps and not force:
+        raise Refused(
+            f"{a.terms} {sign} {b.terms} mixes {'; '.join(stamps)}", "choose figures that match, or --force it"
+        )
+    powers = dict(a.unit)
+    if sign in "*/":
+        for name, power in b.unit:
+            powers[name] = powers.get(name, 0) + (power if sign == "*" else -power)
+    elif a.unit != b.unit:
+        raise Refused(f"{a.terms} {sign} {b.terms} mixes {a.unit_text} with {b.unit_text}", "convert one of them first")
+    if sign == "/" and (b.value == 0 or b.low == b.high == 0):
         raise HarnessError(f"{a.terms} / {b.terms} divides by zero", "leave this ratio out")
-    return _combine("/", a, b, lambda x, y: x / y, _product((a.low, a.high), _reciprocal(b.low, b.high)), force)
+    low, high = _ends(a, sign, b)
+    rough = "~" in (a.bound, b.bound) and {a.bound, b.bound} <= {"=", "~"}
+    value = None if a.value is None or b.value is None else _OPERATIONS[sign](a.value, b.value)
+    if rough:
+        low, high = -math.inf, math.inf
+    else:
+        value = _representative(value, low, high)
+    left = f"({a.terms})" if sign in "*/" and any(f" {mark} " in a.terms for mark in "+-") else a.terms
+    right = f"({b.terms})" if sign != "+" and any(f" {mark} " in b.terms for mark in "+-*/") else b.terms
+    sets = ("ids", "statuses", "layers", "assumptions")
+    joined: dict[str, Any] = {name: _union(getattr(a, name), getattr(b, name)) for name in sets}
+    unit = tuple(sorted((name, power) for name, power in powers.items() if power))
+    found = replace(
+        a, value=value, low=low, high=high, rough=rough, unit=unit, terms=f"{left} {sign} {right}", **joined
+    )
+    stamped = _union(a.stamps, b.stamps, stamps)
+    return replace(found, period=a.period or b.period, basis=a.basis | b.basis, stamps=stamped)
+
+
+def mismatches(a: Quantity, b: Quantity) -> tuple[str, ...]:
+    """The ways in which two figures do not compare: another period, or another word on one axis of the basis."""
+    found = []
+    if a.period is not None and b.period is not None and a.period != b.period:
+        found.append(f"period {a.period} with {b.period}")
+    for name, axis in AXES.items():
+        left, right = a.basis & set(axis), b.basis & set(axis)
+        if left and right and left != right:
+            found.append(f"{name} {'/'.join(sorted(left))} with {'/'.join(sorted(right))}")
+    return tuple(found)
 
 
 def held(a: Quantity, over: Period, *, by_contract: bool = False) -> Quantity:
@@ -166,14 +192,7 @@ def held(a: Quantity, over: Period, *, by_contract: bool = False) -> Quantity:
 
 def about(a: Quantity) -> Quantity:
     """`a` as an approximation only, whatever it claimed; `n/a` stays `n/a`."""
-    return a if a.bound == "n/a" else replace(a, low=-math.inf, high=math.inf, about=True)
-
-
-def rebased(a: Quantity, tags: str, why: str) -> Quantity:
-    """`a` with these basis tags instead of those on the same axes: an assumption, and recorded as one."""
-    new = frozenset(tags.split())
-    dropped = {tag for axis in AXES.values() if new & set(axis) for tag in axis}
-    return replace(a, basis=a.basis - dropped | new, assumptions=_union(a.assumptions, (why,)))
+    return a if a.bound == "n/a" else replace(a, low=-math.inf, high=math.inf, rough=True)
 
 
 def at_least(a: Quantity) -> Quantity:
@@ -181,105 +200,75 @@ def at_least(a: Quantity) -> Quantity:
     return replace(a, high=math.inf)
 
 
-def per_time(a: Quantity, word: str) -> Quantity:
-    """A flow over its own period as a mean rate per day or month; the period is kept."""
+def rebased(a: Quantity, tags: str, why: str) -> Quantity:
+    """`a` with these basis tags instead of those on the same axes: an assumption, recorded as one."""
+    new = frozenset(tags.split())
+    dropped = {tag for axis in AXES.values() if new & set(axis) for tag in axis}
+    return replace(a, basis=a.basis - dropped | new, assumptions=_union(a.assumptions, (why,)))
+
+
+def length(a: Quantity, word: str) -> Quantity:
+    """How long the period of `a` is, in that unit of time."""
     if a.period is None:
-        raise HarnessError(f"{a.terms} has no period to spread it over", "use a figure with a start and an end")
-    length = {"day": float(a.period.days), "month": a.period.months}[word]
-    return divide(a, exact(length, word, f"{length:g} {word}s"))
+        raise Refused(f"{a.terms} has no period to spread it over", "use a figure with a start and an end")
+    days, months = float(a.period.days), a.period.months
+    long = {"hour": days * 24, "day": days, "week": days / 7, "month": months, "year": months / 12}[word]
+    return exact(long, word, f"{long:g} {word}s")
 
 
 def growth(later: Quantity, earlier: Quantity) -> Quantity:
-    """later / earlier, rates of two periods, which is what a trend compares; the period names both."""
-    for a in (later, earlier):
-        if a.period is None or not any(word in dict(a.unit) for word in ("day", "month", "year")):
-            raise Refused(f"{a.terms} is no rate over a period", "spread it over its period first")
-    assert later.period is not None
-    assert earlier.period is not None
-    span = Period(earlier.period.start, later.period.end, f"{earlier.period} -> {later.period}")
-    return replace(divide(replace(later, period=span), replace(earlier, period=span)), period=span)
+    """later / earlier as mean rates over their own periods, which is what a trend compares; the period names both."""
+    a, b = (flow / length(flow, "month") for flow in (later, earlier))
+    assert a.period is not None
+    assert b.period is not None
+    span = Period(b.period.start, a.period.end, f"{b.period} -> {a.period}")
+    return replace(a, period=span) / replace(b, period=span)
 
 
-def _combine(
-    sign: str,
-    a: Quantity,
-    b: Quantity,
-    point: Callable[[float, float], float],
-    ends: tuple[float, float],
-    force: bool,
-) -> Quantity:
-    stamps = _mismatches(a, b)
-    if stamps and not force:
-        raise Refused(
-            f"{a.terms} {sign} {b.terms} mixes {'; '.join(stamps)}", "choose figures that match, or --force to stamp it"
-        )
-    powers = dict(a.unit)
-    if sign in "*/":
-        for name, power in b.unit:
-            powers[name] = powers.get(name, 0) + (power if sign == "*" else -power)
-    elif a.unit != b.unit:
-        raise Refused(
-            f"{a.terms} {sign} {b.terms} mixes units {a.unit_text} and {b.unit_text}", "convert one of them first"
-        )
-    low, high = ends
-    bounds = {a.bound, b.bound}
-    rough = "~" in bounds and bounds <= {"=", "~"}
-    value = point(a.value, b.value) if a.value is not None and b.value is not None else None
-    if rough:
-        low, high = -math.inf, math.inf
-    else:
-        value = _representative(value, low, high)
-    left = f"({a.terms})" if sign in "*/" and any(f" {mark} " in a.terms for mark in "+-") else a.terms
-    right = f"({b.terms})" if sign != "+" and any(f" {mark} " in b.terms for mark in "+-*/") else b.terms
-    return Quantity(
-        value,
-        low,
-        high,
-        rough,
-        tuple(sorted((name, power) for name, power in powers.items() if power)),
-        a.period if a.period is not None else b.period,
-        a.basis | b.basis,
-        _union(a.ids, b.ids),
-        f"{left} {sign} {right}",
-        _union(a.statuses, b.statuses),
-        _union(a.layers, b.layers),
-        _union(a.assumptions, b.assumptions),
-        _union(a.stamps, b.stamps, stamps),
-    )
+def root(a: Quantity, n: int) -> Quantity:
+    """The n-th root of a ratio of figures that cannot be negative; it keeps the bound."""
+    if a.unit or a.value is None or (a.low < 0 and not a.rough):
+        raise Refused(f"({a.terms}) ^ (1/{n}) is not of a positive ratio", "use a ratio of like figures")
+    low, high = (end if math.isinf(end) else end ** (1 / n) for end in (a.low, a.high))
+    return replace(a, value=a.value ** (1 / n), low=low, high=high, terms=f"({a.terms}) ^ (1/{n})")
 
 
-def _mismatches(a: Quantity, b: Quantity) -> tuple[str, ...]:
-    found = []
-    if a.period is not None and b.period is not None and a.period != b.period:
-        found.append(f"period {a.period} with {b.period}")
-    for name, axis in AXES.items():
-        left, right = a.basis & set(axis), b.basis & set(axis)
-        if left and right and left != right:
-            found.append(f"{name} {'/'.join(sorted(left))} with {'/'.join(sorted(right))}")
-    return tuple(found)
+def time_mean(states: Sequence[Quantity], over: Period) -> Quantity:
+    """The mean over a period of a state reported at several dates: linear between them, flat outside; only `~`.
+
+    A month or year stands for its last day.
+    """
+    joint = reduce(operator.add, (held(state, over) for state in states))
+    known = dict(sorted((s.period.end.toordinal(), s.value) for s in states if s.period and s.value is not None))
+    days = over.end.toordinal() - np.arange(over.days)
+    mean = float(np.interp(days, list(known), list(known.values())).mean())
+    names = ", ".join(state.terms for state in states)
+    said = (f"{names}: linear between their dates, flat outside",)
+    return replace(joint, value=mean, terms=f"time_mean({names})", assumptions=said)
 
 
-def _representative(value: float | None, low: float, high: float) -> float | None:
-    """The end of a one-sided claim, or the value inside a range; None where neither end is known."""
-    if math.isinf(low) and math.isinf(high):
-        return None
-    if math.isinf(high):
-        return low if low != 0 else None
-    if math.isinf(low) or low == 0:
-        return high
-    return value
+_OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
-def _product(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+def _ends(a: Quantity, sign: str, b: Quantity) -> tuple[float, float]:
+    if sign == "+":
+        return a.low + b.low, a.high + b.high
+    if sign == "-":
+        return a.low - b.high, a.high - b.low
+    low, high = b.low, b.high
+    if sign == "/":
+        if low < 0 < high:
+            return -math.inf, math.inf
+        low, high = (1 / high if high else -math.inf), (1 / low if low else math.inf)
     # 0 * infinity is 0 here: the infinity stands for every finite number above, never for itself
-    ends = [0.0 if 0 in (x, y) else x * y for x in a for y in b]
+    ends = [0.0 if 0 in (x, y) else x * y for x in (a.low, a.high) for y in (low, high)]
     return min(ends), max(ends)
 
 
-def _reciprocal(low: float, high: float) -> tuple[float, float]:
-    if low < 0 < high:
-        return -math.inf, math.inf
-    return (1 / high if high else -math.inf), (1 / low if low else math.inf)
+def _representative(value: float | None, low: float, high: float) -> float | None:
+    if math.isinf(high):
+        return None if low == 0 or math.isinf(low) else low
+    return high if low == 0 or math.isinf(low) else value
 
 
 def _unit(text: str) -> tuple[tuple[str, int], ...]:

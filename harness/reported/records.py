@@ -8,7 +8,7 @@ import math
 import re
 from calendar import monthrange
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import date, timedelta
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,6 +16,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator
 
 from harness.errors import HarnessError
+from harness.model import Status
 
 Layer = Literal["articles", "outside", "user"]
 """`articles`: the five articles and their quotes. `outside`: complementary figures. `user`: added with --facts."""
@@ -39,16 +40,14 @@ AXES: Mapping[str, tuple[str, ...]] = {
 }
 """The ways in which two figures may differ in kind; tags on one axis exclude each other."""
 
-UNITS: Mapping[str, Mapping[str, int]] = {
-    **{name: {name: 1} for name in ("USD", "EUR", "GBP", "CNY", "JPY")},
-    **{name: {name: 1} for name in ("year", "month", "week", "day", "hour", "minute", "date")},
-    **{name: {name: 1} for name in ("user", "customer", "person", "prompt", "message", "query", "request", "token")},
-    **{name: {name: 1} for name in ("Wh", "kWh", "MW", "GW", "GPU", "node")},
-    **{name: {} for name in ("fraction", "multiple", "ratio", "count", "none")},
-}
-"""Known unit words. The last five have no dimension; `none` is for rows without a number."""
-
 CURRENCIES = ("USD", "EUR", "GBP", "CNY", "JPY")
+PLAIN = ("fraction", "multiple", "ratio", "count", "none")
+"""Unit words without dimension; `none` is for rows without a number."""
+UNITS = (
+    *CURRENCIES,
+    *("year", "month", "week", "day", "hour", "minute", "date", "user", "customer", "person", "prompt", "message"),
+    *("query", "request", "token", "Mtoken", "parameter", "Wh", "kWh", "kW", "MW", "GW", "GPU", "node"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +63,22 @@ class Period:
 
     @property
     def days(self) -> int:
-        """Days in the span, both ends included; a date of a state has none and raises."""
+        """Days in the span. Raises HarnessError for the date of a state."""
         if self.start is None:
             raise HarnessError(f"'{self}' is a date, not a span of time", "use a figure with a start and an end")
         return (self.end - self.start).days + 1
 
     @property
     def months(self) -> float:
-        """Twelfths of a year that the span covers, exact for whole months.
+        """Months in the span, exact for whole ones.
 
-        >>> period("2025-01-01", "2025-09-30").months
+        >>> period("2025-01", "2025-09").months
         9.0
         """
-        _ = self.days
-        assert self.start is not None
-        whole = (self.end.year - self.start.year) * 12 + self.end.month - self.start.month
-        first = (self.start.day - 1) / monthrange(self.start.year, self.start.month)[1]
-        return whole + self.end.day / monthrange(self.end.year, self.end.month)[1] - first
+        first = self.end - timedelta(self.days - 1)
+        before = (first.day - 1) / monthrange(first.year, first.month)[1]
+        last = self.end.day / monthrange(self.end.year, self.end.month)[1]
+        return (self.end.year - first.year) * 12 + self.end.month - first.month + last - before
 
 
 def period(start: str, end: str) -> Period:
@@ -93,15 +91,12 @@ def period(start: str, end: str) -> Period:
         return Period(None, _day(end, last=True), f"as of {end}")
     first, last = _day(start, last=False), _day(end, last=True)
     if last < first:
-        raise ValueError(f"a period that ends on or after its start {start}")
+        raise ValueError(f"a date on or after period_start {start}")
     text = f"{first} to {last}"
     if first.day == 1 and (last + timedelta(1)).day == 1:
-        if (first.month, last.month) == (1, 12) and first.year == last.year:
-            text = f"{first.year}"
-        elif (first.year, first.month) == (last.year, last.month):
-            text = f"{first:%b %Y}"
-        else:
-            text = f"{first:%b}-{last:%b %Y}" if first.year == last.year else f"{first:%b %Y}-{last:%b %Y}"
+        text = f"{first:%b %Y}-{last:%b %Y}" if first.year < last.year else f"{first:%b}-{last:%b %Y}"
+        text = f"{first:%b %Y}" if first.month == last.month and first.year == last.year else text
+        text = f"{first.year}" if (last - first).days > 363 and first.year == last.year else text
     return Period(first, last, text)
 
 
@@ -114,33 +109,28 @@ def unit_powers(text: str) -> dict[str, int]:
     powers: dict[str, int] = {}
     for sign, part in zip((1, -1), text.split("/", 1), strict=False):
         for word in re.split("[-/]", part):
-            if word == "1":
-                continue
-            if word not in UNITS:
-                raise ValueError(f"words among {', '.join(UNITS)}, joined with - and /")
-            for name, power in UNITS[word].items():
-                powers[name] = powers.get(name, 0) + sign * power
+            if word not in UNITS and word not in PLAIN:
+                raise ValueError(f"words among {', '.join((*UNITS, *PLAIN))}, joined with - and /")
+            if word in UNITS:
+                powers[word] = powers.get(word, 0) + sign
     return {name: power for name, power in powers.items() if power}
 
 
 def _day(text: str, *, last: bool) -> date:
-    match = re.fullmatch(r"(\d{4})(?:-(\d{2}))?(?:-(\d{2}))?", text)
+    match = re.fullmatch(r"(\d{4})(?:-(0[1-9]|1[0-2]))?(?:-(\d{2}))?", text)
     if match is None:
         raise ValueError("a date as YYYY, YYYY-MM or YYYY-MM-DD")
-    year, month, day = (int(group) if group else None for group in match.groups())
-    assert year is not None
-    month = month or (12 if last else 1)
-    if not 1 <= month <= 12:
-        raise ValueError("a month from 01 to 12")
-    return date(year, month, day or (monthrange(year, month)[1] if last else 1))
+    year, month = int(match[1]), int(match[2] or (12 if last else 1))
+    return date(year, month, int(match[3] or (monthrange(year, month)[1] if last else 1)))
 
 
 def _number(text: str) -> float | None:
-    if not text:
-        return None
-    number = float(text)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError("a number of at least 0; name a loss by its metric, not by its sign")
+    try:
+        number = float(text) if text else None
+    except ValueError:
+        number = math.nan
+    if number is not None and not 0 <= number < math.inf:
+        raise ValueError("a number of at least 0 (a loss goes by its metric, not its sign)")
     return number
 
 
@@ -150,13 +140,10 @@ def _unit(text: str) -> str:
 
 
 def _basis(text: str) -> frozenset[str]:
-    tags = frozenset(text.split())
-    known = {tag for axis in AXES.values() for tag in axis} | {"unstated"}
-    if not tags or not tags <= known:
-        raise ValueError(f"one or more of {', '.join(sorted(known))}, separated by spaces")
-    for axis in AXES.values():
-        if len(tags & set(axis)) > 1:
-            raise ValueError(f"at most one of {', '.join(axis)}")
+    tags, known = frozenset(text.split()), {tag for axis in AXES.values() for tag in axis} | {"unstated"}
+    if not tags or not tags <= known or any(len(tags & set(axis)) > 1 for axis in AXES.values()):
+        axes = "; ".join(" or ".join(axis) for axis in AXES.values())
+        raise ValueError(f"unstated, or tags with spaces between and at most one of each group: {axes}")
     return tags
 
 
@@ -168,6 +155,7 @@ def _filled(text: str) -> str:
 
 Filled = Annotated[str, AfterValidator(_filled)]
 Number = Annotated[float | None, BeforeValidator(_number)]
+Unit = Annotated[str, AfterValidator(_unit)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True)
@@ -187,7 +175,7 @@ class Fact:
     value: Number
     value_high: Number
     bound: Bound
-    unit: Annotated[str, AfterValidator(_unit)]
+    unit: Unit
     currency: Literal["", "USD", "EUR", "GBP", "CNY", "JPY"]
     period_start: str
     period_end: str
@@ -205,14 +193,14 @@ class Fact:
         return period(self.period_start, self.period_end)
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True)
 class Source:
     """An article behind the facts: what is printed as the source of a figure."""
 
-    id: str
+    id: Filled
     language: str
-    kind: str
-    date: str
+    kind: Filled
+    date: Filled
     date_status: str
     cites: str
 
@@ -220,12 +208,42 @@ class Source:
         return f"{self.kind} ({self.language}, {self.date}, date {self.date_status}; cites {self.cites})"
 
 
+@pydantic.dataclasses.dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Facts that cannot stand side by side as they are, and why."""
+
+    topic: Filled
+    ids: Annotated[tuple[str, ...], BeforeValidator(str.split)]
+    why: Filled
+
+
+@pydantic.dataclasses.dataclass(frozen=True, slots=True)
+class Assumption:
+    """A number that no fact gives. With `low` and `high` (p5, p95) it is unknown; without them it is a what-if.
+
+    `ladder` says how a provider's value scales the cost of a measured query: by its ratio to that field of the
+    measured point, or `inverse`; empty: it does not.
+    """
+
+    name: Filled
+    label: Filled
+    low: Number
+    value: Annotated[float, BeforeValidator(_number)]
+    high: Number
+    unit: Unit
+    status: Status
+    source: Filled
+    ladder: str
+
+
 @dataclass(frozen=True, slots=True)
 class Book:
-    """All facts in force by id, and the articles that they come from."""
+    """All facts in force by id, their articles, where they contradict one another, and the assumptions beside them."""
 
     facts: Mapping[str, Fact]
     sources: Mapping[str, Source]
+    contradictions: tuple[Contradiction, ...]
+    assumptions: Mapping[str, Assumption]
 
     def __getitem__(self, fact_id: str) -> Fact:
         if fact_id not in self.facts:
@@ -237,85 +255,94 @@ class Book:
         source = self[fact_id].source
         return str(self.sources.get(source, source))
 
-    def select(
-        self,
-        *,
-        entity: str | None = None,
-        metric: str | None = None,
-        period: str | None = None,
-        status: str | None = None,
-        layer: str | None = None,
-    ) -> tuple[Fact, ...]:
-        """The facts that match every filter given; entity, metric and period match in part."""
-        for name, asked, known in (("status", status, get_args(FactStatus)), ("layer", layer, get_args(Layer))):
-            if asked is not None and asked not in known:
-                raise HarnessError(f"unknown {name} '{asked}'", f"choose one of {', '.join(known)}")
+    def select(self, *, status: str | None = None, layer: str | None = None, **parts: str | None) -> tuple[Fact, ...]:
+        """The facts of that status and layer whose entity, metric and period hold the `parts` given, in any case."""
+        for name, asked, known in (("status", status, FactStatus), ("layer", layer, Layer)):
+            if asked is not None and asked not in get_args(known):
+                raise HarnessError(f"unknown {name} '{asked}'", f"choose one of {', '.join(get_args(known))}")
+
+        def text(fact: Fact, part: str) -> str:
+            return f"{fact.period_start} {fact.period_end} {fact.period}" if part == "period" else getattr(fact, part)
+
         return tuple(
             fact
             for fact in self.facts.values()
-            if (entity is None or entity.lower() in fact.entity.lower())
-            and (metric is None or metric.lower() in fact.metric.lower())
-            and (period is None or period in f"{fact.period_start} {fact.period_end} {fact.period}")
-            and (status is None or fact.status == status)
-            and (layer is None or fact.layer == layer)
+            if fact.status == (status or fact.status) and fact.layer == (layer or fact.layer)
+            if all(asked is None or asked.lower() in text(fact, part).lower() for part, asked in parts.items())
         )
 
 
-def read_sources(text: str, file: str = "sources.csv") -> dict[str, Source]:
-    """The articles by id, from the text of a sources file."""
-    rows = _rows(text, file, Source.__dataclass_fields__)
-    return {row["id"]: Source(**row) for _, row in rows}
+SHIPPED = ("sources.csv", "contradictions.csv", "assumptions.csv", "facts.csv", "outside_facts.csv")
+"""The data files that a Book is read from."""
 
 
-def read_book(files: Iterable[tuple[str, str]], sources: Mapping[str, Source]) -> Book:
-    """The facts of several files, given as (name, text) in the order of reading, each row checked.
+def read_book(shipped: Mapping[str, str], added: Iterable[tuple[str, str]] = ()) -> Book:
+    """The Book in the texts of the SHIPPED files, by name, and of the user's own facts files, as (name, text).
 
     Raises HarnessError with file, row (the header is row 1), column, the bad value and the expected form. A fact of
-    layer `articles` must carry its quote and name an article in `sources`; ids are unique over all files.
+    layer `articles` must carry its quote and name an article; ids are unique over all files.
     """
+    sources = {source.id: source for _, source in _rows(shipped["sources.csv"], "sources.csv", Source)}
     facts: dict[str, Fact] = {}
-    for file, text in files:
-        for number, row in _rows(text, file, Fact.__dataclass_fields__):
-            fact = _fact(row, f"{file} row {number}", sources)
+    for file, text in [(name, shipped[name]) for name in SHIPPED[3:]] + list(added):
+        for where, fact in _rows(text, file, Fact):
+            _check(fact, where, sources)
             if fact.id in facts:
-                raise _refusal(f"{file} row {number}", "id", fact.id, "an id that no other row has")
+                raise _refusal(where, "id", fact.id, "an id that no other row has")
             facts[fact.id] = fact
-    return Book(facts, sources)
+    contradictions = tuple(
+        item for _, item in _rows(shipped["contradictions.csv"], "contradictions.csv", Contradiction)
+    )
+    assumptions = {item.name: item for _, item in _rows(shipped["assumptions.csv"], "assumptions.csv", Assumption)}
+    return Book(facts, sources, contradictions, assumptions)
 
 
-def _rows(text: str, file: str, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), strict=True)
-    wanted = list(columns)
-    try:
-        found = list(reader.fieldnames or ())
-        rows = list(enumerate(reader, start=2))
-    except csv.Error as error:
+def assume(book: Book, changes: Iterable[str]) -> Book:
+    """The Book with assumptions changed: NAME=VALUE makes a what-if, NAME=LOW:HIGH an interval about sqrt(LOW HIGH)."""
+    found = dict(book.assumptions)
+    for change in changes:
+        name, _, text = change.partition("=")
+        if name not in found:
+            raise HarnessError(f"unknown assumption '{name}'", f"choose one of {', '.join(found)}")
+        try:
+            low, high = (float(end) for end in (text.split(":") if ":" in text else (text, text)))
+            if not 0 < low <= high < math.inf:
+                raise ValueError
+        except ValueError:
+            raise HarnessError(f"'{change}' is no assumption", "write NAME=VALUE or NAME=LOW:HIGH, above 0") from None
+        ends = (low, high) if low < high else (None, None)
+        value, source = math.sqrt(low * high), "set by the user"
+        found[name] = replace(found[name], low=ends[0], value=value, high=ends[1], status="assumed", source=source)
+    return replace(book, assumptions=found)
+
+
+def _rows(text: str, file: str, kind: Any) -> Iterable[tuple[str, Any]]:
+    columns = [column.name for column in fields(kind)]
+    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), restkey="", strict=True)
+    if sorted(reader.fieldnames or ()) != sorted(columns):
+        wrong = set(columns) ^ set(reader.fieldnames or ())
         raise HarnessError(
-            f"{file} row {reader.line_num}: {error}", "write it as a comma-separated file in UTF-8"
-        ) from error
-    if sorted(found) != sorted(wanted):
-        wrong = [f"no column '{name}'" for name in wanted if name not in found]
-        wrong += [f"unknown column '{name}'" for name in found if name not in wanted]
-        raise HarnessError(
-            f"{file} row 1: {', '.join(wrong) or 'a column stands twice'}", f"use the columns {','.join(wanted)}"
+            f"{file} row 1: columns missing or unknown: {', '.join(sorted(wrong))}", f"use {','.join(columns)}"
         )
-    for number, row in rows:
-        if None in row or None in row.values():
-            raise HarnessError(f"{file} row {number}: not {len(wanted)} cells", "quote cells that hold a comma")
-    return rows
-
-
-def _fact(row: Mapping[str, Any], where: str, sources: Mapping[str, Source]) -> Fact:
+    number = 1
     try:
-        fact = Fact(**row)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        column = str(first["loc"][0])
-        cause = first.get("ctx", {}).get("error")
-        expected = first["msg"].removeprefix("Input should be ")
-        if isinstance(cause, ValueError):
-            expected = "a number" if "convert string to float" in str(cause) else str(cause)
-        raise _refusal(where, column, row[column], expected) from None
+        for number, row in enumerate(reader, start=2):
+            where = f"{file} row {number}"
+            if "" in row or None in row.values():
+                raise HarnessError(f"{where} has not {len(columns)} cells", "put cells that hold a comma in quotes")
+            try:
+                yield where, kind(**row)
+            except pydantic.ValidationError as error:
+                first = error.errors()[0]
+                column = str(first["loc"][0])
+                expected = str(first.get("ctx", {}).get("error") or first["msg"].removeprefix("Input should be "))
+                raise _refusal(where, column, row[column], expected) from None
+    except csv.Error as error:
+        raise HarnessError(f"{file} row {number + 1}: {error}", "write comma-separated UTF-8 text") from None
+
+
+def _check(fact: Fact, where: str, sources: Mapping[str, Source]) -> None:
+    """What one column cannot say of itself."""
     for column, start, end in (
         ("period_end", "", fact.period_end),
         ("period_start", fact.period_start, fact.period_end),
@@ -323,30 +350,21 @@ def _fact(row: Mapping[str, Any], where: str, sources: Mapping[str, Source]) -> 
         try:
             period(start, end)
         except ValueError as error:
-            raise _refusal(where, column, row[column], str(error)) from None
-    numbers = (fact.value_low, fact.value, fact.value_high)
-    needed = {"": (False, False, False), "range": (True, False, True)}.get(fact.bound, (False, True, False))
-    if tuple(number is not None for number in numbers) != needed:
-        column = "bound" if fact.bound in ("", "range") else "value"
-        raise _refusal(
-            where, column, row[column], "value for = >= ~ <=, value_low and value_high for range, none for words"
-        )
-    if fact.value_low is not None and fact.value_high is not None and fact.value_low > fact.value_high:
-        raise _refusal(where, "value_low", row["value_low"], "at most value_high")
+            raise _refusal(where, column, getattr(fact, column), str(error)) from None
+    given = [number is not None for number in (fact.value_low, fact.value, fact.value_high)]
+    if given != {"": [False] * 3, "range": [True, False, True]}.get(fact.bound, [False, True, False]):
+        form = "value with = >= ~ or <=, value_low and value_high with range, and no number with an empty bound"
+        raise _refusal(where, "bound", fact.bound, form)
+    if fact.bound == "range" and not (fact.value_low or 0) <= (fact.value_high or 0):
+        raise _refusal(where, "value_low", fact.value_low, "at most value_high")
     if (fact.unit == "none") != (fact.bound == ""):
         raise _refusal(where, "unit", fact.unit, "none where there is no number, else the number's unit")
-    if tuple(name for name in CURRENCIES if name in unit_powers(fact.unit)) != (
-        (fact.currency,) if fact.currency else ()
-    ):
-        raise _refusal(
-            where, "currency", fact.currency, f"the currency of the unit '{fact.unit}', empty where it has none"
-        )
-    if fact.layer == "articles":
-        if fact.source not in sources:
-            raise _refusal(where, "source", fact.source, f"one of {', '.join(sources)}")
-        if not fact.quote.strip():
-            raise _refusal(where, "quote", fact.quote, "the article's own words")
-    return fact
+    if "".join(name for name in CURRENCIES if name in unit_powers(fact.unit)) != fact.currency:
+        raise _refusal(where, "currency", fact.currency, f"the currency in the unit '{fact.unit}', or nothing")
+    if fact.layer == "articles" and fact.source not in sources:
+        raise _refusal(where, "source", fact.source, f"one of {', '.join(sources)}")
+    if fact.layer == "articles" and not fact.quote.strip():
+        raise _refusal(where, "quote", fact.quote, "the article's own words")
 
 
 def _refusal(where: str, column: str, value: object, expected: str) -> HarnessError:

@@ -1,0 +1,179 @@
+"""Measured against reported: the gap between what a query cost here and what the press makes of it, as a ladder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from harness.errors import HarnessError
+from harness.model import Figure, Status
+from harness.reported.algebra import Quantity, about, exact
+from harness.reported.comparisons import VOLUMES, Context, Line, as_queries, volume
+from harness.reported.records import Assumption, Book
+
+Z90 = 1.6448536269514722
+"""Half the width of a normal's p5-p95 interval, in standard deviations."""
+
+PUBLISHED_MODELS = (
+    "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8",
+    "meta-llama/Llama-3.1-405B-Instruct-FP8",
+    "meta-llama/Llama-3.3-70B-Instruct",
+    "meta-llama/Llama-3.1-8B-Instruct",
+)
+"""What stands in for a GPU run; the ladder starts at the first, a large mixture of experts."""
+
+
+PUBLISHED_ENERGY = ("X08", "X09", "X10", "X11")
+"""Published energies of a query, in Wh."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A measured place to start from: a run, or a published measurement.
+
+    `usd_per_query` and `wh_per_query` are figures of the measurement at one price, in USD/query and Wh/query;
+    `output_tokens` are those of a query; `active_parameters` and `usd_per_gpu_hour` are None where unknown.
+    """
+
+    source: str
+    """The run's name, or the data set."""
+    model: str
+    conditions: str
+    """Devices, batch, latency: what the figures are true of."""
+    usd_per_query: Figure
+    wh_per_query: Figure | None
+    output_tokens: float | None
+    active_parameters: float | None
+    usd_per_gpu_hour: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One factor of the gap: its multiplier before the gap is seen, and the value that the gap then asks of it."""
+
+    assumption: Assumption
+    multiplier: Figure
+    needed: Figure
+    """In the assumption's own unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """The gap, its factors, what they multiply to (p5-p95), and what they leave unexplained (gap / product)."""
+
+    gap: Quantity
+    rungs: tuple[Rung, ...]
+    product: Figure
+    left: Figure
+
+
+def published_points(text: str, usd_per_gpu_hour: float, *, p99_itl_s: float = 0.2) -> tuple[Point, ...]:
+    """Points from ML.ENERGY's table of H100 measurements: for each model the most tokens/s a GPU within the latency.
+
+    `text` has the data set's own columns; chat requests only. USD a query = output length x GPUs x price / (3600 x
+    tokens/s); Wh a query is that of the GPUs alone. One run each: no interval.
+    """
+    best: dict[str, dict[str, str]] = {}
+    for row in csv.DictReader(io.StringIO(text)):
+        if row["task"] != "lm-arena-chat" or float(row["p99_itl_ms"]) > p99_itl_s * 1000:
+            continue
+        model = row["model_id"]
+        if model in PUBLISHED_MODELS and (model not in best or _per_gpu(row) > _per_gpu(best[model])):
+            best[model] = row
+    return tuple(_published(best[model], usd_per_gpu_hour) for model in PUBLISHED_MODELS if model in best)
+
+
+def reported_per_query(c: Context) -> Quantity:
+    """Inference spend a query over the latest period, at the time mean of the reported volumes."""
+    spend, reported = VOLUMES[-1]
+    return c.fact(spend) / as_queries(volume(c, spend, reported))
+
+
+def gap(c: Context, point: Point) -> Quantity:
+    """Reported over measured cost of a query. Raises HarnessError for a point without a cost."""
+    return reported_per_query(c) / measured(point.usd_per_query, point)
+
+
+def energy_ratios(c: Context, point: Point) -> tuple[Line, ...]:
+    """Published Wh a query over the measured, where the point has any."""
+    if point.wh_per_query is None or point.wh_per_query.value is None:
+        return ()
+    here = measured(point.wh_per_query, point)
+    return tuple(Line(f"energy: {c.book[i].entity} / {point.model}", c.fact(i) / here) for i in PUBLISHED_ENERGY)
+
+
+def measured(figure: Figure, point: Point) -> Quantity:
+    """A figure of a point as a quantity that names it; `~`, as every measurement is."""
+    if figure.value is None:
+        raise HarnessError(f"{figure.name} is {figure.text()}", "compare a run that has it")
+    number = exact(figure.value, figure.unit, point.source, status=figure.status)
+    return replace(about(number), ids=(point.source,), layers=("measured",))
+
+
+def ladder(book: Book, wanted: Quantity, point: Point) -> Ladder:
+    """The factors between a measured and a reported cost, and what each must be for them to multiply to the gap.
+
+    Each factor is lognormal with the p5 and p95 of its assumption: ln f_i ~ N(m_i, s_i). Given that they add up to ln
+    gap, factor i has mean m_i + s_i^2 / S (ln gap - sum m) and variance s_i^2 (1 - s_i^2 / S), with S = sum s_i^2: the
+    exact posterior of independent normals under a linear constraint. A factor that the point cannot tell (no active
+    parameters) is n/a and left out. Raises HarnessError where the gap has no value.
+    """
+    if wanted.value is None or wanted.value <= 0:
+        raise HarnessError(f"the gap {wanted.terms} is {wanted.text()}", "choose a reported figure with a value")
+    factors = [a for a in book.assumptions.values() if a.ladder]
+    logs = {a.name: known for a in factors if (known := _log_factor(a, point)) is not None}
+    total, spread = sum(mean for mean, _, _ in logs.values()), sum(sd**2 for _, sd, _ in logs.values())
+    missing = math.log(wanted.value) - total
+    rungs = []
+    for a in factors:
+        if a.name not in logs:
+            none = Figure(a.name, None, a.unit, a.status, reason=f"{point.source} does not tell its {a.ladder}")
+            rungs.append(Rung(a, none, none))
+            continue
+        mean, sd, scale = logs[a.name]
+        share = sd**2 / spread if spread else 0.0
+        after, rest = mean + share * missing, sd * math.sqrt(1 - share)
+        sign = -1 if a.ladder == "inverse" else 1
+        needed = _interval(a.name, a.unit, "derived", sign * (after - scale), rest)
+        rungs.append(Rung(a, _interval(a.name, "ratio", a.status, mean, sd), needed))
+    product = _interval("product", "ratio", "derived", total, math.sqrt(spread))
+    return Ladder(wanted, tuple(rungs), product, _interval("left", "ratio", "derived", missing, math.sqrt(spread)))
+
+
+def _log_factor(a: Assumption, point: Point) -> tuple[float, float, float] | None:
+    """Mean and standard deviation of ln factor, and the log that turns the assumption's unit into a factor."""
+    sign, scale = -1, 0.0
+    if a.ladder != "inverse":
+        known: float | None = getattr(point, a.ladder)
+        if known is None:
+            return None
+        sign, scale = 1, -math.log(known)
+    low, high = (math.log(a.value if end is None else end) for end in (a.low, a.high))
+    return sign * (low + high) / 2 + scale, (high - low) / (2 * Z90), scale
+
+
+def _interval(name: str, unit: str, status: Status, mean: float, sd: float) -> Figure:
+    low, value, high = (math.exp(mean + k * Z90 * sd) for k in (-1, 0, 1))
+    return Figure(name, value, unit, status, low, high, interval="p5-p95")
+
+
+def _per_gpu(row: Mapping[str, str]) -> float:
+    return float(row["output_throughput_tokens_per_sec"]) / int(row["num_gpus"])
+
+
+def _published(row: Mapping[str, str], price: float) -> Point:
+    tokens = float(row["avg_output_len"])
+    gpus = f"{row['num_gpus']} x {row['gpu_model']}"
+    return Point(
+        row["source"],
+        row["model_id"].split("/")[-1],
+        f"{gpus}, batch {row['max_num_seqs']}, p99 ITL {float(row['p99_itl_ms']):.0f} ms",
+        Figure("usd_per_query", tokens / _per_gpu(row) * price / 3600, "USD/query", "published", n=1),
+        Figure("wh_per_query", float(row["energy_per_request_joules"]) / 3600, "Wh/query", "published", n=1),
+        tokens,
+        float(row["activated_params_billions"]) * 1e9,
+        price,
+    )
