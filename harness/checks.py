@@ -1,0 +1,103 @@
+"""Doubts about a run, as data. docs/findings.md says of each code what it means and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from harness.model import Finding, Summary
+from harness.stats import least_n
+from harness.summary import Times, times
+
+FAILED_SHARE = 0.01
+"""Share of failed requests above which the others had an easier time of it."""
+LAG_SHARE = 0.1
+"""Share of a latency's p99 above which the harness's own delay colours it."""
+GROUPED_SHARE = 0.1
+"""Share of gaps between tokens that may go unseen before ITL says little."""
+
+
+def check(
+    requests: pd.DataFrame, summary: Summary, *, asked: int | None, ignore_eos: bool, warmup_requests: int
+) -> tuple[Finding, ...]:
+    """The findings of a run, serious ones first.
+
+    `requests` and `summary` belong together. `asked` is how many requests the workload wanted (None: as many as fit its
+    duration), `ignore_eos` whether it fixed the output lengths, `warmup_requests` how many came before that.
+    """
+    seen = times(requests, summary.state)
+    found = (
+        *_conduct(seen, summary, asked, warmup_requests),
+        *_tokens(requests, seen, summary, ignore_eos),
+        *_lag(requests, seen, summary),
+    )
+    return tuple(sorted(found, key=lambda finding: not finding.serious))
+
+
+def _conduct(seen: Times, summary: Summary, asked: int | None, warmup_requests: int) -> Iterator[Finding]:
+    """Of the run as a whole: whether it ended, what failed, whether there was enough of it."""
+    done, failed = int(seen.completed.sum()), int(seen.failed.sum())
+    cut = len(seen.completed) - done - failed
+    if summary.state != "complete":
+        text = f"the run is {summary.state}: {done}{'' if asked is None else f' of {asked}'} requests completed"
+        if cut > 0:
+            text += f"; {cut} were cut off, so short answers count for more than their share"
+        yield Finding("incomplete", text, "measure it again to the end before you quote a figure", serious=True)
+    if failed > FAILED_SHARE * (done + failed):
+        kinds = ", ".join(f"{kind} {count}" for kind, count in summary.errors.items())
+        text = f"{failed / (done + failed):.1%} of the requests failed ({kinds}) and left the others more room"
+        yield Finding("failed-requests", text, "read error_text in requests.parquet, and engine.log", serious=True)
+    if 0 < done < (needs := least_n(0.99)):
+        text = f"{done} completed requests are too few to bound a p99, which needs {needs}"
+        yield Finding("few-requests", text, f"set requests.count={needs} or more, or quote a lower percentile")
+    if warmup_requests == 0 and summary["duration_s"].status != "simulated":
+        text = "no request warmed the engine up, so the first ones pay for compilation and cold caches"
+        yield Finding("no-warmup", text, "set warmup.requests=1 or more")
+
+
+def _tokens(requests: pd.DataFrame, seen: Times, summary: Summary, ignore_eos: bool) -> Iterator[Finding]:
+    """Of what was asked against what was got, and of who counted it."""
+    read, read_asked, counted, asked = (
+        requests[column].to_numpy(float, na_value=np.nan)[seen.completed]
+        for column in ("input_tokens", "input_asked", "output_tokens", "output_asked")
+    )
+    got, arrived = (seen.each[column].to_numpy()[seen.completed] for column in ("output_tokens", "arrived_tokens"))
+    if ignore_eos and (short := got < asked).any():
+        lost = 1 - got[short].sum() / asked[short].sum()
+        text = f"{short.sum()} of {len(got)} answers are shorter than asked, by {lost:.0%} in all"
+        advice = "check that the engine honours ignore_eos and has room for the length"
+        yield Finding("short-output", text, advice, serious=True)
+    if (differs := ~np.isnan(read) & (read != read_asked)).any():
+        text = f"the engine read {read[differs].sum():.0f} input tokens where {read_asked[differs].sum():.0f} were sent"
+        yield Finding("input-differs", text, "check whether it adds special tokens or cuts long prompts")
+    if (differs := ~np.isnan(counted) & (counted != arrived)).any():
+        text = (
+            f"the engine counts {counted[differs].sum():.0f} output tokens where {arrived[differs].sum():.0f} arrived"
+        )
+        yield Finding("count-differs", text, "trust no rate or TPOT before you know which is right", serious=True)
+    unseen = summary["unseen_gaps"].value
+    if unseen is not None and unseen > GROUPED_SHARE:
+        text = f"{unseen:.0%} of the gaps between tokens went unseen: the engine hands out several tokens at a time"
+        yield Finding("grouped-tokens", text, "read ITL as the time between arrivals, and judge speed by TPOT")
+    cached, total = summary["cached_tokens"].value, summary["input_tokens.got"].value
+    if cached is not None and total is not None and cached > 0:
+        text = f"a prefix cache supplied {cached / total:.0%} of the input tokens"
+        yield Finding("cached-input", text, "switch the prefix cache off, or say so beside the figures")
+
+
+def _lag(requests: pd.DataFrame, seen: Times, summary: Summary) -> Iterator[Finding]:
+    """Of the harness's own delay. A burst before the first token delays no token: against ITL only later lag counts."""
+    lag_s, scheduled_s = seen.each["lag_s"], requests["scheduled_s"]
+    streaming = scheduled_s > (scheduled_s + seen.each["first_response_s"]).min()
+    for name, lags_s in (("TTFT", lag_s), ("ITL", lag_s[streaming])):
+        latency_s, late_s = summary[f"{name.lower()}_s.p99"].value, float(lags_s.quantile(0.99))
+        if latency_s is not None and late_s > LAG_SHARE * latency_s:
+            text = (
+                f"the harness sent late: lag p99 is {late_s * 1e3:.3g} ms, {late_s / latency_s:.0%} of the {name} p99"
+            )
+            yield Finding(
+                "lag", text, "lower the load, free a core for the harness, or raise load.max_in_flight where it is set"
+            )
+            return

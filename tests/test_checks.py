@@ -1,0 +1,125 @@
+"""Every finding, provoked and not; and no finding on a run that is as it should be."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import checks, store
+from harness.model import Finding, Record
+from harness.summary import summarise
+
+
+def record(index: int, **changes: Any) -> Record:
+    """Request `index` of a closed loop: sent 0.1 ms late, first token after 0.1 s, 8 tokens 10 ms apart."""
+    due = index * 0.2
+    sent = due + 0.0001
+    arrival_s = tuple(sent + 0.1 + 0.01 * k for k in range(8))
+    plain = Record(index, due, sent, arrival_s[-1], arrival_s, (1,) * 8, 16, 8, 16, 8, 0, "length")
+    return replace(plain, **changes)
+
+
+GOOD = [record(i) for i in range(300)]
+
+
+def changed(count: int, **changes: Any) -> list[Record]:
+    """The good run with its last `count` requests changed."""
+    return [*GOOD[:-count], *(replace(old, **changes) for old in GOOD[-count:])] if count else GOOD
+
+
+def late(seconds: float) -> list[Record]:
+    """The good run with every request sent later than it was due; its tokens come later with it."""
+    return [replace(record(i), scheduled_s=i * 0.2 - seconds) for i in range(300)]
+
+
+def check(
+    records: Sequence[Record],
+    state: str = "complete",
+    simulated: bool = False,
+    asked: int | None = 300,
+    ignore_eos: bool = True,
+    warmup_requests: int = 1,
+) -> tuple[Finding, ...]:
+    frame = store.frame(list(records))
+    summary = summarise("r", state, frame, {}, simulated)
+    return checks.check(frame, summary, asked=asked, ignore_eos=ignore_eos, warmup_requests=warmup_requests)
+
+
+def test_a_good_run_has_no_findings() -> None:
+    assert check(GOOD) == ()
+
+
+GROUPED = {"arrival_s": (50.0, 50.01), "arrival_tokens": (1, 7), "sent_s": 49.9, "end_s": 50.01}
+
+PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    # code, a run that has it, the nearest run that has not
+    ("incomplete", {"records": GOOD, "state": "interrupted"}, {"records": GOOD}),
+    (
+        "failed-requests",
+        {"records": [*GOOD, *(record(300 + i, error="rejected") for i in range(4))]},  # 4 of 304 is above 1%
+        {"records": [*GOOD, *(record(300 + i, error="rejected") for i in range(3))]},
+    ),
+    ("few-requests", {"records": GOOD[:298]}, {"records": GOOD[:299]}),
+    ("no-warmup", {"records": GOOD, "warmup_requests": 0}, {"records": GOOD, "warmup_requests": 1}),
+    (
+        "short-output",
+        {"records": changed(1, output_asked=9)},
+        {"records": changed(1, output_asked=9), "ignore_eos": False},
+    ),
+    ("input-differs", {"records": changed(1, input_tokens=17)}, {"records": changed(1, input_tokens=None)}),
+    ("count-differs", {"records": changed(1, output_tokens=9)}, {"records": changed(1, output_tokens=None)}),
+    ("grouped-tokens", {"records": changed(40, **GROUPED)}, {"records": changed(30, **GROUPED)}),  # 6/7 of them unseen
+    ("cached-input", {"records": changed(1, cached_tokens=8)}, {"records": changed(1, cached_tokens=0)}),
+    ("lag", {"records": late(0.02)}, {"records": late(0.0005)}),  # 20% and 0.6% of a TTFT of 100 ms
+]
+
+
+@pytest.mark.parametrize(("code", "has", "has_not"), PROVOKED, ids=[code for code, _, _ in PROVOKED])
+def test_each_finding_is_provoked_and_is_not(code: str, has: dict[str, Any], has_not: dict[str, Any]) -> None:
+    assert [finding.code for finding in check(**has)] == [code]
+    assert check(**has_not) == ()
+
+
+def test_small_lag_counts_against_itl_only_once_tokens_flow() -> None:
+    (steady,) = check(late(0.003))
+    assert steady.text == "the harness sent late: lag p99 is 3.1 ms, 31% of the ITL p99"
+    burst = [replace(late(0.003)[0], index=i) for i in range(20)]  # all due before any token
+    assert check([*burst, *GOOD[20:]]) == ()
+
+
+def test_a_simulated_engine_needs_no_warm_up() -> None:
+    assert check(GOOD, simulated=True, warmup_requests=0) == ()
+
+
+def test_serious_findings_come_first_and_say_what_was_seen() -> None:
+    found = check(changed(30, error="timeout", cached_tokens=8)[100:], "interrupted", asked=None, warmup_requests=0)
+    assert [(finding.code, finding.serious) for finding in found] == [
+        ("incomplete", True),
+        ("failed-requests", True),
+        ("few-requests", False),
+        ("no-warmup", False),
+    ]
+    assert found[0].text == "the run is interrupted: 170 requests completed"
+    assert found[1].text.startswith("15.0% of the requests failed (timeout 30)")
+
+
+def test_requests_cut_off_are_said_to_bias_the_rest_and_do_not_count_as_failed() -> None:
+    found = check(changed(30, error="aborted"), "interrupted")
+    assert [finding.code for finding in found] == ["incomplete", "few-requests"]
+    assert found[0].text.startswith("the run is interrupted: 270 of 300 requests completed; 30 were cut off")
+
+
+@pytest.mark.parametrize("records", [[], [record(0, error="rejected")], [record(0, end_s=math.nan)]])
+def test_runs_without_success_are_checked_without_a_crash(records: list[Record]) -> None:
+    assert {finding.code for finding in check(records, "failed")} <= {"incomplete", "failed-requests"}
+
+
+def test_every_code_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "findings.md").read_text()
+    assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == sorted(code for code, _, _ in PROVOKED)
