@@ -70,7 +70,7 @@ def list_workloads() -> tuple[Listed, ...]:
     for name, path in sorted(_workload_files().items()):
         try:
             workload = read_workload(str(path))
-            cells = [_in_short(part.model_dump(exclude_defaults=True)) for part in (workload.requests, workload.load)]
+            cells = [in_short(part.model_dump(exclude_defaults=True)) for part in (workload.requests, workload.load)]
             rows.append(Listed(name, workload.description, *cells))
         except HarnessError as error:
             rows.append(Listed(name, f"not usable: {error.what}", "", ""))
@@ -159,12 +159,12 @@ def _text(path: Path) -> str:
         raise HarnessError(f"cannot read {path}: {error}", "give a readable UTF-8 text file") from None
 
 
-def _in_short(spec: Mapping[str, Any]) -> str:
+def in_short(spec: Mapping[str, Any]) -> str:
     """What a workload says there, in a line: `count 16, input_tokens 64`; the kind of a shape or distribution alone."""
     parts = []
     for key, value in spec.items():
         if isinstance(value, dict):
-            value = value.get("tokens", f"({_in_short(value)})")
+            value = value.get("tokens", f"({in_short(value)})")
         shown = f"{value:g}" if isinstance(value, float) else str(value)
         parts.append(shown if key in ("shape", "distribution") else f"{key} {shown}")
     return ", ".join(parts)
