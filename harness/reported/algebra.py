@@ -131,8 +131,8 @@ def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quan
     >>> (exact(3.8, "USD", "spend") / floor).text()
     '<= 1.539'
 
-    Raises Refused where period or basis differ, both named, unless `force`, which stamps the result; where + or - would
-    mix units, always; and HarnessError for a division by zero.
+    Raises Refused where period or basis differ, both named, unless `force`, which stamps the result and leaves it no
+    more than `~`; where + or - would mix units, always; and HarnessError for a division by zero.
     """
     stamps = mismatches(a, b)
     if stamps and not force:
@@ -162,8 +162,9 @@ def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quan
     found = replace(
         a, value=value, low=low, high=high, rough=rough, unit=unit, terms=f"{left} {sign} {right}", **joined
     )
-    stamped = _union(a.stamps, b.stamps, stamps)
-    return replace(found, period=a.period or b.period, basis=a.basis | b.basis, stamps=stamped)
+    every = _union(a.stamps, b.stamps, stamps)
+    found = replace(found, period=a.period or b.period, basis=a.basis | b.basis, stamps=every)
+    return about(found) if stamps else found
 
 
 def mismatches(a: Quantity, b: Quantity) -> tuple[str, ...]:

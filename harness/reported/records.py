@@ -33,7 +33,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "share": ("net", "gross"),
     "payment": ("cash", "non-cash"),
     "accounting": ("recognised", "run-rate"),
-    "time": ("stock", "flow"),
+    "time": ("stock", "flow", "run-rate"),
     "compute": ("inference", "training", "total-compute"),
     "activity": ("daily", "weekly", "monthly"),
     "valuation": ("pre-money", "post-money"),
@@ -117,7 +117,7 @@ def unit_powers(text: str) -> dict[str, int]:
 
 
 def _day(text: str, *, last: bool) -> date:
-    match = re.fullmatch(r"(\d{4})(?:-(0[1-9]|1[0-2]))?(?:-(\d{2}))?", text)
+    match = re.fullmatch(r"(\d{4})(?:-(0[1-9]|1[0-2])(?:-(\d{2}))?)?", text)
     if match is None:
         raise ValueError("a date as YYYY, YYYY-MM or YYYY-MM-DD")
     year, month = int(match[1]), int(match[2] or (12 if last else 1))
@@ -343,12 +343,14 @@ def _rows(text: str, file: str, kind: Any) -> Iterable[tuple[str, Any]]:
 
 def _check(fact: Fact, where: str, sources: Mapping[str, Source]) -> None:
     """What one column cannot say of itself."""
-    for column, start, end in (
-        ("period_end", "", fact.period_end),
-        ("period_start", fact.period_start, fact.period_end),
+    start, end = fact.period_start, fact.period_end
+    for column, first, last in (
+        ("period_end", "", end),
+        ("period_start", start, start or end),
+        ("period_end", start, end),
     ):
         try:
-            period(start, end)
+            period(first, last)
         except ValueError as error:
             raise _refusal(where, column, getattr(fact, column), str(error)) from None
     given = [number is not None for number in (fact.value_low, fact.value, fact.value_high)]
