@@ -25,6 +25,7 @@ app = typer.Typer(
 
 Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_RESULTS", help="Directory that holds the runs.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any key; repeatable.")]
+Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")]
 RESULTS = Path("results")
 
 
@@ -37,7 +38,7 @@ def run(
     out: Annotated[
         Path, typer.Option(envvar="HARNESS_RESULTS", help="Directory that gets the run's directory.")
     ] = RESULTS,
-    scenario: Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")] = None,
+    scenario: Scenario = None,
 ) -> None:
     """Measure a workload once; store the run, then print its report."""
     from harness import run as measuring
@@ -66,11 +67,12 @@ def report(
     ] = "latest",
     root: Root = RESULTS,
     format_: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
+    scenario: Scenario = None,
 ) -> None:
     """Print a stored run's figures, cost, and position against the reported figures."""
     from harness import store
 
-    _report(store.find(reference, root), format_)
+    _report(store.find(reference, root), format_, scenario)
 
 
 @app.command("list")
@@ -84,12 +86,12 @@ def list_(
     typer.echo(text.render([lists.TABLES[what](root)]), nl=False)
 
 
-def _report(directory: Path, format_: Literal["text", "json"]) -> Run:
-    from harness import report as reporting
+def _report(directory: Path, format_: Literal["text", "json"], scenario: str | None = None) -> Run:
     from harness import store
+    from harness.report import document
 
     stored = store.read(directory)
-    typer.echo(reporting.render(stored, format_), nl=False)
+    typer.echo(document.render(stored, format_, scenario), nl=False)
     return stored
 
 

@@ -1,0 +1,76 @@
+"""A stored run as one document: its figures, cost, position against the reported figures, findings and environment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from harness import checks, store
+from harness.model import Summary
+from harness.report import economics, json, reported, tables, text
+from harness.report.table import Table
+from harness.reported.comparisons import Context
+from harness.store import Run
+from harness.summary import summarise
+
+COSTS = {
+    "usd_per_query": "measured here: cost of a query",
+    "usd_per_million_output_tokens": "measured here: cost of a million output tokens",
+}
+"""Cost figures that stand beside the reported ones -> their label there."""
+
+
+def summary_of(run: Run) -> Summary:
+    """The run's stored summary, or else one made now and stored where the directory can be written."""
+    stored = store.read_summary(run.directory)
+    if stored is not None and stored.state == run.file.state:
+        return stored
+    workload = run.file.workload
+    made = summarise(run.file.id, run.file.state, run.requests, workload.get("objectives", {}), run.simulated)
+    asked = workload.get("requests", {})
+    findings = checks.check(
+        run.requests,
+        made,
+        asked=asked.get("count"),
+        ignore_eos=asked.get("ignore_eos", True),
+        warmup_requests=workload.get("warmup", {}).get("requests", 0),
+    )
+    made = replace(made, findings=findings)
+    if run.file.state != "running":
+        store.write_summary(run.directory, made)
+    return made
+
+
+def document(run: Run, scenario: str | None = None) -> tuple[list[Table], Summary]:
+    """Every table of the run in reading order, and the summary that they were made from.
+
+    `scenario`: a shipped cost scenario or a file; None: the workload's own, or else the device's default.
+    """
+    summary = summary_of(run)
+    *measured, environment = tables.tables(run.file, summary)
+    return [*measured, *_money(run, summary, scenario or run.file.workload.get("scenario")), environment], summary
+
+
+def render(run: Run, format_: Literal["text", "json"], scenario: str | None = None) -> str:
+    """The document in one of the formats."""
+    made, summary = document(run, scenario)
+    return text.render(made) if format_ == "text" else json.render(made, [summary])
+
+
+def _money(run: Run, summary: Summary, scenario: str | None) -> list[Table]:
+    """Cost, assumptions, and the reported figures; of a run that never started, the reported figures alone."""
+    engine = run.file.engine or {}
+    made: list[Table] = []
+    beside = []
+    if run.file.engine is not None:
+        costs = economics.costs(run.file, summary, scenario)
+        made += economics.cost_tables(costs)
+        beside = [(label, figure) for figure in costs.figures if (label := COSTS.get(figure.name))]
+    first = reported.first_table(
+        Context(reported.book()),
+        run.file.id,
+        beside,
+        device=engine.get("device", "none"),
+        parameters=engine.get("model", {}).get("parameters"),
+    )
+    return [*made, first]
