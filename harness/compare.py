@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from harness.errors import HarnessError
 from harness.model import Figure, Status
 from harness.reported.algebra import Quantity, about, exact
-from harness.reported.comparisons import VOLUMES, Context, Line, as_queries, volume
+from harness.reported.comparisons import VOLUMES, Context, as_queries, volume
 from harness.reported.records import Assumption, Book
 
 Z90 = 1.6448536269514722
@@ -95,14 +95,6 @@ def reported_per_query(c: Context) -> Quantity:
 def gap(c: Context, point: Point) -> Quantity:
     """Reported over measured cost of a query. Raises HarnessError for a point without a cost."""
     return reported_per_query(c) / measured(point.usd_per_query, point)
-
-
-def energy_ratios(c: Context, point: Point) -> tuple[Line, ...]:
-    """Published Wh a query over the measured, where the point has any."""
-    if point.wh_per_query is None or point.wh_per_query.value is None:
-        return ()
-    here = measured(point.wh_per_query, point)
-    return tuple(Line(f"energy: {c.book[i].entity} / {point.model}", c.fact(i) / here) for i in PUBLISHED_ENERGY)
 
 
 def measured(figure: Figure, point: Point) -> Quantity:

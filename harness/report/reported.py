@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness import shipped
-from harness.compare import PUBLISHED_ENERGY, Ladder, Point, energy_ratios, gap, ladder
+from harness.compare import PUBLISHED_ENERGY, Ladder, Point, gap, ladder
 from harness.errors import HarnessError
 from harness.model import Figure
 from harness.report.table import Cell, Table
@@ -95,22 +96,18 @@ def comparison_table(c: Context, name: str) -> Table:
 
 
 def explain(c: Context, name: str) -> str:
-    """A comparison's formulas, results and assumptions, then every fact behind them with its quote."""
-    if name not in COMPARISONS:
-        used = [i for item in c.book.contradictions for i in item.ids]
-        said = [comparison_table(c, name).title, *comparison_table(c, name).notes]
-    else:
-        title, lines, _ = COMPARISONS[name]
-        said, used = [title], []
-        for line in lines(c):
-            q = line.result
-            if isinstance(q, HarnessError):
-                said.append(f"  {line.label}: refused, {q.what}")
-                continue
-            said.append(f"  {line.label} = {q.terms}: {q.text()} {q.unit_text} ({q.period}){_stamp(q)}")
+    """A comparison's formulas, results and assumptions, then every fact that they name with its quote."""
+    table = comparison_table(c, name)
+    said = [table.title, *(() if name in COMPARISONS else table.notes)]
+    for label, q in ((line.label, line.result) for line in (COMPARISONS[name][1](c) if name in COMPARISONS else ())):
+        if isinstance(q, HarnessError):
+            said.append(f"  {label}: refused, {q.what}")
+        else:
+            said.append(f"  {label} = {q.terms}: {q.text()} {q.unit_text} ({q.period}){_stamp(q)}")
             said += [f"    taken for granted: {text}" for text in q.assumptions]
-            used += [i for i in q.ids if i in c.book.facts]
-    return "\n\n".join(["\n".join(said), *(fact_text(c.book, i) for i in sorted(set(used)))])
+    text = "\n".join(said)
+    named = set(re.findall(r"[\w.-]+", text))
+    return "\n\n".join([text, *(fact_text(c.book, i) for i in c.book.facts if i in named)])
 
 
 def compare_tables(c: Context, points: Sequence[Point], *, published: bool) -> tuple[Table, ...]:
@@ -123,53 +120,36 @@ def compare_tables(c: Context, points: Sequence[Point], *, published: bool) -> t
     if not costed:
         raise HarnessError("no run given has a cost of a query", "compare a run with finished requests and a price")
     start = costed[0]
-    over = [Line(f"cost: reported / {point.model}", gap(c, point)) for point in costed]
-    body, notes = rows([*per_query(c)[::2], *over, *energy_ratios(c, start)], c.book)
-    wh = tuple(_row(f"{c.book[i].entity}: {c.book[i].metric}", c.book[i]) for i in PUBLISHED_ENERGY)
-    mine = tuple(
-        measured_row(f"{word} a query, {point.model}", figure, point.source, point.conditions)
-        for point in points
-        for word, figure in (("cost", point.usd_per_query), ("energy", point.wh_per_query))
-        if figure is not None
-    )
+    over = [Line(f"reported / {point.model}", gap(c, point)) for point in costed]
+    body, notes = rows([*per_query(c)[::2], *over], c.book)
+    usd = [measured_row(f"cost, {p.model}", p.usd_per_query, p.source, p.conditions) for p in points]
+    wh = [measured_row(f"energy, {p.model}", p.wh_per_query, p.source, p.conditions) for p in points if p.wh_per_query]
+    said = [_row(f"{c.book[i].entity}: {c.book[i].metric}", c.book[i]) for i in PUBLISHED_ENERGY]
     title = "A query, reported and measured"
     if published:
         title = f"No GPU run given: published GPU measurements ({start.source}) stand in. {title}"
     prices = {f"measured cost at {p.usd_per_gpu_hour:g} USD/GPU-hour" for p in points if p.usd_per_gpu_hour is not None}
-    first = Table("compare", title, COLUMNS, (*body, *wh, *mine), (*sorted(prices), *notes))
+    first = Table("compare", title, COLUMNS, (*usd, *body, *wh, *said), (*sorted(prices), *notes))
     return first, ladder_table(ladder(c.book, gap(c, start), start), start)
 
 
 def ladder_table(steps: Ladder, start: Point) -> Table:
     """The gap between the reported cost and a point's, factor by factor, and what the gap asks of each factor."""
-    when, terms = str(steps.gap.period or "any"), steps.gap.terms
+    when, basis = str(steps.gap.period or "any"), ", ".join(sorted(steps.gap.basis))
     whole = {"gap": steps.gap.figure("gap"), "all of them": steps.product, "left over: gap / all": steps.left}
-    ends = [
-        (label, _span(figure), figure, "", "", "ratio", when, "marginal cost", "derived", terms)
-        for label, figure in whole.items()
-    ]
+    tail = ("ratio", when, basis, "derived", steps.gap.terms)
+    first, *last = [(label, figure, "", *tail) for label, figure in whole.items()]
     body = [
-        (a.label, _span(by), by, _span(need), need, a.unit, when, "prior", a.status, f"{a.name}: {a.source}")
-        for a, by, need in ((rung.assumption, rung.multiplier, rung.needed) for rung in steps.rungs)
+        (a.label, rung.multiplier, rung.needed, a.unit, when, "assumption", a.status, f"{a.name}: {a.source}")
+        for a, rung in ((rung.assumption, rung) for rung in steps.rungs)
     ]
     notes = (
         f"from {start.model}, {start.conditions} ({start.source})",
         "factors are independent and lognormal with the p5 and p95 shown; NAME=LOW:HIGH changes one",
-        "needed: what the provider's value must be, p5 to p95, for the factors to multiply to the gap",
+        "needed: what the provider's value must be for the factors to multiply to the gap",
     )
-    columns = (
-        "factor",
-        "times",
-        "times, middle",
-        "needed",
-        "needed, middle",
-        "unit",
-        "period",
-        "basis",
-        "status",
-        "source",
-    )
-    return Table("ladder", "What must be true for the two to agree", columns, (ends[0], *body, *ends[1:]), notes)
+    columns = ("factor", "multiplies by", "needed", "unit", "period", "basis", "status", "source")
+    return Table("ladder", "What must be true for the two to agree", columns, (first, *body, *last), notes)
 
 
 def rows(lines: Iterable[Line], book: Book) -> tuple[tuple[Row, ...], tuple[str, ...]]:
