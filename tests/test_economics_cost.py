@@ -142,7 +142,7 @@ ENERGY = (*CERTAIN, "energy.pue=1.2", "energy.host_share=0.5", "energy.idle_w=10
 
 
 def with_energy(value: float | None = 720.0) -> Summary:
-    joules = Figure("energy_per_request_j", value, "J", "measured", reason=None if value else "the GPU was lost")
+    joules = Figure("joules_per_request", value, "J", "measured", reason=None if value else "the GPU was lost")
     return Summary("r", "complete", (*summary().figures, joules), {})
 
 
@@ -165,7 +165,7 @@ def test_half_the_utilisation_is_twice_the_money_but_only_idle_energy() -> None:
 
 def test_energy_that_was_not_measured_or_not_assumed_says_so() -> None:
     lost = cost(scenario("on-demand", *ENERGY), of=with_energy(None)).figures[-1]
-    assert lost.text() == "n/a (energy_per_request_j is not known: the GPU was lost)"
+    assert lost.text() == "n/a (joules_per_request is not known: the GPU was lost)"
     on_cpu = cost(scenario("cpu-smoke"), Device("cpu", "x", 2), with_energy()).figures[-1]
     assert on_cpu.text() == "n/a (scenario 'cpu-smoke' has no energy.pue, energy.host_share, energy.idle_w)"
 

@@ -262,14 +262,15 @@ ENERGY = ("energy.pue", "energy.host_share", "energy.idle_w")
 def _energy_of_run(summary: Summary, device: Device, scenario: Scenario, x: Mapping[str, Draws]) -> list[Figure]:
     figures: list[Figure] = []
     for name, unit, per, joules, rate in (
-        ("wh_per_million_output_tokens", "Wh/1e6 token", 1e6, "energy_per_output_token_j", "output_tokens_per_s"),
-        ("wh_per_query", "Wh/query", 1.0, "energy_per_request_j", "requests_per_s"),
+        ("wh_per_million_output_tokens", "Wh/1e6 token", 1e6, "joules_per_output_token", "output_tokens_per_s"),
+        ("wh_per_query", "Wh/query", 1.0, "joules_per_request", "requests_per_s"),
     ):
         energy, speed = measured(summary, joules), measured(summary, rate)
         if not any(figure.name == joules for figure in summary.figures):
             continue
         missing = [key for key in ENERGY if key not in x]
-        reason = f"scenario '{scenario.name}' has no {', '.join(missing)}" if missing else energy.reason or speed.reason
+        lacking = f"scenario '{scenario.name}' has no {', '.join(missing)}" if missing else None
+        reason = energy.reason or speed.reason or lacking
         status = _status(device, energy)
         if missing or energy.value is None or speed.value is None:
             figures.append(Figure(name, None, unit, status, reason=reason))

@@ -31,7 +31,7 @@ def costs(file: RunFile, summary: Summary, scenario: str | None = None, override
         )
     device = device_of(file.engine, file.environment)
     wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
-    return cost_of_run(summary, device, wanted, *_tables())
+    return cost_of_run(summary, device, wanted, *price_tables())
 
 
 def query_costs(runs: Sequence[Run], scenario: str | None = None, overrides: Sequence[str] = ()) -> Costs:
@@ -53,7 +53,7 @@ def query_costs(runs: Sequence[Run], scenario: str | None = None, overrides: Seq
         float(requests["output_tokens"].fillna(requests["output_asked"]).mean()),
     )
     wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
-    return cost_of_query(fit_phases(blocks), mix, device, wanted, *_tables())
+    return cost_of_query(fit_phases(blocks), mix, device, wanted, *price_tables())
 
 
 def costs_at_objective(
@@ -66,7 +66,7 @@ def costs_at_objective(
     device = _one_condition([file for file, _ in sweep], "load", but=("load.shape", "load.users"))
     found = best_feasible([summary for _, summary in sweep], read_objective(objective))
     wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
-    return cost_of_run(found.summary, device, wanted, *_tables()), found
+    return cost_of_run(found.summary, device, wanted, *price_tables()), found
 
 
 def read_objective(text: str) -> Objective:
@@ -115,7 +115,8 @@ def _conditions(file: RunFile) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _tables() -> tuple[tuple[Gpu, ...], tuple[Price, ...]]:
+def price_tables() -> tuple[tuple[Gpu, ...], tuple[Price, ...]]:
+    """The rows of gpus.csv and of the price tables; read once a process."""
     ranges, owned = (shipped.read_text(f"prices/{name}.csv") for name in ("gpu_rental_ranges", "gpu_prices"))
     return parse_gpus(shipped.read_text("gpus.csv")), parse_prices(ranges, owned)
 

@@ -1,0 +1,217 @@
+"""What a model that was not measured would cost, from published GPU measurements; how near a run came to the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from harness import shipped
+from harness.economics.cost import MEASURED, Costs, Device, Factor, bill_factors, costed, draw_inputs, measured, priced
+from harness.economics.draws import DEFAULT_DRAWS
+from harness.economics.gpus import find_gpu
+from harness.economics.roofline import (
+    WEIGHT_BYTES,
+    Point,
+    ServedModel,
+    Validation,
+    find_model,
+    limits_of,
+    parse_a100,
+    parse_h100,
+    parse_models,
+    predict,
+    stacked,
+    validate,
+    validate_on,
+    work,
+)
+from harness.economics.scenario import Scenario
+from harness.errors import HarnessError
+from harness.model import Figure, Summary
+from harness.report.economics import price_tables, read_scenario
+from harness.report.table import Table
+from harness.store import RunFile
+
+MEMORY_SHARE = 0.9
+"""Share of a GPU's memory that weights and cache may take; engines keep the rest (vLLM's default)."""
+
+
+def extrapolate(
+    model: str,
+    gpu: str,
+    devices: int = 1,
+    precision: str = "bfloat16",
+    batch: float = 64,
+    tokens: tuple[float, float] = (500, 500),
+    scenario: str = "on-demand",
+    overrides: Sequence[str] = (),
+    run: tuple[RunFile, Summary] | None = None,
+) -> Costs:
+    """Device-seconds, joules and USD per output token of a model of models.csv on a GPU of gpus.csv, measured or not.
+
+    `tokens` are (input, output) of a request, `batch` the sequences in flight. With `run`, a GPU run of one's own, time
+    and energy are scaled by measured / predicted time of that run. Raises HarnessError for names without a row, weights
+    that do not fit, or a run on a CPU.
+    """
+    gpus, prices = price_tables()
+    served, device = _model(model), find_gpu(gpu, gpus)
+    if device is None:
+        raise HarnessError(f"GPU '{gpu}' is not in gpus.csv", f"choose one of {', '.join(g.name for g in gpus)}")
+    row = work(served, device, precision, devices, batch, *tokens)
+    needed, there = (served.total_params * WEIGHT_BYTES[precision]) / 1e9, devices * device.memory_bytes / 1e9
+    if needed > MEMORY_SHARE * there:
+        raise HarnessError(
+            f"{served.name} in {precision} takes {needed:.0f} GB, {devices} x {device.name} have {there:.0f} GB",
+            "use more GPUs or a smaller precision",
+        )
+    used = read_scenario(scenario, tuple(overrides))
+    ready = priced(used, Device("gpu", device.name, devices), gpus, prices)
+    used = ready if isinstance(ready, Scenario) else used
+    x = draw_inputs(used, DEFAULT_DRAWS, 0)
+    points = published()[0]
+    seconds, joules = predict(points, row, devices, x[MEASURED])
+    notes = [
+        f"from {len(points)} published points on H100, {len({p.model.name for p in points})} models (ML.ENERGY v3)",
+        "the interval holds for that serving software; see `harness extrapolate --validate`",
+    ]
+    if run is not None:
+        ratio = calibration(*run)
+        seconds, joules = seconds * ratio, joules * ratio
+        notes.append(f"scaled by measured / predicted of run {run[0].id}: {ratio:.3g}")
+    elif device.name != "H100":
+        notes.append(
+            f"no point on {device.name} is in the fit: bandwidth and FLOP/s are scaled, and no error is stated for that"
+        )
+    figures: list[Figure] = []
+    parts = {}
+    bill = [] if isinstance(ready, str) else bill_factors(used, x)
+    for name, unit, values, factors, scale in (
+        ("device_s_per_output_token", "s", seconds, [], 1.0),
+        ("joules_per_output_token", "J", joules, [], 1.0),
+        ("usd_per_million_output_tokens", "USD/1e6 token", seconds, bill, 1e6 / 3600),
+    ):
+        if name.startswith("usd") and isinstance(ready, str):
+            figures.append(Figure(name, None, unit, "derived", reason=ready))
+            continue
+        made, parts[name] = costed(name, unit, "derived", [*factors, Factor("roofline", "published", values)], scale)
+        figures += made
+    return Costs(used.name, tuple(figures), parts, tuple(used.inputs.values()), tuple(notes))
+
+
+def calibration(file: RunFile, summary: Summary) -> float:
+    """Measured / predicted device-seconds per output token of a run on a known GPU. HarnessError for any other run."""
+    if file.engine is None or file.engine["device"] != "cuda":
+        where = "a CPU" if file.engine and file.engine["device"] == "cpu" else "no GPU"
+        raise HarnessError(
+            f"run {file.id} was measured on {where}: it says nothing about a GPU",
+            "name a GPU run, or none to extrapolate from the published measurements",
+        )
+    place = _place(file, summary)
+    if isinstance(place, str):
+        raise HarnessError(f"run {file.id}: {place}", "name another run, or none")
+    row, rate, devices = place
+    seconds, _ = predict(published()[0], row, devices, np.array([0.5]))
+    return float(devices / rate / seconds[0])
+
+
+def limits(file: RunFile, summary: Summary) -> tuple[Figure, ...]:
+    """MFU, MBU and the roofline's floor of a run; n/a with the reason where GPU or model has no row."""
+    units = {"mfu": "1", "mbu": "1", "floor_s": "s", "floor_joules": "J"}
+    names = {key: f"{key}_per_output_token" if key.startswith("floor") else key for key in units}
+    place = _place(file, summary)
+    if isinstance(place, str):
+        return tuple(Figure(names[key], None, unit, "derived", reason=place) for key, unit in units.items())
+    found = limits_of(stacked([place[0]]), place[1])
+    found = {**found, "floor_s": found["floor_s"] * place[2]}
+    return tuple(Figure(names[key], found[key], unit, "derived") for key, unit in units.items())
+
+
+def _place(file: RunFile, summary: Summary) -> tuple[tuple[float, ...], float, int] | str:
+    """A run's work for one step, its output rate and devices; or why they are not known. Batch by Little's law."""
+    if file.engine is None or file.engine["device"] != "cuda":
+        return "not a GPU run"
+    identity, gpus = file.engine["model"], file.environment.get("gpus") or [{}]
+    named = gpus[0].get("name") or "unknown"
+    gpu = find_gpu(named, price_tables()[0])
+    model = find_model(identity["source"] or identity["asked"] or "", models())
+    if gpu is None or model is None:
+        return (
+            f"GPU '{named}' is not in gpus.csv" if gpu is None else f"model '{identity['asked']}' is not in models.csv"
+        )
+    rates = [
+        measured(summary, name)
+        for name in ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "e2e_s.mean")
+    ]
+    for figure in rates:
+        if figure.value is None:
+            return figure.reason or "not recorded"
+    out, total, requests, e2e = (figure.value or 0.0 for figure in rates)
+    devices = file.engine["device_count"]
+    precision = file.engine["options"].get("quantization") or identity["precision"] or "bfloat16"
+    try:
+        row = work(model, gpu, precision, devices, requests * e2e, (total - out) / requests, out / requests)
+    except HarnessError as unknown:
+        return unknown.what
+    return row, out, devices
+
+
+@lru_cache(maxsize=1)
+def models() -> tuple[ServedModel, ...]:
+    """The table of models."""
+    return parse_models(shipped.read_text("models.csv"))
+
+
+@lru_cache(maxsize=1)
+def published() -> tuple[tuple[Point, ...], tuple[Point, ...]]:
+    """The published chat points on H100 and on A100."""
+    gpus = price_tables()[0]
+    return (
+        parse_h100(shipped.read_text("published/mlenergy_v3_h100.csv"), models(), gpus),
+        parse_a100(shipped.read_text("published/mlenergy_v2_a100.csv"), models(), gpus),
+    )
+
+
+def _model(name: str) -> ServedModel:
+    found = find_model(name, models())
+    if found is None:
+        raise HarnessError(
+            f"model '{name}' is not in models.csv", f"choose one of {', '.join(m.name for m in models())}"
+        )
+    return found
+
+
+def validation_table() -> Table:
+    """Leave-one-model-out errors on the published H100 points, and the same fit on another GPU and older software."""
+    h100, a100 = published()
+    rows = [
+        row
+        for where, found in (("H100", validate(h100)), ("A100-40GB", validate_on(h100, a100)))
+        for row in _rows(where, found)
+    ]
+    notes = (
+        "error: median |ln(predicted / measured)| per output token, as a factor; a predicted model is never in the fit",
+        "inside: share of points in the stated 90% interval",
+        "H100: ML.ENERGY leaderboard v3 (2025). A100: leaderboard v2 (2024), where an older vLLM took far longer for "
+        "each layer and sequence: the H100 fit does not carry over to other serving software",
+    )
+    return Table(
+        "validation",
+        "Extrapolation against measurements",
+        ("points", "n", "time error", "energy error", "time inside", "energy inside"),
+        tuple(rows),
+        notes,
+    )
+
+
+def _rows(where: str, found: Validation) -> list[tuple[str, ...]]:
+    inside = found.coverage()
+    rows: list[tuple[str, ...]] = []
+    for kind in ("dense", "moe", "hybrid"):
+        n = int(found.select(kind).sum())
+        if n:
+            error = found.median_error(kind)
+            rows.append((f"{where} {kind}", str(n), f"{error[0]:.2f}x", f"{error[1]:.2f}x", "", ""))
+    rows.append((f"{where} all", str(len(found.points)), "", "", f"{inside[0]:.0%}", f"{inside[1]:.0%}"))
+    return rows
