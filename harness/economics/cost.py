@@ -270,10 +270,10 @@ def _energy_of_run(summary: Summary, device: Device, scenario: Scenario, x: Mapp
             continue
         missing = [key for key in ENERGY if key not in x]
         lacking = f"scenario '{scenario.name}' has no {', '.join(missing)}" if missing else None
-        reason = energy.reason or speed.reason or lacking
+        unknown = next((figure.reason for figure in (energy, speed) if figure.value is None), None)
         status = _status(device, energy)
         if missing or energy.value is None or speed.value is None:
-            figures.append(Figure(name, None, unit, status, reason=reason))
+            figures.append(Figure(name, None, unit, status, reason=unknown or lacking))
             continue
         many = per * (x["query.requests"] if rate == "requests_per_s" else 1.0)
         stack = watt_hours(
