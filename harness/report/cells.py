@@ -1,0 +1,76 @@
+"""Figures in words: the one place where numbers are converted, rounded and given their unit for reading."""
+
+from __future__ import annotations
+
+import math
+
+from harness.model import Figure
+from harness.summary import LATENCIES
+
+
+def scale(figure: Figure) -> tuple[float, str]:
+    """What to multiply a figure by for reading, and its unit then: latencies in ms, shares in %, all else as it is."""
+    if figure.unit == "s" and figure.name.partition(".")[0] in LATENCIES:
+        return 1e3, "ms"
+    return (100.0, "%") if figure.unit == "share" else (1.0, figure.unit)
+
+
+def number(value: float, like: float | None = None) -> str:
+    """Four significant digits, or fewer where that is exact; whole numbers below a million in full.
+
+    `like`: with the size and decimals of that number, so that the ends of an interval match what they enclose.
+
+    >>> [number(x) for x in (0, 0.5, 12.3456, 8264.4, 123456, 8.658e8, 13e12, 2.31e-7)]
+    ['0', '0.5', '12.35', '8,264', '123,456', '865.8 M', '13,000 bn', '2.31e-07']
+    >>> number(9.5, like=12.34), number(980000, like=1020000)
+    ('9.50', '0.980 M')
+    """
+    size = abs(value if like is None else like)
+    for million, word in ((1e9, " bn"), (1e6, " M")):
+        if size >= million:
+            return number(value / million, None if like is None else like / million) + word
+    if size == 0 or (like is None and value == round(value)):
+        return f"{value:,.0f}"
+    if size < 1e-4:
+        return f"{value:.4g}"
+    fixed = f"{value:,.{max(0, 3 - math.floor(math.log10(size)))}f}"
+    return fixed if like is not None else min(f"{value!r}", fixed, key=len)
+
+
+def ends(figure: Figure) -> str | None:
+    """The interval or bound of a figure alone; None where it has none."""
+    factor, _ = scale(figure)
+    like = None if figure.value is None else figure.value * factor
+    low, high = (None if end is None else number(end * factor, like) for end in (figure.low, figure.high))
+    if low is None:
+        return None if high is None else f"≤ {high}"
+    return f"≥ {low}" if high is None else f"{low}–{high}"
+
+
+def amount(figure: Figure, *, unit: bool = True) -> str:
+    """The value alone, with its unit unless that stands elsewhere, or why there is none."""
+    if figure.value is None:
+        return f"n/a ({figure.reason or 'not recorded'})"
+    factor, name = scale(figure)
+    if not unit:
+        return number(figure.value * factor)
+    return number(figure.value * factor) + (name if name == "%" else f" {name}")
+
+
+def words(figure: Figure, *, unit: bool = True, interval: bool = True, n: bool = True, status: bool = True) -> str:
+    """A figure in full; what stands elsewhere in its table can be left out.
+
+    >>> words(Figure("usd_per_query", 0.12, "USD/query", "derived", 0.09, 0.16, interval="p5-p95"))
+    '0.12 USD/query (p5-p95: 0.0900–0.1600; derived)'
+    >>> words(Figure("ttft_s.p99", 0.2, "s", "measured", n=3), status=False)
+    '200 ms (n=3)'
+    """
+    between = ends(figure) if interval else None
+    asides = [
+        f"{figure.interval}: {between}" if between else "",
+        f"n={number(figure.n)}" if n and between is None and figure.n is not None else "",
+        figure.reason or "" if figure.value is not None else "",
+        figure.status if status else "",
+    ]
+    aside = "; ".join(each for each in asides if each)
+    return amount(figure, unit=unit) + (f" ({aside})" if aside else "")

@@ -1,0 +1,171 @@
+"""The tables of one run: what ran, how fast, how well, and what is doubtful."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from harness.model import Summary
+from harness.report.cells import amount, number
+from harness.report.table import PROPERTIES, Cell, Table
+from harness.shipped import in_short
+from harness.store import RunFile
+from harness.summary import LATENCIES, STATISTICS
+
+RATES: Mapping[str, str] = {
+    "output_tokens_per_s": "output tokens",
+    "total_tokens_per_s": "total tokens",
+    "input_tokens_per_s": "input tokens",
+    "requests_per_s": "requests",
+    "goodput_per_s": "goodput",
+    "duration_s": "duration",
+}
+OBJECTIVES: Mapping[str, str] = {
+    "ttft_s": "first token within {} of the due time",
+    "tpot_s": "TPOT up to {}",
+    "itl_s": "no gap between tokens above {}",
+    "e2e_s": "last token within {} of the due time",
+}
+
+
+def tables(file: RunFile, summary: Summary) -> list[Table]:
+    """Every table of a run by itself, in reading order: `run` first, `environment` last."""
+    limits = {name: limit for name, limit in (file.workload.get("objectives") or {}).items() if limit is not None}
+    return [
+        run_table(file),
+        throughput_table(summary),
+        latency_table(summary),
+        *([goodput_table(summary, limits)] if limits else []),
+        tokens_table(summary),
+        *([errors_table(summary)] if summary.errors else []),
+        findings_table(summary),
+        environment_table(file),
+    ]
+
+
+def run_table(file: RunFile) -> Table:
+    """What ran, on what, under which load; parts that are not known are left out."""
+    engine, asked = file.engine or {}, file.workload
+    took = (f"{name[:-2].replace('_', ' ')} {round(s, 3):g} s" for name, s in file.timings if s is not None)
+    return _properties(
+        "run",
+        f"Run {file.id}",
+        {
+            "state": _joined([file.state, file.error], ": "),
+            "started": f"{file.created_utc:%Y-%m-%d %H:%M:%S} UTC",
+            "model": _model(file),
+            "engine": _joined([file.engine_asked, engine.get("version")], " "),
+            "device": _device(engine, file.environment),
+            "workload": _joined([asked.get("name"), asked.get("description")], ": "),
+            **{part: _short(asked.get(part)) for part in ("requests", "load", "warmup")},
+            "took": _joined(took),
+        },
+    )
+
+
+def environment_table(file: RunFile) -> Table:
+    """Where the run took place, and every setting that changes an engine."""
+    engine = file.engine or {}
+    weights = {key: (engine.get("model") or {}).get(key) for key in ("source", "revision", "weights_sha256")}
+    found = {**file.environment, "weights": weights, "engine options": engine.get("options")}
+    return _properties("environment", "Environment", {key.replace("_", " "): _short(found[key]) for key in found})
+
+
+def throughput_table(summary: Summary) -> Table:
+    """Rates over the measured part, and how many requests they rest on."""
+    sent, done, failed, cut = (
+        amount(summary[f"requests.{kind}"], unit=False) for kind in ("sent", "completed", "failed", "unfinished")
+    )
+    rows: list[tuple[Cell, ...]] = [(label, summary[name]) for name, label in RATES.items()]
+    rows.append(("requests sent", f"{done} of {sent} completed, {failed} failed, {cut} cut off"))
+    return Table("throughput", "Throughput", ("of", "value"), tuple(rows))
+
+
+def latency_table(summary: Summary) -> Table:
+    """Mean and percentiles of every latency; n counts gaps for ITL and requests for all else."""
+    rows: list[tuple[Cell, ...]] = []
+    for name in LATENCIES:
+        label = name[:-2] if name in ("response_s", "lag_s") else name[:-2].upper()
+        figures = [summary[f"{name}.{stat}"] for stat in STATISTICS]
+        rows.append((label, *figures, number(figures[0].n or 0)))
+    unseen = summary["unseen_gaps"]
+    grouped = f"{amount(unseen)} of the gaps between tokens went unseen, as their tokens arrived together"
+    notes = (grouped,) if unseen.value is not None and unseen.value > 0 else ()
+    return Table("latency", "Latency", ("latency", *STATISTICS, "n"), tuple(rows), notes)
+
+
+def goodput_table(summary: Summary, limits: Mapping[str, float]) -> Table:
+    """The share of requests that met every objective, and each one alone. `limits` in seconds."""
+    alone = tuple(
+        (OBJECTIVES[name].format(f"{number(limit * 1e3)} ms"), summary[f"objectives_met.{name}"])
+        for name, limit in limits.items()
+    )
+    rows = (("every one", summary["objectives_met"]), *alone)
+    return Table("goodput", "Requests that met the objectives", ("objective", "met by"), rows)
+
+
+def tokens_table(summary: Summary) -> Table:
+    """Tokens asked for against tokens got, over the completed requests."""
+    rows: tuple[tuple[Cell, ...], ...] = (
+        ("input", summary["input_tokens.asked"], summary["input_tokens.got"], summary["cached_tokens"]),
+        ("output", summary["output_tokens.asked"], summary["output_tokens.got"], None),
+    )
+    return Table("tokens", "Tokens of the completed requests", ("tokens", "asked", "got", "from cache"), rows)
+
+
+def errors_table(summary: Summary) -> Table:
+    """Failed requests by kind."""
+    rows = tuple((kind, number(count)) for kind, count in summary.errors.items())
+    return Table("errors", "Failed requests", ("kind", "requests"), rows)
+
+
+def findings_table(summary: Summary) -> Table:
+    """What makes the figures doubtful, and what to do about it."""
+    rows = tuple((f"{x.code} (serious)" if x.serious else x.code, x.text, x.advice) for x in summary.findings)
+    return Table("findings", "Findings", ("finding", "seen", "what to do"), rows)
+
+
+def _properties(name: str, title: str, values: Mapping[str, str]) -> Table:
+    return Table(name, title, PROPERTIES, tuple((key, text) for key, text in values.items() if text))
+
+
+def _joined(parts: Iterable[object], between: str = ", ") -> str:
+    return between.join(str(part) for part in parts if part not in (None, ""))
+
+
+def _short(value: Any) -> str:
+    """A part of run.json in a line, without what was left open."""
+    if isinstance(value, dict):
+        return in_short(_given(value))
+    return _joined(map(_short, value), " ") if isinstance(value, list) else "" if value is None else str(value)
+
+
+def _given(spec: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {key: _given(value) if isinstance(value, dict) else value for key, value in spec.items()}
+    return {key: value for key, value in inner.items() if value is not None and value != {}}
+
+
+def _model(file: RunFile) -> str:
+    """For instance `smollm2-135m: LlamaForCausalLM, 134.5 M parameters, float32 (stored as Q4_1)`."""
+    if file.engine_asked == "simulated":
+        return "none: the engine is simulated"
+    model = (file.engine or {}).get("model") or {"asked": file.workload.get("model")}
+    total, active, stored = (model.get(key) for key in ("parameters", "active_parameters", "stored_precision"))
+    known = [
+        model.get("architecture"),
+        f"{number(total)} parameters" if total is not None else None,
+        f"{number(active)} active" if active not in (None, total) else None,
+        model.get("precision"),
+    ]
+    text = _joined([model.get("asked"), _joined(known)], ": ")
+    return text if stored in (None, model.get("precision")) else f"{text} (stored as {stored})"
+
+
+def _device(engine: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    if engine.get("device") == "cuda":
+        gpu = (environment.get("gpus") or [{}])[0].get("name") or "GPU"
+        return f"{engine.get('device_count', 1)} × {gpu}"
+    if engine.get("device") == "cpu":
+        cpu = environment.get("cpu") or {}
+        return f"{cpu.get('model') or 'CPU'}, {cpu.get('cores_usable')} cores usable"
+    return ""
