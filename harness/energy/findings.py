@@ -1,0 +1,167 @@
+"""Doubts about a run's energy, as findings with stable codes; docs/energy.md lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from harness.energy import sources
+from harness.energy.sources import Source, Tokens
+from harness.energy.windows import Array, Window
+from harness.model import Figure, Finding, MeterInfo
+
+DOUBT, INVALID, INVALID_FROM_S = 0.03, 0.10, 10.0
+"""Disagreement of counter and average power that is a finding, that voids the energy, and from what window on."""
+TURNOVERS, PER_SLOT = 3, 8
+DRIFT, DRIFT_K, DRIFT_T = 0.05, 3.0, 3.0
+"""A change over the window (relative; of temperature in kelvin), and a slope's t value, from which on it is a trend."""
+
+CODES: Mapping[str, tuple[bool, str]] = {
+    "meter_lost": (True, "the other figures hold; run again for energy"),
+    "meter_absent": (True, "run `harness doctor`"),
+    "gpu_lost": (True, "look for Xid errors in `dmesg`, reset the GPU or reboot, and run again"),
+    "gpu_changed": (True, "run again, and choose the GPU by UUID"),
+    "counter_backwards": (True, "run again with persistence mode on, so that the driver stays loaded"),
+    "counter_stuck": (True, "update the driver, or run with an external meter"),
+    "window_not_bracketed": (True, "let the run last longer than its measured part"),
+    "mig": (True, "switch MIG off, or give no energy per token"),
+    "foreign_process": (True, "run alone on the GPU"),
+    "counter_disagrees": (True, "update the driver, or compare with an external meter"),
+    "counter_doubtful": (False, "compare with an external meter"),
+    "counter_absent": (False, "expect the wider bound"),
+    "window_short": (False, "measure longer"),
+    "module_scope": (False, "do not compare it with GPUs that tell their own power"),
+    "power_limit": (False, "compare only runs at this limit, or reset it with `nvidia-smi -pl`"),
+    "meter_error": (False, "see `harness doctor` for permissions and driver"),
+    "meter_gap": (False, "leave a core free for the meter"),
+    "unknown_process": (False, "expected where the server was started by hand or in a container; else run alone"),
+    "throttled": (False, "cool it, or lock its clocks lower; see docs/quiet-machine.md"),
+    "temperature_drift": (False, "warm up longer"),
+    "few_turnovers": (False, "send more requests"),
+    "few_requests_per_slot": (False, "send more requests: energy per token is biased while slots fill and drain"),
+    "trend": (False, "warm up longer, or measure longer"),
+}
+"""Code -> whether it is serious, and what to do."""
+
+THROTTLE = {
+    0x04: "software power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+"""NVML's clock event reasons that mean that the GPU was held back."""
+
+
+def _finding(code: str, text: str) -> Finding:
+    serious, advice = CODES[code]
+    return Finding(code, text, advice, serious)
+
+
+def readings(
+    infos: Sequence[MeterInfo], gpus: Sequence[Source], start_s: float, end_s: float
+) -> tuple[list[Finding], str | None]:
+    """What is doubtful about the readings, and why they give no energy, if they give none."""
+    found = [_finding("meter_lost", f"{i.meter}: {i.error}") for i in infos if i.error is not None]
+    reason = None if gpus else "no meter read a GPU"
+    for source in gpus:
+        doubts = list(_of_source(source, start_s, end_s))
+        if (fault := sources.fault(source, start_s, end_s)) is not None:
+            doubts.insert(0, fault)
+            reason = reason or f"{fault[0]}: {source.label}: {fault[1]}"
+        found += [_finding(code, f"{source.label}: {text}") for code, text in doubts]
+    return found, reason
+
+
+def _of_source(source: Source, start_s: float, end_s: float) -> Iterator[tuple[str, str]]:
+    device, rows = source.device, source.rows
+    inside = rows[(rows["after_s"] >= start_s) & (rows["before_s"] <= end_s)]
+    period_s = device.period_s or 0.1
+    limit, default = device.power_limit_w, device.power_limit_default_w
+    if device.mig:
+        yield "mig", "the board is divided (MIG), and its power is the whole board's"
+    if device.domain == "gpu module":
+        yield "module_scope", "it tells its power only together with its CPU and memory"
+    if limit is not None and default is not None and limit < default:
+        yield "power_limit", f"its power limit is {limit:g} W, below the default {default:g} W"
+    if source.reads is None and not rows.empty:
+        yield "counter_absent", f"energy is the integral of its power readings; {device.note or 'no energy counter'}"
+    if end_s - start_s < sources.LEAST_PERIODS * period_s:
+        yield "window_short", f"{end_s - start_s:.2g} s is under {sources.LEAST_PERIODS} of its periods"
+    errors = sorted({e for text in inside["error"].dropna().unique() for e in text.split()} - {"device=gpu_is_lost"})
+    if errors:
+        yield "meter_error", f"readings failed: {', '.join(errors)}"
+    gap_s = float(np.diff(inside["before_s"].to_numpy(float)).max(initial=0.0))
+    if gap_s > sources.STALE_PERIODS * max(period_s, 0.1):
+        yield "meter_gap", f"it was not read for {gap_s:.2g} s"
+    yield from _of_company(inside)
+    bits = int(np.bitwise_or.reduce(inside["throttle"].dropna().to_numpy(np.int64), initial=0))
+    if held := [name for bit, name in THROTTLE.items() if bits & bit]:
+        yield "throttled", f"it was held back: {', '.join(held)}"
+    celsius = inside["temperature_c"].dropna().to_numpy(float)
+    quarter = len(celsius) // 4
+    if quarter and abs(drift := float(celsius[-quarter:].mean() - celsius[:quarter].mean())) > DRIFT_K:
+        yield "temperature_drift", f"its temperature went {drift:+.0f} K over the window"
+
+
+def _of_company(inside: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Other processes: foreign if they joined during the run, or are there beside the harness's own."""
+    others, own = inside["foreign_processes"].dropna(), inside["processes"].dropna()
+    if len(others) and others.max() > 0:
+        told_apart = others.max() > others.iloc[0] or (len(own) and own.max() > 0)
+        code = "foreign_process" if told_apart else "unknown_process"
+        yield code, f"up to {others.max():.0f} process(es) on it that the harness did not start"
+
+
+def disagreements(checks: Sequence[Figure], window: Window | None) -> list[Finding]:
+    """Counter against power. A difference within the power integral's own bound says nothing against the counter.
+
+    Only the average voids the energy: newest power may see a quarter of the time.
+    """
+    found = []
+    for check in checks:
+        if window is None or check.value is None or check.low is None or check.high is None:
+            continue
+        if abs(check.value) <= DOUBT or check.low <= 0 <= check.high:
+            continue
+        void = check.name.endswith("average") and abs(check.value) > INVALID and window.seconds >= INVALID_FROM_S
+        text = f"{check.name.rpartition('.')[2]} power integrates to {check.value:+.1%} of the counter's energy"
+        found.append(_finding("counter_disagrees" if void else "counter_doubtful", text))
+    return found
+
+
+def steadiness(power_w: Array, cuts: Array, came: Tokens, slots: int | None) -> Iterator[Finding]:
+    """Whether the window is long for the slots, and batch, context and power have no trend over its parts."""
+    out, _, context, done = came.between(cuts)
+    if slots and done.sum() < TURNOVERS * slots:
+        text = f"{done.sum():.0f} requests ended in the window, {done.sum() / slots:.1f} turnovers of {slots} slots"
+        yield _finding("few_turnovers", f"{text}; {TURNOVERS} are needed")
+    if slots and len(came.spans) < PER_SLOT * slots:
+        text = f"{len(came.spans)} requests are {len(came.spans) / slots:.1f} per slot"
+        yield _finding("few_requests_per_slot", f"{text}; {PER_SLOT} are needed")
+    middles = (cuts[1:] + cuts[:-1]) / 2
+    series = {"batch": came.in_flight(middles), "context": context / np.maximum(out, 1), "power": power_w}
+    for name, values in series.items():
+        if (moved := trend(values)) is not None:
+            yield _finding("trend", f"{name} changed by {moved:+.0%} over the window")
+
+
+def trend(values: Array) -> float | None:
+    """Relative change over evenly spaced values, if above `DRIFT` and if the slope's t value is above `DRIFT_T`.
+
+    >>> round(trend(np.array([1.0, 1.11, 1.19, 1.3, 1.41, 1.5])), 2)
+    0.4
+    >>> trend(np.array([1.0, 1.3, 0.9, 1.2, 1.0, 1.1])) is None
+    True
+    """
+    n = len(values)
+    if n < 5 or not values.mean():
+        return None
+    x = np.arange(n) - (n - 1) / 2
+    slope = float((x * values).sum() / (x * x).sum())
+    residual = values - values.mean() - slope * x
+    error = float(np.sqrt((residual**2).sum() / (n - 2) / (x * x).sum()))
+    moved = slope * (n - 1) / float(values.mean())
+    return moved if abs(moved) > DRIFT and abs(slope) > DRIFT_T * error else None
