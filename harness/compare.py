@@ -35,7 +35,7 @@ class Point:
     """A measured place to start from: a run, or a published measurement.
 
     `usd_per_query` and `wh_per_query` are figures of the measurement at one price, in USD/query and Wh/query;
-    `output_tokens` are those of a query; `active_parameters` and `usd_per_gpu_hour` are None where unknown.
+    `output_tokens` are those of a query; None where unknown, as with `active_parameters` and `usd_per_gpu_hour`.
     """
 
     source: str
@@ -48,6 +48,8 @@ class Point:
     output_tokens: float | None
     active_parameters: float | None
     usd_per_gpu_hour: float | None
+    utilisation: float = 1.0
+    """What the cost assumes; 1 is steady load at the measured rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def ladder(book: Book, wanted: Quantity, point: Point) -> Ladder:
         mean, sd, scale = logs[a.name]
         share = sd**2 / spread if spread else 0.0
         after, rest = mean + share * missing, sd * math.sqrt(1 - share)
-        sign = -1 if a.ladder == "inverse" else 1
+        sign = -1 if a.ladder.startswith("1/") else 1
         needed = _interval(a.name, a.unit, "derived", sign * (after - scale), rest)
         rungs.append(Rung(a, _interval(a.name, "ratio", a.status, mean, sd), needed))
     product = _interval("product", "ratio", "derived", total, math.sqrt(spread))
@@ -137,13 +139,12 @@ def ladder(book: Book, wanted: Quantity, point: Point) -> Ladder:
 
 def _log_factor(a: Assumption, point: Point) -> tuple[float, float, float] | None:
     """Mean and standard deviation of ln factor, and the log that turns the assumption's unit into a factor."""
-    sign, scale = -1, 0.0
-    if a.ladder != "inverse":
-        known: float | None = getattr(point, a.ladder)
-        if known is None:
-            return None
-        sign, scale = 1, -math.log(known)
+    sign, name = (-1, a.ladder[2:]) if a.ladder.startswith("1/") else (1, a.ladder)
+    known: float | None = getattr(point, name) if name else 1.0
+    if known is None:
+        return None
     low, high = (math.log(a.value if end is None else end) for end in (a.low, a.high))
+    scale = -sign * math.log(known)
     return sign * (low + high) / 2 + scale, (high - low) / (2 * Z90), scale
 
 

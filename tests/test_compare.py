@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -16,14 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.compare import Z90, Ladder, Point, gap, ladder, published_points, reported_per_query
+from harness.economics.cost import Costs
+from harness.economics.draws import distribution
+from harness.economics.scenario import Input
 from harness.errors import HarnessError
-from harness.model import Figure
+from harness.model import Figure, Summary
 from harness.report import reported
 from harness.report.table import Table
 from harness.reported.algebra import exact
 from harness.reported.comparisons import COMPARISONS, Context
 from harness.reported.records import Book, assume
 from harness.shipped import read_text
+from harness.store import RunFile
 
 BOOK = reported.book()
 CONTEXT = Context(BOOK)
@@ -97,13 +102,15 @@ def test_a_point_scales_what_is_in_proportion_to_it() -> None:
     found = ladder(only("active_parameters=200e9", "gpu_price=2.6"), exact(8, "ratio", "gap"), RUN)
     assert sorted(rung.multiplier.value or 0 for rung in found.rungs) == pytest.approx([2, 2])
     assert found.left.value == pytest.approx(2)  # nothing is unknown: the rest stays unexplained
+    half = ladder(only("utilisation=0.25"), exact(8, "ratio", "gap"), replace(RUN, utilisation=0.5))
+    assert [half.rungs[0].multiplier.value, half.rungs[0].needed.value] == pytest.approx([2, 0.25])
 
 
 def factors(found: Ladder, point: Point) -> list[float]:
     """What each needed value multiplies the cost by."""
     return [
         1 / (rung.needed.value or 0)
-        if rung.assumption.ladder == "inverse"
+        if rung.assumption.ladder.startswith("1/")
         else (rung.needed.value or 0) / getattr(point, rung.assumption.ladder)
         for rung in found.rungs
     ]
@@ -142,6 +149,50 @@ def test_without_a_cost_there_is_no_comparison() -> None:
         gap(CONTEXT, free)
     with pytest.raises(HarnessError, match="no run given has a cost of a query"):
         reported.compare_tables(CONTEXT, [free], published=False)
+
+
+def stored(name: str, device: str, price: float | None) -> tuple[RunFile, Summary, Costs]:
+    """A finished run of a 135M model on two devices: 50 tokens/s and 2 requests/s."""
+    model = {"asked": "smollm2-135m", "source": None, "parameters": 134_515_008, "active_parameters": None}
+    engine = {"engine": "vllm", "device": device, "device_count": 2, "model": model}
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    file = RunFile(id=name, created_utc=now, pid=1, workload={}, engine_asked="vllm", environment={}, engine=engine)
+    rates = (
+        Figure("output_tokens_per_s", 50, "tokens/s", "measured"),
+        Figure("requests_per_s", 2, "requests/s", "measured"),
+    )
+    prices = (
+        Figure("usd_per_hour", price, "USD/hour", "derived"),
+        Figure("usd_per_query", None if price is None else price / 3600 / 2, "USD/query", "derived"),
+    )
+    half = Input("serving.utilisation", distribution("uniform", 0.4, 0.6), "1", "a test", "2026", "assumed")
+    return file, Summary(name, "complete", rates, {}), Costs("on-demand", prices, {}, (half,), ())
+
+
+def test_a_run_of_a_gpu_is_where_the_ladder_starts() -> None:
+    run = stored("r1", "cuda", 7.2)
+    point = reported.run_point(*run)
+    assert (point.output_tokens, point.active_parameters, point.usd_per_gpu_hour) == (25, 134_515_008, 3.6)
+    assert (point.utilisation, point.usd_per_query.value) == (0.5, 0.001)
+    first, steps = reported.compare_runs(CONTEXT, [run])
+    assert first.title == "A query, reported and measured"
+    assert first.notes[0] == "Figures of a 135M model say little about the models that a provider serves."
+    assert steps.notes[0] == "from smollm2-135m, 2 x cuda, vllm, scenario on-demand (r1)"
+
+
+def test_a_run_of_a_cpu_stands_beside_published_measurements() -> None:
+    first, steps = reported.compare_runs(CONTEXT, [stored("r2", "cpu", 0.1)])
+    assert first.title.startswith("No GPU run given")
+    assert first.notes[0].startswith("CPU figures of a 135M model say nothing about a provider's fleet")
+    assert any(row[-1] == "r2" for row in first.rows)
+    assert steps.notes[0].startswith("from Qwen3-235B-A22B-Instruct-2507-FP8")
+    assert reported.compare_runs(CONTEXT, [])[0].title.startswith("No GPU run given")
+
+
+def test_a_run_without_an_engine_is_refused() -> None:
+    file, summary, costs = stored("r3", "cuda", 1)
+    with pytest.raises(HarnessError, match="run r3 never started its engine"):
+        reported.run_point(file.model_copy(update={"engine": None}), summary, costs)
 
 
 def every_table(force: bool) -> Iterator[Table]:

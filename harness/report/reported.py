@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from harness import shipped
-from harness.compare import PUBLISHED_ENERGY, Ladder, Point, gap, ladder
+from harness.compare import PUBLISHED_ENERGY, Ladder, Point, gap, ladder, published_points
+from harness.economics.cost import Costs
+from harness.economics.draws import quantile
 from harness.errors import HarnessError
-from harness.model import Figure
+from harness.model import Figure, Summary
 from harness.report.table import Cell, Table
 from harness.reported.algebra import Quantity, of_fact
 from harness.reported.comparisons import COMPARISONS, Context, Line, per_query, spend_revenue
 from harness.reported.records import SHIPPED, Book, Fact, read_book
+from harness.store import RunFile
 
 COLUMNS = ("quantity", "bound", "value", "unit", "period", "basis", "status", "layer", "source")
 Row = tuple[Cell, ...]
@@ -108,6 +114,41 @@ def explain(c: Context, name: str) -> str:
     text = "\n".join(said)
     named = set(re.findall(r"[\w.-]+", text))
     return "\n\n".join([text, *(fact_text(c.book, i) for i in c.book.facts if i in named)])
+
+
+def run_point(file: RunFile, summary: Summary, costs: Costs) -> Point:
+    """A run as a place to start from. Raises HarnessError for one that never started its engine."""
+    if file.engine is None:
+        raise HarnessError(f"run {file.id} never started its engine", "compare another run")
+    figures = {figure.name: figure for figure in (*summary.figures, *costs.figures)}
+    tokens, requests = (getattr(figures.get(name), "value", None) for name in ("output_tokens_per_s", "requests_per_s"))
+    model, count = file.engine["model"], file.engine["device_count"]
+    price = figures["usd_per_hour"].value if file.engine["device"] == "cuda" else None
+    used = next((a.distribution for a in costs.assumptions if a.name == "serving.utilisation"), None)
+    return Point(
+        file.id,
+        str(model["asked"] or model["source"]),
+        f"{count} x {file.engine['device']}, {file.engine['engine']}, scenario {costs.scenario}",
+        figures["usd_per_query"],
+        figures.get("wh_per_query"),
+        None if tokens is None or not requests else tokens / requests,
+        model["active_parameters"] or model["parameters"],
+        price / count if price is not None else None,
+        1.0 if used is None else float(quantile(used, np.array(0.5))),
+    )
+
+
+def compare_runs(c: Context, runs: Sequence[tuple[RunFile, Summary, Costs]]) -> tuple[Table, ...]:
+    """`compare_tables` of runs; where none is of a GPU, published measurements come first and the ladder is theirs."""
+    points = [run_point(*run) for run in runs]
+    on_gpu = [file.engine is not None and file.engine["device"] == "cuda" for file, _, _ in runs]
+    if not any(on_gpu):
+        price = c.book.assumptions["gpu_price"].value
+        points = [*published_points(shipped.read_text("published/mlenergy_v3_h100.csv"), price), *points]
+    first, *others = compare_tables(c, points, published=not any(on_gpu))
+    engines = [file.engine for file, _, _ in runs if file.engine is not None]
+    plain = {note for e in engines for note in standing(e["device"], e["model"]["parameters"])}
+    return replace(first, notes=(*sorted(plain), *first.notes)), *others
 
 
 def compare_tables(c: Context, points: Sequence[Point], *, published: bool) -> tuple[Table, ...]:

@@ -221,8 +221,8 @@ class Contradiction:
 class Assumption:
     """A number that no fact gives. With `low` and `high` (p5, p95) it is unknown; without them it is a what-if.
 
-    `ladder` says how a provider's value scales the cost of a measured query: by its ratio to that field of the
-    measured point, or `inverse`; empty: it does not.
+    `ladder` says how a provider's value scales the cost of a measured query: `FIELD`, by its ratio to that field of the
+    measured point; `1/FIELD`, by the inverse ratio; `1/`, by 1 / value; empty: it does not.
     """
 
     name: Filled
