@@ -1,17 +1,25 @@
 """Costs of stored runs: shipped scenarios reach the tables; runs that must not be mixed are refused by field."""
 
-import dataclasses
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from harness.economics.draws import distribution
 from harness.errors import HarnessError
 from harness.model import EngineInfo, Figure, ModelIdentity, Record, Summary
-from harness.report.economics import cost_tables, costs, costs_at_objective, query_costs, read_objective, scenario_names
-from harness.store import Run, RunFile, engine_record, frame
+from harness.report.economics import (
+    cost_tables,
+    costs,
+    costs_at_objective,
+    query_costs,
+    read_objective,
+    scenario_names,
+    what_must_be_true,
+)
+from harness.store import RunFile, engine_record, frame
 
 SUMMARY = Summary("r", "complete", (Figure("output_tokens_per_s", 100.0, "1/s", "measured", 90.0, 110.0),), {})
 
@@ -25,7 +33,7 @@ def run_file(model: str = "a", users: int = 4, started: bool = True) -> RunFile:
     )  # fmt: skip
 
 
-def run(tokens_in: int, tokens_out: int, **of: Any) -> Run:
+def run(tokens_in: int, tokens_out: int, **of: Any) -> tuple[RunFile, pd.DataFrame]:
     """One request after another: 1 ms an input token, 10 ms an output token, 5 ms a request."""
     records, now = [], 0.0
     for index in range(40):
@@ -36,7 +44,7 @@ def run(tokens_in: int, tokens_out: int, **of: Any) -> Run:
             Record(index, now, now, times[-1], times, (1,) * n_out, n_in, n_out, n_in, n_out, None, "length")
         )
         now = times[-1]
-    return Run(Path("x"), run_file(**of), frame(records))
+    return run_file(**of), frame(records)
 
 
 def test_a_stored_run_gets_its_default_scenario_and_every_assumption_is_shown() -> None:
@@ -71,10 +79,10 @@ def test_runs_of_different_shape_split_the_bill() -> None:
         ([run(10, 4), run(10, 4, model="b")], "model differs: run-a-4 has a, run-b-4 has b"),
         ([run(10, 4), run(10, 4, users=8)], "load.users differs"),
         ([run(10, 4, started=False)], "never started its engine"),
-        ([dataclasses.replace(run(10, 4), requests=frame([]))], "no request succeeded"),
+        ([(run_file(), frame([]))], "no request succeeded"),
     ],
 )
-def test_runs_that_cannot_be_priced_together_are_refused(runs: list[Run], words: str) -> None:
+def test_runs_that_cannot_be_priced_together_are_refused(runs: list[tuple[RunFile, pd.DataFrame]], words: str) -> None:
     with pytest.raises(HarnessError, match=words):
         query_costs(runs)
 
@@ -98,6 +106,27 @@ def test_the_cost_at_an_objective_is_that_of_the_interpolated_point() -> None:
 def test_an_objective_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(HarnessError, match="is no objective"):
         read_objective(text)
+
+
+def test_what_must_be_true_conditions_every_factor_on_the_spend() -> None:
+    tokens, speed = distribution("lognormal", 200, 2000), distribution("lognormal", 1e-4, 1e-3)
+    found, table = what_must_be_true(distribution("lognormal", 0.9e9, 1.1e9), 1e12, tokens, speed, "H100")
+    after = {shift.name: shift.after[1] for shift in found.shifts}
+    product = after["price.usd_per_hour"] * after["serving.overhead"] / after["serving.utilisation"] / 3600
+    assert product * after["tokens per request"] * after["device_s per token"] == pytest.approx(1e-3, rel=0.1)
+    assert "only the product is identified" in table.notes[1]
+    assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "gpu", "queries"),
+    [("owned-h100", "H100", 1e9), ("on-demand", "Zonk", 1e9), ("on-demand", "H100", 0.0)],
+)
+def test_a_spend_without_price_or_volume_is_refused(scenario: str, gpu: str, queries: float) -> None:
+    with pytest.raises(HarnessError):
+        what_must_be_true(
+            distribution("value", 1e9), queries, distribution("value", 1), distribution("value", 1), gpu, scenario
+        )
 
 
 def test_unknown_scenarios_name_the_known_ones() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from harness import shipped
-from harness.economics.cost import Costs, Device, cost_of_run, default_scenario, device_of
-from harness.economics.draws import PARAMETERS, Distribution
+from harness.economics.cost import Costs, Device, cost_of_run, default_scenario, device_of, priced
+from harness.economics.draws import PARAMETERS, Distribution, scaled, support
 from harness.economics.gpus import Gpu, parse_gpus
+from harness.economics.invert import Inversion, invert
 from harness.economics.objective import Feasible, Objective, best_feasible, parse_objectives
 from harness.economics.phases import fit_phases, time_blocks
 from harness.economics.query import cost_of_query
@@ -20,7 +21,7 @@ from harness.economics.scenario import Price, Scenario, parse_prices, parse_scen
 from harness.errors import HarnessError
 from harness.model import Summary
 from harness.report.table import Table
-from harness.store import Run, RunFile
+from harness.store import RunFile
 
 
 def costs(file: RunFile, summary: Summary, scenario: str | None = None, overrides: Sequence[str] = ()) -> Costs:
@@ -34,19 +35,23 @@ def costs(file: RunFile, summary: Summary, scenario: str | None = None, override
     return cost_of_run(summary, device, wanted, *price_tables())
 
 
-def query_costs(runs: Sequence[Run], scenario: str | None = None, overrides: Sequence[str] = ()) -> Costs:
+def query_costs(
+    runs: Sequence[tuple[RunFile, pd.DataFrame]], scenario: str | None = None, overrides: Sequence[str] = ()
+) -> Costs:
     """What a query and a million tokens of each kind cost, from the phase split of several runs of mixed shape.
+
+    `runs` are their run.json and requests.
 
     Raises HarnessError for runs that differ in model, device, engine or users in flight, and for one without a success.
     """
-    device = _one_condition([run.file for run in runs], "input and output lengths")
+    device = _one_condition([file for file, _ in runs], "input and output lengths")
     blocks, done = [], []
-    for run in runs:
+    for file, requests in runs:
         try:
-            blocks.append(time_blocks(run.requests, device.count))
+            blocks.append(time_blocks(requests, device.count))
         except ValueError as empty:
-            raise HarnessError(f"run {run.file.id}: {empty}", "leave it out, or measure it again") from None
-        done.append(run.requests[run.requests["error"].isna()])
+            raise HarnessError(f"run {file.id}: {empty}", "leave it out, or measure it again") from None
+        done.append(requests[requests["error"].isna()])
     requests = pd.concat(done)
     mix = (
         float(requests["input_asked"].mean()),
@@ -67,6 +72,47 @@ def costs_at_objective(
     found = best_feasible([summary for _, summary in sweep], read_objective(objective))
     wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
     return cost_of_run(found.summary, device, wanted, *price_tables()), found
+
+
+def what_must_be_true(
+    spend_usd: Distribution,
+    queries: float,
+    tokens_per_query: Distribution,
+    device_s_per_token: Distribution,
+    gpu: str,
+    scenario: str = "on-demand",
+    overrides: Sequence[str] = (),
+) -> tuple[Inversion, Table]:
+    """What tokens, speed, price and utilisation must be for a spend on so many queries; see `invert`.
+
+    HarnessError for a scenario or GPU that has no single price.
+    """
+    gpus, prices = price_tables()
+    wanted = priced(read_scenario(scenario, tuple(overrides)), Device("gpu", gpu, 1), gpus, prices)
+    if isinstance(wanted, str) or "price.usd_per_hour" not in wanted.inputs:
+        reason = wanted if isinstance(wanted, str) else f"scenario '{scenario}' builds its price from many inputs"
+        raise HarnessError(reason, "choose a rental scenario, or --set price.usd_per_hour=…")
+    signs = {"price.usd_per_hour": 1, "serving.overhead": 1, "serving.utilisation": -1, "query.requests": 1}
+    factors = {key: (wanted.inputs[key].distribution, sign) for key, sign in signs.items()}
+    factors |= {"tokens per request": (tokens_per_query, 1), "device_s per token": (device_s_per_token, 1)}
+    if not (queries > 0 and support(spend_usd)[1] > 0):
+        raise HarnessError(f"a spend of {describe(spend_usd)} on {queries:g} queries", "both must be above 0")
+    found = invert(factors, scaled(spend_usd, 3600 / queries))
+    rows = tuple(
+        (shift.name, _range(shift.before), _range(shift.after), f"{shift.after[1] / shift.before[1]:.3g}x")
+        for shift in found.shifts
+    )
+    how = "exact" if found.exact else f"weighted draws, {found.effective:.0f} effective"
+    gap = (
+        f"USD per query: {_range(found.cost, 1 / 3600)} by the assumptions, "
+        f"{_range(found.needed, 1 / 3600)} by the spend, {found.needed[1] / found.cost[1]:.3g}x"
+    )
+    columns = ("factor", "assumed: p5 / p50 / p95", "given the spend: p5 / p50 / p95", "median moves by")
+    return found, Table("must-be-true", f"What must be true ({how})", columns, rows, (gap, found.note))
+
+
+def _range(values: tuple[float, float, float], scale: float = 1.0) -> str:
+    return " / ".join(f"{value * scale:.3g}" for value in values)
 
 
 def read_objective(text: str) -> Objective:
