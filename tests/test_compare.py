@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,6 +259,11 @@ def test_explanations_hold_formulas_and_quotes_to_the_letter() -> None:
     assert "בהיקף שמוערך ב־1.4 טריליון דולר" in reported.fact_text(BOOK, "C04")
     with pytest.raises(HarnessError, match="unknown comparison 'margin'"):
         reported.explain(CONTEXT, "margin")
+
+
+def test_the_documentation_names_every_comparison() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "reported.md").read_text("utf-8")
+    assert [name for name in (*COMPARISONS, "contradictions") if f"`{name}`" not in text] == []
 
 
 def test_comparing_takes_less_than_three_seconds_from_a_cold_start() -> None:

@@ -164,3 +164,11 @@ def test_the_date_of_a_state_has_no_length() -> None:
 def test_units() -> None:
     assert unit_powers("Wh/kW-hour") == {"Wh": 1, "kW": -1, "hour": -1}
     assert unit_powers("user/user") == {}
+
+
+def test_the_documentation_names_every_column_and_shows_the_error_as_it_is() -> None:
+    text = (DATA.parents[1] / "docs" / "reported.md").read_text("utf-8")
+    assert [field.name for field in fields(Fact) if f"`{field.name}`" not in text] == []
+    with pytest.raises(HarnessError) as refused:
+        read_book(TEXTS, [("mine.csv", table(ROW, {**ROW, "id": "U2", "period_start": "", "period_end": "H1 2024"}))])
+    assert f"    error: {refused.value}".replace("\n", "\n    ") in text

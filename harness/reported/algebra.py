@@ -245,7 +245,7 @@ def time_mean(states: Sequence[Quantity], over: Period) -> Quantity:
     mean = float(np.interp(days, list(known), list(known.values())).mean())
     names = ", ".join(state.terms for state in states)
     said = (f"{names}: linear between their dates, flat outside",)
-    return replace(joint, value=mean, terms=f"time_mean({names})", assumptions=said)
+    return about(replace(joint, value=mean, terms=f"time_mean({names})", assumptions=said))
 
 
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
