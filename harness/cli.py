@@ -39,10 +39,14 @@ def run(
         Path, typer.Option(envvar="HARNESS_RESULTS", help="Directory that gets the run's directory.")
     ] = RESULTS,
     scenario: Scenario = None,
+    meter: Annotated[
+        list[str] | None,
+        typer.Option(help="auto (what is found), none, nvml, rapl, prometheus:url=…, replay:file=…; repeatable."),
+    ] = None,
 ) -> None:
     """Measure a workload once; store the run, then print its report."""
+    from harness import meters, shipped
     from harness import run as measuring
-    from harness import shipped
 
     overrides = list(set_ or [])
     overrides += [
@@ -50,7 +54,7 @@ def run(
     ]
     spec = shipped.read_workload(workload, overrides)
     with _Display() as display:
-        directory = measuring.run(spec, out, display.show)
+        directory = measuring.run(spec, out, display.show, meters.chosen(meter or ["auto"], spec.engine.name))
     stored = _report(directory, "text")
     typer.echo(f"run: {directory}")
     succeeded = stored.requests["error"].isna().any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import itertools
 import os
@@ -20,10 +21,13 @@ from types import FrameType
 
 from harness import engines, environment, load, shipped, store
 from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.meters import Meter
 from harness.model import Completion, EngineInfo, Record, Request
 from harness.workload import Prompt, Workload, request_maker
 
 PROGRESS_PERIOD_S = 0.25
+IDLE_S = 3.0
+"""How long each span without load is metered."""
 WARM_UP_INDEX = 1 << 40
 """Where the indices of warm-up requests begin: past every measured one, so that no prefix cache serves those later."""
 
@@ -47,11 +51,12 @@ class Progress:
 Notify = Callable[[Progress], None]
 
 
-def run(workload: Workload, root: Path, notify: Notify) -> Path:
+def run(workload: Workload, root: Path, notify: Notify, power: Sequence[Meter] = ()) -> Path:
     """Measure the workload once, and return the directory under `root` that holds the run.
 
     The run is stored whatever happens after the engine was asked to start. An interrupt or a dying engine ends the
-    measuring and keeps what was measured, with the state `interrupted` or `failed`.
+    measuring and keeps what was measured, with the state `interrupted` or `failed`. `power` is read from before the
+    engine starts until after it has stopped.
 
     Raises HarnessError where the set-up is wrong, before or while the engine starts.
     """
@@ -70,7 +75,7 @@ def run(workload: Workload, root: Path, notify: Notify) -> Path:
             environment=environment.capture(),
         ),
     )
-    session = _Session(workload, inputs, engine, writer, notify)
+    session = _Session(workload, inputs, engine, writer, notify, _Power(power, writer))
     try:
         with _output_to(writer.directory / "engine.log"):
             state, error = session.run()
@@ -107,27 +112,33 @@ class _Session:
     engine: engines.Engine
     writer: store.RunWriter
     notify: Notify
+    power: _Power
     timings: store.Timings = field(default_factory=store.Timings)
 
     def run(self) -> tuple[store.State, str | None]:
         """How the run ended, and why if it did not end well."""
-        with asyncio.Runner(loop_factory=event_loop) as runner, _Interrupt() as interrupt:
+        with asyncio.Runner(loop_factory=event_loop) as runner, _Interrupt() as interrupt, self.power:
             try:
+                self.power.idle("bare")
                 with self._timed("engine_start_s", "starting"):
                     info = runner.run(self.engine.start())
                 self.writer.update(engine=store.engine_record(info))
                 make = self._maker(info)
                 with self._timed("warmup_s", "warming up"):
                     runner.run(_warm_up(self.engine, make, self.workload.warmup.requests))
+                self.power.idle("loaded")
                 with self._timed("measured_s", "measuring"):
-                    return runner.run(self._measure(make, interrupt))
+                    ended = runner.run(self._measure(make, interrupt))
             except KeyboardInterrupt:
-                return "interrupted", "interrupted before the measured part began"
+                ended = "interrupted", "interrupted before the measured part began"
             except EngineDied as died:
-                return "failed", str(died)
+                ended = "failed", str(died)
             finally:
                 with self._timed("engine_stop_s", "stopping"):
                     runner.run(self.engine.stop())
+            if ended[0] == "complete":
+                self.power.idle("after")
+            return ended
 
     def _maker(self, info: EngineInfo) -> Callable[[int], Request]:
         return request_maker(
@@ -147,7 +158,7 @@ class _Session:
         began_ns = time.monotonic_ns()
         self.writer.update(clock=store.Anchor(utc=datetime.now(UTC), monotonic_s=began_ns / 1e9))
         task = asyncio.ensure_future(loop.run(began_ns))
-        ticker = asyncio.ensure_future(_tick(loop, self.notify))
+        ticker = asyncio.ensure_future(self._tick(loop))
         try:
             with interrupt.cancels(task):
                 await task
@@ -162,6 +173,13 @@ class _Session:
             ticker.cancel()
             gc.unfreeze()
         return "complete", None
+
+    async def _tick(self, loop: _LoadLoop) -> None:
+        for tick in itertools.count():
+            self.notify(loop.progress())
+            if tick % 2 == 0:
+                self.power.drain()
+            await asyncio.sleep(PROGRESS_PERIOD_S)
 
     @contextlib.contextmanager
     def _timed(self, name: str, phase: str) -> Iterator[None]:
@@ -326,10 +344,42 @@ class _LoadLoop:
         )
 
 
-async def _tick(loop: _LoadLoop, notify: Notify) -> None:
-    while True:
-        notify(loop.progress())
-        await asyncio.sleep(PROGRESS_PERIOD_S)
+class _Power:
+    """The meters of a run, from before its engine starts until after it has stopped."""
+
+    def __init__(self, meters: Sequence[Meter], writer: store.RunWriter) -> None:
+        self.meters, self.writer = meters, writer
+        self._idle: dict[str, tuple[float, float]] = {}
+
+    def __enter__(self) -> None:
+        with contextlib.ExitStack() as undo:
+            infos = []
+            for meter in self.meters:
+                infos.append(dataclasses.asdict(meter.start()))
+                undo.callback(meter.stop)
+            self.writer.update(meters=infos)
+            undo.pop_all()
+
+    def __exit__(self, *_: object) -> None:
+        infos = [dataclasses.asdict(meter.stop()) for meter in self.meters]
+        self.drain()
+        zero_s = self.writer.file.clock.monotonic_s if self.writer.file.clock else 0.0
+        idle = {name: (begun - zero_s, ended - zero_s) for name, (begun, ended) in self._idle.items()}
+        self.writer.update(meters=infos, idle=idle)
+
+    def idle(self, name: str) -> None:
+        """Do nothing for a while, so that the meters see what the machine draws without load."""
+        if self.meters:
+            begun = time.monotonic()
+            time.sleep(IDLE_S)
+            self._idle[name] = begun, time.monotonic()
+            self.drain()
+
+    def drain(self) -> None:
+        """Move what the meters have read into the run's journal."""
+        for meter in self.meters:
+            if samples := meter.drain():
+                self.writer.add_power(samples)
 
 
 class _MicrosecondSelector(selectors.EpollSelector):

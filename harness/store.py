@@ -2,10 +2,12 @@
 
     run.json          what was asked, where, the state, the clock's anchor
     requests.parquet  a row a request (the fields of `harness.model.Record`)
+    power.parquet     a row a reading (the fields of `harness.model.PowerSample`), where there was a meter
     summary.json      derived; may be deleted and is rebuilt
     engine.log        what the engine printed
 
-While a run goes on its rows are in requests.jsonl, flushed one by one, so that a run that was killed still reads.
+While a run goes on its rows are in requests.jsonl and power.jsonl, flushed as they come, so that a run that was killed
+still reads.
 Finished files are written under a temporary name and renamed.
 """
 
@@ -16,7 +18,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,10 +32,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import harness
 from harness.errors import HarnessError
-from harness.model import EngineInfo, Figure, Finding, Record, Summary
+from harness.model import EngineInfo, Figure, Finding, PowerSample, Record, Summary
 
 SCHEMA_VERSION = 1
-"""Of run.json and requests.parquet. History: 1 (0.1.0) the first."""
+"""Of run.json and the Parquet files. History: 1 (0.1.0) the first."""
 
 State = Literal["running", "complete", "interrupted", "failed"]
 
@@ -56,6 +58,29 @@ REQUESTS = pa.schema(
     ]
 )
 """The columns of requests.parquet: the fields of Record, in their order."""
+
+POWER = pa.schema(
+    [
+        ("before_s", pa.float64()),
+        ("after_s", pa.float64()),
+        ("device", pa.string()),
+        ("domain", pa.string()),
+        ("energy_j", pa.float64()),
+        ("power_w", pa.float64()),
+        ("average_w", pa.float64()),
+        ("temperature_c", pa.float64()),
+        ("sm_clock_hz", pa.float64()),
+        ("memory_clock_hz", pa.float64()),
+        ("utilisation", pa.float64()),
+        ("memory_used_bytes", pa.float64()),
+        ("power_limit_w", pa.float64()),
+        ("throttle", pa.float64()),
+        ("processes", pa.float64()),
+        ("foreign_processes", pa.float64()),
+        ("error", pa.string()),
+    ]
+)
+"""The columns of power.parquet: the fields of PowerSample in their order; all numbers float, so that missing is NaN."""
 
 _INTEGERS = ("input_tokens", "output_tokens", "cached_tokens")
 """Columns that may be missing: nullable in pandas, so that None never becomes a float."""
@@ -97,6 +122,10 @@ class RunFile(BaseModel):
     environment: dict[str, Any]
     engine: dict[str, Any] | None = None
     """What the engine said of itself (the fields of EngineInfo); None: it never started."""
+    meters: list[dict[str, Any]] = []
+    """What each meter said of itself (the fields of MeterInfo)."""
+    idle: dict[str, tuple[float, float]] = {}
+    """Spans without load, in seconds since it began: `bare` (no engine yet), `loaded` (before the load), `after`."""
     timings: Timings = Timings()
     clock: Anchor | None = None
     error: str | None = None
@@ -110,6 +139,7 @@ class Run:
     directory: Path
     file: RunFile
     requests: pd.DataFrame
+    power: pd.DataFrame
 
     @property
     def simulated(self) -> bool:
@@ -123,13 +153,21 @@ class RunWriter:
         self.file = file
         self.directory = root / file.id
         self.directory.mkdir(parents=True)
-        self._journal: IO[str] = (self.directory / "requests.jsonl").open("w", encoding="utf-8")
+        self._requests = self._journal("requests")
+        self._power: IO[str] | None = None
         self.update()
 
     def add(self, record: Record) -> None:
         """Journal a finished request, through to the operating system, so that a killed run keeps it."""
-        self._journal.write(json.dumps(_row(record)) + "\n")
-        self._journal.flush()
+        self._requests.write(json.dumps(_row(record, REQUESTS)) + "\n")
+        self._requests.flush()
+
+    def add_power(self, samples: Iterable[PowerSample]) -> None:
+        """Journal a meter's readings, their times on CLOCK_MONOTONIC until `finish`."""
+        if self._power is None:
+            self._power = self._journal("power")
+        self._power.writelines(json.dumps(_row(sample, POWER)) + "\n" for sample in samples)
+        self._power.flush()
 
     def update(self, **changes: Any) -> None:
         """Rewrite run.json with these fields changed."""
@@ -137,14 +175,23 @@ class RunWriter:
         _write(self.directory / "run.json", self.file.model_dump_json(indent=2))
 
     def finish(self, state: State, error: str | None = None) -> None:
-        """Turn the journal into requests.parquet, and state how the run ended."""
-        self._journal.close()
-        journal = self.directory / "requests.jsonl"
-        partial = self.directory / ".requests.parquet.part"
-        pq.write_table(_table(_journal_rows(journal)), partial, compression="zstd")
-        partial.rename(self.directory / "requests.parquet")
+        """Turn the journals into Parquet files, and state how the run ended."""
+        self._requests.close()
+        self._save("requests", _table(_journal_rows(self.directory / "requests.jsonl"), REQUESTS))
+        if self._power is not None:
+            self._power.close()
+            self._save("power", _power_table(self.directory / "power.jsonl", self.file))
         self.update(state=state, error=error)
-        journal.unlink()
+        for name in ("requests", "power"):
+            (self.directory / f"{name}.jsonl").unlink(missing_ok=True)
+
+    def _journal(self, name: str) -> IO[str]:
+        return (self.directory / f"{name}.jsonl").open("w", encoding="utf-8")
+
+    def _save(self, name: str, table: pa.Table) -> None:
+        partial = self.directory / f".{name}.parquet.part"
+        pq.write_table(table, partial, compression="zstd")
+        partial.rename(self.directory / f"{name}.parquet")
 
 
 def new_id(now: datetime, *names: str | None, root: Path) -> str:
@@ -206,20 +253,26 @@ def read(directory: Path) -> Run:
     Raises HarnessError naming the file that is missing, damaged or of a newer schema.
     """
     file = read_file(directory)
-    parquet, journal = directory / "requests.parquet", directory / "requests.jsonl"
-    try:
-        if parquet.is_file():
-            table = pq.read_table(parquet, schema=REQUESTS)
-        elif journal.is_file():
-            table = _table(_journal_rows(journal))
-        else:
-            raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
-    except (OSError, pa.ArrowException, ValueError, TypeError) as damaged:
-        where = parquet if parquet.is_file() else journal
-        raise HarnessError(
-            f"{where}: cannot be read: {damaged}", "restore the file, or measure the run again"
-        ) from None
-    return Run(directory, file, _frame(table))
+    requests = _rows(directory, "requests", lambda path: _table(_journal_rows(path), REQUESTS), REQUESTS)
+    if requests is None:
+        raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
+    power = _rows(directory, "power", lambda path: _power_table(path, file), POWER)
+    return Run(directory, file, _frame(requests), (POWER.empty_table() if power is None else power).to_pandas())
+
+
+def _rows(directory: Path, name: str, journal: Callable[[Path], pa.Table], schema: pa.Schema) -> pa.Table | None:
+    """Rows from the Parquet file or else from the journal; None where there is neither."""
+    for path, load in (
+        (directory / f"{name}.parquet", lambda path: pq.read_table(path, schema=schema)),
+        (directory / f"{name}.jsonl", journal),
+    ):
+        if path.is_file():
+            try:
+                return load(path)
+            except (OSError, pa.ArrowException, ValueError, TypeError) as damaged:
+                fix = "restore the file, or measure the run again"
+                raise HarnessError(f"{path}: cannot be read: {damaged}", fix) from None
+    return None
 
 
 def read_file(directory: Path) -> RunFile:
@@ -290,9 +343,9 @@ def _alive(file: RunFile) -> bool:
     return False
 
 
-def _row(record: Record) -> dict[str, Any]:
-    """The record's fields by name; dataclasses.asdict would copy every token's time, at ten times the cost."""
-    return {name: getattr(record, name) for name in REQUESTS.names}
+def _row(noun: Record | PowerSample, schema: pa.Schema) -> dict[str, Any]:
+    """The fields by name; dataclasses.asdict would copy every token's time, at ten times the cost."""
+    return {name: getattr(noun, name) for name in schema.names}
 
 
 def _journal_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -307,8 +360,18 @@ def _journal_rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"line {number} is damaged") from None
 
 
-def _table(rows: Iterator[Mapping[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=REQUESTS)
+def _table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def _power_table(journal: Path, file: RunFile) -> pa.Table:
+    """A power journal with its times in seconds since the load began (left as they are where it never did)."""
+    zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
+    rows = (
+        {**row, "before_s": row["before_s"] - zero_s, "after_s": row["after_s"] - zero_s}
+        for row in _journal_rows(journal)
+    )
+    return _table(rows, POWER)
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
@@ -328,4 +391,4 @@ def frame(records: list[Record]) -> pd.DataFrame:
     >>> frame([]).columns.tolist()[:3]
     ['index', 'scheduled_s', 'sent_s']
     """
-    return _frame(_table(map(_row, records)))
+    return _frame(_table((_row(record, REQUESTS) for record in records), REQUESTS))

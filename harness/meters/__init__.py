@@ -6,8 +6,10 @@ To add one, write a module with a class that follows `Meter`, or `Reader` where 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import yaml
 
 from harness.errors import HarnessError
 from harness.model import MeterInfo, PowerSample
@@ -70,6 +72,25 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Meter:
         raise HarnessError(f"unknown meter '{name}'", f"choose one of {', '.join(sorted([*METERS, *READERS]))}")
     meter: Meter = construct(name, METERS[name], options or {})
     return meter
+
+
+def chosen(asked: Sequence[str], engine: str) -> list[Meter]:
+    """Meters from `NAME` or `NAME:KEY=VALUE,KEY=VALUE` words; `auto` is what is found here, `none` nothing.
+
+    A simulated engine draws no power, so `auto` finds nothing to read beside it.
+
+    >>> chosen(["auto"], "simulated"), chosen(["none"], "vllm")
+    ([], [])
+    """
+    made = []
+    for word in asked:
+        name, _, rest = word.partition(":")
+        if name == "auto":
+            made += [create(found) for found in (available() if engine != "simulated" else ())]
+        elif name != "none":
+            pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+            made.append(create(name, {key: yaml.safe_load(value) for key, _, value in pairs}))
+    return made
 
 
 def construct(name: str, where: str, options: Mapping[str, Any]) -> Any:

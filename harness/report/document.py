@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from harness import checks, store
+from harness import checks, energy, store
 from harness.model import Summary
 from harness.report import economics, json, reported, tables, text
 from harness.report.table import Table
@@ -36,9 +36,29 @@ def summary_of(run: Run) -> Summary:
         warmup_requests=workload.get("warmup", {}).get("requests", 0),
     )
     made = replace(made, findings=findings)
+    if run.file.meters:
+        made = _with_energy(run, made)
     if run.file.state != "running":
         store.write_summary(run.directory, made)
     return made
+
+
+def _with_energy(run: Run, summary: Summary) -> Summary:
+    """The summary with the energy of the measured part, and what is doubtful about it."""
+    infos = energy.meter_infos(run.file.meters)
+    if run.requests.empty:
+        return summary
+    begun_s, ended_s = float(run.requests["scheduled_s"].min()), float(run.requests["end_s"].max())
+    found = energy.measure(
+        run.power,
+        infos,
+        run.requests,
+        begun_s,
+        ended_s,
+        slots=run.file.workload.get("load", {}).get("users"),
+        idle=run.file.idle,
+    )
+    return replace(summary, figures=summary.figures + found.figures, findings=summary.findings + found.findings)
 
 
 def document(run: Run, scenario: str | None = None) -> tuple[list[Table], Summary]:
