@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -51,7 +52,7 @@ class Descendants:
         """Kill those that still run, and end the watcher."""
         self.kill()
         self.settled()
-        self._watcher.kill()
+        self._watcher.terminate()  # which kills what it saw: a dead process's children are no longer ours
         self._watcher.wait()
 
 
@@ -66,17 +67,21 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 
 def _watch(parent: int, known: set[int]) -> None:
-    """Wait for `parent` to end, then kill its descendants that are not `known`."""
-    end = os.pidfd_open(parent)
+    """Wait for `parent` to end, or for SIGTERM; then kill its descendants that are not `known`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     known = {*known, os.getpid()}
     seen: set[psutil.Process] = set()
-    with contextlib.suppress(psutil.NoSuchProcess):
+    try:
+        end = os.pidfd_open(parent)
         process = psutil.Process(parent)
         while not select.select([end, sys.stdin], [], [], PERIOD_S)[0]:
             seen |= _others(process, known)
         seen |= _others(process, known)
-    select.select([end], [], [])
-    _kill(seen)
+        select.select([end], [], [])
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        pass  # it ended in between
+    finally:
+        _kill(seen)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from harness import weights
 from harness.errors import HarnessError
 
+SILENT = "one of its processes ended without a word"
 _LESS_MEMORY = (
     "give it less to hold: engine.max_model_len or engine.max_num_seqs lower, engine.quantization (fp8, awq…), "
     "or more GPUs by engine.tensor_parallel_size; engine.gpu_memory_utilization (of 1) sets vLLM's share of each GPU"
@@ -22,6 +23,7 @@ WAYS_OUT: tuple[tuple[str, str], ...] = (
         "stop what else holds the memory (nvidia-smi), or let vLLM have less: engine.gpu_memory_utilization, "
         "on a CPU engine.kv_cache_memory_bytes",
     ),
+    (SILENT, f"most likely the kernel ended it for want of memory (dmesg says so); {_LESS_MEMORY}"),
     (r"out of memory|No available memory for the cache|cache is needed, which is larger", _LESS_MEMORY),
     (
         r"driver version is insufficient|driver on your system is too old|no NVIDIA driver|no CUDA-capable device|"
@@ -47,11 +49,11 @@ LONGEST = 300
 """Characters of vLLM's own message that are shown."""
 
 
-def explained(model: str, error: Exception, given: Mapping[str, Any], log: str) -> HarnessError:
+def explained(model: str, error: Exception, given: Mapping[str, Any], log: str | None) -> HarnessError:
     """What to tell of an error that ended vLLM's start.
 
-    `given` are the engine's options; `log` is what vLLM's processes wrote meanwhile: most failures happen there, and
-    here one only learns that there was one.
+    `given` are the engine's options; `log` is what vLLM's processes wrote meanwhile, None where that cannot be read: most
+    failures happen there, and here one only learns that there was one.
 
     >>> log = "(Worker pid=7) ERROR 11-21 22:55:10 [x.py:9] torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
     >>> explained("m", RuntimeError("Engine core initialization failed. See root cause above."), {}, log).what
@@ -65,8 +67,9 @@ def explained(model: str, error: Exception, given: Mapping[str, Any], log: str) 
         text = fault["msg"].removeprefix("Value error, ")
         if name := values.get(str(fault["input"])) or ".".join(map(str, fault["loc"])):
             return HarnessError(f"vllm refuses engine.{name}={fault['input']}", text.replace("Input should be", "give"))
-    elif causes := [cause for cause in _RAISED.findall(log) if not _WRAPPER.search(cause)]:
-        text = f"{causes[-1]} (more in engine.log)"
+    elif log is not None and _WRAPPER.search(text):
+        causes = [cause for cause in _RAISED.findall(log) if not _WRAPPER.search(cause)]
+        text = f"{causes[-1] if causes else SILENT} (more in engine.log)"
     text = " ".join(text.split())
     fix = next((fix for pattern, fix in WAYS_OUT if re.search(pattern, text)), None)
     if fix is None and isinstance(error, OSError):
@@ -79,15 +82,15 @@ def explained(model: str, error: Exception, given: Mapping[str, Any], log: str) 
 
 
 class Log:
-    """What is written to standard output, where vLLM logs, from here on; nothing where that is no file."""
+    """What is written to standard output, where vLLM logs, from here on; None where that is no file."""
 
     def __init__(self) -> None:
         self._path = Path("/proc/self/fd/1")
         self._start = self._path.stat().st_size if self._path.is_file() else None
 
-    def read(self) -> str:
+    def read(self) -> str | None:
         if self._start is None:
-            return ""
+            return None
         with self._path.open(errors="replace") as log:
             log.seek(self._start)
             return log.read()
