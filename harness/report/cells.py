@@ -47,14 +47,13 @@ def ends(figure: Figure) -> str | None:
     return f"≥ {low}" if high is None else f"{low}–{high}"
 
 
-def amount(figure: Figure, *, unit: bool = True) -> str:
-    """The value alone, with its unit unless that stands elsewhere, or why there is none."""
+def amount(figure: Figure, *, unit: bool = True, digits: bool = False) -> str:
+    """The value alone, with its unit unless that stands elsewhere, or why there is none. `digits`: always all four."""
     if figure.value is None:
         return f"n/a ({figure.reason or 'not recorded'})"
     factor, name = scale(figure)
-    if not unit:
-        return number(figure.value * factor)
-    return number(figure.value * factor) + (name if name == "%" else f" {name}")
+    shown = number(figure.value * factor, figure.value * factor if digits else None)
+    return shown + (name if name == "%" else f" {name}") if unit else shown
 
 
 def words(figure: Figure, *, unit: bool = True, interval: bool = True, n: bool = True, status: bool = True) -> str:
@@ -68,7 +67,7 @@ def words(figure: Figure, *, unit: bool = True, interval: bool = True, n: bool =
     between = ends(figure) if interval else None
     asides = [
         f"{figure.interval}: {between}" if between else "",
-        f"n={number(figure.n)}" if n and between is None and figure.n is not None else "",
+        f"n={number(figure.n)}" if n and between is None and figure.n is not None and figure.value is not None else "",
         figure.reason or "" if figure.value is not None else "",
         figure.status if status else "",
     ]

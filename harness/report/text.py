@@ -6,11 +6,11 @@ import io
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
@@ -46,12 +46,10 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
 def _parts(table: Table, width: int) -> Iterator[RenderableType]:
     shared = _shared(table)
     stacked = len(_figure_columns(table)) >= 4
-    yield _title(table, shared)
-    if not table.rows:
-        yield Text("  none")
-    else:
-        rows = [[_cell(cell, shared, table.columns, stacked) for cell in row] for row in table.rows]
-        yield from _grid(table, rows, width, stacked) or _list(table, rows, width)
+    grid = _grid(table, shared, width, stacked)
+    stacked &= grid is not None
+    yield _title(table, shared, stacked)
+    yield (grid or _list(table, shared, width)) if table.rows else Text("  none")
     notes = (*(_reasons(table) if stacked else ()), *table.notes)
     if notes:
         listed = Grid.grid(padding=(0, 1))
@@ -78,32 +76,42 @@ def _shared(table: Table) -> dict[str, str]:
     return {kind: found.pop() for kind, found in every.items() if len(found) == 1 and found != {""}}
 
 
-def _title(table: Table, shared: Mapping[str, str]) -> Text:
+def _title(table: Table, shared: Mapping[str, str], stacked: bool) -> Text:
+    said = {kind: what for kind, what in shared.items() if kind not in table.columns}
     asides = [
-        shared[kind] if kind != "n" else f"n={shared['n']}"
-        for kind in ("unit", "n", "status")
-        if kind in shared and kind not in table.columns and shared[kind] != "simulated"
+        said.get("unit", ""),
+        f"{said['interval']} interval below each" if stacked and "interval" in said else "",
+        f"n={said['n']}" if "n" in said else "",
+        said["status"] if said.get("status", "simulated") != "simulated" else "",
     ]
-    if len(_figure_columns(table)) >= 4 and "interval" in shared:
-        asides.insert(1, f"{shared['interval']} interval below each")
     title = Text(table.title, "bold")
-    if asides:
-        title.append(f" ({', '.join(asides)})", "not bold")
+    if any(asides):
+        title.append(f" ({', '.join(aside for aside in asides if aside)})", "not bold")
     if shared.get("status") == "simulated":
         title.append("  SIMULATED", "bold yellow")
     return title
 
 
-def _cell(cell: Cell, shared: Mapping[str, str], columns: Sequence[str], stacked: bool) -> Text:
+def _cell(cell: Cell, table: Table, shared: Mapping[str, str], stacked: bool) -> Text:
     if not isinstance(cell, Figure):
         return Text(_plain(cell or ""))
-    alone = {kind: kind not in shared and kind not in columns for kind in ("unit", "n", "status")}
+    own = {kind: kind not in shared and kind not in table.columns for kind in ("unit", "n", "status")}
     if not stacked:
-        return Text(words(cell, interval="bound" not in columns, **alone))
+        return Text(words(cell, interval="bound" not in table.columns, **own))
     if cell.value is None:
         return Text("n/a", "dim")
-    under = ends(cell) or ("n/a" if cell.reason else "")
-    return Text(amount(cell, unit=alone["unit"])).append(f"\n{under}", "dim")
+    between = ends(cell)
+    under = [
+        (between if "interval" in shared else f"{cell.interval}: {between}")
+        if between
+        else "n/a"
+        if cell.reason
+        else "",
+        f"n={number(cell.n)}" if own["n"] and cell.n is not None else "",
+        cell.status if own["status"] else "",
+    ]
+    text = Text(amount(cell, unit=own["unit"], digits=True))
+    return text.append("\n" + "; ".join(each for each in under if each), "dim")
 
 
 def _reasons(table: Table) -> Iterator[str]:
@@ -121,25 +129,27 @@ def _reasons(table: Table) -> Iterator[str]:
         yield f"n/a, {places}: {reason}"
 
 
-def _grid(table: Table, rows: Sequence[Sequence[Text]], width: int, stacked: bool) -> list[RenderableType]:
-    """Columns side by side; empty where they would not fit, or where text of both directions would share a line."""
-    figures = _figure_columns(table)
+def _grid(table: Table, shared: Mapping[str, str], width: int, stacked: bool) -> Grid | None:
+    """Columns side by side; None where they would not fit, or where text of both directions would share a line."""
+    figures, headed = _figure_columns(table), table.columns != PROPERTIES
+    rows = [[_cell(cell, table, shared, stacked) for cell in row] for row in table.rows]
     if not stacked:
-        rows = _aligned(table, rows)
+        _align(table, rows)
     widest, least = [], []
     for i, name in enumerate(table.columns):
-        lines = [line for row in rows for line in row[i].plain.split("\n")] + [name]
+        lines = [line for row in rows for line in row[i].plain.split("\n")] + [name] * headed
         word = max(cell_len(each) for line in lines for each in line.split() or [""])
         widest.append(max(map(cell_len, lines)))
         least.append(widest[-1] if stacked and i in figures else min(widest[-1], max(NARROWEST, word)))
     gaps = len(least) - 1
     gap = GAP if sum(least) + GAP * gaps <= width else 1
     room = width - sum(least) - gap * gaps
-    mixed = any(RIGHT_TO_LEFT.search(cell.plain) for row in rows for cell in row)
-    if gaps > 1 and (mixed or room < 0):
-        return []
+    if gaps > 1 and (room < 0 or any(RIGHT_TO_LEFT.search(cell.plain) for row in rows for cell in row)):
+        return None
+    if room < 0:  # one long word, such as a path, in a list of properties
+        least[-1], room = max(1, least[-1] + room), 0
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style="bold")
-    grid.show_header = table.columns != PROPERTIES
+    grid.show_header = headed
     more = sum(widest) - sum(least)
     for i, name in enumerate(table.columns):
         wide = least[i] + int((widest[i] - least[i]) * min(1.0, room / more)) if more > 0 else least[i]
@@ -147,41 +157,46 @@ def _grid(table: Table, rows: Sequence[Sequence[Text]], width: int, stacked: boo
         grid.add_column(Text(name), justify="right" if right else "left", width=wide, overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    return [grid]
+    return grid
 
 
-def _aligned(table: Table, rows: Sequence[Sequence[Text]]) -> list[list[Text]]:
-    """With the numbers of each column of figures padded to one width, so that they end at the same place."""
-    made = [list(row) for row in rows]
+def _align(table: Table, rows: Sequence[list[Text]]) -> None:
+    """Pad the numbers of each column of figures to one width, so that they end at the same place."""
     for column in _figure_columns(table):
         places = [i for i, row in enumerate(table.rows) if isinstance(x := row[column], Figure) and x.value is not None]
         width = max((len(rows[i][column].plain.partition(" ")[0]) for i in places), default=0)
         for i in places:
             digits, blank, rest = rows[i][column].plain.partition(" ")
-            made[i][column] = Text(digits.rjust(width) + blank + rest)
-    return made
+            rows[i][column] = Text(digits.rjust(width) + blank + rest)
 
 
-def _list(table: Table, rows: Sequence[Sequence[Text]], width: int) -> Iterator[RenderableType]:
+def _list(table: Table, shared: Mapping[str, str], width: int) -> Group:
     """A paragraph to a row: its first cell, then the others with the names of their columns."""
-    for first, *others in rows:
-        yield Text("  ").append_text(first)
-        line = ""
-        for name, cell in zip(table.columns[1:], others, strict=True):
-            text = cell.plain.replace("\n", " ")
-            if text == "":
-                continue
-            item = f"{name}: {text}"
-            own = cell_len(item) > width // 2 or RIGHT_TO_LEFT.search(item)
-            if line and (own or cell_len(f"{line} · {item}") > width - 4):
-                yield Padding(Text(line), (0, 0, 0, 4))
-                line = ""
-            line = f"{line} · {item}" if line else item
-            if own:
-                yield Padding(Text(line), (0, 0, 0, 4))
-                line = ""
-        if line:
-            yield Padding(Text(line), (0, 0, 0, 4))
+    parts: list[RenderableType] = []
+    for first, *others in table.rows:
+        parts.append(Text("  ").append_text(_cell(first, table, shared, stacked=False)))
+        named = zip(
+            table.columns[1:], (_cell(cell, table, shared, stacked=False).plain for cell in others), strict=True
+        )
+        items = [f"{name}: {text}" for name, text in named if text]
+        parts += [Padding(Text(line), (0, 0, 0, 4)) for line in _flow(items, width - 4)]
+    return Group(*parts)
+
+
+def _flow(items: Iterable[str], width: int) -> Iterator[str]:
+    """Items on as few lines as they fit; a long one, or one that is read from the right, has its own."""
+    line = ""
+    for item in items:
+        alone = cell_len(item) > width // 2 or RIGHT_TO_LEFT.search(item)
+        if line and (alone or cell_len(f"{line} · {item}") > width):
+            yield line
+            line = ""
+        line = f"{line} · {item}" if line else item
+        if alone:
+            yield line
+            line = ""
+    if line:
+        yield line
 
 
 def _plain(text: str) -> str:
