@@ -26,15 +26,15 @@ def number(value: float, like: float | None = None) -> str:
     ('9.50', '0.980 M')
     """
     size = abs(value if like is None else like)
+    if size >= 1e15 or 0 < size < 1e-4:
+        return f"{value:.4g}"
     for million, word in ((1e9, " bn"), (1e6, " M")):
         if size >= million:
             return number(value / million, None if like is None else like / million) + word
     if size == 0 or (like is None and value == round(value)):
         return f"{value:,.0f}"
-    if size < 1e-4:
-        return f"{value:.4g}"
     fixed = f"{value:,.{max(0, 3 - math.floor(math.log10(size)))}f}"
-    return fixed if like is not None else min(f"{value!r}", fixed, key=len)
+    return fixed if like is not None else min(f"{float(value)!r}", fixed, key=len)
 
 
 def ends(figure: Figure) -> str | None:

@@ -137,7 +137,7 @@ def _grid(table: Table, shared: Mapping[str, str], width: int, stacked: bool) ->
         _align(table, rows)
     widest, least = [], []
     for i, name in enumerate(table.columns):
-        lines = [line for row in rows for line in row[i].plain.split("\n")] + [name] * headed
+        lines = [line for row in rows for line in row[i].plain.split("\n")] + [name if headed else ""]
         word = max(cell_len(each) for line in lines for each in line.split() or [""])
         widest.append(max(map(cell_len, lines)))
         least.append(widest[-1] if stacked and i in figures else min(widest[-1], max(NARROWEST, word)))
