@@ -8,19 +8,16 @@ import dataclasses
 import gc
 import itertools
 import os
-import select
-import selectors
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from harness import engines, environment, load, shipped, store
 from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.eventloop import Interrupt, event_loop
 from harness.meters import Meter
 from harness.model import Completion, EngineInfo, Record, Request
 from harness.workload import Prompt, Workload, request_maker
@@ -117,7 +114,7 @@ class _Session:
 
     def run(self) -> tuple[store.State, str | None]:
         """How the run ended, and why if it did not end well."""
-        with asyncio.Runner(loop_factory=event_loop) as runner, _Interrupt() as interrupt, self.power:
+        with asyncio.Runner(loop_factory=event_loop) as runner, Interrupt() as interrupt, self.power:
             try:
                 self.power.idle("bare")
                 with self._timed("engine_start_s", "starting"):
@@ -150,7 +147,7 @@ class _Session:
             encode=info.encode,
         )
 
-    async def _measure(self, make: Callable[[int], Request], interrupt: _Interrupt) -> tuple[store.State, str | None]:
+    async def _measure(self, make: Callable[[int], Request], interrupt: Interrupt) -> tuple[store.State, str | None]:
         loop = _LoadLoop(self.workload, self.inputs.arrivals, self.engine, make, self.writer.add)
         # What start-up left behind is set aside, so that no collection walks through it while requests are timed.
         gc.collect()
@@ -380,48 +377,6 @@ class _Power:
         for meter in self.meters:
             if samples := meter.drain():
                 self.writer.add_power(samples)
-
-
-class _MicrosecondSelector(selectors.EpollSelector):
-    """epoll waits in whole milliseconds, which would make every timer up to 1 ms late; select() on it does not."""
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is not None and timeout > 0:
-            select.select([self.fileno()], [], [], timeout)
-            timeout = 0
-        return super().select(timeout)
-
-
-def event_loop() -> asyncio.AbstractEventLoop:
-    """An event loop whose timers are good to some tens of microseconds."""
-    return asyncio.SelectorEventLoop(_MicrosecondSelector())
-
-
-class _Interrupt:
-    """SIGINT and SIGTERM: KeyboardInterrupt at once, or, while measuring, the first one ends the load in good order."""
-
-    def __enter__(self) -> _Interrupt:
-        self._task: asyncio.Future[None] | None = None
-        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def cancels(self, task: asyncio.Future[None]) -> Iterator[None]:
-        self._task = task
-        try:
-            yield
-        finally:
-            self._task = None
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        task, self._task = self._task, None
-        if task is None:
-            raise KeyboardInterrupt
-        task.get_loop().call_soon_threadsafe(task.cancel)
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from harness import engines, run
+from harness import engines
 from harness.engines.simulated import SimulatedEngine
 from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.eventloop import event_loop
 from harness.model import Completion, Request
 from harness.workload import Engine
 
@@ -37,7 +38,7 @@ def serve(engine: SimulatedEngine, *requests: Request) -> list[tuple[list[float]
         finally:
             await engine.stop()
 
-    with asyncio.Runner(loop_factory=run.event_loop) as runner:
+    with asyncio.Runner(loop_factory=event_loop) as runner:
         return runner.run(all_of_them())
 
 
