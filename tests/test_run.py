@@ -47,12 +47,12 @@ def test_every_request_is_recorded_once_with_its_tokens(tmp_path: Path) -> None:
     assert rows["index"].tolist() == list(range(12))
     assert rows["input_asked"].tolist() == [7] * 12
     assert rows["output_tokens"].tolist() == [5] * 12
-    for row in rows.itertuples():
-        assert row.arrival_tokens.tolist() == [1] * 5
-        assert 0 <= row.scheduled_s <= row.sent_s < row.arrival_s[0]
-        assert row.end_s >= row.arrival_s[-1]
+    for row in rows.to_dict("records"):
+        assert row["arrival_tokens"].tolist() == [1] * 5
+        assert 0 <= row["scheduled_s"] <= row["sent_s"] < row["arrival_s"][0]
+        assert row["end_s"] >= row["arrival_s"][-1]
         # each token on its schedule, within what a busy machine adds
-        assert np.allclose(row.arrival_s - row.sent_s, 0.03 + 0.002 * np.arange(5), atol=0.02)
+        assert np.allclose(row["arrival_s"] - row["sent_s"], 0.03 + 0.002 * np.arange(5), atol=0.02)
 
 
 def test_the_run_file_says_what_was_asked_and_where(tmp_path: Path) -> None:
