@@ -145,11 +145,12 @@ def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quan
             powers[name] = powers.get(name, 0) + (power if sign == "*" else -power)
     elif a.unit != b.unit:
         raise Refused(f"{a.terms} {sign} {b.terms} mixes {a.unit_text} with {b.unit_text}", "convert one of them first")
-    if sign == "/" and (b.value == 0 or b.low == b.high == 0):
+    if sign == "/" and b.value == 0 and b.bound in ("=", "~"):
         raise HarnessError(f"{a.terms} / {b.terms} divides by zero", "leave this ratio out")
     low, high = _ends(a, sign, b)
     rough = "~" in (a.bound, b.bound) and {a.bound, b.bound} <= {"=", "~"}
-    value = None if a.value is None or b.value is None else _OPERATIONS[sign](a.value, b.value)
+    unknown = a.value is None or b.value is None or (sign == "/" and b.value == 0)
+    value = None if unknown else _OPERATIONS[sign](a.value, b.value)
     if rough:
         low, high = -math.inf, math.inf
     else:
