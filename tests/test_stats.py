@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import stats
@@ -14,11 +14,13 @@ from harness import stats
 FINITE = st.floats(-1e6, 1e6)
 
 
+@settings(deadline=None)
 @given(st.lists(FINITE, min_size=1, max_size=50), st.floats(0, 1))
 def test_percentile_is_numpys_default(values: list[float], p: float) -> None:
     assert stats.percentile(np.sort(values), p) == pytest.approx(float(np.quantile(values, p)), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(FINITE, min_size=1, max_size=80), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_an_interval_encloses_its_percentile_and_stays_inside_the_values(values: list[float], p: float) -> None:
     ordered = np.sort(values)

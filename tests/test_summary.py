@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import store
@@ -214,6 +214,7 @@ def test_a_simulated_engine_marks_every_figure() -> None:
 ARRIVALS = st.lists(st.floats(0.0, 5.0), min_size=0, max_size=8)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1), ARRIVALS), min_size=1, max_size=12), st.booleans())
 def test_latencies_agree_with_each_other(drawn: list[tuple[float, float, list[float]]], simulated: bool) -> None:
     records = []

@@ -25,7 +25,7 @@ def number(value: float, like: float | None = None) -> str:
     >>> number(9.5, like=12.34), number(980000, like=1020000)
     ('9.50', '0.980 M')
     """
-    size = abs(value if like is None else like)
+    size = abs(value if like is None or like == 0 else like)
     if size >= 1e15 or 0 < size < 1e-4:
         return f"{value:.4g}"
     for million, word in ((1e9, " bn"), (1e6, " M")):
