@@ -20,7 +20,7 @@ def workloads(_root: Path) -> Table:
 
 def runs(root: Path) -> Table:
     """Stored runs, oldest first; a damaged one says what is wrong with it."""
-    rows = []
+    rows: list[tuple[str | None, ...]] = []
     for path, file in store.list_runs(root):
         if isinstance(file, HarnessError):
             rows.append((path.name, "damaged", None, None, file.what))
