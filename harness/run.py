@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness import engines, environment, load, shipped, store
+from harness import engines, environment, load, meters, shipped, store
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.eventloop import Interrupt, event_loop
-from harness.meters import Meter
 from harness.model import Completion, EngineInfo, Record, Request
 from harness.workload import Prompt, Workload, request_maker
 
@@ -48,12 +47,12 @@ class Progress:
 Notify = Callable[[Progress], None]
 
 
-def run(workload: Workload, root: Path, notify: Notify, power: Sequence[Meter] = ()) -> Path:
+def run(workload: Workload, root: Path, notify: Notify, power: Sequence[str] = ()) -> Path:
     """Measure the workload once, and return the directory under `root` that holds the run.
 
     The run is stored whatever happens after the engine was asked to start. An interrupt or a dying engine ends the
-    measuring and keeps what was measured, with the state `interrupted` or `failed`. `power` is read from before the
-    engine starts until after it has stopped.
+    measuring and keeps what was measured, with the state `interrupted` or `failed`. `power` names the meters
+    (`harness.meters.start`), which are read from before the engine starts until after it has stopped.
 
     Raises HarnessError where the set-up is wrong, before or while the engine starts.
     """
@@ -344,18 +343,15 @@ class _LoadLoop:
 class _Power:
     """The meters of a run, from before its engine starts until after it has stopped."""
 
-    def __init__(self, meters: Sequence[Meter], writer: store.RunWriter) -> None:
-        self.meters, self.writer = meters, writer
+    def __init__(self, asked: Sequence[str], writer: store.RunWriter) -> None:
+        self.asked, self.writer = asked, writer
+        self.meters: list[meters.Meter] = []
         self._idle: dict[str, tuple[float, float]] = {}
 
     def __enter__(self) -> None:
-        with contextlib.ExitStack() as undo:
-            infos = []
-            for meter in self.meters:
-                infos.append(dataclasses.asdict(meter.start()))
-                undo.callback(meter.stop)
-            self.writer.update(meters=infos)
-            undo.pop_all()
+        started, absent = meters.start(self.asked)
+        self.meters = [meter for meter, _ in started]
+        self.writer.update(meters=[dataclasses.asdict(info) for _, info in started], meters_absent=absent)
 
     def __exit__(self, *_: object) -> None:
         infos = [dataclasses.asdict(meter.stop()) for meter in self.meters]

@@ -5,6 +5,7 @@ To add one, write a module with a class that follows `Meter`, or `Reader` where 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -26,6 +27,10 @@ READERS: Mapping[str, str] = {
     "rapl": "harness.meters.rapl:RaplReader",
 }
 """Name -> `module:class` of a reader that `harness.meters.process` polls from another process."""
+
+
+AUTO = ("nvml", "rapl")
+"""What `auto` looks for, in this order."""
 
 
 class Meter(Protocol):
@@ -74,43 +79,40 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Meter:
     return meter
 
 
-def chosen(asked: Sequence[str], engine: str) -> list[Meter]:
-    """Meters from `NAME` or `NAME:KEY=VALUE,KEY=VALUE` words; `auto` is what is found here, `none` nothing.
-
-    A simulated engine draws no power, so `auto` finds nothing to read beside it.
-
-    >>> chosen(["auto"], "simulated"), chosen(["none"], "vllm")
-    ([], [])
-    """
-    made = []
-    for word in asked:
-        name, _, rest = word.partition(":")
-        if name == "auto":
-            made += [create(found) for found in (available() if engine != "simulated" else ())]
-        elif name != "none":
-            pairs = [pair.partition("=") for pair in rest.split(",") if pair]
-            made.append(create(name, {key: yaml.safe_load(value) for key, _, value in pairs}))
-    return made
-
-
 def construct(name: str, where: str, options: Mapping[str, Any]) -> Any:
     """`module:class` with those options as keywords. Raises HarnessError for one that it does not take."""
     module, _, cls = where.partition(":")
     try:
         return getattr(importlib.import_module(module), cls)(**options)
     except TypeError as wrong:
-        raise HarnessError(
-            f"meter '{name}' does not take the options {dict(options)}: {wrong}", "see docs/energy.md"
-        ) from None
+        raise HarnessError(f"meter '{name}' does not take {dict(options)}: {wrong}", "see docs/energy.md") from None
 
 
-def available() -> list[str]:
-    """Meters that would find something to read on this machine, in the order in which to open them."""
-    found = []
-    for name in ("nvml", "rapl"):
-        try:
-            construct(name, READERS[name], {}).open()
-        except HarnessError:
-            continue
-        found.append(name)
-    return found
+def start(asked: Sequence[str]) -> tuple[list[tuple[Meter, MeterInfo]], list[str]]:
+    """Meters from `NAME` or `NAME:KEY=VALUE,KEY=VALUE` words, started; and why each that `auto` looked for is absent.
+
+    `auto` starts what finds something to read on this machine; `none` is nothing. Raises HarnessError for a meter that
+    was named and cannot start; the others are stopped then.
+
+    >>> start(["none"])
+    ([], [])
+    """
+    started: list[tuple[Meter, MeterInfo]] = []
+    absent: list[str] = []
+    with contextlib.ExitStack() as undo:
+        for word in asked:
+            name, _, rest = word.partition(":")
+            pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+            options = {key: yaml.safe_load(value) for key, _, value in pairs}
+            for found in {"auto": AUTO, "none": ()}.get(name, (name,)):
+                meter = create(found, options)
+                try:
+                    started.append((meter, meter.start()))
+                except HarnessError as error:
+                    if name != "auto":
+                        raise
+                    absent.append(f"{found}: {error.what}")
+                else:
+                    undo.callback(meter.stop)
+        undo.pop_all()
+    return started, absent
