@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -245,3 +247,11 @@ def test_a_large_run_is_summarised_without_a_loop_over_its_tokens() -> None:
     found = summarise("r", "complete", frame, {"itl_s": 0.1}, simulated=False)
     assert found["itl_s.p99"].value == pytest.approx(0.01 * math.log(100), rel=0.02)
     assert found["itl_s.mean"].n == 2000 * 499
+
+
+def test_every_figure_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "method.md").read_text(encoding="utf-8")
+    terms = re.findall(r"`([\w.]+)`", page[page.index("### Of the run") : page.index("### Objectives")])
+    for figure in summary(record(), objectives={"ttft_s": 1.0}).figures:
+        stem, _, leaf = figure.name.partition(".")
+        assert figure.name in terms or (stem in terms and f".{leaf}" in terms), figure.name
