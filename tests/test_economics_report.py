@@ -1,5 +1,6 @@
 """Costs of stored runs: shipped scenarios reach the tables; runs that must not be mixed are refused by field."""
 
+import dataclasses
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -8,12 +9,14 @@ import pandas as pd
 import pytest
 
 from harness.economics.draws import distribution
+from harness.economics.fleet import Policy
 from harness.errors import HarnessError
 from harness.model import EngineInfo, Figure, ModelIdentity, Record, Summary
 from harness.report.economics import (
     cost_tables,
     costs,
     costs_at_objective,
+    fleet_costs,
     query_costs,
     read_objective,
     scenario_names,
@@ -100,6 +103,20 @@ def test_the_cost_at_an_objective_is_that_of_the_interpolated_point() -> None:
     with pytest.raises(HarnessError, match="model differs"):
         costs_at_objective([point(1, 100.0, 0.1), point(4, 300.0, 0.5, "b")], "ttft_s.p99=0.3")
     assert read_objective("8B server").limits == (("ttft_s.p99", 2.0), ("tpot_s.p99", 0.1))
+
+
+def test_a_day_of_a_fleet_costs_its_replicas_over_its_queries() -> None:
+    sweep = [
+        (file, dataclasses.replace(of, figures=(*of.figures, Figure("e2e_s.mean", 2.0, "s", "measured"))))
+        for file, of in (point(1, 1.0, 0.1), point(4, 3.0, 0.5))
+    ]
+    policy = Policy(headroom=0.0, availability=1e-9, up=1.0, hold_hours=0)
+    found, table = fleet_costs(sweep, "ttft_s.p99=0.3", (3.0, 1.0), policy)
+    # Half way between the runs a replica serves 2 requests/s: two replicas of USD 0.0816 an hour for 3 requests/s.
+    assert found.figures[3].name == "usd_per_query"
+    assert found.figures[3].value == pytest.approx(2 * 0.0816 / 3600 / 3)
+    assert [row[2] for row in table.rows] == ["2"] * 24
+    assert "96 device-hours" in table.notes[0]
 
 
 @pytest.mark.parametrize("text", ["fast", "ttft_s.p99=-1", "ttft_s.p99=0.1,tpot", ""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from harness.errors import HarnessError
 from harness.model import Figure, Summary
 
 RATES = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s")
+CARRIED = (*RATES, "joules_per_request", "joules_per_output_token")
+"""Figures that an interpolated point has, where the runs have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Feasible:
     names = [name for name, _ in objective.limits]
     limits = np.array([limit for _, limit in objective.limits])
     front = pareto_front(sweep, names)
-    latencies = np.array([[_value(run, name) for name in names] for run in front])
+    latencies = np.array([[value(run, name) for name in names] for run in front])
     meets = np.flatnonzero(np.all(latencies <= limits, axis=1))
     if not len(meets):
         nearest = int(np.argmin(np.max(latencies / limits, axis=1)))
@@ -75,7 +77,8 @@ def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Feasible:
         return Feasible(objective, front[last], (front[last].run,), True)
     here, there = latencies[last], latencies[last + 1]
     weight = float(np.min(((limits - here) / np.where(there > limits, there - here, np.inf))[there > limits]))
-    figures = tuple(_between(front[last], front[last + 1], name, weight) for name in RATES)
+    known = {figure.name for figure in front[last].figures}
+    figures = tuple(_between(front[last], front[last + 1], name, weight) for name in CARRIED if name in known)
     between = (front[last].run, front[last + 1].run)
     return Feasible(objective, Summary(" to ".join(between), front[last].state, figures, {}), between, False)
 
@@ -84,7 +87,7 @@ def pareto_front(sweep: Sequence[Summary], latencies: Sequence[str]) -> list[Sum
     """The runs that no other equals or beats in output rate and every latency, by rising output rate."""
     if not sweep:
         raise HarnessError("no run to choose from", "name the runs of a sweep over users or rate")
-    points = np.array([[-_value(run, RATES[0]), *(_value(run, name) for name in latencies)] for run in sweep])
+    points = np.array([[-value(run, RATES[0]), *(value(run, name) for name in latencies)] for run in sweep])
     kept = []
     for i, point in enumerate(points):
         beaten = np.all(points <= point, axis=1) & (np.any(points < point, axis=1) | (np.arange(len(points)) < i))
@@ -96,19 +99,20 @@ def pareto_front(sweep: Sequence[Summary], latencies: Sequence[str]) -> list[Sum
 def interactivity_curve(sweep: Sequence[Summary], devices: int) -> tuple[tuple[str, float, float], ...]:
     """(run, output tokens/s of one user, output tokens/s/device) along the front: cost falls as interactivity does."""
     front = pareto_front(sweep, ["tpot_s.p50"])
-    return tuple((run.run, 1 / _value(run, "tpot_s.p50"), _value(run, RATES[0]) / devices) for run in front)
+    return tuple((run.run, 1 / value(run, "tpot_s.p50"), value(run, RATES[0]) / devices) for run in front)
 
 
 def _between(slower: Summary, faster: Summary, name: str, weight: float) -> Figure:
     a, b = measured(slower, name), measured(faster, name)
     if a.value is None or b.value is None:
-        return replace(a if a.value is None else b)
+        return a if a.value is None else b
     ends = [(a.value, b.value), (a.low, b.low), (a.high, b.high)]
     value, low, high = (None if x is None or y is None else x + weight * (y - x) for x, y in ends)
     return Figure(name, value, a.unit, "simulated" if a.status == "simulated" else "derived", low, high)
 
 
-def _value(run: Summary, name: str) -> float:
+def value(run: Summary, name: str) -> float:
+    """A figure's value; HarnessError naming run and reason where it has none."""
     figure = measured(run, name)
     if figure.value is None:
         raise HarnessError(f"run {run.run}: {figure.reason}", "leave the run out, or measure more requests")

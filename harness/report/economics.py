@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import pandas as pd
 
 from harness import shipped
 from harness.economics.cost import Costs, Device, cost_of_run, default_scenario, device_of, priced
-from harness.economics.draws import PARAMETERS, Distribution, scaled, support
+from harness.economics.draws import PARAMETERS, Distribution, distribution, scaled, support
+from harness.economics.fleet import Policy, curve_of, diurnal, plan
 from harness.economics.gpus import Gpu, parse_gpus
 from harness.economics.invert import Inversion, invert
-from harness.economics.objective import Feasible, Objective, best_feasible, parse_objectives
+from harness.economics.objective import Feasible, Objective, best_feasible, parse_objectives, value
 from harness.economics.phases import fit_phases, time_blocks
 from harness.economics.query import cost_of_query
-from harness.economics.scenario import Price, Scenario, parse_prices, parse_scenario
+from harness.economics.scenario import Input, Price, Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
 from harness.model import Summary
 from harness.report.table import Table
@@ -115,6 +117,44 @@ def _range(values: tuple[float, float, float], scale: float = 1.0) -> str:
     return " / ".join(f"{value * scale:.3g}" for value in values)
 
 
+def fleet_costs(
+    sweep: Sequence[tuple[RunFile, Summary]],
+    objective: str,
+    load: tuple[float, float],
+    policy: Policy,
+    scenario: str | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Costs, Table]:
+    """What a query costs over a whole day at a latency objective, and the fleet by hour.
+
+    `load` is (mean requests/s, peak / mean) of a `diurnal` curve; a replica is what the sweep's runs used. The costs
+    are `cost_of_run` at the best feasible point with the day's own utilisation, sum of load / (sum of replicas *
+    capacity), in place of the scenario's: all cost over all queries.
+    """
+    device = _one_condition([file for file, _ in sweep], "load", but=("load.shape", "load.users"))
+    summaries = [summary for _, summary in sweep]
+    best = best_feasible(summaries, read_objective(objective)).summary
+    capacity = value(best, "requests_per_s")
+    day = plan(diurnal(*load), capacity, curve_of(summaries), policy)
+    used = distribution("value", float(day.load.sum() / (day.replicas.sum() * capacity)))
+    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
+    of_day = Input("serving.utilisation", used, "1", "computed: the day's load on the planned replicas", "", "assumed")
+    found = cost_of_run(best, device, replace(wanted, inputs={**wanted.inputs, of_day.name: of_day}), *price_tables())
+    note = (
+        f"{day.replicas.sum() * device.count} device-hours a day; a replica serves {capacity:.3g} requests/s at "
+        f"'{objective}'; headroom {policy.headroom:.0%}, availability {policy.availability:.3%} with replicas up "
+        f"{policy.up:.1%}, given back after {policy.hold_hours} h"
+    )
+    rows = tuple(
+        (f"{hour}", f"{rate:.3g}", f"{count}", f"{use:.0%}", f"{flying * count / rate:.3g}" if rate > 0 else "")
+        for hour, (rate, count, use, flying) in enumerate(
+            zip(day.load, day.replicas, day.utilisation, day.in_flight, strict=True)
+        )
+    )
+    columns = ("hour", "requests/s", "replicas", "utilisation", "mean response, s")
+    return found, Table("fleet", "A day of the fleet", columns, rows, (note,))
+
+
 def read_objective(text: str) -> Objective:
     """A preset's name (`70B interactive`), or limits in seconds (`ttft_s.p99=0.5,tpot_s.p99=0.03`)."""
     presets = {preset.name: preset for preset in parse_objectives(shipped.read_text("prices/mlperf_slo.csv"))}
@@ -136,10 +176,10 @@ def _one_condition(files: Sequence[RunFile], free: str, but: Sequence[str] = ())
         raise HarnessError("no run to price", "name at least one; `harness list runs` shows them")
     conditions = [_conditions(file) for file in files]
     for file, condition in zip(files, conditions, strict=True):
-        for field, value in condition.items():
-            if field not in but and value != conditions[0][field]:
+        for field, has in condition.items():
+            if field not in but and has != conditions[0][field]:
                 raise HarnessError(
-                    f"{field} differs: {files[0].id} has {conditions[0][field]}, {file.id} has {value}",
+                    f"{field} differs: {files[0].id} has {conditions[0][field]}, {file.id} has {has}",
                     f"price runs together only if they differ in nothing but {free}",
                 )
     return device_of(files[0].engine or {}, files[0].environment)

@@ -1,0 +1,154 @@
+"""A day of a fleet: replicas by hour for a load that rises and falls, what they cost, and how requests fare on them."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.economics.draws import Draws
+from harness.economics.objective import pareto_front, value
+from harness.errors import HarnessError
+from harness.model import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How many replicas to keep. `up` is the chance that a replica works, `availability` that enough of them do."""
+
+    headroom: float = 0.2
+    """Share of the capacity at the objective that is left free."""
+    availability: float = 0.999
+    up: float = 0.995
+    hold_hours: int = 2
+    """Replicas are given back only after the load has been lower for this many hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Requests per second that a replica completes with `in_flight` at once; both rise, as on a Pareto front."""
+
+    in_flight: NDArray[np.float64]
+    requests_per_s: NDArray[np.float64]
+
+    def rate(self, n: Draws | float) -> Draws:
+        """Linear between runs and down to 0 at 0; beyond the largest run it stays there, never extrapolated."""
+        return np.asarray(np.interp(n, np.r_[0.0, self.in_flight], np.r_[0.0, self.requests_per_s]))
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """24 hours: load in requests/s, replicas, utilisation of their capacity and mean requests in flight on each."""
+
+    load: NDArray[np.float64]
+    replicas: NDArray[np.int64]
+    utilisation: NDArray[np.float64]
+    in_flight: NDArray[np.float64]
+
+
+def curve_of(sweep: Sequence[Summary]) -> Curve:
+    """The measured concurrency curve of a replica: in flight by Little's law, requests_per_s * e2e_s.mean.
+
+    Runs that another beats in output rate and mean E2E are left out. HarnessError for a run without those figures.
+    """
+    points = sorted(
+        (value(run, "requests_per_s") * value(run, "e2e_s.mean"), value(run, "requests_per_s"))
+        for run in pareto_front(sweep, ["e2e_s.mean"])
+    )
+    n, rate = np.array(points).T
+    return Curve(n, np.maximum.accumulate(rate))
+
+
+def diurnal(mean_per_s: float, peak_to_mean: float, peak_hour: float = 15.0) -> NDArray[np.float64]:
+    """Requests/s of 24 hours, a cosine around the mean; `peak_to_mean` is from 1 (flat) to 2 (no load at night).
+
+    >>> diurnal(10.0, 1.5, 15)[[3, 15]]
+    array([ 5., 15.])
+    """
+    if not (mean_per_s > 0 and 1 <= peak_to_mean <= 2):
+        raise HarnessError(
+            f"a load of {mean_per_s:g} requests/s with peak/mean {peak_to_mean:g}",
+            "give a mean above 0 and peak/mean 1 to 2",
+        )
+    hours = np.arange(24)
+    return np.asarray(mean_per_s * (1 + (peak_to_mean - 1) * np.cos(2 * np.pi * (hours - peak_hour) / 24)))
+
+
+def plan(load: NDArray[np.float64], capacity_per_s: float, curve: Curve, policy: Policy = Policy()) -> Day:
+    """Replicas by hour that keep the objective: ceil(load / (capacity (1 - headroom))), and spares for those that fail.
+
+    `capacity_per_s` is one replica's rate at the latency objective (objective.best_feasible). The spares are the fewest
+    with which at least the needed number work with probability `availability` (binomial). Replicas are taken at once
+    and given back after `hold_hours`.
+    """
+    if not (0 <= policy.headroom < 1 and 0 < policy.up <= 1 and 0 < policy.availability < 1 and capacity_per_s > 0):
+        raise HarnessError(
+            f"fleet policy {policy} with capacity {capacity_per_s:g}/s", "shares are in 0 to 1, rates above 0"
+        )
+    needed = [max(1, math.ceil(rate / (capacity_per_s * (1 - policy.headroom)) - 1e-9)) for rate in load]
+    spared = np.array([_with_spares(count, policy) for count in needed])
+    # The day repeats, so the hours before midnight hold replicas for the hours after it.
+    held = np.max([np.roll(spared, shift) for shift in range(policy.hold_hours + 1)], axis=0)
+    flying = np.array([in_flight(rate / count, curve) for rate, count in zip(load, held, strict=True)])
+    return Day(load, held, load / (held * capacity_per_s), flying)
+
+
+def _with_spares(needed: int, policy: Policy) -> int:
+    from scipy import stats
+
+    count = needed
+    while stats.binom.sf(needed - 1, count, policy.up) < policy.availability:
+        count += 1
+    return count
+
+
+def in_flight(rate_per_s: float, curve: Curve, most: int = 4096) -> float:
+    """Mean requests in flight on one replica under Poisson arrivals; infinite where they outrun the curve.
+
+    A replica shares its speed among its requests, so that the number in flight is a birth-death chain with births
+    `rate_per_s` and deaths curve.rate(n); its stationary law does not depend on the distribution of request sizes
+    (insensitivity of processor sharing: Cohen 1979, Kelly 1979). Response time is in_flight / rate (Little).
+    """
+    if rate_per_s >= curve.requests_per_s[-1]:
+        return math.inf
+    if rate_per_s <= 0:
+        return 0.0
+    n = np.arange(1.0, most + 1)
+    logs = np.cumsum(np.log(rate_per_s) - np.log(curve.rate(n)))
+    weights = np.exp(np.r_[0.0, logs] - max(0.0, logs.max()))
+    return float(np.sum(weights[1:] * n) / weights.sum())
+
+
+def simulate(
+    due_s: NDArray[np.float64], sizes: NDArray[np.float64], replicas: int, curve: Curve, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Response times in seconds of single requests, each sent to a replica at random; the check on `in_flight`.
+
+    `sizes` are relative to the curve's mean request. On a replica with n requests each advances at curve.rate(n) / n.
+    """
+    response = np.empty(len(due_s))
+    to = rng.integers(replicas, size=len(due_s))
+    for replica in range(replicas):
+        mine = np.flatnonzero(to == replica)
+        waiting: list[tuple[float, int]] = []
+        work, now = 0.0, 0.0
+        speeds = (curve.rate(np.arange(1.0, len(mine) + 1)) / np.arange(1, len(mine) + 1)).tolist()
+        for index in [*mine, -1]:
+            until = due_s[index] if index >= 0 else math.inf
+            while waiting:
+                speed = speeds[len(waiting) - 1]
+                ends = now + (waiting[0][0] - work) / speed
+                if ends > until:
+                    work += (until - now) * speed
+                    break
+                work, done = heapq.heappop(waiting)
+                now = ends
+                response[done] = ends - due_s[done]
+            now = until
+            if index >= 0:
+                heapq.heappush(waiting, (work + sizes[index], index))
+    return response
