@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_nvml import library
-from fake_nvml.library import fake_nvml  # noqa: F401  (a fixture)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,7 +45,7 @@ def seen(answer: dict[str, Any]) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:
 
 @pytest.mark.parametrize("period_s", [0.1, 0.02])
 @pytest.mark.parametrize("name", library.WAVES)
-def test_windows_against_the_truth(fake_nvml: Path, name: str, period_s: float) -> None:  # noqa: F811
+def test_windows_against_the_truth(fake_nvml: Path, name: str, period_s: float) -> None:
     """At least 2,000 windows in all: the hard interval holds the truth, aligned windows are close to it."""
     rng = np.random.default_rng(7)
     wave = library.WAVES[name]
@@ -115,7 +114,7 @@ AVERAGES = [
 
 
 @pytest.fixture(scope="module")
-def averages(fake_nvml: Path) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:  # noqa: F811
+def averages(fake_nvml: Path) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:
     """A GPU for each of `AVERAGES`: no counter, power only as means over so long, so often."""
     script = [f"gpus {len(AVERAGES)}", "fault unsupported 0 counter"]
     for i, (name, average) in enumerate(AVERAGES):
@@ -204,7 +203,7 @@ def test_a100_against_its_external_meter() -> None:
 
 
 @pytest.fixture(scope="module")
-def steady(fake_nvml: Path) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:  # noqa: F811
+def steady(fake_nvml: Path) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:
     """Two GPUs at 300 W for 35 s."""
     script = "gpus 2\nwave constant 300\ncounter 0.1\naverage 0.1 1.0\ninstant 0.1 0.025"
     return seen(library.simulate(fake_nvml, script, seconds=38.0))
@@ -243,7 +242,7 @@ def test_energy_per_token_is_not_available_without_tokens(steady: tuple[pd.DataF
     assert result["energy_j.gpu"].value == pytest.approx(15000, rel=5e-3)
 
 
-def test_idle_is_reported_by_phase_and_net_beside_gross(fake_nvml: Path) -> None:  # noqa: F811
+def test_idle_is_reported_by_phase_and_net_beside_gross(fake_nvml: Path) -> None:
     wave = "wave steps 10 50 5 80 20 300 100 60"
     power, infos = seen(library.simulate(fake_nvml, f"{wave}\ncounter 0.1", seconds=45.0))
     power[["before_s", "after_s"]] -= 15
@@ -316,7 +315,7 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def faulty(fake_nvml: Path) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:  # noqa: F811
+def faulty(fake_nvml: Path) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:
     """A GPU for each of `FAULTS`, all read by one meter."""
     script = [f"gpus {len(FAULTS)}\nwave constant 200", *(f"gpu {i} {fault}" for i, fault in enumerate(FAULTS))]
     return seen(library.simulate(fake_nvml, "\n".join(script), seconds=17.0))
@@ -347,7 +346,7 @@ def test_one_faulty_gpu_leaves_no_total(faulty: tuple[pd.DataFrame, tuple[MeterI
     assert result.source is None
 
 
-def test_a_clean_run_has_no_finding(fake_nvml: Path) -> None:  # noqa: F811
+def test_a_clean_run_has_no_finding(fake_nvml: Path) -> None:
     power, infos = seen(library.simulate(fake_nvml, "wave constant 200", seconds=17.0))
     assert energy.measure(power, infos, requests(34), 5.0, 15.0).findings == ()
 

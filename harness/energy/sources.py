@@ -131,9 +131,10 @@ def _stuck_s(reads: Reads, start_s: float, end_s: float) -> float | None:
         return None
     moved = np.concatenate([[True], np.diff(reads.energy_j) != 0])
     since = reads.before_s - reads.after_s[np.maximum.accumulate(np.where(moved, np.arange(len(moved)), 0))]
-    inside = (reads.after_s >= start_s) & (reads.before_s <= end_s + STALE_PERIODS * reads.period_s)
+    limit_s = STALE_PERIODS * max(reads.period_s, 0.1)  # readings may be further apart than the counter's own updates
+    inside = (reads.after_s >= start_s) & (reads.before_s <= end_s + limit_s)
     worst = float(since[inside].max(initial=0.0))
-    return worst if worst > STALE_PERIODS * reads.period_s else None
+    return worst if worst > limit_s else None
 
 
 def source_window(source: Source, start_s: float, end_s: float) -> Window | None:

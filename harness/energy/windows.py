@@ -172,7 +172,7 @@ def power_window(
     - what the ends can hide: (mean_s / 4 + update_s) x `range_w`, or else the range of the readings;
     - when between two readings the field changed: three times the root of the sum of (step x gap)^2 / 12;
     - what was never looked at, if `mean_s` is shorter than `update_s` or unknown: 1.96 standard errors of the mean with
-      the readings' own autocorrelation, or, in windows shorter than ten times the autocorrelation time, that the unseen
+      the readings' own autocorrelation, or, in windows shorter than three autocorrelation times, that the unseen
       share drew the least or the most ever read.
 
     >>> t = np.arange(0, 10, 0.1)
@@ -197,7 +197,7 @@ def power_window(
         values = np.interp(np.arange(moved[0], moved[-1], update_s), moved, power_w)
         memory_s = update_s * _autocorrelation_time(values)
         chance_j = 1.96 * float(values.std()) * math.sqrt(memory_s * seconds)
-        error_j += extreme_j if seconds < 10 * memory_s else min(extreme_j, chance_j)
+        error_j += extreme_j if seconds < 3 * memory_s else min(extreme_j, chance_j)
     low_j = max(0.0, energy - error_j)
     return Window(start_s, end_s, energy, low_j, energy + error_j, error_j, "power_integral")
 

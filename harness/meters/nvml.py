@@ -65,8 +65,8 @@ class EdgeTracker:
     """Says when to read a counter next, so that some 45 readings a second tell its updates to about a millisecond.
 
     A reading only tells that the counter was updated since the last one. So readings are placed just before the next
-    expected update, at it and just after it, as far apart as the update's instant is in doubt: each update halves the doubt.
-    Between updates come fill readings with jitter, so that no load in step with the readings is seen at one phase alone.
+    expected update, at it and just after it, as far apart as its instant is in doubt: each update halves the doubt.
+    Between updates come fill readings with jitter, so that no load in step with them is seen at one phase alone.
     Without a period (no counter, or not probed) every reading is a fill.
     """
 
@@ -397,8 +397,8 @@ class NvmlReader:
 def period(changes: list[tuple[float, int]]) -> float | None:
     """Seconds between updates, from (instant, value) pairs of a field that was read often; None for fewer than five.
 
-    The first pair is where the watch began, no update. Gaps that held several updates (where the value came out the same)
-    count as so many.
+    The first pair is where the watch began, no update. Gaps that held several updates (where the value came out the
+    same) count as so many.
 
     >>> period([(0.0, 1), (0.06, 2), (0.16, 3), (0.26, 4), (0.46, 5), (0.56, 6)])
     0.1

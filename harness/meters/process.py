@@ -1,8 +1,9 @@
 """Polls a reader from a process of its own: `python -m harness.meters.process NAME OPTIONS` is that process.
 
-A process and not a thread: a thread's readings would wait for the interpreter's lock while the load loop or an in-process
-engine holds it, and would hold it while tokens wait to be stamped; and a driver call that never returns would hang the run.
-The two ends speak one JSON value a line. The reading end stops when its standard input closes, so it cannot outlive the run.
+A process and not a thread: a thread's readings would wait for the interpreter's lock while the load loop or an
+in-process engine holds it, and would hold it while tokens wait to be stamped; and a driver call that never returns
+would hang the run. The two ends speak one JSON value a line. The reading end stops when its standard input closes, so
+it cannot outlive the run.
 """
 
 from __future__ import annotations

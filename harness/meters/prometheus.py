@@ -1,0 +1,121 @@
+"""Any endpoint in Prometheus' text format, by default NVIDIA's DCGM exporter: for GPUs of another machine."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.model import MeterDevice, MeterInfo, PowerSample
+
+DCGM: Mapping[str, tuple[str, float]] = {
+    "energy_j": ("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", 1e-3),
+    "average_w": ("DCGM_FI_DEV_POWER_USAGE", 1.0),
+    "temperature_c": ("DCGM_FI_DEV_GPU_TEMP", 1.0),
+    "sm_clock_hz": ("DCGM_FI_DEV_SM_CLOCK", 1e6),
+}
+"""Column of a sample -> the exporter's metric, and what to multiply it by."""
+COLLECT_S = 30.0
+"""The exporter's own default interval (its option -c); what it shows may be so old."""
+TIMEOUT_S = 5.0
+
+_LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+def parse(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    """(metric, labels, value) of each line of the text format that has a number.
+
+    >>> list(parse('# HELP x y\\nDCGM_FI_DEV_POWER_USAGE{gpu="1",UUID="GPU-5"} 71.5 1700000000000\\n'))
+    [('DCGM_FI_DEV_POWER_USAGE', {'gpu': '1', 'UUID': 'GPU-5'}, 71.5)]
+    """
+    for line in text.splitlines():
+        if (found := _LINE.match(line)) is None:
+            continue
+        try:
+            value = float(found["value"])
+        except ValueError:
+            continue
+        if value == value:
+            yield found["name"], dict(_LABEL.findall(found["labels"] or "")), value
+
+
+class PrometheusReader:
+    """Scrapes an exporter. Options: `url`; `every_s` between scrapes; `collect_s`, how old its values may be, which
+    widens every bound; `metrics` in place of `DCGM`; `label` that tells devices apart; `domain` of what it measures.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        every_s: float = 1.0,
+        collect_s: float = COLLECT_S,
+        metrics: Mapping[str, tuple[str, float]] = DCGM,
+        label: str = "gpu",
+        domain: str = "gpu",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.url, self.every_s, self.collect_s, self.clock = url, every_s, collect_s, clock
+        self.label, self.domain = label, domain
+        self.columns = {metric: (column, scale) for column, (metric, scale) in metrics.items()}
+        self.next_s = 0.0
+        self.devices: list[str] = []
+
+    def open(self) -> MeterInfo:
+        """Raises HarnessError where the endpoint does not answer or has none of the metrics."""
+        seen = self._scrape()
+        if not seen:
+            wanted = ", ".join(self.columns)
+            raise HarnessError(
+                f"{self.url} has none of {wanted}", "check the exporter's list of fields, or give `metrics`"
+            )
+        self.devices = sorted(seen)
+        period_s = max(self.collect_s, self.every_s)
+        devices = (
+            MeterDevice(
+                name,
+                self.domain,
+                str(labels.get("modelName", "")) or None,
+                labels.get("UUID"),
+                period_s=period_s if "energy_j" in values else None,
+                average_period_s=period_s,
+            )
+            for name, (values, labels) in sorted(seen.items())
+        )
+        return MeterInfo("prometheus", "measured", tuple(devices), clock_offset_s=self.collect_s)
+
+    def due_s(self) -> float:
+        return self.next_s
+
+    def read(self) -> list[PowerSample]:
+        before_s, error = self.clock(), None
+        seen: dict[str, tuple[dict[str, float], dict[str, str]]] = {}
+        try:
+            seen = self._scrape()
+        except HarnessError:
+            error = "device=unreachable"
+        after_s = self.clock()
+        self.next_s = after_s + self.every_s
+        return [
+            PowerSample(before_s, after_s, name, self.domain, error=error, **seen.get(name, ({}, {}))[0])  # type: ignore[arg-type]
+            for name in self.devices
+        ]
+
+    def _scrape(self) -> dict[str, tuple[dict[str, float], dict[str, str]]]:
+        try:
+            with urllib.request.urlopen(self.url, timeout=TIMEOUT_S) as answer:
+                text = answer.read().decode(errors="replace")
+        except (OSError, ValueError) as failed:
+            fix = "start the exporter, or give the meter's option `url`"
+            raise HarnessError(f"{self.url} does not answer: {failed}", fix) from None
+        seen: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
+        for metric, labels, value in parse(text):
+            if metric in self.columns:
+                column, scale = self.columns[metric]
+                values, known = seen.setdefault(labels.get(self.label, "0"), ({}, {}))
+                values[column] = value * scale
+                known.update(labels)
+        return seen

@@ -1,0 +1,82 @@
+"""CPU packages and DRAM by RAPL, as Linux's powercap shows it (Intel, and AMD under the same name)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.model import MeterDevice, MeterInfo, PowerSample
+
+POWERCAP = Path("/sys/class/powercap")
+GRANT = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj /sys/class/powercap/intel-rapl:*:*/energy_uj"
+UPDATE_S = 0.001
+"""How often the counters are updated (Intel Software Developer's Manual, volume 3B, on RAPL)."""
+
+
+@dataclass(slots=True)
+class _Zone:
+    device: str
+    domain: str
+    path: Path
+    range_uj: int
+    """The counter starts anew at zero after this."""
+    last_uj: int
+    turned_uj: int = 0
+
+    def joules(self) -> float:
+        """Energy since the counter's own zero, its turns added."""
+        now_uj = int((self.path / "energy_uj").read_text())
+        if now_uj < self.last_uj:
+            self.turned_uj += self.range_uj
+        self.last_uj = now_uj
+        return (now_uj + self.turned_uj) / 1e6
+
+
+class RaplReader:
+    """Counters of every package and its DRAM. Options: `every_s` between readings; `root` in place of sysfs."""
+
+    def __init__(
+        self, every_s: float = 0.1, root: str = str(POWERCAP), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.every_s, self.root, self.clock = every_s, Path(root), clock
+        self.zones: list[_Zone] = []
+        self.next_s = 0.0
+
+    def open(self) -> MeterInfo:
+        """Raises HarnessError where there is no zone, or none that may be read."""
+        refused = None
+        for path in sorted(self.root.glob("intel-rapl:*")):
+            try:
+                name = (path / "name").read_text().strip()
+                domain = "cpu package" if name.startswith("package") else name
+                if domain in ("cpu package", "dram"):
+                    range_uj, now_uj = (int((path / f).read_text()) for f in ("max_energy_range_uj", "energy_uj"))
+                    self.zones.append(_Zone(path.name.split(":")[1], domain, path, range_uj, now_uj))
+            except PermissionError as error:
+                refused = error
+            except (OSError, ValueError):
+                continue
+        if refused is not None and not self.zones:
+            raise HarnessError(f"RAPL may not be read: {refused.filename}", GRANT)
+        if not self.zones:
+            raise HarnessError(f"no RAPL zone under {self.root}", "run on a machine whose CPU has RAPL, not in a guest")
+        devices = (MeterDevice(z.device, z.domain, z.path.name, period_s=UPDATE_S, quantum_j=1e-6) for z in self.zones)
+        return MeterInfo("rapl", "measured", tuple(devices))
+
+    def due_s(self) -> float:
+        return self.next_s
+
+    def read(self) -> list[PowerSample]:
+        samples = []
+        for zone in self.zones:
+            joules, error, before_s = None, None, self.clock()
+            try:
+                joules = zone.joules()
+            except (OSError, ValueError) as failed:
+                error = f"energy={type(failed).__name__}"
+            samples.append(PowerSample(before_s, self.clock(), zone.device, zone.domain, energy_j=joules, error=error))
+        self.next_s = self.clock() + self.every_s
+        return samples

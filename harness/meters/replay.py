@@ -1,0 +1,99 @@
+"""Power from a file: a recording played again, or an external meter's log of this very run."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from harness.errors import HarnessError
+from harness.model import MeterDevice, MeterInfo, PowerSample
+
+
+class ReplayMeter:
+    """Reads `time, watts` rows (CSV, also gzipped; a header and lines from # on are passed over).
+
+    Options: `path`; `clock`: `relative`, the file's times count from the meter's start and what it gives is simulated,
+    or `unix`, they are seconds since 1970 as an external meter logs them, the file is read at the end and what it gives
+    is measured; `offset_s`, how far that clock may be off; `domain` and `device` of what was metered (`host`: at the
+    plug).
+    """
+
+    def __init__(
+        self, path: str, clock: str = "relative", offset_s: float = 0.0, domain: str = "gpu", device: str = "0"
+    ) -> None:
+        if clock not in ("relative", "unix"):
+            raise HarnessError(f"replay: clock '{clock}'", "choose relative or unix")
+        self.path, self.relative, self.offset_s = Path(path), clock == "relative", offset_s
+        self.domain, self.device = domain, device
+        self.samples: list[PowerSample] = []
+        self.spacing_s: float | None = None
+
+    def start(self) -> MeterInfo:
+        """Raises HarnessError where the file is missing or no such table."""
+        if self.relative:
+            self._load(time.monotonic())
+        elif not self.path.parent.is_dir():
+            raise HarnessError(f"no folder {self.path.parent} for the external meter's log", "give the log's path")
+        return self._info()
+
+    def drain(self) -> list[PowerSample]:
+        """What the file says until now."""
+        now_s = time.monotonic()
+        due = [s for s in self.samples if s.after_s <= now_s]
+        self.samples = self.samples[len(due) :]
+        return due
+
+    def stop(self) -> MeterInfo:
+        if self.relative:
+            return self._info()
+        try:
+            self._load(time.monotonic() - time.time())
+        except HarnessError as wrong:
+            return MeterInfo("replay", "measured", self._info().devices, error=wrong.what)
+        return self._info()
+
+    def _info(self) -> MeterInfo:
+        device = MeterDevice(
+            self.device,
+            self.domain,
+            self.path.name,
+            average_period_s=self.spacing_s,
+            average_window_s=self.spacing_s,  # a meter that logs tells the mean since its last row
+        )
+        return MeterInfo(
+            "replay", "simulated" if self.relative else "measured", (device,), clock_offset_s=self.offset_s
+        )
+
+    def _load(self, zero_s: float) -> None:
+        rows = read_table(self.path)
+        self.spacing_s = float(np.median(np.diff([t for t, _ in rows])))
+        self.samples = [PowerSample(zero_s + t, zero_s + t, self.device, self.domain, average_w=w) for t, w in rows]
+
+
+def read_table(path: Path) -> list[tuple[float, float]]:
+    """(seconds, watts) rows in order. Raises HarnessError naming file, line and what it should be."""
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+            lines = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError) as failed:
+        raise HarnessError(f"cannot read {path}: {failed}", "give a CSV file of seconds,watts") from None
+    rows: list[tuple[float, float]] = []
+    for number, line in enumerate(lines, 1):
+        if not line or line[0].lstrip().startswith("#"):
+            continue
+        try:
+            rows.append((float(line[0]), float(line[1])))
+        except (ValueError, IndexError):
+            if rows:
+                fix = "each line is seconds,watts"
+                raise HarnessError(f"{path}:{number}: '{','.join(line)}'", fix) from None
+    if len(rows) < 2 or any(b[0] <= a[0] for a, b in pairwise(rows)):
+        raise HarnessError(
+            f"{path}: {len(rows)} rows, or times that do not grow", "give two or more rows, in time order"
+        )
+    return rows
