@@ -42,6 +42,7 @@ def figure(**changes: Any) -> Figure:
             "12.35 tokens/s (n=3; its interval needs 29 requests; measured)",
         ),
         (figure(name="ttft_s.p99", value=0.0123, unit="s"), "12.3 ms (measured)"),  # a latency
+        (figure(name="lag_s.p50", value=8.388e-5, unit="s"), "0.084 ms (measured)"),  # no finer than a microsecond
         (figure(name="duration_s", value=0.0123, unit="s"), "0.0123 s (measured)"),  # not a latency
         (figure(value=0.98765, unit="share", status="simulated"), "98.77% (simulated)"),
         (figure(value=0.0), "0 tokens/s (measured)"),

@@ -15,10 +15,15 @@ def scale(figure: Figure) -> tuple[float, str]:
     return (100.0, "%") if figure.unit == "share" else (1.0, figure.unit)
 
 
-def number(value: float, like: float | None = None) -> str:
-    """Four significant digits, or fewer where that is exact; whole numbers below a million in full.
+MOST_DECIMALS = {"ms": 3}
+"""Unit -> decimals beyond which there is only noise: stamps are good to some tens of microseconds."""
+
+
+def number(value: float, like: float | None = None, decimals: int = 12) -> str:
+    """Four significant digits, or fewer where those are exact; whole numbers below a million in full.
 
     `like`: with the size and decimals of that number, so that the ends of an interval match what they enclose.
+    `decimals`: no more than these.
 
     >>> [number(x) for x in (0, 0.5, 12.3456, 8264.4, 123456, 8.658e8, 13e12, 2.31e-7)]
     ['0', '0.5', '12.35', '8,264', '123,456', '865.8 M', '13,000 bn', '2.31e-07']
@@ -33,15 +38,15 @@ def number(value: float, like: float | None = None) -> str:
             return number(value / million, None if like is None else like / million) + word
     if size == 0 or (like is None and value == round(value)):
         return f"{value:,.0f}"
-    fixed = f"{value:,.{max(0, 3 - math.floor(math.log10(size)))}f}"
+    fixed = f"{value:,.{min(decimals, max(0, 3 - math.floor(math.log10(size))))}f}"
     return fixed if like is not None else min(f"{float(value)!r}", fixed, key=len)
 
 
 def ends(figure: Figure) -> str | None:
     """The interval or bound of a figure alone; None where it has none."""
-    factor, _ = scale(figure)
-    like = None if figure.value is None else figure.value * factor
-    low, high = (None if end is None else number(end * factor, like) for end in (figure.low, figure.high))
+    factor, unit = scale(figure)
+    like, most = None if figure.value is None else figure.value * factor, MOST_DECIMALS.get(unit, 12)
+    low, high = (None if end is None else number(end * factor, like, most) for end in (figure.low, figure.high))
     if low is None:
         return None if high is None else f"≤ {high}"
     return f"≥ {low}" if high is None else f"{low}–{high}"
@@ -52,7 +57,8 @@ def amount(figure: Figure, *, unit: bool = True, digits: bool = False) -> str:
     if figure.value is None:
         return f"n/a ({figure.reason or 'not recorded'})"
     factor, name = scale(figure)
-    shown = number(figure.value * factor, figure.value * factor if digits else None)
+    value = figure.value * factor
+    shown = number(value, value if digits else None, MOST_DECIMALS.get(name, 12))
     return shown + (name if name == "%" else f" {name}") if unit else shown
 
 
