@@ -52,8 +52,8 @@ LONGEST = 300
 def explained(model: str, error: Exception, given: Mapping[str, Any], log: str | None) -> HarnessError:
     """What to tell of an error that ended vLLM's start.
 
-    `given` are the engine's options; `log` is what vLLM's processes wrote meanwhile, None where that cannot be read: most
-    failures happen there, and here one only learns that there was one.
+    `given` are the engine's options; `log` is what vLLM's processes wrote meanwhile, None where that cannot be read.
+    Most failures happen in those, and here one only learns that there was one.
 
     >>> log = "(Worker pid=7) ERROR 11-21 22:55:10 [x.py:9] torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
     >>> explained("m", RuntimeError("Engine core initialization failed. See root cause above."), {}, log).what
