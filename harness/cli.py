@@ -12,6 +12,7 @@ import typer
 from harness import errors
 
 if TYPE_CHECKING:
+    from harness.report.table import Table
     from harness.run import Progress
     from harness.store import Run
 
@@ -26,6 +27,11 @@ app = typer.Typer(
 Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_RESULTS", help="Directory that holds the runs.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any key; repeatable.")]
 Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")]
+Facts = Annotated[
+    list[Path] | None, typer.Option("--facts", help="Your own facts file, beside the shipped; repeatable.")
+]
+Format = Annotated[Literal["text", "json"], typer.Option("--format")]
+Run_ = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or name; latest is the last one.")]
 RESULTS = Path("results")
 
 
@@ -68,11 +74,9 @@ def run(
 
 @app.command()
 def report(
-    reference: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's directory or name; latest is the last one.")
-    ] = "latest",
+    reference: Run_ = "latest",
     root: Root = RESULTS,
-    format_: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
+    format_: Format = "text",
     scenario: Scenario = None,
 ) -> None:
     """Print a stored run's figures, cost, and position against the reported figures."""
@@ -81,15 +85,91 @@ def report(
     _report(store.find(reference, root), format_, scenario)
 
 
+@app.command()
+def check(
+    reference: Run_ = "latest",
+    root: Root = RESULTS,
+) -> None:
+    """Print what is doubtful about a run; leave with 1 where it is serious."""
+    from harness import store
+    from harness.report import document, tables
+
+    summary = document.summary_of(store.read(store.find(reference, root)))
+    _print([tables.findings_table(summary)], "text")
+    if any(finding.serious for finding in summary.findings):
+        raise typer.Exit(errors.GATE_FAILED)
+
+
+@app.command()
+def facts(
+    fact: Annotated[str | None, typer.Argument(metavar="ID", help="One fact, with its source and quote.")] = None,
+    entity: Annotated[str | None, typer.Option(help="Whose: part of the name.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Of what: part of the word.")] = None,
+    period: Annotated[str | None, typer.Option(help="When: part of the date or span.")] = None,
+    status: Annotated[str | None, typer.Option(help="leaked, reported, stated, estimated, projection…")] = None,
+    layer: Annotated[str | None, typer.Option(help="articles, outside or user.")] = None,
+    file: Facts = None,
+    format_: Format = "text",
+) -> None:
+    """List the published figures, or print one with its source and quote."""
+    from harness.report import reported
+
+    book = reported.book(file or ())
+    if fact is not None:
+        typer.echo(reported.fact_text(book, fact))
+        return
+    found = book.select(entity=entity, metric=metric, period=period, status=status, layer=layer)
+    _print([reported.facts_table(found)], format_)
+
+
+@app.command()
+def compare(
+    references: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare.")] = None,
+    root: Root = RESULTS,
+    scenario: Scenario = None,
+    table: Annotated[list[str] | None, typer.Option(help="A comparison by name, or all; repeatable.")] = None,
+    explain: Annotated[str | None, typer.Option(metavar="ID", help="A comparison's formulas, inputs, quotes.")] = None,
+    set_: Set = None,
+    file: Facts = None,
+    force: Annotated[bool, typer.Option("--force", help="Compute what does not compare, and stamp it.")] = False,
+    format_: Format = "text",
+) -> None:
+    """Set the measured cost beside the reported spend: ratios with their bounds, the gap, what must be true.
+
+    Without a run of a GPU, published GPU measurements stand in.
+    """
+    from harness import store
+    from harness.report import document, reported
+    from harness.reported.comparisons import COMPARISONS, Context
+    from harness.reported.records import assume
+
+    runs = [document.costed(store.read(store.find(each, root)), scenario) for each in references or ()]
+    book = assume(reported.book(file or ()), set_ or ())
+    context = Context(book, reported.measured_cost(runs), force)
+    if explain is not None:
+        typer.echo(reported.explain(context, explain))
+        return
+    names = [*COMPARISONS, "contradictions"] if table == ["all"] else table or []
+    _print(
+        [*reported.compare_runs(context, runs), *(reported.comparison_table(context, name) for name in names)], format_
+    )
+
+
 @app.command("list")
 def list_(
     what: Annotated[Literal["workloads", "runs", "engines", "models", "scenarios"], typer.Argument()],
     root: Root = RESULTS,
 ) -> None:
     """List what there is: workloads, runs, engines, models or scenarios."""
-    from harness.report import lists, text
+    from harness.report import lists
 
-    typer.echo(text.render([lists.TABLES[what](root)]), nl=False)
+    _print([lists.TABLES[what](root)], "text")
+
+
+def _print(tables: list[Table], format_: Literal["text", "json"]) -> None:
+    from harness.report import json, text
+
+    typer.echo(text.render(tables) if format_ == "text" else json.render(tables), nl=False)
 
 
 def _report(directory: Path, format_: Literal["text", "json"], scenario: str | None = None) -> Run:

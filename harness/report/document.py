@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Literal
 
 from harness import checks, energy, store
+from harness.economics.cost import Costs
 from harness.model import Summary
 from harness.report import economics, json, reported, tables, text
 from harness.report.table import Table
 from harness.reported.comparisons import Context
-from harness.store import Run
+from harness.store import Run, RunFile
 from harness.summary import summarise
 
 COSTS = {
@@ -68,7 +69,13 @@ def document(run: Run, scenario: str | None = None) -> tuple[list[Table], Summar
     """
     summary = summary_of(run)
     *measured, environment = tables.tables(run.file, summary)
-    return [*measured, *_money(run, summary, scenario or run.file.workload.get("scenario")), environment], summary
+    return [*measured, *_money(run, summary, scenario), environment], summary
+
+
+def costed(run: Run, scenario: str | None = None) -> tuple[RunFile, Summary, Costs]:
+    """The run, its summary and its costs under the scenario (see `document`)."""
+    summary = summary_of(run)
+    return run.file, summary, _costs(run, summary, scenario)
 
 
 def render(run: Run, format_: Literal["text", "json"], scenario: str | None = None) -> str:
@@ -79,18 +86,20 @@ def render(run: Run, format_: Literal["text", "json"], scenario: str | None = No
 
 def _money(run: Run, summary: Summary, scenario: str | None) -> list[Table]:
     """Cost, assumptions, and the reported figures; of a run that never started, the reported figures alone."""
-    engine = run.file.engine or {}
-    made: list[Table] = []
-    beside = []
-    if run.file.engine is not None:
-        costs = economics.costs(run.file, summary, scenario)
-        made += economics.cost_tables(costs)
-        beside = [(label, figure) for figure in costs.figures if (label := COSTS.get(figure.name))]
+    engine = run.file.engine
+    if engine is None:
+        return [reported.first_table(Context(reported.book()), run.file.id, [], device="", parameters=None)]
+    costs = _costs(run, summary, scenario)
+    beside = [(label, figure) for figure in costs.figures if (label := COSTS.get(figure.name))]
     first = reported.first_table(
         Context(reported.book()),
         run.file.id,
         beside,
-        device=engine.get("device", "none"),
-        parameters=engine.get("model", {}).get("parameters"),
+        device=engine["device"],
+        parameters=engine["model"]["parameters"],
     )
-    return [*made, first]
+    return [*economics.cost_tables(costs), first]
+
+
+def _costs(run: Run, summary: Summary, scenario: str | None) -> Costs:
+    return economics.costs(run.file, summary, scenario or run.file.workload.get("scenario"))

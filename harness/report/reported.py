@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import shipped
-from harness.compare import PUBLISHED_ENERGY, Ladder, Point, gap, ladder, published_points
+from harness.compare import PUBLISHED_ENERGY, Ladder, Point, gap, ladder, measured, published_points
 from harness.economics.cost import Costs
 from harness.economics.draws import quantile
 from harness.errors import HarnessError
@@ -172,6 +172,15 @@ def compare_tables(c: Context, points: Sequence[Point], *, published: bool) -> t
     prices = {f"measured cost at {p.usd_per_gpu_hour:g} USD/GPU-hour" for p in points if p.usd_per_gpu_hour is not None}
     first = Table("compare", title, COLUMNS, (*usd, *body, *wh, *said), (*sorted(prices), *notes))
     return first, ladder_table(ladder(c.book, gap(c, start), start), start)
+
+
+def measured_cost(runs: Sequence[tuple[RunFile, Summary, Costs]]) -> Quantity | None:
+    """The first run's cost of a million output tokens, for the comparisons that ask for it; None where none has one."""
+    for file, summary, costs in runs:
+        for figure in costs.figures:
+            if figure.name == "usd_per_million_output_tokens" and figure.value is not None:
+                return measured(replace(figure, unit="USD/Mtoken"), run_point(file, summary, costs))
+    return None
 
 
 def ladder_table(steps: Ladder, start: Point) -> Table:
