@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import harness
-from harness.economics.cost import Costs, Device, annuity, cost_of_run, owned_usd_per_hour
+from harness.economics.cost import Costs, Device, annuity, cost_of_run, owned_usd_per_hour, priced, tornado
 from harness.economics.gpus import find_gpu, parse_gpus
 from harness.economics.scenario import Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
@@ -109,6 +109,25 @@ def test_draws_agree_with_the_closed_form_where_all_is_lognormal(name: str, devi
         "serving.utilisation": "assumed",
         "output_tokens_per_s": "measured",
     }
+
+
+def test_the_tornado_is_the_closed_form_and_opens_an_owned_price_up() -> None:
+    rented = priced(scenario("on-demand", "serving.utilisation=0.5", "serving.overhead=1.2"), H100, GPUS, PRICES)
+    owned = priced(scenario("owned-h100"), H100, GPUS, PRICES)
+    assert not isinstance(rented, str)
+    assert not isinstance(owned, str)
+    rate = summary(low=800.0, high=1250.0)["output_tokens_per_s"]
+    found = tornado(rented, rate)
+    variance = {
+        "price.usd_per_hour": (np.log(6.16 / 1.75) / 3.289707) ** 2,
+        rate.name: (np.log(1.5625) / 3.919928) ** 2,
+    }
+    for name, part in variance.items():
+        assert found[name] == pytest.approx([part / sum(variance.values())] * 2, abs=0.01)
+    opened = tornado(owned, rate)
+    assert next(iter(opened)) == "serving.utilisation"
+    assert opened["owned.capital_usd"][1] > opened["owned.usd_per_kwh"][1] > 0
+    assert sum(first for first, _ in opened.values()) == pytest.approx(1, abs=0.03)
 
 
 def test_twice_the_price_is_twice_the_cost() -> None:

@@ -109,7 +109,7 @@ CERTAIN = ["price.usd_per_hour=3.6", "serving.utilisation=0.5", "serving.overhea
 def query(overrides: list[str], mixes: list[tuple[int, int]] = MIXES, noise: float = 0.0) -> dict[str, float | None]:
     scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml", CERTAIN + overrides)
     split = fit_phases([run_of(*mix, noise=noise) for mix in mixes], replicates=20)
-    found = cost_of_query(split, (800.0, 150.0), Device("gpu", "H100", 1), scenario, GPUS, (), joules=split, n=256)
+    found = cost_of_query(split, (800.0, 150.0), Device("gpu", "H100", 1), scenario, GPUS, (), n=256)
     return {figure.name: figure.value for figure in found.figures}
 
 

@@ -20,6 +20,7 @@ from harness.report.economics import (
     query_costs,
     read_objective,
     scenario_names,
+    tornado_table,
     what_must_be_true,
 )
 from harness.store import RunFile, engine_record, frame
@@ -144,6 +145,14 @@ def test_a_spend_without_price_or_volume_is_refused(scenario: str, gpu: str, que
         what_must_be_true(
             distribution("value", 1e9), queries, distribution("value", 1), distribution("value", 1), gpu, scenario
         )
+
+
+def test_the_tornado_names_every_input_that_can_move_the_cost() -> None:
+    table = tornado_table(run_file(), SUMMARY)
+    assert table.rows[0] == ("output_tokens_per_s", "measured", "100.0%", "100.0%")
+    assert len(table.rows) == 4
+    with pytest.raises(HarnessError, match="is not recorded"):
+        tornado_table(run_file(), Summary("r", "complete", (), {}))
 
 
 def test_unknown_scenarios_name_the_known_ones() -> None:

@@ -8,9 +8,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from harness.economics.draws import DEFAULT_DRAWS, Z95, Distribution, Draws, distribution, draw, quantile
+from harness.economics.draws import (
+    DEFAULT_DRAWS,
+    Z95,
+    Distribution,
+    Draws,
+    distribution,
+    draw,
+    quantile,
+    variance_shares,
+)
 from harness.economics.gpus import Gpu, find_gpu
-from harness.economics.scenario import Input, Price, Scenario, price_input
+from harness.economics.scenario import OWNED, Input, Price, Scenario, price_input
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 
@@ -238,6 +247,22 @@ def interval_figures(name: str, unit: str, status: Literal["simulated", "derived
         Figure(name, middle, unit, status, low, high, interval=INTERVAL),
         Figure(f"{name}.mean", float(cost.mean()), unit, status),
     ]
+
+
+def tornado(scenario: Scenario, rate: Figure) -> dict[str, tuple[float, float]]:
+    """Share of the variance of ln cost by input, (first order, total), largest first, of a scenario from `priced`.
+
+    The cost is the bill for a device-second over a measured `rate`. Unlike the parts of a figure this opens an owned
+    price up into the inputs that it is made of. Inputs are taken as independent.
+    """
+    own = "price.usd_per_hour" in scenario.inputs
+    keys = [*(("price.usd_per_hour",) if own else OWNED), "serving.overhead", "serving.utilisation"]
+    inputs = {key: scenario.inputs[key].distribution for key in keys} | {rate.name: rate_distribution(rate)}
+
+    def log_cost(x: Mapping[str, Draws]) -> Draws:
+        return np.asarray(np.log(np.prod([f.values for f in bill_factors(scenario, x)], axis=0) / x[rate.name]))
+
+    return variance_shares(log_cost, inputs)
 
 
 def watt_hours(x: Mapping[str, Draws], joules: Draws | float, device_s: Draws | float) -> dict[str, Draws]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from harness.economics.cost import (
-    ENERGY,
     MEASURED,
     Costs,
     Device,
@@ -13,9 +12,7 @@ from harness.economics.cost import (
     bill_factors,
     costed,
     draw_inputs,
-    interval_figures,
     priced,
-    watt_hours,
 )
 from harness.economics.draws import DEFAULT_DRAWS, Draws
 from harness.economics.gpus import Gpu
@@ -33,11 +30,10 @@ def cost_of_query(
     scenario: Scenario,
     gpus: tuple[Gpu, ...],
     prices: tuple[Price, ...],
-    joules: PhaseSplit | None = None,
     n: int = DEFAULT_DRAWS,
     seed: int = 0,
 ) -> Costs:
-    """Costs per query and per million tokens of each kind; `split` is in device-seconds, `joules` in accelerator J.
+    """Costs per query and per million tokens of each kind; `split` is in device-seconds.
 
     With a, b, d, r the split, ctx the mean context of an output token and p kappa / U the bill for a device-second:
     n_out = query.visible_tokens + query.reasoning_tokens; GPU_s_q = query.requests * usage_of(...);
@@ -83,15 +79,6 @@ def cost_of_query(
             scale = 1e6 if term < 2 else 1.0
         made, parts[name] = costed(name, unit, "derived", [*bill_factors(used, x), *factors], scale / 3600)
         figures += made
-    if joules is not None and all(joules.identified) and all(split.identified) and all(key in x for key in ENERGY):
-        drawn = joules.replicates[row % len(joules.replicates)]
-        many = x["query.requests"]
-        use = [
-            many * usage_of(b, tokens["in"], tokens["out"], tokens["cached"]) for b in (drawn, split.replicates[row])
-        ]
-        stack = watt_hours(x, use[0], use[1])
-        figures += interval_figures("wh_per_query", "Wh/query", "derived", np.sum(list(stack.values()), axis=0))
-        figures += [Figure(f"wh_per_query.{k}", float(v.mean()), "Wh/query", "derived") for k, v in stack.items()]
     notes = (
         f"phase split: {split.blocks} time blocks, rank {split.rank} of {len(TERMS)}, condition {split.condition:.3g}",
         "prices of input, output and request are parts of one bill: times their counts they add up to it",

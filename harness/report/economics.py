@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness import shipped
-from harness.economics.cost import Costs, Device, cost_of_run, default_scenario, device_of, priced
+from harness.economics.cost import Costs, Device, cost_of_run, default_scenario, device_of, measured, priced, tornado
 from harness.economics.draws import PARAMETERS, Distribution, distribution, scaled, support
 from harness.economics.fleet import Policy, curve_of, diurnal, plan
 from harness.economics.gpus import Gpu, parse_gpus
@@ -35,6 +35,23 @@ def costs(file: RunFile, summary: Summary, scenario: str | None = None, override
     device = device_of(file.engine, file.environment)
     wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
     return cost_of_run(summary, device, wanted, *price_tables())
+
+
+def tornado_table(file: RunFile, summary: Summary, scenario: str | None = None, overrides: Sequence[str] = ()) -> Table:
+    """Which input makes the cost of an output token uncertain: shares of the variance of ln cost, largest first."""
+    device = device_of(file.engine or {}, file.environment)
+    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
+    ready, rate = priced(wanted, device, *price_tables()), measured(summary, "output_tokens_per_s")
+    if isinstance(ready, str) or rate.value is None:
+        raise HarnessError(
+            ready if isinstance(ready, str) else rate.reason or "", "nothing to take apart without a cost"
+        )
+    rows = tuple(
+        (name, ready.inputs[name].status if name in ready.inputs else rate.status, f"{first:.1%}", f"{total:.1%}")
+        for name, (first, total) in tornado(ready, rate).items()
+    )
+    columns = ("input", "status", "first order", "total")
+    return Table("tornado", "What makes the cost uncertain", columns, rows, ("Sobol indices of ln cost",))
 
 
 def query_costs(
