@@ -216,7 +216,7 @@ def test_a_simulated_engine_marks_every_figure() -> None:
 ARRIVALS = st.lists(st.floats(0.0, 5.0), min_size=0, max_size=8)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1), ARRIVALS), min_size=1, max_size=12), st.booleans())
 def test_latencies_agree_with_each_other(drawn: list[tuple[float, float, list[float]]], simulated: bool) -> None:
     records = []
