@@ -62,10 +62,13 @@ def test_a_stored_run_gets_its_default_scenario_and_every_assumption_is_shown() 
     }
     assert all(len(row) == len(table.columns) for table in (cost, assumptions) for row in table.rows)
     by_name = {row[0]: row for row in cost.rows}
-    assert by_name["usd_per_million_output_tokens"][2] == (
-        "price.usd_per_hour reported; serving.overhead assumed; serving.utilisation assumed; "
-        "output_tokens_per_s measured 100%"
-    )
+    assert by_name["usd_per_million_output_tokens"][2] == "measured 100%"
+    assert by_name["usd_per_hour"][2] == "no spread given"
+    spread = cost_tables(costs(run_file(), SUMMARY, None, ["price.usd_per_hour={lognormal: {p5: 0.03, p95: 0.04}}"]))[0]
+    rests = {row[0]: row[2] for row in spread.rows}
+    assert rests["usd_per_hour"] == "assumed 100%"
+    # ln(4/3) / 3.290 and ln(110/90) / 3.920 squared are 0.00765 and 0.00262.
+    assert rests["usd_per_million_output_tokens"] == "assumed 74%, measured 26%"
 
 
 def test_runs_of_different_shape_split_the_bill() -> None:

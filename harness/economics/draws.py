@@ -188,11 +188,11 @@ def variance_shares(
     shares = dict.fromkeys(distributions, (0.0, 0.0))
     if uncertain:
         u = sobol(n, 2 * len(uncertain), seed)
-        drawn = [
-            {k: quantile(distributions[k], row) for k, row in zip(uncertain, part, strict=True)}
-            for part in np.split(u, 2)
-        ]
-        a, b = ({k: np.full(n, d.parameters[0]) for k, d in distributions.items()} | part for part in drawn)
+        certain = {name: np.full(n, d.parameters[0]) for name, d in distributions.items() if d.certain}
+        a, b = (
+            certain | {name: quantile(distributions[name], row) for name, row in zip(uncertain, half, strict=True)}
+            for half in np.split(u, 2)
+        )
         f_a, f_b = log_cost(a), log_cost(b)
         mean, variance = np.mean([f_a, f_b]), np.var([f_a, f_b])
         for name in uncertain:

@@ -276,9 +276,10 @@ def describe(d: Distribution) -> str:
 
 
 def _basis(found: Costs, name: str) -> str:
+    """Shares of the interval by status: how much of it is measured, and how much reported or assumed."""
     parts = found.parts.get(name.removesuffix(".mean"), ())
-    words = [
-        f"{part.name} {part.status}{f' {part.share:.0%}' if part.share and part.share >= 0.005 else ''}"
-        for part in parts
-    ]
-    return "; ".join(words)
+    by_status: dict[str, float] = {}
+    for part in parts:
+        by_status[part.status] = by_status.get(part.status, 0.0) + (part.share or 0.0)
+    shares = [f"{status} {share:.0%}" for status, share in by_status.items() if share >= 0.005]
+    return ", ".join(shares) if shares or not parts else "no spread given"
