@@ -91,7 +91,7 @@ def test_deleted_summaries_are_rebuilt_alike(harness: Command, tmp_path: Path) -
     ],
 )
 def test_mistakes_are_named_with_the_way_out_and_no_traceback(
-    harness, words: tuple[str, ...], said: tuple[str, ...]
+    harness: Command, words: tuple[str, ...], said: tuple[str, ...]
 ) -> None:
     left = harness(*words)
     assert left.code == 2
