@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,8 +91,8 @@ def pooled_interval(ordered: Array, values: Array, sizes: NDArray[np.int64], p: 
     Values of one cluster may depend on each other in any way; clusters must not. The share of values above the
     percentile is a ratio of cluster totals; its variance, from the clusters' residuals, says how many independent
     values these are worth, and of those the interval is the order-statistic one. None with fewer clusters than
-    `least_clusters`, or where they are worth too few. Source: Korn & Graubard (1998), Survey Methodology 24(2);
-    the t quantile by its first Cornish-Fisher term.
+    `least_clusters`, or where they are worth too few. Source: Korn & Graubard (1998), Survey Methodology 24(2),
+    without their t quantile, which changes n by 3% at most from 100 clusters on.
     """
     if (count := len(sizes)) < least_clusters(p):
         return None
@@ -102,9 +101,7 @@ def pooled_interval(ordered: Array, values: Array, sizes: NDArray[np.int64], p: 
     share = float(passed.sum()) / len(values)
     variance = count / (count - 1) * float(np.square(passed - share * sizes).sum()) / len(values) ** 2
     worth = share * (1 - share) / variance if variance > 0 else math.inf
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    t = z + (z**3 + z) / (4 * (count - 1))
-    n = int(min(worth * (z / t) ** 2, len(values)))
+    n = int(min(worth, len(values)))
     ranks = interval_ranks(n, p)
     return ranks and (percentile(ordered, (ranks[0] - 1) / n), percentile(ordered, ranks[1] / n))
 
