@@ -186,8 +186,8 @@ class EngineInfo:
 class Figure:
     """A named quantity with its unit and its doubt.
 
-    `value` None means that it is not known, and `reason` says why. `low` and `high` are the ends of a 95% interval,
-    or of a bound where `interval` says so; `n` is how many observations it rests on.
+    `value` None means that it is not known, and `reason` says why; beside a value, `reason` says why there is no
+    interval. `low` and `high` are the ends of what `interval` names; `n` is how many observations it rests on.
 
     >>> Figure("ttft_s.p99", None, "s", "measured", n=3, reason="needs 299 requests, has 3").text()
     'n/a (needs 299 requests, has 3)'
