@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import harness
-from harness.economics.objective import Objective, best_feasible, interactivity_curve, pareto_front, parse_objectives
+from harness.economics.objective import Objective, best_feasible, pareto_front, parse_objectives
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 
@@ -88,13 +88,6 @@ def test_a_looser_objective_is_never_slower_and_never_past_the_sweep(
         return
     loose = best_feasible(sweep, objective(ttft * looser, tpot * looser)).summary["output_tokens_per_s"].value or 0.0
     assert tight <= loose * (1 + 1e-9) <= max(rate for rate, *_ in points) * (1 + 2e-9)
-
-
-def test_interactivity_falls_as_throughput_rises() -> None:
-    curve = interactivity_curve(SWEEP, 2)
-    assert [name for name, _, _ in curve] == ["u1", "u4", "u16"]
-    assert [rate for _, _, rate in curve] == [50, 150, 400]
-    assert [speed for _, speed, _ in curve] == pytest.approx([100, 1 / 0.014, 1 / 0.03])
 
 
 def test_the_presets_are_seconds() -> None:

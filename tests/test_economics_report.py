@@ -17,6 +17,7 @@ from harness.report.economics import (
     costs,
     costs_at_objective,
     fleet_costs,
+    interactivity_table,
     query_costs,
     read_objective,
     scenario_names,
@@ -123,6 +124,17 @@ def test_a_day_of_a_fleet_costs_its_replicas_over_its_queries() -> None:
     assert "96 device-hours" in table.notes[0]
 
 
+def test_cost_falls_as_interactivity_does() -> None:
+    sweep = [
+        (file, dataclasses.replace(of, figures=(*of.figures, Figure("tpot_s.p50", 0.01 * users, "s", "measured"))))
+        for users, (file, of) in ((1, point(1, 100.0, 0.1)), (4, point(4, 300.0, 0.5)))
+    ]
+    rows = interactivity_table(sweep).rows
+    assert [row[:3] for row in rows] == [("u1", "100", "50"), ("u4", "25", "150")]
+    costs_of_runs = [row[3].value for row in rows if isinstance(row[3], Figure)]
+    assert costs_of_runs == pytest.approx([0.0816 / 3600 * 1e6 / 100, 0.0816 / 3600 * 1e6 / 300])
+
+
 @pytest.mark.parametrize("text", ["fast", "ttft_s.p99=-1", "ttft_s.p99=0.1,tpot", ""])
 def test_an_objective_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(HarnessError, match="is no objective"):
@@ -131,12 +143,14 @@ def test_an_objective_that_is_none_is_refused(text: str) -> None:
 
 def test_what_must_be_true_conditions_every_factor_on_the_spend() -> None:
     tokens, speed = distribution("lognormal", 200, 2000), distribution("lognormal", 1e-4, 1e-3)
-    found, table = what_must_be_true(distribution("lognormal", 0.9e9, 1.1e9), 1e12, tokens, speed, "H100")
+    found, (table, isolines) = what_must_be_true(distribution("lognormal", 0.9e9, 1.1e9), 1e12, tokens, speed, "H100")
     after = {shift.name: shift.after[1] for shift in found.shifts}
     product = after["price.usd_per_hour"] * after["serving.overhead"] / after["serving.utilisation"] / 3600
     assert product * after["tokens per request"] * after["device_s per token"] == pytest.approx(1e-3, rel=0.1)
     assert "only the product is identified" in table.notes[1]
-    assert all(len(row) == len(table.columns) for row in table.rows)
+    assert all(len(row) == len(made.columns) for made in (table, isolines) for row in made.rows)
+    products = [float(str(row[0])) * float(str(row[1])) for row in isolines.rows]
+    assert products == pytest.approx([products[0]] * 5, rel=0.02)
 
 
 @pytest.mark.parametrize(

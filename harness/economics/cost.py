@@ -21,7 +21,7 @@ from harness.economics.draws import (
 from harness.economics.gpus import Gpu, find_gpu
 from harness.economics.scenario import OWNED, Input, Price, Scenario, price_input
 from harness.errors import HarnessError
-from harness.model import Figure, Summary
+from harness.model import Figure, Status, Summary
 
 HOURS_PER_YEAR = 8766
 HOURS_PER_MONTH = 730.5
@@ -222,7 +222,7 @@ def bill_factors(scenario: Scenario, x: Mapping[str, Draws]) -> list[Factor]:
 
 
 def costed(
-    name: str, unit: str, status: Literal["simulated", "derived"], factors: Sequence[Factor], scale: float = 1.0
+    name: str, unit: str, status: Status, factors: Sequence[Factor], scale: float = 1.0
 ) -> tuple[list[Figure], tuple[Part, ...]]:
     """scale * the product of the factors as figures (see `interval_figures`), and what its spread rests on.
 
@@ -238,7 +238,7 @@ def costed(
     return interval_figures(name, unit, status, cost), parts
 
 
-def interval_figures(name: str, unit: str, status: Literal["simulated", "derived"], cost: Draws) -> list[Figure]:
+def interval_figures(name: str, unit: str, status: Status, cost: Draws) -> list[Figure]:
     """Median with 5th and 95th percentile, and the mean where there is any spread."""
     low, middle, high = (float(q) for q in np.quantile(cost, (0.05, 0.5, 0.95)))
     if high - low <= 1e-12 * abs(middle):
@@ -332,5 +332,5 @@ def _inverse(figure: Figure, x: Mapping[str, Draws]) -> Factor:
     return Factor(figure.name, figure.status, 1 / quantile(rate_distribution(figure), x[MEASURED]))
 
 
-def _status(device: Device, figure: Figure | None) -> Literal["simulated", "derived"]:
+def _status(device: Device, figure: Figure | None) -> Status:
     return "simulated" if device.kind == "none" or (figure and figure.status == "simulated") else "derived"

@@ -96,12 +96,6 @@ def pareto_front(sweep: Sequence[Summary], latencies: Sequence[str]) -> list[Sum
     return [sweep[i] for i in sorted(kept, key=lambda i: -points[i, 0])]
 
 
-def interactivity_curve(sweep: Sequence[Summary], devices: int) -> tuple[tuple[str, float, float], ...]:
-    """(run, output tokens/s of one user, output tokens/s/device) along the front: cost falls as interactivity does."""
-    front = pareto_front(sweep, ["tpot_s.p50"])
-    return tuple((run.run, 1 / value(run, "tpot_s.p50"), value(run, RATES[0]) / devices) for run in front)
-
-
 def _between(slower: Summary, faster: Summary, name: str, weight: float) -> Figure:
     a, b = measured(slower, name), measured(faster, name)
     if a.value is None or b.value is None:

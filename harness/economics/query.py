@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from harness.economics.cost import (
@@ -18,7 +20,7 @@ from harness.economics.draws import DEFAULT_DRAWS, Draws
 from harness.economics.gpus import Gpu
 from harness.economics.phases import TERMS, PhaseSplit, usage_of
 from harness.economics.scenario import Price, Scenario
-from harness.model import Figure
+from harness.model import Figure, Status
 
 NOT_IDENTIFIED = "the runs do not tell it apart: measure mixes of input and output that differ more"
 
@@ -50,7 +52,8 @@ def cost_of_query(
     tokens = _tokens(x, mix)
     typical = {key: float(np.median(values)) for key, values in tokens.items()}
     context = tokens["in"] + tokens["out"] / 2
-    figures = [_coefficient(split, term) for term in range(len(TERMS))]
+    status: Status = "simulated" if device.kind == "none" else "derived"
+    figures = [replace(_coefficient(split, term), status=status) for term in range(len(TERMS))]
     parts = {}
     known = dict(zip(TERMS, split.identified, strict=True))
     for name, unit, term, needs in (
@@ -62,7 +65,7 @@ def cost_of_query(
         missing = [need for need in needs if not known[need]]
         reason = ready if isinstance(ready, str) else f"{', '.join(missing)}: {NOT_IDENTIFIED}" if missing else None
         if reason is not None:
-            figures.append(Figure(name, None, unit, "derived", reason=reason))
+            figures.append(Figure(name, None, unit, status, reason=reason))
             continue
         beta = split.replicates[row]
         scale = 1.0
@@ -77,7 +80,7 @@ def cost_of_query(
             values = beta[:, term] + (beta[:, 2] * context if term == 1 else 0.0)
             factors = [Factor("phase split", "measured", values)]
             scale = 1e6 if term < 2 else 1.0
-        made, parts[name] = costed(name, unit, "derived", [*bill_factors(used, x), *factors], scale / 3600)
+        made, parts[name] = costed(name, unit, status, [*bill_factors(used, x), *factors], scale / 3600)
         figures += made
     notes = (
         f"phase split: {split.blocks} time blocks, rank {split.rank} of {len(TERMS)}, condition {split.condition:.3g}",

@@ -176,7 +176,7 @@ def _input(key: str, spec: Any, origin: str) -> Input:
         raise HarnessError(f"{where}: unknown key", f"choose one of {', '.join(KEYS)}")
     known = KEYS[key]
     try:
-        given = _InputFile.model_validate(_numbers(spec))
+        given = _InputFile.model_validate(spec)
     except ValidationError as bad:
         raise _wrong(origin, f"inputs.{key}", bad) from None
     kinds = [kind for kind in PARAMETERS if getattr(given, kind) is not None]
@@ -204,15 +204,6 @@ def _input(key: str, spec: Any, origin: str) -> Input:
         )
         raise HarnessError(f"{where}: {raw} ({given.unit})", f"expected {known.meaning}: {limits}{endless}")
     return Input(key, made, known.unit, given.source, given.date, given.status)
-
-
-def _numbers(spec: Any) -> Any:
-    """Integers as floats, since YAML's 3 is a number too while its "3" is not."""
-    if isinstance(spec, dict):
-        return {name: _numbers(value) for name, value in spec.items()}
-    if isinstance(spec, list):
-        return [_numbers(value) for value in spec]
-    return float(spec) if isinstance(spec, int) and not isinstance(spec, bool) else spec
 
 
 def _wrong(origin: str, key: str, bad: ValidationError) -> HarnessError:

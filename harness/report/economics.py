@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness import shipped
@@ -15,8 +16,8 @@ from harness.economics.cost import Costs, Device, cost_of_run, default_scenario,
 from harness.economics.draws import PARAMETERS, Distribution, distribution, scaled, support
 from harness.economics.fleet import Policy, curve_of, diurnal, plan
 from harness.economics.gpus import Gpu, parse_gpus
-from harness.economics.invert import Inversion, invert
-from harness.economics.objective import Feasible, Objective, best_feasible, parse_objectives, value
+from harness.economics.invert import Inversion, invert, isoline
+from harness.economics.objective import Feasible, Objective, best_feasible, pareto_front, parse_objectives, value
 from harness.economics.phases import fit_phases, time_blocks
 from harness.economics.query import cost_of_query
 from harness.economics.scenario import Input, Price, Scenario, parse_prices, parse_scenario
@@ -93,6 +94,9 @@ def costs_at_objective(
     return cost_of_run(found.summary, device, wanted, *price_tables()), found
 
 
+TOKENS = "tokens per request"
+
+
 def what_must_be_true(
     spend_usd: Distribution,
     queries: float,
@@ -101,7 +105,7 @@ def what_must_be_true(
     gpu: str,
     scenario: str = "on-demand",
     overrides: Sequence[str] = (),
-) -> tuple[Inversion, Table]:
+) -> tuple[Inversion, tuple[Table, Table]]:
     """What tokens, speed, price and utilisation must be for a spend on so many queries; see `invert`.
 
     HarnessError for a scenario or GPU that has no single price.
@@ -113,7 +117,7 @@ def what_must_be_true(
         raise HarnessError(reason, "choose a rental scenario, or --set price.usd_per_hour=…")
     signs = {"price.usd_per_hour": 1, "serving.overhead": 1, "serving.utilisation": -1, "query.requests": 1}
     factors = {key: (wanted.inputs[key].distribution, sign) for key, sign in signs.items()}
-    factors |= {"tokens per request": (tokens_per_query, 1), "device_s per token": (device_s_per_token, 1)}
+    factors |= {TOKENS: (tokens_per_query, 1), "device_s per token": (device_s_per_token, 1)}
     if not (queries > 0 and support(spend_usd)[1] > 0):
         raise HarnessError(f"a spend of {describe(spend_usd)} on {queries:g} queries", "both must be above 0")
     found = invert(factors, scaled(spend_usd, 3600 / queries))
@@ -127,7 +131,19 @@ def what_must_be_true(
         f"{_range(found.needed, 1 / 3600)} by the spend, {found.needed[1] / found.cost[1]:.3g}x"
     )
     columns = ("factor", "assumed: p5 / p50 / p95", "given the spend: p5 / p50 / p95", "median moves by")
-    return found, Table("must-be-true", f"What must be true ({how})", columns, rows, (gap, found.note))
+    medians = {shift.name: (shift.before[1], factors[shift.name][1]) for shift in found.shifts}
+    low, _, high = next(shift.before for shift in found.shifts if shift.name == TOKENS)
+    grid = np.geomspace(low, high, 5) if high > low else np.array([low])
+    solved = ("device_s per token", "price.usd_per_hour", "serving.utilisation")
+    lines = [grid, *(isoline(medians, found.needed[1], name, TOKENS, grid) for name in solved)]
+    isolines = Table(
+        "isolines",
+        "What would pay for the spend by itself, all else at its assumed median",
+        (TOKENS, *(f"{name} needed" for name in solved)),
+        tuple(tuple(f"{x:.3g}" for x in row) for row in np.column_stack(lines)),
+        ("each column is a line of equal cost; a utilisation above 1 cannot be",),
+    )
+    return found, (Table("must-be-true", f"What must be true ({how})", columns, rows, (gap, found.note)), isolines)
 
 
 def _range(values: tuple[float, float, float], scale: float = 1.0) -> str:
@@ -170,6 +186,28 @@ def fleet_costs(
     )
     columns = ("hour", "requests/s", "replicas", "utilisation", "mean response, s")
     return found, Table("fleet", "A day of the fleet", columns, rows, (note,))
+
+
+def interactivity_table(
+    sweep: Sequence[tuple[RunFile, Summary]], scenario: str | None = None, overrides: Sequence[str] = ()
+) -> Table:
+    """Cost against interactivity: runs that no other beats in output rate and median TPOT, by rising rate."""
+    device = _one_condition([file for file, _ in sweep], "load", but=("load.shape", "load.users"))
+    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
+    rows = []
+    for summary in pareto_front([summary for _, summary in sweep], ["tpot_s.p50"]):
+        found = cost_of_run(summary, device, wanted, *price_tables())
+        cost = next(figure for figure in found.figures if figure.name == "usd_per_million_output_tokens")
+        each = value(summary, "output_tokens_per_s") / device.count
+        rows.append((summary.run, f"{1 / value(summary, 'tpot_s.p50'):.4g}", f"{each:.4g}", cost))
+    columns = (
+        "run",
+        "token/s of one user (1 / median TPOT)",
+        f"token/s per {wanted.per}",
+        "USD per million output tokens",
+    )
+    note = "token/s of one user: 1 / median TPOT"
+    return Table("interactivity", "Cost against interactivity", columns, tuple(rows), (note,))
 
 
 def read_objective(text: str) -> Objective:
