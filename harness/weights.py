@@ -142,9 +142,7 @@ def hub_error(asked: str, exception: BaseException) -> HarnessError:
         what, fix = "is not on the Hugging Face hub", f"{meant} {_FORMS}"
     elif names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} or "couldn't connect" in text:
         what = "is not in the local cache, and the Hugging Face hub cannot be reached"
-        fix = (
-            f"go online once with HF_HUB_OFFLINE unset, or use what needs no hub: {', '.join(short_names())}, or a path"
-        )
+        fix = f"go online once, HF_HUB_OFFLINE unset, or use what needs no hub: a path, {', '.join(short_names())}"
     else:
         first = (str(exception).strip() or type(exception).__name__).splitlines()[0]
         what, fix = f"cannot be loaded: {first}", f"make sure that it generates text and is whole, or {_FORMS}"
@@ -182,8 +180,12 @@ def _converted(gguf: Path) -> tuple[Path, str]:
         raise HarnessError(what, f"pip install {' '.join(missing)}")
     key = f"{_sha256(gguf)[:16]}-{importlib.metadata.version('transformers')}-{CONVERTER}"
     final = cache_root() / "models" / f"{gguf.stem}-{key}"
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with final.with_name(f"{final.name}.lock").open("w") as lock:
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = final.with_name(f"{final.name}.lock").open("w")
+    except OSError as error:
+        raise HarnessError(f"cannot write the conversion of '{gguf}': {error}", "set HARNESS_CACHE") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not final.is_dir():
             _convert_elsewhere(gguf, final, lock.fileno())
@@ -195,24 +197,26 @@ def _convert_elsewhere(gguf: Path, final: Path, lock: int) -> None:
     print(f"converting {gguf.name} to bfloat16 safetensors, once", file=sys.stderr, flush=True)
     command = [sys.executable, "-P", "-m", "harness.weights", str(gguf), str(final)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(lock,))
+    with tempfile.TemporaryFile() as log:  # no pipe, which would break under a converter that outlives this process
+        done = subprocess.run(command, env=environment, stdout=log, stderr=log, pass_fds=(lock,))
+        log.seek(0)
+        said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     if done.returncode != 0:
-        said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
         why = said[-1] if said and done.returncode > 0 else f"stopped by signal {-done.returncode} (out of memory?)"
-        fix = "fetch the file again if it is cut short, or give the model in its original form"
+        fix = "fetch the file again if it is cut short, or set HARNESS_CACHE if the disk is full"
         raise HarnessError(f"cannot convert '{gguf}': {why}", fix)
 
 
 def _convert(gguf: Path, final: Path) -> None:
     """Write a GGUF file's model as bfloat16 safetensors, with configuration, tokenizer and chat template."""
-    import gguf as format
+    import gguf as library
     import torch
     import transformers
 
     # Parsing takes seconds, and transformers does it for the configuration, the weights and the tokenizer in turn.
-    format.GGUFReader = functools.cache(format.GGUFReader)
-    field = format.GGUFReader(str(gguf)).get_field("general.file_type")
-    stored = format.LlamaFileType(field.contents()).name.partition("_")[2] if field is not None else "unknown"
+    library.GGUFReader = functools.cache(library.GGUFReader)
+    field = library.GGUFReader(str(gguf)).get_field("general.file_type")
+    stored = library.LlamaFileType(field.contents()).name.partition("_")[2] if field is not None else "unknown"
     place, name, partial = str(gguf.parent), gguf.name, final.with_name(f"{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     dense = transformers.GgufConfig(gguf_file=name, dequantize=True)

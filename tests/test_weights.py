@@ -312,6 +312,15 @@ def test_a_damaged_gguf_file_is_refused(gguf: Path, cache: Path) -> None:
     assert [path.suffix for path in (cache / "models").iterdir()] == [".lock"]
 
 
+def test_a_cache_that_cannot_be_written_is_named(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("HARNESS_CACHE", str(gguf / "cache"))  # below a file
+    with pytest.raises(HarnessError) as error:
+        resolve(str(gguf))
+    assert str(gguf / "cache") in error.value.what
+    assert "HARNESS_CACHE" in error.value.fix
+
+
 @pytest.fixture
 def real_model() -> Weights:
     return resolve("smollm2-135m")

@@ -82,8 +82,8 @@ class TransformersEngine:
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
         """One request. The engine's thread calls `arrived` through the event loop after each step of the batch.
 
-        From the step's end to the call it takes 0.1 to 0.5 ms (median, 1 to 16 in flight on 2 cores), at most some ms
-        where other processes want the cores too.
+        From the step's end to the call it takes 0.1 to 0.6 ms (median, 1 to 16 in flight, two busy cores), and now and
+        then milliseconds: tens of them where other processes hold the cores.
         """
         self._refuse(request)
         manager, name, seen = self._manager, next(self._names), 0
