@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import harness
@@ -67,6 +67,7 @@ def test_the_smoke_scenario_prices_every_vcpu() -> None:
     assert any("CPU" in note for note in found.notes)
 
 
+@settings(deadline=None)  # other work on the machine must not fail it
 @given(st.floats(0.01, 100), st.floats(0.01, 1), st.floats(1, 3), st.floats(0.1, 1e5))
 def test_what_every_token_pays_is_the_whole_bill(
     price: float, utilisation: float, overhead: float, rate: float
@@ -109,6 +110,11 @@ def test_draws_agree_with_the_closed_form_where_all_is_lognormal(name: str, devi
         "serving.utilisation": "assumed",
         "output_tokens_per_s": "measured",
     }
+
+
+def test_a_rate_without_an_interval_is_said_to_have_none() -> None:
+    without, with_one = cost(scenario("on-demand")), cost(scenario("on-demand"), of=summary(low=800.0, high=1250.0))
+    assert ["no interval" in " ".join(found.notes) for found in (without, with_one)] == [True, False]
 
 
 def test_the_tornado_is_the_closed_form_and_opens_an_owned_price_up() -> None:
@@ -231,7 +237,8 @@ def test_a_scenario_of_another_device_is_refused() -> None:
     [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe"), ("NVIDIA H100 NVL", "H100 NVL"),
      ("NVIDIA H200", "H200"), ("NVIDIA A100-SXM4-80GB", "A100-80GB"), ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
      ("NVIDIA A100 80GB PCIe", "A100-80GB PCIe"), ("NVIDIA GeForce RTX 4090", "RTX 4090"), ("NVIDIA L40S", "L40S"),
-     ("NVIDIA L4", "L4"), ("NVIDIA GB200", "GB200"), ("H100", "H100"), ("Tesla V100", None)],
+     ("NVIDIA L4", "L4"), ("NVIDIA GB200", "GB200"), ("H100", "H100"), ("Tesla V100", None),
+     ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None)],
 )  # fmt: skip
 def test_names_that_nvml_prints_find_their_row(nvml: str, row: str | None) -> None:
     found = find_gpu(nvml, GPUS)

@@ -191,6 +191,9 @@ def cost_of_run(
         figures += made
     figures += _energy_of_run(summary, device, used, x)
     notes = [TWO_DENOMINATORS]
+    rates = [measured(summary, name) for name in ("output_tokens_per_s", "requests_per_s")]
+    if any(rate.value is not None and rate.low is None for rate in rates):
+        notes.append("the run states no interval for its rates: intervals here are those of the assumptions alone")
     if used.per == "vcpu":
         notes.append("figures of a small model on a CPU say nothing about what a provider's fleet costs")
     return Costs(scenario.name, tuple(figures), parts, tuple(used.inputs.values()), tuple(notes))

@@ -25,6 +25,10 @@ class Gpu:
     source: str
 
 
+OTHER = frozenset({"laptop", "mig", "d"})
+"""Words of NVML's names that mean another chip, or a slice of one, than the name without them."""
+
+
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
     """The rows of gpus.csv."""
     return tuple(
@@ -50,6 +54,8 @@ def find_gpu(name: str, gpus: tuple[Gpu, ...]) -> Gpu | None:
     """
     exact = [gpu for gpu in gpus if gpu.name.lower() == name.lower()]
     words = _words(name)
+    if words & OTHER:
+        return None
     fitting = exact or sorted((gpu for gpu in gpus if gpu.match <= words), key=lambda gpu: -len(gpu.match))
     return fitting[0] if fitting else None
 
