@@ -43,6 +43,13 @@ def test_without_noise_the_split_is_exact() -> None:
     assert fit_phases([run_of(*mix, noise=0.0) for mix in MIXES]).coefficients == pytest.approx(TRUE)
 
 
+def test_over_the_runs_that_it_was_fitted_to_the_split_explains_the_whole_bill() -> None:
+    runs = [run_of(*mix, noise=0.2) for mix in MIXES]
+    split = fit_phases(runs)
+    fitted = sum(float((run.counts @ split.coefficients).sum()) for run in runs)
+    assert fitted == pytest.approx(sum(run.usage.sum() for run in runs))
+
+
 def test_a_term_that_costs_nothing_has_a_price_of_nothing() -> None:
     runs = [run_of(*mix) for mix in MIXES]
     free = fit_phases([Blocks(run.counts, run.counts @ (TRUE * [1, 1, 1, 0])) for run in runs])
