@@ -78,9 +78,10 @@ def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> 
 def fit_phases(runs: Sequence[Blocks], replicates: int = 200, seed: int = 0) -> PhaseSplit:
     """usage = input*N_in_uncached + output*N_out + context*sum(context) + request*requests, no term below 0.
 
-    Non-negative least squares over the time blocks of all runs (scipy.optimize.nnls), then scaled so that over all blocks
-    the terms add up to the whole usage: tokens are seen a little after the work for them was done, and such errors in the
-    counts would otherwise shrink every coefficient. The bootstrap draws whole blocks within each run. The runs must be of one model, device and concurrency: a larger batch takes less per token.
+    Non-negative least squares over the time blocks of all runs (scipy.optimize.nnls), then scaled so that over all
+    blocks the terms add up to the whole usage: tokens are seen a little after the work for them was done, and such
+    errors in the counts would otherwise shrink every coefficient. The bootstrap draws whole blocks within each run.
+    The runs must be of one model, device and concurrency: a larger batch takes less per token.
     """
     from scipy import optimize
 
