@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import energy
-from harness.energy import figures, sources, windows
+from harness.energy import figures, findings, sources, windows
 from harness.model import MeterDevice, MeterInfo
 
+Run = tuple[pd.DataFrame, tuple[MeterInfo, ...]]
+"""power.parquet and what the meters said of themselves."""
 A100 = Path(__file__).parent / "data" / "power_trace_a100"
 
 
@@ -36,7 +38,7 @@ def requests(count: int, *, each_s: float = 0.5, tokens: int = 10, input_tokens:
     )
 
 
-def seen(answer: dict[str, Any]) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:
+def seen(answer: dict[str, Any]) -> Run:
     return pd.DataFrame(answer["rows"]), energy.meter_infos([answer["info"]])
 
 
@@ -50,7 +52,8 @@ def test_windows_against_the_truth(fake_nvml: Path, name: str, period_s: float) 
     rng = np.random.default_rng(7)
     wave = library.WAVES[name]
     spans = library.sampled_windows(rng, name, (0.05, 0.2, 1.0, 10.0, 30.0), 45)
-    answer = library.simulate(fake_nvml, f"{wave.script}\ncounter {period_s} 0 0.007", seconds=77.0)
+    seconds = max(end for *_, end in spans) + 1
+    answer = library.simulate(fake_nvml, f"{wave.script}\ncounter {period_s} 0 0.007", seconds=seconds)
     power, infos = seen(answer)
     reads = sources.sources(power, infos)[0].reads
     assert reads is not None
@@ -114,7 +117,7 @@ AVERAGES = [
 
 
 @pytest.fixture(scope="module")
-def averages(fake_nvml: Path) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:
+def averages(fake_nvml: Path) -> Run:
     """A GPU for each of `AVERAGES`: no counter, power only as means over so long, so often."""
     script = [f"gpus {len(AVERAGES)}", "fault unsupported 0 counter"]
     for i, (name, average) in enumerate(AVERAGES):
@@ -123,7 +126,7 @@ def averages(fake_nvml: Path) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:
 
 
 @pytest.mark.parametrize("gpu", range(len(AVERAGES)))
-def test_power_integral_bound_holds_the_truth(averages: tuple[pd.DataFrame, tuple[MeterInfo, ...]], gpu: int) -> None:
+def test_power_integral_bound_holds_the_truth(averages: Run, gpu: int) -> None:
     rng = np.random.default_rng(3)
     name, average = AVERAGES[gpu]
     source = sources.sources(*averages)[gpu]
@@ -203,13 +206,13 @@ def test_a100_against_its_external_meter() -> None:
 
 
 @pytest.fixture(scope="module")
-def steady(fake_nvml: Path) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:
+def steady(fake_nvml: Path) -> Run:
     """Two GPUs at 300 W for 35 s."""
     script = "gpus 2\nwave constant 300\ncounter 0.1\naverage 0.1 1.0\ninstant 0.1 0.025"
     return seen(library.simulate(fake_nvml, script, seconds=38.0))
 
 
-def test_figures_of_a_steady_run(steady: tuple[pd.DataFrame, tuple[MeterInfo, ...]]) -> None:
+def test_figures_of_a_steady_run(steady: Run) -> None:
     """600 W and 20 tokens a second are 30 J a token; 2 requests a second, 300 J a request; 3 J per input token."""
     result = energy.measure(*steady, requests(76), 5.0, 30.0, slots=1, host_w=100.0, pue=1.2)
     expected = {
@@ -236,7 +239,7 @@ def test_figures_of_a_steady_run(steady: tuple[pd.DataFrame, tuple[MeterInfo, ..
     assert result.findings == ()
 
 
-def test_energy_per_token_is_not_available_without_tokens(steady: tuple[pd.DataFrame, tuple[MeterInfo, ...]]) -> None:
+def test_energy_per_token_is_not_available_without_tokens(steady: Run) -> None:
     result = energy.measure(*steady, requests(0), 5.0, 30.0)
     assert result["joules_per_output_token"].text() == "n/a (no output_token came in the window)"
     assert result["energy_j.gpu"].value == pytest.approx(15000, rel=5e-3)
@@ -315,16 +318,14 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def faulty(fake_nvml: Path) -> tuple[pd.DataFrame, tuple[MeterInfo, ...]]:
+def faulty(fake_nvml: Path) -> Run:
     """A GPU for each of `FAULTS`, all read by one meter."""
     script = [f"gpus {len(FAULTS)}\nwave constant 200", *(f"gpu {i} {fault}" for i, fault in enumerate(FAULTS))]
     return seen(library.simulate(fake_nvml, "\n".join(script), seconds=17.0))
 
 
 @pytest.mark.parametrize("script", FAULTS)
-def test_faults_have_their_code_and_no_invented_joule(
-    faulty: tuple[pd.DataFrame, tuple[MeterInfo, ...]], script: str
-) -> None:
+def test_faults_have_their_code_and_no_invented_joule(faulty: Run, script: str) -> None:
     code, there_is = FAULTS[script]
     power, (info,) = faulty
     own = tuple(d for d in info.devices if d.device == str(list(FAULTS).index(script)))
@@ -339,7 +340,7 @@ def test_faults_have_their_code_and_no_invented_joule(
         assert all(f.value is None for f in result.figures if f.name.startswith(("joules_per", "split", "gpu_power")))
 
 
-def test_one_faulty_gpu_leaves_no_total(faulty: tuple[pd.DataFrame, tuple[MeterInfo, ...]]) -> None:
+def test_one_faulty_gpu_leaves_no_total(faulty: Run) -> None:
     """The sum of the GPUs that answered is no energy of the run."""
     result = energy.measure(*faulty, requests(34), 5.0, 15.0)
     assert result["energy_j.gpu"].text().startswith("n/a (gpu_lost: gpu 0: the GPU was lost 9.")
@@ -352,7 +353,7 @@ def test_a_clean_run_has_no_finding(fake_nvml: Path) -> None:
 
 
 @pytest.fixture
-def plain(steady: tuple[pd.DataFrame, tuple[MeterInfo, ...]]) -> pd.DataFrame:
+def plain(steady: Run) -> pd.DataFrame:
     return steady[0].copy()
 
 
@@ -366,7 +367,7 @@ def codes(power: pd.DataFrame, infos: tuple[MeterInfo, ...], **options: Any) -> 
     [(1.02, {}), (1.06, {"counter_doubtful": False}), (0.85, {"counter_disagrees": True})],
 )
 def test_counter_and_average_power_must_agree(
-    plain: pd.DataFrame, steady: tuple[pd.DataFrame, tuple[MeterInfo, ...]], factor: float, expected: dict[str, bool]
+    plain: pd.DataFrame, steady: Run, factor: float, expected: dict[str, bool]
 ) -> None:
     plain["average_w"] *= factor
     assert codes(plain, steady[1]) == expected
@@ -374,9 +375,7 @@ def test_counter_and_average_power_must_agree(
     assert voided == ("counter_disagrees" in expected)
 
 
-def test_a_gap_is_a_finding_and_the_counter_bridges_it(
-    plain: pd.DataFrame, steady: tuple[pd.DataFrame, tuple[MeterInfo, ...]]
-) -> None:
+def test_a_gap_is_a_finding_and_the_counter_bridges_it(plain: pd.DataFrame, steady: Run) -> None:
     holed = plain[(plain["before_s"] < 12) | (plain["before_s"] > 14)]
     assert codes(holed, steady[1]) == {"meter_gap": False}
     assert energy.measure(holed, steady[1], requests(76), 5.0, 30.0)["energy_j.gpu"].value == pytest.approx(
@@ -384,7 +383,7 @@ def test_a_gap_is_a_finding_and_the_counter_bridges_it(
     )
 
 
-def test_a_lost_meter_and_an_empty_file(steady: tuple[pd.DataFrame, tuple[MeterInfo, ...]]) -> None:
+def test_a_lost_meter_and_an_empty_file(steady: Run) -> None:
     power, (info,) = steady
     lost = MeterInfo(info.meter, info.status, info.devices, error="the reading process hung")
     assert codes(power[power["before_s"] < 9], (lost,)) == {"meter_lost": True, "window_not_bracketed": True}
@@ -393,12 +392,20 @@ def test_a_lost_meter_and_an_empty_file(steady: tuple[pd.DataFrame, tuple[MeterI
     assert nothing["energy_j.gpu"].text() == "n/a (no meter read a GPU)"
 
 
-def test_too_few_requests_for_the_slots(steady: tuple[pd.DataFrame, tuple[MeterInfo, ...]]) -> None:
+def test_too_few_requests_for_the_slots(steady: Run) -> None:
     assert codes(*steady, slots=8) == {}
     assert codes(*steady, slots=32) == {"few_turnovers": False, "few_requests_per_slot": False}
 
 
-def test_a_short_window(steady: tuple[pd.DataFrame, tuple[MeterInfo, ...]]) -> None:
+def test_a_short_window(steady: Run) -> None:
     result = energy.measure(*steady, requests(76), 5.0, 5.5)
     assert {f.code for f in result.findings} == {"window_short"}
     assert result["energy_uncertainty.repeats"].value is None
+
+
+def test_every_finding_and_figure_is_documented(steady: Run) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "energy.md").read_text()
+    assert [code for code in findings.CODES if f"`{code}`" not in text] == []
+    result = energy.measure(*steady, requests(76), 5.0, 30.0, idle={"loaded": (5.0, 10.0)})
+    stems = {figure.name.partition(".")[0] for figure in result.figures}
+    assert [stem for stem in stems if f"`{stem}" not in text] == []

@@ -226,7 +226,7 @@ class NvmlReader:
         now_s = self.clock()
         samples: list[PowerSample] = []
         for gpu in self.gpus:
-            if gpu.next_s <= now_s + (GUARD_S / 4 if gpu.next_s in gpu.tracker.plan else self.fill_s / 4):
+            if gpu.next_s <= now_s + (GUARD_S / 4 if gpu.next_s in gpu.tracker.plan else self.fill_s / 2):
                 samples += self._read(gpu)
         return samples
 
@@ -329,7 +329,7 @@ class NvmlReader:
         for value, (name, field_id) in zip(fields, _FIELDS, strict=True):
             value.fieldId = field_id
             value.scopeId = {"energy": 0, "memory": pynvml.NVML_POWER_SCOPE_MEMORY}.get(name, scope)
-        tracker = EdgeTracker(self.rng, fill_s=self.fill_s, track_s=TRACK_S * max(1.0, together / 4))
+        tracker = EdgeTracker(self.rng, fill_s=self.fill_s, track_s=TRACK_S * max(1.0, together / 2))
         gpu = _Gpu(index, handle, scope, tracker, fields, byref(fields), str(_ask(handle, "nvmlDeviceGetUUID")))
         _, _, (_, average, instant, _), _ = self._fetch(gpu)
         gpu.power_usage = average is None and instant is None
