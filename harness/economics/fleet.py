@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,34 +120,3 @@ def in_flight(rate_per_s: float, curve: Curve, most: int = 4096) -> float:
     logs = np.cumsum(np.log(rate_per_s) - np.log(curve.rate(n)))
     weights = np.exp(np.r_[0.0, logs] - max(0.0, logs.max()))
     return float(np.sum(weights[1:] * n) / weights.sum())
-
-
-def simulate(
-    due_s: NDArray[np.float64], sizes: NDArray[np.float64], replicas: int, curve: Curve, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Response times in seconds of single requests, each sent to a replica at random; the check on `in_flight`.
-
-    `sizes` are relative to the curve's mean request. On a replica with n requests each advances at curve.rate(n) / n.
-    """
-    response = np.empty(len(due_s))
-    to = rng.integers(replicas, size=len(due_s))
-    for replica in range(replicas):
-        mine = np.flatnonzero(to == replica)
-        waiting: list[tuple[float, int]] = []
-        work, now = 0.0, 0.0
-        speeds = (curve.rate(np.arange(1.0, len(mine) + 1)) / np.arange(1, len(mine) + 1)).tolist()
-        for index in [*mine, -1]:
-            until = due_s[index] if index >= 0 else math.inf
-            while waiting:
-                speed = speeds[len(waiting) - 1]
-                ends = now + (waiting[0][0] - work) / speed
-                if ends > until:
-                    work += (until - now) * speed
-                    break
-                work, done = heapq.heappop(waiting)
-                now = ends
-                response[done] = ends - due_s[done]
-            now = until
-            if index >= 0:
-                heapq.heappush(waiting, (work + sizes[index], index))
-    return response

@@ -43,6 +43,8 @@ class PhaseSplit:
     rank: int
     condition: float
     blocks: int
+    totals: NDArray[np.float64]
+    """Counts of all runs, in the order of `TERMS`."""
 
 
 def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> Blocks:
@@ -96,7 +98,7 @@ def fit_phases(runs: Sequence[Blocks], replicates: int = 200, seed: int = 0) -> 
     rows = [np.concatenate([rng.integers(a, b, b - a) for a, b in pairwise(starts)]) for _ in range(replicates)]
     identified, rank, condition = identify(counts)
     drawn = np.array([solve(counts[row], usage[row]) for row in rows])
-    return PhaseSplit(solve(counts, usage), drawn, identified, rank, condition, len(usage))
+    return PhaseSplit(solve(counts, usage), drawn, identified, rank, condition, len(usage), counts.sum(axis=0))
 
 
 def identify(counts: NDArray[np.float64]) -> tuple[tuple[bool, ...], int, float]:

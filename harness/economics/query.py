@@ -18,7 +18,7 @@ from harness.economics.cost import (
 )
 from harness.economics.draws import DEFAULT_DRAWS, Draws
 from harness.economics.gpus import Gpu
-from harness.economics.phases import TERMS, PhaseSplit, usage_of
+from harness.economics.phases import TERMS, PhaseSplit, allocate, usage_of
 from harness.economics.scenario import Price, Scenario
 from harness.model import Figure, Status
 
@@ -82,11 +82,14 @@ def cost_of_query(
             scale = 1e6 if term < 2 else 1.0
         made, parts[name] = costed(name, unit, status, [*bill_factors(used, x), *factors], scale / 3600)
         figures += made
-    notes = (
+    notes = [
         f"phase split: {split.blocks} time blocks, rank {split.rank} of {len(TERMS)}, condition {split.condition:.3g}",
         "prices of input, output and request are parts of one bill: times their counts they add up to it",
-    )
-    return Costs(scenario.name, tuple(figures), parts, tuple(used.inputs.values()), notes)
+    ]
+    if all(split.identified):
+        shares = allocate(split.coefficients, split.totals, 1.0).items()
+        notes.append("of the runs' bill: " + ", ".join(f"{term} {share:.0%}" for term, share in shares))
+    return Costs(scenario.name, tuple(figures), parts, tuple(used.inputs.values()), tuple(notes))
 
 
 def _tokens(x: dict[str, Draws], mix: tuple[float, float]) -> dict[str, Draws]:
