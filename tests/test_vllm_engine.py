@@ -167,12 +167,12 @@ def test_a_request_that_cannot_be_served_is_rejected(loaded: Loaded, asked: Requ
     [
         ({"tensor_paralel_size": 2}, "vllm has no option 'tensor_paralel_size'", "did you mean tensor_parallel_size"),
         ({"zzz": 1}, "vllm has no option 'zzz'", "see vLLM's engine arguments"),
-        ({"model": "x"}, "engine option model", "--model"),
+        ({"model": "x"}, "model is no engine option", "--model"),
+        ({"hf_token": "hf_x"}, "hf_token is no engine option", "HF_TOKEN in the environment"),
+        ({"temperature": "hot"}, "engine.temperature is 'hot'", "0 (greedy) or more"),
     ],
 )
-def test_an_unknown_option_is_refused_before_anything_is_loaded(
-    options: dict[str, object], what: str, fix: str
-) -> None:
+def test_a_wrong_option_is_refused_before_anything_is_loaded(options: dict[str, object], what: str, fix: str) -> None:
     with pytest.raises(HarnessError) as refused:
         VLLMEngine(MODEL, options)
     assert refused.value.what == what

@@ -22,8 +22,14 @@ from harness.engines.vllm_faults import Log, explained
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.model import Completion, EngineInfo, Request
 
-SAMPLING = ("temperature",)
-"""Options that are not vLLM's own: the sampling temperature, 0 (greedy) by default."""
+SAMPLING: Mapping[str, Any] = {"temperature": 0.0}
+"""Options that are not vLLM's own, and their defaults; temperature 0 is greedy."""
+
+ELSEWHERE: Mapping[str, str] = {
+    "model": "name the model with --model, or `model:` in the workload",
+    "hf_token": "set HF_TOKEN in the environment: options are stored with the run",
+}
+"""Options of vLLM's that are not given as such -> what to do instead."""
 
 CPU_DEFAULTS: Mapping[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30}
 """For a CPU only. Compiling takes minutes there, and vLLM's own default takes 92% of the machine's memory."""
@@ -40,6 +46,9 @@ class VLLMEngine:
         if model is None:
             raise HarnessError("the vllm engine needs a model", "give one with --model, or in the workload")
         _check_names(options)
+        self._temperature = {**SAMPLING, **options}["temperature"]
+        if not isinstance(self._temperature, int | float) or self._temperature < 0:
+            raise HarnessError(f"engine.temperature is '{self._temperature}'", "give a number, 0 (greedy) or more")
         self._model = model
         self._given = dict(options)
         self._llm: Any = None
@@ -68,7 +77,7 @@ class VLLMEngine:
                 "rejected", f"{asked} tokens, input and output, exceed max_model_len={self._max_length}"
             )
         params = SamplingParams(
-            temperature=self._given.get("temperature", 0.0),
+            temperature=self._temperature,
             max_tokens=request.output_tokens,
             ignore_eos=request.ignore_eos,  # min_tokens would cost a mask over the vocabulary, and change nothing
             detokenize=False,
@@ -155,7 +164,7 @@ class VLLMEngine:
         vocabulary = config.model_config.get_vocab_size()
         self._max_length = config.model_config.max_model_len
         parallel = config.parallel_config
-        in_force = {"temperature": 0.0} | self._given | _in_force(config, options)
+        in_force = {"temperature": self._temperature} | _in_force(config, options)
         return EngineInfo(
             engine="vllm",
             version=vllm.__version__,
@@ -182,10 +191,10 @@ def _check_names(options: Mapping[str, Any]) -> None:
         if isinstance(cls, ast.ClassDef) and cls.name in ("EngineArgs", "AsyncEngineArgs")
         for field in cls.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-    }.union(SAMPLING) - {"model"}
+    }.union(SAMPLING)
     for name in options:
-        if name == "model":
-            raise HarnessError("engine option model", "name the model with --model, or `model:` in the workload")
+        if name in ELSEWHERE:
+            raise HarnessError(f"{name} is no engine option", ELSEWHERE[name])
         if name not in known:
             near = " or ".join(difflib.get_close_matches(name, known, n=3))
             raise HarnessError(
@@ -224,8 +233,7 @@ def _in_force(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         "kv_cache_blocks": cache.num_gpu_blocks,
         "kv_cache_tokens": getattr(cache, "kv_cache_size_tokens", None),
     }
-    secret = {"hf_token": "(set)"} if "hf_token" in options else {}
-    in_force: dict[str, Any] = json.loads(json.dumps({**options, **secret, **resolved}, default=str))
+    in_force: dict[str, Any] = json.loads(json.dumps({**options, **resolved}, default=str))
     return in_force
 
 
