@@ -299,21 +299,21 @@ def test_the_bootstrap_covers() -> None:
 
 FAULTS = {
     # script: (code, whether there is energy all the same)
-    "fault lost 9": ("gpu_lost", False),
-    "fault reset 9": ("counter_backwards", False),
-    "fault stuck 9": ("counter_stuck", False),
-    "fault uuid 9": ("gpu_changed", False),
-    "fault unsupported 0 counter": ("counter_absent", True),
-    "fault no_permission 0 counter": ("meter_error", True),
-    "fault no_permission 9 counter": ("window_not_bracketed", False),
-    "fault unsupported 0 fields": ("counter_absent", True),
-    "fault tenant 9": ("foreign_process", True),
-    "fault tenant 0": ("unknown_process", True),
+    "fault lost 9": ("gpu-lost", False),
+    "fault reset 9": ("counter-backwards", False),
+    "fault stuck 9": ("counter-stuck", False),
+    "fault uuid 9": ("gpu-changed", False),
+    "fault unsupported 0 counter": ("counter-absent", True),
+    "fault no_permission 0 counter": ("meter-error", True),
+    "fault no_permission 9 counter": ("window-not-bracketed", False),
+    "fault unsupported 0 fields": ("counter-absent", True),
+    "fault tenant 9": ("foreign-process", True),
+    "fault tenant 0": ("unknown-process", True),
     "fault mig 0": ("mig", True),
-    "fault module 0": ("module_scope", True),
+    "fault module 0": ("module-scope", True),
     "fault throttle 9 64": ("throttled", True),
-    "limit 250": ("power_limit", True),
-    "celsius_per_s 1": ("temperature_drift", True),
+    "limit 250": ("power-limit", True),
+    "celsius_per_s 1": ("temperature-drift", True),
 }
 
 
@@ -343,7 +343,7 @@ def test_faults_have_their_code_and_no_invented_joule(faulty: Run, script: str) 
 def test_one_faulty_gpu_leaves_no_total(faulty: Run) -> None:
     """The sum of the GPUs that answered is no energy of the run."""
     result = energy.measure(*faulty, requests(34), 5.0, 15.0)
-    assert result["energy_j.gpu"].text().startswith("n/a (gpu_lost: gpu 0: the GPU was lost 9.")
+    assert result["energy_j.gpu"].text().startswith("n/a (gpu-lost: gpu 0: the GPU was lost 9.")
     assert result.source is None
 
 
@@ -364,7 +364,7 @@ def codes(power: pd.DataFrame, infos: tuple[MeterInfo, ...], **options: Any) -> 
 
 @pytest.mark.parametrize(
     ("factor", "expected"),
-    [(1.02, {}), (1.06, {"counter_doubtful": False}), (0.85, {"counter_disagrees": True})],
+    [(1.02, {}), (1.06, {"counter-doubtful": False}), (0.85, {"counter-disagrees": True})],
 )
 def test_counter_and_average_power_must_agree(
     plain: pd.DataFrame, steady: Run, factor: float, expected: dict[str, bool]
@@ -372,12 +372,12 @@ def test_counter_and_average_power_must_agree(
     plain["average_w"] *= factor
     assert codes(plain, steady[1]) == expected
     voided = energy.measure(plain, steady[1], requests(76), 5.0, 30.0)["energy_j.gpu"].value is None
-    assert voided == ("counter_disagrees" in expected)
+    assert voided == ("counter-disagrees" in expected)
 
 
 def test_a_gap_is_a_finding_and_the_counter_bridges_it(plain: pd.DataFrame, steady: Run) -> None:
     holed = plain[(plain["before_s"] < 12) | (plain["before_s"] > 14)]
-    assert codes(holed, steady[1]) == {"meter_gap": False}
+    assert codes(holed, steady[1]) == {"meter-gap": False}
     assert energy.measure(holed, steady[1], requests(76), 5.0, 30.0)["energy_j.gpu"].value == pytest.approx(
         15000, rel=5e-3
     )
@@ -386,20 +386,20 @@ def test_a_gap_is_a_finding_and_the_counter_bridges_it(plain: pd.DataFrame, stea
 def test_a_lost_meter_and_an_empty_file(steady: Run) -> None:
     power, (info,) = steady
     lost = MeterInfo(info.meter, info.status, info.devices, error="the reading process hung")
-    assert codes(power[power["before_s"] < 9], (lost,)) == {"meter_lost": True, "window_not_bracketed": True}
-    assert codes(power.iloc[:0], (info,)) == {"meter_absent": True}
+    assert codes(power[power["before_s"] < 9], (lost,)) == {"meter-lost": True, "window-not-bracketed": True}
+    assert codes(power.iloc[:0], (info,)) == {"meter-absent": True}
     nothing = energy.measure(power.iloc[:0], (), requests(3), 0.0, 1.0)
     assert nothing["energy_j.gpu"].text() == "n/a (no meter read a GPU)"
 
 
 def test_too_few_requests_for_the_slots(steady: Run) -> None:
     assert codes(*steady, slots=8) == {}
-    assert codes(*steady, slots=32) == {"few_turnovers": False, "few_requests_per_slot": False}
+    assert codes(*steady, slots=32) == {"few-turnovers": False, "few-requests-per-slot": False}
 
 
 def test_a_short_window(steady: Run) -> None:
     result = energy.measure(*steady, requests(76), 5.0, 5.5)
-    assert {f.code for f in result.findings} == {"window_short"}
+    assert {f.code for f in result.findings} == {"window-short"}
     assert result["energy_uncertainty.repeats"].value is None
 
 

@@ -74,11 +74,11 @@ def measure(
     findings, reason = doubts.readings(infos, gpus, start_s, end_s)
     window = None if reason else sources.total([sources.source_window(s, start_s, end_s) for s in gpus])
     if window is None and reason is None:
-        reason = "window_not_bracketed: the power readings do not span the window, or have a gap in it"
+        reason = "window-not-bracketed: the power readings do not span the window, or have a gap in it"
     checks = list(_cross_checks(gpus, window, status))
     disagreements = doubts.disagreements(checks, window)
     if any(doubt.serious for doubt in disagreements):
-        window, reason = None, f"counter_disagrees: {disagreements[0].text}"
+        window, reason = None, f"counter-disagrees: {disagreements[0].text}"
     figures = [*_ladder(found, window, reason, (start_s, end_s), status, host_w, pue), *checks]
     if window is None:
         names = [*PER, "gpu_power_w", *(f"energy_uncertainty.{t}" for t in UNCERTAINTY), *(f"split.{t}" for t in SPLIT)]

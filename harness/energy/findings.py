@@ -19,28 +19,28 @@ DRIFT, DRIFT_K, DRIFT_T = 0.05, 3.0, 3.0
 """A change over the window (relative; of temperature in kelvin), and a slope's t value, from which on it is a trend."""
 
 CODES: Mapping[str, tuple[bool, str]] = {
-    "meter_lost": (True, "the other figures hold; run again for energy"),
-    "meter_absent": (True, "run `harness doctor`"),
-    "gpu_lost": (True, "look for Xid errors in `dmesg`, reset the GPU or reboot, and run again"),
-    "gpu_changed": (True, "run again, and choose the GPU by UUID"),
-    "counter_backwards": (True, "run again with persistence mode on, so that the driver stays loaded"),
-    "counter_stuck": (True, "update the driver, or run with an external meter"),
-    "window_not_bracketed": (True, "let the run last longer than its measured part"),
+    "meter-lost": (True, "the other figures hold; run again for energy"),
+    "meter-absent": (True, "run `harness doctor`"),
+    "gpu-lost": (True, "look for Xid errors in `dmesg`, reset the GPU or reboot, and run again"),
+    "gpu-changed": (True, "run again, and choose the GPU by UUID"),
+    "counter-backwards": (True, "run again with persistence mode on, so that the driver stays loaded"),
+    "counter-stuck": (True, "update the driver, or run with an external meter"),
+    "window-not-bracketed": (True, "let the run last longer than its measured part"),
     "mig": (True, "switch MIG off, or give no energy per token"),
-    "foreign_process": (True, "run alone on the GPU"),
-    "counter_disagrees": (True, "update the driver, or compare with an external meter"),
-    "counter_doubtful": (False, "compare with an external meter"),
-    "counter_absent": (False, "expect the wider bound"),
-    "window_short": (False, "measure longer"),
-    "module_scope": (False, "do not compare it with GPUs that tell their own power"),
-    "power_limit": (False, "compare only runs at this limit, or reset it with `nvidia-smi -pl`"),
-    "meter_error": (False, "see `harness doctor` for permissions and driver"),
-    "meter_gap": (False, "leave a core free for the meter"),
-    "unknown_process": (False, "expected where the server was started by hand or in a container; else run alone"),
+    "foreign-process": (True, "run alone on the GPU"),
+    "counter-disagrees": (True, "update the driver, or compare with an external meter"),
+    "counter-doubtful": (False, "compare with an external meter"),
+    "counter-absent": (False, "expect the wider bound"),
+    "window-short": (False, "measure longer"),
+    "module-scope": (False, "do not compare it with GPUs that tell their own power"),
+    "power-limit": (False, "compare only runs at this limit, or reset it with `nvidia-smi -pl`"),
+    "meter-error": (False, "see `harness doctor` for permissions and driver"),
+    "meter-gap": (False, "leave a core free for the meter"),
+    "unknown-process": (False, "expected where the server was started by hand or in a container; else run alone"),
     "throttled": (False, "cool it, or lock its clocks lower; see docs/quiet-machine.md"),
-    "temperature_drift": (False, "warm up longer"),
-    "few_turnovers": (False, "send more requests"),
-    "few_requests_per_slot": (False, "send more requests: energy per token is biased while slots fill and drain"),
+    "temperature-drift": (False, "warm up longer"),
+    "few-turnovers": (False, "send more requests"),
+    "few-requests-per-slot": (False, "send more requests: energy per token is biased while slots fill and drain"),
     "trend": (False, "warm up longer, or measure longer"),
 }
 """Code -> whether it is serious, and what to do."""
@@ -64,7 +64,7 @@ def readings(
     infos: Sequence[MeterInfo], gpus: Sequence[Source], start_s: float, end_s: float
 ) -> tuple[list[Finding], str | None]:
     """What is doubtful about the readings, and why they give no energy, if they give none."""
-    found = [_finding("meter_lost", f"{i.meter}: {i.error}") for i in infos if i.error is not None]
+    found = [_finding("meter-lost", f"{i.meter}: {i.error}") for i in infos if i.error is not None]
     reason = None if gpus else "no meter read a GPU"
     for source in gpus:
         doubts = list(_of_source(source, start_s, end_s))
@@ -83,19 +83,19 @@ def _of_source(source: Source, start_s: float, end_s: float) -> Iterator[tuple[s
     if device.mig:
         yield "mig", "the board is divided (MIG), and its power is the whole board's"
     if device.domain == "gpu module":
-        yield "module_scope", "it tells its power only together with its CPU and memory"
+        yield "module-scope", "it tells its power only together with its CPU and memory"
     if limit is not None and default is not None and limit < default:
-        yield "power_limit", f"its power limit is {limit:g} W, below the default {default:g} W"
+        yield "power-limit", f"its power limit is {limit:g} W, below the default {default:g} W"
     if source.reads is None and not rows.empty:
-        yield "counter_absent", f"energy is the integral of its power readings; {device.note or 'no energy counter'}"
+        yield "counter-absent", f"energy is the integral of its power readings; {device.note or 'no energy counter'}"
     if end_s - start_s < sources.LEAST_PERIODS * period_s:
-        yield "window_short", f"{end_s - start_s:.2g} s is under {sources.LEAST_PERIODS} of its periods"
+        yield "window-short", f"{end_s - start_s:.2g} s is under {sources.LEAST_PERIODS} of its periods"
     errors = sorted({e for text in inside["error"].dropna().unique() for e in text.split()} - {"device=gpu_is_lost"})
     if errors:
-        yield "meter_error", f"readings failed: {', '.join(errors)}"
+        yield "meter-error", f"readings failed: {', '.join(errors)}"
     gap_s = float(np.diff(inside["before_s"].to_numpy(float)).max(initial=0.0))
     if gap_s > sources.STALE_PERIODS * max(period_s, 0.1):
-        yield "meter_gap", f"it was not read for {gap_s:.2g} s"
+        yield "meter-gap", f"it was not read for {gap_s:.2g} s"
     yield from _of_company(inside)
     bits = int(np.bitwise_or.reduce(inside["throttle"].dropna().to_numpy(np.int64), initial=0))
     if held := [name for bit, name in THROTTLE.items() if bits & bit]:
@@ -103,7 +103,7 @@ def _of_source(source: Source, start_s: float, end_s: float) -> Iterator[tuple[s
     celsius = inside["temperature_c"].dropna().to_numpy(float)
     quarter = len(celsius) // 4
     if quarter and abs(drift := float(celsius[-quarter:].mean() - celsius[:quarter].mean())) > DRIFT_K:
-        yield "temperature_drift", f"its temperature went {drift:+.0f} K over the window"
+        yield "temperature-drift", f"its temperature went {drift:+.0f} K over the window"
 
 
 def _of_company(inside: pd.DataFrame) -> Iterator[tuple[str, str]]:
@@ -111,7 +111,7 @@ def _of_company(inside: pd.DataFrame) -> Iterator[tuple[str, str]]:
     others, own = inside["foreign_processes"].dropna(), inside["processes"].dropna()
     if len(others) and others.max() > 0:
         told_apart = others.max() > others.iloc[0] or (len(own) and own.max() > 0)
-        code = "foreign_process" if told_apart else "unknown_process"
+        code = "foreign-process" if told_apart else "unknown-process"
         yield code, f"up to {others.max():.0f} process(es) on it that the harness did not start"
 
 
@@ -128,7 +128,7 @@ def disagreements(checks: Sequence[Figure], window: Window | None) -> list[Findi
             continue
         void = check.name.endswith("average") and abs(check.value) > INVALID and window.seconds >= INVALID_FROM_S
         text = f"{check.name.rpartition('.')[2]} power integrates to {check.value:+.1%} of the counter's energy"
-        found.append(_finding("counter_disagrees" if void else "counter_doubtful", text))
+        found.append(_finding("counter-disagrees" if void else "counter-doubtful", text))
     return found
 
 
@@ -137,10 +137,10 @@ def steadiness(power_w: Array, cuts: Array, came: Tokens, slots: int | None) -> 
     out, _, context, done = came.between(cuts)
     if slots and done.sum() < TURNOVERS * slots:
         text = f"{done.sum():.0f} requests ended in the window, {done.sum() / slots:.1f} turnovers of {slots} slots"
-        yield _finding("few_turnovers", f"{text}; {TURNOVERS} are needed")
+        yield _finding("few-turnovers", f"{text}; {TURNOVERS} are needed")
     if slots and len(came.spans) < PER_SLOT * slots:
         text = f"{len(came.spans)} requests are {len(came.spans) / slots:.1f} per slot"
-        yield _finding("few_requests_per_slot", f"{text}; {PER_SLOT} are needed")
+        yield _finding("few-requests-per-slot", f"{text}; {PER_SLOT} are needed")
     middles = (cuts[1:] + cuts[:-1]) / 2
     series = {"batch": came.in_flight(middles), "context": context / np.maximum(out, 1), "power": power_w}
     for name, values in series.items():

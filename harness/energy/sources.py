@@ -96,32 +96,32 @@ def sources(power: pd.DataFrame, infos: Sequence[MeterInfo]) -> tuple[Source, ..
 def fault(source: Source, start_s: float, end_s: float) -> tuple[str, str] | None:
     """Why this source gives no energy for the window, as (reason code, what was seen); None: nothing found.
 
-    Codes: `gpu_changed`, `gpu_lost`, `meter_absent`, `counter_backwards`, `counter_stuck`, `window_not_bracketed`.
+    Codes: `gpu-changed`, `gpu-lost`, `meter-absent`, `counter-backwards`, `counter-stuck`, `window-not-bracketed`.
     """
     rows = source.rows
     near = rows[(rows["after_s"] >= start_s - 1) & (rows["before_s"] <= end_s + 1)]
     errors = " ".join(near["error"].dropna().unique())
     if "uuid_changed" in errors:
-        return "gpu_changed", "another GPU answers under its index"
+        return "gpu-changed", "another GPU answers under its index"
     if "gpu_is_lost" in errors:
         at_s = float(near[near["error"].str.contains("gpu_is_lost", na=False)]["before_s"].iloc[0])
-        return "gpu_lost", f"the GPU was lost {at_s:.1f} s into the load"
+        return "gpu-lost", f"the GPU was lost {at_s:.1f} s into the load"
     if rows.empty:
-        return "meter_absent", "it gave no sample"
+        return "meter-absent", "it gave no sample"
     reads = source.reads
     if reads is None:
         if rows["average_w"].notna().sum() + rows["power_w"].notna().sum() < 2:
-            return "meter_absent", f"neither counter nor power could be read ({errors or 'not supported'})"
+            return "meter-absent", f"neither counter nor power could be read ({errors or 'not supported'})"
         return None
     margin_s = STALE_PERIODS * (reads.period_s or 0.1)  # readings outside the window bound what was used inside it
     inside = (reads.after_s >= start_s - margin_s) & (reads.before_s <= end_s + margin_s)
     if (np.diff(reads.energy_j[inside]) < 0).any():
-        return "counter_backwards", "the energy counter went backwards: the driver was reloaded or the counter reset"
+        return "counter-backwards", "the energy counter went backwards: the driver was reloaded or the counter reset"
     if (stuck_s := _stuck_s(reads, start_s, end_s)) is not None:
-        return "counter_stuck", f"the energy counter stood still for {stuck_s:.2g} s while it was read"
+        return "counter-stuck", f"the energy counter stood still for {stuck_s:.2g} s while it was read"
     if counter_window(reads, start_s, end_s) is None:
         seen = f" ({errors})" if errors else ""
-        return "window_not_bracketed", f"its readings do not reach over {start_s:.1f} s to {end_s:.1f} s{seen}"
+        return "window-not-bracketed", f"its readings do not reach over {start_s:.1f} s to {end_s:.1f} s{seen}"
     return None
 
 
