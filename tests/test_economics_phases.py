@@ -131,6 +131,20 @@ def test_a_query_by_hand() -> None:
     assert found["usd_per_request_alone"] == pytest.approx(0.0024 * 0.02)
 
 
+def test_long_answers_that_are_also_slow_widen_the_interval() -> None:
+    text = (DATA / "scenarios/on-demand.yaml").read_text()
+    lengths = "query.visible_tokens={lognormal: {p5: 50, p95: 500}}"
+    widths = []
+    for rho in (-0.9, 0.0, 0.9):
+        linked = f"{text}correlations: [[query.visible_tokens, measured, {rho}]]\n"
+        split = fit_phases([run_of(*mix, noise=0.6) for mix in MIXES])
+        scenario = parse_scenario(linked, "mine.yaml", [*CERTAIN, lengths])
+        found = cost_of_query(split, (800.0, 150.0), Device("gpu", "H100", 1), scenario, GPUS, ())
+        figure = next(figure for figure in found.figures if figure.name == "usd_per_query")
+        widths.append((figure.high or 0.0) / (figure.low or 1.0))
+    assert widths[0] < widths[1] < widths[2]
+
+
 def test_the_split_prices_add_up_to_the_query() -> None:
     found = {name: value or 0.0 for name, value in query([]).items()}
     parts = found["usd_per_million_input_tokens"] * 800e-6 + found["usd_per_million_output_tokens_alone"] * 150e-6

@@ -35,6 +35,22 @@ def test_every_shipped_scenario_reads_and_names_its_sources(path: Path) -> None:
     assert all(given.source and given.date for given in scenario.inputs.values())
 
 
+def test_the_example_in_the_documentation_reads() -> None:
+    text = (Path(__file__).parents[1] / "docs/economics.md").read_text().split("```yaml\n")[1].split("```")[0]
+    scenario = parse_scenario(text, "docs/economics.md")
+    assert scenario.correlations == (("query.visible_tokens", "measured", 0.5),)
+
+
+def test_a_correlation_of_what_is_not_there_is_refused() -> None:
+    for link in (
+        "[serving.overhead, query.speed, 0.5]",
+        "[serving.overhead, serving.overhead, 0.5]",
+        "[serving.overhead, measured, 1]",
+    ):
+        with pytest.raises(HarnessError, match="correlations"):
+            parse_scenario(f"{CPU}correlations: [{link}]\n", "mine.yaml")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -19,7 +19,7 @@ from harness.economics.draws import (
     variance_shares,
 )
 from harness.economics.gpus import Gpu, find_gpu
-from harness.economics.scenario import OWNED, Input, Price, Scenario, price_input
+from harness.economics.scenario import MEASURED, OWNED, Input, Price, Scenario, price_input
 from harness.errors import HarnessError
 from harness.model import Figure, Status, Summary
 
@@ -200,7 +200,7 @@ def cost_of_run(
 
 
 def draw_inputs(scenario: Scenario, n: int, seed: int) -> dict[str, Draws]:
-    """Joint draws of every input of a scenario, and uniforms under `MEASURED` for whatever was measured.
+    """Joint draws of every input of a scenario, and uniforms under `MEASURED` at which what was measured is read.
 
     One joint set: two sets of Sobol points with different seeds are not independent of each other.
     HarnessError where the scenario's correlations contradict each other.
@@ -282,8 +282,6 @@ def watt_hours(x: Mapping[str, Draws], joules: Draws | float, device_s: Draws | 
     return stack | {"overhead": (x["energy.pue"] - 1) * sum(stack.values())}
 
 
-MEASURED = "measured"
-"""Name of the uniform draws that a measured figure's own distribution is read at."""
 ENERGY = ("energy.pue", "energy.host_share", "energy.idle_w")
 
 
@@ -332,7 +330,7 @@ def measured(summary: Summary, name: str) -> Figure:
 
 
 def _inverse(figure: Figure, x: Mapping[str, Draws]) -> Factor:
-    return Factor(figure.name, figure.status, 1 / quantile(rate_distribution(figure), x[MEASURED]))
+    return Factor(figure.name, figure.status, 1 / quantile(rate_distribution(figure), 1 - x[MEASURED]))
 
 
 def _status(device: Device, figure: Figure | None) -> Status:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from harness.economics.cost import (
-    MEASURED,
     Costs,
     Device,
     Factor,
@@ -19,7 +18,7 @@ from harness.economics.cost import (
 from harness.economics.draws import DEFAULT_DRAWS, Draws
 from harness.economics.gpus import Gpu
 from harness.economics.phases import TERMS, PhaseSplit, allocate, usage_of
-from harness.economics.scenario import Price, Scenario
+from harness.economics.scenario import MEASURED, Price, Scenario
 from harness.model import Figure, Status
 
 NOT_IDENTIFIED = "the runs do not tell it apart: measure mixes of input and output that differ more"
@@ -48,9 +47,11 @@ def cost_of_query(
     ready = priced(scenario, device, gpus, prices)
     used = ready if isinstance(ready, Scenario) else scenario
     x = draw_inputs(used, n, seed)
-    row = np.minimum((x[MEASURED] * len(split.replicates)).astype(int), len(split.replicates) - 1)
     tokens = _tokens(x, mix)
     typical = {key: float(np.median(values)) for key, values in tokens.items()}
+    dearness = usage_of(split.replicates, typical["in"], typical["out"], typical["cached"])
+    rank = np.minimum((x[MEASURED] * len(dearness)).astype(int), len(dearness) - 1)
+    beta = split.replicates[np.argsort(dearness)][rank]
     context = tokens["in"] + tokens["out"] / 2
     status: Status = "simulated" if device.kind == "none" else "derived"
     figures = [replace(_coefficient(split, term), status=status) for term in range(len(TERMS))]
@@ -67,7 +68,6 @@ def cost_of_query(
         if reason is not None:
             figures.append(Figure(name, None, unit, status, reason=reason))
             continue
-        beta = split.replicates[row]
         scale = 1.0
         if term is None:
             measured = usage_of(beta, typical["in"], typical["out"], typical["cached"])

@@ -52,6 +52,9 @@ KEYS: Mapping[str, Key] = {
 }
 """Every input that a scenario may hold."""
 
+MEASURED = "measured"
+"""Names, in correlations, what the run measured: device-seconds and joules per token or query, higher is dearer."""
+
 ALWAYS = ("serving.utilisation", "serving.overhead", "query.requests")
 OWNED = (*(key for key in KEYS if key.startswith("owned.")), "energy.pue")
 POSITIVE = ("price.usd_per_hour", "serving.utilisation", "owned.capital_usd", "owned.life_years")
@@ -144,10 +147,10 @@ def parse_scenario(text: str, origin: str, overrides: Sequence[str] = ()) -> Sce
                 f"{origin}: inputs.{key} is missing", f"add it: {KEYS[key].meaning}, in {KEYS[key].unit}"
             )
     for a, b, rho in file.correlations:
-        if a not in inputs or b not in inputs or a == b or not -1 < rho < 1:
+        if not {a, b} <= {*inputs, MEASURED} or a == b or not -1 < rho < 1:
             raise HarnessError(
                 f"{origin}: correlations: [{a}, {b}, {rho}]",
-                "name two inputs of this scenario and a rho between -1 and 1",
+                f"name two inputs of this scenario, or one and '{MEASURED}', and a rho between -1 and 1",
             )
     links = tuple(file.correlations)
     return Scenario(file.name, file.description, file.tier, file.per, file.gpu, inputs, links, origin)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from harness import shipped
-from harness.economics.cost import MEASURED, Costs, Device, Factor, bill_factors, costed, draw_inputs, measured, priced
+from harness.economics.cost import Costs, Device, Factor, bill_factors, costed, draw_inputs, measured, priced
 from harness.economics.draws import DEFAULT_DRAWS
 from harness.economics.gpus import find_gpu
 from harness.economics.roofline import (
@@ -27,7 +27,7 @@ from harness.economics.roofline import (
     validate_on,
     work,
 )
-from harness.economics.scenario import Scenario
+from harness.economics.scenario import MEASURED, Scenario
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.report.economics import price_tables, read_scenario
