@@ -249,7 +249,11 @@ def test_idle_is_reported_by_phase_and_net_beside_gross(fake_nvml: Path) -> None
     wave = "wave steps 10 50 5 80 20 300 100 60"
     power, infos = seen(library.simulate(fake_nvml, f"{wave}\ncounter 0.1", seconds=45.0))
     power[["before_s", "after_s"]] -= 15
-    idle = {"bare": (-10.0, -5.5), "loaded": (-4.5, -0.5), "after": (21.0, 26.0)}
+    idle = {
+        "bare": (-11.9, -5.2),
+        "loaded": (-4.5, -0.5),
+        "after": (21.0, 30.1),
+    }  # one as the meter starts, one as it stops
     result = energy.measure(power, infos, requests(40), 1.0, 19.0, idle=idle)
     for phase, watts in {"bare": 50, "loaded": 80, "after": 60}.items():
         assert result[f"gpu_idle_power_w.{phase}"].value == pytest.approx(watts, rel=0.01)
@@ -373,6 +377,13 @@ def test_counter_and_average_power_must_agree(
     assert codes(plain, steady[1]) == expected
     voided = energy.measure(plain, steady[1], requests(76), 5.0, 30.0)["energy_j.gpu"].value is None
     assert voided == ("counter-disagrees" in expected)
+
+
+def test_newest_power_in_step_with_the_load_says_nothing_against_the_counter(plain: pd.DataFrame, steady: Run) -> None:
+    plain["power_w"] *= 0.4
+    assert codes(plain, steady[1]) == {}
+    plain["average_w"] = np.nan
+    assert codes(plain, steady[1]) == {"counter-doubtful": False}
 
 
 def test_a_gap_is_a_finding_and_the_counter_bridges_it(plain: pd.DataFrame, steady: Run) -> None:

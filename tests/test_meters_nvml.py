@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 from fake_nvml import library
 
-from harness import energy, meters
+from harness import energy, meters, run, store
 from harness.errors import HarnessError
 from harness.meters import nvml
 from harness.model import MeterInfo, PowerSample
+from harness.workload import parse_workload
 
 Script = Callable[[str], None]
 
@@ -148,6 +149,28 @@ def test_no_gpu_and_no_driver_say_what_to_do(script: Script, tmp_path: Path, mon
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     with pytest.raises(HarnessError, match="NVML does not answer"):
         meters.create("nvml").start()
+
+
+def test_a_gpu_lost_in_mid_run_leaves_the_other_figures_intact(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole run of the simulated engine; the GPU answers no more from its second second on."""
+    monkeypatch.setattr(run, "IDLE_S", 0.2)
+    script("wave constant 200\nfault lost 2.5")
+    text = """
+        name: lost
+        engine: {name: simulated, simulated: {ttft_s: 0.1, itl_s: 0.01}}
+        requests: {count: 40, input_tokens: 16, output_tokens: 32}
+        load: {shape: closed, users: 8}
+    """
+    stored = store.read(run.run(parse_workload(text, "lost"), tmp_path, lambda _: None, ["nvml:probe_s=0.3"]))
+    assert stored.file.state == "complete"
+    assert len(stored.requests) == 40
+    assert stored.requests["error"].isna().all()
+    end_s = float(stored.requests["end_s"].max())
+    result = energy.measure(stored.power, energy.meter_infos(stored.file.meters), stored.requests, 0.0, end_s)
+    assert result["joules_per_output_token"].text().startswith("n/a (gpu-lost: gpu 0: the GPU was lost")
+    assert "gpu-lost" in {finding.code for finding in result.findings}
 
 
 def test_cuda_visible_devices_is_respected(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ WINDOWS, LEAST_WINDOWS, DRAWS = 20, 5, 2000
 """Windows that repeats are estimated from, the fewest that will do, and bootstrap draws."""
 SPLIT_WINDOWS, LEAST_SPLIT_WINDOWS, MOST_CONDITION = 60, 16, 30.0
 """Windows for the regression; above that condition number (Belsley, Kuh and Welsch) its terms are not told apart."""
+IDLE_MARGIN = 0.2
+"""Share of an idle phase that is left out at each end."""
 TERMS = "95%: boundary, repeats, tokens; the sensor's gain is apart, it cancels between runs on one board"
 PER = {"joules_per_output_token": 0, "joules_per_input_token": 1, "joules_per_request": 3}
 UNCERTAINTY = ("boundary", "repeats", "tokens", "gain")
@@ -276,9 +278,14 @@ def _rest(
 def _idle(
     gpus: Sequence[Source], window: Window | None, idle: Mapping[str, tuple[float, float]], status: Status
 ) -> Iterator[Figure]:
-    """Power without load by phase, and the energy less loaded idle power, beside the gross that is always given."""
+    """Power without load by phase, and the energy less loaded idle power, beside the gross that is always given.
+
+    Of each phase the middle is taken: a meter starts, and stops, at the ends of the first and last.
+    """
     loaded_w = None
-    for phase, span_s in idle.items():
+    for phase, (start_s, end_s) in idle.items():
+        margin_s = (end_s - start_s) * IDLE_MARGIN
+        span_s = start_s + margin_s, end_s - margin_s
         quiet = sources.total([sources.source_window(s, *sources.settle([s], *span_s)) for s in gpus])
         name = f"gpu_idle_power_w.{phase}"
         if quiet is None:
