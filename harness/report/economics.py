@@ -12,7 +12,17 @@ import numpy as np
 import pandas as pd
 
 from harness import shipped
-from harness.economics.cost import Costs, Device, cost_of_run, default_scenario, device_of, measured, priced, tornado
+from harness.economics.cost import (
+    TWO_DENOMINATORS,
+    Costs,
+    Device,
+    cost_of_run,
+    default_scenario,
+    device_of,
+    measured,
+    priced,
+    tornado,
+)
 from harness.economics.draws import PARAMETERS, Distribution, distribution, scaled, support
 from harness.economics.fleet import Policy, curve_of, diurnal, plan
 from harness.economics.gpus import Gpu, parse_gpus
@@ -23,7 +33,7 @@ from harness.economics.query import cost_of_query
 from harness.economics.scenario import Input, Price, Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
 from harness.model import Summary
-from harness.report.table import Table
+from harness.report.table import Cell, Table
 from harness.store import RunFile
 
 
@@ -321,3 +331,33 @@ def _basis(found: Costs, name: str) -> str:
         by_status[part.status] = by_status.get(part.status, 0.0) + (part.share or 0.0)
     shares = [f"{status} {share:.0%}" for status, share in by_status.items() if share >= 0.005]
     return ", ".join(shares) if shares or not parts else "no spread given"
+
+
+def run_cost_tables(
+    sweep: Sequence[tuple[RunFile, Summary]], scenario: str | None = None, overrides: Sequence[str] = ()
+) -> list[Table]:
+    """One run's costs, assumptions and what makes them uncertain; of several, the costs alone, a row a run."""
+    found = [costs(file, summary, scenario, overrides) for file, summary in sweep]
+    if len(found) == 1:
+        spread_out = any(figure.low is not None for figure in found[0].figures)
+        return [*cost_tables(found[0]), *([tornado_table(*sweep[0], scenario, overrides)] if spread_out else [])]
+    names = ("usd_per_million_output_tokens", "usd_per_million_total_tokens", "usd_per_query")
+    rows: list[tuple[Cell, ...]] = []
+    for (file, _), each in zip(sweep, found, strict=True):
+        figures = {figure.name: figure for figure in each.figures}
+        rows.append((file.id, each.scenario, *(figures[name] for name in names)))
+    columns = ("run", "scenario", "USD per million output tokens", "USD per million tokens", "USD per query")
+    return [Table("costs", "What each run costs", columns, tuple(rows), (TWO_DENOMINATORS,))]
+
+
+def spread(text: str) -> Distribution:
+    """A number, or `LOW:HIGH` for a lognormal with that p5 and p95. Raises HarnessError for anything else.
+
+    >>> describe(spread("200:2000")), describe(spread("3.8e9"))
+    ('lognormal, p5 200, p95 2000', '3.8e+09')
+    """
+    try:
+        numbers = [float(part) for part in text.split(":")]
+        return distribution("lognormal" if len(numbers) > 1 else "value", *numbers)
+    except (TypeError, ValueError) as bad:
+        raise HarnessError(f"'{text}': {bad}", "give a number, or LOW:HIGH with LOW below HIGH") from None
