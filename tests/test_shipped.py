@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from harness.load import due_s
 from harness.workload import Prompt, request_maker
 
-SHIPPED = ["chat", "code", "offline-throughput", "reasoning", "smoke"]
+SHIPPED = ["chat", "code", "offline-throughput", "phases", "reasoning", "smoke"]
 PLAIN = "requests: {count: 4, input_tokens: 8, output_tokens: 4}\nload: {shape: closed, users: 2}\n"
 
 
