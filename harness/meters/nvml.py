@@ -5,31 +5,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 import os
 import random
 import struct
 import time
 from collections.abc import Callable, Iterable
 from ctypes import byref, c_int32
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pynvml
 
 from harness.errors import HarnessError
+from harness.meters.tracker import FILL_S, GUARD_S, TRACK_S, EdgeTracker, period_s, quantum
 from harness.model import MeterDevice, MeterInfo, PowerSample
 
-GUARD_S = 0.0005
-"""How long before and after its expected update a counter is read, and so how well that instant is known."""
-FILL_S = 0.04
-"""Between other readings; with two for each tracked update (at most ten a second) that makes 45 a second."""
-TRACK_S = 0.08
-"""The least time between two tracked updates, for counters that update faster than they need to be followed."""
 SLOW_S = 1.0
 """Between readings of temperature, clocks, processes and limits, which cost more and change less."""
+MEMORY_S = 0.5
+"""Between samples of memory power, which is told as a mean over a second."""
 PROBE_S = 3.0
 AVERAGE_WINDOW_S = 1.0
 """NVML's documentation of field 185, which boards that average otherwise do not support."""
@@ -61,81 +56,6 @@ def code_name(code: int) -> str:
 
 
 @dataclass(slots=True)
-class EdgeTracker:
-    """Says when to read a counter next, so that some 45 readings a second tell its updates to about a millisecond.
-
-    A reading only tells that the counter was updated since the last one. So readings are placed just before the next
-    expected update, at it and just after it, as far apart as its instant is in doubt: each update halves the doubt.
-    Between updates come fill readings with jitter, so that no load in step with them is seen at one phase alone.
-    Without a period (no counter, or not probed) every reading is a fill.
-    """
-
-    rng: random.Random
-    period_s: float | None = None
-    fill_s: float = FILL_S
-    track_s: float = TRACK_S
-    edge_s: float = -math.inf
-    """The middle of the last interval in which an update was seen, `half_s` to either side."""
-    half_s: float = math.inf
-    tracked_s: float = -math.inf
-    plan: list[float] = field(default_factory=list)
-    """Instants of the readings that bracket the update tracked now."""
-    last_s: float = -math.inf
-
-    @property
-    def locked(self) -> bool:
-        """Whether an update's instant is known to less than half a period."""
-        return self.period_s is not None and self.half_s < self.period_s / 2
-
-    def saw(self, before_s: float, after_s: float, changed: bool) -> None:
-        """A reading was taken between those two instants; `changed` against the one before it."""
-        last_s, self.last_s = self.last_s, before_s
-        if self.period_s is None:
-            return
-        if not changed:
-            if self.plan and before_s >= self.plan[-1]:
-                self._late(before_s)
-            return
-        middle_s, half_s = (last_s + after_s) / 2, (after_s - last_s) / 2
-        several = half_s >= self.period_s / 2
-        if self.plan and before_s >= self.plan[-1 if several else 0]:
-            self.plan, self.tracked_s = [], after_s
-        if several:
-            return  # updates in it, perhaps: it does not say when
-        if self.locked:
-            turns = round((middle_s - self.edge_s) / self.period_s)
-            expected_s = self.edge_s + turns * self.period_s
-            if half_s > self.half_s and last_s <= expected_s <= after_s:
-                middle_s, half_s = expected_s, self.half_s  # it tells nothing new
-            else:
-                self.plan = []
-                self.period_s += 0.1 * (middle_s - expected_s) / turns if turns else 0.0
-        self.edge_s, self.half_s = middle_s, half_s
-
-    def _late(self, now_s: float) -> None:
-        """The update tracked has not come: look further on, in growing steps; after half a period, begin anew."""
-        late_s = now_s - self.plan[0]
-        if self.period_s is None or late_s > self.period_s / 2:
-            self.plan, self.half_s = [], math.inf
-        else:
-            self.plan = [self.plan[0], now_s + late_s]
-
-    def due_s(self, now_s: float) -> float:
-        """When to read next."""
-        fill_s = self.fill_s
-        if self.period_s is not None and not self.locked:
-            fill_s = min(fill_s, self.period_s / 3)
-        elif self.period_s is not None and not self.plan:
-            doubt_s = self.half_s + GUARD_S
-            soonest_s = max(now_s, self.tracked_s + self.track_s - self.period_s / 2) + doubt_s
-            expected_s = self.edge_s + self.period_s * math.ceil((soonest_s - self.edge_s) / self.period_s)
-            self.plan = [expected_s - doubt_s, expected_s, expected_s + doubt_s]
-        filled_s = now_s + fill_s * self.rng.uniform(0.8, 1.2)
-        ahead_s = next((instant for instant in self.plan if instant > now_s), math.inf)
-        return filled_s if filled_s < ahead_s - fill_s / 4 else ahead_s
-
-
-@dataclass(slots=True)
 class _Gpu:
     index: int
     handle: Any
@@ -150,7 +70,7 @@ class _Gpu:
     next_s: float = 0.0
     slow_s: float = 0.0
     counter: int | None = None
-    memory: int | None = None
+    memory_s: float = 0.0
 
     @property
     def domain(self) -> str:
@@ -256,9 +176,9 @@ class NvmlReader:
                 **slow,
             )
         ]
-        if memory is not None and memory != gpu.memory:
+        if memory is not None and before_s >= gpu.memory_s:
             samples.append(PowerSample(before_s, after_s, str(gpu.index), "gpu memory", average_w=memory / 1000))
-            gpu.memory = memory
+            gpu.memory_s = before_s + MEMORY_S
         gpu.next_s = gpu.tracker.due_s(self.clock())
         return samples
 
@@ -385,34 +305,13 @@ class NvmlReader:
             self.sleep(0.001)
         return [
             {
-                "period_s": period(counter),
-                "quantum_j": _quantum_j(counter),
-                "average_period_s": period(average),
-                "power_period_s": period(instant),
+                "period_s": period_s(counter),
+                "quantum_j": quantum(counter, per=1000),
+                "average_period_s": period_s(average),
+                "power_period_s": period_s(instant),
             }
             for counter, average, instant in changes
         ]
-
-
-def period(changes: list[tuple[float, int]]) -> float | None:
-    """Seconds between updates, from (instant, value) pairs of a field that was read often; None for fewer than five.
-
-    The first pair is where the watch began, no update. Gaps that held several updates (where the value came out the
-    same) count as so many.
-
-    >>> period([(0.0, 1), (0.06, 2), (0.16, 3), (0.26, 4), (0.46, 5), (0.56, 6)])
-    0.1
-    """
-    if len(changes) < 6:
-        return None
-    gaps = np.diff([instant for instant, _ in changes[1:]])
-    one = float(np.quantile(gaps, 0.25))
-    return round(float(gaps.sum() / np.maximum(1, np.round(gaps / one)).sum()), 6)
-
-
-def _quantum_j(changes: list[tuple[float, int]]) -> float | None:
-    steps = np.diff([value for _, value in changes])
-    return float(np.gcd.reduce(np.abs(steps))) / 1000 if len(steps) else None
 
 
 def _ask(handle: Any, name: str, *arguments: Any) -> Any:
