@@ -49,7 +49,7 @@ def environment(library: Path, script: str, *, origin_s: float | None = None) ->
 
 
 def simulate(library: Path, script: str, *, seconds: float, **options: Any) -> dict[str, Any]:
-    """What the NVML reader sees of scripted GPUs in so many seconds of a virtual clock: `info`, `rows`, `differences`."""
+    """What the NVML reader sees of scripted GPUs in seconds of a virtual clock: `info`, `rows`, `differences`."""
     done = subprocess.run(
         [sys.executable, str(HERE / "simulate.py")],
         input=json.dumps({"seconds": seconds, **options}),

@@ -1,4 +1,4 @@
-"""Runs the NVML reader on the library's virtual clock: options as JSON on standard input, what it read on standard output.
+"""Runs the NVML reader on the library's virtual clock: options as JSON on stdin, what it read on stdout.
 
 Sleeping overruns as on a real machine: some tens of microseconds, and once in a hundred times 5 ms.
 """
