@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from importlib import metadata
@@ -225,3 +226,11 @@ def test_the_readme_starts_with_the_two_commands() -> None:
         "scripts/harness run workloads/smoke.yaml",
         "scripts/test",
     ]
+
+
+def test_the_map_shows_every_part_and_the_floors_as_they_are() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert "\n".join(layer.replace("harness.", "").replace(" | ", ", ") for layer in layers) in page
+    parts = [path for path in (ROOT / "harness").iterdir() if path.name.strip("_") == path.name]
+    assert [path.name for path in parts if f"`{path.name}{'/' * path.is_dir()}`" not in page] == []
