@@ -182,6 +182,7 @@ def test_figures_of_a_steady_run(steady: Run) -> None:
     expected = {
         "energy_j.gpu": 600 * 25,
         "gpu_power_w": 600,
+        "gpu_memory_power_w": 120,
         "joules_per_output_token": 30,
         "energy_j.rest_of_host": 100 * 25,
         "energy_j.facility": 1.2 * (600 + 100) * 25,
@@ -365,6 +366,14 @@ def test_a_lost_meter_and_an_empty_file(steady: Run) -> None:
     assert codes(power.iloc[:0], (info,)) == {"meter-absent": True}
     nothing = energy.measure(power.iloc[:0], (), requests(3), 0.0, 1.0)
     assert nothing["energy_j.gpu"].text() == "n/a (no meter read a GPU)"
+
+
+def test_a_counter_that_counted_nothing_is_no_zero(plain: pd.DataFrame, steady: Run) -> None:
+    """Two updates and nothing between them: the window fits in the gap, and 0 J would be made up."""
+    plain.loc[plain["before_s"] < 40, "energy_j"] = 5.0
+    result = energy.measure(plain, steady[1], requests(76), 5.0, 30.0)
+    assert result["energy_j.gpu"].value is None
+    assert "counter-stuck" in {finding.code for finding in result.findings}
 
 
 def test_too_few_requests_for_the_slots(steady: Run) -> None:

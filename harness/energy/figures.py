@@ -77,6 +77,8 @@ def measure(
     window = None if reason else sources.total([sources.source_window(s, start_s, end_s) for s in gpus])
     if window is None and reason is None:
         reason = "window-not-bracketed: the power readings do not span the window, or have a gap in it"
+    if window is not None and window.energy_j <= 0:
+        window, reason = None, "counter-stuck: no energy was counted in the window"
     checks = list(_cross_checks(gpus, window, status))
     disagreements = doubts.disagreements(checks, window)
     if any(doubt.serious for doubt in disagreements):
@@ -93,6 +95,7 @@ def measure(
         figures += _split(gpus, window, came, status, rng)
         findings += doubts.steadiness(joules / np.diff(cuts), cuts, came, slots)
     figures += _idle(gpus, window, idle or {}, status)
+    figures += _memory(found, start_s, end_s)
     figures += [
         Figure(f"meter_cpu_share.{i.meter}", i.cpu_s / i.elapsed_s, "1", "measured")
         for i in infos
@@ -108,7 +111,8 @@ def _unit(name: str) -> str:
 
 def _bounded(name: str, window: Window, status: Status, unit: str = "J", per: float = 1.0) -> Figure:
     value, low, high = (joules / per for joules in (window.energy_j, window.low_j, window.high_j))
-    return Figure(name, value, unit, status, low, high, interval="hard bound; the sensor's gain is apart")
+    kind = "hard bound" if window.source == "counter" else "bound of the power integral"
+    return Figure(name, value, unit, status, low, high, interval=f"{kind}; the sensor's gain is apart")
 
 
 def _cuts(gpus: Sequence[Source], window: Window, most: int) -> Array:
@@ -273,6 +277,14 @@ def _rest(
         return missing("energy_j.rest_of_host", "J", "no meter read it and no power was declared")
     joules = host_w * (span_s[1] - span_s[0])
     return Figure("energy_j.rest_of_host", joules, "J", "assumed", joules, joules, interval=f"{host_w:g} W as declared")
+
+
+def _memory(found: Sequence[Source], start_s: float, end_s: float) -> Iterator[Figure]:
+    """Power of the boards' memory, where they tell it: a part of theirs, not to be added to it."""
+    parts = [s for s in found if s.device.domain == "gpu memory"]
+    if (memory := sources.total([sources.source_window(s, start_s, end_s) for s in parts])) is not None:
+        status = sources.worst([s.status for s in parts])
+        yield _bounded("gpu_memory_power_w", memory, status, "W", per=memory.seconds)
 
 
 def _idle(

@@ -126,7 +126,7 @@ class NvmlReader:
             gpu.tracker.period_s = device.period_s
             gpu.next_s = now
         memory = [
-            MeterDevice(str(gpu.index), "gpu memory", described[gpu.index].name)
+            MeterDevice(str(gpu.index), "gpu memory", average_period_s=MEMORY_S, average_window_s=AVERAGE_WINDOW_S)
             for gpu in self.gpus
             if self._fetch(gpu)[2][3] is not None
         ]
