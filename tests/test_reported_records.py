@@ -55,13 +55,15 @@ def test_every_contradiction_and_source_names_a_fact() -> None:
     ("column", "value", "expected"),
     [
         ("id", "A01", "an id that no other row has"),
-        ("id", " ", "text, not an empty cell"),
+        ("id", "my id", "letters, digits, dots and dashes only"),
         ("source", "", "text, not an empty cell"),
         ("layer", "press", "'articles', 'outside' or 'user'"),
         ("unit", "dollars", "words among USD"),
         ("unit", "none", "the number's unit"),
         ("currency", "EUR", "the currency in the unit 'USD'"),
         ("value", "2,5", "a number of at least 0"),
+        ("value", "2_5", "a number of at least 0"),
+        ("value", "nan", "a number of at least 0"),
         ("value", "-1", "a number of at least 0"),
         ("value", "inf", "a number of at least 0"),
         ("value_low", "1", "value_low and value_high with range"),
@@ -70,6 +72,7 @@ def test_every_contradiction_and_source_names_a_fact() -> None:
         ("bound", "range", "value_low and value_high with range"),
         ("period_end", "", "a date as YYYY, YYYY-MM or YYYY-MM-DD"),
         ("period_end", "2024-13", "a date as YYYY"),
+        ("period_end", "2024-02-30", "a date as YYYY"),
         ("period_end", "2023", "a date on or after period_start 2024"),
         ("period_start", "H1 2024", "a date as YYYY"),
         ("status", "gossip", "'rumour'"),
@@ -102,8 +105,10 @@ def test_a_figure_of_an_article_needs_article_and_quote(change: dict[str, str], 
 
 
 def test_a_file_with_other_columns_or_too_many_cells_is_refused() -> None:
-    with pytest.raises(HarnessError, match="row 1: columns missing or unknown: quote, words"):
+    with pytest.raises(HarnessError, match="row 1: columns missing, unknown or twice: quote, words"):
         read_book(TEXTS, [("mine.csv", table().replace("quote", "words"))])
+    with pytest.raises(HarnessError, match="columns missing, unknown or twice: note"):
+        read_book(TEXTS, [("mine.csv", table().replace("note", "note,note"))])
     with pytest.raises(HarnessError, match=r"mine\.csv row 2 has not 20 cells"):
         read_book(TEXTS, [("mine.csv", table(ROW).rstrip() + ",one more\n")])
     with pytest.raises(HarnessError, match=r"mine\.csv row 2: unexpected end of data"):
@@ -146,6 +151,7 @@ def test_assumptions_change_by_value_or_interval() -> None:
         ("2024", "2024", "2024", 366, 12),
         ("2025-01", "2025-06", "Jan-Jun 2025", 181, 6),
         ("2023-11", "2023-11", "Nov 2023", 30, 1),
+        ("9999", "9999", "9999", 365, 12),  # the last year that a date can have
         ("2025-11", "2033-10", "Nov 2025-Oct 2033", 2922, 96),
         ("2025-02-27", "2025-02-28", "2025-02-27 to 2025-02-28", 2, 2 / 28),
     ],

@@ -84,7 +84,7 @@ class Quantity:
 
     def figure(self, name: str) -> Figure:
         """The same as a figure for tables and JSON; low and high are the ends of the claim, None where open."""
-        known = self.value is not None and self.bound != "n/a"
+        known = self.value is not None and math.isfinite(self.value) and self.bound != "n/a"
         low, high = (end if known and math.isfinite(end) else None for end in (self.low, self.high))
         value, reason = (self.value, None) if known else (None, NOTHING)
         status = "reported" if self.ids == (self.terms,) else "derived"
@@ -229,7 +229,7 @@ def growth(later: Quantity, earlier: Quantity) -> Quantity:
 
 def root(a: Quantity, n: int) -> Quantity:
     """The n-th root of a ratio of figures that cannot be negative; it keeps the bound."""
-    if a.unit or a.value is None or (a.low < 0 and not a.rough):
+    if a.unit or a.value is None or (a.value if a.rough else a.low) < 0:
         raise Refused(f"({a.terms}) ^ (1/{n}) is not of a positive ratio", "use a ratio of like figures")
     low, high = (end if math.isinf(end) else end ** (1 / n) for end in (a.low, a.high))
     return replace(a, value=a.value ** (1 / n), low=low, high=high, terms=f"({a.terms}) ^ (1/{n})")

@@ -7,6 +7,7 @@ import io
 import math
 import re
 from calendar import monthrange
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, timedelta
@@ -93,7 +94,7 @@ def period(start: str, end: str) -> Period:
     if last < first:
         raise ValueError(f"a date on or after period_start {start}")
     text = f"{first} to {last}"
-    if first.day == 1 and (last + timedelta(1)).day == 1:
+    if first.day == 1 and last.day == monthrange(last.year, last.month)[1]:
         text = f"{first:%b %Y}-{last:%b %Y}" if first.year < last.year else f"{first:%b}-{last:%b %Y}"
         text = f"{first:%b %Y}" if first.month == last.month and first.year == last.year else text
         text = f"{first.year}" if (last - first).days > 363 and first.year == last.year else text
@@ -117,21 +118,30 @@ def unit_powers(text: str) -> dict[str, int]:
 
 
 def _day(text: str, *, last: bool) -> date:
-    match = re.fullmatch(r"(\d{4})(?:-(0[1-9]|1[0-2])(?:-(\d{2}))?)?", text)
-    if match is None:
-        raise ValueError("a date as YYYY, YYYY-MM or YYYY-MM-DD")
-    year, month = int(match[1]), int(match[2] or (12 if last else 1))
-    return date(year, month, int(match[3] or (monthrange(year, month)[1] if last else 1)))
-
-
-def _number(text: str) -> float | None:
     try:
-        number = float(text) if text else None
+        if not re.fullmatch(r"\d{4}(-\d\d){0,2}", text, re.ASCII):
+            raise ValueError
+        first = date.fromisoformat((text + "-01-01")[:10])
     except ValueError:
-        number = math.nan
-    if number is not None and not 0 <= number < math.inf:
-        raise ValueError("a number of at least 0 (a loss goes by its metric, not its sign)")
-    return number
+        raise ValueError("a date as YYYY, YYYY-MM or YYYY-MM-DD") from None
+    if not last or len(text) == 10:
+        return first
+    month = 12 if len(text) == 4 else first.month
+    return first.replace(month=month, day=monthrange(first.year, month)[1])
+
+
+def _date(text: str) -> str:
+    if text:
+        _day(text, last=True)
+    return text
+
+
+def _number(text: str | float | None) -> float | None:
+    if not isinstance(text, str):
+        return text
+    if not re.fullmatch(r"(\d*\.?\d+([eE][+-]?\d+)?)?", text, re.ASCII) or float(text or 0) == math.inf:
+        raise ValueError("a number of at least 0, such as 2.5e9 (a loss goes by its metric, not its sign)")
+    return float(text) if text else None
 
 
 def _unit(text: str) -> str:
@@ -153,6 +163,13 @@ def _filled(text: str) -> str:
     return text
 
 
+def _id(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", text):
+        raise ValueError("letters, digits, dots and dashes only")
+    return text
+
+
+Date = Annotated[str, AfterValidator(_date)]
 Filled = Annotated[str, AfterValidator(_filled)]
 Number = Annotated[float | None, BeforeValidator(_number)]
 Unit = Annotated[str, AfterValidator(_unit)]
@@ -167,7 +184,7 @@ class Fact:
     bound, `note` what a reader must know.
     """
 
-    id: Filled
+    id: Annotated[str, AfterValidator(_id)]
     layer: Layer
     entity: Filled
     metric: Filled
@@ -176,9 +193,9 @@ class Fact:
     value_high: Number
     bound: Bound
     unit: Unit
-    currency: Literal["", "USD", "EUR", "GBP", "CNY", "JPY"]
-    period_start: str
-    period_end: str
+    currency: str
+    period_start: Date
+    period_end: Date
     status: FactStatus
     basis: Annotated[frozenset[str], BeforeValidator(_basis)]
     cited: str
@@ -319,10 +336,10 @@ def assume(book: Book, changes: Iterable[str]) -> Book:
 def _rows(text: str, file: str, kind: Any) -> Iterable[tuple[str, Any]]:
     columns = [column.name for column in fields(kind)]
     reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), restkey="", strict=True)
-    if sorted(reader.fieldnames or ()) != sorted(columns):
-        wrong = set(columns) ^ set(reader.fieldnames or ())
+    found = Counter(reader.fieldnames)
+    if wrong := sorted((found - Counter(columns)) + (Counter(columns) - found)):
         raise HarnessError(
-            f"{file} row 1: columns missing or unknown: {', '.join(sorted(wrong))}", f"use {','.join(columns)}"
+            f"{file} row 1: columns missing, unknown or twice: {', '.join(wrong)}", f"use {','.join(columns)}"
         )
     number = 1
     try:
@@ -343,16 +360,10 @@ def _rows(text: str, file: str, kind: Any) -> Iterable[tuple[str, Any]]:
 
 def _check(fact: Fact, where: str, sources: Mapping[str, Source]) -> None:
     """What one column cannot say of itself."""
-    start, end = fact.period_start, fact.period_end
-    for column, first, last in (
-        ("period_end", "", end),
-        ("period_start", start, start or end),
-        ("period_end", start, end),
-    ):
-        try:
-            period(first, last)
-        except ValueError as error:
-            raise _refusal(where, column, getattr(fact, column), str(error)) from None
+    try:
+        _ = fact.period
+    except ValueError as error:
+        raise _refusal(where, "period_end", fact.period_end, str(error)) from None
     given = [number is not None for number in (fact.value_low, fact.value, fact.value_high)]
     if given != {"": [False] * 3, "range": [True, False, True]}.get(fact.bound, [False, True, False]):
         form = "value with = >= ~ or <=, value_low and value_high with range, and no number with an empty bound"
