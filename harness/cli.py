@@ -49,6 +49,13 @@ def run(
         list[str] | None,
         typer.Option(help="auto (what is found), none, nvml, rapl, prometheus:url=…, replay:file=…; repeatable."),
     ] = None,
+    assume_power: Annotated[
+        float | None, typer.Option(metavar="WATTS", help="A power to take for granted where no meter reads it.")
+    ] = None,
+    host_power: Annotated[
+        float | None, typer.Option(min=0, metavar="WATTS", help="Declared power of the rest of the host.")
+    ] = None,
+    pue: Annotated[float | None, typer.Option(min=1, help="Declared power usage effectiveness of the site.")] = None,
 ) -> None:
     """Measure a workload once; store the run, then print its report."""
     from harness import run as measuring
@@ -62,7 +69,10 @@ def run(
     with _Display() as display:
         # A simulated engine draws no power, so none is looked for unless a meter is named.
         power = meter or ([] if spec.engine.name == "simulated" else ["auto"])
-        directory = measuring.run(spec, out, display.show, power)
+        if assume_power is not None:
+            power = [*power, f"constant:watts={assume_power}"]
+        declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
+        directory = measuring.run(spec, out, display.show, power, declared)
     stored = _report(directory, "text")
     typer.echo(f"run: {directory}")
     succeeded = stored.requests["error"].isna().any()

@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,12 +47,19 @@ class Progress:
 Notify = Callable[[Progress], None]
 
 
-def run(workload: Workload, root: Path, notify: Notify, power: Sequence[str] = ()) -> Path:
+def run(
+    workload: Workload,
+    root: Path,
+    notify: Notify,
+    power: Sequence[str] = (),
+    declared: Mapping[str, float] | None = None,
+) -> Path:
     """Measure the workload once, and return the directory under `root` that holds the run.
 
     The run is stored whatever happens after the engine was asked to start. An interrupt or a dying engine ends the
     measuring and keeps what was measured, with the state `interrupted` or `failed`. `power` names the meters
-    (`harness.meters.start`), which are read from before the engine starts until after it has stopped.
+    (`harness.meters.start`), which are read from before the engine starts until after it has stopped;
+    `declared` is what `RunFile.declared` says.
 
     Raises HarnessError where the set-up is wrong, before or while the engine starts.
     """
@@ -69,6 +76,7 @@ def run(workload: Workload, root: Path, notify: Notify, power: Sequence[str] = (
             workload=workload.model_dump(mode="json"),
             engine_asked=name,
             environment=environment.capture(),
+            declared=dict(declared or {}),
         ),
     )
     session = _Session(workload, inputs, engine, writer, notify, _Power(power, writer))

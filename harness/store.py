@@ -124,6 +124,8 @@ class RunFile(BaseModel):
     """What the engine said of itself (the fields of EngineInfo); None: it never started."""
     meters: list[dict[str, Any]] = []
     """What each meter said of itself (the fields of MeterInfo)."""
+    declared: dict[str, float] = {}
+    """What the user declared of power that no meter reads: `host_w` (the rest of the host), `pue`."""
     meters_absent: list[str] = []
     """Why each meter that was looked for is not among them."""
     idle: dict[str, tuple[float, float]] = {}

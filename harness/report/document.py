@@ -58,6 +58,8 @@ def _with_energy(run: Run, summary: Summary) -> Summary:
         ended_s,
         slots=run.file.workload.get("load", {}).get("users"),
         idle=run.file.idle,
+        host_w=run.file.declared.get("host_w"),
+        pue=run.file.declared.get("pue"),
     )
     return replace(summary, figures=summary.figures + found.figures, findings=summary.findings + found.findings)
 
@@ -69,6 +71,7 @@ def document(run: Run, scenario: str | None = None) -> tuple[list[Table], Summar
     """
     summary = summary_of(run)
     *measured, environment = tables.tables(run.file, summary)
+    measured[-1:-1] = tables.energy_tables(summary, run.file.meters_absent)
     return [*measured, *_money(run, summary, scenario), environment], summary
 
 

@@ -113,6 +113,32 @@ def tokens_table(summary: Summary) -> Table:
     return Table("tokens", "Tokens of the completed requests", ("tokens", "asked", "got", "from cache"), rows)
 
 
+LADDER: Mapping[str, str] = {
+    "energy_j.gpu": "GPUs",
+    "energy_j.cpu_package": "+ CPU packages",
+    "energy_j.dram": "+ DRAM",
+    "energy_j.rest_of_host": "+ rest of the host",
+    "energy_j.facility": "x PUE: the facility",
+}
+ENERGY = ("joules_per_", "gpu_power_w", "split.", "gpu_idle_power_w.", "gpu_net_energy_j", "gpu_memory_power_w",
+          "energy_uncertainty.", "energy_cross_check.", "meter_cpu_share.")  # fmt: skip
+"""Beginnings of the names of energy figures, in reading order."""
+
+
+def energy_tables(summary: Summary, absent: Iterable[str]) -> list[Table]:
+    """Energy by boundary, then by token and request with its doubts; of a run without a meter, why there is none."""
+    figures = {figure.name: figure for figure in summary.figures}
+    ladder = tuple((label, figures[name]) for name, label in LADDER.items() if name in figures)
+    rows = tuple((name, figure) for start in ENERGY for name, figure in figures.items() if name.startswith(start))
+    if not ladder:
+        why = tuple((each,) for each in absent)
+        return [Table("energy", "Energy: n/a, no meter was read", ("looked for",), why)] if why else []
+    return [
+        Table("energy", "Energy of the measured part, by boundary", ("boundary", "energy"), ladder),
+        Table("joules", "Energy by token and request, and what it rests on", ("figure", "value"), rows),
+    ]
+
+
 def errors_table(summary: Summary) -> Table:
     """Failed requests by kind."""
     rows = tuple((kind, number(count)) for kind, count in summary.errors.items())
