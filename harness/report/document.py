@@ -8,7 +8,7 @@ from typing import Literal
 from harness import checks, energy, store
 from harness.economics.cost import Costs
 from harness.model import Summary
-from harness.report import economics, json, reported, tables, text
+from harness.report import economics, extrapolate, json, reported, tables, text
 from harness.report.table import Table
 from harness.reported.comparisons import Context
 from harness.store import Run, RunFile
@@ -71,7 +71,7 @@ def document(run: Run, scenario: str | None = None) -> tuple[list[Table], Summar
     """
     summary = summary_of(run)
     *measured, environment = tables.tables(run.file, summary)
-    measured[-1:-1] = tables.energy_tables(summary, run.file.meters_absent)
+    measured[-1:-1] = [*tables.energy_tables(summary, run.file.meters_absent), *_limits(run, summary)]
     return [*measured, *_money(run, summary, scenario), environment], summary
 
 
@@ -85,6 +85,14 @@ def render(run: Run, format_: Literal["text", "json"], scenario: str | None = No
     """The document in one of the formats."""
     made, summary = document(run, scenario)
     return text.render(made) if format_ == "text" else json.render(made, [summary])
+
+
+def _limits(run: Run, summary: Summary) -> list[Table]:
+    """How far from the hardware's limit a GPU run was."""
+    if run.file.engine is None or run.file.engine["device"] != "cuda":
+        return []
+    rows = tuple((figure.name, figure) for figure in extrapolate.limits(run.file, summary))
+    return [Table("limits", "Distance from the hardware's limit", ("figure", "value"), rows)]
 
 
 def _money(run: Run, summary: Summary, scenario: str | None) -> list[Table]:
