@@ -303,6 +303,30 @@ def test_a_quote_read_from_the_right_shares_no_line_with_other_columns() -> None
     ]
 
 
+def test_a_list_reads_bound_value_and_unit_as_one_phrase_and_says_once_what_all_rows_share() -> None:
+    columns = ("what", "bound", "value", "unit", "period", "of", "source")
+    hard, soft = figure(low=1.0, high=15.0, interval="bound range"), figure(low=11.0, high=13.0, interval="p5-p95")
+    table = Table(
+        "t", "T", columns,
+        (
+            ("a ratio", "range", hard, "tokens/s", "2024", "x" * 25, "A01"),
+            ("a figure", "~", soft, "tokens/s", "2025", "x" * 25, "A02"),
+            ("words", "", "no number", "none", "2025", "x" * 25, "A03"),
+        ),
+    )  # fmt: skip
+    assert text.render([table], 70, color=False).splitlines()[1:] == [
+        f"  in every row · of: {'x' * 25}",
+        "  a ratio",
+        "    1.00 to 15.00 tokens/s (measured) · 2024 · A01",
+        "  a figure",
+        "    ~ 12.35 tokens/s (p5-p95: 11.00–13.00; measured)",
+        "    2025 · A02",
+        "  words",
+        "    no number · 2025 · A03",
+        "",
+    ]
+
+
 def test_control_characters_of_an_error_do_not_reach_the_terminal() -> None:
     found = text.render([Table("t", "T", ("a", "b"), (("x", "red \x1b[31m\r\nalarm\x07"),))], 80, color=False)
     assert "red  [31m alarm" in found

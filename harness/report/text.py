@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.cells import cell_len
@@ -23,6 +24,10 @@ NARROWEST = 24
 """A column of text may be wrapped to this width, not below."""
 GAP = 2
 RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufefc]")
+CLAIM = ("bound", "value", "unit")
+"""Columns that are read as one phrase, as in `<= 1.539 ratio`."""
+SAYS_ITSELF = {"claim", "period", "basis", "status", "layer", "source"}
+"""Columns whose name a list leaves out."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
@@ -30,7 +35,8 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
     """The tables one under the other. `width` and `color`: None asks the terminal; without one, 80 and no.
 
     What all figures of a table share (unit, n, status) stands in its title. With four or more columns of figures, each
-    interval is under its figure. A table that does not fit the width becomes a list, a paragraph to a row.
+    interval is under its figure. A table that does not fit the width becomes a list, a paragraph to a row, with what
+    all rows share said once. The columns bound, value and unit, side by side, are read as one phrase.
     """
     terminal = sys.stdout.isatty() if color is None else color
     columns = width or shutil.get_terminal_size((80, 24)).columns
@@ -44,6 +50,7 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
 
 
 def _parts(table: Table, width: int) -> Iterator[RenderableType]:
+    table = _claims(table)
     shared = _shared(table)
     stacked = len(_figure_columns(table)) >= 4
     grid = _grid(table, shared, width, stacked)
@@ -56,6 +63,25 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
         for note in notes:
             listed.add_row(Text("-"), Text(_plain(note), "dim"))
         yield listed
+
+
+def _claims(table: Table) -> Table:
+    """With the phrase in place of the columns of CLAIM, where the table has them."""
+    at = table.columns.index(CLAIM[0]) if CLAIM[0] in table.columns else 0
+    if table.columns[at : at + 3] != CLAIM:
+        return table
+    rows = tuple((*row[:at], _claim(row[at], row[at + 1], table.columns), *row[at + 3 :]) for row in table.rows)
+    return replace(table, columns=(*table.columns[:at], "claim", *table.columns[at + 3 :]), rows=rows)
+
+
+def _claim(bound: Cell, value: Cell, columns: Sequence[str]) -> str:
+    if not isinstance(value, Figure) or value.value is None:
+        return amount(value) if isinstance(value, Figure) else value or ""
+    beside = {kind: kind not in columns for kind in ("n", "status")}
+    text = words(value, interval=not value.interval.startswith("bound"), **beside)
+    if bound == "range" and (between := ends(value)):
+        return text.replace(amount(value, unit=False), between.replace("–", " to "), 1)
+    return f"{bound} {text}"
 
 
 def _figure_columns(table: Table) -> set[int]:
@@ -171,15 +197,20 @@ def _align(table: Table, rows: Sequence[list[Text]]) -> None:
 
 
 def _list(table: Table, shared: Mapping[str, str], width: int) -> Group:
-    """A paragraph to a row: its first cell, then the others with the names of their columns."""
-    parts: list[RenderableType] = []
-    for first, *others in table.rows:
-        parts.append(Text("  ").append_text(_cell(first, table, shared, stacked=False)))
-        named = zip(
-            table.columns[1:], (_cell(cell, table, shared, stacked=False).plain for cell in others), strict=True
-        )
-        items = [f"{name}: {text}" for name, text in named if text]
-        parts += [Padding(Text(line), (0, 0, 0, 4)) for line in _flow(items, width - 4)]
+    """A paragraph to a row: its first cell, then the others with the names of their columns, unless those are plain."""
+    same = {i for i in range(1, len(table.columns)) if len({row[i] for row in table.rows}) == 1 < len(table.rows)}
+    same = {i for i in same if table.rows[0][i] and isinstance(table.rows[0][i], str)}
+
+    def items(row: Sequence[Cell], of: Iterable[int]) -> list[str]:
+        found = ((table.columns[i], _cell(row[i], table, shared, stacked=False).plain) for i in of)
+        return [text if name in SAYS_ITSELF else f"{name}: {text}" for name, text in found if text]
+
+    head = ["in every row", *items(table.rows[0], sorted(same))] if same else []
+    parts: list[RenderableType] = [Text(f"  {line}") for line in _flow(head, width - 2)]
+    for row in table.rows:
+        parts.append(Text("  ").append_text(_cell(row[0], table, shared, stacked=False)))
+        own = items(row, (i for i in range(1, len(row)) if i not in same))
+        parts += [Padding(Text(line), (0, 0, 0, 4)) for line in _flow(own, width - 4)]
     return Group(*parts)
 
 
