@@ -126,7 +126,7 @@ def facts(
 
     book = reported.book(file or ())
     if fact is not None:
-        typer.echo(reported.fact_text(book, fact))
+        typer.echo(reported.fact_text(book, fact, format_), nl=False)
         return
     found = book.select(entity=entity, metric=metric, period=period, status=status, layer=layer)
     _print([reported.facts_table(found)], format_)
@@ -155,9 +155,9 @@ def compare(
 
     runs = [document.costed(store.read(store.find(each, root)), scenario) for each in references or ()]
     book = assume(reported.book(file or ()), set_ or ())
-    context = Context(book, reported.measured_cost(runs), force)
+    context = Context(book, reported.measured_cost(book, runs), force)
     if explain is not None:
-        typer.echo(reported.explain(context, explain))
+        typer.echo(reported.explain(context, explain, format_), nl=False)
         return
     names = [*COMPARISONS, "contradictions"] if table == ["all"] else table or []
     _print(

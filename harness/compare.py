@@ -104,7 +104,12 @@ def measured(figure: Figure, point: Point) -> Quantity:
     if figure.value is None:
         raise HarnessError(f"{figure.name} is {figure.text()}", "compare a run that has it")
     number = exact(figure.value, figure.unit, point.source, status=figure.status)
-    return replace(about(number), ids=(point.source,), layers=("measured",))
+    return replace(about(number), ids=(point.source,), layers=(layer_of(figure),))
+
+
+def layer_of(figure: Figure) -> str:
+    """`outside` for a published measurement, `measured` for one made here."""
+    return "outside" if figure.status == "published" else "measured"
 
 
 def ladder(book: Book, wanted: Quantity, point: Point) -> Ladder:

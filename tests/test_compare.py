@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
@@ -175,6 +176,12 @@ def test_a_run_of_a_gpu_is_where_the_ladder_starts() -> None:
     point = reported.run_point(*run)
     assert (point.output_tokens, point.active_parameters, point.usd_per_gpu_hour) == (25, 134_515_008, 3.6)
     assert (point.utilisation, point.usd_per_query.value) == (0.5, 0.001)
+    cost = reported.measured_cost(BOOK, [run])
+    assert (cost.text() if cost else "", cost.ids if cost else ()) == ("~ 40", ("r1",))  # 0.001 USD / 25 tokens
+    file, summary, costs = run
+    thrice = Input("query.requests", distribution("value", 3), "1", "a test", "2026", "assumed")
+    many = replace(costs, assumptions=(*costs.assumptions, thrice))
+    assert reported.run_point(file, summary, many).output_tokens == 75  # a query is three requests
     first, steps = reported.compare_runs(CONTEXT, [run])
     assert first.title == "A query, reported and measured"
     assert first.notes[0] == "Figures of a 135M model say little about the models that a provider serves."
@@ -188,6 +195,9 @@ def test_a_run_of_a_cpu_stands_beside_published_measurements() -> None:
     assert any(row[-1] == "r2" for row in first.rows)
     assert steps.notes[0].startswith("from Qwen3-235B-A22B-Instruct-2507-FP8")
     assert reported.compare_runs(CONTEXT, [])[0].title.startswith("No GPU run given")
+    cost = reported.measured_cost(BOOK, [])  # of the published point where the ladder starts
+    assert cost is not None
+    assert f"{cost.value:.6g} {cost.unit_text} {cost.layers}" == "0.478998 USD/Mtoken ('outside',)"
 
 
 def test_a_run_without_an_engine_is_refused() -> None:
@@ -242,6 +252,7 @@ def test_the_first_line_says_that_published_measurements_stand_in() -> None:
         ("none", None, "The engine is simulated"),
         ("cuda", 134_515_008, "Figures of a 135M model say little"),
         ("cuda", 70_000_000_000, ""),
+        ("", None, ""),  # the engine never started: nothing is known of it
         ("cuda", None, ""),
     ],
 )
@@ -254,9 +265,17 @@ def test_explanations_hold_formulas_and_quotes_to_the_letter() -> None:
         text = reported.explain(CONTEXT, name)
         for i in set(re.findall(r"\b[A-EX]\d\d\b", text.split("\n\n")[0])):
             assert BOOK[i].quote in text, (name, i)
-    assert "A16 / (A02 / A04): <= 1.998 ratio (Jan-Sep 2025)" in reported.explain(CONTEXT, "spend-revenue")
+        stored = json.loads(reported.explain(CONTEXT, name, "json"))["tables"]
+        assert [table["name"] for table in stored] == [name, *["fact"] * text.count("\n  period: ")]
+    said = reported.explain(CONTEXT, "spend-revenue")
+    for part in ("<= 1.998 ratio · Jan-Sep 2025", "A16 / (A02 / A04)", "taken for granted: A01 is net of"):
+        assert part in said
     assert "超9亿日活用户" in reported.explain(CONTEXT, "contradictions")
     assert "בהיקף שמוערך ב־1.4 טריליון דולר" in reported.fact_text(BOOK, "C04")
+    assert "\n  value: = 19,366 request\n" in reported.fact_text(BOOK, "X25")
+    row, fact = json.loads(reported.fact_text(BOOK, "E28", "json"))["tables"]
+    assert [row["rows"][0][2][end] for end in ("low", "value", "high")] == [100, 550, 1000]
+    assert ["value", "range 100 to 1,000 MW"] in fact["rows"]
     with pytest.raises(HarnessError, match="unknown comparison 'margin'"):
         reported.explain(CONTEXT, "margin")
 

@@ -6,16 +6,18 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from harness import shipped
-from harness.compare import PUBLISHED_ENERGY, Ladder, Point, gap, ladder, measured, published_points
+from harness.compare import PUBLISHED_ENERGY, Ladder, Point, gap, ladder, layer_of, measured, published_points
 from harness.economics.cost import Costs
 from harness.economics.draws import quantile
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
-from harness.report.table import Cell, Table
+from harness.report import json, text
+from harness.report.table import PROPERTIES, Cell, Table
 from harness.reported.algebra import Quantity, of_fact
 from harness.reported.comparisons import COMPARISONS, Context, Line, per_query, spend_revenue
 from harness.reported.records import SHIPPED, Book, Fact, read_book
@@ -23,6 +25,8 @@ from harness.store import RunFile
 
 COLUMNS = ("quantity", "bound", "value", "unit", "period", "basis", "status", "layer", "source")
 Row = tuple[Cell, ...]
+StoredRun = tuple[RunFile, Summary, Costs]
+Format = Literal["text", "json"]
 TOY_PARAMETERS = 1_000_000_000
 """Below this many parameters a model is too small to stand for one that a provider serves."""
 
@@ -68,23 +72,31 @@ def standing(device: str, parameters: int | None) -> tuple[str, ...]:
 
 def facts_table(facts: Iterable[Fact]) -> Table:
     """The facts given, a row each; a fact in words shows its words in place of the value."""
-    body = tuple(_row(f"{fact.entity}: {fact.metric}", fact) for fact in facts)
+    body = tuple(_row(f"{fact.id} {fact.entity}: {fact.metric}", fact) for fact in facts)
     return Table("facts", "Published figures", COLUMNS, body, ("`harness facts ID` prints the quote of one.",))
 
 
-def fact_text(book: Book, fact_id: str) -> str:
-    """All that is known of one fact, its quote verbatim."""
+def fact_text(book: Book, fact_id: str, format_: Format = "text") -> str:
+    """All that is known of one fact, its quote verbatim and on one line; in JSON after its row of `facts_table`."""
+    fact = fact_table(book, fact_id)
+    return _document([facts_table([book[fact_id]])] if format_ == "json" else [], [fact], format_)
+
+
+def fact_table(book: Book, fact_id: str) -> Table:
+    """All that is known of one fact, a row to a property."""
     fact = book[fact_id]
+    ends = (fact.value,) if fact.value is not None else (fact.value_low, fact.value_high)
+    number = " to ".join(f"{end:,.12g}" for end in ends if end is not None)
     said = {
-        "value": f"{of_fact(fact).text()} {fact.unit}" if fact.bound else "no number",
-        "period": fact.period,
+        "value": f"{fact.bound} {number} {fact.unit}" if fact.bound else "no number",
+        "period": str(fact.period),
         "basis": ", ".join(sorted(fact.basis)),
         "status": f"{fact.status} ({fact.layer})",
         "source": book.source(fact_id),
         **{name: getattr(fact, name) for name in ("cited", "wording", "quote", "gloss", "note")},
     }
-    head = f"{fact.id}  {fact.entity}: {fact.metric}"
-    return "\n".join([head, *(f"  {name}: {text}" for name, text in said.items() if text)])
+    title = f"{fact.id}  {fact.entity}: {fact.metric}"
+    return Table("fact", title, PROPERTIES, tuple((name, text) for name, text in said.items() if text))
 
 
 def comparison_table(c: Context, name: str) -> Table:
@@ -101,19 +113,19 @@ def comparison_table(c: Context, name: str) -> Table:
     return Table(name, title, COLUMNS, body, ((said,) if said else ()) + notes)
 
 
-def explain(c: Context, name: str) -> str:
-    """A comparison's formulas, results and assumptions, then every fact that they name with its quote."""
+def explain(c: Context, name: str, format_: Format = "text") -> str:
+    """A comparison with its formulas and what it takes for granted, then every fact that it names with its quote."""
     table = comparison_table(c, name)
-    said = [table.title, *(() if name in COMPARISONS else table.notes)]
-    for label, q in ((line.label, line.result) for line in (COMPARISONS[name][1](c) if name in COMPARISONS else ())):
-        if isinstance(q, HarnessError):
-            said.append(f"  {label}: refused, {q.what}")
-        else:
-            said.append(f"  {label} = {q.terms}: {q.text()} {q.unit_text} ({q.period}){_stamp(q)}")
-            said += [f"    taken for granted: {text}" for text in q.assumptions]
-    text = "\n".join(said)
-    named = set(re.findall(r"[\w.-]+", text))
-    return "\n\n".join([text, *(fact_text(c.book, i) for i in c.book.facts if i in named)])
+    named = set(re.findall(r"[\w-]+(?:\.[\w-]+)*", f"{table.rows} {table.notes}"))
+    return _document([table], [fact_table(c.book, i) for i in c.book.facts if i in named], format_)
+
+
+def _document(tables: list[Table], facts: list[Table], format_: Format) -> str:
+    """Tables, then facts with each property on a line of its own, so that a quote is never broken."""
+    if format_ == "json":
+        return json.render([*tables, *facts])
+    paragraphs = ["\n".join([t.title, *(f"  {name}: {said}" for name, said in t.rows)]) for t in facts]
+    return (text.render(tables) if tables else "") + "\n\n".join(paragraphs) + "\n"
 
 
 def run_point(file: RunFile, summary: Summary, costs: Costs) -> Point:
@@ -124,28 +136,48 @@ def run_point(file: RunFile, summary: Summary, costs: Costs) -> Point:
     tokens, requests = (getattr(figures.get(name), "value", None) for name in ("output_tokens_per_s", "requests_per_s"))
     model, count = file.engine["model"], file.engine["device_count"]
     price = figures["usd_per_hour"].value if file.engine["device"] == "cuda" else None
-    used = next((a.distribution for a in costs.assumptions if a.name == "serving.utilisation"), None)
+    asked = {a.name: a.distribution for a in costs.assumptions}
+    used, requests_per_query = (
+        float(quantile(asked[name], np.array(0.5))) if name in asked else 1.0
+        for name in ("serving.utilisation", "query.requests")
+    )
     return Point(
         file.id,
         str(model["asked"] or model["source"]),
         f"{count} x {file.engine['device']}, {file.engine['engine']}, scenario {costs.scenario}",
         figures["usd_per_query"],
         figures.get("wh_per_query"),
-        None if tokens is None or not requests else tokens / requests,
+        None if tokens is None or not requests else tokens / requests * requests_per_query,
         model["active_parameters"] or model["parameters"],
         price / count if price is not None else None,
-        1.0 if used is None else float(quantile(used, np.array(0.5))),
+        used,
     )
 
 
-def compare_runs(c: Context, runs: Sequence[tuple[RunFile, Summary, Costs]]) -> tuple[Table, ...]:
-    """`compare_tables` of runs; where none is of a GPU, published measurements come first and the ladder is theirs."""
+def points_of(book: Book, runs: Sequence[StoredRun]) -> tuple[list[Point], bool]:
+    """The runs as points, and whether published measurements stand in, first, since none is of a GPU."""
     points = [run_point(*run) for run in runs]
-    on_gpu = [file.engine is not None and file.engine["device"] == "cuda" for file, _, _ in runs]
-    if not any(on_gpu):
-        price = c.book.assumptions["gpu_price"].value
-        points = [*published_points(shipped.read_text("published/mlenergy_v3_h100.csv"), price), *points]
-    first, *others = compare_tables(c, points, published=not any(on_gpu))
+    if any(file.engine is not None and file.engine["device"] == "cuda" for file, _, _ in runs):
+        return points, False
+    price = book.assumptions["gpu_price"].value
+    return [*published_points(shipped.read_text("published/mlenergy_v3_h100.csv"), price), *points], True
+
+
+def measured_cost(book: Book, runs: Sequence[StoredRun]) -> Quantity | None:
+    """The first known cost of a million output tokens, for the comparisons that ask for it; None where none has one."""
+    for point in points_of(book, runs)[0]:
+        cost = point.usd_per_query
+        if cost.value is not None and point.output_tokens:
+            million = Figure("cost", cost.value / point.output_tokens * 1e6, "USD/Mtoken", cost.status)
+            said = f"the measured cost is that of {point.model}, {point.conditions} ({point.source})"
+            return replace(measured(million, point), assumptions=(said,))
+    return None
+
+
+def compare_runs(c: Context, runs: Sequence[StoredRun]) -> tuple[Table, ...]:
+    """`compare_tables` of the points of runs, with what the runs cannot speak for."""
+    points, published = points_of(c.book, runs)
+    first, *others = compare_tables(c, points, published=published)
     engines = [file.engine for file, _, _ in runs if file.engine is not None]
     plain = {note for e in engines for note in standing(e["device"], e["model"]["parameters"])}
     return replace(first, notes=(*sorted(plain), *first.notes)), *others
@@ -174,28 +206,23 @@ def compare_tables(c: Context, points: Sequence[Point], *, published: bool) -> t
     return first, ladder_table(ladder(c.book, gap(c, start), start), start)
 
 
-def measured_cost(runs: Sequence[tuple[RunFile, Summary, Costs]]) -> Quantity | None:
-    """The first run's cost of a million output tokens, for the comparisons that ask for it; None where none has one."""
-    for file, summary, costs in runs:
-        for figure in costs.figures:
-            if figure.name == "usd_per_million_output_tokens" and figure.value is not None:
-                return measured(replace(figure, unit="USD/Mtoken"), run_point(file, summary, costs))
-    return None
-
-
 def ladder_table(steps: Ladder, start: Point) -> Table:
     """The gap between the reported cost and a point's, factor by factor, and what the gap asks of each factor."""
-    when, basis = str(steps.gap.period or "any"), ", ".join(sorted(steps.gap.basis))
-    whole = {"gap": steps.gap.figure("gap"), "all of them": steps.product, "left over: gap / all": steps.left}
-    tail = ("ratio", when, basis, "derived", steps.gap.terms)
-    first, *last = [(label, figure, "", *tail) for label, figure in whole.items()]
+    about = (str(steps.gap.period), ", ".join(sorted(steps.gap.basis)))
+    names = " * ".join(rung.assumption.name for rung in steps.rungs)
+    ends = [
+        ("gap", steps.gap.figure("gap"), steps.gap.terms),
+        ("product of the factors", steps.product, names),
+        ("left over: gap / product", steps.left, f"gap of {', '.join(steps.gap.ids)} / product"),
+    ]
+    first, *last = [(label, figure, "", "ratio", *about, "derived", source) for label, figure, source in ends]
     body = [
-        (a.label, rung.multiplier, rung.needed, a.unit, when, "assumption", a.status, f"{a.name}: {a.source}")
+        (a.label, rung.multiplier, rung.needed, a.unit, *about, a.status, f"{a.name}: {a.source}")
         for a, rung in ((rung.assumption, rung) for rung in steps.rungs)
     ]
     notes = (
         f"from {start.model}, {start.conditions} ({start.source})",
-        "factors are independent and lognormal with the p5 and p95 shown; NAME=LOW:HIGH changes one",
+        "factors are independent and lognormal with the p5 and p95 shown; --set NAME=LOW:HIGH changes one",
         "needed: what the provider's value must be for the factors to multiply to the gap",
     )
     columns = ("factor", "multiplies by", "needed", "unit", "period", "basis", "status", "source")
@@ -205,39 +232,34 @@ def ladder_table(steps: Ladder, start: Point) -> Table:
 def rows(lines: Iterable[Line], book: Book) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """Table rows of comparison lines, and the notes that they need: assumptions and sources."""
     body: list[Row] = []
-    notes: dict[str, None] = {}
+    granted: dict[str, None] = {}
     sources: dict[str, str] = {}
     for label, q in ((line.label, line.result) for line in lines):
         if isinstance(q, HarnessError):
             body.append((label, "", f"refused ({q.what})", *[""] * (len(COLUMNS) - 3)))
             continue
-        basis = (", ".join(sorted(q.basis)) or "unstated") + _stamp(q)
-        bound = q.text() if q.bound == "range" else q.bound
-        when, status, layers = str(q.period or "any"), " + ".join(q.statuses), " + ".join(q.layers)
-        body.append((label, bound, q.figure(label), q.unit_text, when, basis, status, layers, q.terms))
-        notes.update(dict.fromkeys(f"taken for granted: {text}" for text in q.assumptions))
+        stamp = f" (FORCED: mixes {'; '.join(q.stamps)})" if q.stamps else ""
+        basis = _basis(q.basis) + stamp
+        when, status, layers = str(q.period or "any period"), " + ".join(q.statuses), " + ".join(q.layers)
+        body.append((label, q.bound, q.figure(label), q.unit_text, when, basis, status, layers, q.terms))
+        granted.update(dict.fromkeys(q.assumptions))
         known = [book[i] for i in q.ids if i in book.facts]
         sources.update((f.source if f.source in book.sources else f.id, book.source(f.id)) for f in known)
-    return tuple(body), (*notes, *(f"source of {key}: {text}" for key, text in sorted(sources.items())))
+    said = (f"taken for granted: {'; '.join(granted)}",) if granted else ()
+    return tuple(body), (*said, *(f"{key}: {text}" for key, text in sorted(sources.items())))
 
 
 def measured_row(label: str, figure: Figure, source: str, conditions: str) -> Row:
     """A row for a figure of a run or of a published measurement, whose period is that measurement."""
-    span = _span(figure)
-    return (label, span, figure, figure.unit, "the measurement", conditions, figure.status, "measured", source)
+    bound = "n/a" if figure.value is None else "~"
+    return (label, bound, figure, figure.unit, "the measurement", conditions, figure.status, layer_of(figure), source)
 
 
 def _row(label: str, fact: Fact) -> Row:
     shown: Cell = of_fact(fact).figure(fact.id) if fact.bound else fact.wording or fact.gloss
-    basis, source = ", ".join(sorted(fact.basis)), f"{fact.id} ({fact.source})"
-    return (label, fact.bound, shown, fact.unit, str(fact.period), basis, fact.status, fact.layer, source)
+    source = f"{fact.id} ({fact.source})"
+    return (label, fact.bound, shown, fact.unit, str(fact.period), _basis(fact.basis), fact.status, fact.layer, source)
 
 
-def _stamp(q: Quantity) -> str:
-    return f" (FORCED: mixes {'; '.join(q.stamps)})" if q.stamps else ""
-
-
-def _span(figure: Figure) -> str:
-    if figure.value is None or figure.low is None or figure.high is None:
-        return "n/a" if figure.value is None else "~"
-    return f"{figure.low:.3g} to {figure.high:.3g}"
+def _basis(tags: frozenset[str]) -> str:
+    return ", ".join(sorted(tags - {"unstated"})) or "basis unstated"
