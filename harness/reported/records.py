@@ -323,10 +323,12 @@ def assume(book: Book, changes: Iterable[str]) -> Book:
             raise HarnessError(f"unknown assumption '{name}'", f"choose one of {', '.join(found)}")
         try:
             low, high = (float(end) for end in (text.split(":") if ":" in text else (text, text)))
-            if not 0 < low <= high < math.inf:
+            if not 0 < low <= high < math.inf or (found[name].unit == "fraction" and high > 1):
                 raise ValueError
         except ValueError:
-            raise HarnessError(f"'{change}' is no assumption", "write NAME=VALUE or NAME=LOW:HIGH, above 0") from None
+            most = " and at most 1" if found[name].unit == "fraction" else ""
+            form = f"write NAME=VALUE or NAME=LOW:HIGH, above 0{most}"
+            raise HarnessError(f"'{change}' is no assumption", form) from None
         ends = (low, high) if low < high else (None, None)
         value, source = math.sqrt(low * high), "set by the user"
         found[name] = replace(found[name], low=ends[0], value=value, high=ends[1], status="assumed", source=source)
