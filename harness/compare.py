@@ -108,8 +108,8 @@ def measured(figure: Figure, point: Point) -> Quantity:
 
 
 def layer_of(figure: Figure) -> str:
-    """`outside` for a published measurement, `measured` for one made here."""
-    return "outside" if figure.status == "published" else "measured"
+    """`outside` for a published measurement, `run` for one's own."""
+    return "outside" if figure.status == "published" else "run"
 
 
 def ladder(book: Book, wanted: Quantity, point: Point) -> Ladder:

@@ -252,7 +252,7 @@ def test_the_first_line_says_that_published_measurements_stand_in() -> None:
         ("none", None, "The engine is simulated"),
         ("cuda", 134_515_008, "Figures of a 135M model say little"),
         ("cuda", 70_000_000_000, ""),
-        ("", None, ""),  # the engine never started: nothing is known of it
+        ("", None, "The engine never started: nothing was measured here."),
         ("cuda", None, ""),
     ],
 )

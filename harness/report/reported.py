@@ -63,6 +63,8 @@ def standing(device: str, parameters: int | None) -> tuple[str, ...]:
     """
     small = parameters is not None and parameters < TOY_PARAMETERS
     size = f"a {(parameters or 0) / 1e6:.0f}M model" if small else "this model"
+    if not device:
+        return ("The engine never started: nothing was measured here.",)
     if device == "none":
         return ("The engine is simulated: its figures say nothing about any machine, nor about a provider's fleet.",)
     if device == "cpu":
