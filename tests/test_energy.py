@@ -78,13 +78,20 @@ def test_windows_against_the_truth(fake_nvml: Path, name: str, period_s: float) 
     jitter=st.floats(0, 0.9),
     gaps=st.lists(st.floats(0.0005, 0.2), min_size=30, max_size=80),
     ends=st.tuples(st.floats(0.1, 0.9), st.floats(0.1, 0.9)),
+    within=st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5)),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_the_hard_interval_holds_the_truth_whatever_the_counter_does(
-    watts: list[float], update_s: float, jitter: float, gaps: list[float], ends: tuple[float, float], seed: int
+    watts: list[float],
+    update_s: float,
+    jitter: float,
+    gaps: list[float],
+    ends: tuple[float, float],
+    within: tuple[float, float],
+    seed: int,
 ) -> None:
-    """Updates at irregular instants, readings at irregular instants, no period known."""
+    """Irregular updates, slow readings, windows that end while one is taken, and no period known."""
     rng = np.random.default_rng(seed)
     edge = np.linspace(0, 20, len(watts) + 1)
     joules = np.concatenate([[0.0], np.cumsum(np.diff(edge) * watts)])
@@ -92,14 +99,27 @@ def test_the_hard_interval_holds_the_truth_whatever_the_counter_does(
         np.arange(-1, 20, update_s) + jitter * update_s * rng.uniform(-0.5, 0.5, len(np.arange(-1, 20, update_s)))
     )
     before = np.cumsum(gaps)
-    after = before + rng.uniform(0, 0.4, len(gaps)) * np.append(np.diff(before), 0.001)
+    after = before + rng.uniform(0, 0.99, len(gaps)) * np.append(np.diff(before), 0.001)
     shown = updates[np.searchsorted(updates, rng.uniform(before, after), side="right") - 1]
     reads = windows.Reads(before, after, np.floor(1000 * np.interp(shown, edge, joules)) / 1000)
-    start, end = sorted(before[0] + (before[-1] - before[0]) * np.array(ends))
+    at = (np.array(ends) * len(before)).astype(int)
+    start, end = np.sort(before[at] + (after - before)[at] * within)
     window = windows.counter_window(reads, start, end)
     if window is not None:
         truth = float(np.diff(np.interp([start, end], edge, joules))[0])
         assert window.low_j - 1e-9 <= truth <= window.high_j + 1e-9
+
+
+def test_an_update_while_a_slow_reading_was_on_its_way_bounds_nothing_before_it() -> None:
+    """1 W, updates at 0.5, 1.2, 2.5 and 3.5; the reading asked for at 1.0 was answered at once but came at 1.9.
+
+    The one of 2.0 says what was used at 1.2, which is less than at 1.5.
+    """
+    before, after = np.array([0.0, 1.0, 2.0, 3.0, 4.0]), np.array([0.1, 1.9, 2.1, 3.1, 4.1])
+    reads = windows.Reads(before, after, np.array([0.0, 0.5, 1.2, 2.5, 3.5]))
+    window = windows.counter_window(reads, 0.2, 1.5)
+    assert window is not None
+    assert window.high_j == pytest.approx(2.5 - 0.0, abs=0.002)
 
 
 def test_a_window_that_readings_do_not_reach_over_is_none() -> None:
@@ -145,6 +165,16 @@ def test_constant_power_is_integrated_though_no_sample_differs() -> None:
     window = windows.power_window(t, np.full(len(t), 250.0), 3.0, 13.0, update_s=0.1, mean_s=None)
     assert window is not None
     assert (window.energy_j, window.low_j, window.high_j) == pytest.approx((2500, 2500, 2500))
+
+
+def test_a_running_mean_is_moved_back_by_half_its_window_and_half_its_age() -> None:
+    """100 W until 10 s, then 300 W, told ten times a second as the mean of the last second: 400 J from 9 to 11."""
+    read_s = np.arange(5, 15, 0.02)
+    updated_s = np.floor(read_s / 0.1) * 0.1
+    watts = 100 + 200 * np.clip(updated_s - 10, 0, 1)
+    window = windows.power_window(read_s, watts, 9.0, 11.0, update_s=0.1, mean_s=1.0)
+    assert window is not None
+    assert window.energy_j == pytest.approx(400, abs=4)
 
 
 # ---- a real board ----
