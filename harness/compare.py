@@ -25,7 +25,6 @@ PUBLISHED_MODELS = (
 )
 """What stands in for a GPU run; the ladder starts at the first, a large mixture of experts."""
 
-
 PUBLISHED_ENERGY = ("X08", "X09", "X10", "X11")
 """Published energies of a query, in Wh."""
 
@@ -78,13 +77,9 @@ def published_points(text: str, usd_per_gpu_hour: float, *, p99_itl_s: float = 0
     `text` has the data set's own columns; chat requests only. USD a query = output length x GPUs x price / (3600 x
     tokens/s); Wh a query is that of the GPUs alone. One run each: no interval.
     """
-    best: dict[str, dict[str, str]] = {}
-    for row in csv.DictReader(io.StringIO(text)):
-        if row["task"] != "lm-arena-chat" or float(row["p99_itl_ms"]) > p99_itl_s * 1000:
-            continue
-        model = row["model_id"]
-        if model in PUBLISHED_MODELS and (model not in best or _per_gpu(row) > _per_gpu(best[model])):
-            best[model] = row
+    chat = (row for row in csv.DictReader(io.StringIO(text)) if row["task"] == "lm-arena-chat")
+    fast = (row for row in chat if float(row["p99_itl_ms"]) <= p99_itl_s * 1000)
+    best = {row["model_id"]: row for row in sorted(fast, key=_per_gpu)}
     return tuple(_published(best[model], usd_per_gpu_hour) for model in PUBLISHED_MODELS if model in best)
 
 
@@ -123,34 +118,32 @@ def ladder(book: Book, wanted: Quantity, point: Point) -> Ladder:
     if wanted.value is None or wanted.value <= 0:
         raise HarnessError(f"the gap {wanted.terms} is {wanted.text()}", "choose a reported figure with a value")
     factors = [a for a in book.assumptions.values() if a.ladder]
-    logs = {a.name: known for a in factors if (known := _log_factor(a, point)) is not None}
-    total, spread = sum(mean for mean, _, _ in logs.values()), sum(sd**2 for _, sd, _ in logs.values())
+    logs = [_log_factor(a, point) for a in factors]
+    total, spread = sum(log[0] for log in logs if log), sum(log[1] ** 2 for log in logs if log)
     missing = math.log(wanted.value) - total
     rungs = []
-    for a in factors:
-        if a.name not in logs:
+    for a, log in zip(factors, logs, strict=True):
+        if log is None:
             none = Figure(a.name, None, a.unit, a.status, reason=f"{point.source} does not tell its {a.ladder}")
             rungs.append(Rung(a, none, none))
             continue
-        mean, sd, scale = logs[a.name]
+        mean, sd, sign, scale = log
         share = sd**2 / spread if spread else 0.0
         after, rest = mean + share * missing, sd * math.sqrt(1 - share)
-        sign = -1 if a.ladder.startswith("1/") else 1
-        needed = _interval(a.name, a.unit, "derived", sign * (after - scale), rest)
+        needed = _interval(a.name, a.unit, "derived", sign * after + scale, rest)
         rungs.append(Rung(a, _interval(a.name, "ratio", a.status, mean, sd), needed))
     product = _interval("product", "ratio", "derived", total, math.sqrt(spread))
     return Ladder(wanted, tuple(rungs), product, _interval("left", "ratio", "derived", missing, math.sqrt(spread)))
 
 
-def _log_factor(a: Assumption, point: Point) -> tuple[float, float, float] | None:
-    """Mean and standard deviation of ln factor, and the log that turns the assumption's unit into a factor."""
+def _log_factor(a: Assumption, point: Point) -> tuple[float, float, int, float] | None:
+    """Mean and standard deviation of ln factor, its sign and scale: ln value = sign * ln factor + scale."""
     sign, name = (-1, a.ladder[2:]) if a.ladder.startswith("1/") else (1, a.ladder)
     known: float | None = getattr(point, name) if name else 1.0
     if known is None:
         return None
-    low, high = (math.log(a.value if end is None else end) for end in (a.low, a.high))
-    scale = -sign * math.log(known)
-    return sign * (low + high) / 2 + scale, (high - low) / (2 * Z90), scale
+    low, high = (math.log((a.value if end is None else end) / known) for end in (a.low, a.high))
+    return sign * (low + high) / 2, (high - low) / (2 * Z90), sign, math.log(known)
 
 
 def _interval(name: str, unit: str, status: Status, mean: float, sd: float) -> Figure:

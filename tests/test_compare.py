@@ -150,7 +150,7 @@ def test_without_a_cost_there_is_no_comparison() -> None:
     with pytest.raises(HarnessError, match=r"usd_per_query is n/a \(no price\)"):
         gap(CONTEXT, free)
     with pytest.raises(HarnessError, match="no run given has a cost of a query"):
-        reported.compare_tables(CONTEXT, [free], published=False)
+        reported.compare_tables(CONTEXT, [free])
 
 
 def stored(name: str, device: str, price: float | None) -> tuple[RunFile, Summary, Costs]:
@@ -212,8 +212,8 @@ def every_table(force: bool) -> Iterator[Table]:
     yield reported.facts_table(BOOK.facts.values())
     for name in (*COMPARISONS, "contradictions"):
         yield reported.comparison_table(c, name)
-    yield from reported.compare_tables(c, PUBLISHED, published=True)
-    yield from reported.compare_tables(c, [RUN], published=False)
+    yield from reported.compare_tables(c, PUBLISHED)
+    yield from reported.compare_tables(c, [RUN])
     costs = [("cost of a query", RUN.usd_per_query), ("cost of a million output tokens", None)]
     yield reported.first_table(c, RUN.source, costs, device="cpu", parameters=134_515_008)
 
@@ -240,9 +240,9 @@ def test_a_forced_table_shows_its_stamp() -> None:
 
 
 def test_the_first_line_says_that_published_measurements_stand_in() -> None:
-    first, _ = reported.compare_tables(CONTEXT, PUBLISHED, published=True)
+    first, _ = reported.compare_tables(CONTEXT, PUBLISHED)
     assert first.title.startswith("No GPU run given: published GPU measurements (ml.energy leaderboard v3 0cd52da)")
-    assert not reported.compare_tables(CONTEXT, [RUN], published=False)[0].title.startswith("No GPU")
+    assert not reported.compare_tables(CONTEXT, [RUN])[0].title.startswith("No GPU")
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_comparing_takes_less_than_three_seconds_from_a_cold_start() -> None:
     code = (
         "from harness.report.reported import *; from harness.compare import *; from harness.shipped import read_text\n"
         "points = published_points(read_text('published/mlenergy_v3_h100.csv'), 1.3)\n"
-        "compare_tables(Context(book()), points, published=True)"
+        "compare_tables(Context(book()), points)"
     )
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -156,18 +156,18 @@ def run_point(file: RunFile, summary: Summary, costs: Costs) -> Point:
     )
 
 
-def points_of(book: Book, runs: Sequence[StoredRun]) -> tuple[list[Point], bool]:
-    """The runs as points, and whether published measurements stand in, first, since none is of a GPU."""
+def points_of(book: Book, runs: Sequence[StoredRun]) -> list[Point]:
+    """The runs as points; where none is of a GPU, published measurements stand in before them."""
     points = [run_point(*run) for run in runs]
     if any(file.engine is not None and file.engine["device"] == "cuda" for file, _, _ in runs):
-        return points, False
+        return points
     price = book.assumptions["gpu_price"].value
-    return [*published_points(shipped.read_text("published/mlenergy_v3_h100.csv"), price), *points], True
+    return [*published_points(shipped.read_text("published/mlenergy_v3_h100.csv"), price), *points]
 
 
 def measured_cost(book: Book, runs: Sequence[StoredRun]) -> Quantity | None:
     """The first known cost of a million output tokens, for the comparisons that ask for it; None where none has one."""
-    for point in points_of(book, runs)[0]:
+    for point in points_of(book, runs):
         cost = point.usd_per_query
         if cost.value is not None and point.output_tokens:
             million = Figure("cost", cost.value / point.output_tokens * 1e6, "USD/Mtoken", cost.status)
@@ -178,18 +178,17 @@ def measured_cost(book: Book, runs: Sequence[StoredRun]) -> Quantity | None:
 
 def compare_runs(c: Context, runs: Sequence[StoredRun]) -> tuple[Table, ...]:
     """`compare_tables` of the points of runs, with what the runs cannot speak for."""
-    points, published = points_of(c.book, runs)
-    first, *others = compare_tables(c, points, published=published)
+    first, *others = compare_tables(c, points_of(c.book, runs))
     engines = [file.engine for file, _, _ in runs if file.engine is not None]
     plain = {note for e in engines for note in standing(e["device"], e["model"]["parameters"])}
     return replace(first, notes=(*sorted(plain), *first.notes)), *others
 
 
-def compare_tables(c: Context, points: Sequence[Point], *, published: bool) -> tuple[Table, ...]:
+def compare_tables(c: Context, points: Sequence[Point]) -> tuple[Table, ...]:
     """The reported and the measured cost and energy of a query, side by side, then the gap as a ladder.
 
-    `published`: the points are published measurements, since no GPU run was given; the first line says so. The ladder
-    starts at the first point that has a cost; HarnessError where none has.
+    The ladder starts at the first point that has a cost (HarnessError where none has); where that is a published
+    measurement, since no GPU run was given, the first line says so.
     """
     costed = [point for point in points if point.usd_per_query.value is not None]
     if not costed:
@@ -201,7 +200,7 @@ def compare_tables(c: Context, points: Sequence[Point], *, published: bool) -> t
     wh = [measured_row(f"energy, {p.model}", p.wh_per_query, p.source, p.conditions) for p in points if p.wh_per_query]
     said = [_row(f"{c.book[i].entity}: {c.book[i].metric}", c.book[i]) for i in PUBLISHED_ENERGY]
     title = "A query, reported and measured"
-    if published:
+    if start.usd_per_query.status == "published":
         title = f"No GPU run given: published GPU measurements ({start.source}) stand in. {title}"
     prices = {f"measured cost at {p.usd_per_gpu_hour:g} USD/GPU-hour" for p in points if p.usd_per_gpu_hour is not None}
     first = Table("compare", title, COLUMNS, (*usd, *body, *wh, *said), (*sorted(prices), *notes))

@@ -12,7 +12,6 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
 
 import numpy as np
 
@@ -147,24 +146,19 @@ def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quan
         raise Refused(f"{a.terms} {sign} {b.terms} mixes {a.unit_text} with {b.unit_text}", "convert one of them first")
     if sign == "/" and b.value == 0 and b.bound in ("=", "~"):
         raise HarnessError(f"{a.terms} / {b.terms} divides by zero", "leave this ratio out")
-    low, high = _ends(a, sign, b)
     rough = "~" in (a.bound, b.bound) and {a.bound, b.bound} <= {"=", "~"}
+    low, high = (-math.inf, math.inf) if rough else _ends(a, sign, b)
     unknown = a.value is None or b.value is None or (sign == "/" and b.value == 0)
     value = None if unknown else _OPERATIONS[sign](a.value, b.value)
-    if rough:
-        low, high = -math.inf, math.inf
-    else:
-        value = _representative(value, low, high)
     left = f"({a.terms})" if sign in "*/" and any(f" {mark} " in a.terms for mark in "+-") else a.terms
     right = f"({b.terms})" if sign != "+" and any(f" {mark} " in b.terms for mark in "+-*/") else b.terms
-    sets = ("ids", "statuses", "layers", "assumptions")
-    joined: dict[str, Any] = {name: _union(getattr(a, name), getattr(b, name)) for name in sets}
-    unit = tuple(sorted((name, power) for name, power in powers.items() if power))
-    found = replace(
-        a, value=value, low=low, high=high, rough=rough, unit=unit, terms=f"{left} {sign} {right}", **joined
-    )
-    every = _union(a.stamps, b.stamps, stamps)
-    found = replace(found, period=a.period or b.period, basis=a.basis | b.basis, stamps=every)
+    found = Quantity(
+        value if rough else _representative(value, low, high), low, high, rough,
+        tuple(sorted((name, power) for name, power in powers.items() if power)),
+        a.period or b.period, a.basis | b.basis, _union(a.ids, b.ids), f"{left} {sign} {right}",
+        _union(a.statuses, b.statuses), _union(a.layers, b.layers), _union(a.assumptions, b.assumptions),
+        _union(a.stamps, b.stamps, stamps),
+    )  # fmt: skip
     return about(found) if stamps else found
 
 
