@@ -140,10 +140,15 @@ def test_pairs_are_computed_where_they_match_and_refused_where_not() -> None:
 def test_pairs_take_in_another_company(tmp_path: Path) -> None:
     header, *shipped = read_text("facts.csv").splitlines()
     mine = [row.replace("articles,OpenAI", "user,Acme") for row in shipped if row.startswith(("A15", "A10"))]
+    mine += [f"B{mine[0].replace('USD', 'EUR')}"]  # revenue in another currency
     path = tmp_path / "acme.csv"
     path.write_text("\n".join([header, *(f"U{row}" for row in mine)]), encoding="utf-8")
     lines = COMPARISONS["pairs"][1](Context(book([path])))
-    assert [six(line) for line in lines if line.label.startswith("Acme")] == ["~ 0.95"]
+    assert [six(line) for line in lines if line.label.startswith("Acme")] == ["~ 0.95", "refused: unit USD with EUR"]
+    forced = COMPARISONS["pairs"][1](Context(book([path]), force=True))
+    found = [line.result for line in forced if line.label.startswith("Acme")][1]
+    assert isinstance(found, Quantity)
+    assert (found.text(), found.unit_text, found.stamps) == ("~ 0.95", "USD/EUR", ("unit USD with EUR",))
 
 
 def test_forcing_stamps_what_was_refused() -> None:

@@ -59,21 +59,27 @@ class Line:
 
 
 def ratio(c: Context, label: str, a: Quantity, b: Quantity) -> Line:
-    """a / b, or the refusal in its place; forced where the context says so."""
+    """a / b, or the refusal in its place; another period, basis or unit is forced where the context says so."""
     try:
-        return Line(label, combine(a, "/", b, force=c.force))
+        found = combine(a, "/", b, force=c.force)
+        if found.unit:
+            mixed = f"unit {a.unit_text} with {b.unit_text}"
+            if not c.force:
+                raise Refused(f"{found.terms} mixes {mixed}", "give both in one unit, or --force it")
+            found = about(replace(found, stamps=(*found.stamps, mixed)))
+        return Line(label, found)
     except HarnessError as refusal:
         return Line(label, refusal)
 
 
-def revenue_floor(c: Context, share: str, rate: str = "A04") -> Quantity:
+def revenue_floor(c: Context, share: str) -> Quantity:
     """Revenue of which `share` is the net part that a partner kept: net share / rate, a floor since net <= gross.
 
-    The rate is held over the share's period; its rumour stays in the result's status.
+    The rate (A04) is held over the share's period; its rumour stays in the result's status.
     """
     why = f"{share} is net of what the partner owes back (A07), so at most the gross share"
     gross = at_least(rebased(c.fact(share), "gross", why))
-    return gross / held(c.fact(rate), c.book[share].period, by_contract=True)
+    return gross / held(c.fact("A04"), c.book[share].period, by_contract=True)
 
 
 def nine_months(half: Quantity, year: Quantity, path: str) -> Quantity:
@@ -131,7 +137,6 @@ def spend_revenue(c: Context) -> tuple[Line, ...]:
 
 def pairs(c: Context) -> tuple[Line, ...]:
     """Every inference spend over every revenue of the same entity and an overlapping time."""
-
     numbers = [(fact, fact.period) for fact in c.book.facts.values() if fact.bound and fact.currency]
     earned = ("revenue", "annual revenue", "annual recurring revenue", "year-end revenue", "ARR")
     return tuple(
