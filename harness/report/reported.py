@@ -216,9 +216,9 @@ def ladder_table(steps: Ladder, start: Point) -> Table:
         ("product of the factors", steps.product, names),
         ("left over: gap / product", steps.left, f"gap of {', '.join(steps.gap.ids)} / product"),
     ]
-    first, *last = [(label, figure, "", "ratio", *about, "derived", source) for label, figure, source in ends]
+    first, *last = [(label, figure, "", *about, "derived", source) for label, figure, source in ends]
     body = [
-        (a.label, rung.multiplier, rung.needed, a.unit, *about, a.status, f"{a.name}: {a.source}")
+        (a.label, rung.multiplier, rung.needed, *about, a.status, f"{a.name}: {a.source}")
         for a, rung in ((rung.assumption, rung) for rung in steps.rungs)
     ]
     notes = (
@@ -226,7 +226,7 @@ def ladder_table(steps: Ladder, start: Point) -> Table:
         "factors are independent and lognormal with the p5 and p95 shown; --set NAME=LOW:HIGH changes one",
         "needed: what the provider's value must be for the factors to multiply to the gap",
     )
-    columns = ("factor", "multiplies by", "needed", "unit", "period", "basis", "status", "source")
+    columns = ("factor", "multiplies by", "needed", "period", "basis", "status", "source")
     return Table("ladder", "What must be true for the two to agree", columns, (first, *body, *last), notes)
 
 

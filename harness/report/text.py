@@ -215,10 +215,10 @@ def _list(table: Table, shared: Mapping[str, str], width: int) -> Group:
 
 
 def _flow(items: Iterable[str], width: int) -> Iterator[str]:
-    """Items on as few lines as they fit; a long one, or one that is read from the right, has its own."""
+    """Items on as few lines as they fit; one that is read from the right has its own."""
     line = ""
     for item in items:
-        alone = cell_len(item) > width // 2 or RIGHT_TO_LEFT.search(item)
+        alone = RIGHT_TO_LEFT.search(item)
         if line and (alone or cell_len(f"{line} · {item}") > width):
             yield line
             line = ""
