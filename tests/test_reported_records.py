@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
-from harness.report.reported import book
+from harness.report.reported import book, fact_text
 from harness.reported.records import SHIPPED, Fact, assume, period, read_book, unit_powers
 
 DATA = Path(__file__).parents[1] / "harness" / "data"
@@ -130,6 +130,8 @@ def test_another_company_in_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("\ufeff" + table({**ROW, "wording": "à peu près"}), encoding="utf-8")  # with a byte-order mark
     assert [fact.wording for fact in book([path]).select(layer="user")] == ["à peu près"]
+    path.write_text(table({**ROW, "note": "alarm \x1b[31m\nbelow"}), encoding="utf-8")
+    assert "  note: alarm  [31m below\n" in fact_text(book([path]), "U1")  # nothing in it moves the terminal
     with pytest.raises(HarnessError, match="cannot read the facts file"):
         book([tmp_path / "none.csv"])
 

@@ -126,7 +126,8 @@ def _document(tables: list[Table], facts: list[Table], format_: Format) -> str:
     """Tables, then facts with each property on a line of its own, so that a quote is never broken."""
     if format_ == "json":
         return json.render([*tables, *facts])
-    paragraphs = ["\n".join([t.title, *(f"  {name}: {said}" for name, said in t.rows)]) for t in facts]
+    found = [[table.title, *(f"  {name}: {said}" for name, said in table.rows)] for table in facts]
+    paragraphs = ("\n".join(text.CONTROL.sub(" ", line) for line in lines) for lines in found)
     return (text.render(tables) if tables else "") + "\n\n".join(paragraphs) + "\n"
 
 

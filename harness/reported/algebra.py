@@ -153,12 +153,13 @@ def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quan
     left = f"({a.terms})" if sign in "*/" and any(f" {mark} " in a.terms for mark in "+-") else a.terms
     right = f"({b.terms})" if sign != "+" and any(f" {mark} " in b.terms for mark in "+-*/") else b.terms
     found = Quantity(
-        value if rough else _representative(value, low, high), low, high, rough,
+        value, low, high, rough,
         tuple(sorted((name, power) for name, power in powers.items() if power)),
         a.period or b.period, a.basis | b.basis, _union(a.ids, b.ids), f"{left} {sign} {right}",
         _union(a.statuses, b.statuses), _union(a.layers, b.layers), _union(a.assumptions, b.assumptions),
         _union(a.stamps, b.stamps, stamps),
     )  # fmt: skip
+    found = replace(found, value={">=": low, "<=": high, "n/a": None}.get(found.bound, value))
     return about(found) if stamps else found
 
 
@@ -259,12 +260,6 @@ def _ends(a: Quantity, sign: str, b: Quantity) -> tuple[float, float]:
     # 0 * infinity is 0 here: the infinity stands for every finite number above, never for itself
     ends = [0.0 if 0 in (x, y) else x * y for x in (a.low, a.high) for y in (low, high)]
     return min(ends), max(ends)
-
-
-def _representative(value: float | None, low: float, high: float) -> float | None:
-    if math.isinf(high):
-        return None if low == 0 or math.isinf(low) else low
-    return high if low == 0 or math.isinf(low) else value
 
 
 def _unit(text: str) -> tuple[tuple[str, int], ...]:
