@@ -38,7 +38,10 @@ def _quantity(units: Mapping[str, float]) -> BeforeValidator:
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 Seconds = Annotated[float, _quantity(_UNITS_S)]
 PerSecond = Annotated[float, _quantity({f"/{unit}": 1 / size for unit, size in _UNITS_S.items()})]
-Count = Annotated[int, Field(gt=0, strict=True)]
+MOST = 10_000_000
+"""Of requests in a run, and of tokens in a request: what is above is a slip, and would only use up the memory."""
+WHOLE = "a whole number from 1 to 10 million"
+Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
 TAKES: Mapping[str, str] = {
@@ -74,7 +77,9 @@ class Load(BaseModel):
     shape: Literal["closed", "offline", "constant", "poisson", "gamma", "trace"] = Field(
         description="one of closed, offline, constant, poisson, gamma, trace"
     )
-    users: Count | None = Field(None, description="requests in flight at any time, a whole number above 0")
+    users: Annotated[int, Field(gt=0, le=100_000, strict=True)] | None = Field(
+        None, description="requests in flight at any time, a whole number from 1 to 100,000"
+    )
     rate_per_s: PerSecond | None = Field(None, description="requests per second above 0: 3, '3 /s' or '180 /min'")
     burstiness: Positive | None = Field(None, description="a number above 0: 1 is Poisson, less is burstier")
     trace: str | None = Field(None, description="a shipped trace's name or a CSV file, for its arrival times")
@@ -82,7 +87,7 @@ class Load(BaseModel):
     duration_s: Seconds | None = Field(
         None, description="seconds above 0 after which no request is sent: 60 or '1 min'"
     )
-    max_in_flight: Count | None = Field(None, description="the most requests in flight, a whole number above 0")
+    max_in_flight: Count | None = Field(None, description=f"the most requests in flight, {WHOLE}")
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Load:
@@ -134,4 +139,4 @@ def _endless(load: Load, seed: int, trace: Trace | None) -> Iterator[float]:
         return (i / rate for i in itertools.count())
     k = 1.0 if load.burstiness is None else load.burstiness
     rng = np.random.default_rng([seed, ARRIVALS])
-    return itertools.accumulate(rng.standard_gamma(k) / (k * rate) for _ in itertools.count())
+    return itertools.accumulate(rng.standard_gamma(k) / k / rate for _ in itertools.count())

@@ -6,18 +6,18 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from statistics import NormalDist
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from harness import yamltext
 from harness.errors import HarnessError
-from harness.load import Count, Load, Seconds, Trace, check_keys
+from harness.load import MOST, WHOLE, Count, Load, Seconds, Trace, check_keys
 from harness.model import Request
 
 RESERVED_IDS = 128
@@ -36,7 +36,7 @@ LENGTHS: Mapping[str, str] = {
 }
 """Where requests come from, or a distribution -> the keys that go with it; `?` marks those that may be left out."""
 
-Tokens = Annotated[float, Field(ge=1, allow_inf_nan=False, strict=True)]
+Tokens = Annotated[float, Field(ge=1, le=MOST, allow_inf_nan=False, strict=True)]
 
 
 class _Part(BaseModel):
@@ -49,13 +49,13 @@ class Lengths(_Part):
     distribution: Literal["fixed", "uniform", "normal", "lognormal"] = Field(
         description="one of fixed, uniform, normal, lognormal"
     )
-    tokens: Count | None = Field(None, description="tokens of every request, a whole number above 0")
-    mean: Tokens | None = Field(None, description="mean tokens, 1 or more")
-    std: Tokens | None = Field(None, description="standard deviation in tokens, 1 or more")
-    median: Tokens | None = Field(None, description="median tokens, 1 or more")
+    tokens: Count | None = Field(None, description=f"tokens of every request, {WHOLE}")
+    mean: Tokens | None = Field(None, description="mean tokens, from 1 to 10 million")
+    std: Tokens | None = Field(None, description="standard deviation in tokens, from 1 to 10 million")
+    median: Tokens | None = Field(None, description="median tokens, from 1 to 10 million")
     p95: Tokens | None = Field(None, description="tokens that 95% of the requests stay below, above the median")
-    min: Count | None = Field(None, description="the fewest tokens, a whole number above 0")
-    max: Count | None = Field(None, description="the most tokens, a whole number, not below min")
+    min: Count | None = Field(None, description=f"the fewest tokens, {WHOLE}")
+    max: Count | None = Field(None, description=f"the most tokens, {WHOLE}, not below min")
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Lengths:
@@ -85,7 +85,7 @@ class Lengths(_Part):
             length = self.mean + self.std * z(u)
         elif self.median is not None and self.p95 is not None:
             length = self.median * math.exp(z(u) * math.log(self.p95 / self.median) / z(0.95))
-        return max(self.shortest(), round(min(length, math.inf if self.max is None else self.max)))
+        return max(self.shortest(), round(min(length, MOST if self.max is None else self.max)))
 
 
 def _short_form(value: object) -> object:
@@ -100,16 +100,16 @@ LengthsOrInt = Annotated[Lengths | None, BeforeValidator(_short_form)]
 class Requests(_Part):
     """What each request holds: random tokens of given lengths, lengths from a trace, or texts."""
 
-    count: Count | None = Field(None, description="how many requests, a whole number above 0")
+    count: Count | None = Field(None, description=f"how many requests, {WHOLE}")
     input_tokens: LengthsOrInt = Field(None, description=_LENGTHS)
     output_tokens: LengthsOrInt = Field(None, description=_LENGTHS)
     trace: str | None = Field(None, description="a shipped trace's name or a CSV file, for its lengths")
     trace_order: Literal["sampled", "recorded"] | None = Field(None, description="one of sampled, recorded")
     prompts: str | None = Field(None, description='a JSONL file with a line {"prompt": text, "output_tokens": n} each')
     ignore_eos: bool = Field(True, description="true (always the asked output length) or false", strict=True)
-    max_input_tokens: Count | None = Field(None, description="the longest prompt, a whole number above 0")
-    max_total_tokens: Annotated[int, Field(gt=1, strict=True)] | None = Field(
-        None, description="the most input and output tokens together, a whole number above 1"
+    max_input_tokens: Count | None = Field(None, description=f"the longest prompt, {WHOLE}")
+    max_total_tokens: Annotated[Count, Field(gt=1)] | None = Field(
+        None, description="the most input and output tokens together, a whole number from 2 to 10 million"
     )
 
     @model_validator(mode="after")
@@ -134,7 +134,7 @@ class Engine(_Part):
 class WarmUp(_Part):
     """Requests before the measured part."""
 
-    requests: int = Field(1, ge=0, strict=True, description="a whole number, 0 or more")
+    requests: int = Field(1, ge=0, le=100_000, strict=True, description="a whole number from 0 to 100,000")
 
 
 _LIMIT = "the longest that is good enough, seconds above 0: 0.2 or '200 ms'"
@@ -152,9 +152,11 @@ class Objectives(_Part):
 class Workload(_Part):
     """One workload: everything that a run is asked to do."""
 
-    name: str = Field(description="a short name; the file's name where it is left out")
+    name: str = Field(min_length=1, description="a short name; the file's name where it is left out")
     description: str = Field("", description="one line of text")
-    model: str = Field("smollm2-135m", description="a short name, a hub id, a local directory or a GGUF file")
+    model: str = Field(
+        "smollm2-135m", min_length=1, description="a short name, a hub id, a local directory or a GGUF file"
+    )
     engine: Engine = Field(Engine(), description="a map: the engine's name, and options by engine")
     requests: Requests = Field(description="a map: count, and lengths, a trace or prompts")
     load: Load = Field(description="a map: shape, and the keys of that shape")
@@ -204,14 +206,7 @@ def parse_workload(text: str, origin: str, overrides: Sequence[str] = ()) -> Wor
     harness.errors.HarnessError: x.yaml:2: load.shape is 'ofline'
       fix: did you mean 'offline'? expected shape: one of closed, offline, constant, poisson, gamma, trace
     """
-    try:
-        data = yaml.safe_load(text)
-        json.dumps(data, default=str, skipkeys=True)  # ValueError where an alias contains itself
-        places = dict(_places(yaml.compose(text, Loader=yaml.SafeLoader), origin))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: also a date that is none
-        mark = getattr(error, "problem_mark", None)
-        where = origin if mark is None else f"{origin}:{mark.line + 1}"
-        raise HarnessError(f"{where}: not YAML: {getattr(error, 'problem', error)}", "mend it there or above") from None
+    data, places = yamltext.read(text, origin)
     if not isinstance(data, dict):
         raise HarnessError(f"{origin}: {_show(data)} is not a workload", "write a map with at least requests and load")
     data = {"name": PurePath(origin).stem, **data}
@@ -225,30 +220,13 @@ def parse_workload(text: str, origin: str, overrides: Sequence[str] = ()) -> Wor
         raise _explained(error.errors()[0], origin, places) from None
 
 
-def _places(node: yaml.Node | None, origin: str, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key -> `file:line`. A key given twice is an error; YAML itself drops the first without a word."""
-    seen = set()
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            dotted = f"{prefix}{key.value}"
-            place = f"{origin}:{key.start_mark.line + 1}"
-            if dotted in seen:
-                raise HarnessError(f"{place}: {dotted} is given twice", "remove one of the two")
-            seen.add(dotted)
-            yield dotted, place
-            yield from _places(value, origin, f"{dotted}.")
-
-
 def _set(data: dict[str, Any], override: str) -> str:
     """Puts one `key.path=value` into `data`, and returns the path under which it went."""
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
         raise HarnessError(f"--set '{override}' is not of the form key=value", "write for instance --set load.users=4")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise HarnessError(f"--set {key}: '{text}' is not a YAML value", "put the value in quotes") from None
+    value, _ = yamltext.read(text, f"--set {key}")
     if path[0] == "engine" and len(path) > 1 and path[1] not in Engine.model_fields:
         path.insert(1, "options")
     at = data

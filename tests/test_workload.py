@@ -52,9 +52,17 @@ def test_a_stored_workload_reads_back_as_itself() -> None:
 # (overrides on PLAIN, what the error says, what its fix says)
 MISTAKES = [
     (["load.users=-2"], "--set: load.users is -2", "expected users: requests in flight at any time, a whole number"),
-    (["load.users=2.5"], "load.users is 2.5", "whole number above 0"),
-    (["load.users=true"], "load.users is true", "whole number above 0"),
-    (["load.users='2'"], "load.users is '2'", "whole number above 0"),
+    (["load.users=2.5"], "load.users is 2.5", "whole number from 1 to 100,000"),
+    (["load.users=true"], "load.users is true", "whole number from 1"),
+    (["load.users='2'"], "load.users is '2'", "whole number from 1"),
+    (["load.users=010"], "load.users is '010'", "whole number from 1"),  # 8 in YAML 1.1
+    (["load.users=1_0"], "load.users is '1_0'", "whole number from 1"),
+    (["load.users=100001"], "load.users is 100001", "whole number from 1 to 100,000"),
+    (["warmup.requests=1000000000"], "warmup.requests is 1000000000", "from 0 to 100,000"),
+    (["requests.count=10000001"], "requests.count is 10000001", "whole number from 1 to 10"),
+    (["requests.output_tokens=1e9"], "requests.output_tokens.tokens is 1000000000.0", "from 1 to 10 million"),
+    (["model="], "model is null", "a short name"),
+    (["name=''"], "name is ''", "a short name"),
     (["load.user=2"], "unknown key load.user, given 2", "did you mean 'users'? the keys here are shape, users, "),
     (["objective.ttft_s=1"], "unknown key objective", "did you mean 'objectives'?"),
     (["load=3"], "load is 3", "expected load: a map: shape, and the keys of that shape"),
@@ -66,10 +74,10 @@ MISTAKES = [
     (["load.rate_per_s=3"], "load.rate_per_s is 3, which does not go with closed", "--set load.rate_per_s=null"),
     (["load.max_in_flight=3"], "load.max_in_flight is 3, which does not go with closed", "remove it"),
     (["objectives.ttft_s=200 sec"], "objectives.ttft_s is '200 sec'", "0.2 or '200 ms'"),
-    (["requests.count=null"], "requests.count is missing, and nothing else ends the run", "whole number above 0"),
+    (["requests.count=null"], "requests.count is missing, and nothing else ends the run", "whole number from 1 to 10"),
     (["requests.input_tokens=null"], "requests.input_tokens is missing; random tokens needs it", "whole number of"),
     (["requests.input_tokens=8 tokens"], "requests.input_tokens is '8 tokens'", "whole number of tokens"),
-    (["requests.input_tokens=0"], "requests.input_tokens.tokens is 0", "whole number above 0"),
+    (["requests.input_tokens=0"], "requests.input_tokens.tokens is 0", "whole number from 1 to 10"),
     (["requests.input_tokens.max=3"], "input_tokens.max: requests.input_tokens is 8, not a map", "as a whole"),
     (["requests.input_tokens={distribution: normal, mean: 5}"], "requests.input_tokens.std is missing", "standard dev"),
     (["requests.input_tokens={distribution: uniform, min: 5, max: 3}"], "tokens.max is 3, which is below", "max: "),
@@ -77,7 +85,7 @@ MISTAKES = [
     (["requests.trace=azure"], "input_tokens is 8, which does not go with a trace", "requests.input_tokens=null"),
     (["requests.prompts=p.jsonl"], "requests.input_tokens is 8, which does not go with prompts", "remove it"),
     (["requests.trace_order=recorded"], "requests.trace_order is 'recorded', which does not go", "remove it"),
-    (["requests.max_total_tokens=1"], "requests.max_total_tokens is 1", "above 1"),
+    (["requests.max_total_tokens=1"], "requests.max_total_tokens is 1", "from 2 to"),
     (["requests.ignore_eos=1"], "requests.ignore_eos is 1", "true"),
     (["engine.name=vlm"], "engine.name is 'vlm'", "did you mean 'vllm'?"),
     (["engine.vllm=3"], "engine.vllm is 3", "a map of options"),
@@ -85,8 +93,10 @@ MISTAKES = [
     (["model=7"], "model is 7", "a short name"),
     (["load.users"], "--set 'load.users' is not of the form key=value", "--set load.users=4"),
     (["=4"], "--set '=4' is not of the form key=value", "--set load.users=4"),
-    (["seed=[1"], "--set seed: '[1' is not a YAML value", "quotes"),
-    (["seed=2026-13-45"], "--set seed: '2026-13-45' is not a YAML value", "quotes"),
+    (["seed=[1"], "--set seed: not YAML: expected ',' or ']'", "quotes"),
+    (["seed=&x [*x]"], "--set seed: not YAML: an alias is not taken here", "quotes"),
+    (["seed=" + "[" * 5000], "--set seed: not YAML: ", "quotes"),
+    (["seed=" + "9" * 5000], "--set seed: not YAML: ", "quotes"),
 ]  # fmt: skip
 
 
@@ -105,10 +115,10 @@ FILES = [
     (PLAIN + "warmup:\n  requests: [1\n", "w.yaml:5: ", "not YAML"),
     (PLAIN + "name: a: b\n", "w.yaml:3: ", "not YAML"),
     (PLAIN + "name: \x00\n", "w.yaml: ", "not YAML"),
-    (PLAIN + "name: 2026-13-45\n", "w.yaml: ", "not YAML: month"),
+    (PLAIN + "seed: " + "[" * 5000, "w.yaml: ", "not YAML: maximum recursion depth"),
     (PLAIN + "1: x\n", "w.yaml:3: ", "unknown key 1"),
     (PLAIN.replace("requests:", "request:"), "w.yaml: ", "requests is missing"),
-    (PLAIN + "engine: {vllm: &x {y: *x}}\n", "w.yaml: ", "Circular"),
+    (PLAIN + "engine: {vllm: &x {y: *x}}\n", "w.yaml:3: ", "not YAML: an alias is not taken here"),
     ("", "w.yaml: ", "null is not a workload"),
     ("- 1\n", "w.yaml: ", "[1] is not a workload"),
 ]
@@ -188,6 +198,10 @@ def test_lengths_keep_to_their_bounds_and_their_order(
     of = lengths(**kind, min=least, max=least + span)
     low, high = sorted((u, v))
     assert least <= of.at(low) <= of.at(high) <= least + span
+
+
+def test_a_length_is_at_most_10_million() -> None:
+    assert lengths(distribution="lognormal", median=1e6, p95=1e7).at(0.9999) == 10_000_000
 
 
 def test_a_length_is_at_least_1() -> None:
