@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
+from os.path import isfile  # Path.is_file raises for a name that is too long
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from harness.economics.scenario import parse_scenario
 from harness.errors import HarnessError
-from harness.load import Trace
+from harness.load import MOST, WHOLE, Trace
 from harness.workload import Prompt, Workload, parse_workload
 
 Prompts = tuple[Prompt, ...]
@@ -44,12 +45,12 @@ def read_workload(name_or_path: str, overrides: Sequence[str] = ()) -> Workload:
     mistake in it.
     """
     path, known = Path(name_or_path), _workload_files()
-    if not path.is_file():
+    if not isfile(path):
         path = known.get(name_or_path.removesuffix(".yaml")) or _unknown("workload", path.stem, name_or_path, known)
     workload = parse_workload(_text(path), str(path), overrides)
     for part, key in (("requests", "prompts"), ("requests", "trace"), ("load", "trace")):
         inner = getattr(workload, part)
-        if (named := getattr(inner, key)) is not None and (beside := path.parent / named).is_file():
+        if (named := getattr(inner, key)) is not None and isfile(beside := path.parent / named):
             workload = workload.model_copy(update={part: inner.model_copy(update={key: str(beside)})})
     return workload
 
@@ -83,7 +84,7 @@ def read_trace(name_or_path: str) -> Trace:
     Lines that begin with # say where the data comes from. HarnessError with file, line and column for any mistake.
     """
     path = Path(name_or_path)
-    if not path.is_file():
+    if not isfile(path):
         known = {file.name.removesuffix(".csv.gz"): file for file in data_path("traces").glob("*.csv.gz")}
         path = known.get(name_or_path) or _unknown("trace", name_or_path, name_or_path, known)
     form = f"expected the header {','.join(_HEADERS[0])} (or {','.join(_HEADERS[1])}), then three cells a line"
@@ -108,7 +109,7 @@ def read_trace(name_or_path: str) -> Trace:
 
 
 def _row(cells: list[str], header: list[str], place: str, after: float) -> tuple[float, int, int]:
-    """A row's values: a time that is not before `after`, and two token counts above 0."""
+    """A row's values: a time that is not before `after`, and two token counts."""
     values: list[float] = []
     for column, cell in zip(header, cells, strict=True):
         try:
@@ -118,8 +119,8 @@ def _row(cells: list[str], header: list[str], place: str, after: float) -> tuple
                 values.append(float(cell) if column == "arrival_s" else int(cell))
         except ValueError:
             values.append(math.nan)
-        if not (after <= values[0] < math.inf and values[-1] >= (1 if len(values) > 1 else after)):
-            form = "a whole number above 0" if len(values) > 1 else "a time, not before that of the row above"
+        if not (after <= values[0] < math.inf and (len(values) == 1 or 1 <= values[-1] <= MOST)):
+            form = WHOLE if len(values) > 1 else "a time, not before that of the row above"
             raise HarnessError(f"{place}: {column} is '{cell}'", f"expected {form}")
     return values[0], int(values[1]), int(values[2])
 
@@ -148,14 +149,14 @@ def _workload_files() -> dict[str, Path]:
 def _unknown(kind: str, name: str, asked: str, known: Iterable[str]) -> NoReturn:
     match = difflib.get_close_matches(name, known, 1)
     near = f"did you mean '{match[0]}'? " if match else ""
-    raise HarnessError(f"no {kind} '{asked}'", f"{near}give a file, or one of {', '.join(sorted(known))}")
+    raise HarnessError(f"no {kind} '{asked:.80}'", f"{near}give a file, or one of {', '.join(sorted(known))}")
 
 
 def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: no UTF-8, or a name with a null in it
         raise HarnessError(f"cannot read {path}: {error}", "give a readable UTF-8 text file") from None
 
 

@@ -162,9 +162,10 @@ HEADER = "arrival_s,input_tokens,output_tokens\n"
 @pytest.mark.parametrize(
     ("text", "what", "fix"),
     [
-        (HEADER + "0,1,1\n1,x,1\n", ":3: input_tokens is 'x'", "whole number above 0"),
-        (HEADER + "0,1,0\n", ":2: output_tokens is '0'", "whole number above 0"),
-        (HEADER + "0,1.5,1\n", ":2: input_tokens is '1.5'", "whole number above 0"),
+        (HEADER + "0,1,1\n1,x,1\n", ":3: input_tokens is 'x'", "whole number from 1"),
+        (HEADER + "0,1,0\n", ":2: output_tokens is '0'", "whole number from 1"),
+        (HEADER + "0,1.5,1\n", ":2: input_tokens is '1.5'", "whole number from 1"),
+        (HEADER + "0,10000001,1\n", ":2: input_tokens is '10000001'", "to 10 million"),
         (HEADER + "2,1,1\n1,1,1\n", ":3: arrival_s is '1'", "not before that of the row above"),
         (HEADER + "nan,1,1\n", ":2: arrival_s is 'nan'", "a time"),
         (HEADER + "inf,1,1\n", ":2: arrival_s is 'inf'", "a time"),
@@ -191,6 +192,13 @@ def test_a_trace_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="no trace 'azure-conv-2032'") as raised:
         shipped.read_trace("azure-conv-2032")
     assert raised.value.fix.startswith("did you mean 'azure-conv-2023'?")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "", "..", "/"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    for read in (shipped.read_workload, shipped.read_trace, shipped.read_prompts):
+        with pytest.raises(HarnessError, match=r"^(no|cannot read) "):
+            read(name)
 
 
 # Prompts
