@@ -25,14 +25,16 @@ ready() { # file tests and cmp only: every call of every script comes through he
     done
 }
 
-environment() {
-    if [ -n "${HARNESS_EXTRA:-}" ]; then
-        engine=$HARNESS_EXTRA venv=$root/.venv-$HARNESS_EXTRA
-    else
-        engine=cpu venv=$root/.venv
+choose() { # leaves the engine's extra in $engine, and the environment's directory in $venv
+    engine=${HARNESS_EXTRA:-cpu} venv=$root/.venv${HARNESS_EXTRA:+-$HARNESS_EXTRA}
+    if [ -z "${HARNESS_EXTRA:-}" ]; then
         # Once made with vllm it stays so: a GPU box may share its disk with a machine that has no GPU.
         if [ -e "$venv/installed/vllm" ] || gpu; then engine=vllm; fi
     fi
+}
+
+environment() {
+    choose
     if ! ready "$engine" "$@"; then
         find_python
         "$python" "$root/scripts/install.py" "$venv" "$engine" "$@" || exit

@@ -132,11 +132,11 @@ def install(venv: Path, lock: int, engine: str, extras: set[str]) -> None:
 
 def main(directory: str, engine: str, *more: str) -> None:
     venv, extras = Path(directory), {engine, *more}
-    with (ROOT / "pyproject.toml").open("r+") as lock:
+    with Path(f"{directory}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("waiting for another set-up of this checkout")
+            say(f"waiting for another set-up of {directory}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not ready(venv, extras):
             install(venv, lock.fileno(), engine, extras)
