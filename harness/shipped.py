@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import gzip
 import math
@@ -10,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
-from os.path import isfile  # Path.is_file raises for a name that is too long
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,12 +45,12 @@ def read_workload(name_or_path: str, overrides: Sequence[str] = ()) -> Workload:
     mistake in it.
     """
     path, known = Path(name_or_path), _workload_files()
-    if not isfile(path):
+    if not _is_file(path):
         path = known.get(name_or_path.removesuffix(".yaml")) or _unknown("workload", path.stem, name_or_path, known)
     workload = parse_workload(_text(path), str(path), overrides)
     for part, key in (("requests", "prompts"), ("requests", "trace"), ("load", "trace")):
         inner = getattr(workload, part)
-        if (named := getattr(inner, key)) is not None and isfile(beside := path.parent / named):
+        if (named := getattr(inner, key)) is not None and _is_file(beside := path.parent / named):
             workload = workload.model_copy(update={part: inner.model_copy(update={key: str(beside)})})
     return workload
 
@@ -84,7 +84,7 @@ def read_trace(name_or_path: str) -> Trace:
     Lines that begin with # say where the data comes from. HarnessError with file, line and column for any mistake.
     """
     path = Path(name_or_path)
-    if not isfile(path):
+    if not _is_file(path):
         known = {file.name.removesuffix(".csv.gz"): file for file in data_path("traces").glob("*.csv.gz")}
         path = known.get(name_or_path) or _unknown("trace", name_or_path, name_or_path, known)
     form = f"expected the header {','.join(_HEADERS[0])} (or {','.join(_HEADERS[1])}), then three cells a line"
@@ -150,6 +150,12 @@ def _unknown(kind: str, name: str, asked: str, known: Iterable[str]) -> NoReturn
     match = difflib.get_close_matches(name, known, 1)
     near = f"did you mean '{match[0]}'? " if match else ""
     raise HarnessError(f"no {kind} '{asked:.80}'", f"{near}give a file, or one of {', '.join(sorted(known))}")
+
+
+def _is_file(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # a name that is too long
+        return path.is_file()
+    return False
 
 
 def _text(path: Path) -> str:
