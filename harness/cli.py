@@ -47,7 +47,7 @@ def run(
     scenario: Scenario = None,
     meter: Annotated[
         list[str] | None,
-        typer.Option(help="auto (what is found), none, nvml, rapl, prometheus:url=…, replay:file=…; repeatable."),
+        typer.Option(help="auto (what is found), none, nvml, rapl, prometheus:url=…, replay:path=…; repeatable."),
     ] = None,
     assume_power: Annotated[
         float | None, typer.Option(metavar="WATTS", help="A power to take for granted where no meter reads it.")
@@ -212,7 +212,9 @@ def cost(
 
 @app.command()
 def extrapolate(
-    model: Annotated[str | None, typer.Argument(help="A model of the table (`harness list architectures`).")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A model of harness/data/models.csv, by its hub id or the end of it.")
+    ] = None,
     gpu: Annotated[str, typer.Argument(help="A GPU of the table.")] = "H100",
     devices: Annotated[int, typer.Option(help="GPUs that share the model.")] = 1,
     precision: Annotated[str, typer.Option(help="Of the weights: bfloat16, fp8…")] = "bfloat16",

