@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -60,12 +63,13 @@ def run(
     """Measure a workload once; store the run, then print its report."""
     from harness import run as measuring
     from harness import shipped
+    from harness.report import economics
 
-    overrides = list(set_ or [])
-    overrides += [
-        f"{key}={value}" for key, value in (("engine.name", engine), ("model", model), ("scenario", scenario)) if value
-    ]
-    spec = shipped.read_workload(workload, overrides)
+    named = {"engine.name": engine, "model": model, "scenario": scenario}
+    words = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
+    spec = shipped.read_workload(workload, [*(set_ or ()), *words])
+    if spec.scenario is not None:
+        economics.read_scenario(spec.scenario)  # a mistake in it should not show after the measuring
     with _Display() as display:
         # A simulated engine draws no power, so none is looked for unless a meter is named.
         power = meter or ([] if spec.engine.name == "simulated" else ["auto"])
@@ -308,7 +312,7 @@ class _Display:
 
     def __init__(self) -> None:
         # A copy of the descriptor: the run sends descriptors 1 and 2 to the engine's log.
-        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding, errors="replace")
         self._phase = ""
 
     def __enter__(self) -> _Display:
@@ -325,10 +329,15 @@ class _Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-        self._stream.close()
+        with contextlib.suppress(OSError):
+            self._bar.stop()
+            self._stream.close()
 
     def show(self, progress: Progress) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone; the run is not
+            self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
         if progress.phase != self._phase:
             self._phase = progress.phase
             self._bar.reset(self._task, description=progress.phase)
@@ -346,8 +355,14 @@ class _Display:
 
 def main() -> None:
     """The entry point: mistakes are printed without a traceback and leave with their exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # quotes in scripts that the terminal's encoding lacks
     try:
         app()
     except errors.HarnessError as mistake:
         typer.echo(f"error: {mistake}", err=True)
+        raise SystemExit(errors.WRONG_USE) from None
+    except OSError as refused:
+        typer.echo(f"error: {refused}\n  fix: see that the place is there, can be used, and has room", err=True)
         raise SystemExit(errors.WRONG_USE) from None

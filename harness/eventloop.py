@@ -27,11 +27,14 @@ def event_loop() -> asyncio.AbstractEventLoop:
 
 
 class Interrupt:
-    """SIGINT and SIGTERM: KeyboardInterrupt at once, or, while measuring, the first one ends the load in good order."""
+    """SIGINT, SIGTERM, SIGHUP: KeyboardInterrupt at once, or, while measuring, the first ends the load in order."""
 
     def __enter__(self) -> Interrupt:
         self._task: asyncio.Future[None] | None = None
-        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

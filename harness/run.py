@@ -70,7 +70,7 @@ def run(
     writer = store.RunWriter(
         root,
         store.RunFile(
-            id=store.new_id(now, None if name == "simulated" else workload.model, workload.name, root=root),
+            id=store.new_id(now, None if name == "simulated" else workload.model, workload.name),
             created_utc=now,
             pid=os.getpid(),
             workload=workload.model_dump(mode="json"),
@@ -138,10 +138,12 @@ class _Session:
             except EngineDied as died:
                 ended = "failed", str(died)
             finally:
-                with self._timed("engine_stop_s", "stopping"):
+                # An interrupt from here on changes nothing of what was measured.
+                with contextlib.suppress(KeyboardInterrupt), self._timed("engine_stop_s", "stopping"):
                     runner.run(self.engine.stop())
             if ended[0] == "complete":
-                self.power.idle("after")
+                with contextlib.suppress(KeyboardInterrupt):
+                    self.power.idle("after")
             return ended
 
     def _maker(self, info: EngineInfo) -> Callable[[int], Request]:
@@ -169,6 +171,8 @@ class _Session:
         except asyncio.CancelledError:
             return "interrupted", "interrupted while measuring"
         except ExceptionGroup as group:
+            if (wrong := group.subgroup(HarnessError)) is not None:  # the disk is full, say
+                raise wrong.exceptions[0] from None
             died, others = group.split(EngineDied)
             if died is None or others is not None:
                 raise
@@ -273,8 +277,8 @@ class _LoadLoop:
         due_s = load.due_s(shape, self.workload.requests.count, self.workload.seed, self.arrivals)
         for index, scheduled_s in enumerate(due_s):
             request = self.make(index)
-            if (wait_s := scheduled_s - self._now_s()) > 0:
-                await asyncio.sleep(wait_s)
+            # Also without a wait the loop must come round: what was sent has to leave, and tokens to be stamped.
+            await asyncio.sleep(scheduled_s - self._now_s())
             group.create_task(self._when_free(slots, request, scheduled_s))
 
     async def _when_free(

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
+import itertools
 import json
 import os
 import re
@@ -25,7 +27,6 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import pandas as pd
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -39,47 +40,24 @@ SCHEMA_VERSION = 1
 
 State = Literal["running", "complete", "interrupted", "failed"]
 
-REQUESTS = pa.schema(
-    [
-        ("index", pa.int64()),
-        ("scheduled_s", pa.float64()),
-        ("sent_s", pa.float64()),
-        ("end_s", pa.float64()),
-        ("arrival_s", pa.list_(pa.float64())),
-        ("arrival_tokens", pa.list_(pa.int32())),
-        ("input_asked", pa.int64()),
-        ("output_asked", pa.int64()),
-        ("input_tokens", pa.int64()),
-        ("output_tokens", pa.int64()),
-        ("cached_tokens", pa.int64()),
-        ("finish_reason", pa.string()),
-        ("error", pa.string()),
-        ("error_text", pa.string()),
-    ]
-)
+_TYPES = {
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "str": pa.string(),
+    "tuple[float, ...]": pa.list_(pa.float64()),
+    "tuple[int, ...]": pa.list_(pa.int32()),
+}
+
+
+def _schema(noun: type, types: Mapping[str, pa.DataType]) -> pa.Schema:
+    """A column for each field; all may be missing."""
+    return pa.schema([(each.name, types[str(each.type).removesuffix(" | None")]) for each in dataclasses.fields(noun)])
+
+
+REQUESTS = _schema(Record, _TYPES)
 """The columns of requests.parquet: the fields of Record, in their order."""
 
-POWER = pa.schema(
-    [
-        ("before_s", pa.float64()),
-        ("after_s", pa.float64()),
-        ("device", pa.string()),
-        ("domain", pa.string()),
-        ("energy_j", pa.float64()),
-        ("power_w", pa.float64()),
-        ("average_w", pa.float64()),
-        ("temperature_c", pa.float64()),
-        ("sm_clock_hz", pa.float64()),
-        ("memory_clock_hz", pa.float64()),
-        ("utilisation", pa.float64()),
-        ("memory_used_bytes", pa.float64()),
-        ("power_limit_w", pa.float64()),
-        ("throttle", pa.float64()),
-        ("processes", pa.float64()),
-        ("foreign_processes", pa.float64()),
-        ("error", pa.string()),
-    ]
-)
+POWER = _schema(PowerSample, _TYPES | {"int": pa.float64()})
 """The columns of power.parquet: the fields of PowerSample in their order; all numbers float, so that missing is NaN."""
 
 _INTEGERS = ("input_tokens", "output_tokens", "cached_tokens")
@@ -151,43 +129,52 @@ class Run:
 
 
 class RunWriter:
-    """A run being written; open from the first file to the last rename."""
+    """A run being written, in a directory of its own under `root`; open from the first file to the last rename.
+
+    Every method raises HarnessError where the directory cannot be written. What was written by then still reads.
+    """
 
     def __init__(self, root: Path, file: RunFile) -> None:
-        self.file = file
-        self.directory = root / file.id
-        self.directory.mkdir(parents=True)
-        self._requests = self._journal("requests")
+        with _writing(root):
+            root.mkdir(parents=True, exist_ok=True)
+            self.file, self.directory = _claim(root, file)
+            self._requests = self._journal("requests")
+            with contextlib.suppress(OSError):  # a file system without locks: the run will not read as running
+                fcntl.flock(self._requests, fcntl.LOCK_EX)
         self._power: IO[str] | None = None
         self.update()
 
     def add(self, record: Record) -> None:
         """Journal a finished request, through to the operating system, so that a killed run keeps it."""
-        self._requests.write(json.dumps(_row(record, REQUESTS)) + "\n")
-        self._requests.flush()
+        with _writing(self.directory):
+            self._requests.write(json.dumps(_row(record, REQUESTS)) + "\n")
+            self._requests.flush()
 
     def add_power(self, samples: Iterable[PowerSample]) -> None:
         """Journal a meter's readings, their times on CLOCK_MONOTONIC until `finish`."""
-        if self._power is None:
-            self._power = self._journal("power")
-        self._power.writelines(json.dumps(_row(sample, POWER)) + "\n" for sample in samples)
-        self._power.flush()
+        with _writing(self.directory):
+            if self._power is None:
+                self._power = self._journal("power")
+            self._power.writelines(json.dumps(_row(sample, POWER)) + "\n" for sample in samples)
+            self._power.flush()
 
     def update(self, **changes: Any) -> None:
         """Rewrite run.json with these fields changed."""
         self.file = self.file.model_copy(update=changes)
-        _write(self.directory / "run.json", self.file.model_dump_json(indent=2))
+        with _writing(self.directory):
+            _write(self.directory / "run.json", self.file.model_dump_json(indent=2))
 
     def finish(self, state: State, error: str | None = None) -> None:
         """Turn the journals into Parquet files, and state how the run ended."""
-        self._requests.close()
-        self._save("requests", _table(_journal_rows(self.directory / "requests.jsonl"), REQUESTS))
-        if self._power is not None:
-            self._power.close()
-            self._save("power", _power_table(self.directory / "power.jsonl", self.file))
-        self.update(state=state, error=error)
-        for name in ("requests", "power"):
-            (self.directory / f"{name}.jsonl").unlink(missing_ok=True)
+        with _writing(self.directory):
+            self._save("requests", _table(_journal_rows(self.directory / "requests.jsonl"), REQUESTS))
+            if self._power is not None:
+                self._power.close()
+                self._save("power", _power_table(self.directory / "power.jsonl", self.file))
+            self.update(state=state, error=error)
+            self._requests.close()
+            for name in ("requests", "power"):
+                (self.directory / f"{name}.jsonl").unlink(missing_ok=True)
 
     def _journal(self, name: str) -> IO[str]:
         return (self.directory / f"{name}.jsonl").open("w", encoding="utf-8")
@@ -198,28 +185,43 @@ class RunWriter:
         partial.rename(self.directory / f"{name}.parquet")
 
 
-def new_id(now: datetime, *names: str | None, root: Path) -> str:
-    """A directory name that is free under `root`: the time, then the model and workload.
+def new_id(now: datetime, *names: str | None) -> str:
+    """A directory's name: the time, then the model and workload.
 
     >>> from datetime import UTC
-    >>> new_id(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "org/Model-7B", "smoke", root=Path("/nonexistent"))
+    >>> new_id(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "org/Model-7B", "smoke")
     '20260102T030405Z-model-7b-smoke'
     """
-    slugs = (re.sub(r"[^a-z0-9.]+", "-", Path(name).name.lower()).strip("-.")[:40] for name in names if name)
-    base = "-".join([f"{now:%Y%m%dT%H%M%SZ}", *slugs])
-    name, count = base, 1
-    while (root / name).exists():
-        count += 1
-        name = f"{base}-{count}"
-    return name
+    slugs = (re.sub(r"[^a-z0-9.]+", "-", Path(name).name.lower())[:40].strip("-.") for name in names if name)
+    return "-".join(filter(None, [f"{now:%Y%m%dT%H%M%SZ}", *slugs]))
+
+
+def _claim(root: Path, file: RunFile) -> tuple[RunFile, Path]:
+    """The run and its new directory, numbered where others started in the same second."""
+    for count in itertools.count(1):
+        numbered = file if count == 1 else file.model_copy(update={"id": f"{file.id}-{count}"})
+        with contextlib.suppress(FileExistsError):
+            (root / numbered.id).mkdir()
+            return numbered, root / numbered.id
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as refused:
+        fix = "make room, or name another directory with --out; `harness report` reads what is there"
+        raise HarnessError(f"cannot write to {directory}: {refused.strerror}", fix) from None
 
 
 def point_latest(root: Path, run_id: str) -> None:
-    """Make `root`/latest point to this run."""
-    partial = root / f".latest.{os.getpid()}"
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(run_id, target_is_directory=True)
-    partial.rename(root / "latest")
+    """Make `root`/latest point to this run; left alone where it is no link, or where there can be none."""
+    latest, partial = root / "latest", root / f".latest.{os.getpid()}"
+    if latest.is_symlink() or not latest.exists():
+        with contextlib.suppress(OSError):
+            partial.symlink_to(run_id, target_is_directory=True)
+            partial.rename(latest)
 
 
 def engine_record(info: EngineInfo) -> dict[str, Any]:
@@ -231,10 +233,11 @@ def engine_record(info: EngineInfo) -> dict[str, Any]:
 
 def find(reference: str, root: Path) -> Path:
     """A run's directory from a path, a name under `root`, or a name's unambiguous beginning (`latest` is a name)."""
-    for candidate in (Path(reference), root / reference):
-        if (candidate / "run.json").is_file():
-            return candidate.resolve()
-    matches = sorted(path.name for path in root.glob(f"{glob_escape(reference)}*") if (path / "run.json").is_file())
+    with contextlib.suppress(OSError):  # a name that is too long for a file
+        for candidate in (Path(reference), root / reference):
+            if (candidate / "run.json").is_file():
+                return candidate.resolve()
+    matches = sorted(name for path in root.glob("*/run.json") if (name := path.parent.name).startswith(reference))
     if len(matches) == 1:
         return (root / matches[0]).resolve()
     if matches:
@@ -242,13 +245,9 @@ def find(reference: str, root: Path) -> Path:
             f"'{reference}' could be any of {len(matches)} runs: {', '.join(matches[:3])}…", "give more of the name"
         )
     raise HarnessError(
-        f"no run '{reference}': neither a directory with a run.json nor a name under {root}",
+        f"no run '{reference:.80}': neither a directory with a run.json nor a name under {root}",
         "see `harness list runs`, or give the run's directory",
     )
-
-
-def glob_escape(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def read(directory: Path) -> Run:
@@ -300,7 +299,7 @@ def read_file(directory: Path) -> RunFile:
         raise HarnessError(
             f"{path}: not a readable run.json: {reason}", "restore the file, or measure the run again"
         ) from None
-    if file.state == "running" and not _alive(file):
+    if file.state == "running" and not _locked(directory / "requests.jsonl"):
         killed = "the measuring process ended without finishing the run (killed, or the machine stopped)"
         return file.model_copy(update={"state": "interrupted", "error": killed})
     return file
@@ -318,9 +317,10 @@ def list_runs(root: Path) -> Iterator[tuple[Path, RunFile | HarnessError]]:
 
 
 def write_summary(directory: Path, summary: Summary) -> None:
-    """Store the derived figures beside the raw rows."""
+    """Store the derived figures beside the raw rows, where the directory can be written."""
     content = {"schema_version": SCHEMA_VERSION, "harness": harness.__version__, **dataclasses.asdict(summary)}
-    _write(directory / "summary.json", json.dumps(content, indent=1))
+    with contextlib.suppress(OSError):
+        _write(directory / "summary.json", json.dumps(content, indent=1))
 
 
 def read_summary(directory: Path) -> Summary | None:
@@ -340,10 +340,13 @@ def read_summary(directory: Path) -> Summary | None:
         return None
 
 
-def _alive(file: RunFile) -> bool:
-    """Whether the process that writes the run is still there (a later process with the same number does not count)."""
-    with contextlib.suppress(psutil.Error):
-        return psutil.Process(file.pid).create_time() <= file.created_utc.timestamp()
+def _locked(journal: Path) -> bool:
+    """Whether the process that writes the run has it open; a process number can be another's, or a container's."""
+    with contextlib.suppress(OSError), journal.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
 
 

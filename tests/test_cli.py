@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +87,8 @@ def test_deleted_summaries_are_rebuilt_alike(harness: Command, tmp_path: Path) -
         (("run", "smoke", "--set", "load.users=-3"), ("load.users", "-3")),
         (("run", "smoke", "--set", "lod.users=3"), ("lod", "load")),
         (("run", "smoke", "--engine", "simulated", "--meter", "wattson"), ("unknown meter 'wattson'", "nvml")),
+        (("run", "smoke", "--engine", "simulated", "--scenario", "free"), ("no scenario 'free'", "cpu-smoke")),
+        (("run", "smoke", "--engine", "simulated", "--out", "/dev/null"), ("cannot write to /dev/null", "--out")),
         (("report", "nowhere"), ("no run 'nowhere'", "harness list runs")),
         (("facts", "Z99"), ("Z99",)),
         (("compare", "--table", "gossip"), ("gossip", "spend-revenue")),
@@ -100,6 +104,21 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
     assert "Traceback" not in left.err
     for each in said:
         assert each in left.err
+
+
+def test_what_a_terminal_cannot_show_does_not_stop_the_command() -> None:
+    for encoding in ("ascii", "latin-1"):
+        command = [sys.executable, "-m", "harness", "facts", "A15"]
+        shown = subprocess.run(
+            command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False
+        )
+        assert (shown.returncode, shown.stderr) == (0, b"")
+        assert b"OpenAI" in shown.stdout
+
+
+def test_names_on_the_command_line_are_text(harness: Command) -> None:
+    run = harness(*QUICK, "--model", "1e3")
+    assert run.code == 0, run.err
 
 
 def test_a_run_without_a_success_is_incomplete(harness: Command) -> None:

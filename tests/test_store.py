@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import UTC, datetime, timedelta
+import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -63,17 +64,14 @@ def test_a_journal_cut_in_the_middle_of_a_line_keeps_the_whole_lines(tmp_path: P
     assert store.read(writer.directory).requests["index"].tolist() == [0]
 
 
-@pytest.mark.parametrize(
-    ("pid", "age", "state"),
-    [
-        (os.getpid(), timedelta(), "running"),
-        (2**22 + 1, timedelta(), "interrupted"),  # beyond any process number
-        (os.getpid(), timedelta(days=400), "interrupted"),  # the number belongs to a later process now
-    ],
-)
-def test_a_run_whose_process_is_gone_is_interrupted(tmp_path: Path, pid: int, age: timedelta, state: str) -> None:
-    writer = store.RunWriter(tmp_path, run_file(pid=pid, created_utc=datetime.now(UTC) - age))
-    assert store.read(writer.directory).file.state == state
+def test_a_run_whose_process_is_gone_is_interrupted(tmp_path: Path) -> None:
+    writer = store.RunWriter(tmp_path, run_file())
+    directory = writer.directory
+    assert store.read(directory).file.state == "running"
+    shutil.copytree(directory, tmp_path / "copy")  # to another machine, say, where the process number is another's
+    assert store.read(tmp_path / "copy").file.state == "interrupted"
+    del writer
+    assert store.read(directory).file.state == "interrupted"
 
 
 def damage_json(directory: Path) -> str:
@@ -149,15 +147,46 @@ def test_runs_are_found_by_path_name_beginning_and_latest(tmp_path: Path) -> Non
     assert store.find("20260101", tmp_path).name == "20260101-a"
     with pytest.raises(HarnessError, match="any of 2 runs"):
         store.find("20260102", tmp_path)
-    with pytest.raises(HarnessError, match="no run"):
-        store.find("2027", tmp_path)
+    for unknown in ("2027", "/", "/nope", "*", "x" * 5000, "a\0b"):
+        with pytest.raises(HarnessError, match="no run"):
+            store.find(unknown, tmp_path)
 
 
-def test_names_do_not_collide(tmp_path: Path) -> None:
-    now = datetime(2026, 1, 2, tzinfo=UTC)
-    first = store.new_id(now, "m", "w", root=tmp_path)
-    (tmp_path / first).mkdir()
-    assert store.new_id(now, "m", "w", root=tmp_path) == f"{first}-2"
+def test_runs_of_one_second_do_not_collide(tmp_path: Path) -> None:
+    writers = [store.RunWriter(tmp_path, run_file()) for _ in range(3)]
+    assert [writer.directory.name for writer in writers] == ["a-run", "a-run-2", "a-run-3"]
+    assert store.read(tmp_path / "a-run-2").file.id == "a-run-2"
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"), [("../../x/é y", "-y"), ("漢字", ""), ("x" * 500, "-" + "x" * 40), ("\0", ""), ("/", "")]
+)
+def test_names_are_fit_for_a_directory(name: str, slug: str) -> None:
+    assert store.new_id(datetime(2026, 1, 2, tzinfo=UTC), None, name) == f"20260102T000000Z{slug}"
+
+
+def test_a_place_that_cannot_be_written_is_an_error_and_what_is_there_still_reads(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken").symlink_to("nowhere/at/all")
+    for name in ("file", "file/in", "broken", "x" * 500):
+        with pytest.raises(HarnessError, match=r"^cannot write to "):
+            store.RunWriter(tmp_path / name, run_file())
+    writer = store.RunWriter(tmp_path, run_file())
+    writer.add(DONE)
+    (writer.directory / ".requests.parquet.part").mkdir()
+    with pytest.raises(HarnessError, match=r"^cannot write to .*a-run: "):
+        writer.finish("complete")
+    assert store.read(writer.directory).requests["index"].tolist() == [0]
+
+
+def test_what_is_called_latest_and_is_no_link_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "latest").mkdir()
+    store.point_latest(tmp_path, "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+    (tmp_path / "latest").rmdir()
+    (tmp_path / "latest").symlink_to("gone")
+    store.point_latest(tmp_path, "a")
+    assert (tmp_path / "latest").readlink() == Path("a")
 
 
 def test_a_summary_is_read_back_or_rebuilt(tmp_path: Path) -> None:
