@@ -27,8 +27,6 @@ READERS: Mapping[str, str] = {
     "rapl": "harness.meters.rapl:RaplReader",
 }
 """Name -> `module:class` of a reader that `harness.meters.process` polls from another process."""
-
-
 AUTO = ("nvml", "rapl")
 """What `auto` looks for, in this order."""
 
@@ -49,11 +47,11 @@ class Meter(Protocol):
 
 
 class Reader(Protocol):
-    """What is polled. Lives in the reading process; times are CLOCK_MONOTONIC seconds."""
+    """What is polled when `next_s` comes. Lives in the reading process; times are CLOCK_MONOTONIC seconds."""
+
+    next_s: float
 
     def open(self) -> MeterInfo: ...
-
-    def due_s(self) -> float: ...
 
     def read(self) -> list[PowerSample]: ...
 
@@ -72,7 +70,7 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Meter:
     if name in READERS:
         from harness.meters.process import ProcessMeter
 
-        return ProcessMeter(name, dict(options or {}))
+        return ProcessMeter(name, options or {})
     if name not in METERS:
         raise HarnessError(f"unknown meter '{name}'", f"choose one of {', '.join(sorted([*METERS, *READERS]))}")
     meter: Meter = construct(name, METERS[name], options or {})

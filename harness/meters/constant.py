@@ -18,29 +18,18 @@ class ConstantMeter:
     def __init__(self, watts: float, domain: str = "gpu") -> None:
         if not (math.isfinite(watts) and watts > 0):
             raise HarnessError(f"assumed power {watts} W", "give watts above 0, for instance --assume-power 350")
-        self.watts, self.domain = float(watts), domain
-        self.samples: list[PowerSample] = []
+        self.watts, self.margin = float(watts), [-MARGIN_S]
+        self.info = MeterInfo("constant", "assumed", (MeterDevice("assumed", domain, note=f"{watts:g} W declared"),))
 
     def start(self) -> MeterInfo:
-        self._say(-MARGIN_S)
-        return self._info()
+        return self.info
 
     def drain(self) -> list[PowerSample]:
-        self._say(0.0)
-        samples, self.samples = self.samples, []
-        return samples
+        instants = sorted(time.monotonic() + later_s for later_s in (0.0, *self.margin))
+        self.margin = []
+        (device,) = self.info.devices
+        return [PowerSample(t, t, device.device, device.domain, average_w=self.watts) for t in instants]
 
     def stop(self) -> MeterInfo:
-        self._say(0.0)
-        self._say(MARGIN_S)
-        return self._info()
-
-    def _say(self, later_s: float) -> None:
-        at_s = time.monotonic() + later_s
-        if not self.samples or at_s > self.samples[-1].after_s:
-            self.samples.append(PowerSample(at_s, at_s, "assumed", self.domain, average_w=self.watts))
-
-    def _info(self) -> MeterInfo:
-        return MeterInfo(
-            "constant", "assumed", (MeterDevice("assumed", self.domain, note=f"{self.watts:g} W declared"),)
-        )
+        self.margin.append(MARGIN_S)
+        return self.info

@@ -9,12 +9,12 @@ import os
 import random
 import struct
 import time
-from collections.abc import Callable, Iterable
-from ctypes import byref, c_int32
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pynvml
 
 from harness.errors import HarnessError
@@ -36,7 +36,6 @@ _FIELDS = (
     ("memory", pynvml.NVML_FI_DEV_POWER_AVERAGE),
 )
 """What one reading asks for: millijoules, then milliwatts."""
-_FOUR = c_int32(len(_FIELDS))
 _FIELD = struct.Struct("=IIqqIIQ")
 """nvmlFieldValue_t: field, scope, timestamp, latency, type, status, value; pynvml's own class costs five times this."""
 _NAMES = {
@@ -57,50 +56,40 @@ def code_name(code: int) -> str:
 
 @dataclass(slots=True)
 class _Gpu:
-    index: int
     handle: Any
-    scope: int
+    device: MeterDevice
     tracker: EdgeTracker
     fields: Any
     """The batch that every reading fills: made once, since making it costs as much as the call."""
-    fields_at: Any
-    uuid: str
     power_usage: bool = False
     """Neither power field is supported: ask as older drivers and GPUs want to be asked."""
     next_s: float = 0.0
     slow_s: float = 0.0
-    counter: int | None = None
     memory_s: float = 0.0
-
-    @property
-    def domain(self) -> str:
-        return "gpu module" if self.scope == pynvml.NVML_POWER_SCOPE_MODULE else "gpu"
+    counter: int | None = None
 
 
 class NvmlReader:
     """Energy counter, newest and average power, memory power, and once a second what explains them.
 
-    Options: `devices`, a list of indices or UUIDs (default: CUDA_VISIBLE_DEVICES, else all); `harness_pid`, whose
-    descendants' processes on a GPU are not foreign; `probe_s`, for how long to watch a GPU that was never seen before
-    (its sensors' periods are then kept in `cache`).
+    Options: `devices`, a list of indices or UUIDs (default: CUDA_VISIBLE_DEVICES, else all); `probe_s`, for how long to
+    watch a GPU that was never seen before; `fill_s` between readings. Processes on a GPU that descend from this one's
+    parent are not foreign.
     """
+
+    next_s = 0.0
 
     def __init__(
         self,
         devices: list[int | str] | None = None,
-        harness_pid: int | None = None,
         probe_s: float = PROBE_S,
-        cache: str | None = None,
         fill_s: float = FILL_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        seed: int = 0,
     ) -> None:
-        self.devices, self.probe_s, self.clock, self.sleep = devices, probe_s, clock, sleep
-        self.harness_pid = harness_pid or os.getppid()
-        self.fill_s = fill_s
-        self.cache = Path(cache or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.rng = random.Random(seed)
+        self.devices, self.probe_s, self.fill_s, self.clock, self.sleep = devices, probe_s, fill_s, clock, sleep
+        self.harness_pid = os.getppid()
+        self.rng = random.Random(0)
         self.gpus: list[_Gpu] = []
 
     def open(self) -> MeterInfo:
@@ -110,23 +99,16 @@ class NvmlReader:
             handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
             driver = str(pynvml.nvmlSystemGetDriverVersion())
         except pynvml.NVMLError as absent:
-            raise HarnessError(
-                f"NVML does not answer: {absent}", "install the NVIDIA driver, or choose another meter"
-            ) from None
+            fix = "install the NVIDIA driver, or choose another meter"
+            raise HarnessError(f"NVML does not answer: {absent}", fix) from None
         self._call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")
-        chosen = self._chosen(handles)
+        chosen = self._chosen([str(_ask(handle, "nvmlDeviceGetUUID")) for handle in handles])
         if not chosen:
             raise HarnessError("NVML finds no GPU", "check CUDA_VISIBLE_DEVICES and the option `devices`")
         self.gpus = [self._gpu(index, handles[index], len(chosen)) for index in chosen]
-        described = {gpu.index: self._describe(gpu) for gpu in self.gpus}
-        self._probed(described, driver)
-        now = self.clock()
-        for gpu in self.gpus:
-            device = described[gpu.index]
-            gpu.tracker.period_s = device.period_s
-            gpu.next_s = now
+        self._probe(driver)
         memory = [
-            MeterDevice(str(gpu.index), "gpu memory", average_period_s=MEMORY_S, average_window_s=AVERAGE_WINDOW_S)
+            MeterDevice(gpu.device.device, "gpu memory", average_period_s=MEMORY_S, average_window_s=AVERAGE_WINDOW_S)
             for gpu in self.gpus
             if self._fetch(gpu)[2][3] is not None
         ]
@@ -134,12 +116,9 @@ class NvmlReader:
             meter="nvml",
             # A driver that calls itself simulated is a test bed's: nothing read through it may pass for a measurement.
             status="simulated" if "simulated" in driver else "measured",
-            devices=(*described.values(), *memory),
+            devices=(*(gpu.device for gpu in self.gpus), *memory),
             driver=driver,
         )
-
-    def due_s(self) -> float:
-        return min(gpu.next_s for gpu in self.gpus)
 
     def read(self) -> list[PowerSample]:
         """Read every GPU that is due, and those whose fill reading is due soon: waking up costs more than reading."""
@@ -148,6 +127,7 @@ class NvmlReader:
         for gpu in self.gpus:
             if gpu.next_s <= now_s + (GUARD_S / 4 if gpu.next_s in gpu.tracker.plan else self.fill_s / 2):
                 samples += self._read(gpu)
+        self.next_s = min(gpu.next_s for gpu in self.gpus)
         return samples
 
     def _read(self, gpu: _Gpu) -> list[PowerSample]:
@@ -158,26 +138,16 @@ class NvmlReader:
         slow: dict[str, Any] = {}
         if before_s >= gpu.slow_s and not changed:
             gpu.slow_s = before_s + SLOW_S
-            slow = self._slow(gpu)
-            if slow.pop("uuid") != gpu.uuid:
+            slow = self._slow(gpu.handle)
+            if (_ask(gpu.handle, "nvmlDeviceGetUUID") or gpu.device.uuid) != gpu.device.uuid:
                 error = f"{error or ''} device=uuid_changed".strip()
         if gpu.power_usage:
             average = _ask(gpu.handle, "nvmlDeviceGetPowerUsage")
-        samples = [
-            PowerSample(
-                before_s,
-                after_s,
-                str(gpu.index),
-                gpu.domain,
-                energy_j=_thousandth(counter),
-                power_w=_thousandth(instant),
-                average_w=_thousandth(average),
-                error=error,
-                **slow,
-            )
-        ]
+        name, watts = gpu.device.device, (_thousandth(instant), _thousandth(average))
+        fast = (before_s, after_s, name, gpu.device.domain, _thousandth(counter), *watts)
+        samples = [PowerSample(*fast, error=error, **slow)]
         if memory is not None and before_s >= gpu.memory_s:
-            samples.append(PowerSample(before_s, after_s, str(gpu.index), "gpu memory", average_w=memory / 1000))
+            samples.append(PowerSample(before_s, after_s, name, "gpu memory", average_w=memory / 1000))
             gpu.memory_s = before_s + MEMORY_S
         gpu.next_s = gpu.tracker.due_s(self.clock())
         return samples
@@ -185,7 +155,7 @@ class NvmlReader:
     def _fetch(self, gpu: _Gpu) -> tuple[float, float, list[int | None], str | None]:
         """Stamps, the four fields in NVML's units, and what went wrong beyond a plain `not supported`."""
         before_s = self.clock()
-        code = self._call(gpu.handle, _FOUR, gpu.fields_at)
+        code = self._call(gpu.handle, len(_FIELDS), gpu.fields)
         after_s = self.clock()
         if code:
             return before_s, after_s, [None] * 4, f"device={code_name(code)}"
@@ -197,92 +167,82 @@ class NvmlReader:
             values.append(None if status or (i and not value) else value if i == 0 else value & 0xFFFFFFFF)
         return before_s, after_s, values, error
 
-    def _slow(self, gpu: _Gpu) -> dict[str, Any]:
-        ask = functools.partial(_ask, gpu.handle)
-        hertz = {f"{k}_clock_hz": ask("nvmlDeviceGetClockInfo", c) for k, c in (("sm", 1), ("memory", 2))}
-        use = ask("nvmlDeviceGetUtilizationRates")
-        memory = ask("nvmlDeviceGetMemoryInfo")
-        limit_mw = ask("nvmlDeviceGetEnforcedPowerLimit")
+    def _slow(self, handle: Any) -> dict[str, Any]:
+        ask = functools.partial(_ask, handle)
+        sm_mhz, memory_mhz = (ask("nvmlDeviceGetClockInfo", clock) for clock in (1, 2))
+        use, memory = ask("nvmlDeviceGetUtilizationRates"), ask("nvmlDeviceGetMemoryInfo")
         running = ask("nvmlDeviceGetComputeRunningProcesses")
         own = None if running is None else sum(_descends(process.pid, self.harness_pid) for process in running)
         return {
             "temperature_c": ask("nvmlDeviceGetTemperatureV", 0),
-            **{name: None if mhz is None else mhz * 1e6 for name, mhz in hertz.items()},
-            "utilisation": None if use is None else use.gpu / 100,
-            "memory_used_bytes": None if memory is None else int(memory.used),
-            "power_limit_w": _thousandth(limit_mw),
+            "sm_clock_hz": sm_mhz and sm_mhz * 1e6,
+            "memory_clock_hz": memory_mhz and memory_mhz * 1e6,
+            "utilisation": use and use.gpu / 100,
+            "memory_used_bytes": memory and int(memory.used),
+            "power_limit_w": _thousandth(ask("nvmlDeviceGetEnforcedPowerLimit")),
             "throttle": ask("nvmlDeviceGetCurrentClocksEventReasons"),
             "processes": own,
-            "foreign_processes": None if running is None or own is None else len(running) - own,
-            "uuid": ask("nvmlDeviceGetUUID") or gpu.uuid,
+            "foreign_processes": None if own is None else len(running) - own,
         }
 
-    def _chosen(self, handles: list[Any]) -> list[int]:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        wanted: Iterable[int | str]
-        if self.devices is not None:
-            wanted = self.devices
-        elif visible is not None and visible.strip():
+    def _chosen(self, uuids: list[str]) -> list[int]:
+        """Indices of the GPUs asked for, each by index or by how its UUID begins."""
+        wanted: Sequence[int | str] | None = self.devices
+        if wanted is None and (visible := os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()):
             wanted = [part.strip() for part in visible.split(",")]
-        else:
-            return list(range(len(handles)))
-        uuids = [str(_ask(handle, "nvmlDeviceGetUUID")) for handle in handles]
-        by_uuid = {part: [i for i, uuid in enumerate(uuids) if uuid.startswith(str(part))] for part in wanted}
-        chosen: list[int] = []
-        for part in wanted:
-            found = [int(part)] if str(part).isdigit() and int(part) < len(handles) else by_uuid[part]
+        chosen = []
+        for part in range(len(uuids)) if wanted is None else map(str, wanted):
+            found = [i for i, uuid in enumerate(uuids) if str(part) == str(i) or uuid.startswith(str(part))]
             if not found:
-                raise HarnessError(
-                    f"no GPU '{part}'", f"choose indices below {len(handles)}, or one of {', '.join(uuids)}"
-                )
+                fix = f"choose indices below {len(uuids)}, or one of {', '.join(uuids)}"
+                raise HarnessError(f"no GPU '{part}'", fix)
             chosen += found
         return chosen
 
     def _gpu(self, index: int, handle: Any, together: int) -> _Gpu:
-        def supported(scope: int) -> bool:
-            value = _ask(handle, "nvmlDeviceGetFieldValues", [(pynvml.NVML_FI_DEV_POWER_INSTANT, scope)])
-            return value is not None and not value[0].nvmlReturn
-
-        module_only = not supported(pynvml.NVML_POWER_SCOPE_GPU) and supported(pynvml.NVML_POWER_SCOPE_MODULE)
-        scope = pynvml.NVML_POWER_SCOPE_MODULE if module_only else pynvml.NVML_POWER_SCOPE_GPU
+        """One of `together` GPUs, with what it supports. Only Grace-Hopper's tell just their module's power."""
+        ask = functools.partial(_ask, handle)
+        gpu_scope, module_scope = pynvml.NVML_POWER_SCOPE_GPU, pynvml.NVML_POWER_SCOPE_MODULE
+        asked = [(pynvml.NVML_FI_DEV_POWER_INSTANT, scope) for scope in (gpu_scope, module_scope)]
+        answers = ask("nvmlDeviceGetFieldValues", asked)
+        module_only = answers is not None and answers[0].nvmlReturn and not answers[1].nvmlReturn
         fields = (pynvml.c_nvmlFieldValue_t * len(_FIELDS))()
+        scopes = {"energy": 0, "memory": pynvml.NVML_POWER_SCOPE_MEMORY}
         for value, (name, field_id) in zip(fields, _FIELDS, strict=True):
             value.fieldId = field_id
-            value.scopeId = {"energy": 0, "memory": pynvml.NVML_POWER_SCOPE_MEMORY}.get(name, scope)
+            value.scopeId = scopes.get(name, module_scope if module_only else gpu_scope)
+        mig = ask("nvmlDeviceGetMigMode")
+        device = MeterDevice(
+            device=str(index),
+            domain="gpu module" if module_only else "gpu",
+            name=ask("nvmlDeviceGetName"),
+            uuid=str(ask("nvmlDeviceGetUUID")),
+            power_limit_w=_thousandth(ask("nvmlDeviceGetEnforcedPowerLimit")),
+            power_limit_default_w=_thousandth(ask("nvmlDeviceGetPowerManagementDefaultLimit")),
+            mig=mig is not None and mig[0] == 1,
+        )
         tracker = EdgeTracker(self.rng, fill_s=self.fill_s, track_s=TRACK_S * max(1.0, together / 2))
-        gpu = _Gpu(index, handle, scope, tracker, fields, byref(fields), str(_ask(handle, "nvmlDeviceGetUUID")))
-        _, _, (_, average, instant, _), _ = self._fetch(gpu)
+        gpu = _Gpu(handle, device, tracker, fields)
+        _, _, (counter, average, instant, _), error = self._fetch(gpu)
         gpu.power_usage = average is None and instant is None
+        note = None if counter is not None else f"no energy counter ({error or 'not supported'})"
+        gpu.device = replace(device, average_window_s=None if average is None else AVERAGE_WINDOW_S, note=note)
         return gpu
 
-    def _describe(self, gpu: _Gpu) -> MeterDevice:
-        _, _, (counter, average, _, _), error = self._fetch(gpu)
-        limit_mw = _ask(gpu.handle, "nvmlDeviceGetEnforcedPowerLimit")
-        default_mw = _ask(gpu.handle, "nvmlDeviceGetPowerManagementDefaultLimit")
-        mig = _ask(gpu.handle, "nvmlDeviceGetMigMode")
-        return MeterDevice(
-            device=str(gpu.index),
-            domain=gpu.domain,
-            name=_ask(gpu.handle, "nvmlDeviceGetName"),
-            uuid=gpu.uuid,
-            average_window_s=None if average is None else AVERAGE_WINDOW_S,
-            power_limit_w=_thousandth(limit_mw),
-            power_limit_default_w=_thousandth(default_mw),
-            mig=mig is not None and mig[0] == 1,
-            note=None if counter is not None else f"no energy counter ({error or 'not supported'})",
-        )
-
-    def _probed(self, described: dict[int, MeterDevice], driver: str) -> None:
+    def _probe(self, driver: str) -> None:
         """Add the sensors' periods to the descriptions: from the cache, else by watching all GPUs at once."""
-        path = self.cache / "inference-cost-harness" / "nvml-sensors.json"
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        path = cache / "inference-cost-harness" / "nvml-sensors.json"
         known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError, ValueError):
             known = json.loads(path.read_text())
-        new = [gpu for gpu in self.gpus if f"{gpu.uuid} {driver}" not in known]
-        for gpu, seen in zip(new, self._watch(new), strict=True):
-            known[f"{gpu.uuid} {driver}"] = seen
-        for gpu in self.gpus:
-            described[gpu.index] = replace(described[gpu.index], **known[f"{gpu.uuid} {driver}"])
+        keys = [f"{gpu.device.uuid} {driver}" for gpu in self.gpus]
+        new = {key: gpu for key, gpu in zip(keys, self.gpus, strict=True) if key not in known}
+        known |= zip(new, self._watch(list(new.values())), strict=True)
+        now_s = self.clock()
+        for gpu, key in zip(self.gpus, keys, strict=True):
+            gpu.device = replace(gpu.device, **known[key])
+            gpu.tracker.period_s, gpu.next_s = gpu.device.period_s, now_s
         # A counter that did not move is not worth remembering: it may be the fault of the moment.
         kept = {key: seen for key, seen in known.items() if seen["period_s"] is not None}
         if new and kept:
@@ -303,14 +263,10 @@ class NvmlReader:
                     if value is not None and (not changed or changed[-1][1] != value):
                         changed.append((before_s, value))
             self.sleep(0.001)
+        periods = ("period_s", "average_period_s", "power_period_s")
         return [
-            {
-                "period_s": period_s(counter),
-                "quantum_j": quantum(counter, per=1000),
-                "average_period_s": period_s(average),
-                "power_period_s": period_s(instant),
-            }
-            for counter, average, instant in changes
+            {**dict(zip(periods, map(period_s, seen), strict=True)), "quantum_j": quantum(seen[0], per=1000)}
+            for seen in changes
         ]
 
 
@@ -326,15 +282,8 @@ def _thousandth(value: int | None) -> float | None:
 
 
 def _descends(pid: int, ancestor: int) -> bool:
-    """Whether a process is `ancestor` or comes from it, as far as /proc tells."""
-    for _ in range(64):
-        if pid == ancestor:
-            return True
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-        except OSError:
-            return False
-        pid = int(stat.rpartition(")")[2].split()[1])
-        if pid <= 1:
-            return False
-    return False
+    """Whether a process is `ancestor` or comes from it, as far as one may see."""
+    try:
+        return pid == ancestor or ancestor in (parent.pid for parent in psutil.Process(pid).parents())
+    except psutil.Error:
+        return False

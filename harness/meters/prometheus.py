@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.errors import HarnessError
@@ -22,31 +22,27 @@ COLLECT_S = 30.0
 """The exporter's own default interval (its option -c); what it shows may be so old."""
 TIMEOUT_S = 5.0
 
-_LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_LINE = re.compile(rf"^(?P<metric>[a-zA-Z_:][\w:]*)(?:\{{(?P<labels>[^}}]*)\}})?[ \t]+(?P<value>{_NUMBER})(?!\S)", re.M)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 def parse(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
-    """(metric, labels, value) of each line of the text format that has a number.
+    """(metric, labels, value) of each line of the text format that has a finite number.
 
-    >>> list(parse('# HELP x y\\nDCGM_FI_DEV_POWER_USAGE{gpu="1",UUID="GPU-5"} 71.5 1700000000000\\n'))
+    >>> list(parse('# HELP x y\\nDCGM_FI_DEV_POWER_USAGE{gpu="1",UUID="GPU-5"} 71.5 1700000000000\\nx nan\\n'))
     [('DCGM_FI_DEV_POWER_USAGE', {'gpu': '1', 'UUID': 'GPU-5'}, 71.5)]
     """
-    for line in text.splitlines():
-        if (found := _LINE.match(line)) is None:
-            continue
-        try:
-            value = float(found["value"])
-        except ValueError:
-            continue
-        if value == value:
-            yield found["name"], dict(_LABEL.findall(found["labels"] or "")), value
+    for line in _LINE.finditer(text):
+        yield line["metric"], dict(_LABEL.findall(line["labels"] or "")), float(line["value"])
 
 
 class PrometheusReader:
     """Scrapes an exporter. Options: `url`; `every_s` between scrapes; `collect_s`, how old its values may be, which
     widens every bound; `metrics` in place of `DCGM`; `label` that tells devices apart; `domain` of what it measures.
     """
+
+    next_s = 0.0
 
     def __init__(
         self,
@@ -56,66 +52,61 @@ class PrometheusReader:
         metrics: Mapping[str, tuple[str, float]] = DCGM,
         label: str = "gpu",
         domain: str = "gpu",
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.url, self.every_s, self.collect_s, self.clock = url, every_s, collect_s, clock
-        self.label, self.domain = label, domain
+        self.url, self.every_s, self.collect_s, self.label, self.domain = url, every_s, collect_s, label, domain
         self.columns = {metric: (column, scale) for column, (metric, scale) in metrics.items()}
-        self.next_s = 0.0
         self.devices: list[str] = []
 
     def open(self) -> MeterInfo:
         """Raises HarnessError where the endpoint does not answer or has none of the metrics."""
-        seen = self._scrape()
+        seen, labels = self._scrape()
         if not seen:
             wanted = ", ".join(self.columns)
-            raise HarnessError(
-                f"{self.url} has none of {wanted}", "check the exporter's list of fields, or give `metrics`"
-            )
+            fix = "check the exporter's list of fields, or give `metrics`"
+            raise HarnessError(f"{self.url} has none of {wanted}", fix)
         self.devices = sorted(seen)
         period_s = max(self.collect_s, self.every_s)
         devices = (
             MeterDevice(
                 name,
                 self.domain,
-                str(labels.get("modelName", "")) or None,
-                labels.get("UUID"),
-                period_s=period_s if "energy_j" in values else None,
+                labels[name].get("modelName"),
+                labels[name].get("UUID"),
+                period_s=period_s if "energy_j" in seen[name] else None,
                 average_period_s=period_s,
             )
-            for name, (values, labels) in sorted(seen.items())
+            for name in self.devices
         )
         return MeterInfo("prometheus", "measured", tuple(devices), clock_offset_s=self.collect_s)
 
-    def due_s(self) -> float:
-        return self.next_s
-
     def read(self) -> list[PowerSample]:
-        before_s, error = self.clock(), None
-        seen: dict[str, tuple[dict[str, float], dict[str, str]]] = {}
+        before_s, error = time.monotonic(), None
+        seen: dict[str, dict[str, Any]] = {}
         try:
-            seen = self._scrape()
+            seen, _ = self._scrape()
         except HarnessError:
             error = "device=unreachable"
-        after_s = self.clock()
+        after_s = time.monotonic()
         self.next_s = after_s + self.every_s
         return [
-            PowerSample(before_s, after_s, name, self.domain, error=error, **seen.get(name, ({}, {}))[0])  # type: ignore[arg-type]
+            PowerSample(before_s, after_s, name, self.domain, error=error, **seen.get(name, {}))
             for name in self.devices
         ]
 
-    def _scrape(self) -> dict[str, tuple[dict[str, float], dict[str, str]]]:
+    def _scrape(self) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, str]]]:
+        """Columns of a sample, and labels, of each device."""
         try:
             with urllib.request.urlopen(self.url, timeout=TIMEOUT_S) as answer:
                 text = answer.read().decode(errors="replace")
         except (OSError, ValueError) as failed:
             fix = "start the exporter, or give the meter's option `url`"
             raise HarnessError(f"{self.url} does not answer: {failed}", fix) from None
-        seen: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
+        seen: dict[str, dict[str, Any]] = {}
+        known: dict[str, dict[str, str]] = {}
         for metric, labels, value in parse(text):
             if metric in self.columns:
                 column, scale = self.columns[metric]
-                values, known = seen.setdefault(labels.get(self.label, "0"), ({}, {}))
-                values[column] = value * scale
-                known.update(labels)
-        return seen
+                device = labels.get(self.label, "0")
+                seen.setdefault(device, {})[column] = value * scale
+                known[device] = labels
+        return seen, known

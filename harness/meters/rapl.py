@@ -51,23 +51,19 @@ class RaplReader:
         for path in sorted(self.root.glob("intel-rapl:*")):
             try:
                 name = (path / "name").read_text().strip()
-                domain = "cpu package" if name.startswith("package") else name
-                if domain in ("cpu package", "dram"):
+                if (domain := "cpu package" if name.startswith("package") else name) in ("cpu package", "dram"):
                     range_uj, now_uj = (int((path / f).read_text()) for f in ("max_energy_range_uj", "energy_uj"))
                     self.zones.append(_Zone(path.name.split(":")[1], domain, path, range_uj, now_uj))
             except PermissionError as error:
                 refused = error
             except (OSError, ValueError):
                 continue
-        if refused is not None and not self.zones:
-            raise HarnessError(f"RAPL may not be read: {refused.filename}", GRANT)
         if not self.zones:
+            if refused is not None:
+                raise HarnessError(f"RAPL may not be read: {refused.filename}", GRANT)
             raise HarnessError(f"no RAPL zone under {self.root}", "run on a machine whose CPU has RAPL, not in a guest")
         devices = (MeterDevice(z.device, z.domain, z.path.name, period_s=UPDATE_S, quantum_j=1e-6) for z in self.zones)
         return MeterInfo("rapl", "measured", tuple(devices))
-
-    def due_s(self) -> float:
-        return self.next_s
 
     def read(self) -> list[PowerSample]:
         samples = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,10 +29,10 @@ class ReplayMeter:
     ) -> None:
         if clock not in ("relative", "unix"):
             raise HarnessError(f"replay: clock '{clock}'", "choose relative or unix")
-        self.path, self.relative, self.offset_s = Path(path), clock == "relative", offset_s
-        self.domain, self.device = domain, device
+        self.path, self.relative = Path(path), clock == "relative"
+        devices = (MeterDevice(device, domain, self.path.name),)
+        self.info = MeterInfo("replay", "simulated" if self.relative else "measured", devices, clock_offset_s=offset_s)
         self.samples: list[PowerSample] = []
-        self.spacing_s: float | None = None
 
     def start(self) -> MeterInfo:
         """Raises HarnessError where the file is missing or no such table."""
@@ -39,7 +40,7 @@ class ReplayMeter:
             self._load(time.monotonic())
         elif not self.path.parent.is_dir():
             raise HarnessError(f"no folder {self.path.parent} for the external meter's log", "give the log's path")
-        return self._info()
+        return self.info
 
     def drain(self) -> list[PowerSample]:
         """What the file says until now."""
@@ -49,30 +50,21 @@ class ReplayMeter:
         return due
 
     def stop(self) -> MeterInfo:
-        if self.relative:
-            return self._info()
-        try:
-            self._load(time.monotonic() - time.time())
-        except HarnessError as wrong:
-            return MeterInfo("replay", "measured", self._info().devices, error=wrong.what)
-        return self._info()
-
-    def _info(self) -> MeterInfo:
-        device = MeterDevice(
-            self.device,
-            self.domain,
-            self.path.name,
-            average_period_s=self.spacing_s,
-            average_window_s=self.spacing_s,  # a meter that logs tells the mean since its last row
-        )
-        return MeterInfo(
-            "replay", "simulated" if self.relative else "measured", (device,), clock_offset_s=self.offset_s
-        )
+        if not self.relative:
+            try:
+                self._load(time.monotonic() - time.time())
+            except HarnessError as wrong:
+                return replace(self.info, error=wrong.what)
+        return self.info
 
     def _load(self, zero_s: float) -> None:
         rows = read_table(self.path)
-        self.spacing_s = float(np.median(np.diff([t for t, _ in rows])))
-        self.samples = [PowerSample(zero_s + t, zero_s + t, self.device, self.domain, average_w=w) for t, w in rows]
+        spacing_s = float(np.median(np.diff([t for t, _ in rows])))
+        # A meter that logs tells the mean since its last row.
+        device = replace(self.info.devices[0], average_period_s=spacing_s, average_window_s=spacing_s)
+        self.info = replace(self.info, devices=(device,))
+        at = ((zero_s + t, w) for t, w in rows)
+        self.samples = [PowerSample(t, t, device.device, device.domain, average_w=w) for t, w in at]
 
 
 def read_table(path: Path) -> list[tuple[float, float]]:

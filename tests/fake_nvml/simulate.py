@@ -47,7 +47,7 @@ def main() -> None:
     info = reader.open()
     rows = []
     while clock.now_s < asked["seconds"]:
-        clock.sleep(reader.due_s() - clock.now_s)
+        clock.sleep(reader.next_s - clock.now_s)
         rows += [dataclasses.asdict(sample) for sample in reader.read()]
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     differences = []
