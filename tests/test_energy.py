@@ -65,7 +65,7 @@ def test_windows_against_the_truth(fake_nvml: Path, name: str, period_s: float) 
         assert window.low_j <= window.energy_j <= window.high_j
         moved = windows.align(reads, [start, end])
         if moved[1] > moved[0]:
-            aligned = windows.aligned_window(reads, float(moved[0]), float(moved[1]), 400.0)
+            aligned = windows.counter_window(reads, float(moved[0]), float(moved[1]), 400.0)
             truth = np.diff(wave.joules(moved))[0]
             assert aligned is not None
             assert abs(aligned.energy_j - truth) <= aligned.boundary_j
@@ -258,15 +258,14 @@ def test_idle_is_reported_by_phase_and_net_beside_gross(fake_nvml: Path) -> None
 
 def test_tokens_are_counted_at_the_window_s_instants() -> None:
     came = sources.tokens(requests(2, tokens=4, input_tokens=10))
-    out, inputs, context, ended = came.between(np.array([0.2, 0.5, 1.0]))
-    assert out.tolist() == [
-        3,
-        4,
-    ]  # 0.25, 0.375, 0.5; a token at the end belongs to the window, one at the start does not
-    assert inputs.tolist() == [0, 10]  # the first prompt was read by 0.125
-    assert context.tolist() == [11.5 + 12.5 + 13.5, 10.5 + 11.5 + 12.5 + 13.5]
-    assert ended.tolist() == [1, 1]
-    assert came.in_flight(np.array([0.25, 0.75, 2.0])).tolist() == [1, 1, 0]
+    parts = sources.between(came, np.array([0.2, 0.5, 1.0]))
+    # 0.25, 0.375, 0.5: a token at the end belongs to the window, one at the start does not
+    assert parts["output_token"].tolist() == [3, 4]
+    assert parts["input_token"].tolist() == [0, 10]  # the first prompt was read by 0.125
+    assert parts["context"].tolist() == [11.5 + 12.5 + 13.5, 10.5 + 11.5 + 12.5 + 13.5]
+    assert parts["request"].tolist() == [1, 1]
+    at = sources.counted(came, np.array([-1.0, 0.25, 0.75, 2.0]))
+    assert (at["sent"] - at["ended"]).tolist() == [0, 1, 1, 0]
 
 
 def test_the_split_finds_what_prefill_and_decode_cost() -> None:
@@ -275,8 +274,8 @@ def test_the_split_finds_what_prefill_and_decode_cost() -> None:
     seconds, inputs, outputs = np.full(60, 1.0), rng.uniform(0, 5000, 60), rng.uniform(0, 2000, 60)
     context = outputs * rng.uniform(200, 3000, 60)
     truth = (80.0, 0.02, 0.1, 2e-5)
-    joules = np.stack([seconds, inputs, outputs, context], 1) @ truth * rng.normal(1, 0.01, 60)
-    fit = figures.split(joules, seconds, inputs, outputs, context, rng)
+    columns = np.stack([seconds, inputs, outputs, context], 1)
+    fit = figures.split(columns @ truth * rng.normal(1, 0.01, 60), columns, rng)
     assert not isinstance(fit, str)
     assert all(low < value < high for value, (_, low, high) in zip(truth, fit, strict=True))
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from harness.energy import findings as doubts
 from harness.energy import sources
-from harness.energy.sources import Source, Tokens
+from harness.energy.sources import Source
 from harness.energy.windows import Array, Window, align
-from harness.model import Figure, Finding, MeterInfo, Status
+from harness.model import Figure, Finding, MeterInfo
 
 GAIN = 0.06
 """Relative gain error of a board's own sensor, from published comparisons of NVIDIA boards with external meters (Yang,
@@ -24,13 +24,15 @@ SPLIT_WINDOWS, LEAST_SPLIT_WINDOWS, MOST_CONDITION = 60, 16, 30.0
 IDLE_MARGIN = 0.2
 """Share of an idle phase that is left out at each end."""
 TERMS = "95%: boundary, repeats, tokens; the sensor's gain is apart, it cancels between runs on one board"
-PER = {"joules_per_output_token": 0, "joules_per_input_token": 1, "joules_per_request": 3}
-UNCERTAINTY = ("boundary", "repeats", "tokens", "gain")
+PER = ("output_token", "input_token", "request")
 SPLIT = {"static_w": "W", "j_per_input_token": "J", "j_per_output_token": "J", "j_per_context_token": "J"}
-
-
-def missing(name: str, unit: str, reason: str, status: Status = "measured") -> Figure:
-    return Figure(name, None, unit, status, reason=reason)
+OF_WINDOW = {
+    **{f"joules_per_{what}": "J" for what in PER},
+    "gpu_power_w": "W",
+    **{f"energy_uncertainty.{term}": "1" for term in ("boundary", "repeats", "tokens", "gain")},
+    **{f"split.{name}": unit for name, unit in SPLIT.items()},
+}
+"""Figures that need an energy window, and their units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,6 @@ def measure(
     idle: Mapping[str, tuple[float, float]] | None = None,
     host_w: float | None = None,
     pue: float | None = None,
-    gain: float = GAIN,
-    seed: int = 0,
 ) -> Energy:
     """Every energy figure and finding of a run.
 
@@ -71,31 +71,34 @@ def measure(
     found = sources.sources(power, infos)
     gpus = [s for s in found if s.device.domain in sources.GPU]
     start_s, end_s = sources.settle(gpus, start_s, end_s)
-    status = sources.worst([s.status for s in gpus])
-    came = sources.tokens(requests)
+    status = sources.worst(gpus)
     findings, reason = doubts.readings(infos, gpus, start_s, end_s)
-    window = None if reason else sources.total([sources.source_window(s, start_s, end_s) for s in gpus])
+    window = None if reason else sources.total(gpus, start_s, end_s)
     if window is None and reason is None:
         reason = "window-not-bracketed: the power readings do not span the window, or have a gap in it"
     if window is not None and window.energy_j <= 0:
         window, reason = None, "counter-stuck: no energy was counted in the window"
-    checks = list(_cross_checks(gpus, window, status))
+    checks = [_cross_check(gpus, window, *kind) for kind in (("average_w", "average"), ("power_w", "instant"))]
     disagreements = doubts.disagreements(checks, window)
     if any(doubt.serious for doubt in disagreements):
         window, reason = None, f"counter-disagrees: {disagreements[0].text}"
-    figures = [*_ladder(found, window, reason, (start_s, end_s), status, host_w, pue), *checks]
+    of_gpus = [_bounded("energy_j.gpu", window, reason), *checks, *_idle(gpus, window, idle or {})]
     if window is None:
-        names = [*PER, "gpu_power_w", *(f"energy_uncertainty.{t}" for t in UNCERTAINTY), *(f"split.{t}" for t in SPLIT)]
-        figures += [missing(name, _unit(name), reason or "", status) for name in names]
+        of_gpus += [_missing(name, unit, reason) for name, unit in OF_WINDOW.items()]
     else:
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
+        came = sources.tokens(requests)
         cuts = _cuts(gpus, window, WINDOWS)
         joules = _joules(gpus, cuts)
-        figures += _per_token(window, cuts, joules, came, status, gain, rng)
-        figures += _split(gpus, window, came, status, rng)
+        of_gpus += _per_token(window, cuts, joules, came, sources.step_s(requests), rng)
+        of_gpus += _split(gpus, window, came, rng)
         findings += doubts.steadiness(joules / np.diff(cuts), cuts, came, slots)
-    figures += _idle(gpus, window, idle or {}, status)
-    figures += _memory(found, start_s, end_s)
+    figures = [replace(figure, status=status) if figure.status == "measured" else figure for figure in of_gpus]
+    rungs = [figures[0], *(_of_domain(found, domain, start_s, end_s) for domain in ("cpu package", "dram"))]
+    rungs.append(_rest(found, rungs, start_s, end_s, host_w))
+    figures += [*rungs[1:], _facility(rungs, window, reason, pue)]
+    if (memory := _of_domain(found, "gpu memory", start_s, end_s)).value is not None:
+        figures.append(memory)
     figures += [
         Figure(f"meter_cpu_share.{i.meter}", i.cpu_s / i.elapsed_s, "1", "measured")
         for i in infos
@@ -105,14 +108,28 @@ def measure(
     return Energy(start_s, end_s, source, tuple(figures), (*findings, *disagreements))
 
 
-def _unit(name: str) -> str:
-    return "1" if name.startswith("energy_unc") else "W" if name.endswith("_w") else "J"
+def _missing(name: str, unit: str, reason: str | None) -> Figure:
+    return Figure(name, None, unit, "measured", reason=reason)
 
 
-def _bounded(name: str, window: Window, status: Status, unit: str = "J", per: float = 1.0) -> Figure:
+def _bounded(name: str, window: Window | None, reason: str | None, unit: str = "J") -> Figure:
+    """A window's energy, or its mean power where the unit is W; the reason where there is none."""
+    if window is None:
+        return _missing(name, unit, reason)
+    per = window.seconds if unit == "W" else 1.0
     value, low, high = (joules / per for joules in (window.energy_j, window.low_j, window.high_j))
     kind = "hard bound" if window.source == "counter" else "bound of the power integral"
-    return Figure(name, value, unit, status, low, high, interval=f"{kind}; the sensor's gain is apart")
+    return Figure(name, value, unit, "measured", low, high, interval=f"{kind}; the sensor's gain is apart")
+
+
+def _of_domain(found: Sequence[Source], domain: str, start_s: float, end_s: float) -> Figure:
+    """Energy of all devices of a domain; of the boards' memory its power, since it is a part of theirs."""
+    parts = [s for s in found if s.device.domain == domain]
+    name, unit = (
+        (f"energy_j.{domain.replace(' ', '_')}", "J") if domain != "gpu memory" else ("gpu_memory_power_w", "W")
+    )
+    why = "its readings do not span the window" if parts else "no meter read it"
+    return replace(_bounded(name, sources.total(parts, start_s, end_s), why, unit), status=sources.worst(parts))
 
 
 def _cuts(gpus: Sequence[Source], window: Window, most: int) -> Array:
@@ -129,30 +146,34 @@ def _joules(gpus: Sequence[Source], cuts: Array) -> Array:
 
 
 def _per_token(
-    window: Window, cuts: Array, joules: Array, came: Tokens, status: Status, gain: float, rng: np.random.Generator
+    window: Window, cuts: Array, joules: Array, came: pd.DataFrame, step_s: float, rng: np.random.Generator
 ) -> Iterator[Figure]:
-    whole = came.between(np.array([window.start_s, window.end_s]))
-    boundary, step = window.boundary_j / window.energy_j, came.step_s / window.seconds
-    watts = window.energy_j / window.seconds
-    spread = {name: repeats(joules, came.between(cuts)[which], rng) for name, which in PER.items()}
-    yield Figure(
-        "gpu_power_w", watts, "W", status, watts * (1 - boundary), watts * (1 + boundary), interval="bound: boundary"
+    whole = sources.between(came, np.array([window.start_s, window.end_s])).iloc[0]
+    parts = sources.between(came, cuts)
+    boundary, step, watts = (
+        window.boundary_j / window.energy_j,
+        step_s / window.seconds,
+        window.energy_j / window.seconds,
     )
-    for name, which in PER.items():
-        if not (n := float(whole[which][0])):
-            yield missing(name, "J", f"no {name.removeprefix('joules_per_')} came in the window", status)
+    low, high = watts * (1 - boundary), watts * (1 + boundary)
+    yield Figure("gpu_power_w", watts, "W", "measured", low, high, interval="bound: boundary")
+    spread = {what: repeats(joules, parts[what].to_numpy(float), rng) for what in PER}
+    for what, half in spread.items():
+        if not (n := float(whole[what])):
+            yield _missing(f"joules_per_{what}", "J", f"no {what} came in the window")
             continue
         # Prompts and requests come whole: one more or less of them is in the window, by chance of its ends.
-        quantum = step if which == 0 else 1 / max(1.0, float(whole[3][0]))
-        value, error = window.energy_j / n, boundary + quantum + (spread[name] or 0.0)
-        label = TERMS if spread[name] is not None else f"boundary and tokens: under {LEAST_WINDOWS} windows to repeat"
+        quantum = step if what == "output_token" else 1 / max(1.0, float(whole["request"]))
+        value, error = window.energy_j / n, boundary + quantum + (half or 0.0)
+        label = TERMS if half is not None else f"boundary and tokens: under {LEAST_WINDOWS} windows to repeat"
         low, high = value * (1 - error), value * (1 + error)
-        yield Figure(name, value, "J", status, low, high, n=len(joules), interval=label)
+        yield Figure(f"joules_per_{what}", value, "J", "measured", low, high, n=len(joules), interval=label)
     few = f"needs {LEAST_WINDOWS} windows of {sources.LEAST_PERIODS} counter periods with tokens in them"
-    sizes = (boundary, spread["joules_per_output_token"], step, gain)
-    for term, size in zip(UNCERTAINTY, sizes, strict=True):
-        origin: Status = "assumed" if term == "gain" else status
-        yield Figure(f"energy_uncertainty.{term}", size, "1", origin, reason=few if size is None else None)
+    yield Figure("energy_uncertainty.boundary", boundary, "1", "measured")
+    half = spread["output_token"]
+    yield Figure("energy_uncertainty.repeats", half, "1", "measured", reason=few if half is None else None)
+    yield Figure("energy_uncertainty.tokens", step, "1", "measured")
+    yield Figure("energy_uncertainty.gain", GAIN, "1", "assumed")
 
 
 def repeats(joules: Array, counts: Array, rng: np.random.Generator) -> float | None:
@@ -170,141 +191,99 @@ def repeats(joules: Array, counts: Array, rng: np.random.Generator) -> float | N
     return float((high - low) / 2 / (joules.sum() / counts.sum()))
 
 
-def _split(
-    gpus: Sequence[Source], window: Window, came: Tokens, status: Status, rng: np.random.Generator
-) -> Iterator[Figure]:
+def _split(gpus: Sequence[Source], window: Window, came: pd.DataFrame, rng: np.random.Generator) -> Iterator[Figure]:
     cuts = _cuts(gpus, window, SPLIT_WINDOWS)
-    fit: list[tuple[float, float, float]] | str
+    fit: Array | str
     fit = f"needs {LEAST_SPLIT_WINDOWS} windows of {sources.LEAST_PERIODS} counter periods, has {len(cuts) - 1}"
     if len(cuts) > LEAST_SPLIT_WINDOWS:
-        out, inputs, context, _ = came.between(cuts)
-        fit = split(_joules(gpus, cuts), np.diff(cuts), inputs, out, context, rng)
+        parts = sources.between(came, cuts)[["input_token", "output_token", "context"]]
+        fit = split(_joules(gpus, cuts), np.column_stack([np.diff(cuts), parts]), rng)
     for i, (name, unit) in enumerate(SPLIT.items()):
         if isinstance(fit, str):
-            yield missing(f"split.{name}", unit, fit, status)
+            yield _missing(f"split.{name}", unit, fit)
             continue
-        value, low, high = fit[i]
+        value, low, high = map(float, fit[i])
         if high - low > 2 * abs(value):
-            yield missing(f"split.{name}", unit, f"not identified: 95% from {low:.3g} to {high:.3g}", status)
+            yield _missing(f"split.{name}", unit, f"not identified: 95% from {low:.3g} to {high:.3g}")
         else:
-            yield Figure(f"split.{name}", value, unit, status, low, high, len(cuts) - 1, interval="95%: repeats")
+            yield Figure(f"split.{name}", value, unit, "measured", low, high, len(cuts) - 1, interval="95%: repeats")
 
 
-def split(
-    joules: Array, seconds: Array, inputs: Array, outputs: Array, context: Array, rng: np.random.Generator
-) -> list[tuple[float, float, float]] | str:
-    """Least squares of joules on the four others: (value, low, high) of each, low to high the 95% bootstrap interval.
+def split(joules: Array, columns: Array, rng: np.random.Generator) -> Array | str:
+    """Least squares of joules on columns: a row of (value, low, high) for each, low to high the 95% bootstrap interval.
 
-    E = static x seconds + a x inputs + b x outputs + c x summed context. A text says why the windows cannot tell.
+    A text says why the windows cannot tell.
 
     >>> rng = np.random.default_rng(0)
-    >>> x = [rng.uniform(0, 2, 40) for _ in range(4)]
-    >>> [round(value, 6) for value, *_ in split(50 * x[0] + 3 * x[1] + 2 * x[2] + x[3], *x, rng)]
-    [50.0, 3.0, 2.0, 1.0]
-    >>> split(x[0], x[0], x[1], x[1], x[3], rng)
+    >>> x = rng.uniform(0, 2, (40, 4))
+    >>> split(x @ [50, 3, 2, 1], x, rng)[:, 0].round(6)
+    array([50.,  3.,  2.,  1.])
+    >>> split(x[:, 0], x[:, [0, 1, 1, 3]], rng)
     'not identified: the windows do not vary independently (condition number above 30)'
     """
-    columns = np.stack([seconds, inputs, outputs, context], axis=1)
     norms = np.linalg.norm(columns, axis=0)
     if not norms.all():
         return "not identified: no input or no output tokens in the window"
     scaled = columns / norms
     if np.linalg.cond(scaled) > MOST_CONDITION:
         return f"not identified: the windows do not vary independently (condition number above {MOST_CONDITION:.0f})"
-    best = np.linalg.lstsq(scaled, joules, rcond=None)[0] / norms
-    drawn = rng.integers(len(joules), size=(DRAWS // 4, len(joules)))
-    draws = np.stack([np.linalg.lstsq(scaled[i], joules[i], rcond=None)[0] for i in drawn]) / norms
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    return [(float(v), float(a), float(b)) for v, a, b in zip(best, low, high, strict=True)]
+    drawn = [np.arange(len(joules)), *rng.integers(len(joules), size=(DRAWS // 4, len(joules)))]
+    best, *draws = (np.linalg.lstsq(scaled[i], joules[i], rcond=None)[0] / norms for i in drawn)
+    return np.column_stack([best, *np.quantile(draws, [0.025, 0.975], axis=0)])
 
 
-def _cross_checks(gpus: Sequence[Source], window: Window | None, status: Status) -> Iterator[Figure]:
-    """How far the integrals of average and newest power are from the counter, relative, within their own bound."""
-    for column, label in (("average_w", "average"), ("power_w", "instant")):
-        name, other = f"energy_cross_check.{label}", None
-        if window is not None and window.source == "counter":
-            other = sources.total([s.power(column, window.start_s, window.end_s) for s in gpus])
-        if window is None or other is None or not window.energy_j:
-            yield missing(name, "1", f"no counter and {label} power over the same window", status)
-            continue
-        off, bound = other.energy_j / window.energy_j - 1, other.boundary_j / window.energy_j
-        yield Figure(name, off, "1", status, off - bound, off + bound, interval="bound of the power integral")
+def _cross_check(gpus: Sequence[Source], window: Window | None, column: str, label: str) -> Figure:
+    """How far the integral of average or newest power is from the counter, relative, within its own bound."""
+    if window is None or window.source != "counter":
+        others: list[Window | None] = [None]
+    else:
+        others = [s.power(column, window.start_s, window.end_s) for s in gpus]
+    known = [other for other in others if other is not None]
+    if window is None or len(known) < len(others):
+        return _missing(f"energy_cross_check.{label}", "1", f"no counter and {label} power over the same window")
+    off, bound = (sum(getattr(w, of) for w in known) / window.energy_j for of in ("energy_j", "boundary_j"))
+    low, high, kind = off - 1 - bound, off - 1 + bound, "bound of the power integral"
+    return Figure(f"energy_cross_check.{label}", off - 1, "1", "measured", low, high, interval=kind)
 
 
-def _ladder(
-    found: Sequence[Source],
-    window: Window | None,
-    reason: str | None,
-    span_s: tuple[float, float],
-    status: Status,
-    host_w: float | None,
-    pue: float | None,
-) -> Iterator[Figure]:
-    """GPU, and what each rung adds: CPU packages, DRAM, the rest of the host; then all that is known, times PUE."""
-    absent = missing("energy_j.gpu", "J", reason or "", status)
-    rungs = [absent if window is None else _bounded("energy_j.gpu", window, status)]
-    for domain in ("cpu package", "dram"):
-        name = f"energy_j.{domain.replace(' ', '_')}"
-        parts = [s for s in found if s.device.domain == domain]
-        added = sources.total([sources.source_window(s, *span_s) for s in parts])
-        why = "its readings do not span the window" if parts else "no meter read it"
-        origin = sources.worst([s.status for s in parts])
-        rungs.append(missing(name, "J", why) if added is None else _bounded(name, added, origin))
-    rungs.append(_rest(found, rungs, span_s, host_w))
-    yield from rungs
+def _rest(
+    found: Sequence[Source], below: Sequence[Figure], start_s: float, end_s: float, host_w: float | None
+) -> Figure:
+    """The rest of the host: what a meter at its plug says less the rungs below, else the declared watts."""
+    name, plug = "energy_j.rest_of_host", _of_domain(found, "host", start_s, end_s)
+    if None not in (plug.value, *(rung.value for rung in below)):
+        value, low, high = (
+            getattr(plug, end) - sum(getattr(rung, other) for rung in below)
+            for end, other in (("value", "value"), ("low", "high"), ("high", "low"))
+        )
+        return replace(plug, name=name, value=value, low=low, high=high)
+    if host_w is None:
+        return _missing(name, "J", "no meter read it and no power was declared")
+    joules = host_w * (end_s - start_s)
+    return Figure(name, joules, "J", "assumed", joules, joules, interval=f"{host_w:g} W as declared")
+
+
+def _facility(rungs: Sequence[Figure], window: Window | None, reason: str | None, pue: float | None) -> Figure:
+    """All that is known of the ladder, times PUE."""
+    name = "energy_j.facility"
     if window is None or pue is None:
-        why = reason or "no PUE was declared"
-        yield missing("energy_j.facility", "J", why, "assumed")
-        return
+        return Figure(name, None, "J", "assumed", reason=reason or "no PUE was declared")
     known = [r for r in rungs if r.value is not None]
     value, low, high = (pue * sum(getattr(r, end) for r in known) for end in ("value", "low", "high"))
     without = [r.name.removeprefix("energy_j.") for r in rungs if r.value is None]
     label = f"bound; PUE {pue:g} as declared" + (f"; without {', '.join(without)}" if without else "")
-    yield Figure("energy_j.facility", value, "J", "assumed", low, high, interval=label)
+    return Figure(name, value, "J", "assumed", low, high, interval=label)
 
 
-def _rest(
-    found: Sequence[Source], below: Sequence[Figure], span_s: tuple[float, float], host_w: float | None
-) -> Figure:
-    """The rest of the host: what a meter at its plug says less the rungs below, else the declared watts."""
-    plugs = [s for s in found if s.device.domain == "host"]
-    plug = sources.total([sources.source_window(s, *span_s) for s in plugs])
-    if plug is not None and all(r.value is not None for r in below):
-        value, low, high = (sum(getattr(r, end) for r in below) for end in ("value", "low", "high"))
-        rest = Window(*span_s, plug.energy_j - value, plug.low_j - high, plug.high_j - low, plug.boundary_j)
-        return _bounded("energy_j.rest_of_host", rest, sources.worst([s.status for s in plugs]))
-    if host_w is None:
-        return missing("energy_j.rest_of_host", "J", "no meter read it and no power was declared")
-    joules = host_w * (span_s[1] - span_s[0])
-    return Figure("energy_j.rest_of_host", joules, "J", "assumed", joules, joules, interval=f"{host_w:g} W as declared")
-
-
-def _memory(found: Sequence[Source], start_s: float, end_s: float) -> Iterator[Figure]:
-    """Power of the boards' memory, where they tell it: a part of theirs, not to be added to it."""
-    parts = [s for s in found if s.device.domain == "gpu memory"]
-    if (memory := sources.total([sources.source_window(s, start_s, end_s) for s in parts])) is not None:
-        status = sources.worst([s.status for s in parts])
-        yield _bounded("gpu_memory_power_w", memory, status, "W", per=memory.seconds)
-
-
-def _idle(
-    gpus: Sequence[Source], window: Window | None, idle: Mapping[str, tuple[float, float]], status: Status
-) -> Iterator[Figure]:
+def _idle(gpus: Sequence[Source], window: Window | None, idle: Mapping[str, tuple[float, float]]) -> Iterator[Figure]:
     """Power without load by phase, and the energy less loaded idle power, beside the gross that is always given.
 
     Of each phase the middle is taken: a meter starts, and stops, at the ends of the first and last.
     """
-    loaded_w = None
     for phase, (start_s, end_s) in idle.items():
         margin_s = (end_s - start_s) * IDLE_MARGIN
-        span_s = start_s + margin_s, end_s - margin_s
-        quiet = sources.total([sources.source_window(s, *sources.settle([s], *span_s)) for s in gpus])
-        name = f"gpu_idle_power_w.{phase}"
-        if quiet is None:
-            yield missing(name, "W", "its readings do not span the idle time", status)
-            continue
-        loaded_w = quiet.energy_j / quiet.seconds if phase == "loaded" else loaded_w
-        yield _bounded(name, quiet, status, "W", per=quiet.seconds)
-    if window is not None and loaded_w is not None:
-        net_j = window.energy_j - loaded_w * window.seconds
-        yield Figure("gpu_net_energy_j", net_j, "J", status, interval="none: gross less loaded idle")
+        quiet = sources.total(gpus, *sources.settle(gpus, start_s + margin_s, end_s - margin_s))
+        yield _bounded(f"gpu_idle_power_w.{phase}", quiet, "its readings do not span the idle time", "W")
+        if phase == "loaded" and quiet is not None and window is not None:
+            net_j = window.energy_j - quiet.energy_j / quiet.seconds * window.seconds
+            yield Figure("gpu_net_energy_j", net_j, "J", "measured", interval="none: gross less loaded idle")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from harness.energy import sources
-from harness.energy.sources import Source, Tokens
+from harness.energy.sources import Source
 from harness.energy.windows import Array, Window
 from harness.model import Figure, Finding, MeterInfo
 
@@ -134,19 +134,20 @@ def disagreements(checks: Sequence[Figure], window: Window | None) -> list[Findi
     return found
 
 
-def steadiness(power_w: Array, cuts: Array, came: Tokens, slots: int | None) -> Iterator[Finding]:
+def steadiness(power_w: Array, cuts: Array, came: pd.DataFrame, slots: int | None) -> Iterator[Finding]:
     """Whether the window is long for the slots, and batch, context and power have no trend over its parts."""
-    out, _, context, done = came.between(cuts)
-    if slots and done.sum() < TURNOVERS * slots:
-        text = f"{done.sum():.0f} requests ended in the window, {done.sum() / slots:.1f} turnovers of {slots} slots"
+    parts, middle = sources.between(came, cuts), sources.counted(came, (cuts[1:] + cuts[:-1]) / 2)
+    done, sent = float(parts["request"].sum()), float(came["sent"].iloc[-1])
+    if slots and done < TURNOVERS * slots:
+        text = f"{done:.0f} requests ended in the window, {done / slots:.1f} turnovers of {slots} slots"
         yield _finding("few-turnovers", f"{text}; {TURNOVERS} are needed")
-    if slots and len(came.spans) < PER_SLOT * slots:
-        text = f"{len(came.spans)} requests are {len(came.spans) / slots:.1f} per slot"
+    if slots and sent < PER_SLOT * slots:
+        text = f"{sent:.0f} requests are {sent / slots:.1f} per slot"
         yield _finding("few-requests-per-slot", f"{text}; {PER_SLOT} are needed")
-    middles = (cuts[1:] + cuts[:-1]) / 2
-    series = {"batch": came.in_flight(middles), "context": context / np.maximum(out, 1), "power": power_w}
+    context = parts["context"] / parts["output_token"].clip(lower=1)
+    series = {"batch": middle["sent"] - middle["ended"], "context": context, "power": power_w}
     for name, values in series.items():
-        if (moved := trend(values)) is not None:
+        if (moved := trend(np.asarray(values, float))) is not None:
             yield _finding("trend", f"{name} changed by {moved:+.0%} over the window")
 
 
@@ -159,11 +160,8 @@ def trend(values: Array) -> float | None:
     True
     """
     n = len(values)
-    if n < 5 or not values.mean():
+    if n < 5 or not (mean := abs(float(values.mean()))) > 0:  # nor where a value is unknown
         return None
-    x = np.arange(n) - (n - 1) / 2
-    slope = float((x * values).sum() / (x * x).sum())
-    residual = values - values.mean() - slope * x
-    error = float(np.sqrt((residual**2).sum() / (n - 2) / (x * x).sum()))
-    moved = slope * (n - 1) / float(values.mean())
-    return moved if abs(moved) > DRIFT and abs(slope) > DRIFT_T * error else None
+    (slope, _), covariance = np.polyfit(np.arange(n), values, 1, cov=True)
+    moved = float(slope) * (n - 1) / mean
+    return moved if abs(moved) > DRIFT and abs(slope) > DRIFT_T * np.sqrt(covariance[0, 0]) else None

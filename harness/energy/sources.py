@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from harness.energy.windows import Array, Reads, Window, align, aligned_window, counter_window, edges, power_window
+from harness.energy.windows import Array, Reads, Window, align, counter_window, edges, power_window
 from harness.model import MeterDevice, MeterInfo, Status
 
 STALE_PERIODS = 5
@@ -45,35 +45,23 @@ class Source:
         return Reads(before - self.offset_s, after + self.offset_s, energy, device.period_s, device.quantum_j or 0.001)
 
     def power(self, column: str, start_s: float, end_s: float) -> Window | None:
-        """The integral of a power column over the window."""
+        """The integral of a power column over the window; None where there is a gap in it."""
         rows = self.rows[self.rows[column].notna()]
         time = (rows["before_s"].to_numpy(float) + rows["after_s"].to_numpy(float)) / 2
         if len(time) < 2:
             return None
-        average = column == "average_w"
-        update = self.device.average_period_s if average else self.device.power_period_s
-        spacing = float(np.median(np.diff(time)))
-        update_s = max(update or 0.0, spacing) + self.offset_s
-        near = (time > start_s - 2) & (time < end_s + 2)
-        if near.any() and float(np.diff(time[near]).max(initial=0.0)) > STALE_PERIODS * max(update_s, 0.1):
+        device, average = self.device, column == "average_w"
+        update = device.average_period_s if average else device.power_period_s
+        update_s = max(update or 0.0, float(np.median(np.diff(time)))) + self.offset_s
+        near = time[(time > start_s - 2) & (time < end_s + 2)]
+        if float(np.diff(near).max(initial=0.0)) > STALE_PERIODS * max(update_s, 0.1):
             return None
-        mean_s = self.device.average_window_s if average else None
-        return power_window(
-            time,
-            rows[column].to_numpy(float),
-            start_s,
-            end_s,
-            update_s=update_s,
-            mean_s=mean_s,
-            range_w=self._range_w(),
-        )
-
-    def _range_w(self) -> float | None:
-        """Between the least and the most power; means alone hide peaks, so without newest power, up to the limit."""
-        low, high = (getattr(self.rows[["power_w", "average_w"]].stack(), f)() for f in ("min", "max"))
-        if self.rows["power_w"].notna().any() or self.device.power_limit_w is None:
-            return float(high - low)
-        return max(float(high), self.device.power_limit_w)
+        told = self.rows[["power_w", "average_w"]].to_numpy(float)
+        low_w, high_w = float(np.nanmin(told)), float(np.nanmax(told))
+        if self.rows["power_w"].isna().all() and device.power_limit_w is not None:  # means alone hide peaks
+            low_w, high_w = 0.0, max(high_w, device.power_limit_w)
+        mean_s, watts = device.average_window_s if average else None, rows[column].to_numpy(float)
+        return power_window(time, watts, start_s, end_s, update_s=update_s, mean_s=mean_s, range_w=high_w - low_w)
 
 
 def meter_infos(stored: Sequence[Mapping[str, Any]]) -> tuple[MeterInfo, ...]:
@@ -84,10 +72,9 @@ def meter_infos(stored: Sequence[Mapping[str, Any]]) -> tuple[MeterInfo, ...]:
 def sources(power: pd.DataFrame, infos: Sequence[MeterInfo]) -> tuple[Source, ...]:
     """Every device of every meter with its own rows, in time order."""
     power = power.sort_values("before_s", kind="stable")
+    of: dict[Any, pd.DataFrame] = dict(iter(power.groupby(["device", "domain"], sort=False)))
     return tuple(
-        Source(
-            d, info.status, info.clock_offset_s, power[(power["device"] == d.device) & (power["domain"] == d.domain)]
-        )
+        Source(d, info.status, info.clock_offset_s, of.get((d.device, d.domain), power.iloc[:0]))
         for info in infos
         for d in info.devices
     )
@@ -104,7 +91,7 @@ def fault(source: Source, start_s: float, end_s: float) -> tuple[str, str] | Non
     if "uuid_changed" in errors:
         return "gpu-changed", "another GPU answers under its index"
     if "gpu_is_lost" in errors:
-        at_s = float(near[near["error"].str.contains("gpu_is_lost", na=False)]["before_s"].iloc[0])
+        at_s = near["before_s"][near["error"].str.contains("gpu_is_lost", na=False)].min()
         return "gpu-lost", f"the GPU was lost {at_s:.1f} s into the load"
     if rows.empty:
         return "meter-absent", "it gave no sample"
@@ -146,7 +133,7 @@ def source_window(source: Source, start_s: float, end_s: float) -> Window | None
     # No board draws more than its limit for long; without one, what was read last bounds it only loosely.
     limit_w, newest_w = source.device.power_limit_w, source.rows["power_w"].max()
     peak_w = limit_w if limit_w is not None else math.inf if pd.isna(newest_w) else 1.5 * float(newest_w)
-    return aligned_window(reads, start_s, end_s, peak_w)
+    return counter_window(reads, start_s, end_s, peak_w)
 
 
 def joules_between(source: Source, cuts: Array) -> Array:
@@ -160,21 +147,14 @@ def joules_between(source: Source, cuts: Array) -> Array:
     return np.array([math.nan if part is None else part.energy_j for part in parts])
 
 
-def total(windows: Sequence[Window | None]) -> Window | None:
-    """Windows of several devices over the same time, added; None if one is missing, since a part is no total."""
-    known = [w for w in windows if w is not None]
-    if not known or len(known) < len(windows):
+def total(parts: Sequence[Source], start_s: float, end_s: float) -> Window | None:
+    """Energy of several sources over the same time; None if one's is missing, since a part is no total."""
+    every = [source_window(part, start_s, end_s) for part in parts]
+    known = [window for window in every if window is not None]
+    if not known or len(known) < len(every):
         return None
-    origin = {w.source for w in known}
-    return Window(
-        known[0].start_s,
-        known[0].end_s,
-        sum(w.energy_j for w in known),
-        sum(w.low_j for w in known),
-        sum(w.high_j for w in known),
-        sum(w.boundary_j for w in known),
-        origin.pop() if len(origin) == 1 else "counter and power_integral",
-    )
+    sums = {name: sum(getattr(w, name) for w in known) for name in ("energy_j", "low_j", "high_j", "boundary_j")}
+    return replace(known[0], **sums, source=" and ".join(sorted({w.source for w in known})))
 
 
 def settle(found: Sequence[Source], start_s: float, end_s: float) -> tuple[float, float]:
@@ -189,61 +169,45 @@ def settle(found: Sequence[Source], start_s: float, end_s: float) -> tuple[float
     return start_s, end_s
 
 
-def worst(status: Sequence[Status]) -> Status:
+def worst(parts: Sequence[Source]) -> Status:
     """The status of a sum: the least certain of its parts' (simulated, then assumed, then measured)."""
-    return next((s for s in ("simulated", "assumed") if s in status), "measured")
+    return next((s for s in ("simulated", "assumed") if s in {part.status for part in parts}), "measured")
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """When tokens came out, and when prompts had been read (at their first token), each in time order."""
+def tokens(requests: pd.DataFrame) -> pd.DataFrame:
+    """How many there had been by each instant of the index, which starts at -inf. Columns of `requests`: model.Record.
 
-    out_s: Array
-    out: Array
-    context: Array
-    """Of each group of output tokens: the tokens times the length of the context they were made with."""
-    in_s: Array
-    inputs: Array
-    ends_s: Array
-    """When requests were completed."""
-    step_s: float
-    """Median gap between a request's tokens: what a window's end can be off by in tokens."""
-    spans: Array
-    """Rows of (sent, end) of every request."""
-
-    def between(self, cuts: Array) -> tuple[Array, Array, Array, Array]:
-        """Output tokens, input tokens, summed context and completed requests between each two of the instants."""
-
-        def count(when: Array, what: Array) -> Array:
-            sums = np.concatenate([[0.0], np.cumsum(what)])
-            return np.asarray(np.diff(sums[np.searchsorted(when, cuts, side="right")]))
-
-        out, context = count(self.out_s, self.out), count(self.out_s, self.context)
-        return out, count(self.in_s, self.inputs), context, count(self.ends_s, np.ones(len(self.ends_s)))
-
-    def in_flight(self, instants: Array) -> Array:
-        sent, ended = (np.searchsorted(np.sort(column), instants, side="right") for column in self.spans.T)
-        return np.asarray(sent - ended, float)
-
-
-def tokens(requests: pd.DataFrame) -> Tokens:
-    """Token instants of all requests, failed ones too: what they cost was spent. Columns as `harness.model.Record`."""
+    `output_token`; `input_token`, of prompts that had been read, as their first token shows; `context`, the output
+    tokens times the length of the context they were made with; `request`, completed; `sent` and `ended`, requests too.
+    Tokens of failed requests count: what they cost was spent.
+    """
     rows = requests[requests["arrival_s"].map(len) > 0]
     inputs = rows["input_tokens"].fillna(rows["input_asked"]).to_numpy(float)
-    arrivals = [np.asarray(a, float) for a in rows["arrival_s"]]
-    groups = [np.asarray(g, float) for g in rows["arrival_tokens"]]
-    contexts = [g * (i + np.cumsum(g) - g / 2) for g, i in zip(groups, inputs, strict=True)]
-    when, out, context = (np.concatenate([np.empty(0), *parts]) for parts in (arrivals, groups, contexts))
-    gaps = np.concatenate([np.empty(0), *map(np.diff, arrivals)])
-    first = np.array([a[0] for a in arrivals])
-    order, in_order = np.argsort(when, kind="stable"), np.argsort(first, kind="stable")
-    return Tokens(
-        out_s=when[order],
-        out=out[order],
-        context=context[order],
-        in_s=first[in_order],
-        inputs=inputs[in_order],
-        ends_s=np.sort(requests["end_s"][requests["error"].isna()].dropna().to_numpy(float)),
-        step_s=float(np.median(gaps)) if len(gaps) else 0.0,
-        spans=requests[["sent_s", "end_s"]].fillna(np.inf).to_numpy(float),
-    )
+    when, group = (np.concatenate([np.empty(0), *rows[c]]) for c in ("arrival_s", "arrival_tokens"))
+    request = np.repeat(np.arange(len(rows)), rows["arrival_s"].map(len).to_numpy(int))
+    before = pd.Series(group).groupby(request).cumsum().to_numpy() - group / 2
+    ends_s = requests["end_s"]
+    instants = {"request": ends_s[requests["error"].isna()], "sent": requests["sent_s"], "ended": ends_s}
+    events = [
+        pd.DataFrame({"output_token": group, "context": group * (inputs[request] + before)}, when),
+        pd.DataFrame({"input_token": inputs}, np.array([arrival[0] for arrival in rows["arrival_s"]], float)),
+        *(pd.DataFrame({name: 1.0}, at.dropna().to_numpy(float)) for name, at in instants.items()),
+    ]
+    came = pd.concat([pd.DataFrame({"output_token": 0.0}, [-math.inf]), *events])
+    return came.fillna(0.0).sort_index(kind="stable").cumsum()
+
+
+def counted(came: pd.DataFrame, instants: Array) -> pd.DataFrame:
+    """The row of `tokens` at each instant, at which itself is included."""
+    return came.iloc[came.index.searchsorted(instants, side="right") - 1]
+
+
+def between(came: pd.DataFrame, cuts: Array) -> pd.DataFrame:
+    """What came between each two of the instants."""
+    return counted(came, cuts).diff().iloc[1:]
+
+
+def step_s(requests: pd.DataFrame) -> float:
+    """Median gap between a request's tokens: what a window's end can be off by in tokens. 0 where there is none."""
+    gaps = np.concatenate([np.empty(0), *map(np.diff, requests["arrival_s"])])
+    return float(np.median(gaps)) if len(gaps) else 0.0

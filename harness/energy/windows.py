@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +30,7 @@ class Reads:
     quantum_j: float = 0.001
 
 
-@dataclass(frozen=True, slots=True)
-class Edges:
+class Edges(NamedTuple):
     """A counter's updates: so much had been used at some instant between `low_s` and `high_s`, likely at `time_s`."""
 
     low_s: Array
@@ -68,30 +68,28 @@ def edges(reads: Reads) -> Edges:
     """
     changed = np.flatnonzero(np.diff(reads.energy_j) != 0) + 1
     low, high = reads.before_s[changed - 1], reads.after_s[changed]
-    if reads.period_s is not None:  # what a reading says is never older than this
-        low = np.maximum(low, reads.before_s[changed] - 2 * reads.period_s)
-    time, sure = (low + high) / 2, np.ones(len(changed), bool)
-    tight = np.flatnonzero(high - low <= TIGHT_S)
-    if reads.period_s is not None and len(tight) and len(tight) < len(changed):
-        wide = np.flatnonzero(high - low > TIGHT_S)
-        after = np.searchsorted(tight, wide)
-        left, right = tight[np.maximum(after - 1, 0)], tight[np.minimum(after, len(tight) - 1)]
-        near = np.where(np.abs(time[left] - time[wide]) <= np.abs(time[right] - time[wide]), left, right)
-        turns = (high[wide] - time[near]) / reads.period_s
-        placed = time[near] + np.floor(turns) * reads.period_s
-        fraction_s = (turns - np.floor(turns)) * reads.period_s
-        clear = (np.minimum(fraction_s, reads.period_s - fraction_s) > TIGHT_S / 2) & (placed >= low[wide])
-        time[wide], sure[wide] = np.where(clear, placed, time[wide]), clear
-    return Edges(low, high, time, reads.energy_j[changed], sure)
+    time, tight = (low + high) / 2, high - low <= TIGHT_S
+    if reads.period_s is None or not tight.any():
+        return Edges(low, high, time, reads.energy_j[changed], np.ones(len(changed), bool))
+    near = time[tight][_nearest(time[tight], time)]
+    turns = (high - near) / reads.period_s
+    placed = near + np.floor(turns) * reads.period_s
+    fraction_s = (turns - np.floor(turns)) * reads.period_s
+    clear = (np.minimum(fraction_s, reads.period_s - fraction_s) > TIGHT_S / 2) & (placed >= low)
+    return Edges(low, high, np.where(clear & ~tight, placed, time), reads.energy_j[changed], clear | tight)
 
 
-def counter_window(reads: Reads, start_s: float, end_s: float) -> Window | None:
+def _nearest(instants: Array, wanted: Array) -> npt.NDArray[np.int64]:
+    """Index of the one of the ascending `instants` (at least one) that is nearest to each wanted."""
+    after = np.clip(np.searchsorted(instants, wanted), 1, max(1, len(instants) - 1)) % len(instants)
+    return np.asarray(after - (wanted - instants[after - 1] <= instants[after] - wanted))
+
+
+def counter_window(reads: Reads, start_s: float, end_s: float, peak_w: float = math.inf) -> Window | None:
     """Energy from a counter between any two instants, or None where its readings do not bracket them.
 
-    Between updates the energy is interpolated. The hard interval needs no interpolation. A reading that had come by an
-    instant t says no more than had been used at t; one that differs from a reading asked for after t says no less. So
-    E(end) - E(start) is at most the first such update after the end less the last reading before the start, and at
-    least the last reading before the end less the first such update after the start.
+    Between updates the energy is interpolated, and the boundary term is the hard interval's. At instants that `align`
+    gave, what the counter said is exact and only when it said so is not: there the term is that doubt at `peak_w`.
 
     >>> reads = Reads(np.arange(9.0), np.arange(9.0) + 0.1, 100 * np.arange(9.0))
     >>> w = counter_window(reads, 2.5, 6.5)
@@ -115,7 +113,12 @@ def counter_window(reads: Reads, start_s: float, end_s: float) -> Window | None:
         return None
     at_start, at_end = np.interp([start_s, end_s], np.maximum.accumulate(time), energy)
     energy_j = float(np.clip(at_end - at_start, low, high))
-    return Window(start_s, end_s, energy_j, low, high, max(high - energy_j, energy_j - low))
+    boundary_j = max(high - energy_j, energy_j - low)
+    close, doubt_s = _close(found)
+    at = _nearest(close, np.array([start_s, end_s]))
+    if (np.abs(close[at] - [start_s, end_s]) <= 1e-9).all() and math.isfinite(peak_w):
+        boundary_j = min(boundary_j, float(doubt_s[at].sum()) * peak_w + reads.quantum_j)
+    return Window(start_s, end_s, energy_j, low, high, boundary_j)
 
 
 def align(reads: Reads, instants: Sequence[float] | Array) -> Array:
@@ -126,30 +129,12 @@ def align(reads: Reads, instants: Sequence[float] | Array) -> Array:
     array([2.55, 5.55])
     """
     wanted = np.asarray(instants, float)
-    time, _ = _close(reads)
-    if len(time) < 2:
-        return wanted
-    after = np.clip(np.searchsorted(time, wanted), 1, len(time) - 1)
-    return np.asarray(np.where(wanted - time[after - 1] <= time[after] - wanted, time[after - 1], time[after]))
+    time, _ = _close(edges(reads))
+    return time[_nearest(time, wanted)] if len(time) > 1 else wanted
 
 
-def aligned_window(reads: Reads, start_s: float, end_s: float, peak_w: float) -> Window | None:
-    """Energy between two instants that `align` gave. What the counter said is exact there; only when it said so is not.
-
-    The boundary term is that doubt at the device's peak power; it is the hard interval's where an instant is no update.
-    """
-    window = counter_window(reads, start_s, end_s)
-    time, doubt_s = _close(reads)
-    at = [int(np.argmin(np.abs(time - instant))) for instant in (start_s, end_s)] if len(time) else []
-    if window is None or not at or any(abs(time[i] - t) > 1e-9 for i, t in zip(at, (start_s, end_s), strict=True)):
-        return window
-    boundary_j = float(doubt_s[at].sum()) * peak_w + reads.quantum_j
-    return replace(window, boundary_j=min(boundary_j, window.boundary_j))
-
-
-def _close(reads: Reads) -> tuple[Array, Array]:
+def _close(found: Edges) -> tuple[Array, Array]:
     """The updates known most closely: their instants, and how far each may be off."""
-    found = edges(reads)
     width = found.high_s - found.low_s
     close = width <= max(TIGHT_S, 1.5 * float(width.min(initial=math.inf)))
     return found.time_s[close], width[close] / 2
@@ -168,12 +153,7 @@ def power_window(
     """Energy as the trapezoid under power readings, ends interpolated, or None where they do not span the window.
 
     A reading stands for the `mean_s` before the field's last update, on average `update_s / 2` ago, and is moved back
-    so far. Every reading counts, also one that equals the last. The bound is the sum of
-    - what the ends can hide: (mean_s / 4 + update_s) x `range_w`, or else the range of the readings;
-    - when between two readings the field changed: three times the root of the sum of (step x gap)^2 / 12;
-    - what was never looked at, if `mean_s` is shorter than `update_s` or unknown: 1.96 standard errors of the mean with
-      the readings' own autocorrelation, or, in windows shorter than three autocorrelation times, that the unseen
-      share drew the least or the most ever read.
+    so far. `range_w` is how far power may range, by default as far as the readings do. docs/energy.md has the bound.
 
     >>> t = np.arange(0, 10, 0.1)
     >>> w = power_window(t, np.full(100, 300.0), 2.0, 4.0, update_s=0.1, mean_s=1.0)
@@ -209,5 +189,4 @@ def _autocorrelation_time(values: Array) -> float:
         return 1.0
     full = np.fft.irfft(np.abs(np.fft.rfft(x, 2 * len(x))) ** 2)[: len(x)]
     rho = full[1:] / full[0]
-    end = int(np.argmax(rho <= 0)) if (rho <= 0).any() else len(rho)
-    return float(1 + 2 * rho[:end].sum())
+    return float(1 + 2 * rho[np.cumprod(rho > 0, dtype=bool)].sum())
