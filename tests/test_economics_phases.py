@@ -9,18 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import harness
-from harness.economics.cost import Device
+from harness.economics.cost import Costs, Device, priced
 from harness.economics.gpus import parse_gpus
-from harness.economics.phases import Blocks, allocate, fit_phases, identify, time_blocks, usage_of
+from harness.economics.phases import Blocks, PhaseSplit, allocate, fit_phases, identify, time_blocks, usage_of
 from harness.economics.query import cost_of_query
-from harness.economics.scenario import parse_prices, parse_scenario
+from harness.economics.scenario import Scenario, parse_prices, parse_scenario
 
 DATA = Path(harness.__file__).parent / "data"
 GPUS = parse_gpus((DATA / "gpus.csv").read_text())
 PRICES = parse_prices((DATA / "prices/gpu_rental_ranges.csv").read_text(), (DATA / "prices/gpu_prices.csv").read_text())
+H100 = Device("gpu", "H100", 1)
 TRUE = np.array([1e-4, 5e-3, 2e-6, 0.02])
 MIXES = [(2000, 20), (100, 400), (800, 150)]
 """Prefill-heavy, decode-heavy and mixed: (input, output) tokens of a request."""
+
+
+def cost(split: PhaseSplit, scenario: Scenario, n: int = 2**14) -> Costs:
+    return cost_of_query(split, (800.0, 150.0), H100, priced(scenario, H100, GPUS, PRICES), n)
 
 
 def run_of(tokens_in: int, tokens_out: int, noise: float = 0.01, blocks: int = 12, seed: int = 0) -> Blocks:
@@ -54,7 +59,7 @@ def test_a_term_that_costs_nothing_has_a_price_of_nothing() -> None:
     runs = [run_of(*mix) for mix in MIXES]
     free = fit_phases([Blocks(run.counts, run.counts @ (TRUE * [1, 1, 1, 0])) for run in runs])
     scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml")
-    found = cost_of_query(free, (800.0, 150.0), Device("gpu", "H100", 1), scenario, GPUS, PRICES, n=256)
+    found = cost(free, scenario, n=256)
     figure = next(figure for figure in found.figures if figure.name == "usd_per_request_alone")
     assert figure.value == pytest.approx(0, abs=1e-9)
 
@@ -117,7 +122,7 @@ CERTAIN = ["price.usd_per_hour=3.6", "serving.utilisation=0.5", "serving.overhea
 def query(overrides: list[str], mixes: list[tuple[int, int]] = MIXES, noise: float = 0.0) -> dict[str, float | None]:
     scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml", CERTAIN + overrides)
     split = fit_phases([run_of(*mix, noise=noise) for mix in mixes], replicates=20)
-    found = cost_of_query(split, (800.0, 150.0), Device("gpu", "H100", 1), scenario, GPUS, (), n=256)
+    found = cost(split, scenario, n=256)
     return {figure.name: figure.value for figure in found.figures}
 
 
@@ -139,7 +144,7 @@ def test_long_answers_that_are_also_slow_widen_the_interval() -> None:
         linked = f"{text}correlations: [[query.visible_tokens, measured, {rho}]]\n"
         split = fit_phases([run_of(*mix, noise=0.6) for mix in MIXES])
         scenario = parse_scenario(linked, "mine.yaml", [*CERTAIN, lengths])
-        found = cost_of_query(split, (800.0, 150.0), Device("gpu", "H100", 1), scenario, GPUS, ())
+        found = cost(split, scenario)
         figure = next(figure for figure in found.figures if figure.name == "usd_per_query")
         widths.append((figure.high or 0.0) / (figure.low or 1.0))
     assert widths[0] < widths[1] < widths[2]
@@ -155,7 +160,7 @@ def test_a_split_that_is_not_identified_prices_nothing() -> None:
     one = np.array([[800, 150, 131250, 1.0]]) * np.arange(1.0, 13)[:, None]
     split = fit_phases([Blocks(one, one @ TRUE)], replicates=5)
     scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml", CERTAIN)
-    found = cost_of_query(split, (800.0, 150.0), Device("gpu", "H100", 1), scenario, GPUS, (), n=16)
+    found = cost(split, scenario, n=16)
     assert {figure.value for figure in found.figures} == {None}
     assert "do not tell it apart" in found.figures[-1].text()
 

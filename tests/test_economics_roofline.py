@@ -1,6 +1,5 @@
 """The roofline against sums by hand, the fit against known parameters, and predictions of models it has not seen."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,31 +8,30 @@ import pytest
 import harness
 from harness.economics.gpus import find_gpu, parse_gpus
 from harness.economics.roofline import (
-    Point,
+    Array,
+    Work,
     find_model,
     fit,
     floor_s,
+    left_out_errors,
     limits_of,
-    parse_a100,
-    parse_h100,
     parse_models,
+    parse_points,
     power_w,
     predict,
     spread_of,
+    spreads,
     stacked,
     step_s,
-    validate,
-    validate_on,
     work,
-    work_of,
 )
 from harness.errors import HarnessError
 
 DATA = Path(harness.__file__).parent / "data"
 GPUS = parse_gpus((DATA / "gpus.csv").read_text())
 MODELS = parse_models((DATA / "models.csv").read_text())
-H100_POINTS = parse_h100((DATA / "published/mlenergy_v3_h100.csv").read_text(), MODELS, GPUS)
-A100_POINTS = parse_a100((DATA / "published/mlenergy_v2_a100.csv").read_text(), MODELS, GPUS)
+H100_POINTS = parse_points((DATA / "published/mlenergy_v3_h100.csv").read_text(), MODELS, GPUS)
+A100_POINTS = parse_points((DATA / "published/mlenergy_v2_a100.csv").read_text(), MODELS, GPUS)
 
 
 def row(
@@ -46,7 +44,7 @@ def row(
 
 
 def test_the_work_of_a_dense_step_by_hand() -> None:
-    w = stacked([row("meta-llama/Llama-3.1-8B-Instruct", 10)])
+    w = stacked(row("meta-llama/Llama-3.1-8B-Instruct", 10))
     # KV cache: 2 x 32 layers x 8 heads x 128 x 2 bytes = 131072 bytes a token; 10 sequences at 1250 tokens.
     assert w.dense_bytes[0] == pytest.approx(16.06e9 + 131072 * 12500)
     assert w.expert_bytes[0] == 0
@@ -55,10 +53,10 @@ def test_the_work_of_a_dense_step_by_hand() -> None:
 
 
 def test_a_batch_touches_more_experts_than_a_token_activates() -> None:
-    one, many = (stacked([row("Qwen3-30B-A3B", batch)]) for batch in (1, 4096))
+    one, many = (stacked(row("Qwen3-30B-A3B", batch)) for batch in (1, 4096))
     assert one.expert_bytes[0] == pytest.approx(2 * 28.99e9 * 8 / 128)
     assert many.expert_bytes[0] == pytest.approx(2 * 28.99e9)
-    two = stacked([row("Qwen3-30B-A3B", 2)])
+    two = stacked(row("Qwen3-30B-A3B", 2))
     assert two.expert_bytes[0] == pytest.approx(2 * 28.99e9 * (1 - (120 / 128) ** 2))
 
 
@@ -71,13 +69,13 @@ def test_the_active_parameters_of_every_model_follow_from_its_experts() -> None:
 
 
 def test_shares_of_the_limit_by_hand() -> None:
-    w = stacked([row("Llama-3.1-8B", 10)])
+    w = stacked(row("Llama-3.1-8B", 10))
     seconds = 4 * floor_s(w)[0]
     found = limits_of(w, 10 / seconds)
     assert found["mbu"] == pytest.approx(0.25)
     assert found["mfu"] == pytest.approx(w.flop[0] / (989.4e12 * seconds))
-    assert found["floor_s"] == pytest.approx(seconds / 4 / 10)
-    assert found["floor_joules"] == pytest.approx(700 * seconds / 4 / 10)
+    assert found["floor_s_per_output_token"] == pytest.approx(seconds / 4 / 10)
+    assert found["floor_joules_per_output_token"] == pytest.approx(700 * seconds / 4 / 10)
 
 
 def test_a_precision_that_the_gpu_lacks_is_refused() -> None:
@@ -88,43 +86,42 @@ def test_a_precision_that_the_gpu_lacks_is_refused() -> None:
 
 def test_known_parameters_come_back_from_points_made_with_them() -> None:
     step, power = np.array([5e-5, 4e-5, 3e-5, 0.8, 0.6, 0.5]), np.array([0.2, 0.3, 0.4])
-    w = work_of(H100_POINTS)
-    seconds = step_s(step, w)
-    watts = power_w(power, w, seconds)
-    made = [
-        replace(point, output_tokens_per_s=float(point.batch / s), power_w=float(p))
-        for point, s, p in zip(H100_POINTS, seconds, watts, strict=True)
-    ]
+    made = H100_POINTS.copy()
+    seconds = step_s(step, made)
+    made.output_tokens_per_s, made.power_w = made.batch / seconds, power_w(power, made, seconds)
     found = fit(made)
-    assert step_s(found.step, w) == pytest.approx(seconds, rel=0.03)
+    assert step_s(found.step, made) == pytest.approx(seconds, rel=0.03)
     assert found.power == pytest.approx(power, rel=0.05)
 
 
+def median_error(points: Work, errors: Array, kind: str) -> float:
+    """As a factor, of time."""
+    return float(np.exp(np.median(np.abs(errors[0, points.kind == kind]))))
+
+
 def test_models_left_out_are_predicted_within_the_promised_error() -> None:
-    found = validate(H100_POINTS)
-    assert len(found.points) == 177
-    assert found.median_error("dense")[0] <= 1.25
-    assert found.median_error("moe")[0] <= 1.4
-    assert np.all((found.coverage() >= 0.85) & (found.coverage() <= 0.97))
+    errors = left_out_errors(H100_POINTS, H100_POINTS)
+    assert errors.shape == (2, 177)
+    assert median_error(H100_POINTS, errors, "dense") <= 1.25
+    assert median_error(H100_POINTS, errors, "moe") <= 1.4
+    coverage = np.mean(np.abs(errors) <= spreads(H100_POINTS, errors), axis=1)
+    assert np.all((coverage >= 0.85) & (coverage <= 0.97))
 
 
 def test_a_left_out_model_does_not_reach_its_own_prediction() -> None:
-    name = "Qwen3-30B-A3B"
-
-    def slow(point: Point) -> Point:
-        slower = replace(point, output_tokens_per_s=point.output_tokens_per_s / 2)
-        return slower if point.model.name == name else point
-
-    before, after = validate(H100_POINTS), validate([slow(point) for point in H100_POINTS])
-    chosen = [i for i, point in enumerate(H100_POINTS) if point.model.name == name]
-    assert after.errors[0, chosen] - before.errors[0, chosen] == pytest.approx(-np.log(2))
-    assert after.spread[name] == pytest.approx(before.spread[name], rel=0.2)
+    chosen = H100_POINTS.model == "Qwen3-30B-A3B"
+    slower = H100_POINTS.copy()
+    slower.output_tokens_per_s[chosen] /= 2
+    before, after = (left_out_errors(points, points) for points in (H100_POINTS, slower))
+    assert after[0, chosen] - before[0, chosen] == pytest.approx(-np.log(2))
+    assert spreads(slower, after)[:, chosen] == pytest.approx(spreads(H100_POINTS, before)[:, chosen], rel=0.2)
 
 
 def test_other_serving_software_is_not_covered_and_the_table_would_show_it() -> None:
-    found = validate_on(H100_POINTS, A100_POINTS)
-    assert found.median_error("dense")[0] > 2
-    assert found.coverage()[0] < 0.1
+    errors = left_out_errors(H100_POINTS, A100_POINTS)
+    assert median_error(A100_POINTS, errors, "dense") > 2
+    half = spread_of(H100_POINTS.model, left_out_errors(H100_POINTS, H100_POINTS))
+    assert np.mean(np.abs(errors[0]) <= half[0]) < 0.1
 
 
 def test_the_interval_counts_models_not_points() -> None:
@@ -137,9 +134,9 @@ def test_the_interval_counts_models_not_points() -> None:
 def test_a_prediction_has_the_stated_interval_and_more_devices_share_the_step() -> None:
     u = (np.arange(1000) + 0.5) / 1000
     seconds, joules = predict(H100_POINTS, row("Mistral-Nemo", 32), 1, u)
-    names = np.array([point.model.name for point in H100_POINTS])
+    half, _ = spread_of(H100_POINTS.model, left_out_errors(H100_POINTS, H100_POINTS))
     low, high = np.quantile(np.log(seconds), [0.05, 0.95])
-    assert (high - low) / 2 == pytest.approx(spread_of(names, validate(H100_POINTS).errors)[0], rel=0.01)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.01)
     assert np.all(np.diff(seconds) > 0)
     assert np.all(np.diff(joules) > 0)
     four, _ = predict(H100_POINTS, row("Mistral-Nemo", 32, devices=4), 4, u)

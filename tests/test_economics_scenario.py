@@ -6,26 +6,20 @@ import pytest
 import yaml
 
 import harness
+from harness.economics.cost import Device, priced
+from harness.economics.gpus import parse_gpus
 from harness.economics.scenario import (
     KEYS,
-    Input,
-    Price,
+    PRICE,
     Scenario,
     parse_prices,
     parse_scenario,
-    price_input,
     unit_factor,
 )
 from harness.errors import HarnessError
 
 DATA = Path(harness.__file__).parent / "data"
 CPU = (DATA / "scenarios/cpu-smoke.yaml").read_text()
-
-
-def prices() -> tuple[Price, ...]:
-    return parse_prices(
-        *((DATA / "prices" / f"{name}.csv").read_text() for name in ("gpu_rental_ranges", "gpu_prices"))
-    )
 
 
 @pytest.mark.parametrize("path", sorted((DATA / "scenarios").glob("*.yaml")), ids=lambda path: path.stem)
@@ -107,10 +101,12 @@ def test_every_canonical_unit_is_one_that_pint_knows() -> None:
         assert unit_factor(f"{key.unit} * percent", key.unit) == pytest.approx(0.01)
 
 
+GPUS = parse_gpus((DATA / "gpus.csv").read_text())
+PRICES = parse_prices(*((DATA / "prices" / f"{name}.csv").read_text() for name in ("gpu_rental_ranges", "gpu_prices")))
+
+
 def price_of(scenario: Scenario) -> tuple[float, ...]:
-    found = price_input(scenario, "H100", prices())
-    assert isinstance(found, Input)
-    return found.distribution.parameters
+    return priced(scenario, Device("gpu", "H100", 1), GPUS, PRICES).inputs[PRICE].distribution.parameters
 
 
 def test_a_price_comes_from_the_scenario_then_the_table_and_never_from_nowhere() -> None:
@@ -121,4 +117,4 @@ def test_a_price_comes_from_the_scenario_then_the_table_and_never_from_nowhere()
     given = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "x", ["price.usd_per_hour=2.5"])
     assert price_of(given) == (2.5,)
     for gpu in ("L4", None):
-        assert "--set price.usd_per_hour" in str(price_input(on_demand, gpu, prices()))
+        assert "--set price.usd_per_hour" in (priced(on_demand, Device("gpu", gpu, 1), GPUS, PRICES).no_price or "")

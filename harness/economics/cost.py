@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from harness.economics.draws import (
     variance_shares,
 )
 from harness.economics.gpus import Gpu, find_gpu
-from harness.economics.scenario import MEASURED, OWNED, Input, Price, Scenario, price_input
+from harness.economics.scenario import MEASURED, OWNED, PRICE, Input, Scenario
 from harness.errors import HarnessError
 from harness.model import Figure, Status, Summary
 
@@ -54,31 +55,18 @@ def device_of(engine: Mapping[str, Any], environment: Mapping[str, Any]) -> Devi
     return Device("none", None, engine["device_count"])
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One factor of a cost: its share of Var(ln cost), 0 for a certain number, None where the cost can be 0."""
-
-    name: str
-    status: str
-    share: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """One factor of a cost with its draws; a cost is the product of its factors."""
-
-    name: str
-    status: str
-    values: Draws
+Factor = tuple[str, Draws]
+"""Status and draws of one factor of a cost; a cost is the product of its factors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Figures with the parts behind each (by figure name), and every assumption that went in."""
+    """Figures with what the spread of each rests on, and every assumption that went in."""
 
     scenario: str
     figures: tuple[Figure, ...]
-    parts: Mapping[str, tuple[Part, ...]]
+    shares: Mapping[str, Mapping[str, float]]
+    """By figure: shares of Var(ln cost) by status of its factors; empty where nothing varies, or the cost can be 0."""
     assumptions: tuple[Input, ...]
     notes: tuple[str, ...]
 
@@ -121,11 +109,14 @@ def owned_usd_per_hour(x: Mapping[str, Draws]) -> Draws:
     return capital + electricity + hosting + x["owned.staff_usd_per_hour"]
 
 
-def priced(scenario: Scenario, device: Device, gpus: tuple[Gpu, ...], prices: tuple[Price, ...]) -> Scenario | str:
-    """The scenario with the price of this device in it, or why there is none.
+def priced(
+    scenario: Scenario, device: Device, gpus: tuple[Gpu, ...], prices: Mapping[tuple[str, str], Input]
+) -> Scenario:
+    """The scenario with the price of this device in it, or `no_price`, the reason why there is none.
 
-    An owned scenario comes back as it is: its price is built up from the `owned.` inputs. Raises HarnessError where the
-    scenario prices another kind of device, or another GPU.
+    Its own `price.usd_per_hour` comes first, then the row of `prices` for this GPU and the scenario's tier. An owned
+    scenario comes back as it is: its price is built up from the `owned.` inputs. Raises HarnessError where the scenario
+    prices another kind of device, or another GPU.
     """
     if device.kind != "none" and scenario.per != {"gpu": "gpu", "cpu": "vcpu"}[device.kind]:
         raise HarnessError(
@@ -138,65 +129,48 @@ def priced(scenario: Scenario, device: Device, gpus: tuple[Gpu, ...], prices: tu
             f"scenario '{scenario.name}' is about {scenario.gpu}, but the run used {device.name}",
             "choose a scenario of that GPU, or on-demand",
         )
-    if scenario.tier == "owned" and "price.usd_per_hour" not in scenario.inputs:
+    if PRICE in scenario.inputs or scenario.tier == "owned":
         return scenario
-    if device.kind == "gpu" and gpu is None and "price.usd_per_hour" not in scenario.inputs:
-        return f"GPU '{device.name}' is not in gpus.csv; give its price with --set price.usd_per_hour=…"
-    found = price_input(scenario, gpu.price_gpu or gpu.name if gpu else None, prices)
-    if isinstance(found, str):
-        return found
-    return replace(scenario, inputs={**scenario.inputs, found.name: found})
+    known = prices.get((scenario.tier, gpu.price_gpu or gpu.name)) if gpu else None
+    if known is not None:
+        return replace(scenario, inputs={**scenario.inputs, PRICE: known})
+    named = gpu.name if gpu else device.name or "this device"
+    no_price = f"no {scenario.tier} price of {named} in the tables; give one with --set {PRICE}=…"
+    return replace(scenario, no_price=no_price)
 
 
-def cost_of_run(
-    summary: Summary,
-    device: Device,
-    scenario: Scenario,
-    gpus: tuple[Gpu, ...],
-    prices: tuple[Price, ...],
-    n: int = DEFAULT_DRAWS,
-    seed: int = 0,
-) -> Costs:
-    """What this run's mix of requests costs: the whole bill over output tokens, over all tokens, and over queries.
+def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = DEFAULT_DRAWS, seed: int = 0) -> Costs:
+    """What this run's mix of requests costs under a scenario from `priced`: over output tokens, all tokens, queries.
 
-    With p = price.usd_per_hour, count = device.count, kappa = serving.overhead, U = serving.utilisation:
-    usd_per_hour = p*count; usd_per_million_output_tokens = 1e6/3600 * p*count*kappa / (U * output_tokens_per_s), and so
-    with total_tokens_per_s; usd_per_query = p*count*kappa*query.requests / (3600 * U * requests_per_s). Where the run
-    measured energy, wh_per_query and wh_per_million_output_tokens by `watt_hours`, with its stack.
-    value is the median, low and high the 5th and 95th percentile; `.mean` is what a budget needs. A rate's own 95%
-    interval enters as a lognormal. A simulated rate gives simulated costs, a missing one n/a with its reason.
+    The formulas are in docs/economics.md. value is the median, low and high the 5th and 95th percentile; `.mean` is
+    what a budget needs. A rate's own 95% interval enters as a lognormal. Where the run measured energy, Wh follow by
+    `watt_hours`, with its stack. A simulated rate gives simulated costs, a missing one n/a with its reason.
     """
-    ready = priced(scenario, device, gpus, prices)
-    used = ready if isinstance(ready, Scenario) else scenario
-    x = draw_inputs(used, n, seed)
-    figures: list[Figure] = []
-    parts: dict[str, tuple[Part, ...]] = {}
-    for name, unit, per, rate in (
-        ("usd_per_hour", "USD/hour", 1.0, None),
+    x = draw_inputs(scenario, n, seed)
+    bill = bill_factors(scenario, x)
+    figures, shares = costed("usd_per_hour", "USD/hour", _status(device), bill[:1], device.count, scenario.no_price)
+    for name, unit, per, rate_name in (
         ("usd_per_million_output_tokens", "USD/1e6 token", 1e6, "output_tokens_per_s"),
         ("usd_per_million_total_tokens", "USD/1e6 token", 1e6, "total_tokens_per_s"),
         ("usd_per_query", "USD/query", 1.0, "requests_per_s"),
     ):
-        figure = measured(summary, rate) if rate else None
-        status = _status(device, figure)
-        reason = ready if isinstance(ready, str) else figure.reason if figure and figure.value is None else None
-        if reason is not None:
-            figures.append(Figure(name, None, unit, status, reason=reason))
-            continue
-        bill = bill_factors(used, x)
-        factors = bill[:1] if figure is None else [*bill, _inverse(figure, x)]
-        if rate == "requests_per_s":
-            factors.append(Factor("query.requests", used.inputs["query.requests"].status, x["query.requests"]))
-        made, parts[name] = costed(name, unit, status, factors, device.count * (per / 3600 if figure else 1.0))
-        figures += made
-    figures += _energy_of_run(summary, device, used, x)
+        rate = measured(summary, rate_name)
+        factors = list(bill)
+        if rate.value is not None:
+            factors.append((rate.status, 1 / quantile(rate_distribution(rate), 1 - x[MEASURED])))
+        if name == "usd_per_query":
+            factors.append((scenario.inputs["query.requests"].status, x["query.requests"]))
+        reason = scenario.no_price or (rate.reason if rate.value is None else None)
+        made, parts = costed(name, unit, _status(device, rate), factors, device.count * (per / 3600), reason)
+        figures, shares = figures + made, shares | parts
+    figures += _energy_of_run(summary, device, scenario, x)
     notes = [TWO_DENOMINATORS]
     rates = [measured(summary, name) for name in ("output_tokens_per_s", "requests_per_s")]
     if any(rate.value is not None and rate.low is None for rate in rates):
         notes.append("the run states no interval for its rates: intervals here are those of the assumptions alone")
-    if used.per == "vcpu":
+    if scenario.per == "vcpu":
         notes.append("figures of a small model on a CPU say nothing about what a provider's fleet costs")
-    return Costs(scenario.name, tuple(figures), parts, tuple(used.inputs.values()), tuple(notes))
+    return Costs(scenario.name, tuple(figures), shares, tuple(scenario.inputs.values()), tuple(notes))
 
 
 def draw_inputs(scenario: Scenario, n: int, seed: int) -> dict[str, Draws]:
@@ -213,32 +187,43 @@ def draw_inputs(scenario: Scenario, n: int, seed: int) -> dict[str, Draws]:
 
 
 def bill_factors(scenario: Scenario, x: Mapping[str, Draws]) -> list[Factor]:
-    """Price of a device-hour, serving.overhead and 1 / serving.utilisation: USD per device-hour of serving."""
-    own = "price.usd_per_hour" in x
-    price = x["price.usd_per_hour"] if own else owned_usd_per_hour(x)
-    status = scenario.inputs["price.usd_per_hour"].status if own else "assumed"
+    """Price of a device-hour, serving.overhead and 1 / serving.utilisation: USD per device-hour of serving.
+
+    None where the scenario has no price.
+    """
+    if scenario.no_price is not None:
+        return []
+    own = PRICE in x
     return [
-        Factor("price.usd_per_hour", status, price),
-        Factor("serving.overhead", scenario.inputs["serving.overhead"].status, x["serving.overhead"]),
-        Factor("serving.utilisation", scenario.inputs["serving.utilisation"].status, 1 / x["serving.utilisation"]),
+        (scenario.inputs[PRICE].status if own else "assumed", x[PRICE] if own else owned_usd_per_hour(x)),
+        (scenario.inputs["serving.overhead"].status, x["serving.overhead"]),
+        (scenario.inputs["serving.utilisation"].status, 1 / x["serving.utilisation"]),
     ]
 
 
 def costed(
-    name: str, unit: str, status: Status, factors: Sequence[Factor], scale: float = 1.0
-) -> tuple[list[Figure], tuple[Part, ...]]:
-    """scale * the product of the factors as figures (see `interval_figures`), and what its spread rests on.
+    name: str,
+    unit: str,
+    status: Status,
+    factors: Sequence[Factor],
+    scale: float = 1.0,
+    reason: str | None = None,
+) -> tuple[list[Figure], dict[str, dict[str, float]]]:
+    """scale * the product of the factors as figures (see `interval_figures`), and its entry of `Costs.shares`.
 
-    A part's share is Cov(ln factor, ln cost) / Var(ln cost): exact for a product, summing to 1, under correlation too.
+    A factor's share is Cov(ln factor, ln cost) / Var(ln cost): exact for a product, summing to 1, under correlation
+    too. With a `reason` there is no cost, and that is why.
     """
-    cost = np.asarray(scale * np.prod([factor.values for factor in factors], axis=0))
-    if not cost.min() > 0:
-        return interval_figures(name, unit, status, cost), tuple(Part(f.name, f.status, None) for f in factors)
-    centred = np.log(cost) - np.log(cost).mean()
-    variance = float(np.mean(centred**2))
-    shares = [float(np.mean(np.log(f.values) * centred)) / variance if variance > 1e-20 else 0.0 for f in factors]
-    parts = tuple(Part(f.name, f.status, share) for f, share in zip(factors, shares, strict=True))
-    return interval_figures(name, unit, status, cost), parts
+    if reason is not None:
+        return [Figure(name, None, unit, status, reason=reason)], {}
+    cost = np.asarray(scale * np.prod([values for _, values in factors], axis=0))
+    shares: dict[str, float] = {}
+    if cost.min() > 0:
+        centred = np.log(cost) - np.log(cost).mean()
+        variance = float(np.mean(centred**2))
+        for of, values in factors if variance > 1e-20 else ():
+            shares[of] = shares.get(of, 0.0) + float(np.mean(np.log(values) * centred)) / variance
+    return interval_figures(name, unit, status, cost), {name: shares}
 
 
 def interval_figures(name: str, unit: str, status: Status, cost: Draws) -> list[Figure]:
@@ -255,15 +240,14 @@ def interval_figures(name: str, unit: str, status: Status, cost: Draws) -> list[
 def tornado(scenario: Scenario, rate: Figure) -> dict[str, tuple[float, float]]:
     """Share of the variance of ln cost by input, (first order, total), largest first, of a scenario from `priced`.
 
-    The cost is the bill for a device-second over a measured `rate`. Unlike the parts of a figure this opens an owned
+    The cost is the bill for a device-second over a measured `rate`. Unlike the shares of a figure this opens an owned
     price up into the inputs that it is made of. Inputs are taken as independent.
     """
-    own = "price.usd_per_hour" in scenario.inputs
-    keys = [*(("price.usd_per_hour",) if own else OWNED), "serving.overhead", "serving.utilisation"]
+    keys = [*((PRICE,) if PRICE in scenario.inputs else OWNED), "serving.overhead", "serving.utilisation"]
     inputs = {key: scenario.inputs[key].distribution for key in keys} | {rate.name: rate_distribution(rate)}
 
     def log_cost(x: Mapping[str, Draws]) -> Draws:
-        return np.asarray(np.log(np.prod([f.values for f in bill_factors(scenario, x)], axis=0) / x[rate.name]))
+        return np.asarray(np.log(np.prod([values for _, values in bill_factors(scenario, x)], axis=0) / x[rate.name]))
 
     return variance_shares(log_cost, inputs)
 
@@ -287,24 +271,22 @@ ENERGY = ("energy.pue", "energy.host_share", "energy.idle_w")
 
 def _energy_of_run(summary: Summary, device: Device, scenario: Scenario, x: Mapping[str, Draws]) -> list[Figure]:
     figures: list[Figure] = []
-    for name, unit, per, joules, rate in (
+    missing = [key for key in ENERGY if key not in x]
+    lacking = f"scenario '{scenario.name}' has no {', '.join(missing)}" if missing else None
+    for name, unit, many, joules, rate in (
         ("wh_per_million_output_tokens", "Wh/1e6 token", 1e6, "joules_per_output_token", "output_tokens_per_s"),
-        ("wh_per_query", "Wh/query", 1.0, "joules_per_request", "requests_per_s"),
+        ("wh_per_query", "Wh/query", x["query.requests"], "joules_per_request", "requests_per_s"),
     ):
         energy, speed = measured(summary, joules), measured(summary, rate)
+        status = _status(device, energy)
+        reason = next((figure.reason for figure in (energy, speed) if figure.value is None), lacking)
         if not any(figure.name == joules for figure in summary.figures):
             continue
-        missing = [key for key in ENERGY if key not in x]
-        lacking = f"scenario '{scenario.name}' has no {', '.join(missing)}" if missing else None
-        unknown = next((figure.reason for figure in (energy, speed) if figure.value is None), None)
-        status = _status(device, energy)
-        if missing or energy.value is None or speed.value is None:
-            figures.append(Figure(name, None, unit, status, reason=unknown or lacking))
+        if reason is not None:
+            figures.append(Figure(name, None, unit, status, reason=reason))
             continue
-        many = per * (x["query.requests"] if rate == "requests_per_s" else 1.0)
-        stack = watt_hours(
-            x, many * quantile(rate_distribution(energy), x[MEASURED]), many * device.count / speed.value
-        )
+        used = many * quantile(rate_distribution(energy), x[MEASURED])
+        stack = watt_hours(x, used, many * device.count / (speed.value or math.nan))
         figures += interval_figures(name, unit, status, np.sum(list(stack.values()), axis=0))
         figures += [Figure(f"{name}.{rung}", float(wh.mean()), unit, status) for rung, wh in stack.items()]
     return figures
@@ -329,9 +311,5 @@ def measured(summary: Summary, name: str) -> Figure:
     return Figure(name, None, "", "measured", reason=f"{name} is not recorded")
 
 
-def _inverse(figure: Figure, x: Mapping[str, Draws]) -> Factor:
-    return Factor(figure.name, figure.status, 1 / quantile(rate_distribution(figure), 1 - x[MEASURED]))
-
-
-def _status(device: Device, figure: Figure | None) -> Status:
+def _status(device: Device, figure: Figure | None = None) -> Status:
     return "simulated" if device.kind == "none" or (figure and figure.status == "simulated") else "derived"

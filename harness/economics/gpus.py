@@ -6,14 +6,33 @@ import csv
 import io
 import re
 from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from pydantic import BeforeValidator, Field, TypeAdapter
+
+OTHER = frozenset({"laptop", "mig", "d"})
+"""Words of NVML's names that mean another chip, or a slice of one, than the name without them."""
+
+Row = TypeVar("Row")
+
+
+def read_rows(text: str, form: type[Row]) -> tuple[Row, ...]:
+    """The rows of a CSV text as `form`, whose fields are columns; an empty cell is None."""
+    rows = [{column: cell or None for column, cell in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    return tuple(TypeAdapter(list[form]).validate_python(rows))  # type: ignore[valid-type]
+
+
+def words(name: str) -> frozenset[str]:
+    """A name in lower case, cut where letters and digits end."""
+    return frozenset(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """A row of gpus.csv. FLOP/s are dense; None: the GPU has no such precision."""
 
-    name: str
-    match: frozenset[str]
+    name: Annotated[str, Field(validation_alias="gpu")]
+    match: Annotated[frozenset[str], BeforeValidator(words)]
     """Words that NVML's name of this GPU holds."""
     price_gpu: str | None
     """Its name in the price tables; None: not priced there."""
@@ -25,26 +44,9 @@ class Gpu:
     source: str
 
 
-OTHER = frozenset({"laptop", "mig", "d"})
-"""Words of NVML's names that mean another chip, or a slice of one, than the name without them."""
-
-
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
     """The rows of gpus.csv."""
-    return tuple(
-        Gpu(
-            r["gpu"],
-            _words(r["match"]),
-            r["price_gpu"] or None,
-            float(r["flops_bf16"]),
-            float(r["flops_fp8"]) if r["flops_fp8"] else None,
-            float(r["bandwidth_bytes_per_s"]),
-            float(r["memory_bytes"]),
-            float(r["tdp_w"]),
-            r["source"],
-        )
-        for r in csv.DictReader(io.StringIO(text))
-    )
+    return read_rows(text, Gpu)
 
 
 def find_gpu(name: str, gpus: tuple[Gpu, ...]) -> Gpu | None:
@@ -52,13 +54,8 @@ def find_gpu(name: str, gpus: tuple[Gpu, ...]) -> Gpu | None:
 
     The row whose words are all in the name wins, and the one with the most words among several.
     """
-    exact = [gpu for gpu in gpus if gpu.name.lower() == name.lower()]
-    words = _words(name)
-    if words & OTHER:
+    named = words(name)
+    if named & OTHER:
         return None
-    fitting = exact or sorted((gpu for gpu in gpus if gpu.match <= words), key=lambda gpu: -len(gpu.match))
-    return fitting[0] if fitting else None
-
-
-def _words(name: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[a-z0-9]+", name.lower()))
+    exact = [gpu for gpu in gpus if gpu.name.lower() == name.lower()]
+    return next(iter(exact), max((gpu for gpu in gpus if gpu.match <= named), key=lambda g: len(g.match), default=None))

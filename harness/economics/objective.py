@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,54 +12,31 @@ from harness.economics.cost import measured
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 
-RATES = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s")
-CARRIED = (*RATES, "joules_per_request", "joules_per_output_token")
+CARRIED = (
+    "output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "joules_per_request", "joules_per_output_token"
+)  # fmt: skip
 """Figures that an interpolated point has, where the runs have them."""
 
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """Upper limits in seconds by the figure that they hold for, for instance {"ttft_s.p99": 0.45}."""
-
-    name: str
-    limits: tuple[tuple[str, float], ...]
-    source: str
+Objective = Mapping[str, float]
+"""Upper limits in seconds by the figure that they hold for: {"ttft_s.p99": 0.45}."""
 
 
-@dataclass(frozen=True, slots=True)
-class Feasible:
-    """The best operating point: rates as a summary that `cost_of_run` prices, or why there is none."""
-
-    objective: Objective
-    summary: Summary
-    between: tuple[str, ...]
-    """The runs that it lies between, or the one run that it is."""
-    at_end: bool
-    """The fastest run of the sweep meets the objective too: the best point is at least this fast."""
+def parse_objectives(text: str) -> dict[str, Objective]:
+    """The rows of prices/mlperf_slo.csv by name: 99th percentiles of TTFT and TPOT."""
+    columns = {"ttft_s.p99": "p99_ttft_ms", "tpot_s.p99": "p99_tpot_ms"}
+    rows = csv.DictReader(io.StringIO(text))
+    return {row["scenario"]: {name: float(row[column]) / 1e3 for name, column in columns.items()} for row in rows}
 
 
-def parse_objectives(text: str) -> tuple[Objective, ...]:
-    """The rows of prices/mlperf_slo.csv: 99th percentiles of TTFT and TPOT."""
-    return tuple(
-        Objective(
-            row["scenario"],
-            (("ttft_s.p99", float(row["p99_ttft_ms"]) / 1e3), ("tpot_s.p99", float(row["p99_tpot_ms"]) / 1e3)),
-            row["source"],
-        )
-        for row in csv.DictReader(io.StringIO(text))
-    )
-
-
-def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Feasible:
-    """The largest output rate at which every limit holds, interpolated between two runs of the Pareto front.
+def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Summary:
+    """The point with the largest output rate at which every limit holds, between two runs of the Pareto front.
 
     From the fastest run that meets the objective towards the next faster one of the front, latencies and rates are
-    linear in the share of the way: monotone, and on the safe side where latency rises ever faster with load. Nothing
-    is extrapolated: where no run meets the objective there is no answer (HarnessError), and where the fastest one does
-    it is the answer, `at_end`. HarnessError also for a run without one of the figures.
+    linear in the share of the way: monotone, and on the safe side where latency rises ever faster with load. Its `run`
+    names both. Nothing is extrapolated: where no run meets the objective there is no answer (HarnessError), and where
+    the fastest one does it is the answer, and a lower bound. HarnessError also for a run without one of the figures.
     """
-    names = [name for name, _ in objective.limits]
-    limits = np.array([limit for _, limit in objective.limits])
+    names, limits = list(objective), np.array(list(objective.values()))
     front = pareto_front(sweep, names)
     latencies = np.array([[value(run, name) for name in names] for run in front])
     meets = np.flatnonzero(np.all(latencies <= limits, axis=1))
@@ -68,32 +44,31 @@ def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Feasible:
         nearest = int(np.argmin(np.max(latencies / limits, axis=1)))
         worst = int(np.argmax(latencies[nearest] / limits))
         raise HarnessError(
-            f"no run meets '{objective.name}': the nearest, {front[nearest].run}, has {names[worst]} "
+            f"no run meets the objective: the nearest, {front[nearest].run}, has {names[worst]} "
             f"{latencies[nearest, worst]:.3g} s, the limit is {limits[worst]:g} s",
             "measure lower rates or fewer users, or choose another objective",
         )
     last = int(meets[-1])
     if last + 1 == len(front):
-        return Feasible(objective, front[last], (front[last].run,), True)
+        return front[last]
+    slower, faster = front[last : last + 2]
     here, there = latencies[last], latencies[last + 1]
     weight = float(np.min(((limits - here) / np.where(there > limits, there - here, np.inf))[there > limits]))
-    known = {figure.name for figure in front[last].figures}
-    figures = tuple(_between(front[last], front[last + 1], name, weight) for name in CARRIED if name in known)
-    between = (front[last].run, front[last + 1].run)
-    return Feasible(objective, Summary(" to ".join(between), front[last].state, figures, {}), between, False)
+    known = {figure.name for figure in slower.figures}
+    figures = tuple(_between(slower, faster, name, weight) for name in CARRIED if name in known)
+    return Summary(f"{slower.run} to {faster.run}", slower.state, figures, {})
 
 
 def pareto_front(sweep: Sequence[Summary], latencies: Sequence[str]) -> list[Summary]:
     """The runs that no other equals or beats in output rate and every latency, by rising output rate."""
     if not sweep:
         raise HarnessError("no run to choose from", "name the runs of a sweep over users or rate")
-    points = np.array([[-value(run, RATES[0]), *(value(run, name) for name in latencies)] for run in sweep])
-    kept = []
-    for i, point in enumerate(points):
-        beaten = np.all(points <= point, axis=1) & (np.any(points < point, axis=1) | (np.arange(len(points)) < i))
-        if not beaten.any():
-            kept.append(i)
-    return [sweep[i] for i in sorted(kept, key=lambda i: -points[i, 0])]
+    points = [(-value(run, CARRIED[0]), *(value(run, name) for name in latencies)) for run in sweep]
+    front: list[int] = []
+    for i in sorted(range(len(points)), key=points.__getitem__):  # from the fastest on, so that none is beaten later
+        if not any(np.all(np.array(points[j]) <= points[i]) for j in front):
+            front.insert(0, i)
+    return [sweep[i] for i in front]
 
 
 def _between(slower: Summary, faster: Summary, name: str, weight: float) -> Figure:

@@ -8,16 +8,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from harness import yamltext
 from harness.economics.draws import PARAMETERS, Distribution, distribution, scaled, support
 from harness.errors import HarnessError
 
 Tier = Literal["machine", "on-demand", "reserved", "owned"]
 InputStatus = Literal["measured", "reported", "assumed"]
+Form = TypeVar("Form", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,13 @@ KEYS: Mapping[str, Key] = {
 }
 """Every input that a scenario may hold."""
 
+PRICE = "price.usd_per_hour"
 MEASURED = "measured"
 """Names, in correlations, what the run measured: device-seconds and joules per token or query, higher is dearer."""
 
 ALWAYS = ("serving.utilisation", "serving.overhead", "query.requests")
 OWNED = (*(key for key in KEYS if key.startswith("owned.")), "energy.pue")
-POSITIVE = ("price.usd_per_hour", "serving.utilisation", "owned.capital_usd", "owned.life_years")
+POSITIVE = (PRICE, "serving.utilisation", "owned.capital_usd", "owned.life_years")
 """Inputs for which 0 makes no sense either."""
 
 
@@ -85,6 +87,8 @@ class Scenario:
     inputs: Mapping[str, Input]
     correlations: tuple[tuple[str, str, float], ...]
     origin: str
+    no_price: str | None = None
+    """Why there is no price of the device at hand, and one is needed; see `cost.priced`."""
 
 
 class _InputFile(BaseModel):
@@ -124,24 +128,23 @@ def parse_scenario(text: str, origin: str, overrides: Sequence[str] = ()) -> Sce
     (`serving.utilisation={uniform: {low: 0.3, high: 0.6}}`) or a whole input; unless they say otherwise their source is
     `--set` and their status assumed. Raises HarnessError with file, key, value and the expected form.
     """
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as bad:
-        raise HarnessError(f"{origin}: not YAML: {' '.join(str(bad).split())}", "correct the file") from None
+    data, _ = yamltext.read(text, origin)
     if not isinstance(data, dict):
         raise HarnessError(f"{origin}: a scenario is a mapping, got {data!r:.60}", "see docs/economics.md for the form")
-    try:
-        file = _ScenarioFile.model_validate(data)
-    except ValidationError as bad:
-        raise _wrong(origin, "", bad) from None
+    file = _checked(_ScenarioFile, data, origin)
     inputs = {key: _input(key, spec, origin) for key, spec in file.inputs.items()}
     for override in overrides:
-        key, spec = _override(override)
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise HarnessError(f"--set '{override}' is not of the form key=value", f"for instance --set {PRICE}=2.99")
+        spec, _ = yamltext.read(value, f"--set {key}")
+        if isinstance(spec, int | float):
+            spec = {"value": spec}
+        if isinstance(spec, dict) and key in KEYS:
+            spec = {"unit": KEYS[key].unit, "source": "--set", "date": "given", "status": "assumed", **spec}
         inputs[key] = _input(key, spec, "--set")
-    needed = ALWAYS + (OWNED if file.tier == "owned" and "price.usd_per_hour" not in inputs else ())
-    if file.tier == "machine":
-        needed += ("price.usd_per_hour",)
-    for key in needed:
+    needed = {"machine": (PRICE,), "owned": () if PRICE in inputs else OWNED}.get(file.tier, ())
+    for key in (*ALWAYS, *needed):
         if key not in inputs:
             raise HarnessError(
                 f"{origin}: inputs.{key} is missing", f"add it: {KEYS[key].meaning}, in {KEYS[key].unit}"
@@ -156,36 +159,15 @@ def parse_scenario(text: str, origin: str, overrides: Sequence[str] = ()) -> Sce
     return Scenario(file.name, file.description, file.tier, file.per, file.gpu, inputs, links, origin)
 
 
-def _override(override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise HarnessError(
-            f"--set '{override}' is not of the form key=value", "for instance --set price.usd_per_hour=2.99"
-        )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise HarnessError(f"--set {key}: {text!r} is not YAML", "give a number or a distribution") from None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = {"value": value}
-    if isinstance(value, dict) and key in KEYS:
-        value = {"unit": KEYS[key].unit, "source": "--set", "date": "given", "status": "assumed", **value}
-    return key, value
-
-
 def _input(key: str, spec: Any, origin: str) -> Input:
     where = f"{origin}: inputs.{key}"
     if key not in KEYS:
         raise HarnessError(f"{where}: unknown key", f"choose one of {', '.join(KEYS)}")
-    known = KEYS[key]
-    try:
-        given = _InputFile.model_validate(spec)
-    except ValidationError as bad:
-        raise _wrong(origin, f"inputs.{key}", bad) from None
-    kinds = [kind for kind in PARAMETERS if getattr(given, kind) is not None]
-    if len(kinds) != 1:
-        raise HarnessError(f"{where}: has {kinds or 'no value'}", f"give exactly one of {', '.join(PARAMETERS)}")
-    kind, raw = kinds[0], getattr(given, kinds[0])
+    known, given = KEYS[key], _checked(_InputFile, spec, origin, f"inputs.{key}")
+    raws = {kind: raw for kind in PARAMETERS if (raw := getattr(given, kind)) is not None}
+    if len(raws) != 1:
+        raise HarnessError(f"{where}: has {list(raws) or 'no value'}", f"give exactly one of {', '.join(PARAMETERS)}")
+    ((kind, raw),) = raws.items()
     names = PARAMETERS[kind]
     if isinstance(raw, dict) and set(raw) != set(names):
         raise HarnessError(
@@ -209,11 +191,16 @@ def _input(key: str, spec: Any, origin: str) -> Input:
     return Input(key, made, known.unit, given.source, given.date, given.status)
 
 
-def _wrong(origin: str, key: str, bad: ValidationError) -> HarnessError:
-    first = bad.errors()[0]
-    path = ".".join(filter(None, [key, *map(str, first["loc"])]))
-    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-    return HarnessError(f"{origin}: {path}: {first['msg']}{got}", "expected the form in docs/economics.md, Scenarios")
+def _checked(form: type[Form], data: Any, origin: str, prefix: str = "") -> Form:
+    """`data` as `form`. HarnessError with the key (`prefix` and what is below it) and value of the first mistake."""
+    try:
+        return form.model_validate(data)
+    except ValidationError as bad:
+        first = bad.errors()[0]
+        path = ".".join(filter(None, [prefix, *map(str, first["loc"])]))
+        got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+        what = f"{origin}: {path}: {first['msg']}{got}"
+        raise HarnessError(what, "expected the form in docs/economics.md, Scenarios") from None
 
 
 def unit_factor(given: str, canonical: str) -> float:
@@ -245,52 +232,19 @@ def _registry() -> Any:
     return registry
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """A published price of one GPU-hour. `low` below `high` is a range."""
+def parse_prices(rental_ranges: str, three_years: str) -> dict[tuple[str, str], Input]:
+    """The rows of prices/gpu_rental_ranges.csv and prices/gpu_prices.csv: (tier, GPU) -> price of a GPU-hour.
 
-    gpu: str
-    tier: str
-    low: float
-    high: float
-    source: str
-    date: str
-
-
-def parse_prices(rental_ranges: str, owned_and_reserved: str) -> tuple[Price, ...]:
-    """The rows of prices/gpu_rental_ranges.csv and prices/gpu_prices.csv, by tier (on-demand, reserved)."""
-    rows = [
-        Price(
-            r["gpu"],
-            "on-demand",
-            float(r["usd_per_gpu_hour_low"]),
-            float(r["usd_per_gpu_hour_high"]),
-            r["source"],
-            "2026",
-        )
-        for r in csv.DictReader(io.StringIO(rental_ranges))
-    ]
-    for r in csv.DictReader(io.StringIO(owned_and_reserved)):
-        price = float(r["usd_per_gpu_hour_rental_3yr"])
-        rows.append(Price(r["gpu"], "reserved", price, price, r["source"], r["asof"]))
-    return tuple(rows)
-
-
-def price_input(scenario: Scenario, gpu: str | None, prices: tuple[Price, ...]) -> Input | str:
-    """The price of one device-hour under a rental scenario, or why there is none.
-
-    The scenario's own `price.usd_per_hour` comes first; otherwise the row of `prices` for this `gpu` (price_gpu of
-    gpus.csv) and the scenario's tier. A range is read as the 5th and 95th percentile of a lognormal.
+    A range is read as the 5th and 95th percentile of a lognormal.
     """
-    way_out = "give one with --set price.usd_per_hour=…"
-    if "price.usd_per_hour" in scenario.inputs:
-        return scenario.inputs["price.usd_per_hour"]
-    if gpu is None:
-        return f"no price is known for this device; {way_out}"
-    for row in prices:
-        if row.gpu == gpu and row.tier == scenario.tier:
-            made = distribution("lognormal", row.low, row.high)
-            return Input(
-                "price.usd_per_hour", made, "USD/hour", f"{row.source} ({row.gpu}, {row.tier})", row.date, "reported"
-            )
-    return f"no {scenario.tier} price of {gpu} in the tables; {way_out}"
+    rental = "usd_per_gpu_hour_rental_3yr"
+    prices = {}
+    for tier, text, low, high in (
+        ("on-demand", rental_ranges, "usd_per_gpu_hour_low", "usd_per_gpu_hour_high"),
+        ("reserved", three_years, rental, rental),
+    ):
+        for r in csv.DictReader(io.StringIO(text)):
+            made = distribution("lognormal", float(r[low]), float(r[high]))
+            source = f"{r['source']} ({r['gpu']}, {tier})"
+            prices[tier, r["gpu"]] = Input(PRICE, made, "USD/hour", source, r.get("asof", "2026"), "reported")
+    return prices

@@ -27,36 +27,32 @@ from harness.economics.draws import PARAMETERS, Distribution, distribution, scal
 from harness.economics.fleet import Policy, curve_of, diurnal, plan
 from harness.economics.gpus import Gpu, parse_gpus
 from harness.economics.invert import Inversion, invert, isoline
-from harness.economics.objective import Feasible, Objective, best_feasible, pareto_front, parse_objectives, value
+from harness.economics.objective import Objective, best_feasible, pareto_front, parse_objectives, value
 from harness.economics.phases import fit_phases, time_blocks
 from harness.economics.query import cost_of_query
-from harness.economics.scenario import Input, Price, Scenario, parse_prices, parse_scenario
+from harness.economics.scenario import PRICE, Input, Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
 from harness.model import Summary
 from harness.report.table import Cell, Table
 from harness.store import RunFile
 
+Sweep = Sequence[tuple[RunFile, Summary]]
+LOAD = ("load.shape", "load.users")
+"""What the runs of a sweep may differ in."""
+
 
 def costs(file: RunFile, summary: Summary, scenario: str | None = None, overrides: Sequence[str] = ()) -> Costs:
     """What the run's tokens cost under a scenario (a shipped name or a file; None: the device's default)."""
-    if file.engine is None:
-        raise HarnessError(
-            f"run {file.id} never started its engine, so there is nothing to price", "choose another run"
-        )
-    device = device_of(file.engine, file.environment)
-    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
-    return cost_of_run(summary, device, wanted, *price_tables())
+    device = _one_condition([file])
+    return cost_of_run(summary, device, priced_for(device, scenario, overrides))
 
 
 def tornado_table(file: RunFile, summary: Summary, scenario: str | None = None, overrides: Sequence[str] = ()) -> Table:
     """Which input makes the cost of an output token uncertain: shares of the variance of ln cost, largest first."""
-    device = device_of(file.engine or {}, file.environment)
-    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
-    ready, rate = priced(wanted, device, *price_tables()), measured(summary, "output_tokens_per_s")
-    if isinstance(ready, str) or rate.value is None:
-        raise HarnessError(
-            ready if isinstance(ready, str) else rate.reason or "", "nothing to take apart without a cost"
-        )
+    ready, rate = priced_for(_one_condition([file]), scenario, overrides), measured(summary, "output_tokens_per_s")
+    reason = ready.no_price or (rate.reason if rate.value is None else None)
+    if reason is not None:
+        raise HarnessError(reason, "nothing to take apart without a cost")
     rows = tuple(
         (name, ready.inputs[name].status if name in ready.inputs else rate.status, f"{first:.1%}", f"{total:.1%}")
         for name, (first, total) in tornado(ready, rate).items()
@@ -68,40 +64,33 @@ def tornado_table(file: RunFile, summary: Summary, scenario: str | None = None, 
 def query_costs(
     runs: Sequence[tuple[RunFile, pd.DataFrame]], scenario: str | None = None, overrides: Sequence[str] = ()
 ) -> Costs:
-    """What a query and a million tokens of each kind cost, from the phase split of several runs of mixed shape.
-
-    `runs` are their run.json and requests.
+    """What a query and a million tokens of each kind cost, from run.json and requests of several runs of mixed shape.
 
     Raises HarnessError for runs that differ in model, device, engine or users in flight, and for one without a success.
     """
-    device = _one_condition([file for file, _ in runs], "input and output lengths")
-    blocks, done = [], []
+    device = _one_condition([file for file, _ in runs])
+    blocks = []
     for file, requests in runs:
         try:
             blocks.append(time_blocks(requests, device.count))
         except ValueError as empty:
             raise HarnessError(f"run {file.id}: {empty}", "leave it out, or measure it again") from None
-        done.append(requests[requests["error"].isna()])
-    requests = pd.concat(done)
-    mix = (
-        float(requests["input_asked"].mean()),
-        float(requests["output_tokens"].fillna(requests["output_asked"]).mean()),
-    )
-    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
-    return cost_of_query(fit_phases(blocks), mix, device, wanted, *price_tables())
+    done = pd.concat([requests[requests["error"].isna()] for _, requests in runs])
+    tokens_out = done["output_tokens"].fillna(done["output_asked"])
+    mix = float(done["input_asked"].mean()), float(tokens_out.mean())
+    return cost_of_query(fit_phases(blocks), mix, device, priced_for(device, scenario, overrides))
 
 
 def costs_at_objective(
-    sweep: Sequence[tuple[RunFile, Summary]], objective: str, scenario: str | None = None, overrides: Sequence[str] = ()
-) -> tuple[Costs, Feasible]:
+    sweep: Sweep, objective: str, scenario: str | None = None, overrides: Sequence[str] = ()
+) -> tuple[Costs, Summary]:
     """What the best point of a sweep costs that meets a latency objective (`read_objective`), and which point that is.
 
     Raises HarnessError for runs that differ in more than their load, and where no run meets the objective.
     """
-    device = _one_condition([file for file, _ in sweep], "load", but=("load.shape", "load.users"))
-    found = best_feasible([summary for _, summary in sweep], read_objective(objective))
-    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
-    return cost_of_run(found.summary, device, wanted, *price_tables()), found
+    device = _one_condition([file for file, _ in sweep], LOAD)
+    best = best_feasible([summary for _, summary in sweep], read_objective(objective))
+    return cost_of_run(best, device, priced_for(device, scenario, overrides)), best
 
 
 TOKENS = "tokens per request"
@@ -120,12 +109,11 @@ def what_must_be_true(
 
     HarnessError for a scenario or GPU that has no single price.
     """
-    gpus, prices = price_tables()
-    wanted = priced(read_scenario(scenario, tuple(overrides)), Device("gpu", gpu, 1), gpus, prices)
-    if isinstance(wanted, str) or "price.usd_per_hour" not in wanted.inputs:
-        reason = wanted if isinstance(wanted, str) else f"scenario '{scenario}' builds its price from many inputs"
-        raise HarnessError(reason, "choose a rental scenario, or --set price.usd_per_hour=…")
-    signs = {"price.usd_per_hour": 1, "serving.overhead": 1, "serving.utilisation": -1, "query.requests": 1}
+    wanted = priced_for(Device("gpu", gpu, 1), scenario, overrides)
+    if PRICE not in wanted.inputs:
+        reason = wanted.no_price or f"scenario '{scenario}' builds its price from many inputs"
+        raise HarnessError(reason, f"choose a rental scenario, or --set {PRICE}=…")
+    signs = {PRICE: 1, "serving.overhead": 1, "serving.utilisation": -1, "query.requests": 1}
     factors = {key: (wanted.inputs[key].distribution, sign) for key, sign in signs.items()}
     factors |= {TOKENS: (tokens_per_query, 1), "device_s per token": (device_s_per_token, 1)}
     if not (queries > 0 and support(spend_usd)[1] > 0):
@@ -144,7 +132,7 @@ def what_must_be_true(
     medians = {shift.name: (shift.before[1], factors[shift.name][1]) for shift in found.shifts}
     low, _, high = next(shift.before for shift in found.shifts if shift.name == TOKENS)
     grid = np.geomspace(low, high, 5) if high > low else np.array([low])
-    solved = ("device_s per token", "price.usd_per_hour", "serving.utilisation")
+    solved = ("device_s per token", PRICE, "serving.utilisation")
     lines = [grid, *(isoline(medians, found.needed[1], name, TOKENS, grid) for name in solved)]
     isolines = Table(
         "isolines",
@@ -161,7 +149,7 @@ def _range(values: tuple[float, float, float], scale: float = 1.0) -> str:
 
 
 def fleet_costs(
-    sweep: Sequence[tuple[RunFile, Summary]],
+    sweep: Sweep,
     objective: str,
     load: tuple[float, float],
     policy: Policy,
@@ -174,15 +162,14 @@ def fleet_costs(
     are `cost_of_run` at the best feasible point with the day's own utilisation, sum of load / (sum of replicas *
     capacity), in place of the scenario's: all cost over all queries.
     """
-    device = _one_condition([file for file, _ in sweep], "load", but=("load.shape", "load.users"))
-    summaries = [summary for _, summary in sweep]
-    best = best_feasible(summaries, read_objective(objective)).summary
+    device, summaries = _one_condition([file for file, _ in sweep], LOAD), [summary for _, summary in sweep]
+    best = best_feasible(summaries, read_objective(objective))
     capacity = value(best, "requests_per_s")
     day = plan(diurnal(*load), capacity, curve_of(summaries), policy)
     used = distribution("value", float(day.load.sum() / (day.replicas.sum() * capacity)))
-    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
+    wanted = priced_for(device, scenario, overrides)
     of_day = Input("serving.utilisation", used, "1", "computed: the day's load on the planned replicas", "", "assumed")
-    found = cost_of_run(best, device, replace(wanted, inputs={**wanted.inputs, of_day.name: of_day}), *price_tables())
+    found = cost_of_run(best, device, replace(wanted, inputs={**wanted.inputs, of_day.name: of_day}))
     note = (
         f"{day.replicas.sum() * device.count} device-hours a day; a replica serves {capacity:.3g} requests/s at "
         f"'{objective}'; headroom {policy.headroom:.0%}, availability {policy.availability:.3%} with replicas up "
@@ -198,61 +185,54 @@ def fleet_costs(
     return found, Table("fleet", "A day of the fleet", columns, rows, (note,))
 
 
-def interactivity_table(
-    sweep: Sequence[tuple[RunFile, Summary]], scenario: str | None = None, overrides: Sequence[str] = ()
-) -> Table:
+def interactivity_table(sweep: Sweep, scenario: str | None = None, overrides: Sequence[str] = ()) -> Table:
     """Cost against interactivity: runs that no other beats in output rate and median TPOT, by rising rate."""
-    device = _one_condition([file for file, _ in sweep], "load", but=("load.shape", "load.users"))
-    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
+    device = _one_condition([file for file, _ in sweep], LOAD)
+    wanted = priced_for(device, scenario, overrides)
     rows = []
     for summary in pareto_front([summary for _, summary in sweep], ["tpot_s.p50"]):
-        found = cost_of_run(summary, device, wanted, *price_tables())
+        found = cost_of_run(summary, device, wanted)
         cost = next(figure for figure in found.figures if figure.name == "usd_per_million_output_tokens")
         each = value(summary, "output_tokens_per_s") / device.count
         rows.append((summary.run, f"{1 / value(summary, 'tpot_s.p50'):.4g}", f"{each:.4g}", cost))
-    columns = (
-        "run",
-        "token/s of one user (1 / median TPOT)",
-        f"token/s per {wanted.per}",
-        "USD per million output tokens",
-    )
-    note = "token/s of one user: 1 / median TPOT"
-    return Table("interactivity", "Cost against interactivity", columns, tuple(rows), (note,))
+    user = "token/s of one user (1 / median TPOT)"
+    columns = ("run", user, f"token/s per {wanted.per}", "USD per million output tokens")
+    return Table("interactivity", "Cost against interactivity", columns, tuple(rows))
 
 
 def read_objective(text: str) -> Objective:
     """A preset's name (`70B interactive`), or limits in seconds (`ttft_s.p99=0.5,tpot_s.p99=0.03`)."""
-    presets = {preset.name: preset for preset in parse_objectives(shipped.read_text("prices/mlperf_slo.csv"))}
+    presets = parse_objectives(shipped.read_text("prices/mlperf_slo.csv"))
     if text in presets:
         return presets[text]
     try:
-        limits = tuple((name.strip(), float(limit)) for name, limit in (part.split("=") for part in text.split(",")))
+        limits = {name.strip(): float(limit) for name, limit in (part.split("=") for part in text.split(","))}
     except ValueError:
-        limits = ()
-    if not limits or not all(limit > 0 for _, limit in limits):
+        limits = {}
+    if not limits or not all(limit > 0 for limit in limits.values()):
         known = ", ".join(f"'{name}'" for name in presets)
         raise HarnessError(f"'{text}' is no objective", f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {known}")
-    return Objective(text, limits, "given")
+    return limits
 
 
-def _one_condition(files: Sequence[RunFile], free: str, but: Sequence[str] = ()) -> Device:
-    """The device of runs that differ in nothing that matters but `free`."""
+def _one_condition(files: Sequence[RunFile], free: Sequence[str] = ()) -> Device:
+    """The device of runs that differ in no condition but those in `free`."""
     if not files:
         raise HarnessError("no run to price", "name at least one; `harness list runs` shows them")
-    conditions = [_conditions(file) for file in files]
-    for file, condition in zip(files, conditions, strict=True):
-        for field, has in condition.items():
-            if field not in but and has != conditions[0][field]:
+    first = _conditions(files[0])
+    for file in files:
+        for field, has in _conditions(file).items():
+            if field not in free and has != first[field]:
                 raise HarnessError(
-                    f"{field} differs: {files[0].id} has {conditions[0][field]}, {file.id} has {has}",
-                    f"price runs together only if they differ in nothing but {free}",
+                    f"{field} differs: {files[0].id} has {first[field]}, {file.id} has {has}",
+                    f"price runs together only if they differ in nothing but {'load' if free else 'lengths'}",
                 )
     return device_of(files[0].engine or {}, files[0].environment)
 
 
 def _conditions(file: RunFile) -> dict[str, Any]:
     if file.engine is None:
-        raise HarnessError(f"run {file.id} never started its engine", "leave it out, or measure it again")
+        raise HarnessError(f"run {file.id} never started its engine, so there is nothing to price", "choose another")
     model = file.engine["model"]
     gpus = file.environment.get("gpus") or [{}]
     return {
@@ -260,16 +240,22 @@ def _conditions(file: RunFile) -> dict[str, Any]:
         "precision": model["precision"],
         "engine": file.engine["engine"],
         "device": (file.engine["device"], gpus[0].get("name"), file.engine["device_count"]),
-        "load.shape": file.workload["load"]["shape"],
-        "load.users": file.workload["load"].get("users"),
+        "load.shape": file.workload.get("load", {}).get("shape"),
+        "load.users": file.workload.get("load", {}).get("users"),
     }
 
 
 @lru_cache(maxsize=1)
-def price_tables() -> tuple[tuple[Gpu, ...], tuple[Price, ...]]:
+def price_tables() -> tuple[tuple[Gpu, ...], dict[tuple[str, str], Input]]:
     """The rows of gpus.csv and of the price tables; read once a process."""
     ranges, owned = (shipped.read_text(f"prices/{name}.csv") for name in ("gpu_rental_ranges", "gpu_prices"))
     return parse_gpus(shipped.read_text("gpus.csv")), parse_prices(ranges, owned)
+
+
+def priced_for(device: Device, scenario: str | None, overrides: Sequence[str]) -> Scenario:
+    """The scenario of that name or file (None: the device's default) with the shipped price of the device in it."""
+    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
+    return priced(wanted, device, *price_tables())
 
 
 @lru_cache(maxsize=32)
@@ -281,15 +267,10 @@ def read_scenario(name_or_path: str, overrides: tuple[str, ...] = ()) -> Scenari
             return parse_scenario(path.read_text(encoding="utf-8"), str(path), overrides)
     except (OSError, UnicodeDecodeError) as unreadable:
         raise HarnessError(f"{path}: {unreadable}", "give a readable YAML file") from None
-    known = scenario_names()
+    known = [name for name, _ in shipped.list_scenarios()]
     if name_or_path not in known:
         raise HarnessError(f"no scenario '{name_or_path}'", f"give a file, or one of {', '.join(known)}")
     return parse_scenario(shipped.read_text(f"scenarios/{name_or_path}.yaml"), f"{name_or_path}.yaml", overrides)
-
-
-def scenario_names() -> list[str]:
-    """The shipped scenarios."""
-    return sorted(path.stem for path in shipped.data_path("scenarios").glob("*.yaml"))
 
 
 def cost_tables(found: Costs) -> tuple[Table, Table]:
@@ -299,14 +280,10 @@ def cost_tables(found: Costs) -> tuple[Table, Table]:
         (given.name, describe(given.distribution), given.unit, given.status, given.date, given.source)
         for given in found.assumptions
     )
+    title, columns = f"Assumptions of scenario {found.scenario}", ("input", "value", "unit", "status", "date", "source")
     return (
         Table("cost", "What it costs", ("figure", "value", "interval rests on"), rows, found.notes),
-        Table(
-            "assumptions",
-            f"Assumptions of scenario {found.scenario}",
-            ("input", "value", "unit", "status", "date", "source"),
-            used,
-        ),
+        Table("assumptions", title, columns, used),
     )
 
 
@@ -324,18 +301,14 @@ def describe(d: Distribution) -> str:
 
 
 def _basis(found: Costs, name: str) -> str:
-    """Shares of the interval by status: how much of it is measured, and how much reported or assumed."""
-    parts = found.parts.get(name.removesuffix(".mean"), ())
-    by_status: dict[str, float] = {}
-    for part in parts:
-        by_status[part.status] = by_status.get(part.status, 0.0) + (part.share or 0.0)
-    shares = [f"{status} {share:.0%}" for status, share in by_status.items() if share >= 0.005]
-    return ", ".join(shares) if shares or not parts else "no spread given"
+    """How much of a figure's interval is measured, and how much reported or assumed."""
+    shares = found.shares.get(name.removesuffix(".mean"))
+    if shares is None:
+        return ""
+    return ", ".join(f"{status} {share:.0%}" for status, share in shares.items() if share >= 0.005) or "no spread given"
 
 
-def run_cost_tables(
-    sweep: Sequence[tuple[RunFile, Summary]], scenario: str | None = None, overrides: Sequence[str] = ()
-) -> list[Table]:
+def run_cost_tables(sweep: Sweep, scenario: str | None = None, overrides: Sequence[str] = ()) -> list[Table]:
     """One run's costs, assumptions and what makes them uncertain; of several, the costs alone, a row a run."""
     found = [costs(file, summary, scenario, overrides) for file, summary in sweep]
     if len(found) == 1:

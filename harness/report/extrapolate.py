@@ -8,34 +8,36 @@ from functools import lru_cache
 import numpy as np
 
 from harness import shipped
-from harness.economics.cost import Costs, Device, Factor, bill_factors, costed, draw_inputs, measured, priced
+from harness.economics.cost import Costs, Device, bill_factors, costed, draw_inputs, measured
 from harness.economics.draws import DEFAULT_DRAWS
 from harness.economics.gpus import find_gpu
 from harness.economics.roofline import (
     WEIGHT_BYTES,
-    Point,
+    Array,
     ServedModel,
-    Validation,
+    Work,
     find_model,
+    left_out_errors,
     limits_of,
-    parse_a100,
-    parse_h100,
     parse_models,
+    parse_points,
     predict,
+    spread_of,
+    spreads,
     stacked,
-    validate,
-    validate_on,
     work,
 )
-from harness.economics.scenario import MEASURED, Scenario
+from harness.economics.scenario import MEASURED
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
-from harness.report.economics import price_tables, read_scenario
+from harness.report.economics import price_tables, priced_for
 from harness.report.table import Table
 from harness.store import RunFile
 
 MEMORY_SHARE = 0.9
 """Share of a GPU's memory that weights and cache may take; engines keep the rest (vLLM's default)."""
+LIMITS = {"mfu": "1", "mbu": "1", "floor_s_per_output_token": "s", "floor_joules_per_output_token": "J"}
+"""What says how near a run came to the limit, and the unit of each."""
 
 
 def extrapolate(
@@ -55,8 +57,11 @@ def extrapolate(
     and energy are scaled by measured / predicted time of that run. Raises HarnessError for names without a row, weights
     that do not fit, or a run on a CPU.
     """
-    gpus, prices = price_tables()
-    served, device = _model(model), find_gpu(gpu, gpus)
+    gpus = price_tables()[0]
+    served, device = find_model(model, models()), find_gpu(gpu, gpus)
+    if served is None:
+        known = ", ".join(each.name for each in models())
+        raise HarnessError(f"model '{model}' is not in models.csv", f"choose one of {known}")
     if device is None:
         raise HarnessError(f"GPU '{gpu}' is not in gpus.csv", f"choose one of {', '.join(g.name for g in gpus)}")
     row = work(served, device, precision, devices, batch, *tokens)
@@ -66,14 +71,12 @@ def extrapolate(
             f"{served.name} in {precision} takes {needed:.0f} GB, {devices} x {device.name} have {there:.0f} GB",
             "use more GPUs or a smaller precision",
         )
-    used = read_scenario(scenario, tuple(overrides))
-    ready = priced(used, Device("gpu", device.name, devices), gpus, prices)
-    used = ready if isinstance(ready, Scenario) else used
+    used = priced_for(Device("gpu", device.name, devices), scenario, overrides)
     x = draw_inputs(used, DEFAULT_DRAWS, 0)
     points = published()[0]
     seconds, joules = predict(points, row, devices, x[MEASURED])
     notes = [
-        f"from {len(points)} published points on H100, {len({p.model.name for p in points})} models (ML.ENERGY v3)",
+        f"from {len(points)} published points on H100, {len(set(points.model))} models (ML.ENERGY v3)",
         "the interval holds for that serving software; see `harness extrapolate --validate`",
     ]
     if run is not None:
@@ -85,19 +88,15 @@ def extrapolate(
             f"no point on {device.name} is in the fit: bandwidth and FLOP/s are scaled, and no error is stated for that"
         )
     figures: list[Figure] = []
-    parts = {}
-    bill = [] if isinstance(ready, str) else bill_factors(used, x)
-    for name, unit, values, factors, scale in (
-        ("device_s_per_output_token", "s", seconds, [], 1.0),
-        ("joules_per_output_token", "J", joules, [], 1.0),
-        ("usd_per_million_output_tokens", "USD/1e6 token", seconds, bill, 1e6 / 3600),
+    shares: dict[str, dict[str, float]] = {}
+    for name, unit, values, bill, scale, reason in (
+        ("device_s_per_output_token", "s", seconds, [], 1.0, None),
+        ("joules_per_output_token", "J", joules, [], 1.0, None),
+        ("usd_per_million_output_tokens", "USD/1e6 token", seconds, bill_factors(used, x), 1e6 / 3600, used.no_price),
     ):
-        if name.startswith("usd") and isinstance(ready, str):
-            figures.append(Figure(name, None, unit, "derived", reason=ready))
-            continue
-        made, parts[name] = costed(name, unit, "derived", [*factors, Factor("roofline", "published", values)], scale)
-        figures += made
-    return Costs(used.name, tuple(figures), parts, tuple(used.inputs.values()), tuple(notes))
+        made, parts = costed(name, unit, "derived", [*bill, ("published", values)], scale, reason)
+        figures, shares = figures + made, shares | parts
+    return Costs(used.name, tuple(figures), shares, tuple(used.inputs.values()), tuple(notes))
 
 
 def calibration(file: RunFile, summary: Summary) -> float:
@@ -118,14 +117,13 @@ def calibration(file: RunFile, summary: Summary) -> float:
 
 def limits(file: RunFile, summary: Summary) -> tuple[Figure, ...]:
     """MFU, MBU and the roofline's floor of a run; n/a with the reason where GPU or model has no row."""
-    units = {"mfu": "1", "mbu": "1", "floor_s": "s", "floor_joules": "J"}
-    names = {key: f"{key}_per_output_token" if key.startswith("floor") else key for key in units}
     place = _place(file, summary)
     if isinstance(place, str):
-        return tuple(Figure(names[key], None, unit, "derived", reason=place) for key, unit in units.items())
-    found = limits_of(stacked([place[0]]), place[1])
-    found = {**found, "floor_s": found["floor_s"] * place[2]}
-    return tuple(Figure(names[key], found[key], unit, "derived") for key, unit in units.items())
+        return tuple(Figure(name, None, unit, "derived", reason=place) for name, unit in LIMITS.items())
+    row, rate, devices = place
+    found = {**limits_of(stacked(row), rate)}
+    found["floor_s_per_output_token"] *= devices
+    return tuple(Figure(name, found[name], unit, "derived") for name, unit in LIMITS.items())
 
 
 def _place(file: RunFile, summary: Summary) -> tuple[tuple[float, ...], float, int] | str:
@@ -134,16 +132,13 @@ def _place(file: RunFile, summary: Summary) -> tuple[tuple[float, ...], float, i
         return "not a GPU run"
     identity, gpus = file.engine["model"], file.environment.get("gpus") or [{}]
     named = gpus[0].get("name") or "unknown"
-    gpu = find_gpu(named, price_tables()[0])
-    model = find_model(identity["source"] or identity["asked"] or "", models())
-    if gpu is None or model is None:
-        return (
-            f"GPU '{named}' is not in gpus.csv" if gpu is None else f"model '{identity['asked']}' is not in models.csv"
-        )
-    rates = [
-        measured(summary, name)
-        for name in ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "e2e_s.mean")
-    ]
+    gpu, model = find_gpu(named, price_tables()[0]), find_model(identity["source"] or identity["asked"] or "", models())
+    if gpu is None:
+        return f"GPU '{named}' is not in gpus.csv"
+    if model is None:
+        return f"model '{identity['asked']}' is not in models.csv"
+    names = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "e2e_s.mean")
+    rates = [measured(summary, name) for name in names]
     for figure in rates:
         if figure.value is None:
             return figure.reason or "not recorded"
@@ -164,31 +159,21 @@ def models() -> tuple[ServedModel, ...]:
 
 
 @lru_cache(maxsize=1)
-def published() -> tuple[tuple[Point, ...], tuple[Point, ...]]:
+def published() -> tuple[Work, Work]:
     """The published chat points on H100 and on A100."""
-    gpus = price_tables()[0]
-    return (
-        parse_h100(shipped.read_text("published/mlenergy_v3_h100.csv"), models(), gpus),
-        parse_a100(shipped.read_text("published/mlenergy_v2_a100.csv"), models(), gpus),
-    )
-
-
-def _model(name: str) -> ServedModel:
-    found = find_model(name, models())
-    if found is None:
-        raise HarnessError(
-            f"model '{name}' is not in models.csv", f"choose one of {', '.join(m.name for m in models())}"
-        )
-    return found
+    texts = (shipped.read_text(f"published/mlenergy_{name}.csv") for name in ("v3_h100", "v2_a100"))
+    h100, a100 = (parse_points(text, models(), price_tables()[0]) for text in texts)
+    return h100, a100
 
 
 def validation_table() -> Table:
     """Leave-one-model-out errors on the published H100 points, and the same fit on another GPU and older software."""
     h100, a100 = published()
+    errors = left_out_errors(h100, h100)
+    half = spread_of(h100.model, errors)[:, None]
     rows = [
-        row
-        for where, found in (("H100", validate(h100)), ("A100-40GB", validate_on(h100, a100)))
-        for row in _rows(where, found)
+        *_rows("H100", h100, errors, spreads(h100, errors)),
+        *_rows("A100-40GB", a100, left_out_errors(h100, a100), half),
     ]
     notes = (
         "error: median |ln(predicted / measured)| per output token, as a factor; a predicted model is never in the fit",
@@ -196,22 +181,17 @@ def validation_table() -> Table:
         "H100: ML.ENERGY leaderboard v3 (2025). A100: leaderboard v2 (2024), where an older vLLM took far longer for "
         "each layer and sequence: the H100 fit does not carry over to other serving software",
     )
-    return Table(
-        "validation",
-        "Extrapolation against measurements",
-        ("points", "n", "time error", "energy error", "time inside", "energy inside"),
-        tuple(rows),
-        notes,
-    )
+    columns = ("points", "n", "time error", "energy error", "time inside", "energy inside")
+    return Table("validation", "Extrapolation against measurements", columns, tuple(rows), notes)
 
 
-def _rows(where: str, found: Validation) -> list[tuple[str, ...]]:
-    inside = found.coverage()
+def _rows(where: str, points: Work, errors: Array, half: Array) -> list[tuple[str, ...]]:
+    """A row a kind of model with the median error, and one of all with the share inside the intervals' half widths."""
     rows: list[tuple[str, ...]] = []
     for kind in ("dense", "moe", "hybrid"):
-        n = int(found.select(kind).sum())
-        if n:
-            error = found.median_error(kind)
-            rows.append((f"{where} {kind}", str(n), f"{error[0]:.2f}x", f"{error[1]:.2f}x", "", ""))
-    rows.append((f"{where} all", str(len(found.points)), "", "", f"{inside[0]:.0%}", f"{inside[1]:.0%}"))
-    return rows
+        of = errors[:, points.kind == kind]
+        if of.size:
+            time, energy = np.exp(np.median(np.abs(of), axis=1))
+            rows.append((f"{where} {kind}", str(of.shape[1]), f"{time:.2f}x", f"{energy:.2f}x", "", ""))
+    time, energy = np.mean(np.abs(errors) <= half, axis=1)
+    return [*rows, (f"{where} all", str(len(points)), "", "", f"{time:.0%}", f"{energy:.0%}")]
