@@ -144,7 +144,7 @@ def test_an_objective_that_is_none_is_refused(text: str) -> None:
 def test_what_must_be_true_conditions_every_factor_on_the_spend() -> None:
     tokens, speed = distribution("lognormal", 200, 2000), distribution("lognormal", 1e-4, 1e-3)
     found, (table, isolines) = what_must_be_true(distribution("lognormal", 0.9e9, 1.1e9), 1e12, tokens, speed, "H100")
-    after = {shift.name: shift.after[1] for shift in found.shifts}
+    after = {name: values[1] for name, values in found.after.items()}
     product = after["price.usd_per_hour"] * after["serving.overhead"] / after["serving.utilisation"] / 3600
     assert product * after["tokens per request"] * after["device_s per token"] == pytest.approx(1e-3, rel=0.1)
     assert "only the product is identified" in table.notes[1]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from harness.economics.draws import Draws
@@ -39,27 +40,15 @@ class Curve:
         return np.asarray(np.interp(n, np.r_[0.0, self.in_flight], np.r_[0.0, self.requests_per_s]))
 
 
-@dataclass(frozen=True, slots=True)
-class Day:
-    """24 hours: load in requests/s, replicas, utilisation of their capacity and mean requests in flight on each."""
-
-    load: NDArray[np.float64]
-    replicas: NDArray[np.int64]
-    utilisation: NDArray[np.float64]
-    in_flight: NDArray[np.float64]
-
-
 def curve_of(sweep: Sequence[Summary]) -> Curve:
     """The measured concurrency curve of a replica: in flight by Little's law, requests_per_s * e2e_s.mean.
 
     Runs that another beats in output rate and mean E2E are left out. HarnessError for a run without those figures.
     """
-    points = sorted(
-        (value(run, "requests_per_s") * value(run, "e2e_s.mean"), value(run, "requests_per_s"))
-        for run in pareto_front(sweep, ["e2e_s.mean"])
-    )
-    n, rate = np.array(points).T
-    return Curve(n, np.maximum.accumulate(rate))
+    front = pareto_front(sweep, ["e2e_s.mean"])
+    rate, response = (np.array([value(run, name) for run in front]) for name in ("requests_per_s", "e2e_s.mean"))
+    order = np.argsort(rate * response)
+    return Curve((rate * response)[order], np.maximum.accumulate(rate[order]))
 
 
 def diurnal(mean_per_s: float, peak_to_mean: float, peak_hour: float = 15.0) -> NDArray[np.float64]:
@@ -77,9 +66,10 @@ def diurnal(mean_per_s: float, peak_to_mean: float, peak_hour: float = 15.0) -> 
     return np.asarray(mean_per_s * (1 + (peak_to_mean - 1) * np.cos(2 * np.pi * (hours - peak_hour) / 24)))
 
 
-def plan(load: NDArray[np.float64], capacity_per_s: float, curve: Curve, policy: Policy = Policy()) -> Day:
+def plan(load: NDArray[np.float64], capacity_per_s: float, curve: Curve, policy: Policy) -> pd.DataFrame:
     """Replicas by hour that keep the objective: ceil(load / (capacity (1 - headroom))), and spares for those that fail.
 
+    A row an hour: load in requests/s, replicas, utilisation of their capacity and mean requests in_flight on each.
     `capacity_per_s` is one replica's rate at the latency objective (objective.best_feasible). The spares are the fewest
     with which at least the needed number work with probability `availability` (binomial). Replicas are taken at once
     and given back after `hold_hours`.
@@ -93,7 +83,8 @@ def plan(load: NDArray[np.float64], capacity_per_s: float, curve: Curve, policy:
     # The day repeats, so the hours before midnight hold replicas for the hours after it.
     held = np.max([np.roll(spared, shift) for shift in range(policy.hold_hours + 1)], axis=0)
     flying = np.array([in_flight(rate / count, curve) for rate, count in zip(load, held, strict=True)])
-    return Day(load, held, load / (held * capacity_per_s), flying)
+    utilisation = load / (held * capacity_per_s)
+    return pd.DataFrame({"load": load, "replicas": held, "utilisation": utilisation, "in_flight": flying})
 
 
 def _with_spares(needed: int, policy: Policy) -> int:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from harness.economics.draws import DEFAULT_DRAWS, Distribution, Draws, draw, log_moments, quantile
+from harness.economics.draws import DEFAULT_DRAWS, Z95, Distribution, Draws, draw, log_moments, quantile
 from harness.errors import HarnessError
 
+Array = NDArray[np.float64]
 LEVELS = (0.05, 0.5, 0.95)
 ONLY_THE_PRODUCT = (
     "only the product is identified: a spend and a volume fix what a query costs, and any factor can be larger if "
@@ -20,24 +22,17 @@ LEAST_EFFECTIVE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Shift:
-    """A factor's 5th, 50th and 95th percentile before and after conditioning."""
-
-    name: str
-    before: tuple[float, float, float]
-    after: tuple[float, float, float]
-
-
-@dataclass(frozen=True, slots=True)
 class Inversion:
-    """`cost` is the product before, `needed` what the spend says that it was; `effective` draws back `shifts`."""
+    """5th, 50th and 95th percentiles: of each factor before and after, of the product before, of what is `needed`.
 
-    shifts: tuple[Shift, ...]
-    cost: tuple[float, float, float]
-    needed: tuple[float, float, float]
-    exact: bool
-    effective: float
-    note: str = ONLY_THE_PRODUCT
+    `effective` draws back what comes after; None: it is exact.
+    """
+
+    before: Mapping[str, Array]
+    after: Mapping[str, Array]
+    cost: Array
+    needed: Array
+    effective: float | None
 
 
 def invert(
@@ -54,34 +49,31 @@ def invert(
     if target is None:
         raise HarnessError(f"the spend per unit is {needed.kind}", "give it as a number or a lognormal")
     y, noise = target[0], target[1] ** 2
-    moments = {name: log_moments(d) for name, (d, _) in factors.items()}
-    x = draw({name: d for name, (d, _) in factors.items()}, n, seed)
-    product = np.prod([x[name] ** sign for name, (_, sign) in factors.items()], axis=0)
-    before = {name: _quantiles(values) for name, values in x.items()}
-    if all(moment is not None for moment in moments.values()):
-        known = {name: moment for name, moment in moments.items() if moment is not None}
-        total = sum(sd**2 for _, sd in known.values()) + noise
-        gain = (y - sum(factors[name][1] * mean for name, (mean, _) in known.items())) / total if total > 0 else 0.0
-        after = {}
-        for name, (mean, sd) in known.items():
-            middle, left = mean + factors[name][1] * sd**2 * gain, sd**2 * (1 - sd**2 / total) if total > 0 else 0.0
-            after[name] = tuple(float(np.exp(middle + z * left**0.5)) for z in (-1.6448536, 0.0, 1.6448536))
-        effective, exact = float(n), True
+    x = np.array(list(draw({name: d for name, (d, _) in factors.items()}, n, seed).values()))
+    signs = np.array([float(sign) for _, sign in factors.values()])
+    product = np.prod(x ** signs[:, None], axis=0)
+    moments = [log_moments(d) for d, _ in factors.values()]
+    effective = None
+    if None not in moments:
+        mean, sd = np.array(moments, float).T
+        total = np.sum(sd**2) + noise or 1.0  # 0: nothing is uncertain, and nothing moves
+        middle, left = mean + signs * sd**2 * (y - signs @ mean) / total, sd * np.sqrt(1 - sd**2 / total)
+        after = np.exp(middle[:, None] + left[:, None] * [-Z95, 0, Z95])
     else:
         if noise == 0:
             raise HarnessError("the spend has no uncertainty, so no draw can match it", "give it as a range")
         logs = -((np.log(product) - y) ** 2) / (2 * noise)
         weights = np.exp(logs - logs.max())
-        effective, exact = float(weights.sum() ** 2 / np.sum(weights**2)), False
+        effective = float(weights.sum() ** 2 / np.sum(weights**2))
         if effective < LEAST_EFFECTIVE:
             raise HarnessError(
                 f"only {effective:.0f} of {n} draws come near the spend: the assumptions and it hardly overlap",
                 "widen the assumptions, or look at the isolines",
             )
-        after = {name: _quantiles(values, weights) for name, values in x.items()}
-    shifts = tuple(Shift(name, before[name], after[name]) for name in factors)  # type: ignore[arg-type]
-    wanted = quantile(needed, np.array(LEVELS))
-    return Inversion(shifts, _quantiles(product), (wanted[0], wanted[1], wanted[2]), exact, effective)
+        after = np.array([_weighted(values, weights) for values in x])
+    before, wanted = np.quantile(x, LEVELS, axis=1).T, quantile(needed, np.array(LEVELS))
+    was, becomes = (dict(zip(factors, rows, strict=True)) for rows in (before, after))
+    return Inversion(was, becomes, np.quantile(product, LEVELS), wanted, effective)
 
 
 def isoline(factors: Mapping[str, tuple[float, int]], needed: float, solve: str, along: str, grid: Draws) -> Draws:
@@ -90,18 +82,12 @@ def isoline(factors: Mapping[str, tuple[float, int]], needed: float, solve: str,
     >>> isoline({"price": (2.0, 1), "hours": (3.0, 1), "use": (0.5, -1)}, 24.0, "price", "use", np.array([0.5, 1.0]))
     array([4., 8.])
     """
-    rest = np.asarray(grid, float) ** factors[along][1]
-    for name, (value, sign) in factors.items():
-        if name not in (solve, along):
-            rest = rest * value**sign
+    others = [value**sign for name, (value, sign) in factors.items() if name not in (solve, along)]
+    rest = np.asarray(grid, float) ** factors[along][1] * np.prod(others)
     return np.asarray((needed / rest) ** factors[solve][1])
 
 
-def _quantiles(values: Draws, weights: Draws | None = None) -> tuple[float, float, float]:
-    if weights is None:
-        found = np.quantile(values, LEVELS)
-    else:
-        order = np.argsort(values)
-        reached = np.cumsum(weights[order]) / weights.sum()
-        found = values[order][np.searchsorted(reached, LEVELS)]
-    return float(found[0]), float(found[1]), float(found[2])
+def _weighted(values: Draws, weights: Draws) -> Array:
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    return np.asarray(values[order][np.searchsorted(reached, LEVELS)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from harness.economics.cost import (
 from harness.economics.draws import PARAMETERS, Distribution, distribution, scaled, support
 from harness.economics.fleet import Policy, curve_of, diurnal, plan
 from harness.economics.gpus import Gpu, parse_gpus
-from harness.economics.invert import Inversion, invert, isoline
+from harness.economics.invert import ONLY_THE_PRODUCT, Inversion, invert, isoline
 from harness.economics.objective import Objective, best_feasible, pareto_front, parse_objectives, value
 from harness.economics.phases import fit_phases, time_blocks
 from harness.economics.query import cost_of_query
@@ -120,18 +120,18 @@ def what_must_be_true(
         raise HarnessError(f"a spend of {describe(spend_usd)} on {queries:g} queries", "both must be above 0")
     found = invert(factors, scaled(spend_usd, 3600 / queries))
     rows = tuple(
-        (shift.name, _range(shift.before), _range(shift.after), f"{shift.after[1] / shift.before[1]:.3g}x")
-        for shift in found.shifts
+        (name, _range(before), _range(after), f"{after[1] / before[1]:.3g}x")
+        for (name, before), after in zip(found.before.items(), found.after.values(), strict=True)
     )
-    how = "exact" if found.exact else f"weighted draws, {found.effective:.0f} effective"
+    how = "exact" if found.effective is None else f"weighted draws, {found.effective:.0f} effective"
     gap = (
-        f"USD per query: {_range(found.cost, 1 / 3600)} by the assumptions, "
-        f"{_range(found.needed, 1 / 3600)} by the spend, {found.needed[1] / found.cost[1]:.3g}x"
+        f"USD per query: {_range(found.cost / 3600)} by the assumptions, "
+        f"{_range(found.needed / 3600)} by the spend, {found.needed[1] / found.cost[1]:.3g}x"
     )
     columns = ("factor", "assumed: p5 / p50 / p95", "given the spend: p5 / p50 / p95", "median moves by")
-    medians = {shift.name: (shift.before[1], factors[shift.name][1]) for shift in found.shifts}
-    low, _, high = next(shift.before for shift in found.shifts if shift.name == TOKENS)
-    grid = np.geomspace(low, high, 5) if high > low else np.array([low])
+    shifts = Table("must-be-true", f"What must be true ({how})", columns, rows, (gap, ONLY_THE_PRODUCT))
+    medians = {name: (float(before[1]), factors[name][1]) for name, before in found.before.items()}
+    grid = np.unique(np.geomspace(found.before[TOKENS][0], found.before[TOKENS][2], 5))
     solved = ("device_s per token", PRICE, "serving.utilisation")
     lines = [grid, *(isoline(medians, found.needed[1], name, TOKENS, grid) for name in solved)]
     isolines = Table(
@@ -141,11 +141,11 @@ def what_must_be_true(
         tuple(tuple(f"{x:.3g}" for x in row) for row in np.column_stack(lines)),
         ("each column is a line of equal cost; a utilisation above 1 cannot be",),
     )
-    return found, (Table("must-be-true", f"What must be true ({how})", columns, rows, (gap, found.note)), isolines)
+    return found, (shifts, isolines)
 
 
-def _range(values: tuple[float, float, float], scale: float = 1.0) -> str:
-    return " / ".join(f"{value * scale:.3g}" for value in values)
+def _range(values: Iterable[float]) -> str:
+    return " / ".join(f"{value:.3g}" for value in values)
 
 
 def fleet_costs(
@@ -176,10 +176,8 @@ def fleet_costs(
         f"{policy.up:.1%}, given back after {policy.hold_hours} h"
     )
     rows = tuple(
-        (f"{hour}", f"{rate:.3g}", f"{count}", f"{use:.0%}", f"{flying * count / rate:.3g}" if rate > 0 else "")
-        for hour, (rate, count, use, flying) in enumerate(
-            zip(day.load, day.replicas, day.utilisation, day.in_flight, strict=True)
-        )
+        (f"{hour}", f"{rate:.3g}", f"{count:.0f}", f"{use:.0%}", f"{flying * count / rate:.3g}" if rate > 0 else "")
+        for hour, (rate, count, use, flying) in enumerate(day.to_numpy())
     )
     columns = ("hour", "requests/s", "replicas", "utilisation", "mean response, s")
     return found, Table("fleet", "A day of the fleet", columns, rows, (note,))
