@@ -61,32 +61,30 @@ def test_a_run_of_two_gpus_end_to_end(script: Script) -> None:
         ("0", "gpu memory"),
         ("1", "gpu memory"),
     ]
-    assert opened.devices[0].period_s == pytest.approx(0.1, rel=0.02)
+    assert opened.devices[0].period_s == pytest.approx(0.1, rel=0.1)
     assert opened.devices[0].power_limit_default_w == 400
     assert all(began < s.before_s <= s.after_s < time.monotonic() for s in samples)
     gpu = [s for s in samples if s.device == "0" and s.domain == "gpu"]
-    assert 45 < len(gpu) < 150
+    read_s = gpu[-1].before_s - gpu[0].before_s
+    assert read_s <= (closed.elapsed_s or 0) <= time.monotonic() - began
+    assert 10 * read_s < len(gpu) < 75 * read_s  # a busy machine reads late, never more
     assert {s.power_w for s in gpu} == {300.0}
     slow = [s for s in gpu if s.temperature_c is not None]
-    assert len(slow) == 2
-    assert (slow[0].temperature_c, slow[0].sm_clock_hz, slow[0].utilisation, slow[0].foreign_processes) == (
-        55,
-        1.41e9,
-        0.9,
-        0,
-    )
+    assert 2 <= len(slow) <= 1 + read_s
+    first = slow[0]
+    assert (first.temperature_c, first.sm_clock_hz, first.utilisation, first.foreign_processes) == (55, 1.41e9, 0.9, 0)
     assert {s.average_w for s in samples if s.domain == "gpu memory" and s.device == "1"} == {50.0}
     assert closed.error is None
-    assert 0 < (closed.cpu_s or 0) < 0.5
-    assert closed.elapsed_s == pytest.approx(2.0, abs=0.5)
+    assert 0 < (closed.cpu_s or 0) < 0.25 * read_s
     power = pd.DataFrame(samples)
     power[["before_s", "after_s"]] -= gpu[0].before_s
     nobody = pd.DataFrame(
         {c: [] for c in ("arrival_s", "arrival_tokens", "error", "sent_s", "end_s", "input_tokens", "input_asked")}
     )
-    result = energy.measure(power, (closed,), nobody, 0.4, 1.6)
-    assert result["gpu_power_w"].value == pytest.approx(500, rel=0.02)
-    assert result["gpu_power_w"].status == "simulated"
+    figure = energy.measure(power, (closed,), nobody, 0.4, 1.6)["gpu_power_w"]
+    assert figure.value == pytest.approx(500, rel=0.05)
+    assert figure.low <= 500 <= figure.high  # type: ignore[operator]
+    assert figure.status == "simulated"
 
 
 def test_what_a_probe_found_is_kept_per_gpu_and_driver(script: Script) -> None:
@@ -95,18 +93,18 @@ def test_what_a_probe_found_is_kept_per_gpu_and_driver(script: Script) -> None:
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "inference-cost-harness" / "nvml-sensors.json"
     ((key, seen),) = json.loads(cache.read_text()).items()
     assert key == "GPU-00000051-0000-0000-0000-000000000000 570.00-simulated"
-    assert seen["period_s"] == pytest.approx(0.05, rel=0.02)
+    assert seen["period_s"] == pytest.approx(0.05, rel=0.1)
     began = time.monotonic()
     opened, _, _ = gather(0.0, probe_s=60.0)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert opened.devices[0].period_s == seen["period_s"]
 
 
 def test_a_driver_call_that_never_returns_does_not_hang_the_run(script: Script) -> None:
-    script("wave constant 200\nfault hang 1.5")
+    script("wave constant 200\nfault hang 4")  # seconds enough to start in, on a busy machine
     began = time.monotonic()
-    _, samples, closed = gather(1.5, probe_s=0.3)
-    assert time.monotonic() - began < 10
+    _, samples, closed = gather(4.0, probe_s=0.3)
+    assert time.monotonic() - began < 30
     assert samples
     assert closed.error == "the reading process hung"
 
@@ -115,9 +113,8 @@ def test_a_killed_reader_is_told_and_what_it_read_is_kept(script: Script) -> Non
     script("wave constant 200")
     meter = meters.create("nvml", {"probe_s": 0.3})
     meter.start()
-    time.sleep(0.6)
+    assert meter._pipe.poll(10.0)  # type: ignore[attr-defined]
     meter._child.kill()  # type: ignore[attr-defined]
-    time.sleep(0.2)
     closed = meter.stop()
     assert meter.drain()
     assert closed.error == "the reading process ended by itself with status -9"
@@ -131,7 +128,7 @@ def test_the_reader_ends_with_the_run_that_started_it(script: Script) -> None:
     )
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     reader = Path(f"/proc/{int(started.stdout)}/stat")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while reader.exists() and reader.read_text().split()[2] != "Z" and time.monotonic() < deadline:
         time.sleep(0.05)
     assert time.monotonic() < deadline

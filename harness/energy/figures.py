@@ -79,9 +79,10 @@ def measure(
     if window is not None and window.energy_j <= 0:
         window, reason = None, "counter-stuck: no energy was counted in the window"
     checks = [_cross_check(gpus, window, *kind) for kind in (("average_w", "average"), ("power_w", "instant"))]
-    disagreements = doubts.disagreements(checks, window)
-    if any(doubt.serious for doubt in disagreements):
-        window, reason = None, f"counter-disagrees: {disagreements[0].text}"
+    if (doubt := doubts.disagreement(checks, window)) is not None:
+        findings.append(doubt)
+        if doubt.serious:
+            window, reason = None, f"{doubt.code}: {doubt.text}"
     of_gpus = [_bounded("energy_j.gpu", window, reason), *checks, *_idle(gpus, window, idle or {})]
     if window is None:
         of_gpus += [_missing(name, unit, reason) for name, unit in OF_WINDOW.items()]
@@ -105,7 +106,7 @@ def measure(
         if i.cpu_s is not None and i.elapsed_s
     ]
     source = None if window is None else window.source
-    return Energy(start_s, end_s, source, tuple(figures), (*findings, *disagreements))
+    return Energy(start_s, end_s, source, tuple(figures), tuple(findings))
 
 
 def _missing(name: str, unit: str, reason: str | None) -> Figure:

@@ -96,7 +96,10 @@ def _of_source(source: Source, start_s: float, end_s: float) -> Iterator[tuple[s
     gap_s = float(np.diff(inside["before_s"].to_numpy(float)).max(initial=0.0))
     if gap_s > sources.STALE_PERIODS * max(period_s, 0.1):
         yield "meter-gap", f"it was not read for {gap_s:.2g} s"
-    yield from _of_company(inside)
+    others, own = inside["foreign_processes"].dropna(), inside["processes"].dropna()
+    if others.max() > 0:
+        code = "foreign-process" if others.max() > others.iloc[0] or own.max() > 0 else "unknown-process"
+        yield code, f"up to {others.max():.0f} process(es) on it that the harness did not start"
     bits = int(np.bitwise_or.reduce(inside["throttle"].dropna().to_numpy(np.int64), initial=0))
     if held := [name for bit, name in THROTTLE.items() if bits & bit]:
         yield "throttled", f"it was held back: {', '.join(held)}"
@@ -106,32 +109,22 @@ def _of_source(source: Source, start_s: float, end_s: float) -> Iterator[tuple[s
         yield "temperature-drift", f"its temperature went {drift:+.0f} K over the window"
 
 
-def _of_company(inside: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Other processes: foreign if they joined during the run, or are there beside the harness's own."""
-    others, own = inside["foreign_processes"].dropna(), inside["processes"].dropna()
-    if len(others) and others.max() > 0:
-        told_apart = others.max() > others.iloc[0] or (len(own) and own.max() > 0)
-        code = "foreign-process" if told_apart else "unknown-process"
-        yield code, f"up to {others.max():.0f} process(es) on it that the harness did not start"
-
-
-def disagreements(checks: Sequence[Figure], window: Window | None) -> list[Finding]:
+def disagreement(checks: Sequence[Figure], window: Window | None) -> Finding | None:
     """Counter against power. A difference within the power integral's own bound says nothing against the counter.
 
-    Newest power may see a quarter of the time, in step with the load: it counts only where there is no average, and
-    never voids the energy.
+    `checks`: by average and by newest power, which may see a quarter of the time, in step with the load: it counts only
+    where there is no average, and never voids the energy.
     """
-    found = []
-    told = next((c for c in checks if c.name.endswith("average") and c.value is not None), None)
-    for check in checks if told is None else [told]:
-        if window is None or check.value is None or check.low is None or check.high is None:
-            continue
-        if abs(check.value) <= DOUBT or check.low <= 0 <= check.high:
-            continue
-        void = check.name.endswith("average") and abs(check.value) > INVALID and window.seconds >= INVALID_FROM_S
-        text = f"{check.name.rpartition('.')[2]} power integrates to {check.value:+.1%} of the counter's energy"
-        found.append(_finding("counter-disagrees" if void else "counter-doubtful", text))
-    return found
+    check = next((c for c in checks if c.value is not None), None)
+    if window is None or check is None:
+        return None
+    off, low, high = (float(getattr(check, end)) for end in ("value", "low", "high"))
+    if abs(off) <= DOUBT or low <= 0 <= high:
+        return None
+    kind = check.name.rpartition(".")[2]
+    void = kind == "average" and abs(off) > INVALID and window.seconds >= INVALID_FROM_S
+    text = f"{kind} power integrates to {off:+.1%} of the counter's energy"
+    return _finding("counter-disagrees" if void else "counter-doubtful", text)
 
 
 def steadiness(power_w: Array, cuts: Array, came: pd.DataFrame, slots: int | None) -> Iterator[Finding]:

@@ -100,28 +100,19 @@ def fault(source: Source, start_s: float, end_s: float) -> tuple[str, str] | Non
         if rows["average_w"].notna().sum() + rows["power_w"].notna().sum() < 2:
             return "meter-absent", f"neither counter nor power could be read ({errors or 'not supported'})"
         return None
-    margin_s = STALE_PERIODS * (reads.period_s or 0.1)  # readings outside the window bound what was used inside it
-    inside = (reads.after_s >= start_s - margin_s) & (reads.before_s <= end_s + margin_s)
-    if (np.diff(reads.energy_j[inside]) < 0).any():
+    limit_s = STALE_PERIODS * max(reads.period_s or 0.1, 0.1)  # readings may be further apart than updates
+    inside = (reads.after_s >= start_s - limit_s) & (reads.before_s <= end_s + limit_s)
+    steps = np.diff(reads.energy_j[inside])
+    if (steps < 0).any():
         return "counter-backwards", "the energy counter went backwards: the driver was reloaded or the counter reset"
-    if (stuck_s := _stuck_s(reads, start_s, end_s)) is not None:
-        return "counter-stuck", f"the energy counter stood still for {stuck_s:.2g} s while it was read"
+    turn = np.cumsum(np.append(0, steps != 0))[: inside.sum()]
+    stood = pd.Series(reads.before_s[inside]).groupby(turn).max() - pd.Series(reads.after_s[inside]).groupby(turn).min()
+    if stood.max() > limit_s:
+        return "counter-stuck", f"the energy counter stood still for {stood.max():.2g} s while it was read"
     if counter_window(reads, start_s, end_s) is None:
-        seen = f" ({errors})" if errors else ""
-        return "window-not-bracketed", f"its readings do not reach over {start_s:.1f} s to {end_s:.1f} s{seen}"
+        seen = f"its readings do not reach over {start_s:.1f} s to {end_s:.1f} s"
+        return "window-not-bracketed", f"{seen} ({errors})" if errors else seen
     return None
-
-
-def _stuck_s(reads: Reads, start_s: float, end_s: float) -> float | None:
-    """For how long the counter was read in the window without moving, if longer than `STALE_PERIODS`."""
-    if reads.period_s is None:
-        return None
-    moved = np.concatenate([[True], np.diff(reads.energy_j) != 0])
-    since = reads.before_s - reads.after_s[np.maximum.accumulate(np.where(moved, np.arange(len(moved)), 0))]
-    limit_s = STALE_PERIODS * max(reads.period_s, 0.1)  # readings may be further apart than the counter's own updates
-    inside = (reads.after_s >= start_s) & (reads.before_s <= end_s + limit_s)
-    worst = float(since[inside].max(initial=0.0))
-    return worst if worst > limit_s else None
 
 
 def source_window(source: Source, start_s: float, end_s: float) -> Window | None:

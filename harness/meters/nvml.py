@@ -22,9 +22,7 @@ from harness.meters.tracker import FILL_S, GUARD_S, TRACK_S, EdgeTracker, period
 from harness.model import MeterDevice, MeterInfo, PowerSample
 
 SLOW_S = 1.0
-"""Between readings of temperature, clocks, processes and limits, which cost more and change less."""
-MEMORY_S = 0.5
-"""Between samples of memory power, which is told as a mean over a second."""
+"""Between readings of temperature, clocks, processes and limits, which cost more and change less; and of memory."""
 PROBE_S = 3.0
 AVERAGE_WINDOW_S = 1.0
 """NVML's documentation of field 185, which boards that average otherwise do not support."""
@@ -38,20 +36,8 @@ _FIELDS = (
 """What one reading asks for: millijoules, then milliwatts."""
 _FIELD = struct.Struct("=IIqqIIQ")
 """nvmlFieldValue_t: field, scope, timestamp, latency, type, status, value; pynvml's own class costs five times this."""
-_NAMES = {
-    value: name.removeprefix("NVML_ERROR_").lower()
-    for name, value in vars(pynvml).items()
-    if name.startswith("NVML_ERROR_")
-}
-
-
-def code_name(code: int) -> str:
-    """NVML's word for a return code.
-
-    >>> code_name(15)
-    'gpu_is_lost'
-    """
-    return str(_NAMES.get(code, f"code_{code}"))
+_CODES = {code: name[11:].lower() for name, code in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
+"""NVML's word for each return code, for instance gpu_is_lost."""
 
 
 @dataclass(slots=True)
@@ -65,7 +51,6 @@ class _Gpu:
     """Neither power field is supported: ask as older drivers and GPUs want to be asked."""
     next_s: float = 0.0
     slow_s: float = 0.0
-    memory_s: float = 0.0
     counter: int | None = None
 
 
@@ -108,7 +93,7 @@ class NvmlReader:
         self.gpus = [self._gpu(index, handles[index], len(chosen)) for index in chosen]
         self._probe(driver)
         memory = [
-            MeterDevice(gpu.device.device, "gpu memory", average_period_s=MEMORY_S, average_window_s=AVERAGE_WINDOW_S)
+            MeterDevice(gpu.device.device, "gpu memory", average_period_s=SLOW_S, average_window_s=AVERAGE_WINDOW_S)
             for gpu in self.gpus
             if self._fetch(gpu)[2][3] is not None
         ]
@@ -146,9 +131,8 @@ class NvmlReader:
         name, watts = gpu.device.device, (_thousandth(instant), _thousandth(average))
         fast = (before_s, after_s, name, gpu.device.domain, _thousandth(counter), *watts)
         samples = [PowerSample(*fast, error=error, **slow)]
-        if memory is not None and before_s >= gpu.memory_s:
+        if slow and memory is not None:
             samples.append(PowerSample(before_s, after_s, name, "gpu memory", average_w=memory / 1000))
-            gpu.memory_s = before_s + MEMORY_S
         gpu.next_s = gpu.tracker.due_s(self.clock())
         return samples
 
@@ -158,11 +142,11 @@ class NvmlReader:
         code = self._call(gpu.handle, len(_FIELDS), gpu.fields)
         after_s = self.clock()
         if code:
-            return before_s, after_s, [None] * 4, f"device={code_name(code)}"
+            return before_s, after_s, [None] * 4, f"device={_CODES.get(code, code)}"
         error, values = None, []
         for i, (_, _, _, _, _, status, value) in enumerate(_FIELD.iter_unpack(gpu.fields)):
             if status and status != pynvml.NVML_ERROR_NOT_SUPPORTED:
-                error = f"{error or ''} {_FIELDS[i][0]}={code_name(status)}".strip()
+                error = f"{error or ''} {_FIELDS[i][0]}={_CODES.get(status, status)}".strip()
             # Boards without a sensor answer 0 mW, and none draws nothing; the counter may well be 0.
             values.append(None if status or (i and not value) else value if i == 0 else value & 0xFFFFFFFF)
         return before_s, after_s, values, error
