@@ -17,16 +17,12 @@ from harness.model import MeterInfo, PowerSample
 
 METERS: Mapping[str, str] = {
     "constant": "harness.meters.constant:ConstantMeter",
-    "replay": "harness.meters.replay:ReplayMeter",
-}
-"""Name -> `module:class` of a meter that needs no polling."""
-
-READERS: Mapping[str, str] = {
     "nvml": "harness.meters.nvml:NvmlReader",
     "prometheus": "harness.meters.prometheus:PrometheusReader",
     "rapl": "harness.meters.rapl:RaplReader",
+    "replay": "harness.meters.replay:ReplayMeter",
 }
-"""Name -> `module:class` of a reader that `harness.meters.process` polls from another process."""
+"""Name -> `module:class`; a class named Reader is polled by `harness.meters.process`, from another process."""
 AUTO = ("nvml", "rapl")
 """What `auto` looks for, in this order."""
 
@@ -67,19 +63,19 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Meter:
     harness.errors.HarnessError: unknown meter 'wattson'
       fix: choose one of constant, nvml, prometheus, rapl, replay
     """
-    if name in READERS:
+    if name not in METERS:
+        raise HarnessError(f"unknown meter '{name}'", f"choose one of {', '.join(METERS)}")
+    if METERS[name].endswith("Reader"):
         from harness.meters.process import ProcessMeter
 
         return ProcessMeter(name, options or {})
-    if name not in METERS:
-        raise HarnessError(f"unknown meter '{name}'", f"choose one of {', '.join(sorted([*METERS, *READERS]))}")
-    meter: Meter = construct(name, METERS[name], options or {})
+    meter: Meter = construct(name, options or {})
     return meter
 
 
-def construct(name: str, where: str, options: Mapping[str, Any]) -> Any:
-    """`module:class` with those options as keywords. Raises HarnessError for one that it does not take."""
-    module, _, cls = where.partition(":")
+def construct(name: str, options: Mapping[str, Any]) -> Any:
+    """The class of that name, with those options as keywords. Raises HarnessError for one that it does not take."""
+    module, _, cls = METERS[name].partition(":")
     try:
         return getattr(importlib.import_module(module), cls)(**options)
     except TypeError as wrong:

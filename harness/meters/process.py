@@ -128,7 +128,7 @@ def main() -> None:
     pipe, name, options = Connection(int(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
     with contextlib.suppress(BrokenPipeError):  # the run is gone; nobody is left to tell
         try:
-            poll(meters.construct(name, meters.READERS[name], options), pipe)
+            poll(meters.construct(name, options), pipe)
         except HarnessError as wrong:
             pipe.send(wrong)
 

@@ -59,7 +59,7 @@ class PrometheusReader:
 
     def open(self) -> MeterInfo:
         """Raises HarnessError where the endpoint does not answer or has none of the metrics."""
-        seen, labels = self._scrape()
+        seen = self._scrape()
         if not seen:
             wanted = ", ".join(self.columns)
             fix = "check the exporter's list of fields, or give `metrics`"
@@ -70,8 +70,8 @@ class PrometheusReader:
             MeterDevice(
                 name,
                 self.domain,
-                labels[name].get("modelName"),
-                labels[name].get("UUID"),
+                seen[name].get("modelName"),
+                seen[name].get("UUID"),
                 period_s=period_s if "energy_j" in seen[name] else None,
                 average_period_s=period_s,
             )
@@ -83,17 +83,18 @@ class PrometheusReader:
         before_s, error = time.monotonic(), None
         seen: dict[str, dict[str, Any]] = {}
         try:
-            seen, _ = self._scrape()
+            seen = self._scrape()
         except HarnessError:
             error = "device=unreachable"
         after_s = time.monotonic()
         self.next_s = after_s + self.every_s
-        return [
-            PowerSample(before_s, after_s, name, self.domain, error=error, **seen.get(name, {}))
-            for name in self.devices
-        ]
+        samples = []
+        for name in self.devices:
+            values = {column: seen.get(name, {}).get(column) for column, _ in self.columns.values()}
+            samples.append(PowerSample(before_s, after_s, name, self.domain, error=error, **values))
+        return samples
 
-    def _scrape(self) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, str]]]:
+    def _scrape(self) -> dict[str, dict[str, Any]]:
         """Columns of a sample, and labels, of each device."""
         try:
             with urllib.request.urlopen(self.url, timeout=TIMEOUT_S) as answer:
@@ -102,11 +103,8 @@ class PrometheusReader:
             fix = "start the exporter, or give the meter's option `url`"
             raise HarnessError(f"{self.url} does not answer: {failed}", fix) from None
         seen: dict[str, dict[str, Any]] = {}
-        known: dict[str, dict[str, str]] = {}
         for metric, labels, value in parse(text):
             if metric in self.columns:
                 column, scale = self.columns[metric]
-                device = labels.get(self.label, "0")
-                seen.setdefault(device, {})[column] = value * scale
-                known[device] = labels
-        return seen, known
+                seen.setdefault(labels.get(self.label, "0"), {}).update(labels, **{column: value * scale})
+        return seen

@@ -49,8 +49,11 @@ class EdgeTracker:
         if self.period_s is None:
             return
         if not changed:
-            if self.plan and before_s >= self.plan[-1]:
-                self._late(before_s)
+            if self.plan and before_s >= self.plan[-1]:  # look further on, in growing steps; after half a period, anew
+                late_s = before_s - self.plan[0]
+                self.plan = [self.plan[0], before_s + late_s]
+                if late_s > self.period_s / 2:
+                    self.plan, self.half_s = [], math.inf
             return
         middle_s, half_s = (last_s + after_s) / 2, (after_s - last_s) / 2
         several = half_s >= self.period_s / 2
@@ -67,14 +70,6 @@ class EdgeTracker:
                 self.plan = []
                 self.period_s += 0.1 * (middle_s - expected_s) / turns if turns else 0.0
         self.edge_s, self.half_s = middle_s, half_s
-
-    def _late(self, now_s: float) -> None:
-        """The update tracked has not come: look further on, in growing steps; after half a period, begin anew."""
-        late_s = now_s - self.plan[0]
-        if self.period_s is None or late_s > self.period_s / 2:
-            self.plan, self.half_s = [], math.inf
-        else:
-            self.plan = [self.plan[0], now_s + late_s]
 
     def due_s(self, now_s: float) -> float:
         """When to read next."""
