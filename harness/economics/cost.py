@@ -77,13 +77,8 @@ TWO_DENOMINATORS = (
 )
 
 
-def default_scenario(kind: str) -> str:
-    """The scenario that prices a run when the user names none, by kind of device.
-
-    >>> default_scenario("gpu"), default_scenario("cpu")
-    ('on-demand', 'cpu-smoke')
-    """
-    return "on-demand" if kind == "gpu" else "cpu-smoke"
+DEFAULT_SCENARIO = {"gpu": "on-demand", "cpu": "cpu-smoke", "none": "cpu-smoke"}
+"""The scenario that prices a run when the user names none, by kind of device."""
 
 
 def annuity(rate: np.ndarray | float, years: np.ndarray | float) -> Draws:
@@ -98,11 +93,7 @@ def annuity(rate: np.ndarray | float, years: np.ndarray | float) -> Draws:
 
 
 def owned_usd_per_hour(x: Mapping[str, Draws]) -> Draws:
-    """USD per hour of an owned GPU, by scenario key.
-
-    capital_usd * annuity(cost_of_capital, life_years) / 8766 + power_kw * pue * usd_per_kwh
-    + power_kw * hosting_usd_per_kw_month / 730.5 + staff_usd_per_hour.
-    """
+    """USD per hour of an owned GPU, from values by scenario key."""
     capital = x["owned.capital_usd"] * annuity(x["owned.cost_of_capital"], x["owned.life_years"]) / HOURS_PER_YEAR
     electricity = x["owned.power_kw"] * x["energy.pue"] * x["owned.usd_per_kwh"]
     hosting = x["owned.power_kw"] * x["owned.hosting_usd_per_kw_month"] / HOURS_PER_MONTH
@@ -118,16 +109,16 @@ def priced(
     scenario comes back as it is: its price is built up from the `owned.` inputs. Raises HarnessError where the scenario
     prices another kind of device, or another GPU.
     """
+    way_out = f"--scenario {DEFAULT_SCENARIO[device.kind]}, or a scenario of your own"
     if device.kind != "none" and scenario.per != {"gpu": "gpu", "cpu": "vcpu"}[device.kind]:
         raise HarnessError(
             f"scenario '{scenario.name}' prices a {scenario.per}, but the run used {device.name or device.kind}",
-            f"--scenario {default_scenario(device.kind)}, or a scenario of your own",
+            way_out,
         )
     gpu = find_gpu(device.name, gpus) if device.kind == "gpu" and device.name is not None else None
     if scenario.gpu is not None and device.kind == "gpu" and (gpu is None or gpu.name != scenario.gpu):
         raise HarnessError(
-            f"scenario '{scenario.name}' is about {scenario.gpu}, but the run used {device.name}",
-            "choose a scenario of that GPU, or on-demand",
+            f"scenario '{scenario.name}' is about {scenario.gpu}, but the run used {device.name}", way_out
         )
     if PRICE in scenario.inputs or scenario.tier == "owned":
         return scenario
@@ -194,20 +185,13 @@ def bill_factors(scenario: Scenario, x: Mapping[str, Draws]) -> list[Factor]:
     if scenario.no_price is not None:
         return []
     own = PRICE in x
-    return [
-        (scenario.inputs[PRICE].status if own else "assumed", x[PRICE] if own else owned_usd_per_hour(x)),
-        (scenario.inputs["serving.overhead"].status, x["serving.overhead"]),
-        (scenario.inputs["serving.utilisation"].status, 1 / x["serving.utilisation"]),
-    ]
+    price = (scenario.inputs[PRICE].status, x[PRICE]) if own else ("assumed", owned_usd_per_hour(x))
+    overhead, used = (scenario.inputs[key].status for key in ("serving.overhead", "serving.utilisation"))
+    return [price, (overhead, x["serving.overhead"]), (used, 1 / x["serving.utilisation"])]
 
 
 def costed(
-    name: str,
-    unit: str,
-    status: Status,
-    factors: Sequence[Factor],
-    scale: float = 1.0,
-    reason: str | None = None,
+    name: str, unit: str, status: Status, factors: Sequence[Factor], scale: float = 1.0, reason: str | None = None
 ) -> tuple[list[Figure], dict[str, dict[str, float]]]:
     """scale * the product of the factors as figures (see `interval_figures`), and its entry of `Costs.shares`.
 

@@ -108,12 +108,9 @@ def quantile(d: Distribution, u: Draws) -> Draws:
         return p[0] + (p[1] - p[0]) * u
     if d.kind == "triangular":
         low, mode, high = p
-        rising = u * (high - low) < mode - low
-        return np.where(
-            rising,
-            low + np.sqrt(u * (high - low) * (mode - low)),
-            high - np.sqrt((1 - u) * (high - low) * (high - mode)),
-        )
+        rising = low + np.sqrt(u * (high - low) * (mode - low))
+        falling = high - np.sqrt((1 - u) * (high - low) * (high - mode))
+        return np.where(u * (high - low) < mode - low, rising, falling)
     if d.kind == "beta":
         low, high, a, b = p
         return np.asarray(low + (high - low) * special.betaincinv(a, b, u))
@@ -180,9 +177,8 @@ def variance_shares(
 ) -> dict[str, tuple[float, float]]:
     """Share of Var(ln cost) by input, as (first order, total): the bars of a tornado, largest total first.
 
-    Sobol indices of independent inputs from 2n points A and B and those of A with one input from B: first order
-    E[f(B) (f(AB_i) - f(A))] / V (Saltelli et al. 2010), total E[(f(A) - f(AB_i))^2] / 2V (Jansen 1999). (0, 0) for
-    certain inputs. Where ln cost is a sum of logarithms of lognormals the exact shares are sigma_i^2 / sum of sigma^2.
+    Sobol indices of independent inputs from 2n points A and B and those of A with one input from B: first order of
+    Saltelli et al. 2010, total of Jansen 1999. (0, 0) for certain inputs.
     """
     uncertain = [name for name, d in distributions.items() if not d.certain]
     shares = dict.fromkeys(distributions, (0.0, 0.0))

@@ -146,9 +146,8 @@ def parse_scenario(text: str, origin: str, overrides: Sequence[str] = ()) -> Sce
     needed = {"machine": (PRICE,), "owned": () if PRICE in inputs else OWNED}.get(file.tier, ())
     for key in (*ALWAYS, *needed):
         if key not in inputs:
-            raise HarnessError(
-                f"{origin}: inputs.{key} is missing", f"add it: {KEYS[key].meaning}, in {KEYS[key].unit}"
-            )
+            fix = f"add it: {KEYS[key].meaning}, in {KEYS[key].unit}"
+            raise HarnessError(f"{origin}: inputs.{key} is missing", fix)
     for a, b, rho in file.correlations:
         if not {a, b} <= {*inputs, MEASURED} or a == b or not -1 < rho < 1:
             raise HarnessError(
@@ -170,9 +169,8 @@ def _input(key: str, spec: Any, origin: str) -> Input:
     ((kind, raw),) = raws.items()
     names = PARAMETERS[kind]
     if isinstance(raw, dict) and set(raw) != set(names):
-        raise HarnessError(
-            f"{where}: {kind} has {sorted(raw)}", f"give {kind}: {{{', '.join(f'{n}: …' for n in names)}}}"
-        )
+        form = ", ".join(f"{name}: …" for name in names)
+        raise HarnessError(f"{where}: {kind} has {sorted(raw)}", f"give {kind}: {{{form}}}")
     numbers = [raw[name] for name in names] if isinstance(raw, dict) else [raw] if kind == "value" else raw
     try:
         made = scaled(distribution(kind, *numbers), unit_factor(given.unit, known.unit))
@@ -182,12 +180,9 @@ def _input(key: str, spec: Any, origin: str) -> Input:
     if low < known.low or high > known.high or (key in POSITIVE and low <= 0 and kind != "lognormal"):
         above = "above 0" if key in POSITIVE else f"{known.low:g} or more"
         limits = above if math.isinf(known.high) else f"{above}, at most {known.high:g}"
-        endless = (
-            "; a lognormal takes every value above 0 without end: use beta, triangular or uniform"
-            if math.isinf(high)
-            else ""
-        )
-        raise HarnessError(f"{where}: {raw} ({given.unit})", f"expected {known.meaning}: {limits}{endless}")
+        if math.isinf(high):
+            limits += "; a lognormal takes every value above 0 without end: use beta, triangular or uniform"
+        raise HarnessError(f"{where}: {raw} ({given.unit})", f"expected {known.meaning}: {limits}")
     return Input(key, made, known.unit, given.source, given.date, given.status)
 
 

@@ -13,11 +13,11 @@ import pandas as pd
 
 from harness import shipped
 from harness.economics.cost import (
+    DEFAULT_SCENARIO,
     TWO_DENOMINATORS,
     Costs,
     Device,
     cost_of_run,
-    default_scenario,
     device_of,
     measured,
     priced,
@@ -64,10 +64,7 @@ def tornado_table(file: RunFile, summary: Summary, scenario: str | None = None, 
 def query_costs(
     runs: Sequence[tuple[RunFile, pd.DataFrame]], scenario: str | None = None, overrides: Sequence[str] = ()
 ) -> Costs:
-    """What a query and a million tokens of each kind cost, from run.json and requests of several runs of mixed shape.
-
-    Raises HarnessError for runs that differ in model, device, engine or users in flight, and for one without a success.
-    """
+    """What a query and a million tokens of each kind cost, from several runs of mixed shape."""
     device = _one_condition([file for file, _ in runs])
     blocks = []
     for file, requests in runs:
@@ -84,10 +81,7 @@ def query_costs(
 def costs_at_objective(
     sweep: Sweep, objective: str, scenario: str | None = None, overrides: Sequence[str] = ()
 ) -> tuple[Costs, Summary]:
-    """What the best point of a sweep costs that meets a latency objective (`read_objective`), and which point that is.
-
-    Raises HarnessError for runs that differ in more than their load, and where no run meets the objective.
-    """
+    """What the best point of a sweep at a latency objective (`read_objective`) costs, and which point that is."""
     device = _one_condition([file for file, _ in sweep], LOAD)
     best = best_feasible([summary for _, summary in sweep], read_objective(objective))
     return cost_of_run(best, device, priced_for(device, scenario, overrides)), best
@@ -105,10 +99,7 @@ def what_must_be_true(
     scenario: str = "on-demand",
     overrides: Sequence[str] = (),
 ) -> tuple[Inversion, tuple[Table, Table]]:
-    """What tokens, speed, price and utilisation must be for a spend on so many queries; see `invert`.
-
-    HarnessError for a scenario or GPU that has no single price.
-    """
+    """What tokens, speed, price and utilisation must be for a spend on so many queries; see `invert`."""
     wanted = priced_for(Device("gpu", gpu, 1), scenario, overrides)
     if PRICE not in wanted.inputs:
         reason = wanted.no_price or f"scenario '{scenario}' builds its price from many inputs"
@@ -252,7 +243,7 @@ def price_tables() -> tuple[tuple[Gpu, ...], dict[tuple[str, str], Input]]:
 
 def priced_for(device: Device, scenario: str | None, overrides: Sequence[str]) -> Scenario:
     """The scenario of that name or file (None: the device's default) with the shipped price of the device in it."""
-    wanted = read_scenario(scenario or default_scenario(device.kind), tuple(overrides))
+    wanted = read_scenario(scenario or DEFAULT_SCENARIO[device.kind], tuple(overrides))
     return priced(wanted, device, *price_tables())
 
 

@@ -67,10 +67,8 @@ def extrapolate(
     row = work(served, device, precision, devices, batch, *tokens)
     needed, there = (served.total_params * WEIGHT_BYTES[precision]) / 1e9, devices * device.memory_bytes / 1e9
     if needed > MEMORY_SHARE * there:
-        raise HarnessError(
-            f"{served.name} in {precision} takes {needed:.0f} GB, {devices} x {device.name} have {there:.0f} GB",
-            "use more GPUs or a smaller precision",
-        )
+        what = f"{served.name} in {precision} takes {needed:.0f} GB, {devices} x {device.name} have {there:.0f} GB"
+        raise HarnessError(what, "use more GPUs or a smaller precision")
     used = priced_for(Device("gpu", device.name, devices), scenario, overrides)
     x = draw_inputs(used, DEFAULT_DRAWS, 0)
     points = published()[0]
@@ -103,10 +101,8 @@ def calibration(file: RunFile, summary: Summary) -> float:
     """Measured / predicted device-seconds per output token of a run on a known GPU. HarnessError for any other run."""
     if file.engine is None or file.engine["device"] != "cuda":
         where = "a CPU" if file.engine and file.engine["device"] == "cpu" else "no GPU"
-        raise HarnessError(
-            f"run {file.id} was measured on {where}: it says nothing about a GPU",
-            "name a GPU run, or none to extrapolate from the published measurements",
-        )
+        what = f"run {file.id} was measured on {where}: it says nothing about a GPU"
+        raise HarnessError(what, "name a GPU run, or none to extrapolate from the published measurements")
     place = _place(file, summary)
     if isinstance(place, str):
         raise HarnessError(f"run {file.id}: {place}", "name another run, or none")
