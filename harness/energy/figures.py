@@ -235,12 +235,11 @@ def split(joules: Array, columns: Array, rng: np.random.Generator) -> Array | st
 
 def _cross_check(gpus: Sequence[Source], window: Window | None, column: str, label: str) -> Figure:
     """How far the integral of average or newest power is from the counter, relative, within its own bound."""
-    if window is None or window.source != "counter":
-        others: list[Window | None] = [None]
-    else:
+    others = []
+    if window is not None and window.source == "counter":
         others = [s.power(column, window.start_s, window.end_s) for s in gpus]
     known = [other for other in others if other is not None]
-    if window is None or len(known) < len(others):
+    if window is None or not known or len(known) < len(others):
         return _missing(f"energy_cross_check.{label}", "1", f"no counter and {label} power over the same window")
     off, bound = (sum(getattr(w, of) for w in known) / window.energy_j for of in ("energy_j", "boundary_j"))
     low, high, kind = off - 1 - bound, off - 1 + bound, "bound of the power integral"
