@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -64,19 +66,19 @@ _INTEGERS = ("input_tokens", "output_tokens", "cached_tokens")
 """Columns that may be missing: nullable in pandas, so that None never becomes a float."""
 
 
-class Anchor(BaseModel):
-    """Second zero of a run, on both clocks."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Anchor(_Part):
+    """Second zero of a run, on both clocks."""
 
     utc: datetime
     monotonic_s: float
 
 
-class Timings(BaseModel):
+class Timings(_Part):
     """How long each part took, in seconds; None: it was not reached."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     engine_start_s: float | None = None
     warmup_s: float | None = None
@@ -84,10 +86,8 @@ class Timings(BaseModel):
     engine_stop_s: float | None = None
 
 
-class RunFile(BaseModel):
+class RunFile(_Part):
     """run.json."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     id: str
@@ -198,12 +198,12 @@ def new_id(now: datetime, *names: str | None) -> str:
 
 def _claim(root: Path, file: RunFile) -> tuple[RunFile, Path]:
     """The run and its new directory, numbered where others started in the same second."""
-    for count in itertools.count(1):
-        numbered = file if count == 1 else file.model_copy(update={"id": f"{file.id}-{count}"})
+    claimed, numbers = file, itertools.count(2)
+    while True:
         with contextlib.suppress(FileExistsError):
-            (root / numbered.id).mkdir()
-            return numbered, root / numbered.id
-    raise AssertionError
+            (root / claimed.id).mkdir()
+            return claimed, root / claimed.id
+        claimed = file.model_copy(update={"id": f"{file.id}-{next(numbers)}"})
 
 
 @contextlib.contextmanager
@@ -318,16 +318,16 @@ def list_runs(root: Path) -> Iterator[tuple[Path, RunFile | HarnessError]]:
 
 def write_summary(directory: Path, summary: Summary) -> None:
     """Store the derived figures beside the raw rows, where the directory can be written."""
-    content = {"schema_version": SCHEMA_VERSION, "harness": harness.__version__, **dataclasses.asdict(summary)}
+    content = {"schema_version": SCHEMA_VERSION, "harness": _source(), **dataclasses.asdict(summary)}
     with contextlib.suppress(OSError):
         _write(directory / "summary.json", json.dumps(content, indent=1))
 
 
 def read_summary(directory: Path) -> Summary | None:
-    """The stored summary; None where there is none that this version of the harness wrote."""
+    """The stored summary; None where there is none that this very harness wrote."""
     try:
         raw = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-        if raw["harness"] != harness.__version__:
+        if raw["harness"] != _source():
             return None
         return Summary(
             run=raw["run"],
@@ -338,6 +338,13 @@ def read_summary(directory: Path) -> Summary | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+@lru_cache(maxsize=1)
+def _source() -> str:
+    """The version, and a digest of the code: in a clone the formulas change while the version stays."""
+    code = b"".join(path.read_bytes() for path in sorted(Path(harness.__file__).parent.rglob("*.py")))
+    return f"{harness.__version__}+{hashlib.sha256(code).hexdigest()[:12]}"
 
 
 def _locked(journal: Path) -> bool:
@@ -367,8 +374,10 @@ def _journal_rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"line {number} is damaged") from None
 
 
-def _table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=schema)
+def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Made in batches: as Python objects, the rows of a long run take ten times the memory of the table."""
+    batches = iter(lambda: list(itertools.islice(rows, 500)), [])
+    return pa.Table.from_batches((pa.RecordBatch.from_pylist(batch, schema=schema) for batch in batches), schema)
 
 
 def _power_table(journal: Path, file: RunFile) -> pa.Table:
