@@ -93,7 +93,7 @@ def _lag(requests: pd.DataFrame, seen: Times, summary: Summary) -> Iterator[Find
     streaming = scheduled_s > (scheduled_s + seen.each["first_response_s"]).min()
     for name, lags_s in (("TTFT", lag_s), ("ITL", lag_s[streaming])):
         latency_s, late_s = summary[f"{name.lower()}_s.p99"].value, float(lags_s.quantile(0.99))
-        if latency_s is not None and late_s > LAG_SHARE * latency_s:
+        if latency_s is not None and 0 < LAG_SHARE * latency_s < late_s:
             text = (
                 f"the harness sent late: lag p99 is {late_s * 1e3:.3g} ms, {late_s / latency_s:.0%} of the {name} p99"
             )

@@ -322,7 +322,7 @@ class _Display:
         console = Console(file=self._stream)
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
+            TimeElapsedColumn(), console=console, transient=True, disable=not console.is_interactive,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=None, detail="")
         self._bar.start()
@@ -344,7 +344,8 @@ class _Display:
             if self._bar.disable:
                 print(f"{progress.phase} …", file=self._stream, flush=True)
         if progress.phase == "measuring" and progress.elapsed_s > 0:
-            detail = f"{progress.output_tokens / progress.elapsed_s:.1f} tok/s, {progress.in_flight} in flight"
+            rate = progress.output_tokens / progress.elapsed_s
+            detail = f"{progress.finished} done, {progress.in_flight} in flight, {rate:.1f} tok/s"
             if progress.failed:
                 detail += f", {progress.failed} failed"
             done, total = (

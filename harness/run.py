@@ -134,7 +134,8 @@ class _Session:
                 with self._timed("measured_s", "measuring"):
                     ended = runner.run(self._measure(make, interrupt))
             except KeyboardInterrupt:
-                ended = "interrupted", "interrupted before the measured part began"
+                begun = "while measuring" if self.writer.file.clock else "before the measured part began"
+                ended = "interrupted", f"interrupted {begun}"
             except EngineDied as died:
                 ended = "failed", str(died)
             finally:
@@ -238,9 +239,7 @@ class _LoadLoop:
         self.began_ns = began_ns
         async with asyncio.TaskGroup() as group:
             if self.workload.load.shape == "closed":
-                indices = (
-                    iter(range(self.workload.requests.count)) if self.workload.requests.count else itertools.count()
-                )
+                indices = itertools.islice(itertools.count(), self.workload.requests.count)
                 for _ in range(self.workload.load.users or 0):
                     group.create_task(self._user(indices))
             else:
@@ -319,37 +318,25 @@ class _LoadLoop:
             end_ns = clock()
             self.finished += 1
             self.failed += failure is not None
-            self.add(self._record(request, scheduled_s, sent_ns, end_ns, stamps_ns, counts, completion, failure))
-
-    def _record(
-        self,
-        request: Request,
-        scheduled_s: float,
-        sent_ns: int,
-        end_ns: int,
-        stamps_ns: list[int],
-        counts: list[int],
-        completion: Completion | None,
-        failure: tuple[str, str] | None,
-    ) -> Record:
-        began = self.began_ns
-        done = completion or Completion(None, None)
-        return Record(
-            index=request.index,
-            scheduled_s=scheduled_s,
-            sent_s=(sent_ns - began) / 1e9,
-            end_s=(end_ns - began) / 1e9,
-            arrival_s=tuple((stamp - began) / 1e9 for stamp in stamps_ns),
-            arrival_tokens=done.arrival_tokens or tuple(counts),
-            input_asked=len(request.prompt),
-            output_asked=request.output_tokens,
-            input_tokens=done.input_tokens,
-            output_tokens=done.output_tokens,
-            cached_tokens=done.cached_tokens,
-            finish_reason=done.finish_reason,
-            error=failure and failure[0],
-            error_text=failure and failure[1],
-        )
+            done, began = completion or Completion(None, None), self.began_ns
+            self.add(
+                Record(
+                    index=request.index,
+                    scheduled_s=scheduled_s,
+                    sent_s=(sent_ns - began) / 1e9,
+                    end_s=(end_ns - began) / 1e9,
+                    arrival_s=tuple((stamp - began) / 1e9 for stamp in stamps_ns),
+                    arrival_tokens=done.arrival_tokens or tuple(counts),
+                    input_asked=len(request.prompt),
+                    output_asked=request.output_tokens,
+                    input_tokens=done.input_tokens,
+                    output_tokens=done.output_tokens,
+                    cached_tokens=done.cached_tokens,
+                    finish_reason=done.finish_reason,
+                    error=failure and failure[0],
+                    error_text=failure and failure[1],
+                )
+            )
 
 
 class _Power:

@@ -86,6 +86,11 @@ def test_each_finding_is_provoked_and_is_not(code: str, has: dict[str, Any], has
     assert check(**has_not) == ()
 
 
+def test_lag_beside_no_latency_at_all_is_no_share_of_it() -> None:
+    at_once = [Record(i, float(i), i + 0.5, i + 0.5, (i + 0.5,), (1,), 8, 1, 8, 1) for i in range(300)]
+    assert check(at_once) == ()
+
+
 def test_small_lag_counts_against_itl_only_once_tokens_flow() -> None:
     (steady,) = check(late(0.003))
     assert steady.text == "the harness sent late: lag p99 is 3.1 ms, 31% of the ITL p99"

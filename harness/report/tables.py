@@ -68,6 +68,8 @@ def environment_table(file: RunFile) -> Table:
     engine = file.engine or {}
     weights = {key: (engine.get("model") or {}).get(key) for key in ("source", "revision", "weights_sha256")}
     found = {**file.environment, "weights": weights, "engine options": engine.get("options")}
+    if (memory := found.pop("memory_bytes", None)) is not None:
+        found["memory"] = f"{memory / 1e9:.1f} GB"
     return _properties("environment", "Environment", {key.replace("_", " "): _short(found[key]) for key in found})
 
 
