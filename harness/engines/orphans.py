@@ -31,16 +31,18 @@ class Descendants:
             # -P: this file's directory holds modules named like the packages that they drive
             [sys.executable, "-P", __file__, str(os.getpid()), *map(str, self._before)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             start_new_session=True,
         )
         self._before.add(self._watcher.pid)
 
     def settled(self) -> None:
-        """No more processes will be started: the watcher stops listing them."""
+        """No more processes will be started: the watcher lists them once more, and then no longer."""
         self._seen |= _others(psutil.Process(), self._before)
-        if self._watcher.stdin is not None:
-            self._watcher.stdin.close()
+        tell, heard = self._watcher.stdin, self._watcher.stdout
+        if tell is not None and heard is not None and not tell.closed:
+            tell.close()
+            heard.read(1)  # a kill -9 before that listing would spare the youngest
 
     def kill(self, timeout_s: float = 5.0) -> None:
         """Kill those that still run, and wait until they are gone."""
@@ -77,8 +79,9 @@ def _watch(parent: int, known: set[int]) -> None:
         while not select.select([end, sys.stdin], [], [], PERIOD_S)[0]:
             seen |= _others(process, known)
         seen |= _others(process, known)
+        os.write(1, b".")
         select.select([end], [], [])
-    except (ProcessLookupError, psutil.NoSuchProcess):
+    except (ProcessLookupError, psutil.NoSuchProcess, BrokenPipeError):
         pass  # it ended in between
     finally:
         _kill(seen)
