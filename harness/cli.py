@@ -323,6 +323,7 @@ class _Display:
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(), console=console, transient=True, disable=not console.is_interactive,
+            redirect_stdout=False, redirect_stderr=False,  # what an engine prints goes to its log, not above the bar
         )  # fmt: skip
         self._task = self._bar.add_task("", total=None, detail="")
         self._bar.start()

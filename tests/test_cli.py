@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,6 +115,16 @@ def test_what_a_terminal_cannot_show_does_not_stop_the_command() -> None:
         )
         assert (shown.returncode, shown.stderr) == (0, b"")
         assert b"OpenAI" in shown.stdout
+
+
+def test_beside_a_live_bar_what_is_printed_stays_where_it_belongs() -> None:
+    terminal, end = pty.openpty()
+    code = "from harness.cli import _Display\nwith _Display(): print('from the engine')"
+    lively = os.environ | {"TERM": "xterm"}
+    shown = subprocess.run([sys.executable, "-c", code], env=lively, stdout=subprocess.PIPE, stderr=end, check=True)
+    os.close(end)
+    assert shown.stdout == b"from the engine\n"
+    assert b"engine" not in os.read(terminal, 10_000)
 
 
 def test_names_on_the_command_line_are_text(harness: Command) -> None:
