@@ -341,7 +341,7 @@ class _Display:
     def _show(self, progress: Progress) -> None:
         if progress.phase != self._phase:
             self._phase = progress.phase
-            self._bar.reset(self._task, description=progress.phase)
+            self._bar.reset(self._task, description=progress.phase, detail="")
             if self._bar.disable:
                 print(f"{progress.phase} …", file=self._stream, flush=True)
         if progress.phase == "measuring" and progress.elapsed_s > 0:
