@@ -215,9 +215,13 @@ def parse_workload(text: str, origin: str, overrides: Sequence[str] = ()) -> Wor
         places[path] = "--set"
         places.setdefault(path.partition(".")[0], "--set")
     try:
-        return Workload.model_validate(data)
+        workload = Workload.model_validate(data)
+        workload.model_dump_json()
     except ValidationError as error:
         raise _explained(error.errors()[0], origin, places) from None
+    except ValueError as error:
+        raise HarnessError(f"{origin}: engine: {error}", "give options that JSON can hold: they are stored") from None
+    return workload
 
 
 def _set(data: dict[str, Any], override: str) -> str:

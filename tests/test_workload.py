@@ -88,6 +88,8 @@ MISTAKES = [
     (["requests.max_total_tokens=1"], "requests.max_total_tokens is 1", "from 2 to"),
     (["requests.ignore_eos=1"], "requests.ignore_eos is 1", "true"),
     (["engine.name=vlm"], "engine.name is 'vlm'", "did you mean 'vllm'?"),
+    (["engine.vllm" + ".a" * 3000 + "=1"], "w.yaml: engine: Error serializing to JSON", "JSON"),
+    (["engine.x=!!binary gIGC"], "w.yaml: engine: Error serializing to JSON", "JSON"),
     (["engine.vllm=3"], "engine.vllm is 3", "a map of options"),
     (["seed=-1"], "seed is -1", "0 or more"),
     (["model=7"], "model is 7", "a short name"),
@@ -100,7 +102,7 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("overrides", "what", "fix"), MISTAKES, ids=[" ".join(row[0]) for row in MISTAKES])
+@pytest.mark.parametrize(("overrides", "what", "fix"), MISTAKES, ids=[" ".join(row[0])[:60] for row in MISTAKES])
 def test_mistakes_name_the_key_the_value_and_the_expected_form(overrides: list[str], what: str, fix: str) -> None:
     with pytest.raises(HarnessError) as raised:
         plain(*overrides)

@@ -93,7 +93,7 @@ class SimulatedEngine:
         """When each token comes, in seconds from the start of service."""
         gaps = np.full(tokens, self.schedule.itl_s)
         gaps[:1] = self.schedule.ttft_s
-        if self.schedule.jitter > 0:
+        if self.schedule.jitter > 1e-6:  # what is below is nothing, and its shape overflows
             shape = self.schedule.jitter**-2
             gaps *= rng.gamma(shape, 1 / shape, tokens)
         offsets: list[float] = np.cumsum(gaps).tolist()
