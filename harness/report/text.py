@@ -28,7 +28,7 @@ CLAIM = ("bound", "value", "unit")
 """Columns that are read as one phrase, as in `<= 1.539 ratio`."""
 SAYS_ITSELF = {"claim", "period", "basis", "status", "layer", "source"}
 """Columns whose name a list leaves out."""
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
 
 
 def render(tables: Sequence[Table], width: int | None = None, color: bool | None = None) -> str:
@@ -231,5 +231,5 @@ def _flow(items: Iterable[str], width: int) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Without control characters, which an engine's error may hold."""
+    """Without control characters, those of direction included, which an engine's error or a name may hold."""
     return CONTROL.sub(" ", text)
