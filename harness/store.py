@@ -375,7 +375,7 @@ def _journal_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Made in batches: as Python objects, the rows of a long run take ten times the memory of the table."""
+    """Made in batches: as Python objects, the rows of a long run take several times the memory of the table."""
     batches = iter(lambda: list(itertools.islice(rows, 500)), [])
     return pa.Table.from_batches((pa.RecordBatch.from_pylist(batch, schema=schema) for batch in batches), schema)
 
