@@ -23,6 +23,15 @@ class Request:
     output_tokens: int
     """The most tokens to generate; exactly that many when `ignore_eos`."""
     ignore_eos: bool = True
+    messages: tuple[str, ...] | None = None
+    """The prompt as texts, user and assistant in turn, the user last; None: random tokens, which stand for no text."""
+    cancel_after_s: float | None = None
+    """The user gives up so long after sending."""
+    part: str | None = None
+    """Which part of a mixed workload it belongs to."""
+    conversation: int | None = None
+    turn: int | None = None
+    """From 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,11 @@ class Completion:
     finish_reason: str | None = None
     arrival_tokens: tuple[int, ...] | None = None
     """Tokens in each arrival, where the engine knows that only after parsing; replaces the live counts."""
+    connect_s: float | None = None
+    """How long it took to open a connection for this request; None: none was opened."""
+    token_ids: tuple[int, ...] | None = None
+    text: str | None = None
+    """The answer, for the next turn of a conversation; None: the engine did not give it so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,13 @@ class Record:
     error: str | None = None
     """The kind of failure, None for success."""
     error_text: str | None = None
+    part: str | None = None
+    conversation: int | None = None
+    turn: int | None = None
+    connect_s: float | None = None
+    """Spent on opening a connection, between sent and the first arrival; None: none was opened."""
+    client: int | None = None
+    """Which of several client processes sent it, from 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The measuring loop: it sends, stamps and records. The only part of the harness that reads the clock."""
+"""A run from its set-up to its stored end: the engine, the meters and the load, on one event loop."""
 
 from __future__ import annotations
 
@@ -16,33 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness import engines, environment, load, meters, shipped, store
-from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.errors import EngineDied, HarnessError
 from harness.eventloop import Interrupt, event_loop
-from harness.model import Completion, EngineInfo, Record, Request
+from harness.model import EngineInfo, Request
+from harness.sender import Progress, Sender, warm_up
 from harness.workload import Prompt, Workload, request_maker
 
 PROGRESS_PERIOD_S = 0.25
 IDLE_S = 3.0
 """How long each span without load is metered."""
-WARM_UP_INDEX = 1 << 40
-"""Where the indices of warm-up requests begin: past every measured one, so that no prefix cache serves those later."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is: what a live display shows."""
-
-    phase: str
-    """`starting`, `warming up`, `measuring` or `stopping`."""
-    elapsed_s: float = 0.0
-    finished: int = 0
-    failed: int = 0
-    in_flight: int = 0
-    output_tokens: int = 0
-    count: int | None = None
-    """Requests that the run will send; None: as many as fit its duration."""
-    duration_s: float | None = None
-
 
 Notify = Callable[[Progress], None]
 
@@ -129,7 +111,7 @@ class _Session:
                 self.writer.update(engine=store.engine_record(info))
                 make = self._maker(info)
                 with self._timed("warmup_s", "warming up"):
-                    runner.run(_warm_up(self.engine, make, self.workload.warmup.requests))
+                    runner.run(warm_up(self.engine, make, self.workload.warmup.requests))
                 self.power.idle("loaded")
                 with self._timed("measured_s", "measuring"):
                     ended = runner.run(self._measure(make, interrupt))
@@ -158,7 +140,7 @@ class _Session:
         )
 
     async def _measure(self, make: Callable[[int], Request], interrupt: Interrupt) -> tuple[store.State, str | None]:
-        loop = _LoadLoop(self.workload, self.inputs.arrivals, self.engine, make, self.writer.add)
+        loop = Sender(self.workload, self.inputs.arrivals, self.engine, make, self.writer.add)
         # What start-up left behind is set aside, so that no collection walks through it while requests are timed.
         gc.collect()
         gc.freeze()
@@ -183,7 +165,7 @@ class _Session:
             gc.unfreeze()
         return "complete", None
 
-    async def _tick(self, loop: _LoadLoop) -> None:
+    async def _tick(self, loop: Sender) -> None:
         for tick in itertools.count():
             self.notify(loop.progress())
             if tick % 2 == 0:
@@ -199,144 +181,6 @@ class _Session:
         finally:
             self.timings = self.timings.model_copy(update={name: time.monotonic() - began})
             self.writer.update(timings=self.timings)
-
-
-async def _warm_up(engine: engines.Engine, make: Callable[[int], Request], count: int) -> None:
-    """Send requests that are not recorded, all at once.
-
-    Raises EngineDied, or HarnessError where the engine refuses even these.
-    """
-
-    async def one(index: int) -> None:
-        try:
-            await engine.generate(make(index), lambda _: None)
-        except RequestFailed as refused:
-            raise HarnessError(
-                f"a warm-up request failed: {refused.kind}: {refused.message}",
-                "make the workload's requests fit the engine, or set warmup.requests=0 to measure the failures",
-            ) from None
-
-    await asyncio.gather(*(one(WARM_UP_INDEX + i) for i in range(count)))
-
-
-class _LoadLoop:
-    """Sends the requests as the load shape says, and hands each finished one to `add`."""
-
-    def __init__(
-        self,
-        workload: Workload,
-        arrivals: load.Trace | None,
-        engine: engines.Engine,
-        make: Callable[[int], Request],
-        add: Callable[[Record], None],
-    ) -> None:
-        self.workload, self.arrivals, self.engine, self.make, self.add = workload, arrivals, engine, make, add
-        self.sent = self.finished = self.failed = self.output_tokens = 0
-        self.began_ns = 0
-
-    async def run(self, began_ns: int) -> None:
-        """Until every request is over. Raises an ExceptionGroup of EngineDied when the engine dies."""
-        self.began_ns = began_ns
-        async with asyncio.TaskGroup() as group:
-            if self.workload.load.shape == "closed":
-                indices = itertools.islice(itertools.count(), self.workload.requests.count)
-                for _ in range(self.workload.load.users or 0):
-                    group.create_task(self._user(indices))
-            else:
-                await self._open(group)
-
-    def progress(self) -> Progress:
-        return Progress(
-            "measuring",
-            elapsed_s=self._now_s(),
-            finished=self.finished,
-            failed=self.failed,
-            in_flight=self.sent - self.finished,
-            output_tokens=self.output_tokens,
-            count=self.workload.requests.count,
-            duration_s=self.workload.load.duration_s,
-        )
-
-    def _now_s(self) -> float:
-        return (time.monotonic_ns() - self.began_ns) / 1e9
-
-    async def _user(self, indices: Iterator[int]) -> None:
-        """One user of a closed loop: the next request is due when the last one is over."""
-        limit_s = self.workload.load.duration_s
-        while (scheduled_s := self._now_s()) < (limit_s or float("inf")):
-            index = next(indices, None)
-            if index is None:
-                return
-            await self._one(self.make(index), scheduled_s)
-
-    async def _open(self, group: asyncio.TaskGroup) -> None:
-        """Send each request when it is due, whatever became of those before it."""
-        shape = self.workload.load
-        slots = asyncio.Semaphore(shape.max_in_flight) if shape.max_in_flight else contextlib.nullcontext()
-        due_s = load.due_s(shape, self.workload.requests.count, self.workload.seed, self.arrivals)
-        for index, scheduled_s in enumerate(due_s):
-            request = self.make(index)
-            # Also without a wait the loop must come round: what was sent has to leave, and tokens to be stamped.
-            await asyncio.sleep(scheduled_s - self._now_s())
-            group.create_task(self._when_free(slots, request, scheduled_s))
-
-    async def _when_free(
-        self, slots: contextlib.AbstractAsyncContextManager[None], request: Request, scheduled_s: float
-    ) -> None:
-        async with slots:
-            await self._one(request, scheduled_s)
-
-    async def _one(self, request: Request, scheduled_s: float) -> None:
-        """Send one request, stamp its tokens as they come, and record how it ended."""
-        stamps_ns: list[int] = []
-        counts: list[int] = []
-        clock = time.monotonic_ns
-
-        def arrived(tokens: int) -> None:
-            if tokens > 0:  # a chunk without tokens is no token
-                stamps_ns.append(clock())
-                counts.append(tokens)
-                self.output_tokens += tokens
-
-        self.sent += 1
-        completion: Completion | None = None
-        failure: tuple[str, str] | None = None
-        sent_ns = clock()
-        try:
-            completion = await self.engine.generate(request, arrived)
-        except RequestFailed as refused:
-            failure = refused.kind, refused.message
-        except EngineDied as died:
-            failure = "engine_died", str(died)
-            raise
-        except asyncio.CancelledError:
-            failure = "aborted", "the run ended before the request did"
-            raise
-        except Exception as fault:  # one request's fault, whatever it is, must not end the others
-            failure = type(fault).__name__, str(fault)
-        finally:
-            end_ns = clock()
-            self.finished += 1
-            self.failed += failure is not None
-            done, began = completion or Completion(None, None), self.began_ns
-            self.add(
-                Record(
-                    index=request.index,
-                    scheduled_s=scheduled_s,
-                    sent_s=(sent_ns - began) / 1e9,
-                    end_s=(end_ns - began) / 1e9,
-                    arrival_s=tuple((stamp - began) / 1e9 for stamp in stamps_ns),
-                    arrival_tokens=done.arrival_tokens or tuple(counts),
-                    input_asked=len(request.prompt),
-                    output_asked=request.output_tokens,
-                    input_tokens=done.input_tokens,
-                    output_tokens=done.output_tokens,
-                    cached_tokens=done.cached_tokens,
-                    finish_reason=done.finish_reason,
-                    error=failure and failure[0],
-                    error_text=failure and failure[1],
-                )
-            )
 
 
 class _Power:

@@ -37,8 +37,8 @@ import harness
 from harness.errors import HarnessError
 from harness.model import EngineInfo, Figure, Finding, PowerSample, Record, Summary
 
-SCHEMA_VERSION = 1
-"""Of run.json and the Parquet files. History: 1 (0.1.0) the first."""
+SCHEMA_VERSION = 2
+"""Of run.json and the Parquet files. History: 1 (0.1.0) the first; 2 adds conversations, connections and clients."""
 
 State = Literal["running", "complete", "interrupted", "failed"]
 
@@ -62,7 +62,7 @@ REQUESTS = _schema(Record, _TYPES)
 POWER = _schema(PowerSample, _TYPES | {"int": pa.float64()})
 """The columns of power.parquet: the fields of PowerSample in their order; all numbers float, so that missing is NaN."""
 
-_INTEGERS = ("input_tokens", "output_tokens", "cached_tokens")
+_INTEGERS = ("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "client")
 """Columns that may be missing: nullable in pandas, so that None never becomes a float."""
 
 
@@ -106,6 +106,10 @@ class RunFile(_Part):
     """What the user declared of power that no meter reads: `host_w` (the rest of the host), `pue`."""
     meters_absent: list[str] = []
     """Why each meter that was looked for is not among them."""
+    clients: list[dict[str, Any]] = []
+    """What each client process saw of itself, where the engine is a server."""
+    server: dict[str, Any] | None = None
+    """The server that the harness started: its command, version and log."""
     idle: dict[str, tuple[float, float]] = {}
     """Spans without load, in seconds since it began: `bare` (no engine yet), `loaded` (before the load), `after`."""
     timings: Timings = Timings()

@@ -119,7 +119,7 @@ def test_what_a_terminal_cannot_show_does_not_stop_the_command() -> None:
 
 def test_beside_a_live_bar_what_is_printed_stays_where_it_belongs() -> None:
     terminal, end = pty.openpty()
-    code = "from harness.cli import _Display\nwith _Display(): print('from the engine')"
+    code = "from harness.cli.display import Display\nwith Display(): print('from the engine')"
     lively = os.environ | {"TERM": "xterm"}
     shown = subprocess.run([sys.executable, "-c", code], env=lively, stdout=subprocess.PIPE, stderr=end, check=True)
     os.close(end)

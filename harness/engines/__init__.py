@@ -32,10 +32,13 @@ class Engine(Protocol):
 
     `generate` calls `arrived(n)` at once whenever n tokens have come, and returns the engine's own account at the end.
     It raises `RequestFailed` for a request that the engine refused or lost, and `EngineDied` once no further request
-    can succeed. Cancelling the call aborts the request inside the engine.
+    can succeed. Cancelling the call aborts the request inside the engine. `prepare` is called before the load begins,
+    for requests that are known by then: what can be done ahead of sending them belongs there.
     """
 
     async def start(self) -> EngineInfo: ...
+
+    def prepare(self, request: Request) -> None: ...
 
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion: ...
 

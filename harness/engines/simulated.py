@@ -68,6 +68,9 @@ class SimulatedEngine:
             encode=lambda text: [3 + byte for byte in text.encode()],
         )
 
+    def prepare(self, request: Request) -> None:
+        """Nothing is to be done ahead."""
+
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
         if self._slots is None:
             return await self._serve(request, arrived)

@@ -79,6 +79,9 @@ class TransformersEngine:
         self._manager.start()
         return info
 
+    def prepare(self, request: Request) -> None:
+        """Nothing is to be done ahead."""
+
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
         """One request. The engine's thread calls `arrived` through the event loop after each step of the batch.
 

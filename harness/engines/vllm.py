@@ -66,6 +66,9 @@ class VLLMEngine:
         self._children.settled()
         return info
 
+    def prepare(self, request: Request) -> None:
+        """Nothing is to be done ahead."""
+
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind

@@ -2,66 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
-from harness import checks, energy, store
 from harness.economics.cost import Costs
 from harness.model import Summary
 from harness.report import economics, extrapolate, json, reported, tables, text
+from harness.report.summaries import summary_of
 from harness.report.table import Table
 from harness.reported.comparisons import Context
 from harness.store import Run, RunFile
-from harness.summary import summarise
 
 COSTS = {
     "usd_per_query": "measured here: cost of a query",
     "usd_per_million_output_tokens": "measured here: cost of a million output tokens",
 }
 """Cost figures that stand beside the reported ones -> their label there."""
-
-
-def summary_of(run: Run) -> Summary:
-    """The run's stored summary, or else one made now and stored where the directory can be written."""
-    stored = store.read_summary(run.directory)
-    if stored is not None and stored.state == run.file.state:
-        return stored
-    workload = run.file.workload
-    made = summarise(run.file.id, run.file.state, run.requests, workload.get("objectives", {}), run.simulated)
-    asked = workload.get("requests", {})
-    findings = checks.check(
-        run.requests,
-        made,
-        asked=asked.get("count"),
-        ignore_eos=asked.get("ignore_eos", True),
-        warmup_requests=workload.get("warmup", {}).get("requests", 0),
-    )
-    made = replace(made, findings=findings)
-    if run.file.meters:
-        made = _with_energy(run, made)
-    if run.file.state != "running":
-        store.write_summary(run.directory, made)
-    return made
-
-
-def _with_energy(run: Run, summary: Summary) -> Summary:
-    """The summary with the energy of the measured part, and what is doubtful about it."""
-    infos = energy.meter_infos(run.file.meters)
-    if run.requests.empty:
-        return summary
-    begun_s, ended_s = float(run.requests["scheduled_s"].min()), float(run.requests["end_s"].max())
-    found = energy.measure(
-        run.power,
-        infos,
-        run.requests,
-        begun_s,
-        ended_s,
-        slots=run.file.workload.get("load", {}).get("users"),
-        idle=run.file.idle,
-        host_w=run.file.declared.get("host_w"),
-        pue=run.file.declared.get("pue"),
-    )
-    return replace(summary, figures=summary.figures + found.figures, findings=summary.findings + found.findings)
 
 
 def document(run: Run, scenario: str | None = None) -> tuple[list[Table], Summary]:

@@ -1,0 +1,59 @@
+"""Progress of a run on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.sender import Progress
+
+
+class Display:
+    """Progress of a run on standard error: a live bar on a terminal, else a line for each phase."""
+
+    def __init__(self) -> None:
+        # A copy of the descriptor: the run sends descriptors 1 and 2 to the engine's log.
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding, errors="replace")
+        self._phase = ""
+
+    def __enter__(self) -> Display:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(file=self._stream)
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(), console=console, transient=True, disable=not console.is_interactive,
+            redirect_stdout=False, redirect_stderr=False,  # what an engine prints goes to its log, not above the bar
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=None, detail="")
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._bar.stop()
+            self._stream.close()
+
+    def show(self, progress: Progress) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone; the run is not
+            self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
+        if progress.phase != self._phase:
+            self._phase = progress.phase
+            self._bar.reset(self._task, description=progress.phase, detail="")
+            if self._bar.disable:
+                print(f"{progress.phase} …", file=self._stream, flush=True)
+        if progress.phase == "measuring" and progress.elapsed_s > 0:
+            rate = progress.output_tokens / progress.elapsed_s
+            detail = f"{progress.finished} done, {progress.in_flight} in flight, {rate:.1f} tok/s"
+            if progress.failed:
+                detail += f", {progress.failed} failed"
+            done, total = (
+                (progress.finished, progress.count) if progress.count else (progress.elapsed_s, progress.duration_s)
+            )
+            self._bar.update(self._task, completed=done, total=total, detail=detail)

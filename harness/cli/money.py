@@ -1,0 +1,179 @@
+"""Verbs of cost, and of the reported figures."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from harness import errors
+from harness.cli.app import RESULTS, Facts, Format, Root, Scenario, Set, app, show
+
+
+@app.command()
+def facts(
+    fact: Annotated[str | None, typer.Argument(metavar="ID", help="One fact, with its source and quote.")] = None,
+    entity: Annotated[str | None, typer.Option(help="Whose: part of the name.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Of what: part of the word.")] = None,
+    period: Annotated[str | None, typer.Option(help="When: part of the date or span.")] = None,
+    status: Annotated[str | None, typer.Option(help="leaked, reported, stated, estimated, projection…")] = None,
+    layer: Annotated[str | None, typer.Option(help="articles, outside or user.")] = None,
+    file: Facts = None,
+    format_: Format = "text",
+) -> None:
+    """List the published figures, or print one with its source and quote."""
+    from harness.report import reported
+
+    book = reported.book(file or ())
+    if fact is not None:
+        typer.echo(reported.fact_text(book, fact, format_), nl=False)
+        return
+    found = book.select(entity=entity, metric=metric, period=period, status=status, layer=layer)
+    show([reported.facts_table(found)], format_)
+
+
+@app.command()
+def compare(
+    references: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare.")] = None,
+    root: Root = RESULTS,
+    scenario: Scenario = None,
+    table: Annotated[list[str] | None, typer.Option(help="A comparison by name, or all; repeatable.")] = None,
+    explain: Annotated[str | None, typer.Option(metavar="ID", help="A comparison's formulas, inputs, quotes.")] = None,
+    set_: Set = None,
+    file: Facts = None,
+    force: Annotated[bool, typer.Option("--force", help="Compute what does not compare, and stamp it.")] = False,
+    format_: Format = "text",
+) -> None:
+    """Set the measured cost beside the reported spend: ratios with their bounds, the gap, what must be true.
+
+    Without a run of a GPU, published GPU measurements stand in.
+    """
+    from harness import store
+    from harness.report import document, reported
+    from harness.reported.comparisons import COMPARISONS, Context
+    from harness.reported.records import assume
+
+    runs = [document.costed(store.read(store.find(each, root)), scenario) for each in references or ()]
+    book = assume(reported.book(file or ()), set_ or ())
+    context = Context(book, reported.measured_cost(book, runs), force)
+    if explain is not None:
+        typer.echo(reported.explain(context, explain, format_), nl=False)
+        return
+    names = [*COMPARISONS, "contradictions"] if table == ["all"] else table or []
+    show(
+        [*reported.compare_runs(context, runs), *(reported.comparison_table(context, name) for name in names)], format_
+    )
+
+
+@app.command()
+def cost(
+    references: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; the last by default.")
+    ] = None,
+    root: Root = RESULTS,
+    scenario: Scenario = None,
+    set_: Set = None,
+    split: Annotated[
+        bool, typer.Option("--split", help="Price input and output apart, from runs of mixed shape.")
+    ] = False,
+    objective: Annotated[
+        str | None, typer.Option(help="A preset ('70B interactive') or limits (ttft_s.p99=0.5,tpot_s.p99=0.03).")
+    ] = None,
+    fleet: Annotated[
+        str | None,
+        typer.Option(metavar="MEAN:PEAK", help="With --objective: a day's mean requests/s, and peak / mean."),
+    ] = None,
+    format_: Format = "text",
+) -> None:
+    """Price runs under a scenario: each alone, split by phase, at a latency objective, or as a fleet over a day."""
+    from harness import store
+    from harness.economics.fleet import Policy
+    from harness.report import economics
+    from harness.report.summaries import summary_of
+
+    runs = [store.read(store.find(each, root)) for each in references or ["latest"]]
+    how = (scenario, set_ or ())
+    if split:
+        show(
+            list(economics.cost_tables(economics.query_costs([(each.file, each.requests) for each in runs], *how))),
+            format_,
+        )
+        return
+    sweep = [(each.file, summary_of(each)) for each in runs]
+    if objective is None:
+        show(economics.run_cost_tables(sweep, *how), format_)
+    elif fleet is None:
+        found, _ = economics.costs_at_objective(sweep, objective, *how)
+        show([*economics.cost_tables(found), economics.interactivity_table(sweep, *how)], format_)
+    else:
+        mean_per_s, peak_to_mean = _pair(fleet)
+        found, day = economics.fleet_costs(sweep, objective, (mean_per_s, peak_to_mean), Policy(), *how)
+        show([*economics.cost_tables(found), day], format_)
+
+
+@app.command()
+def extrapolate(
+    model: Annotated[
+        str | None, typer.Argument(help="A model of harness/data/models.csv, by its hub id or the end of it.")
+    ] = None,
+    gpu: Annotated[str, typer.Argument(help="A GPU of the table.")] = "H100",
+    devices: Annotated[int, typer.Option(help="GPUs that share the model.")] = 1,
+    precision: Annotated[str, typer.Option(help="Of the weights: bfloat16, fp8…")] = "bfloat16",
+    batch: Annotated[float, typer.Option(help="Sequences in flight.")] = 64,
+    tokens: Annotated[str, typer.Option(metavar="IN:OUT", help="Tokens of a request.")] = "500:500",
+    scenario: Annotated[str, typer.Option(help="Cost scenario: a shipped name or a file.")] = "on-demand",
+    set_: Set = None,
+    reference: Annotated[
+        str | None, typer.Option("--run", help="A GPU run of your own that rescales the prediction.")
+    ] = None,
+    root: Root = RESULTS,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Print the error on models left out of the fit.")
+    ] = False,
+    format_: Format = "text",
+) -> None:
+    """Predict speed, energy and cost of a model and GPU that were not measured, from published GPU measurements."""
+    from harness import store
+    from harness.report import economics
+    from harness.report import extrapolate as roofline
+    from harness.report.summaries import summary_of
+
+    if validate or model is None:
+        show([roofline.validation_table()], format_)
+        return
+    own = None
+    if reference is not None:
+        stored = store.read(store.find(reference, root))
+        own = stored.file, summary_of(stored)
+    found = roofline.extrapolate(model, gpu, devices, precision, batch, _pair(tokens), scenario, set_ or (), own)
+    show(list(economics.cost_tables(found)), format_)
+
+
+@app.command()
+def invert(
+    spend: Annotated[str, typer.Option(metavar="USD", help="What was spent: a number or LOW:HIGH (p5 and p95).")],
+    queries: Annotated[float, typer.Option(help="How many queries it was spent on.")],
+    tokens: Annotated[str, typer.Option(help="Output tokens a query: a number or LOW:HIGH.")] = "200:2000",
+    seconds: Annotated[str, typer.Option(help="GPU-seconds an output token: a number or LOW:HIGH.")] = "1e-4:5e-3",
+    gpu: Annotated[str, typer.Option(help="The GPU whose price is used.")] = "H100",
+    scenario: Annotated[str, typer.Option(help="Cost scenario: a shipped name or a file.")] = "on-demand",
+    set_: Set = None,
+    format_: Format = "text",
+) -> None:
+    """What must be true of tokens, speed, price and utilisation for a spend on so many queries."""
+    from harness.report import economics
+
+    given = [economics.spread(word) for word in (spend, tokens, seconds)]
+    _, made = economics.what_must_be_true(given[0], queries, given[1], given[2], gpu, scenario, set_ or ())
+    show(list(made), format_)
+
+
+def _pair(text: str) -> tuple[float, float]:
+    """Two numbers from `A:B`."""
+    first, _, second = text.partition(":")
+    try:
+        return float(first), float(second)
+    except ValueError:
+        raise errors.HarnessError(
+            f"'{text}' is not of the form A:B", "give two numbers, for instance 500:200"
+        ) from None
