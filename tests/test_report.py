@@ -143,22 +143,20 @@ Latency (ms, 95% interval below each, measured)
 latency    mean          p50          p90    p95    p99    n
 ────────────────────────────────────────────────────────────
 TTFT      102.9        103.0        106.0  106.0  106.0   40
-                 102.0–104.0  105.0–106.0    n/a    n/a
+                 102.0–104.0  105.0–106.0    [1]    [2]
 ITL       10.00        10.00        10.00  10.00  10.00  120
-                         n/a          n/a    n/a    n/a
+                         [3]          [3]    [3]    [2]
 TPOT      10.00        10.00        10.00  10.00  10.00   40
-                 10.00–10.00  10.00–10.00    n/a    n/a
+                 10.00–10.00  10.00–10.00    [1]    [2]
 E2E       132.9        133.0        136.0  136.0  136.0   40
-                 132.0–134.0  135.0–136.0    n/a    n/a
+                 132.0–134.0  135.0–136.0    [1]    [2]
 response  132.9        133.0        136.0  136.0  136.0   40
-                 132.0–134.0  135.0–136.0    n/a    n/a
+                 132.0–134.0  135.0–136.0    [1]    [2]
 lag           0            0            0      0      0   40
-                         0–0          0–0    n/a    n/a
-- n/a, p95 of TTFT, TPOT, E2E, response, lag: its interval needs 59 requests,
-  has 40
-- n/a, p99 of TTFT, ITL, TPOT, E2E, response, lag: its interval needs 299
-  requests, has 40
-- n/a, p50, p90, p95 of ITL: its interval needs 100 requests, has 40
+                         0–0          0–0    [1]    [2]
+[1] its interval needs 59 requests, has 40
+[2] its interval needs 299 requests, has 40
+[3] its interval needs 100 requests, has 40
 
 """
     )
@@ -222,7 +220,7 @@ def test_a_failed_run_reads_and_has_no_zeros() -> None:
     found = rendered(*failed, state="failed", error="the engine died")
     assert "state     failed: the engine died" in found
     assert "output tokens  n/a (no request succeeded)" in found
-    assert re.search(r"^TTFT +n/a +n/a +n/a +n/a +n/a +0$", found, re.MULTILINE)
+    assert re.search(r"^TTFT( +n/a \[1\]){5} +0$", found, re.MULTILINE)
     assert re.search(r"^rejected +40$", found, re.MULTILINE)
     assert "Failed requests" not in rendered(*FORTY)
 
@@ -230,7 +228,7 @@ def test_a_failed_run_reads_and_has_no_zeros() -> None:
 def test_simulated_figures_are_marked_plainly_and_measured_ones_are_not() -> None:
     found = rendered(*FORTY, simulated=True, engine_asked="simulated")
     for title in ("Throughput", "Latency", "Requests that met", "Tokens of"):
-        assert re.search(rf"^{title}.*  SIMULATED$", found, re.MULTILINE), title
+        assert re.search(rf"^{title}.*SIMULATED\)$", found, re.MULTILINE), title
     assert "model     none: the engine is simulated" in found
     assert "SIMULATED" not in rendered(*FORTY)
 
@@ -269,7 +267,8 @@ def test_a_wide_table_of_mixed_figures_keeps_status_interval_and_reason() -> Non
         "95%: 11.00–13.00; measured",
         "p5-p95: 1.00–2.00; measured",
         "n=4; assumed",
-        "- n/a, d of x: no meter",
+        "n/a [1]",
+        "[1] no meter",
     ):
         assert part in found
     narrow = text.render([table], 40, color=False)  # a list: every figure in full

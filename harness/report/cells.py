@@ -62,8 +62,17 @@ def amount(figure: Figure, *, unit: bool = True, digits: bool = False) -> str:
     return shown + (name if name == "%" else f" {name}") if unit else shown
 
 
-def words(figure: Figure, *, unit: bool = True, interval: bool = True, n: bool = True, status: bool = True) -> str:
-    """A figure in full; what stands elsewhere in its table can be left out.
+def words(
+    figure: Figure,
+    *,
+    unit: bool = True,
+    interval: bool = True,
+    kind: bool = True,
+    n: bool = True,
+    status: bool = True,
+    why: bool = True,
+) -> str:
+    """A figure in full; what stands elsewhere in its table can be left out. `kind` names the interval.
 
     >>> words(Figure("usd_per_query", 0.12, "USD/query", "derived", 0.09, 0.16, interval="p5-p95"))
     '0.12 USD/query (p5-p95: 0.0900–0.1600; derived)'
@@ -72,10 +81,11 @@ def words(figure: Figure, *, unit: bool = True, interval: bool = True, n: bool =
     """
     between = ends(figure) if interval else None
     asides = [
-        f"{figure.interval}: {between}" if between else "",
+        (f"{figure.interval}: {between}" if kind else between) if between else "",
         f"n={number(figure.n)}" if n and between is None and figure.n is not None and figure.value is not None else "",
-        figure.reason or "" if figure.value is not None else "",
+        figure.reason or "" if why and figure.value is not None else "",
         figure.status if status else "",
     ]
     aside = "; ".join(each for each in asides if each)
-    return amount(figure, unit=unit) + (f" ({aside})" if aside else "")
+    value = amount(figure, unit=unit) if why or figure.value is not None else "n/a"
+    return value + (f" ({aside})" if aside else "")

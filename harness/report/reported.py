@@ -16,7 +16,7 @@ from harness.economics.cost import Costs
 from harness.economics.draws import quantile
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
-from harness.report import json, text
+from harness.report import json, layout, text
 from harness.report.table import PROPERTIES, Cell, Table
 from harness.reported.algebra import Quantity, of_fact
 from harness.reported.comparisons import COMPARISONS, Context, Line, per_query, spend_revenue
@@ -127,7 +127,7 @@ def _document(tables: list[Table], facts: list[Table], format_: Format) -> str:
     if format_ == "json":
         return json.render([*tables, *facts])
     found = [[table.title, *(f"  {name}: {said}" for name, said in table.rows)] for table in facts]
-    paragraphs = ("\n".join(text.CONTROL.sub(" ", line) for line in lines) for lines in found)
+    paragraphs = ("\n".join(layout.plain(line) for line in lines) for lines in found)
     return (text.render(tables) if tables else "") + "\n\n".join(paragraphs) + "\n"
 
 

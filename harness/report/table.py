@@ -23,3 +23,5 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     """Sources, assumptions and warnings that belong under the table."""
+    source: str = ""
+    """The run that its figures come from, where no column (`run` or `source`) says so row by row."""
