@@ -6,8 +6,7 @@
     summary.json      derived; may be deleted and is rebuilt
     engine.log        what the engine printed
 
-While a run goes on its rows are in requests.jsonl and power.jsonl, flushed as they come, so that a run that was killed
-still reads.
+While a run goes on its rows are in requests.jsonl (of several client processes requests-0.jsonl…) and power.jsonl.
 Finished files are written under a temporary name and renamed.
 """
 
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -34,6 +33,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import harness
+from harness import journal
 from harness.errors import HarnessError
 from harness.model import EngineInfo, Figure, Finding, PowerSample, Record, Summary
 
@@ -142,25 +142,25 @@ class RunWriter:
         with _writing(root):
             root.mkdir(parents=True, exist_ok=True)
             self.file, self.directory = _claim(root, file)
-            self._requests = self._journal("requests")
-            with contextlib.suppress(OSError):  # a file system without locks: the run will not read as running
-                fcntl.flock(self._requests, fcntl.LOCK_EX)
-        self._power: IO[str] | None = None
+        self._requests = journal.Journal(self.directory / "requests.jsonl")
+        with contextlib.suppress(OSError):  # a file system without locks: the run will not read as running
+            fcntl.flock(self._requests, fcntl.LOCK_EX)
+        self._power: journal.Journal | None = None
         self.update()
 
     def add(self, record: Record) -> None:
-        """Journal a finished request, through to the operating system, so that a killed run keeps it."""
-        with _writing(self.directory):
-            self._requests.write(json.dumps(_row(record, REQUESTS)) + "\n")
-            self._requests.flush()
+        """Journal a finished request."""
+        self._requests.add(record)
 
     def add_power(self, samples: Iterable[PowerSample]) -> None:
         """Journal a meter's readings, their times on CLOCK_MONOTONIC until `finish`."""
-        with _writing(self.directory):
-            if self._power is None:
-                self._power = self._journal("power")
-            self._power.writelines(json.dumps(_row(sample, POWER)) + "\n" for sample in samples)
-            self._power.flush()
+        if self._power is None:
+            self._power = journal.Journal(self.directory / "power.jsonl")
+        self._power.add(*samples)
+
+    def client_journal(self, client: int) -> Path:
+        """Where the client process of that number keeps its finished requests."""
+        return self.directory / f"requests-{client}.jsonl"
 
     def update(self, **changes: Any) -> None:
         """Rewrite run.json with these fields changed."""
@@ -171,17 +171,14 @@ class RunWriter:
     def finish(self, state: State, error: str | None = None) -> None:
         """Turn the journals into Parquet files, and state how the run ended."""
         with _writing(self.directory):
-            self._save("requests", _table(_journal_rows(self.directory / "requests.jsonl"), REQUESTS))
+            self._save("requests", _request_rows(self.directory))
             if self._power is not None:
                 self._power.close()
                 self._save("power", _power_table(self.directory / "power.jsonl", self.file))
             self.update(state=state, error=error)
             self._requests.close()
-            for name in ("requests", "power"):
-                (self.directory / f"{name}.jsonl").unlink(missing_ok=True)
-
-    def _journal(self, name: str) -> IO[str]:
-        return (self.directory / f"{name}.jsonl").open("w", encoding="utf-8")
+            for path in (*_request_journals(self.directory), self.directory / "power.jsonl"):
+                path.unlink(missing_ok=True)
 
     def _save(self, name: str, table: pa.Table) -> None:
         partial = self.directory / f".{name}.parquet.part"
@@ -215,8 +212,7 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as refused:
-        fix = "make room, or name another directory with --out; `harness report` reads what is there"
-        raise HarnessError(f"cannot write to {directory}: {refused.strerror}", fix) from None
+        raise journal.unwritable(directory, refused) from None
 
 
 def point_latest(root: Path, run_id: str) -> None:
@@ -255,23 +251,23 @@ def find(reference: str, root: Path) -> Path:
 
 
 def read(directory: Path) -> Run:
-    """A run, whether finished or not: rows come from requests.parquet or else from the journal.
+    """A run, whether finished or not: rows come from requests.parquet or else from the journals.
 
     Raises HarnessError naming the file that is missing, damaged or of a newer schema.
     """
     file = read_file(directory)
-    requests = _rows(directory, "requests", lambda path: _table(_journal_rows(path), REQUESTS), REQUESTS)
+    requests = _rows(directory, "requests", lambda _: _request_rows(directory), REQUESTS)
     if requests is None:
         raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
     power = _rows(directory, "power", lambda path: _power_table(path, file), POWER)
     return Run(directory, file, _frame(requests), (POWER.empty_table() if power is None else power).to_pandas())
 
 
-def _rows(directory: Path, name: str, journal: Callable[[Path], pa.Table], schema: pa.Schema) -> pa.Table | None:
+def _rows(directory: Path, name: str, unfinished: Callable[[Path], pa.Table], schema: pa.Schema) -> pa.Table | None:
     """Rows from the Parquet file or else from the journal; None where there is neither."""
     for path, load in (
         (directory / f"{name}.parquet", lambda path: pq.read_table(path, schema=schema)),
-        (directory / f"{name}.jsonl", journal),
+        (directory / f"{name}.jsonl", unfinished),
     ):
         if path.is_file():
             try:
@@ -322,7 +318,7 @@ def list_runs(root: Path) -> Iterator[tuple[Path, RunFile | HarnessError]]:
 
 def write_summary(directory: Path, summary: Summary) -> None:
     """Store the derived figures beside the raw rows, where the directory can be written."""
-    content = {"schema_version": SCHEMA_VERSION, "harness": _source(), **dataclasses.asdict(summary)}
+    content = {"schema_version": SCHEMA_VERSION, "harness": source(), **dataclasses.asdict(summary)}
     with contextlib.suppress(OSError):
         _write(directory / "summary.json", json.dumps(content, indent=1))
 
@@ -331,7 +327,7 @@ def read_summary(directory: Path) -> Summary | None:
     """The stored summary; None where there is none that this very harness wrote."""
     try:
         raw = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-        if raw["harness"] != _source():
+        if raw["harness"] != source():
             return None
         return Summary(
             run=raw["run"],
@@ -345,15 +341,15 @@ def read_summary(directory: Path) -> Summary | None:
 
 
 @lru_cache(maxsize=1)
-def _source() -> str:
+def source() -> str:
     """The version, and a digest of the code: in a clone the formulas change while the version stays."""
     code = b"".join(path.read_bytes() for path in sorted(Path(harness.__file__).parent.rglob("*.py")))
     return f"{harness.__version__}+{hashlib.sha256(code).hexdigest()[:12]}"
 
 
-def _locked(journal: Path) -> bool:
+def _locked(path: Path) -> bool:
     """Whether the process that writes the run has it open; a process number can be another's, or a container's."""
-    with contextlib.suppress(OSError), journal.open() as opened:
+    with contextlib.suppress(OSError), path.open() as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -361,21 +357,14 @@ def _locked(journal: Path) -> bool:
     return False
 
 
-def _row(noun: Record | PowerSample, schema: pa.Schema) -> dict[str, Any]:
-    """The fields by name; dataclasses.asdict would copy every token's time, at ten times the cost."""
-    return {name: getattr(noun, name) for name in schema.names}
+def _request_journals(directory: Path) -> list[Path]:
+    return sorted(directory.glob("requests*.jsonl"))
 
 
-def _journal_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a journal; the last line may have been cut short."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith("\n"):
-                return
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise ValueError(f"line {number} is damaged") from None
+def _request_rows(directory: Path) -> pa.Table:
+    """The rows of all journals; those of several client processes in the order of the schedule."""
+    tables = [_table(journal.rows(path), REQUESTS) for path in _request_journals(directory)]
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("index")
 
 
 def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -384,12 +373,11 @@ def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_batches((pa.RecordBatch.from_pylist(batch, schema=schema) for batch in batches), schema)
 
 
-def _power_table(journal: Path, file: RunFile) -> pa.Table:
+def _power_table(path: Path, file: RunFile) -> pa.Table:
     """A power journal with its times in seconds since the load began (left as they are where it never did)."""
     zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
     rows = (
-        {**row, "before_s": row["before_s"] - zero_s, "after_s": row["after_s"] - zero_s}
-        for row in _journal_rows(journal)
+        {**row, "before_s": row["before_s"] - zero_s, "after_s": row["after_s"] - zero_s} for row in journal.rows(path)
     )
     return _table(rows, POWER)
 
@@ -411,4 +399,4 @@ def frame(records: list[Record]) -> pd.DataFrame:
     >>> frame([]).columns.tolist()[:3]
     ['index', 'scheduled_s', 'sent_s']
     """
-    return _frame(_table((_row(record, REQUESTS) for record in records), REQUESTS))
+    return _frame(_table(({name: getattr(record, name) for name in REQUESTS.names} for record in records), REQUESTS))

@@ -127,6 +127,8 @@ COMMANDS = [
     "report latest --format json",
     "compare latest --table all",
     "facts",
+    "list runs --where users>=1",
+    "export figures.csv",
     *(f"list {what}" for what in ("runs", "engines", "models", "scenarios")),
     *_readme_without_measuring(),
 ]

@@ -5,31 +5,18 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
-from pathlib import Path
 
-from harness import engines, shipped, store
-from harness.errors import HarnessError
+from harness import engines, shipped
 from harness.report.table import Table
 
 
-def workloads(_root: Path) -> Table:
+def workloads() -> Table:
     """Shipped workloads, and those under ./workloads."""
     rows = tuple((each.name, each.requests, each.load, each.description) for each in shipped.list_workloads())
     return Table("workloads", "Workloads", ("name", "requests", "load", "description"), rows)
 
 
-def runs(root: Path) -> Table:
-    """Stored runs, oldest first; a damaged one says what is wrong with it."""
-    rows: list[tuple[str | None, ...]] = []
-    for path, file in store.list_runs(root):
-        if isinstance(file, HarnessError):
-            rows.append((path.name, "damaged", None, None, file.what))
-        else:
-            rows.append((file.id, file.state, file.workload.get("name"), file.engine_asked, file.workload.get("model")))
-    return Table("runs", f"Runs in {root}", ("run", "state", "workload", "engine", "model"), tuple(rows))
-
-
-def engine_table(_root: Path) -> Table:
+def engine_table() -> Table:
     """Engines, and whether what they need is installed here."""
     rows = []
     for name in sorted(engines.ENGINES):
@@ -39,18 +26,18 @@ def engine_table(_root: Path) -> Table:
     return Table("engines", "Engines", ("engine", "installed"), tuple(rows))
 
 
-def models(_root: Path) -> Table:
+def models() -> Table:
     """Short names of models."""
     rows = tuple(csv.reader(io.StringIO(shipped.read_text("short_names.csv"))))
     notes = ("Any Hugging Face id, local directory or GGUF file works as well.",)
     return Table("models", "Models with a short name", tuple(rows[0]), tuple(map(tuple, rows[1:])), notes)
 
 
-def scenarios(_root: Path) -> Table:
+def scenarios() -> Table:
     """Shipped cost scenarios."""
     rows = tuple((name, description) for name, description in shipped.list_scenarios())
     return Table("scenarios", "Cost scenarios", ("name", "description"), rows)
 
 
-TABLES = {"workloads": workloads, "runs": runs, "engines": engine_table, "models": models, "scenarios": scenarios}
-"""What `harness list` takes -> the table's maker."""
+TABLES = {"workloads": workloads, "engines": engine_table, "models": models, "scenarios": scenarios}
+"""What `harness list` takes, runs apart -> the table's maker."""

@@ -1,0 +1,47 @@
+"""Verbs over everything that is stored, shipped or installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from harness import errors
+from harness.cli.app import RESULTS, Root, app, show
+
+Where = Annotated[str | None, typer.Option(metavar="'A=x and B>=y'", help="Only runs for which this holds.")]
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Literal["workloads", "runs", "engines", "models", "scenarios"], typer.Argument()],
+    root: Root = RESULTS,
+    where: Where = None,
+) -> None:
+    """List what there is: workloads, runs (those for which a condition holds), engines, models or scenarios."""
+    from harness import index
+    from harness.report import lists
+
+    if what == "runs":
+        show([index.table(root, where)], "text")
+    elif where is not None:
+        raise errors.HarnessError(f"--where does not go with {what}", "only runs have figures and conditions")
+    else:
+        show([lists.TABLES[what]()], "text")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="Ends in .parquet or .csv.")],
+    root: Root = RESULTS,
+    where: Where = None,
+) -> None:
+    """Write the figures of all runs, or of those for which a condition holds, to one file: a row a figure."""
+    from harness import index
+
+    if out.suffix not in (".parquet", ".csv"):
+        raise errors.HarnessError(f"'{out}' is neither .parquet nor .csv", "name the file so that its form is known")
+    table = index.figures(root, where)
+    table.to_parquet(out) if out.suffix == ".parquet" else table.to_csv(out, index=False)
+    typer.echo(f"{out}: {len(table)} figures of {table['run'].nunique()} runs")
