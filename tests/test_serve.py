@@ -1,0 +1,163 @@
+"""Servers that the harness starts: found healthy, told apart, blamed in their own words, and gone afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.engines.openai.serve import Server
+from harness.errors import HarnessError
+
+SERVER = """
+import http.server, signal, subprocess, sys, threading, time
+port, mode = int(sys.argv[1]), sys.argv[2]
+print("loading", sys.argv[3:], flush=True)
+if mode == "broken":
+    raise ValueError("the model has no weights")
+if mode == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+ready = time.monotonic() + 0.5
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        loading, known = time.monotonic() < ready, self.path in ("/health", "/props")
+        self.send_response(503 if loading else 200 if known else 404)
+        self.end_headers()
+        self.wfile.write(b'{"build_info": "b1234"}' if self.path == "/props" else b"{}")
+    def log_message(self, *_): pass
+
+if mode == "slow":
+    time.sleep(60)
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> str:
+    """A server's command, to which its mode is to be added."""
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    return f"{shlex.join([sys.executable, str(script)])} {{port}}"
+
+
+async def start_and_stop(server: Server) -> None:
+    try:
+        await server.start()
+    finally:
+        await server.stop()
+
+
+def children() -> list[psutil.Process]:
+    return [c for c in psutil.Process().children(recursive=True) if c.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("mode", ["good", "stubborn"])
+def test_a_server_is_started_told_apart_and_stopped_with_all_that_it_started(
+    command: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.engines.openai.serve.STOP_S", 0.5)
+
+    async def life() -> None:
+        server = Server(f"{command} {mode} {{asked}}", "some model", {"ctx_size": 64}, 10)
+        try:
+            served = await server.start()
+            assert served.command.endswith(f"{mode} 'some model' --ctx-size 64")
+            assert (served.server, served.version, served.model) == ("llama.cpp", "b1234", "some model")
+            assert served.start_s > 0.5  # not while it said 503
+            assert server.died() is None
+            assert len(children()) == 3  # the watcher, the server, and what it started in a session of its own
+        finally:
+            await server.stop()
+        assert children() == []
+
+    asyncio.run(life())
+
+
+@pytest.mark.parametrize(
+    ("mode", "timeout_s", "what"),
+    [
+        ("broken", 30, "the server ended with status 1: ValueError: the model has no weights"),
+        ("slow", 1, r"the server was not ready within 1 s: loading \['x'\]"),
+    ],
+)
+def test_a_server_that_does_not_come_up_is_blamed_in_its_own_words(
+    command: str, mode: str, timeout_s: float, what: str
+) -> None:
+    began_s = time.monotonic()
+    with pytest.raises(HarnessError) as failed:
+        asyncio.run(start_and_stop(Server(f"{command} {mode} x", None, {}, timeout_s)))
+    assert re.fullmatch(what, failed.value.what)
+    assert time.monotonic() - began_s < 5
+    assert children() == []
+
+
+def test_a_server_that_ends_while_it_serves_is_noticed(command: str) -> None:
+    async def killed() -> str | None:
+        server = Server(f"{command} good", None, {}, 10)
+        try:
+            await server.start()
+            python = next(child for child in children() if "server.py" in " ".join(child.cmdline()))
+            python.kill()
+            while (gone := server.died()) is None:
+                await asyncio.sleep(0.01)
+            return gone
+        finally:
+            await server.stop()
+
+    gone = asyncio.run(killed())
+    assert gone is not None
+    assert gone.startswith("the server was ended by signal 9: loading")
+
+
+def test_a_harness_that_is_killed_takes_its_server_along(command: str, tmp_path: Path) -> None:
+    parent = tmp_path / "parent.py"
+    parent.write_text(
+        "import asyncio, psutil\n"
+        "from harness.engines.openai.serve import Server\n"
+        "async def main():\n"
+        f"    await Server({command + ' good'!r}, None, {{}}, 10).start()\n"
+        "    print(*(c.pid for c in psutil.Process().children(recursive=True)), flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, str(parent)], stdout=subprocess.PIPE, text=True, env=environment) as harness:
+        assert harness.stdout is not None
+        started = [int(pid) for pid in harness.stdout.readline().split()]
+        harness.send_signal(signal.SIGKILL)
+    assert len(started) == 3
+    end_s = time.monotonic() + 10
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in started):
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("how", "model", "what", "fix"),
+    [
+        ("vlm", "m", "unknown server 'vlm'", "choose one of llama.cpp, sglang, tgi, vllm"),
+        ("vllm", None, "the server 'vllm' needs a model", "--model"),
+        ("serve {model} on {port}", None, "the server 'serve {model} on {port}' needs a model", "--model"),
+    ],
+)
+def test_a_wrong_server_is_refused_before_anything_is_started(how: str, model: str | None, what: str, fix: str) -> None:
+    with pytest.raises(HarnessError) as refused:
+        Server(how, model, {}, 1)
+    assert refused.value.what == what
+    assert fix in refused.value.fix
+
+
+def test_a_program_that_is_not_there() -> None:
+    with pytest.raises(HarnessError, match=r"cannot start '/nowhere/server': No such file"):
+        asyncio.run(start_and_stop(Server("/nowhere/server {port}", None, {}, 1)))
