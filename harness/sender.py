@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harness import engines, load
 from harness.errors import EngineDied, HarnessError, RequestFailed
@@ -16,6 +17,11 @@ from harness.workload import Workload
 
 WARM_UP_INDEX = 1 << 40
 """Where the indices of warm-up requests begin: past every measured one, so that no prefix cache serves those later."""
+
+AHEAD_TOKENS = 2_000_000
+"""Of prompts made before the load begins: some 100 MB."""
+LOOK_AHEAD = 4
+"""Requests made ahead for each user where nobody knows how many there will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,8 @@ class Sender:
     """Sends the requests as the load shape says, and hands each finished one to `add`.
 
     `share` (k, n): this is client k of n, which all know the whole schedule; it sends every n-th request from the k-th
-    on, and of a closed loop it is every n-th user.
+    on, and of a closed loop it is every n-th user. Requests that are sure to come are made before the load begins, as
+    far as memory goes; each one sent makes room for another, made once it is on its way.
     """
 
     def __init__(
@@ -73,21 +80,32 @@ class Sender:
         follow: Follow | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        self.workload, self.arrivals, self.engine, self.make, self.add = workload, arrivals, engine, make, add
-        self.follow = follow
+        self.workload, self.engine, self.make, self.add, self.follow = workload, engine, make, add, follow
         self.client, self.clients = share
         self.sent = self.finished = self.failed = self.output_tokens = 0
         self.began_ns = 0
         self.stopped = False
+        shape, count = workload.load, workload.requests.count
+        if shape.closed:
+            self._spans = load.user_spans(shape)[self.client :: self.clients]
+            due_s: Iterator[float] = itertools.repeat(0.0) if count is None else itertools.repeat(0.0, count)
+        else:
+            due_s = load.due_s(shape, count, workload.seed, arrivals)
+        self._schedule = itertools.islice(enumerate(due_s), self.client, None, self.clients)
+        self._ahead: deque[tuple[Request, float]] = deque()
+        self._wrong: Exception | None = None
+        most = LOOK_AHEAD * len(self._spans) if shape.closed and count is None else None
+        tokens = 0
+        while tokens < AHEAD_TOKENS and len(self._ahead) != most and self._make_one():
+            tokens += len(self._ahead[-1][0].prompt)
 
     async def run(self, began_ns: int) -> None:
         """Until every request is over. Raises an ExceptionGroup of EngineDied when the engine dies."""
         self.began_ns = began_ns
         async with asyncio.TaskGroup() as group:
-            if self.workload.load.shape == "closed":
-                indices = itertools.islice(itertools.count(), self.client, self.workload.requests.count, self.clients)
-                for _ in range(self.client, self.workload.load.users or 0, self.clients):
-                    group.create_task(self._user(indices))
+            if self.workload.load.closed:
+                for spans in self._spans:
+                    group.create_task(self._user(spans))
             else:
                 await self._open(group)
 
@@ -110,43 +128,66 @@ class Sender:
     def _now_s(self) -> float:
         return (time.monotonic_ns() - self.began_ns) / 1e9
 
-    async def _user(self, indices: Iterator[int]) -> None:
-        """One user of a closed loop: the next request is due when the last one is over."""
-        limit_s = self.workload.load.duration_s
-        while (scheduled_s := self._now_s()) < (limit_s or float("inf")) and not self.stopped:
-            index = next(indices, None)
-            if index is None:
-                return
-            await self._talk(self.make(index), scheduled_s)
+    def _make_one(self) -> bool:
+        """Make the next request of the schedule; False: there is none."""
+        for index, due_s in self._schedule:
+            request = self.make(index)
+            self.engine.prepare(request)
+            self._ahead.append((request, due_s))
+            return True
+        return False
+
+    def _next(self) -> tuple[Request, float] | None:
+        """The next request and when it is due; None: there is none. Another is made when this one has left."""
+        if self._wrong is not None:
+            raise self._wrong
+        if not self._ahead and not self._make_one():
+            return None
+        asyncio.get_running_loop().call_soon(self._make_another)
+        return self._ahead.popleft()
+
+    def _make_another(self) -> None:
+        try:
+            self._make_one()
+        except Exception as wrong:  # a callback's exception would be lost
+            self._wrong = wrong
+
+    async def _user(self, spans: Sequence[tuple[float, float]]) -> None:
+        """One user of a closed loop, while there: the next request is due when the last one is over."""
+        for start_s, until_s in spans:
+            if (wait_s := start_s - self._now_s()) > 0:
+                await asyncio.sleep(wait_s)
+            while (scheduled_s := self._now_s()) < until_s and not self.stopped:
+                if (following := self._next()) is None:
+                    return
+                await self._talk(following[0], scheduled_s, until_s)
 
     async def _open(self, group: asyncio.TaskGroup) -> None:
         """Send each request when it is due, whatever became of those before it."""
-        shape = self.workload.load
-        slots = asyncio.Semaphore(shape.max_in_flight) if shape.max_in_flight else contextlib.nullcontext()
-        due_s = load.due_s(shape, self.workload.requests.count, self.workload.seed, self.arrivals)
-        for index, scheduled_s in itertools.islice(enumerate(due_s), self.client, None, self.clients):
-            request = self.make(index)
+        most = self.workload.load.max_in_flight
+        # Of a limit that the clients do not divide evenly, the first ones have one more.
+        share = None if most is None else len(range(self.client, most, self.clients))
+        slots = None if share is None else asyncio.Semaphore(share)
+        while (following := self._next()) is not None:
+            request, scheduled_s = following
             # Also without a wait the loop must come round: what was sent has to leave, and tokens to be stamped.
             await asyncio.sleep(scheduled_s - self._now_s())
             if self.stopped:
                 return
-            group.create_task(self._when_free(slots, request, scheduled_s))
+            talk = self._talk(request, scheduled_s, self.workload.load.end_s)
+            group.create_task(talk if slots is None else _when_free(slots, talk))
 
-    async def _when_free(
-        self, slots: contextlib.AbstractAsyncContextManager[None], request: Request, scheduled_s: float
-    ) -> None:
-        async with slots:
-            await self._talk(request, scheduled_s)
-
-    async def _talk(self, request: Request, scheduled_s: float) -> None:
-        """Send a request and, where it opens a conversation, each turn that follows, until one fails."""
+    async def _talk(self, request: Request, scheduled_s: float, until_s: float) -> None:
+        """Send a request and, where it opens a conversation, each turn due before `until_s`, until one fails."""
         completion = await self._one(request, scheduled_s)
         while self.follow is not None and completion is not None and not self.stopped:
             if (following := self.follow(request, completion)) is None:
                 return
             request, think_s = following
-            due_s = self._now_s() + think_s
-            await asyncio.sleep(think_s)
+            if (due_s := self._now_s() + think_s) >= until_s:
+                return
+            self.engine.prepare(request)
+            await asyncio.sleep(due_s - self._now_s())
             completion = await self._one(request, due_s)
 
     async def _one(self, request: Request, scheduled_s: float) -> Completion | None:
@@ -163,49 +204,74 @@ class Sender:
 
         self.sent += 1
         completion: Completion | None = None
-        failure: tuple[str, str] | None = None
+        failure: tuple[str | None, str | None] = None, None
+        told: Sequence[int] | None = None
         sent_ns = clock()
         try:
-            async with asyncio.timeout(request.cancel_after_s):
+            if request.cancel_after_s is None:
                 completion = await self.engine.generate(request, arrived)
-        except TimeoutError:
-            failure = "cancelled", f"the user gave up after {request.cancel_after_s} s"
-        except RequestFailed as refused:
-            failure = refused.kind, refused.message
-        except EngineDied as died:
-            failure = "engine_died", str(died)
-            raise
-        except asyncio.CancelledError:
-            failure = "aborted", "the run ended before the request did"
-            raise
-        except Exception as fault:  # one request's fault, whatever it is, must not end the others
-            failure = type(fault).__name__, str(fault)
+            else:
+                async with asyncio.timeout(request.cancel_after_s):
+                    completion = await self.engine.generate(request, arrived)
+            told = completion.arrival_tokens
+        except BaseException as ended:
+            failure = _failure(ended, request)
+            told = getattr(ended.__cause__ if failure[0] == "cancelled" else ended, "arrival_tokens", None)
+            if isinstance(ended, EngineDied) or not isinstance(ended, Exception):
+                raise  # one request's fault, whatever it is, must not end the others
         finally:
             end_ns = clock()
             self.finished += 1
-            self.failed += failure is not None
-            done, began = completion or Completion(None, None), self.began_ns
+            self.failed += failure[0] is not None
+            if told is not None:
+                self.output_tokens += sum(told) - sum(counts)
+                stamps_ns = [stamp for stamp, tokens in zip(stamps_ns, told, strict=True) if tokens]
+                counts = [tokens for tokens in told if tokens]
+            done, began = completion or _UNKNOWN, self.began_ns
             self.add(
                 Record(
                     index=request.index,
                     scheduled_s=scheduled_s,
                     sent_s=(sent_ns - began) / 1e9,
                     end_s=(end_ns - began) / 1e9,
-                    arrival_s=tuple((stamp - began) / 1e9 for stamp in stamps_ns),
-                    arrival_tokens=done.arrival_tokens or tuple(counts),
+                    arrival_s=tuple([(stamp - began) / 1e9 for stamp in stamps_ns]),
+                    arrival_tokens=tuple(counts),
                     input_asked=len(request.prompt),
                     output_asked=request.output_tokens,
                     input_tokens=done.input_tokens,
                     output_tokens=done.output_tokens,
                     cached_tokens=done.cached_tokens,
                     finish_reason=done.finish_reason,
-                    error=failure and failure[0],
-                    error_text=failure and failure[1],
+                    error=failure[0],
+                    error_text=failure[1],
                     part=request.part,
                     conversation=request.conversation,
                     turn=request.turn,
+                    stand_in_tokens=request.stand_in_tokens,
                     connect_s=done.connect_s,
                     client=self.client if self.clients > 1 else None,
                 )
             )
         return completion
+
+
+_UNKNOWN = Completion(None, None)
+
+
+def _failure(ended: BaseException, request: Request) -> tuple[str, str]:
+    """A failed request's kind, and what there is to say of it."""
+    match ended:
+        case TimeoutError() if request.cancel_after_s is not None:
+            return "cancelled", f"the user gave up after {request.cancel_after_s} s"
+        case RequestFailed():
+            return ended.kind, ended.message
+        case EngineDied():
+            return "engine_died", str(ended)
+        case Exception():
+            return type(ended).__name__, str(ended)
+    return "aborted", "the run ended before the request did"
+
+
+async def _when_free(slots: asyncio.Semaphore, talk: Coroutine[Any, Any, None]) -> None:
+    async with slots:
+        await talk

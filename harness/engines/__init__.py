@@ -14,6 +14,7 @@ from harness.errors import HarnessError
 from harness.model import Completion, EngineInfo, Request
 
 ENGINES: Mapping[str, str] = {
+    "openai": "harness.engines.openai.serve:create",
     "simulated": "harness.engines.simulated:SimulatedEngine",
     "transformers": "harness.engines.transformers:TransformersEngine",
     "vllm": "harness.engines.vllm:VLLMEngine",
@@ -54,7 +55,7 @@ def create(name: str, model: str | None, options: Mapping[str, Any]) -> Engine:
     Traceback (most recent call last):
         ...
     harness.errors.HarnessError: unknown engine 'tgi'
-      fix: choose one of auto, simulated, transformers, vllm
+      fix: choose one of auto, openai, simulated, transformers, vllm
     """
     if name == "auto":
         name = choose()
