@@ -1,4 +1,4 @@
-"""Servers that the harness starts: found healthy, told apart, blamed in their own words, and gone afterwards."""
+"""Servers that the harness starts: found healthy, blamed in their own words, and gone afterwards."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.engines.openai.serve import Server
-from harness.errors import HarnessError
+from harness.engines.openai.serve import ServedEngine, Server, create
+from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.model import Request
 
 SERVER = """
 import http.server, signal, subprocess, sys, threading, time
@@ -31,10 +32,12 @@ ready = time.monotonic() + 0.5
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        loading, known = time.monotonic() < ready, self.path in ("/health", "/props")
-        self.send_response(503 if loading else 200 if known else 404)
+        answers = {"/health": "{}", "/props": '{"build_info": "b1234"}', "/v1/models": '{"data": [{"id": "m"}]}'}
+        body = answers.get(self.path, "").encode()
+        self.send_response(503 if time.monotonic() < ready else 200 if body else 404)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(b'{"build_info": "b1234"}' if self.path == "/props" else b"{}")
+        self.wfile.write(body)
     def log_message(self, *_): pass
 
 if mode == "slow":
@@ -63,7 +66,7 @@ def children() -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("mode", ["good", "stubborn"])
-def test_a_server_is_started_told_apart_and_stopped_with_all_that_it_started(
+def test_a_server_is_started_waited_for_and_stopped_with_all_that_it_started(
     command: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.engines.openai.serve.STOP_S", 0.5)
@@ -71,10 +74,9 @@ def test_a_server_is_started_told_apart_and_stopped_with_all_that_it_started(
     async def life() -> None:
         server = Server(f"{command} {mode} {{asked}}", "some model", {"ctx_size": 64}, 10)
         try:
-            served = await server.start()
-            assert served.command.endswith(f"{mode} 'some model' --ctx-size 64")
-            assert (served.server, served.version, served.model) == ("llama.cpp", "b1234", "some model")
-            assert served.start_s > 0.5  # not while it said 503
+            await server.start()
+            assert server.record["command"].endswith(f"{mode} 'some model' --ctx-size 64")
+            assert server.record["start_s"] > 0.5  # not while it said 503
             assert server.died() is None
             assert len(children()) == 3  # the watcher, the server, and what it started in a session of its own
         finally:
@@ -102,22 +104,28 @@ def test_a_server_that_does_not_come_up_is_blamed_in_its_own_words(
     assert children() == []
 
 
-def test_a_server_that_ends_while_it_serves_is_noticed(command: str) -> None:
-    async def killed() -> str | None:
-        server = Server(f"{command} good", None, {}, 10)
+def test_the_engine_on_a_server_of_its_own(command: str) -> None:
+    async def life() -> None:
+        engine = create("some/model", {"serve": f"{command} good", "max_length": 512})
+        assert isinstance(engine, ServedEngine)
         try:
-            await server.start()
-            python = next(child for child in children() if "server.py" in " ".join(child.cmdline()))
-            python.kill()
-            while (gone := server.died()) is None:
-                await asyncio.sleep(0.01)
-            return gone
+            info = await engine.start()
+            assert (info.version, info.max_length, info.model.asked) == ("b1234", 512, "some/model")
+            assert info.options["serve"] == f"{command} good"
+            assert set(engine.server_record) == {"command", "log", "start_s"}
+            assert engine.client_options["base_url"].startswith("http://127.0.0.1:")
+            # Refused by the server (it has no POST): a failed request. After the server's end: the end of the run.
+            with pytest.raises(RequestFailed):
+                await engine.generate(Request(0, (1, 2), 3), lambda _: None)
+            next(child for child in children() if "server.py" in " ".join(child.cmdline())).kill()
+            await asyncio.sleep(0.2)
+            with pytest.raises(EngineDied, match="the server was ended by signal 9: loading"):
+                await engine.generate(Request(1, (1, 2), 3), lambda _: None)
         finally:
-            await server.stop()
+            await engine.stop()
 
-    gone = asyncio.run(killed())
-    assert gone is not None
-    assert gone.startswith("the server was ended by signal 9: loading")
+    asyncio.run(life())
+    assert children() == []
 
 
 def test_a_harness_that_is_killed_takes_its_server_along(command: str, tmp_path: Path) -> None:
@@ -153,9 +161,22 @@ def test_a_harness_that_is_killed_takes_its_server_along(command: str, tmp_path:
 )
 def test_a_wrong_server_is_refused_before_anything_is_started(how: str, model: str | None, what: str, fix: str) -> None:
     with pytest.raises(HarnessError) as refused:
-        Server(how, model, {}, 1)
+        create(model, {"serve": how})
     assert refused.value.what == what
     assert fix in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"base_url": "http://here:1"}, "engine.serve starts a server, and engine.base_url names one"),
+        ({"serve_options": "--fast"}, "the openai engine cannot serve with"),
+        ({"steam": False}, "openai engine: steam"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, object], what: str) -> None:
+    with pytest.raises(HarnessError, match=what):
+        create("m", {"serve": "vllm", **options})
 
 
 def test_a_program_that_is_not_there() -> None:

@@ -20,21 +20,23 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness import weights
+from harness.engines.openai.engine import OpenAIEngine
 from harness.engines.orphans import Descendants
 from harness.engines.vllm import CPU_DEFAULTS
 from harness.engines.vllm_faults import WAYS_OUT, raised
-from harness.errors import HarnessError
+from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.model import Completion, EngineInfo, Request
 
 HOST = "127.0.0.1"
 SERVERS: Mapping[str, str] = {
     # vLLM counts cached tokens only where asked to (0.32: --enable-prompt-tokens-details)
-    "vllm": "{vllm} --served-model-name {name} --host 127.0.0.1 --port {port} --enable-prompt-tokens-details",
+    "vllm": "--served-model-name {name} --host 127.0.0.1 --port {port} --enable-prompt-tokens-details",
     # both flags are off by default (SGLang's docs, server arguments)
     "sglang": "python -m sglang.launch_server --model-path {model} --served-model-name {name} --host 127.0.0.1 "
     "--port {port} --enable-metrics --enable-cache-report",
@@ -42,49 +44,22 @@ SERVERS: Mapping[str, str] = {
     "llama.cpp": "llama-server --model {asked} --alias {name} --host 127.0.0.1 --port {port} --metrics",
     "tgi": "text-generation-launcher --model-id {model} --hostname 127.0.0.1 --port {port}",
 }
-"""Known servers -> how they are started. `{model}` is what the model's name stands for (a GGUF file converted),
-`{asked}` the name as given, `{name}` what requests call it."""
-
-VERSIONS: tuple[tuple[str, str, str], ...] = (
-    ("vllm", "/version", "version"),
-    ("sglang", "/get_server_info", "version"),
-    ("tgi", "/info", "version"),
-    ("llama.cpp", "/props", "build_info"),
-    ("ollama", "/api/version", "version"),
-)
-"""Server -> where it tells its version, and under which key."""
+"""Known servers -> how they are started (vLLM's after `vllm serve MODEL`). `{model}` is what the model's name stands
+for, a GGUF file converted; `{asked}` the name as given; `{name}` what requests call it."""
 
 PARALLEL = (
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
-    *("tp", "tp_size", "pp_size", "dp_size", "num_shard"),
+    *("tp", "tp_size", "pp", "pp_size", "dp", "dp_size"),
 )
 """Options whose product is the number of accelerators that a server uses."""
 
+START_S = 1800.0
+"""How long a server may take until it is healthy, where `serve_timeout_s` does not say: large models take minutes."""
 HEALTH_S = 0.25
 """Between two looks at a server that is starting."""
 STOP_S = 15.0
 """How long a server may take to end by itself after SIGTERM."""
 _LONGEST = 400
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What the harness started, as run.json keeps it."""
-
-    command: str
-    server: str | None
-    """Which of `VERSIONS` answered; None: none did."""
-    version: str | None
-    base_url: str
-    model: str
-    """What requests call the model."""
-    log: str
-    start_s: float
-    weights: weights.Weights | None
-    """None: the command loads what it names itself."""
-    device: str
-    device_count: int | None
-    """None: a command that the harness does not know runs on GPUs, and how many of them cannot be told."""
 
 
 class Server:
@@ -112,22 +87,26 @@ class Server:
         self._how, self._asked, self._options, self._timeout_s = how, model, dict(options), timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._children: Descendants | None = None
+        self.name = model or "default"
+        """What requests call the model."""
+        self.weights: weights.Weights | None = None
+        """None: the command loads what it names itself."""
+        self.record: dict[str, Any] = {}
+        """Its command, its log, and how long it took."""
         self._log = Path("/proc/self/fd/1")
         self._log_name = "engine.log"
 
-    async def start(self) -> Served:
-        """Start it and wait until it is healthy; `stop` is to be called even where this fails.
+    async def start(self) -> str:
+        """Start it, wait until it is healthy, and return its address. `stop` is to be called even where this fails.
 
         Raises HarnessError with the log's telling lines as soon as the process ends, and after `timeout_s`.
         """
         began_s = time.monotonic()
         template = SERVERS.get(self._how, self._how)
-        found = None
-        if self._asked is not None and ("{model}" in template or "{vllm}" in template):
-            found = await asyncio.to_thread(weights.resolve, self._asked)
-        port, name = _free_port(), self._asked or "default"
-        command = self._command(template, found, port)
-        url = f"http://{HOST}:{port}"
+        if self._asked is not None and ("{model}" in template or self._how == "vllm"):
+            self.weights = await asyncio.to_thread(weights.resolve, self._asked)
+        port = _free_port()
+        command, url = self._command(template, port), f"http://{HOST}:{port}"
         self._children = Descendants()
         self._run(command)
         try:
@@ -136,21 +115,18 @@ class Server:
             fix = f"see {self._log_name}, or give it longer: engine.serve_timeout_s"
             raise HarnessError(f"the server was not ready within {self._timeout_s:g} s: {self._said()}", fix) from None
         self._children.settled()
-        server, version = await asyncio.to_thread(identify, url)
-        cpu = _cpu_only() if self._how == "vllm" else not _gpus()
-        sizes = [int(self._options[size]) for size in PARALLEL if size in self._options]
-        return Served(
-            command=shlex.join(command),
-            server=server,
-            version=version,
-            base_url=url,
-            model=name,
-            log=self._log_name,
-            start_s=time.monotonic() - began_s,
-            weights=found,
-            device="cpu" if cpu else "cuda",
-            device_count=1 if cpu else math.prod(sizes) if self._how in ("vllm", "sglang") or sizes else None,
-        )
+        log, start_s = self._log_name, time.monotonic() - began_s
+        self.record = {"command": shlex.join(command), "log": log, "start_s": start_s}
+        return url
+
+    def devices(self) -> dict[str, Any]:
+        """`device` and `device_count`, as far as they can be told: a command of the user's may use any of the GPUs."""
+        if _cpu_only() if self._how == "vllm" else not _gpus():
+            return {"device": "cpu", "device_count": 1}
+        if self._how in ("vllm", "sglang"):
+            sizes = (int(self._options[size]) for size in PARALLEL if size in self._options)
+            return {"device": "cuda", "device_count": math.prod(sizes)}
+        return {}
 
     def died(self) -> str | None:
         """Why the server is gone; None while it runs."""
@@ -174,18 +150,19 @@ class Server:
             self._children.close()
         self._process = self._children = None
 
-    def _command(self, template: str, found: weights.Weights | None, port: int) -> list[str]:
-        options, model = self._options, found.name_or_path if found else ""
-        words = [word for word in shlex.split(template) if word != "{vllm}"]
+    def _command(self, template: str, port: int) -> list[str]:
+        found, options = self.weights, self._options
+        model = found.name_or_path if found else ""
+        words = shlex.split(template)
         if self._how == "vllm":
             words = [*_vllm(model), *words]
             if _cpu_only():
                 options = {**CPU_DEFAULTS, **options}
             if found is not None and found.revision is not None and not Path(model).is_dir():
                 options = {"revision": found.revision, **options}
-        elif words[0] == "python":
+        elif self._how == "sglang":
             words[0] = sys.executable
-        fields = {"model": model, "asked": self._asked or "", "name": self._asked or "default", "port": str(port)}
+        fields = {"model": model, "asked": self._asked or "", "name": self.name, "port": str(port)}
         for field, value in fields.items():  # not str.format: a command may hold braces of its own
             words = [word.replace(f"{{{field}}}", value) for word in words]
         return [*words, *arguments(options)]
@@ -228,6 +205,72 @@ class Server:
         return " / ".join(telling)[-_LONGEST:] or "it wrote nothing"
 
 
+class ServedEngine:
+    """The openai engine on a server of its own. Options, beside those of OpenAIEngine: `serve` (which server, as
+    `Server` takes it), `serve_options` and `serve_timeout_s`.
+    """
+
+    def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
+        self._ours = {
+            "serve": options["serve"],
+            "serve_options": options.get("serve_options", {}),
+            "serve_timeout_s": options.get("serve_timeout_s", START_S),
+        }
+        self._theirs = {key: value for key, value in options.items() if key not in self._ours}
+        if "base_url" in options:
+            raise HarnessError("engine.serve starts a server, and engine.base_url names one", "leave one of them out")
+        how, given, timeout_s = self._ours.values()
+        if not isinstance(how, str) or not isinstance(given, dict) or not isinstance(timeout_s, int | float):
+            fix = "serve is a text, serve_options a map, serve_timeout_s a number"
+            raise HarnessError(f"the openai engine cannot serve with {self._ours}", fix)
+        OpenAIEngine(model, self._theirs)  # a mistake should not show after minutes of loading
+        self._server = Server(how, model, given, timeout_s)
+        self._engine: OpenAIEngine | None = None
+
+    @property
+    def client_options(self) -> dict[str, Any]:
+        """What a further client of the started server is made with."""
+        return self._theirs
+
+    @property
+    def server_record(self) -> dict[str, Any]:
+        """What was started: for run.json."""
+        return self._server.record
+
+    async def start(self) -> EngineInfo:
+        """Start the server, then ask it what it is."""
+        url = await self._server.start()
+        self._theirs = {"base_url": url, **self._server.devices(), **self._theirs}
+        self._engine = engine = OpenAIEngine(self._server.name, self._theirs)
+        info = await engine.start()
+        served = self._server.weights
+        model = info.model if served is None else await asyncio.to_thread(weights.identity, served)
+        return replace(info, model=model, options={**info.options, **self._ours})
+
+    def prepare(self, request: Request) -> None:
+        assert self._engine is not None
+        self._engine.prepare(request)
+
+    async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
+        assert self._engine is not None
+        try:
+            return await self._engine.generate(request, arrived)
+        except RequestFailed:
+            if (gone := self._server.died()) is not None:
+                raise EngineDied(gone) from None
+            raise
+
+    async def stop(self) -> None:
+        if self._engine is not None:
+            await self._engine.stop()
+        await self._server.stop()
+
+
+def create(model: str | None, options: Mapping[str, Any]) -> OpenAIEngine | ServedEngine:
+    """The openai engine: on a server of its own where `serve` says so, else on those that `base_url` names."""
+    return ServedEngine(model, options) if options.get("serve") else OpenAIEngine(model, options)
+
+
 def arguments(options: Mapping[str, Any]) -> list[str]:
     """Options as a command line takes them; None is left out.
 
@@ -243,17 +286,6 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
             values = value if isinstance(value, list) else [value]
             words += [f"--{flag}", *(json.dumps(one) if isinstance(one, dict) else str(one) for one in values)]
     return words
-
-
-def identify(base_url: str) -> tuple[str | None, str | None]:
-    """Which known server answers there, and its version; (None, None) where none of `VERSIONS` does."""
-    for server, path, key in VERSIONS:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            with urllib.request.urlopen(base_url + path, timeout=5) as answer:
-                version = json.load(answer).get(key)
-            if version is not None:
-                return server, str(version)
-    return None, None
 
 
 def _ready(url: str) -> bool:

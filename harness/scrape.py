@@ -1,0 +1,121 @@
+"""A server's own metrics while it is measured: `python -m harness.scrape FILE URL…` reads them once a second.
+
+A process of its own, as with the meters: a thread's reading would hold the interpreter's lock while tokens wait to be
+stamped. It writes the journal itself and ends when its standard input closes, so it cannot outlive the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+PERIOD_S = 1.0
+TIMEOUT_S = 5.0
+NAMES = {
+    "running": ("vllm:num_requests_running", "sglang:num_running_reqs", "tgi_batch_current_size",
+                "llamacpp:requests_processing"),
+    "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "tgi_queue_size", "llamacpp:requests_deferred"),
+    "kv_cache_use": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage",
+                     "llamacpp:kv_cache_usage_ratio"),
+    "prefix_cache_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total",
+                             "sglang:prompt_tokens_total"),
+    "prefix_cache_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total",
+                          "sglang:cached_tokens_total"),
+    "preemptions": ("vllm:num_preemptions_total", "sglang:num_retracted_requests_total"),
+}  # fmt: skip
+"""What is kept -> what vLLM, SGLang, TGI and llama.cpp call it. Use is a share of 1; queries and hits are tokens."""
+
+_OURS = {theirs: name for name, all_theirs in NAMES.items() for theirs in all_theirs}
+_LINE = re.compile(rf"^({'|'.join(map(re.escape, _OURS))})(?:\{{.*\}})? +([-+.\deE]+)", re.MULTILINE)
+
+
+def parse(text: str) -> dict[str, float]:
+    """The values in one answer of /metrics. Of several engines behind one server counts add up, and the fullest cache
+    stands for all.
+
+    >>> parse('vllm:num_requests_running{engine="0"} 3.0\\nvllm:num_requests_running{engine="1"} 4.0\\n')
+    {'running': 7.0}
+    """
+    values: dict[str, float] = {}
+    for theirs, number in _LINE.findall(text):
+        name, value = _OURS[theirs], float(number)
+        known = values.get(name, 0.0)
+        values[name] = max(known, value) if name == "kv_cache_use" else known + value
+    return values
+
+
+@contextlib.contextmanager
+def scraping(base_urls: Sequence[str], journal: Path) -> Iterator[None]:
+    """Keep the metrics of these servers, together, in `journal` meanwhile: the first reading is there at once.
+
+    Rows are {time_s, name, value}, their times on CLOCK_MONOTONIC. A server without metrics adds none.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", __name__, str(journal), *base_urls],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        child.stdout.readline()
+        yield
+    finally:
+        child.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(TIMEOUT_S)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def _connection(base_url: str) -> tuple[http.client.HTTPConnection, str]:
+    """To a server, kept open from reading to reading; and where its metrics are."""
+    address = urlsplit(base_url)
+    made = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    return made(address.netloc, timeout=TIMEOUT_S), f"{address.path.rstrip('/').removesuffix('/v1')}/metrics"
+
+
+def _get(connection: http.client.HTTPConnection, path: str) -> str:
+    """What it says; nothing where it has no metrics, or is too busy: the next reading comes."""
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        connection.close()
+        return ""
+    return text if answer.status == 200 else ""
+
+
+def main(path: str, *base_urls: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connections = [_connection(url) for url in base_urls]
+    ended = False
+    with Path(path).open("w") as journal, contextlib.suppress(BrokenPipeError):
+        while True:
+            asked_s = time.monotonic()
+            text = "\n".join(_get(*each) for each in connections)
+            time_s = (asked_s + time.monotonic()) / 2
+            for name, value in parse(text).items():
+                journal.write(json.dumps({"time_s": time_s, "name": name, "value": value}) + "\n")
+            journal.flush()
+            if ended:
+                return
+            print(flush=True)
+            ended = bool(select.select([0], [], [], PERIOD_S)[0])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
