@@ -119,7 +119,7 @@ def _documented(*pages: Path) -> list[tuple[str, str]]:
 
 def _readme_without_measuring() -> list[str]:
     commands = [shlex.join(shlex.split(command, comments=True)) for command, _ in _documented(ROOT / "README.md")]
-    return [command for command in commands if not command.startswith("run ")]
+    return [command for command in commands if not command.startswith(("run ", "diff "))]
 
 
 COMMANDS = [
@@ -127,6 +127,7 @@ COMMANDS = [
     "report latest --format json",
     "compare latest --table all",
     "facts",
+    "diff latest latest",
     "list runs --where users>=1",
     "export figures.csv",
     *(f"list {what}" for what in ("runs", "engines", "models", "scenarios")),

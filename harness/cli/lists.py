@@ -45,3 +45,18 @@ def export(
     table = index.figures(root, where)
     table.to_parquet(out) if out.suffix == ".parquet" else table.to_csv(out, index=False)
     typer.echo(f"{out}: {len(table)} figures of {table['run'].nunique()} runs")
+
+
+@app.command("import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files of other tools.")],
+    root: Root = RESULTS,
+    gpu: Annotated[str | None, typer.Option(help="The GPU they were measured on, where the file does not say.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many of them served the model.")] = None,
+) -> None:
+    """Store the results of other tools as runs: vLLM's benchmarks, guidellm, aiperf, inference-perf, LoadGen…"""
+    from harness import importers
+
+    for file in files:
+        for directory in importers.store_points(file, root, gpu, gpus):
+            typer.echo(f"run: {directory}")
