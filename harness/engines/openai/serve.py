@@ -255,10 +255,12 @@ class ServedEngine:
         assert self._engine is not None
         try:
             return await self._engine.generate(request, arrived)
-        except RequestFailed:
-            if (gone := self._server.died()) is not None:
-                raise EngineDied(gone) from None
-            raise
+        except RequestFailed as failed:
+            if (gone := self._server.died()) is None:
+                raise
+            died = EngineDied(gone)
+            died.arrival_tokens = getattr(failed, "arrival_tokens", None)  # type: ignore[attr-defined]
+            raise died from None
 
     async def stop(self) -> None:
         if self._engine is not None:
