@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Root, Run_, app, show
+from harness.cli.app import RESULTS, Format, Root, Run_, app, show
+from harness.cli.display import Display
+
+if TYPE_CHECKING:
+    from harness.report.differences import Difference
+
+Force = Annotated[bool, typer.Option("--force", help="Compare what does not compare, and stamp it.")]
 
 
 @app.command()
@@ -21,4 +32,98 @@ def check(
     summary = summary_of(store.read(store.find(reference, root)))
     show([tables.findings_table(summary)], "text")
     if any(finding.serious for finding in summary.findings):
+        raise typer.Exit(errors.GATE_FAILED)
+
+
+@app.command()
+def diff(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A run, or repeats of it: A,B,C.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="What is judged against it, likewise.")] = "latest",
+    root: Root = RESULTS,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIGURE<PERCENT%", help="'output_tps<-3%': leave with 1 where that is shown; repeatable."),
+    ] = None,
+    force: Force = False,
+    format_: Format = "text",
+) -> None:
+    """Set runs against runs: each figure's ratio with its interval, what improved and what regressed."""
+    from harness import store
+    from harness.diff import parse_gate
+    from harness.report.differences import difference
+
+    gates = [parse_gate(text) for text in fail_on or ()]
+    before, after = ([store.read(store.find(each, root)) for each in side.split(",")] for side in (base, new))
+    found = difference(before, after, gates, force)
+    show(found.tables, format_)
+    _tell_github(found)
+    if found.failed:
+        raise typer.Exit(errors.GATE_FAILED)
+
+
+def _tell_github(found: Difference) -> None:
+    """Where this runs in a GitHub workflow: annotations, and the tables for the summary of the job."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in found.annotations:  # read from either stream, and this one holds no table
+            typer.echo(line, err=True)
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        from harness.report import markdown
+
+        with Path(path).open("a", encoding="utf-8") as summary:
+            summary.write(markdown.render(found.tables))
+
+
+@app.command()
+def rerun(
+    reference: Run_ = "latest",
+    root: Root = RESULTS,
+    force: Force = False,
+    format_: Format = "text",
+) -> None:
+    """Measure a stored run once more as it was measured, and set the two against each other.
+
+    Refuses a machine that differs from that of the run; other differences, such as versions, are named first.
+    """
+    from harness import environment, store
+    from harness import run as measuring
+    from harness.diff import differences
+    from harness.report.differences import difference
+    from harness.workload import parse_workload
+
+    before = store.read(store.find(reference, root))
+    file = before.file
+    was = file.model_dump(mode="json")
+    must, noted = differences(was, {**was, "environment": environment.capture()})
+    if must and not force:
+        raise errors.HarnessError(f"this is not where {file.id} was measured: {'; '.join(must)}", "add --force")
+    for each in must + noted:
+        typer.echo(each, err=True)
+    asked, engine = json.dumps(file.workload), f"engine.name={file.engine_asked}"
+    spec = parse_workload(asked, f"{before.directory}/run.json", [engine])
+    with Display() as display:
+        clients = max(1, len(file.clients))
+        directory = measuring.run(spec, root, display.show, file.meters_asked, file.declared, clients)
+    show(difference([before], [store.read(directory)], force=True).tables, format_)
+    typer.echo(f"run: {directory}", err=True)
+    if store.read_file(directory).state != "complete":
+        raise typer.Exit(errors.INCOMPLETE)
+
+
+@app.command()
+def doctor(root: Root = RESULTS, format_: Format = "text") -> None:
+    """Look at this machine: what can be measured here, what would make a run doubtful, and what mends it.
+
+    Leaves with 1 where no real model can run, or no run can be stored.
+    """
+    from harness import doctor as examining
+    from harness.model import Finding
+    from harness.report.table import PROPERTIES, Table
+
+    seen = list(examining.examine(root))
+    findings = [each for each in seen if isinstance(each, Finding)]
+    parts = tuple(each for each in seen if not isinstance(each, Finding))
+    rows = tuple((f"{x.code} (serious)" if x.serious else x.code, x.text, x.advice) for x in findings)
+    columns = ("finding", "seen", "what to do")
+    show([Table("machine", "This machine", PROPERTIES, parts), Table("findings", "Findings", columns, rows)], format_)
+    if any(finding.serious for finding in findings):
         raise typer.Exit(errors.GATE_FAILED)

@@ -1,0 +1,113 @@
+"""Stored runs against stored runs: what forbids it, the tables, and what a CI job is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from harness import diff
+from harness.errors import HarnessError
+from harness.model import Figure
+from harness.report.summaries import summary_of
+from harness.report.table import PROPERTIES, Table
+from harness.store import Run
+
+ONE_EACH = "intervals are of one run each: they know nothing of what changes from run to run, which repeats would show"
+BETWEEN = "intervals come from the spread between runs (Welch's t on logarithms)"
+ORDER = get_args(diff.Judgement)
+EACH_ALONE = "each judgement is at 95% alone, so some of many are wrong by chance; the verdict is not (Holm)"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What `harness diff` prints, whether a gate failed, and its annotations for GitHub."""
+
+    tables: list[Table]
+    failed: bool
+    annotations: list[str]
+
+
+def refuse(base: Sequence[Run], new: Sequence[Run], force: bool) -> tuple[list[str], list[str]]:
+    """What forbids a comparison (empty unless `force`) and what it should be read with.
+
+    Raises HarnessError naming every field that differs and every run that is not complete.
+    """
+    runs = [*base, *new]
+    must = [f"{run.file.id} is {run.file.state}" for run in runs if run.file.state != "complete"]
+    noted: list[str] = []
+    first, *others = (run.file.model_dump(mode="json") for run in runs)
+    for other in others:
+        forbids, beside = diff.differences(first, other)
+        must, noted = must + forbids, noted + beside
+    must, noted = list(dict.fromkeys(must)), list(dict.fromkeys(noted))
+    if must and not force:
+        fix = "compare complete runs that agree in this, or --force, which stamps what it prints"
+        raise HarnessError(f"not comparable: {'; '.join(must)}", fix)
+    return must, noted
+
+
+def difference(
+    base: Sequence[Run], new: Sequence[Run], gates: Sequence[diff.Gate] = (), force: bool = False
+) -> Difference:
+    """The runs compared, or HarnessError (see `refuse`, and `diff.Gate.outcome`)."""
+    must, noted = refuse(base, new, force)
+    sides = [[summary_of(run) for run in side] for side in (base, new)]
+    changes = diff.compare(*sides)
+    ratios = {change.ratio.name: change.ratio for change in changes}
+    judged = [(gate.text, _changed(ratios[gate.figure]), outcome) for gate, outcome in diff.outcomes(gates, changes)]
+    title = "NEW against BASE" + (" (FORCED)" if must else "")
+    properties = {
+        "base": ", ".join(run.file.id for run in base),
+        "new": ", ".join(run.file.id for run in new),
+        "verdict": _verdict(changes),
+        "forced, though": "; ".join(must),
+        "differs too": "; ".join(noted),
+    }
+    first = sorted(changes, key=lambda change: ORDER.index(change.judgement))
+    rows = tuple((c.ratio.name, _bare(c.base), _bare(c.new), c.ratio, c.judgement) for c in first)
+    notes = (ONE_EACH if len(base) == len(new) == 1 else BETWEEN, EACH_ALONE)
+    doubts = [(summary.run, finding) for side in sides for summary in side for finding in summary.findings]
+    findings = tuple((run, f"{x.code} (serious)" if x.serious else x.code, x.text, x.advice) for run, x in doubts)
+    made = [
+        Table("verdict", title, PROPERTIES, tuple((key, text) for key, text in properties.items() if text)),
+        Table("diff", f"Figures of {title}", ("figure", "base", "new", "new / base", "judgement"), rows, notes),
+        Table("gates", "Gates", ("fail on", "change", "outcome"), tuple(judged)),
+        Table("findings", "Findings", ("run", "finding", "seen", "what to do"), findings),
+    ]
+    told = [f"{outcome}: {text}: {change}" for text, change, outcome in judged if outcome != "passed"]
+    told += [f"{run}: {x.code}: {x.text}" for run, x in doubts if x.serious]
+    told += [f"forced, though {'; '.join(must)}"] if must else []
+    return Difference(
+        [table for table in made if table.rows or table.name == "findings"],
+        any(outcome == "failed" for _, _, outcome in judged),
+        [_annotation("error" if text.startswith("failed") else "warning", text) for text in told],
+    )
+
+
+def _verdict(changes: Sequence[diff.Change]) -> str:
+    """What the headline figures show, taken together."""
+    judged = [c.ratio.name for c in changes if c.ratio.name in diff.HEADLINES and c.p is not None]
+    if not judged:
+        return "none: no headline figure has an interval"
+    shown = diff.verdict(changes)
+    if not shown:
+        return f"no difference seen at this precision in {', '.join(judged)}"
+    return "; ".join(f"{c.ratio.name} {c.judgement}: {_changed(c.ratio)}" for c in shown)
+
+
+def _changed(ratio: Figure) -> str:
+    """A ratio as a change in percent, with its interval."""
+    value, low, high = (f"{x - 1:+.2%}" if x is not None else "n/a" for x in (ratio.value, ratio.low, ratio.high))
+    return f"{value} (95%: {low} to {high})"
+
+
+def _bare(figure: Figure) -> Figure:
+    return replace(figure, low=None, high=None, n=None, reason=figure.reason if figure.value is None else None)
+
+
+def _annotation(kind: str, text: str) -> str:
+    """A workflow command of GitHub Actions; its data escapes per cent signs and ends of lines."""
+    for character, escaped in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
+        text = text.replace(character, escaped)
+    return f"::{kind} title=harness diff::{text}"
