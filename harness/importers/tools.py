@@ -186,14 +186,14 @@ def aiperf(content: Mapping[str, Any]) -> Iterator[Point]:
 def aiperf_csv(text: str) -> Iterator[Point]:
     """aiperf's profile_export_aiperf.csv, and genai-perf's: tables of `Metric (unit)`, as many as there are."""
     content: dict[str, dict[str, Any]] = {}
-    header: list[str] = []
-    for name, *cells in filter(None, csv.reader(text.splitlines())):
-        if name == "Metric":
-            header = ["avg" if cell == "Value" else cell for cell in cells]
-        elif matched := re.fullmatch(r"(.+?)(?: \((.+)\))?", name):
-            numbers = {stat: float(cell.replace(",", "")) for stat, cell in zip(header, cells, strict=False) if cell}
-            key = matched[1].lower().replace(" ", "_")
-            content[_AIPERF_WORDS.get(key, key)] = {"unit": matched[2], **numbers}
+    for block in re.split(r"\n\s*\n", text.replace("\r", "")):
+        header, *rows = csv.reader(block.strip().splitlines())
+        for name, *cells in rows if header[0] == "Metric" else ():  # telemetry has tables of another form
+            matched = re.fullmatch(r"(.+?)(?: \((.+)\))?", name)
+            key, unit = (matched[1].lower().replace(" ", "_"), matched[2]) if matched else (name, None)
+            stats = ("avg" if stat == "Value" else stat for stat in header[1:])
+            numbers = {stat: float(cell.replace(",", "")) for stat, cell in zip(stats, cells, strict=False) if cell}
+            content[_AIPERF_WORDS.get(key, key)] = {"unit": unit, **numbers}
     yield from aiperf(content)
 
 
