@@ -130,7 +130,8 @@ def test_cost_falls_as_interactivity_does() -> None:
         for users, (file, of) in ((1, point(1, 100.0, 0.1)), (4, point(4, 300.0, 0.5)))
     ]
     rows = interactivity_table(sweep).rows
-    assert [row[:3] for row in rows] == [("u1", "100", "50"), ("u4", "25", "150")]
+    found = [(row[0], *(cell.value for cell in row[1:3] if isinstance(cell, Figure))) for row in rows]
+    assert found == [("u1", 100.0, 50.0), ("u4", 25.0, 150.0)]
     costs_of_runs = [row[3].value for row in rows if isinstance(row[3], Figure)]
     assert costs_of_runs == pytest.approx([0.0816 / 3600 * 1e6 / 100, 0.0816 / 3600 * 1e6 / 300])
 
@@ -149,7 +150,8 @@ def test_what_must_be_true_conditions_every_factor_on_the_spend() -> None:
     assert product * after["tokens per request"] * after["device_s per token"] == pytest.approx(1e-3, rel=0.1)
     assert "only the product is identified" in table.notes[1]
     assert all(len(row) == len(made.columns) for made in (table, isolines) for row in made.rows)
-    products = [float(str(row[0])) * float(str(row[1])) for row in isolines.rows]
+    pairs = [[cell.value for cell in row[:2] if isinstance(cell, Figure)] for row in isolines.rows]
+    products = [(tokens or 0.0) * (each or 0.0) for tokens, each in pairs]
     assert products == pytest.approx([products[0]] * 5, rel=0.02)
 
 
@@ -166,7 +168,8 @@ def test_a_spend_without_price_or_volume_is_refused(scenario: str, gpu: str, que
 
 def test_the_tornado_names_every_input_that_can_move_the_cost() -> None:
     table = tornado_table(run_file(), SUMMARY)
-    assert table.rows[0] == ("output_tokens_per_s", "measured", "100.0%", "100.0%")
+    assert table.rows[0][:2] == ("output_tokens_per_s", "measured")
+    assert [cell.value for cell in table.rows[0][2:] if isinstance(cell, Figure)] == pytest.approx([1.0, 1.0], abs=1e-3)
     assert len(table.rows) == 4
     with pytest.raises(HarnessError, match="is not recorded"):
         tornado_table(run_file(), Summary("r", "complete", (), {}))

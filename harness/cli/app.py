@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +13,8 @@ import typer
 from harness import errors
 
 if TYPE_CHECKING:
+    from harness.model import Summary
+    from harness.report.formats import Format as Formats
     from harness.report.table import Table
     from harness.store import Run
 
@@ -29,24 +32,35 @@ Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped nam
 Facts = Annotated[
     list[Path] | None, typer.Option("--facts", help="Your own facts file, beside the shipped; repeatable.")
 ]
-Format = Annotated[Literal["text", "json"], typer.Option("--format")]
+Format = Annotated[Literal["text", "md", "csv", "latex", "html", "json", "parquet"], typer.Option("--format")]
 Run_ = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or name; latest is the last one.")]
 RESULTS = Path("results")
 
 
-def show(tables: list[Table], format_: Literal["text", "json"]) -> None:
-    from harness.report import json, text
+def show(tables: Sequence[Table], format_: Formats, out: Path | None = None, summaries: Sequence[Summary] = ()) -> None:
+    """Print the tables, or write them to `out`. `summaries`: whose figures JSON holds besides."""
+    from harness.report.formats import render
 
-    typer.echo(text.render(tables) if format_ == "text" else json.render(tables), nl=False)
+    emit(render(tables, format_, summaries), out)
 
 
-def show_run(directory: Path, format_: Literal["text", "json"], scenario: str | None = None) -> Run:
+def emit(content: str | bytes, out: Path | None) -> None:
+    """Print, or write to a file; bytes only where they do no harm."""
+    if out is not None:
+        out.write_bytes(content.encode() if isinstance(content, str) else content)
+    elif isinstance(content, bytes) and sys.stdout.isatty():
+        raise errors.HarnessError("Parquet is not for a terminal", "name a file with --out PATH, or > PATH")
+    else:
+        typer.echo(content, nl=False)
+
+
+def show_run(directory: Path) -> Run:
+    """Print what a terminal shows of a run."""
     from harness import store
     from harness.report import document
 
-    stored = store.read(directory)
-    typer.echo(document.render(stored, format_, scenario), nl=False)
-    return stored
+    show(document.in_short(document.report([document.load(directory)])), "text")
+    return store.read(directory)
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ def run(
             power = [*power, f"constant:watts={assume_power}"]
         declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
         directory = measuring.run(spec, out, display.show, power, declared)
-    stored = show_run(directory, "text")
+    stored = show_run(directory)
     typer.echo(f"run: {directory}")
     succeeded = stored.requests["error"].isna().any()
     if stored.file.state != "complete" or not succeeded:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from harness.cli.app import RESULTS, Format, Root, Run_, Scenario, app, show_run
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.app import RESULTS, Format, Root, Scenario, app, show
 
 
 @app.command()
 def report(
-    reference: Run_ = "latest",
+    references: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; the last by default.")
+    ] = None,
     root: Root = RESULTS,
-    format_: Format = "text",
     scenario: Scenario = None,
+    table: Annotated[list[str] | None, typer.Option(help="A table by name, or all; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+    format_: Format = "text",
 ) -> None:
-    """Print a stored run's figures, cost, and position against the reported figures."""
-    from harness import store
+    """Print a stored run's figures, cost, and position against the reported figures; or several runs side by side.
 
-    show_run(store.find(reference, root), format_, scenario)
+    A terminal gets a run in short; --table all prints every table, as every other format has. With several runs, a
+    table of single runs that is named is printed for each.
+    """
+    from harness import store
+    from harness.report import document
+
+    sweep = [document.load(store.find(each, root)) for each in references or ["latest"]]
+    made = document.report(sweep, scenario, table or ())
+    shown = document.in_short(made) if format_ == "text" and not table else made
+    show(shown, format_, out, [summary for _, summary in sweep])

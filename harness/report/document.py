@@ -1,12 +1,17 @@
-"""A stored run as one document: its figures, cost, position against the reported figures, findings and environment."""
+"""A run, or several, as one document: every table in reading order, in any format."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
+from harness import store
 from harness.economics.cost import Costs
+from harness.errors import HarnessError
 from harness.model import Summary
-from harness.report import economics, extrapolate, json, reported, tables, text
+from harness.report import economics, extrapolate, reported, tables
 from harness.report.summaries import summary_of
 from harness.report.table import Table
 from harness.reported.comparisons import Context
@@ -18,54 +23,92 @@ COSTS = {
 }
 """Cost figures that stand beside the reported ones -> their label there."""
 
+LONG = ("tiers", "tornado", "sources")
+"""What a terminal gets only by name, or with all else."""
 
-def document(run: Run, scenario: str | None = None) -> tuple[list[Table], Summary]:
-    """Every table of the run in reading order, and the summary that they were made from.
+Sweep = Sequence[tuple[RunFile, Summary]]
+
+
+def load(directory: Path) -> tuple[RunFile, Summary]:
+    """A run without its rows, unless its summary has to be made from them."""
+    file, summary = store.read_file(directory), store.read_summary(directory)
+    if summary is None or summary.state != file.state:
+        return file, summary_of(store.read(directory))
+    return file, summary
+
+
+def document(file: RunFile, summary: Summary, scenario: str | None = None) -> list[Table]:
+    """Every table of one run in reading order.
 
     `scenario`: a shipped cost scenario or a file; None: the workload's own, or else the device's default.
     """
+    *measured, environment = tables.tables(file, summary)
+    measured[-1:-1] = [*tables.energy_tables(summary, file.meters_absent), *_limits(file, summary)]
+    context = Context(reported.book())
+    money = [*_money(context, file, summary, scenario)]
+    found = [*measured, *money, reported.sources_table(context.book, money), environment]
+    return [each if each.name in ("reported", "sources") else replace(each, source=file.id) for each in found]
+
+
+def over_runs(sweep: Sweep, scenario: str | None = None) -> list[Table]:
+    """Several runs side by side: a row a run, objectives, the Pareto front, costs, the reported figures."""
+    context = Context(reported.book())
+    costed = [(file, summary, _costs(file, summary, scenario)) for file, summary in sweep if file.engine is not None]
+    found = [tables.runs_table(sweep), *economics.sweep_tables(sweep, scenario), economics.tiers_table(sweep, scenario)]
+    if any(point.usd_per_query.value is not None for point in reported.points_of(context.book, costed)):
+        found += reported.compare_runs(context, costed)
+    return [*found, reported.sources_table(context.book, found)]
+
+
+def report(sweep: Sweep, scenario: str | None = None, names: Sequence[str] = ()) -> list[Table]:
+    """The tables of one run; of several, those over all runs, and of each run those that are named.
+
+    `names`: only these, or `all`. HarnessError for one that the report does not have.
+    """
+    made = [*(over_runs(sweep, scenario) if len(sweep) > 1 else ())]
+    if len(sweep) == 1 or set(names) - {each.name for each in made}:
+        made += [each for file, summary in sweep for each in document(file, summary, scenario)]
+    known = dict.fromkeys(each.name for each in made)
+    for name in set(names) - {*known, "all"}:
+        raise HarnessError(f"no table '{name}' in this report", f"choose from {', '.join(known)}, all")
+    return made if not names or "all" in names else [each for each in made if each.name in names]
+
+
+def in_short(made: Sequence[Table]) -> list[Table]:
+    """Without the tables that a terminal gets only by name."""
+    return [each for each in made if each.name not in LONG]
+
+
+def costed(run: Run, scenario: str | None = None, overrides: Sequence[str] = ()) -> tuple[RunFile, Summary, Costs]:
+    """The run, its summary and its costs under the scenario (see `document`) with `--set` overrides."""
     summary = summary_of(run)
-    *measured, environment = tables.tables(run.file, summary)
-    measured[-1:-1] = [*tables.energy_tables(summary, run.file.meters_absent), *_limits(run, summary)]
-    return [*measured, *_money(run, summary, scenario), environment], summary
+    return run.file, summary, _costs(run.file, summary, scenario, overrides)
 
 
-def costed(run: Run, scenario: str | None = None) -> tuple[RunFile, Summary, Costs]:
-    """The run, its summary and its costs under the scenario (see `document`)."""
-    summary = summary_of(run)
-    return run.file, summary, _costs(run, summary, scenario)
-
-
-def render(run: Run, format_: Literal["text", "json"], scenario: str | None = None) -> str:
-    """The document in one of the formats."""
-    made, summary = document(run, scenario)
-    return text.render(made) if format_ == "text" else json.render(made, [summary])
-
-
-def _limits(run: Run, summary: Summary) -> list[Table]:
+def _limits(file: RunFile, summary: Summary) -> list[Table]:
     """How far from the hardware's limit a GPU run was."""
-    if run.file.engine is None or run.file.engine["device"] != "cuda":
+    if file.engine is None or file.engine["device"] != "cuda":
         return []
-    rows = tuple((figure.name, figure) for figure in extrapolate.limits(run.file, summary))
+    rows = tuple((figure.name, figure) for figure in extrapolate.limits(file, summary))
     return [Table("limits", "Distance from the hardware's limit", ("figure", "value"), rows)]
 
 
-def _money(run: Run, summary: Summary, scenario: str | None) -> list[Table]:
+def _money(c: Context, file: RunFile, summary: Summary, scenario: str | None) -> Iterator[Table]:
     """Cost, assumptions, and the reported figures; of a run that never started, the reported figures alone."""
-    engine = run.file.engine
+    engine, scenario = file.engine, scenario or file.workload.get("scenario")
     if engine is None:
-        return [reported.first_table(Context(reported.book()), run.file.id, [], device="", parameters=None)]
-    costs = _costs(run, summary, scenario)
-    beside = [(label, figure) for figure in costs.figures if (label := COSTS.get(figure.name))]
-    first = reported.first_table(
-        Context(reported.book()),
-        run.file.id,
-        beside,
-        device=engine["device"],
-        parameters=engine["model"]["parameters"],
-    )
-    return [*economics.cost_tables(costs), first]
+        yield reported.first_table(c, file.id, [], device="", parameters=None)
+        return
+    found = economics.costs(file, summary, scenario)
+    cost, assumptions = economics.cost_tables(found)
+    yield cost
+    yield economics.tiers_table([(file, summary)], scenario)
+    with suppress(HarnessError):  # no price, or no rate
+        yield economics.tornado_table(file, summary, scenario)
+    yield assumptions
+    beside = [(label, figure) for figure in found.figures if (label := COSTS.get(figure.name))]
+    yield reported.first_table(c, file.id, beside, device=engine["device"], parameters=engine["model"]["parameters"])
 
 
-def _costs(run: Run, summary: Summary, scenario: str | None) -> Costs:
-    return economics.costs(run.file, summary, scenario or run.file.workload.get("scenario"))
+def _costs(file: RunFile, summary: Summary, scenario: str | None, overrides: Sequence[str] = ()) -> Costs:
+    return economics.costs(file, summary, scenario or file.workload.get("scenario"), overrides)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import pandas as pd
 from harness import shipped
 from harness.economics.cost import (
     DEFAULT_SCENARIO,
+    INTERVAL,
     TWO_DENOMINATORS,
     Costs,
     Device,
@@ -23,17 +25,18 @@ from harness.economics.cost import (
     priced,
     tornado,
 )
-from harness.economics.draws import PARAMETERS, Distribution, distribution, scaled, support
+from harness.economics.draws import PARAMETERS, Distribution, Draws, distribution, scaled, support
 from harness.economics.fleet import Policy, curve_of, diurnal, plan
 from harness.economics.gpus import Gpu, parse_gpus
 from harness.economics.invert import ONLY_THE_PRODUCT, Inversion, invert, isoline
 from harness.economics.objective import Objective, best_feasible, pareto_front, parse_objectives, value
-from harness.economics.phases import fit_phases, time_blocks
+from harness.economics.phases import PhaseSplit, fit_phases, time_blocks
 from harness.economics.query import cost_of_query
 from harness.economics.scenario import PRICE, Input, Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
-from harness.model import Summary
+from harness.model import Figure, Status, Summary
 from harness.report.table import Cell, Table
+from harness.report.tables import load_of
 from harness.store import RunFile
 
 Sweep = Sequence[tuple[RunFile, Summary]]
@@ -53,18 +56,24 @@ def tornado_table(file: RunFile, summary: Summary, scenario: str | None = None, 
     reason = ready.no_price or (rate.reason if rate.value is None else None)
     if reason is not None:
         raise HarnessError(reason, "nothing to take apart without a cost")
-    rows = tuple(
-        (name, ready.inputs[name].status if name in ready.inputs else rate.status, f"{first:.1%}", f"{total:.1%}")
-        for name, (first, total) in tornado(ready, rate).items()
-    )
-    columns = ("input", "status", "first order", "total")
-    return Table("tornado", "What makes the cost uncertain", columns, rows, ("Sobol indices of ln cost",))
+    rows: list[tuple[Cell, ...]] = []
+    for name, (first, total) in tornado(ready, rate).items():
+        shares = Figure(f"first.{name}", first, "1", "derived"), Figure(f"total.{name}", total, "1", "derived")
+        rows.append((name, ready.inputs[name].status if name in ready.inputs else rate.status, *shares))
+    columns, notes = ("input", "status", "first order", "total"), ("Sobol indices of ln cost",)
+    return Table("tornado", "What makes the cost uncertain", columns, tuple(rows), notes, file.id)
 
 
 def query_costs(
     runs: Sequence[tuple[RunFile, pd.DataFrame]], scenario: str | None = None, overrides: Sequence[str] = ()
 ) -> Costs:
     """What a query and a million tokens of each kind cost, from several runs of mixed shape."""
+    device, split, mix = phase_split(runs)
+    return cost_of_query(split, mix, device, priced_for(device, scenario, overrides))
+
+
+def phase_split(runs: Sequence[tuple[RunFile, pd.DataFrame]]) -> tuple[Device, PhaseSplit, tuple[float, float]]:
+    """The device of runs of mixed shape, the split of its time, and their mean input and output tokens."""
     device = _one_condition([file for file, _ in runs])
     blocks = []
     for file, requests in runs:
@@ -74,8 +83,7 @@ def query_costs(
             raise HarnessError(f"run {file.id}: {empty}", "leave it out, or measure it again") from None
     done = pd.concat([requests[requests["error"].isna()] for _, requests in runs])
     tokens_out = done["output_tokens"].fillna(done["output_asked"])
-    mix = float(done["input_asked"].mean()), float(tokens_out.mean())
-    return cost_of_query(fit_phases(blocks), mix, device, priced_for(device, scenario, overrides))
+    return device, fit_phases(blocks), (float(done["input_asked"].mean()), float(tokens_out.mean()))
 
 
 def costs_at_objective(
@@ -88,6 +96,8 @@ def costs_at_objective(
 
 
 TOKENS = "tokens per request"
+UNITS = {TOKENS: "token", "device_s per token": "s/token", PRICE: "USD/hour", "serving.utilisation": "1"}
+"""Of the factors that are not plain multiples."""
 
 
 def what_must_be_true(
@@ -111,7 +121,12 @@ def what_must_be_true(
         raise HarnessError(f"a spend of {describe(spend_usd)} on {queries:g} queries", "both must be above 0")
     found = invert(factors, scaled(spend_usd, 3600 / queries))
     rows = tuple(
-        (name, _range(before), _range(after), f"{after[1] / before[1]:.3g}x")
+        (
+            name,
+            _spread(name, before, "assumed"),
+            _spread(name, after, "derived"),
+            Figure(f"{name} moves by", after[1] / before[1], "ratio", "derived"),
+        )
         for (name, before), after in zip(found.before.items(), found.after.values(), strict=True)
     )
     how = "exact" if found.effective is None else f"weighted draws, {found.effective:.0f} effective"
@@ -119,20 +134,31 @@ def what_must_be_true(
         f"USD per query: {_range(found.cost / 3600)} by the assumptions, "
         f"{_range(found.needed / 3600)} by the spend, {found.needed[1] / found.cost[1]:.3g}x"
     )
-    columns = ("factor", "assumed: p5 / p50 / p95", "given the spend: p5 / p50 / p95", "median moves by")
+    columns = ("factor", "assumed", "given the spend", "median moves by")
     shifts = Table("must-be-true", f"What must be true ({how})", columns, rows, (gap, ONLY_THE_PRODUCT))
     medians = {name: (float(before[1]), factors[name][1]) for name, before in found.before.items()}
     grid = np.unique(np.geomspace(found.before[TOKENS][0], found.before[TOKENS][2], 5))
     solved = ("device_s per token", PRICE, "serving.utilisation")
     lines = [grid, *(isoline(medians, found.needed[1], name, TOKENS, grid) for name in solved)]
+    names = (TOKENS, *solved)
     isolines = Table(
         "isolines",
         "What would pay for the spend by itself, all else at its assumed median",
         (TOKENS, *(f"{name} needed" for name in solved)),
-        tuple(tuple(f"{x:.3g}" for x in row) for row in np.column_stack(lines)),
+        tuple(
+            tuple(
+                Figure(name, float(x), UNITS.get(name, "ratio"), "derived") for name, x in zip(names, row, strict=True)
+            )
+            for row in np.column_stack(lines)
+        ),
         ("each column is a line of equal cost; a utilisation above 1 cannot be",),
     )
     return found, (shifts, isolines)
+
+
+def _spread(name: str, values: Draws, status: Status) -> Figure:
+    low, middle, high = map(float, values)
+    return Figure(name, middle, UNITS.get(name, "ratio"), status, low, high, interval=INTERVAL)
 
 
 def _range(values: Iterable[float]) -> str:
@@ -182,11 +208,23 @@ def interactivity_table(sweep: Sweep, scenario: str | None = None, overrides: Se
     for summary in pareto_front([summary for _, summary in sweep], ["tpot_s.p50"]):
         found = cost_of_run(summary, device, wanted)
         cost = next(figure for figure in found.figures if figure.name == "usd_per_million_output_tokens")
-        each = value(summary, "output_tokens_per_s") / device.count
-        rows.append((summary.run, f"{1 / value(summary, 'tpot_s.p50'):.4g}", f"{each:.4g}", cost))
-    user = "token/s of one user (1 / median TPOT)"
-    columns = ("run", user, f"token/s per {wanted.per}", "USD per million output tokens")
+        tpot, rate = summary["tpot_s.p50"], summary["output_tokens_per_s"]
+        user = _turned("tokens_per_s_of_a_user", "tokens/s", tpot, lambda x: 1 / x)
+        each = _turned("tokens_per_s_per_device", "tokens/s", rate, lambda x: x / device.count)
+        rows.append((summary.run, user, each, cost))
+    columns = ("run", ONE_USER, f"per {wanted.per}", "per million output tokens")
     return Table("interactivity", "Cost against interactivity", columns, tuple(rows))
+
+
+ONE_USER = "of one user (1 / median TPOT)"
+
+
+def _turned(name: str, unit: str, figure: Figure, by: Callable[[float], float]) -> Figure:
+    """A figure and its interval under a monotone function."""
+    value, *ends = (None if x is None else by(x) for x in (figure.value, figure.low, figure.high))
+    low, high = ends if None in ends else sorted(x for x in ends if x is not None)
+    status: Status = "simulated" if figure.status == "simulated" else "derived"
+    return Figure(name, value, unit, status, low, high, figure.n, figure.reason, figure.interval)
 
 
 def read_objective(text: str) -> Objective:
@@ -303,13 +341,77 @@ def run_cost_tables(sweep: Sweep, scenario: str | None = None, overrides: Sequen
     if len(found) == 1:
         spread_out = any(figure.low is not None for figure in found[0].figures)
         return [*cost_tables(found[0]), *([tornado_table(*sweep[0], scenario, overrides)] if spread_out else [])]
-    names = ("usd_per_million_output_tokens", "usd_per_million_total_tokens", "usd_per_query")
+    return [_costs_table("costs", "What each run costs", [(sweep[i][0], each) for i, each in enumerate(found)])]
+
+
+def tiers_table(sweep: Sweep, scenario: str | None = None) -> Table:
+    """What each run costs under `scenario` (None: its own, or its device's) and every shipped one that prices it."""
+    rows: list[tuple[RunFile, Costs]] = []
+    for file, summary in sweep:
+        if file.engine is None:
+            continue
+        chosen = scenario or file.workload.get("scenario") or DEFAULT_SCENARIO[_one_condition([file]).kind]
+        rows.append((file, costs(file, summary, chosen)))
+        for name, _ in shipped.list_scenarios():
+            with suppress(HarnessError):  # it prices another kind of device
+                found = costs(file, summary, name)
+                if name != chosen and found.figures[0].value is not None:
+                    rows.append((file, found))
+    return _costs_table("tiers", "Cost by price tier", rows)
+
+
+def _costs_table(name: str, title: str, found: Sequence[tuple[RunFile, Costs]]) -> Table:
+    """A row a run and scenario; where all is of one run, that is the table's source."""
     rows: list[tuple[Cell, ...]] = []
-    for (file, _), each in zip(sweep, found, strict=True):
+    for file, each in found:
         figures = {figure.name: figure for figure in each.figures}
-        rows.append((file.id, each.scenario, *(figures[name] for name in names)))
-    columns = ("run", "scenario", "USD per million output tokens", "USD per million tokens", "USD per query")
-    return [Table("costs", "What each run costs", columns, tuple(rows), (TWO_DENOMINATORS,))]
+        rows.append((file.id, load_of(file), each.scenario, *(figures[name] for name in COST_COLUMNS)))
+    columns = ("run", "load", "scenario", *COST_COLUMNS.values())
+    runs = {file.id for file, _ in found}
+    if len(runs) == 1:
+        return Table(name, title, columns[2:], tuple(row[2:] for row in rows), (TWO_DENOMINATORS,), runs.pop())
+    return Table(name, title, columns, tuple(rows), (TWO_DENOMINATORS,))
+
+
+COST_COLUMNS = {
+    "usd_per_million_output_tokens": "USD per million output tokens",
+    "usd_per_million_total_tokens": "USD per million tokens",
+    "usd_per_query": "USD per query",
+}
+
+
+def sweep_tables(sweep: Sweep, scenario: str | None = None) -> list[Table]:
+    """Of runs that differ in nothing but load: the best point at each objective, and cost against interactivity."""
+    groups: dict[str, list[tuple[RunFile, Summary]]] = {}
+    for file, summary in sweep:
+        if file.engine is not None and all(measured(summary, name).value is not None for name in NEEDED):
+            same = {field: has for field, has in _conditions(file).items() if field not in LOAD}
+            groups.setdefault(repr(same), []).append((file, summary))
+    alike = [group for group in groups.values() if len(group) > 1]
+    presets = parse_objectives(shipped.read_text("prices/mlperf_slo.csv"))
+    rows = [_feasible(group, name, presets[name], scenario) for group in alike for name in presets]
+    columns = ("objective", "model", "run", "output tokens/s", "USD per million output tokens")
+    title = "The most throughput that meets an objective, between measured runs"
+    best = [Table("slo", title, columns, tuple(rows), ("objectives of MLPerf Inference: p99 of TTFT and of TPOT",))]
+    return [*(best if rows else ()), *(interactivity_table(group, scenario) for group in alike)]
+
+
+FASTEST = "the fastest run meets the objective, so more throughput may be had"
+NEEDED = ("output_tokens_per_s", "tpot_s.p50", "ttft_s.p99", "tpot_s.p99")
+
+
+def _feasible(sweep: Sweep, name: str, objective: Objective, scenario: str | None) -> tuple[Cell, ...]:
+    limits = ", ".join(f"{figure} <= {limit:g} s" for figure, limit in objective.items())
+    head = (f"{name}: {limits}", str(_conditions(sweep[0][0])["model"]))
+    try:
+        found, best = costs_at_objective(sweep, name, scenario or sweep[0][0].workload.get("scenario"))
+    except HarnessError as none:
+        units = {"output_tokens_per_s": "tokens/s", "usd_per_million_output_tokens": "USD/1e6 token"}
+        return (*head, "", *(Figure(of, None, unit, "derived", reason=none.what) for of, unit in units.items()))
+    figures = [best["output_tokens_per_s"], next(x for x in found.figures if x.name == "usd_per_million_output_tokens")]
+    if best.run in {summary.run for _, summary in sweep}:
+        figures = [replace(figure, reason=FASTEST) for figure in figures]
+    return (*head, best.run, *figures)
 
 
 def spread(text: str) -> Distribution:

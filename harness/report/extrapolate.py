@@ -31,7 +31,7 @@ from harness.economics.scenario import MEASURED
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.report.economics import price_tables, priced_for
-from harness.report.table import Table
+from harness.report.table import Cell, Table
 from harness.store import RunFile
 
 MEMORY_SHARE = 0.9
@@ -177,17 +177,22 @@ def validation_table() -> Table:
         "H100: ML.ENERGY leaderboard v3 (2025). A100: leaderboard v2 (2024), where an older vLLM took far longer for "
         "each layer and sequence: the H100 fit does not carry over to other serving software",
     )
-    columns = ("points", "n", "time error", "energy error", "time inside", "energy inside")
+    columns = ("points", "time error", "energy error", "time inside", "energy inside")
     return Table("validation", "Extrapolation against measurements", columns, tuple(rows), notes)
 
 
-def _rows(where: str, points: Work, errors: Array, half: Array) -> list[tuple[str, ...]]:
+def _rows(where: str, points: Work, errors: Array, half: Array) -> list[tuple[Cell, ...]]:
     """A row a kind of model with the median error, and one of all with the share inside the intervals' half widths."""
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[Cell, ...]] = []
     for kind in ("dense", "moe", "hybrid"):
         of = errors[:, points.kind == kind]
         if of.size:
-            time, energy = np.exp(np.median(np.abs(of), axis=1))
-            rows.append((f"{where} {kind}", str(of.shape[1]), f"{time:.2f}x", f"{energy:.2f}x", "", ""))
-    time, energy = np.mean(np.abs(errors) <= half, axis=1)
-    return [*rows, (f"{where} all", str(len(points)), "", "", f"{time:.0%}", f"{energy:.0%}")]
+            median = np.exp(np.median(np.abs(of), axis=1))
+            rows.append((f"{where} {kind}", *_pair("error", "ratio", median, of.shape[1]), None, None))
+    inside = np.mean(np.abs(errors) <= half, axis=1)
+    return [*rows, (f"{where} all", None, None, *_pair("inside", "1", inside, len(points)))]
+
+
+def _pair(name: str, unit: str, values: Array, n: int) -> list[Figure]:
+    of = zip(("time", "energy"), values, strict=True)
+    return [Figure(f"{name}.{what}", float(value), unit, "derived", n=n) for what, value in of]

@@ -1,4 +1,4 @@
-"""Tables as HTML: a fragment without style or script, for a page or a document of one's own."""
+"""Tables as HTML."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from harness.report.layout import Printed, printed
 from harness.report.table import Table
 
 
+def render(tables: Sequence[Table]) -> str:
+    """A page of tables that needs nothing else."""
+    style = "body{font-family:sans-serif} .scroll{overflow-x:auto} td,th{text-align:start;vertical-align:top}"
+    head = f'<meta charset="utf-8"><title>Report</title><style>{style}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{render_tables(tables)}</body></html>\n'
+
+
 def render_tables(tables: Sequence[Table]) -> str:
-    """A `<section>` for each table: the table with caption and heads, and its notes.
+    """A `<section>` for each table, without style or script: the table with caption and heads, and its notes.
 
     Columns of figures have the class `figure`; text takes its direction from its first strong letter (`dir="auto"`).
     """
@@ -28,7 +35,7 @@ def _section(name: str, table: Printed) -> str:
         f'<section data-table="{escape(name)}">\n<div class="scroll"><table>\n'
         f"<caption>{escape(table.title)}{aside}</caption>\n"
         + (f"<thead><tr>{head}</tr></thead>\n" if head else "")
-        + f"<tbody>\n{body or '<tr><td>none</td></tr>'}</tbody>\n</table></div>\n"
+        + f"<tbody>\n{body}</tbody>\n</table></div>\n"
         + (f'<ul class="notes">\n{notes}</ul>\n' if notes else "")
         + "</section>\n"
     )

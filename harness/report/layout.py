@@ -36,21 +36,24 @@ def printed(table: Table) -> Printed:
     (('x', '12.35 tokens/s (measured) [1]'),)
     """
     table = claims(table)
-    common, marks = shared(table), footnotes(table)
+    common = shared(table)
+    marks = footnotes(table, common)
 
     def cell(content: Cell) -> str:
         if not isinstance(content, Figure):
             return plain(content or "")
         own = {kind: kind not in common and kind not in table.columns for kind in ("unit", "n", "status")}
-        text = words(content, interval="bound" not in table.columns, kind="interval" not in common, why=False, **own)
-        return text + (f" [{marks[reason]}]" if (reason := why(content)) else "")
+        noted = asides(content, common)
+        kind = "interval" not in common and len(content.interval) <= SHORT
+        text = words(content, interval="bound" not in table.columns, kind=kind, why=False, **own)
+        return text + "".join(f" [{marks[note]}]" for note in noted)
 
     notes = (*(f"[{mark}] {reason}" for reason, mark in marks.items()), *table.notes)
     return Printed(
         plain(table.title),
         aside(table, common, "interval in brackets"),
         None if table.columns == PROPERTIES else table.columns,
-        tuple(tuple(map(cell, row)) for row in table.rows),
+        tuple(tuple(map(cell, row)) for row in table.rows) or (("none", *[""] * (len(table.columns) - 1)),),
         frozenset(figure_columns(table)),
         tuple(map(plain, (*notes, f"source: {table.source}") if table.source else notes)),
     )
@@ -110,10 +113,21 @@ def why(figure: Figure) -> str | None:
     return figure.reason or ("not recorded" if figure.value is None else None)
 
 
-def footnotes(table: Table) -> dict[str, int]:
-    """Every reason in the table -> the number of its note, in the order of reading."""
-    reasons = (why(cell) for row in table.rows for cell in row if isinstance(cell, Figure))
-    return {reason: i for i, reason in enumerate(dict.fromkeys(filter(None, reasons)), 1)}
+SHORT = 12
+"""Characters of an interval's name, such as 95% or p5-p95, that may stand beside it; a longer one is a note."""
+
+
+def asides(figure: Figure, common: Mapping[str, str]) -> list[str]:
+    """What is to be noted of a figure: the reason, and what its interval is where that takes many words."""
+    long = "interval" not in common and len(figure.interval) > SHORT and ends(figure)
+    notes = (why(figure), f"interval: {figure.interval}" if long else None)
+    return [note for note in notes if note]
+
+
+def footnotes(table: Table, common: Mapping[str, str]) -> dict[str, int]:
+    """Every `asides` in the table -> the number of its note, in the order of reading."""
+    notes = (note for row in table.rows for cell in row if isinstance(cell, Figure) for note in asides(cell, common))
+    return {note: i for i, note in enumerate(dict.fromkeys(notes), 1)}
 
 
 def plain(text: str) -> str:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -16,7 +15,8 @@ from harness.economics.cost import Costs
 from harness.economics.draws import quantile
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
-from harness.report import json, layout, text
+from harness.report import formats, layout, text
+from harness.report.formats import Format
 from harness.report.table import PROPERTIES, Cell, Table
 from harness.reported.algebra import Quantity, of_fact
 from harness.reported.comparisons import COMPARISONS, Context, Line, per_query, spend_revenue
@@ -26,7 +26,6 @@ from harness.store import RunFile
 COLUMNS = ("quantity", "bound", "value", "unit", "period", "basis", "status", "layer", "source")
 Row = tuple[Cell, ...]
 StoredRun = tuple[RunFile, Summary, Costs]
-Format = Literal["text", "json"]
 TOY_PARAMETERS = 1_000_000_000
 """Below this many parameters a model is too small to stand for one that a provider serves."""
 
@@ -78,10 +77,10 @@ def facts_table(facts: Iterable[Fact]) -> Table:
     return Table("facts", "Published figures", COLUMNS, body, ("`harness facts ID` prints the quote of one.",))
 
 
-def fact_text(book: Book, fact_id: str, format_: Format = "text") -> str:
-    """All that is known of one fact, its quote verbatim and on one line; in JSON after its row of `facts_table`."""
+def fact_text(book: Book, fact_id: str, format_: Format = "text") -> str | bytes:
+    """All that is known of one fact, its quote verbatim and on one line; save in text after its `facts_table`."""
     fact = fact_table(book, fact_id)
-    return _document([facts_table([book[fact_id]])] if format_ == "json" else [], [fact], format_)
+    return _document([] if format_ == "text" else [facts_table([book[fact_id]])], [fact], format_)
 
 
 def fact_table(book: Book, fact_id: str) -> Table:
@@ -115,17 +114,28 @@ def comparison_table(c: Context, name: str) -> Table:
     return Table(name, title, COLUMNS, body, ((said,) if said else ()) + notes)
 
 
-def explain(c: Context, name: str, format_: Format = "text") -> str:
+def explain(c: Context, name: str, format_: Format = "text") -> str | bytes:
     """A comparison with its formulas and what it takes for granted, then every fact that it names with its quote."""
     table = comparison_table(c, name)
-    named = set(re.findall(r"[\w-]+(?:\.[\w-]+)*", f"{table.rows} {table.notes}"))
-    return _document([table], [fact_table(c.book, i) for i in c.book.facts if i in named], format_)
+    return _document([table], [fact_table(c.book, i) for i in _named(c.book, [table])], format_)
 
 
-def _document(tables: list[Table], facts: list[Table], format_: Format) -> str:
-    """Tables, then facts with each property on a line of its own, so that a quote is never broken."""
-    if format_ == "json":
-        return json.render([*tables, *facts])
+def sources_table(book: Book, tables: Iterable[Table]) -> Table:
+    """What the tables rest on: every fact that they name, with its words, and where they were published."""
+    facts = [book[i] for i in _named(book, tables)]
+    rows = tuple((f.id, f"{f.entity}: {f.metric}", f.quote or f.wording, f.gloss, book.source(f.id)) for f in facts)
+    return Table("sources", "Sources and quotes", ("id", "figure", "quote", "in English", "source"), rows)
+
+
+def _named(book: Book, tables: Iterable[Table]) -> list[str]:
+    words = {word for table in tables for word in re.findall(r"[\w-]+(?:\.[\w-]+)*", f"{table.rows} {table.notes}")}
+    return [i for i in book.facts if i in words]
+
+
+def _document(tables: list[Table], facts: list[Table], format_: Format) -> str | bytes:
+    """Tables, then facts; as text with each property on a line of its own, so that a quote is never broken."""
+    if format_ != "text":
+        return formats.render([*tables, *facts], format_)
     found = [[table.title, *(f"  {name}: {said}" for name, said in table.rows)] for table in facts]
     paragraphs = ("\n".join(layout.plain(line) for line in lines) for lines in found)
     return (text.render(tables) if tables else "") + "\n\n".join(paragraphs) + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.model import Summary
@@ -61,6 +61,26 @@ def run_table(file: RunFile) -> Table:
             "took": _joined(took),
         },
     )
+
+
+def load_of(file: RunFile) -> str:
+    """The load that a run was under, in a few words."""
+    return _short(file.workload.get("load"))
+
+
+OVER_RUNS = ("output_tokens_per_s", "ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "tpot_s.p99", "joules_per_output_token")
+
+
+def runs_table(sweep: Sequence[tuple[RunFile, Summary]]) -> Table:
+    """A row a run: what ran, under which load, how fast, at what energy, and which findings are serious."""
+    rows: list[tuple[Cell, ...]] = []
+    for file, summary in sweep:
+        figures = {figure.name: figure for figure in summary.figures}
+        what = (file.id, file.state, _model(file), _device(file.engine or {}, file.environment), load_of(file))
+        serious = _joined(finding.code for finding in summary.findings if finding.serious)
+        rows.append((*what, *(figures.get(name) for name in OVER_RUNS), serious))
+    columns = ("run", "state", "model", "device", "load", *OVER_RUNS, "serious findings")
+    return Table("runs", f"{len(rows)} runs", columns, tuple(rows))
 
 
 def environment_table(file: RunFile) -> Table:

@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from rich import box
 from rich.cells import cell_len
@@ -18,7 +17,7 @@ from rich.text import Text
 
 from harness.model import Figure
 from harness.report.cells import amount, ends, number, words
-from harness.report.layout import aside, claims, figure_columns, footnotes, plain, shared, why
+from harness.report.layout import SHORT, aside, asides, claims, figure_columns, footnotes, plain, shared
 from harness.report.table import PROPERTIES, Cell, Table
 
 NARROWEST = 24
@@ -33,8 +32,9 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
     """The tables one under the other. `width` and `color`: None asks the terminal; without one, 80 and no.
 
     What all figures of a table share (unit, n, status) stands in its title. With four or more columns of figures, each
-    interval is under its figure, and reasons are notes. A table that does not fit the width becomes a list, a paragraph to a row, with what
-    all rows share said once. The columns bound, value and unit, side by side, are read as one phrase.
+    interval is under its figure, and reasons are notes. A table that does not fit the width becomes a list, a paragraph
+    to a row, with what all rows share said once. The columns bound, value and unit, side by side, are read as one
+    phrase.
     """
     terminal = sys.stdout.isatty() if color is None else color
     columns = width or shutil.get_terminal_size((80, 24)).columns
@@ -50,7 +50,7 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
 def _parts(table: Table, width: int) -> Iterator[RenderableType]:
     table = claims(table)
     common = shared(table)
-    marks = footnotes(table) if len(figure_columns(table)) >= 4 else None
+    marks = footnotes(table, common) if len(figure_columns(table)) >= 4 else None
     grid = _grid(table, common, width, marks)
     if grid is None:
         marks = None
@@ -74,13 +74,13 @@ def _cell(cell: Cell, table: Table, common: Mapping[str, str], marks: Mapping[st
     own = {kind: kind not in common and kind not in table.columns for kind in ("unit", "n", "status")}
     if marks is None:
         return Text(words(cell, interval="bound" not in table.columns, **own))
-    between, reason = ends(cell), why(cell)
+    between, mark = ends(cell), " ".join(f"[{marks[note]}]" for note in asides(cell, common))
+    named = "interval" in common or len(cell.interval) > SHORT
     under = [
-        (between if "interval" in common else f"{cell.interval}: {between}") if between else "",
+        (between if named else f"{cell.interval}: {between}") if between else "",
         f"n={number(cell.n)}" if own["n"] and cell.n is not None else "",
         cell.status if own["status"] else "",
     ]
-    mark = f"[{marks[reason]}]" if reason else ""
     if cell.value is None:
         return Text(f"n/a {mark}", "dim")
     text = Text(amount(cell, unit=own["unit"], digits=True))
