@@ -1,4 +1,4 @@
-"""Load shapes: when each request is due. Pure values; the loop that waits for them is elsewhere."""
+"""Load shapes: when each request is due, and each user there. Pure values; the loop that waits is elsewhere."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ARRIVALS = 3
 """Second word of the seed of arrival times, so that they share no random numbers with the requests."""
 
 
-def _quantity(units: Mapping[str, float]) -> BeforeValidator:
-    """Reads a number above 0, alone or with one of `units` (unit -> size in SI)."""
+def _quantity(units: Mapping[str, float], form: str = "above 0") -> BeforeValidator:
+    """Reads a number above 0, or from 0 where `form` says so, alone or with one of `units` (unit -> size in SI)."""
 
     def read(value: object) -> float:
         match = re.fullmatch(r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*(.*)", str(value).strip())
@@ -27,9 +27,9 @@ def _quantity(units: Mapping[str, float]) -> BeforeValidator:
             number = float(match[1]) * {"": 1.0, **units}[match[2]] if match else math.nan
         except (KeyError, ValueError):
             number = math.nan
-        if not 0 < number < math.inf:
-            message = "should be a number above 0, alone or with one of the units {units}"
-            raise PydanticCustomError("quantity", message, {"units": ", ".join(units)})
+        if not 0 <= number < math.inf or (number == 0 and form == "above 0"):
+            message = "should be a number {form}, alone or with one of the units {units}"
+            raise PydanticCustomError("quantity", message, {"form": form, "units": ", ".join(units)})
         return number
 
     return BeforeValidator(read)
@@ -37,11 +37,14 @@ def _quantity(units: Mapping[str, float]) -> BeforeValidator:
 
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 Seconds = Annotated[float, _quantity(_UNITS_S)]
-PerSecond = Annotated[float, _quantity({f"/{unit}": 1 / size for unit, size in _UNITS_S.items()})]
+_RATES = {f"/{unit}": 1 / size for unit, size in _UNITS_S.items()}
+PerSecond = Annotated[float, _quantity(_RATES)]
+PerSecondOr0 = Annotated[float, _quantity(_RATES, "from 0")]
 MOST = 10_000_000
 """Of requests in a run, and of tokens in a request: what is above is a slip, and would only use up the memory."""
 WHOLE = "a whole number from 1 to 10 million"
 Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
+UsersOr0 = Annotated[int, Field(ge=0, le=100_000, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
 TAKES: Mapping[str, str] = {
@@ -51,8 +54,14 @@ TAKES: Mapping[str, str] = {
     "poisson": "rate_per_s duration_s? max_in_flight?",
     "gamma": "rate_per_s burstiness duration_s? max_in_flight?",
     "trace": "trace time_scale? duration_s? max_in_flight?",
+    "ramp of users": "from_users to_users over_s duration_s?",
+    "ramp of the rate": "from_rate_per_s to_rate_per_s over_s arrivals? duration_s? max_in_flight?",
+    "steps of users": "steps duration_s?",
+    "steps of the rate": "steps arrivals? duration_s? max_in_flight?",
 }
-"""Shape -> the keys that go with it; `?` marks those that may be left out."""
+"""Shape, and what it changes -> the keys that go with it; `?` marks those that may be left out."""
+_BLOCK = 4096
+"""Due times are made so many at once."""
 
 
 def check_keys(given: Mapping[str, object], chosen: str, takes: Mapping[str, str]) -> None:
@@ -69,20 +78,39 @@ def check_keys(given: Mapping[str, object], chosen: str, takes: Mapping[str, str
             raise PydanticCustomError("stray", "does not go with {chosen}", {"key": key, "chosen": chosen})
 
 
+class Step(BaseModel):
+    """One step of a load: a number of users or a rate, and how long it lasts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    users: UsersOr0 | None = Field(None, description="a whole number from 0 to 100,000")
+    rate_per_s: PerSecondOr0 | None = Field(None, description="requests per second from 0")
+    duration_s: Seconds = Field(description="seconds above 0: 60 or '1 min'")
+
+
 class Load(BaseModel):
     """When requests are sent; `TAKES` says which keys go with which shape."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shape: Literal["closed", "offline", "constant", "poisson", "gamma", "trace"] = Field(
-        description="one of closed, offline, constant, poisson, gamma, trace"
+    shape: Literal["closed", "offline", "constant", "poisson", "gamma", "trace", "ramp", "steps"] = Field(
+        description="one of closed, offline, constant, poisson, gamma, trace, ramp, steps"
     )
-    users: Annotated[int, Field(gt=0, le=100_000, strict=True)] | None = Field(
+    users: Annotated[UsersOr0, Field(gt=0)] | None = Field(
         None, description="requests in flight at any time, a whole number from 1 to 100,000"
     )
     rate_per_s: PerSecond | None = Field(None, description="requests per second above 0: 3, '3 /s' or '180 /min'")
     burstiness: Positive | None = Field(None, description="a number above 0: 1 is Poisson, less is burstier")
-    trace: str | None = Field(None, description="a shipped trace's name or a CSV file, for its arrival times")
+    from_users: UsersOr0 | None = Field(None, description="users at the start, a whole number from 0 to 100,000")
+    to_users: UsersOr0 | None = Field(None, description="users at the end of the ramp, a whole number from 0")
+    from_rate_per_s: PerSecondOr0 | None = Field(None, description="requests per second at the start, from 0")
+    to_rate_per_s: PerSecondOr0 | None = Field(None, description="requests per second at the end of the ramp, from 0")
+    over_s: Seconds | None = Field(None, description="seconds above 0 that the ramp takes: 60 or '1 min'")
+    steps: Annotated[tuple[Step, ...], Field(min_length=1)] | None = Field(
+        None, description="a list of {users or rate_per_s, duration_s}, all of one kind"
+    )
+    arrivals: Literal["poisson", "constant"] | None = Field(None, description="one of poisson, constant")
+    trace: str | None = Field(None, description="a shipped trace's name or a file, for its arrival times")
     time_scale: Positive | None = Field(None, description="a factor above 0 on the trace's times: 0.5 is twice as fast")
     duration_s: Seconds | None = Field(
         None, description="seconds above 0 after which no request is sent: 60 or '1 min'"
@@ -91,8 +119,27 @@ class Load(BaseModel):
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Load:
-        check_keys(dict(self), self.shape, TAKES)
+        varied = " of users" if self.closed else " of the rate"
+        check_keys(dict(self), self.shape + varied * (self.shape in ("ramp", "steps")), TAKES)
+        if self.steps and {(step.users is None, step.rate_per_s is None) for step in self.steps} != {
+            (not self.closed, self.closed)
+        }:
+            raise PydanticCustomError("order", "has not users in every step, or a rate in every step", {"key": "steps"})
+        if self.shape in ("ramp", "steps") and not any(profile(self)[1]):
+            raise PydanticCustomError("order", "never rises above 0", {"key": "shape"})
         return self
+
+    @property
+    def closed(self) -> bool:
+        """Whether users send, each when its last answer has come; else requests have due times."""
+        by_step = self.steps is not None and self.steps[0].users is not None
+        return self.users is not None or self.from_users is not None or self.to_users is not None or by_step
+
+    @property
+    def end_s(self) -> float:
+        """No request is sent from this time on; infinite where the count or the trace ends the load."""
+        steps_s = sum(step.duration_s for step in self.steps) if self.steps else math.inf
+        return min(steps_s, math.inf if self.duration_s is None else self.duration_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,37 +153,123 @@ class Trace:
     output_tokens: NDArray[np.int64]
     source: str
     """Where it comes from, with its licence where it has one."""
+    block_ids: NDArray[np.int64] | None = None
+    """Of all requests in turn, the names of the blocks that the prompt begins with; equal names, equal tokens."""
+    block_ends: NDArray[np.int64] | None = None
+    """Where in those each request's end; the first element is where the first request's begin."""
+
+    def blocks(self, row: int) -> list[int]:
+        """The names of that request's blocks; none where the trace has none."""
+        if self.block_ids is None or self.block_ends is None:
+            return []
+        names: list[int] = self.block_ids[self.block_ends[row] : self.block_ends[row + 1]].tolist()
+        return names
+
+
+def profile(load: Load) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Users, or requests per second, over time: the start of each piece in s, the level there, its slope in 1/s.
+
+    The last piece has no end; what follows the last of `steps` is a piece at 0. Of closed, constant, poisson and gamma
+    loads it is one piece; the others have no such level: ValueError.
+
+    >>> profile(Load(shape="ramp", from_rate_per_s=1, to_rate_per_s=5, over_s=2))
+    (array([0., 2.]), array([1., 5.]), array([2., 0.]))
+    """
+    starts, levels, slope = [0.0], [load.rate_per_s if load.users is None else load.users], 0.0
+    if load.steps is not None:
+        starts += itertools.accumulate(step.duration_s for step in load.steps)
+        levels = [*(step.rate_per_s if step.users is None else step.users for step in load.steps), 0]
+    elif load.over_s is not None:
+        starts.append(load.over_s)
+        levels = [load.from_users, load.to_users] if load.closed else [load.from_rate_per_s, load.to_rate_per_s]
+        slope = ((levels[1] or 0) - (levels[0] or 0)) / load.over_s
+    if None in levels:
+        raise ValueError(f"a load of shape {load.shape} has no level")
+    slopes = np.zeros(len(starts))
+    slopes[0] = slope
+    return np.array(starts), np.array(levels, dtype=float), slopes
+
+
+def user_spans(load: Load) -> list[list[tuple[float, float]]]:
+    """When each user of a closed loop is there: (from, until) in seconds, in order; until is infinite for who stays.
+
+    On a ramp a user comes, or the last who came goes, as the level passes each whole number. ValueError where requests
+    have due times.
+
+    >>> user_spans(Load(shape="ramp", from_users=1, to_users=3, over_s=10))
+    [[(0.0, inf)], [(5.0, inf)], [(10.0, inf)]]
+    """
+    if not load.closed:
+        raise ValueError(f"a load of shape {load.shape} has no users")
+    starts, levels, slopes = (piece.tolist() for piece in profile(load))
+    users: list[list[tuple[float, float]]] = [[] for _ in range(int(max(levels)))]
+    for start, end, level, slope in zip(starts, [*starts[1:], math.inf], levels, slopes, strict=True):
+        for user, spans in enumerate(users):
+            come, go = (start, end) if user < level else (end, end)
+            if slope > 0 and user >= level:
+                come = start + (user + 1 - level) / slope
+            elif slope < 0 and user < level:
+                go = start + (user - level) / slope
+            go = min(go, end, load.end_s)
+            if spans and spans[-1][1] == come < go:
+                spans[-1] = spans[-1][0], go
+            elif come < go:
+                spans.append((come, go))
+    return users
 
 
 def due_s(load: Load, count: int | None, seed: int, trace: Trace | None = None) -> Iterator[float]:
-    """When each request is due, in seconds since the load began: `count` times at most, all before `load.duration_s`.
+    """When each request is due, in seconds since the load began: `count` times at most, all before `load.end_s`.
 
     offline: 0 for all. constant: i / rate. poisson and gamma: the gaps, the first one from 0, are gamma distributed
     with mean 1 / rate and shape k = burstiness, so that CV^2 = 1/k (poisson: k = 1), as in `vllm bench serve`; unlike
     there, drawn gaps are not rescaled to hit the mean rate. trace: its arrivals from 0, times `time_scale`, once.
+    ramp and steps: arrivals at a rate of 1, taken through the inverse of the rate's integral L(t), which makes Poisson
+    arrivals of that varying rate (time rescaling: Cinlar 1975); constant: L(t) = 0, 1, 2...
     A closed loop has no due times: ValueError.
 
     >>> list(due_s(Load(shape="constant", rate_per_s=4, duration_s=0.6), None, seed=0))
     [0.0, 0.25, 0.5]
     """
-    times = itertools.islice(_endless(load, seed, trace), count)
-    if load.duration_s is None:
-        return times
-    limit = load.duration_s
-    return itertools.takewhile(lambda due: due < limit, times)
+    if load.closed:
+        raise ValueError(f"a load of users ({load.shape}) has no due times")
+    blocks = _blocks(load, seed, trace)
+    times = itertools.islice(itertools.chain.from_iterable(block.tolist() for block in blocks), count)
+    end_s = load.end_s
+    return itertools.takewhile(lambda due: due < end_s, times)
 
 
-def _endless(load: Load, seed: int, trace: Trace | None) -> Iterator[float]:
-    if load.shape == "offline":
-        return itertools.repeat(0.0)
-    if load.shape == "trace" and trace is not None:
-        scale = 1.0 if load.time_scale is None else load.time_scale
-        return iter(((trace.arrival_s - trace.arrival_s[0]) * scale).tolist())
-    if load.rate_per_s is None:
-        raise ValueError(f"a load of shape {load.shape} has no due times, or its trace was not given")
-    rate = load.rate_per_s
-    if load.shape == "constant":
-        return (i / rate for i in itertools.count())
+def _blocks(load: Load, seed: int, trace: Trace | None) -> Iterator[NDArray[np.float64]]:
+    """Due times without limit, a block at a time."""
+    if load.shape == "trace":
+        if trace is None:
+            raise ValueError("the load's trace was not given")
+        yield (trace.arrival_s - trace.arrival_s[0]) * (1.0 if load.time_scale is None else load.time_scale)
+        return
     k = 1.0 if load.burstiness is None else load.burstiness
-    rng = np.random.default_rng([seed, ARRIVALS])
-    return itertools.accumulate(rng.standard_gamma(k) / k / rate for _ in itertools.count())
+    rate = 1.0 if load.rate_per_s is None else load.rate_per_s
+    rng, last = np.random.default_rng([seed, ARRIVALS]), 0.0
+    for first in itertools.count(0, _BLOCK):
+        if load.shape == "offline":
+            due = np.zeros(_BLOCK)
+        elif "constant" in (load.shape, load.arrivals):
+            due = np.arange(first, first + _BLOCK) / rate
+        else:
+            gaps = rng.standard_gamma(k, _BLOCK) / k / rate
+            gaps[0] += last
+            due = np.cumsum(gaps)
+            last = due[-1]
+        yield _when(load, due) if load.rate_per_s is None and load.shape != "offline" else due
+
+
+def _when(load: Load, expected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The times by which so many requests are expected; infinite for more than ever are."""
+    starts, rates, slopes = profile(load)
+    spans = np.diff(starts)
+    sums = np.concatenate([[0.0], np.cumsum(spans * (rates[:-1] + slopes[:-1] * spans / 2))])
+    piece = np.searchsorted(sums, expected, side="right") - 1
+    rest, rate = expected - sums[piece], rates[piece]
+    # rest = rate t + slope t^2 / 2, solved for t in the form that a slope of 0 does not divide by
+    root = np.sqrt(np.maximum(rate**2 + 2 * slopes[piece] * rest, 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return starts[piece] + np.where(rest > 0, 2 * rest / (rate + root), 0.0)

@@ -32,6 +32,8 @@ class Request:
     conversation: int | None = None
     turn: int | None = None
     """From 0."""
+    stand_in_tokens: int | None = None
+    """Prompt tokens that stand in for earlier answers, which the engine gave neither as ids nor as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Record:
     part: str | None = None
     conversation: int | None = None
     turn: int | None = None
+    stand_in_tokens: int | None = None
+    """As in `Request`; above 0, the prompt is not what a user would have sent, only as long."""
     connect_s: float | None = None
     """Spent on opening a connection, between sent and the first arrival; None: none was opened."""
     client: int | None = None

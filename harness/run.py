@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness import engines, environment, load, meters, shipped, store
+from harness import engines, environment, meters, shipped, store
+from harness.conversations import Conversations
 from harness.errors import EngineDied, HarnessError
 from harness.eventloop import Interrupt, event_loop
-from harness.model import EngineInfo, Request
+from harness.load import Trace
 from harness.sender import Progress, Sender, warm_up
-from harness.workload import Prompt, Workload, request_maker
+from harness.workload import Prompts, Workload
 
 PROGRESS_PERIOD_S = 0.25
 IDLE_S = 3.0
@@ -47,7 +48,7 @@ def run(
     """
     name = engines.choose() if workload.engine.name == "auto" else workload.engine.name
     engine = engines.create(name, workload.model, workload.engine_options(name))
-    inputs = _inputs(workload)
+    files = shipped.read_files(workload)
     now = datetime.now(UTC)
     writer = store.RunWriter(
         root,
@@ -61,7 +62,7 @@ def run(
             declared=dict(declared or {}),
         ),
     )
-    session = _Session(workload, inputs, engine, writer, notify, _Power(power, writer))
+    session = _Session(workload, files, engine, writer, notify, _Power(power, writer))
     try:
         with _output_to(writer.directory / "engine.log"):
             state, error = session.run()
@@ -73,28 +74,12 @@ def run(
     return writer.directory
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    lengths: load.Trace | None
-    arrivals: load.Trace | None
-    texts: Sequence[Prompt] | None
-
-
-def _inputs(workload: Workload) -> _Inputs:
-    """The files that the workload names, read before anything starts."""
-    return _Inputs(
-        lengths=shipped.read_trace(workload.requests.trace) if workload.requests.trace else None,
-        arrivals=shipped.read_trace(workload.load.trace) if workload.load.trace else None,
-        texts=shipped.read_prompts(workload.requests.prompts) if workload.requests.prompts else None,
-    )
-
-
 @dataclass(slots=True)
 class _Session:
     """One engine from start to stop, on one event loop."""
 
     workload: Workload
-    inputs: _Inputs
+    files: Mapping[str, Trace | Prompts]
     engine: engines.Engine
     writer: store.RunWriter
     notify: Notify
@@ -109,12 +94,12 @@ class _Session:
                 with self._timed("engine_start_s", "starting"):
                     info = runner.run(self.engine.start())
                 self.writer.update(engine=store.engine_record(info))
-                make = self._maker(info)
+                talk = Conversations(self.workload, info.vocabulary, info.max_length, self.files, info.encode)
                 with self._timed("warmup_s", "warming up"):
-                    runner.run(warm_up(self.engine, make, self.workload.warmup.requests))
+                    runner.run(warm_up(self.engine, talk.make, self.workload.warmup.requests))
                 self.power.idle("loaded")
                 with self._timed("measured_s", "measuring"):
-                    ended = runner.run(self._measure(make, interrupt))
+                    ended = runner.run(self._measure(talk, interrupt))
             except KeyboardInterrupt:
                 begun = "while measuring" if self.writer.file.clock else "before the measured part began"
                 ended = "interrupted", f"interrupted {begun}"
@@ -129,18 +114,10 @@ class _Session:
                     self.power.idle("after")
             return ended
 
-    def _maker(self, info: EngineInfo) -> Callable[[int], Request]:
-        return request_maker(
-            self.workload,
-            vocabulary=info.vocabulary,
-            max_length=info.max_length,
-            trace=self.inputs.lengths,
-            texts=self.inputs.texts or (),
-            encode=info.encode,
-        )
-
-    async def _measure(self, make: Callable[[int], Request], interrupt: Interrupt) -> tuple[store.State, str | None]:
-        loop = Sender(self.workload, self.inputs.arrivals, self.engine, make, self.writer.add)
+    async def _measure(self, talk: Conversations, interrupt: Interrupt) -> tuple[store.State, str | None]:
+        arrivals = self.files.get(self.workload.load.trace or "")
+        assert not isinstance(arrivals, tuple)
+        loop = Sender(self.workload, arrivals, self.engine, talk.make, self.writer.add, talk.follow)
         # What start-up left behind is set aside, so that no collection walks through it while requests are timed.
         gc.collect()
         gc.freeze()

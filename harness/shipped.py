@@ -5,27 +5,20 @@ from __future__ import annotations
 import contextlib
 import difflib
 import gzip
-import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn
-
-import numpy as np
-from pydantic import ValidationError
+from typing import Any, NoReturn, TypeVar
 
 from harness.economics.scenario import parse_scenario
 from harness.errors import HarnessError
-from harness.load import MOST, WHOLE, Trace
-from harness.workload import Prompt, Workload, parse_workload
+from harness.load import Load, Trace
+from harness.recorded import parse_prompts, parse_trace
+from harness.workload import MixedPart, Prompts, Requests, Workload, parse_workload
 
-Prompts = tuple[Prompt, ...]
 _PACKAGE = Path(str(resources.files("harness")))
-_HEADERS = (["arrival_s", "input_tokens", "output_tokens"], ["TIMESTAMP", "ContextTokens", "GeneratedTokens"])
-"""The harness's own, and that of Azure's public traces with its dates and times."""
 
 
 def data_path(name: str) -> Path:
@@ -48,11 +41,29 @@ def read_workload(name_or_path: str, overrides: Sequence[str] = ()) -> Workload:
     if not _is_file(path):
         path = known.get(name_or_path.removesuffix(".yaml")) or _unknown("workload", path.stem, name_or_path, known)
     workload = parse_workload(_text(path), str(path), overrides)
-    for part, key in (("requests", "prompts"), ("requests", "trace"), ("load", "trace")):
-        inner = getattr(workload, part)
-        if (named := getattr(inner, key)) is not None and _is_file(beside := path.parent / named):
-            workload = workload.model_copy(update={part: inner.model_copy(update={key: str(beside)})})
-    return workload
+    requests = _beside(workload.requests, path.parent)
+    if requests.parts:
+        parts = tuple(_beside(part, path.parent) for part in requests.parts)
+        requests = requests.model_copy(update={"parts": parts})
+    return workload.model_copy(update={"requests": requests, "load": _beside(workload.load, path.parent)})
+
+
+_Named = TypeVar("_Named", Requests, MixedPart, Load)
+
+
+def _beside(spec: _Named, folder: Path) -> _Named:
+    """With the files that it names and that lie in that folder as paths."""
+    named = {key: getattr(spec, key, None) for key in ("prompts", "trace")}
+    found = {key: str(folder / name) for key, name in named.items() if name is not None and _is_file(folder / name)}
+    return spec.model_copy(update=found)
+
+
+def read_files(workload: Workload) -> dict[str, Trace | Prompts]:
+    """The traces and prompts that the workload names, by those names."""
+    contents = workload.requests.contents
+    traces = {workload.load.trace, *(content.trace for content in contents)}
+    files: dict[str, Trace | Prompts] = {name: read_trace(name) for name in traces if name is not None}
+    return files | {name: read_prompts(name) for content in contents if (name := content.prompts) is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +82,8 @@ def list_workloads() -> tuple[Listed, ...]:
     for name, path in sorted(_workload_files().items()):
         try:
             workload = read_workload(str(path))
-            cells = [in_short(part.model_dump(exclude_defaults=True)) for part in (workload.requests, workload.load)]
+            asked, load = (part.model_dump(exclude_defaults=True) for part in (workload.requests, workload.load))
+            cells = in_short({key: asked[key] for key in ("count", *asked) if key in asked}), in_short(load)
             rows.append(Listed(name, workload.description, *cells))
         except HarnessError as error:
             rows.append(Listed(name, f"not usable: {error.what}", "", ""))
@@ -79,64 +91,17 @@ def list_workloads() -> tuple[Listed, ...]:
 
 
 def read_trace(name_or_path: str) -> Trace:
-    """A shipped trace by name, or a CSV file, plain or .gz, headed as ours or as Azure's.
-
-    Lines that begin with # say where the data comes from. HarnessError with file, line and column for any mistake.
-    """
+    """A shipped trace by name, or a file, plain or .gz. HarnessError with file, line and column for any mistake."""
     path = Path(name_or_path)
     if not _is_file(path):
         known = {file.name.removesuffix(".csv.gz"): file for file in data_path("traces").glob("*.csv.gz")}
         path = known.get(name_or_path) or _unknown("trace", name_or_path, name_or_path, known)
-    form = f"expected the header {','.join(_HEADERS[0])} (or {','.join(_HEADERS[1])}), then three cells a line"
-    notes: list[str] = []
-    header: list[str] = []
-    rows: list[tuple[float, int, int]] = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        cells = [cell.strip() for cell in line.split(",")]
-        if line.startswith("#"):
-            notes.append(line.strip("# \r"))
-        elif header and len(cells) == 3:
-            rows.append(_row(cells, header, f"{path}:{number}", rows[-1][0] if rows else -math.inf))
-        elif not header and cells in _HEADERS:
-            header = cells
-        elif line.strip():
-            raise HarnessError(f"{path}:{number}: '{line[:60]}' is not a row of a trace", form)
-    if not rows:
-        raise HarnessError(f"{path}: no rows", form)
-    arrival, n_in, n_out = map(np.array, zip(*rows, strict=True))
-    name = path.name.removesuffix(".gz").removesuffix(".csv")
-    return Trace(name, arrival - arrival[0], n_in, n_out, " ".join(notes) or str(path))
-
-
-def _row(cells: list[str], header: list[str], place: str, after: float) -> tuple[float, int, int]:
-    """A row's values: a time that is not before `after`, and two token counts."""
-    values: list[float] = []
-    for column, cell in zip(header, cells, strict=True):
-        try:
-            if column == "TIMESTAMP":
-                values.append(datetime.fromisoformat(cell).replace(tzinfo=UTC).timestamp())
-            else:
-                values.append(float(cell) if column == "arrival_s" else int(cell))
-        except ValueError:
-            values.append(math.nan)
-        if not (after <= values[0] < math.inf and (len(values) == 1 or 1 <= values[-1] <= MOST)):
-            form = WHOLE if len(values) > 1 else "a time, not before that of the row above"
-            raise HarnessError(f"{place}: {column} is '{cell}'", f"expected {form}")
-    return values[0], int(values[1]), int(values[2])
+    return parse_trace(_text(path), path)
 
 
 def read_prompts(path: str) -> Prompts:
-    """The texts of a JSONL file, one object a line. HarnessError with file and line for any mistake."""
-    form, prompts = 'expected {"prompt": "text", "output_tokens": 64}, the latter optional', []
-    for number, line in enumerate(_text(Path(path)).split("\n"), start=1):
-        if line.strip():
-            try:
-                prompts.append(Prompt.model_validate_json(line))
-            except ValidationError as error:
-                raise HarnessError(f"{path}:{number}: '{line[:60]}': {error.errors()[0]['msg']}", form) from None
-    if not prompts:
-        raise HarnessError(f"{path}: no prompts", form)
-    return tuple(prompts)
+    """The conversations of a prompts file. HarnessError with file and line for any mistake."""
+    return parse_prompts(_text(Path(path)), Path(path))
 
 
 def _workload_files() -> dict[str, Path]:
@@ -171,7 +136,10 @@ def in_short(spec: Mapping[str, Any]) -> str:
     parts = []
     for key, value in spec.items():
         if isinstance(value, dict):
-            value = value.get("tokens", f"({in_short(value)})")
+            fixed = value.get("tokens", value.get("seconds")) if value.get("distribution") == "fixed" else None
+            value = f"({in_short(value)})" if fixed is None else fixed
+        elif isinstance(value, list | tuple):
+            value = len(value)
         shown = f"{value:g}" if isinstance(value, float) else str(value)
         parts.append(shown if key in ("shape", "distribution") else f"{key} {shown}")
     return ", ".join(parts)

@@ -62,7 +62,7 @@ REQUESTS = _schema(Record, _TYPES)
 POWER = _schema(PowerSample, _TYPES | {"int": pa.float64()})
 """The columns of power.parquet: the fields of PowerSample in their order; all numbers float, so that missing is NaN."""
 
-_INTEGERS = ("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "client")
+_INTEGERS = ("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client")
 """Columns that may be missing: nullable in pandas, so that None never becomes a float."""
 
 

@@ -1,4 +1,4 @@
-"""Workloads: what is asked of an engine, read from YAML text, and the requests that follow. Pure: opens no file."""
+"""Workloads: what is asked of an engine, read from YAML text. Pure: opens no file."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from statistics import NormalDist
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args
 
-import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from harness import yamltext
 from harness.errors import HarnessError
-from harness.load import MOST, WHOLE, Count, Load, Seconds, Trace, check_keys
-from harness.model import Request
-
-RESERVED_IDS = 128
-"""Random prompts use no token id below this: tokenizers keep their special tokens there, where not at the end."""
+from harness.load import MOST, WHOLE, Count, Load, Positive, Seconds, check_keys
 
 SOURCES: Mapping[str, str] = {
     "random tokens": "input_tokens output_tokens",
     "a trace": "trace trace_order?",
     "prompts": "prompts output_tokens?",
 }
+PREFIXES: Mapping[str, str] = {"random tokens": "tokens count?", "texts": "texts"}
 LENGTHS: Mapping[str, str] = {
     "fixed": "tokens",
     "uniform": "min max",
     "normal": "mean std min? max?",
     "lognormal": "median p95 min? max?",
 }
+TIMES: Mapping[str, str] = {**LENGTHS, "fixed": "seconds", "exponential": "mean max?"}
 """Where requests come from, or a distribution -> the keys that go with it; `?` marks those that may be left out."""
 
 Tokens = Annotated[float, Field(ge=1, le=MOST, allow_inf_nan=False, strict=True)]
+
+
+_SECONDS = "seconds above 0: 0.2 or '200 ms'"
 
 
 class _Part(BaseModel):
@@ -59,11 +60,7 @@ class Lengths(_Part):
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Lengths:
-        check_keys(dict(self), self.distribution, LENGTHS)
-        if self.max is not None and self.max < self.shortest():
-            raise PydanticCustomError("order", "is below min", {"key": "max"})
-        if self.p95 is not None and self.median is not None and self.p95 <= self.median:
-            raise PydanticCustomError("order", "is not above the median", {"key": "p95"})
+        _check_spread(self, LENGTHS)
         return self
 
     def shortest(self) -> int:
@@ -73,39 +70,111 @@ class Lengths(_Part):
     def at(self, u: float) -> int:
         """The quantile at 0 < u < 1, rounded, and moved to `min` (else 1) or `max` where it lies outside.
 
-        normal: mean + std z(u). lognormal: median exp(z(u) ln(p95 / median) / z(0.95)). z: the normal quantile.
-
         >>> Lengths(distribution="lognormal", median=100, p95=400).at(0.95)
         400
         """
-        length, z = float(self.shortest()), NormalDist().inv_cdf
+        length = float(self.shortest())
         if self.distribution == "uniform" and self.max is not None:
             length += int(u * (self.max - length + 1))
-        elif self.mean is not None and self.std is not None:
-            length = self.mean + self.std * z(u)
-        elif self.median is not None and self.p95 is not None:
-            length = self.median * math.exp(z(u) * math.log(self.p95 / self.median) / z(0.95))
+        elif self.distribution != "fixed":
+            length = _quantile(self, u)
         return max(self.shortest(), round(min(length, MOST if self.max is None else self.max)))
 
 
-def _short_form(value: object) -> object:
-    """`64` is short for `{distribution: fixed, tokens: 64}`."""
-    return {"distribution": "fixed", "tokens": value} if isinstance(value, int | float) else value
+class Times(_Part):
+    """How long something takes; `TIMES` says which keys go with which distribution."""
+
+    distribution: Literal["fixed", "uniform", "normal", "lognormal", "exponential"] = Field(
+        description="one of fixed, uniform, normal, lognormal, exponential"
+    )
+    seconds: Seconds | None = Field(None, description=f"the same for all: {_SECONDS}")
+    mean: Seconds | None = Field(None, description=f"mean, {_SECONDS}")
+    std: Seconds | None = Field(None, description=f"standard deviation, {_SECONDS}")
+    median: Seconds | None = Field(None, description=f"median, {_SECONDS}")
+    p95: Seconds | None = Field(None, description=f"what 95% stay below, above the median, {_SECONDS}")
+    min: Seconds | None = Field(None, description=f"the least, {_SECONDS}")
+    max: Seconds | None = Field(None, description=f"the most, not below min, {_SECONDS}")
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Times:
+        _check_spread(self, TIMES)
+        return self
+
+    def at(self, u: float) -> float:
+        """The quantile at 0 < u < 1 in seconds, moved to `min` (else 0) or `max` where it lies outside.
+
+        >>> Times(distribution="uniform", min=2, max=4).at(0.75)
+        3.5
+        """
+        if self.seconds is not None:
+            return self.seconds
+        least, most = self.min or 0.0, self.max or math.inf
+        time_s = least + u * (most - least) if self.distribution == "uniform" else _quantile(self, u)
+        return max(least, min(time_s, most))
+
+
+def _quantile(of: Lengths | Times, u: float) -> float:
+    """normal: mean + std z(u). lognormal: median exp(z(u) ln(p95 / median) / z(0.95)). exponential: -mean ln(1 - u).
+
+    z: the normal quantile.
+    """
+    z = NormalDist().inv_cdf
+    if of.median is not None and of.p95 is not None:
+        return of.median * math.exp(z(u) * math.log(of.p95 / of.median) / z(0.95))
+    assert of.mean is not None
+    return of.mean + of.std * z(u) if of.std is not None else -of.mean * math.log1p(-u)
+
+
+def _check_spread(of: Lengths | Times, takes: Mapping[str, str]) -> None:
+    check_keys(dict(of), of.distribution, takes)
+    if of.max is not None and of.min is not None and of.max < of.min:
+        raise PydanticCustomError("order", "is below min", {"key": "max"})
+    if of.p95 is not None and of.median is not None and of.p95 <= of.median:
+        raise PydanticCustomError("order", "is not above the median", {"key": "p95"})
+
+
+def _short_form(key: str, kinds: type | UnionType) -> BeforeValidator:
+    """`64` is short for `{distribution: fixed, tokens: 64}`, and `2 s` for `{distribution: fixed, seconds: 2 s}`."""
+    return BeforeValidator(lambda v: {"distribution": "fixed", key: v} if isinstance(v, kinds) else v)
 
 
 _LENGTHS = "a whole number of tokens, or {distribution: uniform, min: 16, max: 64}, or normal, or lognormal"
-LengthsOrInt = Annotated[Lengths | None, BeforeValidator(_short_form)]
+_TIMES = "seconds, '2 s', or {distribution: exponential, mean: 5 s}, or uniform, normal, lognormal"
+LengthsOrInt = Annotated[Lengths | None, _short_form("tokens", int | float)]
+TimesOrSeconds = Annotated[Times | None, _short_form("seconds", int | float | str)]
+Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 
 
-class Requests(_Part):
+_LIMIT = "the longest that is good enough, seconds above 0: 0.2 or '200 ms'"
+
+
+class Prefix(_Part):
+    """What some requests begin with: one of a few prompts that they share."""
+
+    share: Share = Field(1.0, description="the share of the requests, above 0, up to 1")
+    tokens: Count | None = Field(None, description=f"length of each prefix, {WHOLE}")
+    count: Count | None = Field(None, description=f"how many prefixes there are, {WHOLE}")
+    texts: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(None, description="a list of texts")
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Prefix:
+        check_keys(dict(self), "texts" if self.texts else "random tokens", PREFIXES)
+        return self
+
+
+class Content(_Part):
     """What each request holds: random tokens of given lengths, lengths from a trace, or texts."""
 
-    count: Count | None = Field(None, description=f"how many requests, {WHOLE}")
     input_tokens: LengthsOrInt = Field(None, description=_LENGTHS)
     output_tokens: LengthsOrInt = Field(None, description=_LENGTHS)
-    trace: str | None = Field(None, description="a shipped trace's name or a CSV file, for its lengths")
+    trace: str | None = Field(None, description="a shipped trace's name or a file, for its lengths")
     trace_order: Literal["sampled", "recorded"] | None = Field(None, description="one of sampled, recorded")
-    prompts: str | None = Field(None, description='a JSONL file with a line {"prompt": text, "output_tokens": n} each')
+    prompts: str | None = Field(None, description="a JSONL file of prompts, or a JSON file of ShareGPT's form")
+    turns: LengthsOrInt = Field(None, description="turns of a conversation, as lengths are given; at most 1,000")
+    think_time_s: TimesOrSeconds = Field(None, description=_TIMES)
+    prefix: Prefix | None = Field(None, description="a map: share, and tokens and count, or texts")
+    cancel_after_s: TimesOrSeconds = Field(None, description=_TIMES)
+    cancel_share: Share | None = Field(None, description="the share of the requests, above 0, up to 1")
     ignore_eos: bool = Field(True, description="true (always the asked output length) or false", strict=True)
     max_input_tokens: Count | None = Field(None, description=f"the longest prompt, {WHOLE}")
     max_total_tokens: Annotated[Count, Field(gt=1)] | None = Field(
@@ -113,31 +182,17 @@ class Requests(_Part):
     )
 
     @model_validator(mode="after")
-    def _one_source(self) -> Requests:
+    def _keys_fit(self) -> Content:
+        if getattr(self, "parts", None):  # which hold all that stands beside them, and were checked
+            return self
         chosen = "prompts" if self.prompts is not None else "a trace" if self.trace is not None else "random tokens"
         check_keys(dict(self), chosen, SOURCES)
+        for key, needed in (("think_time_s", "turns"), ("cancel_share", "cancel_after_s")):
+            if getattr(self, key) is not None and getattr(self, needed) is None:
+                raise PydanticCustomError("stray", f"does not go without {needed}", {"key": key})
+        if self.prefix is not None and (self.prefix.texts is None) != (self.prompts is None):
+            raise PydanticCustomError("order", "needs texts beside prompts, else tokens", {"key": "prefix"})
         return self
-
-
-class Engine(_Part):
-    """Which engine, and its options: free maps, which the engine itself checks."""
-
-    name: Literal["auto", "simulated", "transformers", "vllm"] = Field(
-        "auto", description="one of auto, simulated, transformers, vllm"
-    )
-    options: dict[str, Any] = Field({}, description="a map of options for whichever engine runs")
-    simulated: dict[str, Any] = Field({}, description="a map of options for the simulated engine")
-    transformers: dict[str, Any] = Field({}, description="a map of options for transformers")
-    vllm: dict[str, Any] = Field({}, description="a map of options for vllm")
-
-
-class WarmUp(_Part):
-    """Requests before the measured part."""
-
-    requests: int = Field(1, ge=0, le=100_000, strict=True, description="a whole number from 0 to 100,000")
-
-
-_LIMIT = "the longest that is good enough, seconds above 0: 0.2 or '200 ms'"
 
 
 class Objectives(_Part):
@@ -147,6 +202,62 @@ class Objectives(_Part):
     tpot_s: Seconds | None = Field(None, description=_LIMIT)
     itl_s: Seconds | None = Field(None, description=_LIMIT)
     e2e_s: Seconds | None = Field(None, description=_LIMIT)
+
+
+class MixedPart(Content):
+    """One kind of request in a mixture."""
+
+    name: str = Field(min_length=1, description="a short name, different for each part")
+    weight: Positive = Field(1.0, description="a number above 0: its share is weight / sum of weights")
+    objectives: Objectives | None = Field(None, description="a map of upper limits, in place of the workload's")
+
+
+class Requests(Content):
+    """What is sent: so many conversations (of one request each, where no `turns` are asked), of one kind or mixed."""
+
+    count: Count | None = Field(None, description=f"how many requests, or conversations where turns are given, {WHOLE}")
+    parts: Annotated[tuple[MixedPart, ...], Field(min_length=1)] | None = Field(
+        None, description="a list of maps, each with a name, a weight, and the keys of requests but count"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_down(cls, data: Any) -> Any:
+        """A part takes over what stands beside `parts` and it does not give itself."""
+        if not isinstance(data, dict) or not isinstance(data.get("parts"), list):
+            return data
+        shared = {key: value for key, value in data.items() if key in Content.model_fields}
+        return {**data, "parts": [{**shared, **part} if isinstance(part, dict) else part for part in data["parts"]]}
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Requests:
+        if self.parts and len({part.name for part in self.parts}) < len(self.parts):
+            raise PydanticCustomError("order", "has two parts of one name", {"key": "parts"})
+        return self
+
+    @property
+    def contents(self) -> tuple[Content, ...]:
+        """The parts, or the one kind that there is."""
+        return self.parts or (self,)
+
+
+class Engine(_Part):
+    """Which engine, and its options: free maps, which the engine itself checks."""
+
+    name: Literal["auto", "openai", "simulated", "transformers", "vllm"] = Field(
+        "auto", description="one of auto, openai, simulated, transformers, vllm"
+    )
+    options: dict[str, Any] = Field({}, description="a map of options for whichever engine runs")
+    openai: dict[str, Any] = Field({}, description="a map of options for a server")
+    simulated: dict[str, Any] = Field({}, description="a map of options for the simulated engine")
+    transformers: dict[str, Any] = Field({}, description="a map of options for transformers")
+    vllm: dict[str, Any] = Field({}, description="a map of options for vllm")
+
+
+class WarmUp(_Part):
+    """Requests before the measured part."""
+
+    requests: int = Field(1, ge=0, le=100_000, strict=True, description="a whole number from 0 to 100,000")
 
 
 class Workload(_Part):
@@ -167,7 +278,7 @@ class Workload(_Part):
 
     @model_validator(mode="after")
     def _ends(self) -> Workload:
-        if self.requests.count is None and self.load.duration_s is None and self.load.shape != "trace":
+        if self.requests.count is None and math.isinf(self.load.end_s) and self.load.shape != "trace":
             raise PydanticCustomError("lacks", "is missing, and nothing else ends the run", {"key": "requests.count"})
         return self
 
@@ -188,10 +299,16 @@ def keys(model: type[BaseModel] = Workload, prefix: str = "") -> dict[str, str]:
     found = {}
     for name, field in model.model_fields.items():
         found[prefix + name] = field.description or ""
-        for inner in (field.annotation, *get_args(field.annotation)):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                found |= keys(inner, f"{prefix}{name}.")
+        for inner in _models(field.annotation):
+            found |= keys(inner, f"{prefix}{name}.")
     return found
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
 
 
 def parse_workload(text: str, origin: str, overrides: Sequence[str] = ()) -> Workload:
@@ -204,7 +321,7 @@ def parse_workload(text: str, origin: str, overrides: Sequence[str] = ()) -> Wor
     Traceback (most recent call last):
         ...
     harness.errors.HarnessError: x.yaml:2: load.shape is 'ofline'
-      fix: did you mean 'offline'? expected shape: one of closed, offline, constant, poisson, gamma, trace
+      fix: did you mean 'offline'? expected shape: one of closed, offline, constant, poisson, gamma, trace, ramp, steps
     """
     data, places = yamltext.read(text, origin)
     if not isinstance(data, dict):
@@ -233,15 +350,19 @@ def _set(data: dict[str, Any], override: str) -> str:
     value, _ = yamltext.read(text, f"--set {key}")
     if path[0] == "engine" and len(path) > 1 and path[1] not in Engine.model_fields:
         path.insert(1, "options")
-    at = data
-    for i, part in enumerate(path[:-1], start=1):
-        if at.get(part) is None:
-            at[part] = {}
-        at = at[part]
-        if not isinstance(at, dict):
-            whole = ".".join(path[:i])
-            raise HarnessError(f"--set {key}: {whole} is {_show(at)}, not a map", f"set {whole} as a whole")
-    at[path[-1]] = value
+    at: Any = {"": data}
+    step: Any
+    for i, part in enumerate(["", *path]):
+        step = int(part) if isinstance(at, list) and re.fullmatch("[0-9]{1,6}", part) and int(part) < len(at) else part
+        if not isinstance(at, list if isinstance(step, int) else dict):
+            whole = ".".join(path[: i - 1])
+            kind = "a list without that place" if isinstance(at, list) else f"{_show(at)}, not a map"
+            raise HarnessError(f"--set {key}: {whole} is {kind}", f"set {whole} as a whole")
+        if i == len(path):
+            at[step] = value
+        elif isinstance(at, dict) and at.get(step) is None:
+            at[step] = {}
+        at = at[step]
     return ".".join(path)
 
 
@@ -260,10 +381,11 @@ def _explained(error: ErrorDetails, origin: str, places: Mapping[str, str]) -> H
     parent, _, leaf = dotted.rpartition(".")
     where = next((places[key] for key in (dotted, parent, parent.rpartition(".")[0]) if key in places), origin)
     forms = keys()
-    fix = f"expected {leaf}: {forms.get(dotted, 'a value of another kind')}"
+    form, parent_form = (re.sub(r"\.[0-9]+(?=\.|$)", "", key) for key in (dotted, parent))
+    fix = f"expected {leaf}: {forms.get(form, 'a value of another kind')}"
     choices = re.findall(r"'(\w+)'", context.get("expected", ""))
     if kind in ("extra_forbidden", "invalid_key"):
-        choices = [key.rpartition(".")[2] for key in forms if key.rpartition(".")[0] == parent]
+        choices = [key.rpartition(".")[2] for key in forms if key.rpartition(".")[0] == parent_form]
         what, fix = f"unknown key {dotted}, given {_show(value)}", f"the keys here are {', '.join(choices)}"
     elif kind in ("missing", "lacks"):
         what = f"{dotted} {error['msg'] if kind == 'lacks' else 'is missing'}"
@@ -279,88 +401,9 @@ class Prompt(_Part):
 
     prompt: str = Field(min_length=1)
     output_tokens: LengthsOrInt = None
+    answer: str | None = None
+    """As it was recorded; its length is asked for where no other is given."""
 
 
-def request_maker(
-    workload: Workload,
-    vocabulary: int,
-    max_length: int | None = None,
-    trace: Trace | None = None,
-    texts: Sequence[Prompt] = (),
-    encode: Callable[[str], list[int]] | None = None,
-) -> Callable[[int], Request]:
-    """A function from index (0 and up) to request: the same in any order, at any speed, in any process.
-
-    Random token ids are uniform over [RESERVED_IDS, vocabulary), or over the upper half of a smaller vocabulary. A
-    trace's rows in recorded order, and prompts, start over after the last. What exceeds `max_input_tokens` or
-    `max_total_tokens` is cut, the input first; what exceeds the engine's `max_length` is left for it to reject.
-
-    HarnessError where every request exceeds `max_length`, where prompts meet an engine without a tokenizer, and where a
-    prompt has no output length. ValueError where the workload's trace or prompts were not passed.
-
-    The random numbers are raw words of Philox, a counter-based generator that has the words of (seed, index) at hand;
-    numpy keeps those the same from version to version, and promises no such thing of its distributions (NEP 19).
-    """
-    asked = workload.requests
-    prompts = [] if asked.prompts is None else _encoded(asked, texts, encode)
-    lengths = _lengths(asked, trace, prompts)
-    low = min(RESERVED_IDS, vocabulary // 2)
-    if asked.input_tokens is not None and asked.output_tokens is not None and max_length is not None:
-        least = sum(_cut(asked, asked.input_tokens.shortest(), asked.output_tokens.shortest()))
-        if least > max_length:
-            raise HarnessError(
-                f"every request has {least} tokens or more, input and output together; the engine takes {max_length}",
-                f"set requests.max_total_tokens={max_length}, or give the engine more room",
-            )
-
-    def make(index: int) -> Request:
-        words = np.random.Philox(key=workload.seed, counter=index << 64)
-        u, v = (((words.random_raw(2) >> 12) + 0.5) * 2.0**-52).tolist()  # never 0 or 1
-        n_in, n_out = _cut(asked, *lengths(index, u, v))
-        if prompts:
-            ids = prompts[index % len(prompts)][0][:n_in]
-        else:
-            ids = tuple((low + ((words.random_raw(n_in) >> 32) * (vocabulary - low) >> 32)).tolist())
-        return Request(index, ids, n_out, asked.ignore_eos)
-
-    return make
-
-
-_Encoded = list[tuple[tuple[int, ...], Lengths]]
-"""Token ids and answer lengths of each prompt."""
-
-
-def _encoded(asked: Requests, texts: Sequence[Prompt], encode: Callable[[str], list[int]] | None) -> _Encoded:
-    if encode is None:
-        raise HarnessError(f"{asked.prompts} holds texts; this engine has no tokenizer", "give input_tokens instead")
-    rows = []
-    for number, prompt in enumerate(texts, start=1):
-        output = asked.output_tokens if prompt.output_tokens is None else prompt.output_tokens
-        if output is None:
-            what = f"{asked.prompts}: prompt {number} has no output_tokens"
-            raise HarnessError(what, "add it there, or set requests.output_tokens")
-        rows.append((tuple(encode(prompt.prompt)), output))
-    return rows
-
-
-def _lengths(asked: Requests, trace: Trace | None, prompts: _Encoded) -> Callable[[int, float, float], tuple[int, int]]:
-    """A function from index and two uniform numbers to (input, output) tokens, before any cut."""
-    n_in, n_out = asked.input_tokens, asked.output_tokens
-    if prompts:
-        return lambda index, _, v: (len(prompts[index % len(prompts)][0]), prompts[index % len(prompts)][1].at(v))
-    if asked.trace is not None and trace is not None:
-        rows = list(zip(trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True))
-        if asked.trace_order == "recorded":
-            return lambda index, _u, _v: rows[index % len(rows)]
-        return lambda _, u, _v: rows[int(u * len(rows))]
-    if n_in is None or n_out is None:
-        raise ValueError("the workload's trace or prompts were not passed")
-    return lambda _, u, v: (n_in.at(u), n_out.at(v))
-
-
-def _cut(asked: Requests, n_in: int, n_out: int) -> tuple[int, int]:
-    n_in = n_in if asked.max_input_tokens is None else min(n_in, asked.max_input_tokens)
-    if asked.max_total_tokens is not None:
-        n_out = min(n_out, asked.max_total_tokens - 1)
-        n_in = min(n_in, asked.max_total_tokens - n_out)
-    return n_in, n_out
+Prompts = tuple[tuple[Prompt, ...], ...]
+"""Conversations, each with what the user says in turn."""

@@ -62,3 +62,7 @@ def _places(node: yaml.Node | None, origin: str, prefix: str = "") -> Iterator[t
             seen.add(dotted)
             yield dotted, place
             yield from _places(value, origin, f"{dotted}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            yield f"{prefix}{i}", f"{origin}:{item.start_mark.line + 1}"
+            yield from _places(item, origin, f"{prefix}{i}.")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from scipy import stats
 
-from harness.load import TAKES, Load, Trace, due_s
+from harness.load import TAKES, Load, Trace, due_s, profile, user_spans
 
 N = 20_000
 
@@ -141,19 +143,144 @@ def test_what_is_no_rate_is_refused(wrong: Any) -> None:
 
 EXAMPLES: dict[str, Any] = {
     "users": 2, "rate_per_s": 1.0, "burstiness": 0.5, "trace": "t",
-    "time_scale": 2.0, "duration_s": 1.0, "max_in_flight": 3,
+    "time_scale": 2.0, "duration_s": 1.0, "max_in_flight": 3, "from_users": 0, "to_users": 4, "from_rate_per_s": 0.0,
+    "to_rate_per_s": 2.0, "over_s": 10.0, "arrivals": "constant",
 }  # fmt: skip
+STEPS = {"of users": ({"users": 3, "duration_s": 9.0},), "of the rate": ({"rate_per_s": 3.0, "duration_s": 9.0},)}
 
 
 @pytest.mark.parametrize("shape", sorted(TAKES))
 def test_each_shape_takes_its_keys_needs_the_plain_ones_and_refuses_the_others(shape: str) -> None:
     takes = TAKES[shape].split()
-    needed = {key: EXAMPLES[key] for key in takes if not key.endswith("?")}
-    optional = {key.rstrip("?"): EXAMPLES[key.rstrip("?")] for key in takes}
+    shape, _, varied = shape.partition(" ")
+    examples = {**EXAMPLES, "steps": STEPS.get(varied)}
+    needed = {key: examples[key] for key in takes if not key.endswith("?")}
+    optional = {key.rstrip("?"): examples[key.rstrip("?")] for key in takes}
     assert Load(shape=shape, **needed, **{key: optional[key] for key in optional.keys() - needed.keys()})
     for key in needed:
         with pytest.raises(ValidationError, match="is missing"):
             Load(shape=shape, **{**needed, key: None})
     for key in EXAMPLES.keys() - optional.keys():
-        with pytest.raises(ValidationError, match="does not go with"):
+        with pytest.raises(ValidationError, match=r"does not go with|is missing; ramp of"):
             Load(shape=shape, **needed, **{key: EXAMPLES[key]})
+
+
+# Ramps and steps
+
+
+def ramp(of: str, start: float, end: float, over_s: float, **keys: Any) -> Load:
+    return Load.model_validate({"shape": "ramp", f"from_{of}": start, f"to_{of}": end, "over_s": over_s, **keys})
+
+
+def steps(of: str, *pairs: tuple[float, float], **keys: Any) -> Load:
+    return Load.model_validate({"shape": "steps", "steps": [{of: a, "duration_s": s} for a, s in pairs], **keys})
+
+
+@pytest.mark.parametrize(
+    ("load", "due"),
+    [
+        # by hand: the integral of the rate is t^2/4 up to 4 s, where it is 4, and then grows by 2 a second
+        (ramp("rate_per_s", 0, 2, 4, arrivals="constant", duration_s=5.2), [0, 2, 8**0.5, 12**0.5, 4, 4.5, 5]),
+        # 2t - t^2/4: the last one comes when the rate reaches 0, and none after it
+        (ramp("rate_per_s", 2, 0, 4, arrivals="constant"), [0, 4 - 12**0.5, 4 - 8**0.5, 2, 4]),
+        (ramp("rate_per_s", 2, 2, 4, arrivals="constant", duration_s=2), [0, 0.5, 1, 1.5]),
+        (steps("rate_per_s", (0, 1), (2, 1), (0, 1), (1, 2), arrivals="constant"), [1, 1.5, 3, 4]),
+        (steps("rate_per_s", (2, 1), (4, 9), arrivals="constant", duration_s=1.5), [0, 0.5, 1, 1.25]),
+    ],
+)
+def test_constant_arrivals_come_as_the_integral_of_the_rate_passes_each_whole_number(
+    load: Load, due: list[float]
+) -> None:
+    assert list(due_s(load, None, 0)) == pytest.approx(due)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        ramp("rate_per_s", 5, 400, 60, duration_s=100),
+        ramp("rate_per_s", 400, 0, 100, duration_s=100),
+        steps("rate_per_s", (50, 20), (0, 5), (600, 30), (10, 40)),
+    ],
+)
+def test_poisson_arrivals_of_a_varying_rate_are_those_of_a_rate_of_1_after_time_rescaling(load: Load) -> None:
+    due = np.array(list(due_s(load, None, seed=3)))
+    starts, levels, slopes = profile(load)
+    t = np.maximum(np.minimum(due[:, None], np.append(starts[1:], np.inf)) - starts, 0)  # spent in each piece
+    integral = (levels * t + slopes * t**2 / 2).sum(axis=1)
+    gaps = np.diff(integral, prepend=0.0)
+    assert stats.kstest(gaps, "expon").pvalue > 0.01
+    assert abs(lag_1(gaps)) < 3 / math.sqrt(len(gaps))
+    assert len(due) == pytest.approx(integral[-1], abs=4 * math.sqrt(len(due)))
+
+
+@given(
+    levels=st.lists(st.floats(0, 50), min_size=1, max_size=5).filter(any),
+    span=st.floats(0.1, 10),
+    seed=st.integers(0, 100),
+)
+def test_steps_of_constant_arrivals_number_the_integral(levels: list[float], span: float, seed: int) -> None:
+    load = steps("rate_per_s", *((level, span) for level in levels), arrivals="constant")
+    due = list(due_s(load, None, seed))
+    assert due == sorted(due)
+    assert len(due) == pytest.approx(sum(levels) * span, abs=1.001)
+
+
+@pytest.mark.parametrize(
+    ("load", "spans"),
+    [
+        (Load(shape="closed", users=2, duration_s=9), [[(0, 9)], [(0, 9)]]),
+        (Load(shape="closed", users=1), [[(0, math.inf)]]),
+        (ramp("users", 1, 3, 10), [[(0, math.inf)], [(5, math.inf)], [(10, math.inf)]]),
+        (ramp("users", 3, 1, 10, duration_s=20), [[(0, 20)], [(0, 10)], [(0, 5)]]),
+        (ramp("users", 0, 2, 10, duration_s=8), [[(5, 8)], []]),  # the second would come at 10
+        (
+            steps("users", (1, 1), (3, 1), (0, 1), (2, 2)),
+            [[(0, 2), (3, 5)], [(1, 2), (3, 5)], [(1, 2)]],
+        ),
+    ],
+)
+def test_users_come_and_go(load: Load, spans: list[list[tuple[float, float]]]) -> None:
+    assert user_spans(load) == spans
+
+
+@given(start=st.integers(0, 40), end=st.integers(0, 40), at=st.floats(0, 20))
+def test_users_on_a_ramp_are_the_level_rounded_towards_its_start(start: int, end: int, at: float) -> None:
+    assume(start or end)
+    level = start + (end - start) * min(at / 10, 1.0)
+    assume(abs(level - round(level)) > 1e-9)
+    there = sum(a <= at < b for spans in user_spans(ramp("users", start, end, 10)) for a, b in spans)
+    assert there == (math.floor(level) if end > start else math.ceil(level))
+
+
+def test_users_have_no_due_times_and_due_times_no_users() -> None:
+    with pytest.raises(ValueError, match="no due times"):
+        due_s(ramp("users", 1, 2, 3), None, 0)
+    with pytest.raises(ValueError, match="no users"):
+        user_spans(Load(shape="offline"))
+    with pytest.raises(ValueError, match="no level"):
+        profile(Load(shape="offline"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"steps": [{"users": 1, "duration_s": 1}, {"rate_per_s": 1, "duration_s": 1}]},
+            "users in every step, or a rate",
+        ),
+        ({"steps": [{"duration_s": 1}]}, "users in every step, or a rate"),
+        ({"steps": [{"users": 1, "rate_per_s": 1, "duration_s": 1}]}, "users in every step, or a rate"),
+        ({"steps": [{"users": 0, "duration_s": 1}]}, "never rises above 0"),
+        ({"steps": []}, "at least 1 item"),
+        ({"steps": [{"rate_per_s": "-1 /s", "duration_s": 1}]}, "a number from 0"),
+    ],
+)
+def test_steps_that_are_none(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Load.model_validate({"shape": "steps", **keys})
+
+
+def test_a_million_due_times_cost_half_a_second_at_most() -> None:
+    began = time.process_time()
+    assert sum(1 for _ in due_s(Load(shape="poisson", rate_per_s=100), 1_000_000, 0)) == 1_000_000
+    assert time.process_time() - began < 0.5

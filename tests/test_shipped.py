@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from harness import shipped
+from harness.conversations import Conversations
 from harness.engines import create
 from harness.errors import HarnessError
 from harness.load import due_s
-from harness.workload import Prompt, request_maker
+from harness.workload import Prompt
 
 SHIPPED = ["chat", "code", "offline-throughput", "phases", "reasoning", "smoke"]
 PLAIN = "requests: {count: 4, input_tokens: 8, output_tokens: 4}\nload: {shape: closed, users: 2}\n"
@@ -55,8 +56,7 @@ def test_the_list_says_what_is_asked(elsewhere: Path) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_workloads_make_requests_that_a_context_of_8192_holds(name: str) -> None:
     workload = shipped.read_workload(name)
-    trace = shipped.read_trace(workload.requests.trace) if workload.requests.trace else None
-    make = request_maker(workload, 49_152, 8192, trace)
+    make = Conversations(workload, 49_152, 8192, shipped.read_files(workload)).make
     assert workload.requests.count is not None
     requests = [make(i) for i in range(workload.requests.count)]
     assert max(len(request.prompt) + request.output_tokens for request in requests) <= 8192
@@ -76,7 +76,7 @@ def test_chat_lasts_as_long_as_it_says_and_code_replays_the_recording() -> None:
     trace = shipped.read_trace("azure-code-2023")
     due = list(due_s(code.load, code.requests.count, code.seed, trace))
     assert due == trace.arrival_s[:300].tolist()
-    make = request_maker(code, 49_152, trace=trace)
+    make = Conversations(code, 49_152, files={"azure-code-2023": trace}).make
     assert [make(i).output_tokens for i in range(300)] == trace.output_tokens[:300].tolist()
 
 
@@ -170,10 +170,10 @@ HEADER = "arrival_s,input_tokens,output_tokens\n"
         (HEADER + "nan,1,1\n", ":2: arrival_s is 'nan'", "a time"),
         (HEADER + "inf,1,1\n", ":2: arrival_s is 'inf'", "a time"),
         (AZURES.replace("19:00:01", "19:61:01"), ":3: TIMESTAMP is '2023-11-16 19:61:01'", "a time"),
-        (HEADER + "0,1\n", ":2: '0,1' is not a row", "the header arrival_s,input_tokens,output_tokens (or TIMESTAMP,"),
-        ("0,1,1\n", ":1: '0,1,1' is not a row", "the header"),
-        (HEADER, ": no rows", "three cells"),
-        ("", ": no rows", "the header"),
+        (HEADER + "0,1\n", ":2: output_tokens is ''", "whole number"),
+        ("0,1,1\n", ":1: '0,1,1' is not the header", "the columns arrival_s,input_tokens,output_tokens or TIMESTAMP,"),
+        (HEADER, ": no rows", "the columns"),
+        ("", ": no rows", "the columns"),
     ],
 )
 def test_mistakes_in_traces_name_file_line_and_column(tmp_path: Path, text: str, what: str, fix: str) -> None:
@@ -208,9 +208,8 @@ def test_prompts(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "two\u2028lines"}\n\n{"prompt": "b", "output_tokens": 7}\r\n', encoding="utf-8")
     first, second = shipped.read_prompts(str(path))
-    assert first == Prompt(prompt="two\u2028lines")
-    assert second.output_tokens is not None
-    assert (second.prompt, second.output_tokens.tokens) == ("b", 7)
+    assert first == (Prompt(prompt="two\u2028lines"),)
+    assert second == (Prompt.model_validate({"prompt": "b", "output_tokens": 7}),)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +219,7 @@ def test_prompts(tmp_path: Path) -> None:
         ('{"prompt": "a"\n', ":1: "),
         ('{"prompt": "a", "output_token": 3}\n', ":1: "),
         ('{"prompt": "a", "output_tokens": 0}\n', ":1: "),
-        ("[]\n", ":1: "),
+        ("[]\n", ": no prompts"),
         ("\n", ": no prompts"),
     ],
 )
