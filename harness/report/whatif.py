@@ -1,0 +1,283 @@
+"""A what-if that a page computes by itself: figures as sums of terms in what its sliders set.
+
+What a slider sets is certain, so a cost is a fixed distribution times powers of the sliders, or a sum of a few such
+terms. The distributions are made here, by the functions that `harness cost` and `harness compare` call; a page only
+multiplies and adds. A figure is one of
+
+    "of": [low, value, high, mean]      fixed (null: there is none), times `powers`
+    "of": "name"                        an earlier figure, times `powers` and `factor`
+    "terms": [{"draws", "powers"}, …]   p5, median, p95 and mean of the sum over draws, times `powers`
+     … "places", "weights"              the sum is sorted, read at `places`, and multiplied by `weights`
+
+where powers, {name: exponent}, are of sliders, of `uncached` (1 - cached) and of medians of earlier figures, and draws
+are a number or base64 of little-endian float32 (`places` of uint8).
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness import shipped
+from harness.compare import Point, gap, ladder, published_points, reported_per_query
+from harness.economics.cost import (
+    DEFAULT_SCENARIO,
+    ENERGY,
+    Costs,
+    Device,
+    bill_factors,
+    cost_of_run,
+    device_of,
+    draw_inputs,
+    measured,
+    rate_distribution,
+    watt_hours,
+)
+from harness.economics.draws import DEFAULT_DRAWS, Draws, quantile
+from harness.economics.scenario import MEASURED, PRICE, Scenario
+from harness.errors import HarnessError
+from harness.model import Figure, Summary
+from harness.report import economics
+from harness.report.reported import run_point
+from harness.reported.comparisons import Context
+from harness.reported.records import assume
+from harness.store import RunFile
+
+Json = dict[str, Any]
+Stored = tuple[RunFile, Summary, Callable[[], pd.DataFrame]]
+"""A run, its summary, and what reads its requests, which only a phase split asks for."""
+
+MOST_RUNS = 6
+"""Runs that a what-if starts from, or splits: their draws make a page large, and a fit of many runs takes long."""
+COST = (("price", PRICE), ("utilisation", "serving.utilisation"), ("pue", "energy.pue"))
+TOKENS = (("input", "query.input_tokens"), ("output", "query.visible_tokens"), ("cached", "serving.cached_share"))
+ASSUMED = (("utilisation", "utilisation"), ("output", "tokens_per_query"), ("chat_share", "chat_share"))
+"""Slider and the name that `--set` gives it: in `cost`, in `cost --split` besides, and in `compare`."""
+NO_SPLIT = "needs a phase split: report together runs that differ in their mix of input and output"
+NO_ENERGY = "no energy was measured, or the scenario has no inputs for it"
+BILL = {"price": 1, "utilisation": -1}
+
+
+def starts(runs: Sequence[Stored], c: Context, scenario: str | None = None) -> list[Json]:
+    """What a what-if can start from: the phase split of the runs, each of the first runs, published measurements.
+
+    A run without a cost is left out, and so is a split that the runs do not identify.
+    """
+    found = [_of_split(runs, c, scenario)] if 1 < len(runs) <= MOST_RUNS else []
+    found += [_of_run(file, summary, c, scenario) for file, summary, _ in runs[:MOST_RUNS]]
+    price = c.book.assumptions["gpu_price"].value
+    points = published_points(shipped.read_text("published/mlenergy_v3_h100.csv"), price)
+    return [start for start in (*found, *(_of_published(point, c) for point in points)) if start]
+
+
+def _of_run(file: RunFile, summary: Summary, c: Context, scenario: str | None) -> Json | None:
+    """Cost and energy in proportion to output tokens, which is what `compare` assumes."""
+    if file.engine is None:
+        return None
+    device = device_of(file.engine, file.environment)
+    name = scenario or file.workload.get("scenario") or DEFAULT_SCENARIO[device.kind]
+    given = economics.priced_for(device, name, ())
+    # What no slider moves stays uncertain: points of Sobol's differ with the number of dimensions.
+    metered = set(ENERGY) <= set(given.inputs) and measured(summary, "joules_per_request").value is not None
+    sets = COST if metered else COST[:2]
+    fixed = economics.priced_for(device, name, [f"{key}=1" for _, key in sets])
+    unit, point = cost_of_run(summary, device, fixed), run_point(file, summary, cost_of_run(summary, device, given))
+    cost, status = _stats(unit, "usd_per_query"), next(x.status for x in unit.figures if x.name == "usd_per_query")
+    if cost is None or point.output_tokens is None:
+        return None
+    per_token = [None if x is None else x / point.output_tokens for x in cost]
+    figures = [
+        _figure("usd_per_query", status, of=per_token, powers=BILL | {"output": 1}),
+        _figure("usd_per_million_output_tokens", status, of=_stats(unit, "usd_per_million_output_tokens"), powers=BILL),
+        *(_energy(summary, device, fixed, point.output_tokens) if metered else ()),
+    ]
+    sliders = _sliders(given, metered) | {"output": around(point.output_tokens)}
+    run = f"{file.id} --scenario {name}"
+    gpu_price = () if point.usd_per_gpu_hour is None else (("price", "gpu_price"),)
+    return _start(f"run {file.id}, scenario {name}", given.per, sliders, figures, c, point, [
+        (f"harness cost {run}", sets),
+        (f"harness compare {run}", [*sets, *gpu_price, *ASSUMED]),
+    ])  # fmt: skip
+
+
+def _of_split(runs: Sequence[Stored], c: Context, scenario: str | None) -> Json | None:
+    """Cost by input, output and cached share: `cost_of_query` with its draws of overhead and of the fit."""
+    try:
+        device, split, mix = economics.phase_split([(file, read()) for file, _, read in runs])
+    except HarnessError:
+        return None  # runs of different models or devices
+    if not all(split.identified):
+        return None
+    file, summary, _ = runs[0]
+    name = scenario or file.workload.get("scenario") or DEFAULT_SCENARIO[device.kind]
+    sets = [f"{key}=1" for _, key in (*COST[:2], *TOKENS)]
+    given, fixed = (economics.priced_for(device, name, sets) for sets in ((), [*sets, "query.reasoning_tokens=0"]))
+    x = draw_inputs(fixed, DEFAULT_DRAWS, 0)
+    places = np.minimum((x[MEASURED] * len(split.replicates)).astype(int), len(split.replicates) - 1)
+    weights = np.prod([values for _, values in bill_factors(fixed, x)], axis=0) * x["query.requests"] / 3600
+    a, b, d, r = split.replicates.T
+    powers: tuple[dict[str, int], ...] = (
+        {"input": 1, "uncached": 1},
+        {"output": 1},
+        {"output": 1, "input": 1},
+        {"output": 2},
+        {},
+    )
+    terms = [{"draws": _draws(t), "powers": p} for t, p in zip((a, b, d, d / 2, r), powers, strict=True)]
+    status = "simulated" if device.kind == "none" else "derived"
+    requests = float(np.median(x["query.requests"]))
+    figures = [
+        _figure(
+            "usd_per_query", status, terms=terms, places=_draws(places, "u1"), weights=_draws(weights), powers=BILL
+        ),
+        _figure(
+            "usd_per_million_output_tokens", status, of="usd_per_query", factor=1e6 / requests, powers={"output": -1}
+        ),
+    ]
+    sliders = _sliders(given, False) | {
+        "pue": "a split is of time: it has no energy",
+        "input": around(_median(given, "query.input_tokens", mix[0])),
+        "output": around(_median(given, "query.visible_tokens", mix[1])),
+        "cached": between(_median(given, "serving.cached_share", 0.0), 0, 0.95),
+    }
+    point = run_point(file, summary, cost_of_run(summary, device, given))
+    run = f"--split {' '.join(file.id for file, _, _ in runs)} --scenario {name} --set query.reasoning_tokens=0"
+    label = f"phase split of {len(runs)} runs, scenario {name}"
+    return _start(label, given.per, sliders, figures, c, point, [(f"harness cost {run}", [*COST[:2], *TOKENS])])
+
+
+def _of_published(point: Point, c: Context) -> Json:
+    """The published cost at one price and full load, by output tokens; energy of the GPUs alone."""
+    assert point.output_tokens
+    assert point.usd_per_gpu_hour
+    assert point.usd_per_query.value
+    cost = point.usd_per_query.value / point.output_tokens / point.usd_per_gpu_hour
+    figures = [
+        _figure("usd_per_query", "derived", of=_certain(cost), powers=BILL | {"output": 1}),
+        _figure("usd_per_million_output_tokens", "derived", of=_certain(cost * 1e6), powers=BILL),
+    ]
+    if point.wh_per_query and point.wh_per_query.value:
+        each = _certain(point.wh_per_query.value / point.output_tokens)
+        figures.append(_figure("wh_per_query", "derived", of=each, powers={"pue": 1, "output": 1}))
+    given = {name: c.book.assumptions[name].value for name in ("gpu_price", "utilisation")}
+    sliders = {
+        "price": around(given["gpu_price"]),
+        "utilisation": between(given["utilisation"], 0.05, 1),
+        "pue": between(1.2, 1, 2),
+        "output": around(point.output_tokens),
+    }
+    label = f"published: {point.model}, {point.conditions} ({point.source})"
+    return _start(label, "gpu", sliders, figures, c, point, [("harness compare", [("price", "gpu_price"), *ASSUMED])])
+
+
+def _start(
+    label: str, per: str, sliders: Json, figures: list[Json], c: Context, point: Point,
+    commands: Sequence[tuple[str, Sequence[tuple[str, str]]]],
+) -> Json:  # fmt: skip
+    """A start with its place against the reported spend: `left` of the ladder from `point`, for a cost of 1 USD."""
+    status = figures[0]["status"]
+    here = {"utilisation": point.utilisation, "tokens_per_query": point.output_tokens, "chat_share": 1.0}
+    if point.usd_per_gpu_hour is not None:
+        here["gpu_price"] = point.usd_per_gpu_hour
+    unit = replace(c, book=assume(c.book, [f"{name}={value!r}" for name, value in here.items()]))
+    one = replace(point, usd_per_query=Figure("usd_per_query", 1.0, "USD/query", point.usd_per_query.status))
+    left = ladder(unit.book, gap(unit, one), one).left
+    chat, plan = c.book.assumptions["chat_share"], c.book.assumptions["subscription"]
+    against = [
+        _figure(
+            "reported_usd_per_query", "reported", of=_certain(reported_per_query(c).value), powers={"chat_share": 1}
+        ),
+        _figure(
+            "left", status, of=[left.low, left.value, left.high, None], powers={"chat_share": 1, "usd_per_query": -1}
+        ),
+        _figure("agreeing_usd_per_hour", status, of="left", powers={"price": 1}),
+        _figure("queries_per_subscription", status, of=_certain(plan.value), powers={"usd_per_query": -1}),
+    ]
+    return {
+        "label": label,
+        "per": {"gpu": "GPU", "vcpu": "vCPU"}[per],
+        "sliders": {"input": NO_SPLIT, "cached": NO_SPLIT, **sliders, "chat_share": between(chat.value, 0.01, 1)},
+        "figures": [*figures, *against],
+        "commands": commands,
+    }
+
+
+def _energy(summary: Summary, device: Device, fixed: Scenario, tokens: float) -> list[Json]:
+    """Wh of a query: `watt_hours` is linear in PUE and in PUE / utilisation, so two of its values give both terms."""
+    joules, rate = measured(summary, "joules_per_request"), measured(summary, "requests_per_s").value or math.nan
+    x = draw_inputs(fixed, DEFAULT_DRAWS, 0)
+    requests = x["query.requests"]
+    used, seconds = requests * quantile(rate_distribution(joules), x[MEASURED]), requests * device.count / rate
+
+    def at(utilisation: float) -> Draws:
+        stack = watt_hours({**x, "serving.utilisation": np.full_like(used, utilisation)}, used, seconds)
+        return np.asarray(np.sum(list(stack.values()), axis=0) / tokens)
+
+    idle = at(0.5) - at(1.0)
+    terms = [
+        {"draws": _draws(at(1.0) - idle), "powers": {"pue": 1}},
+        {"draws": _draws(idle), "powers": {"pue": 1, "utilisation": -1}},
+    ]
+    status = "simulated" if device.kind == "none" else joules.status
+    return [_figure("wh_per_query", status, terms=terms, powers={"output": 1})]
+
+
+def _figure(name: str, status: str, **how: Any) -> Json:
+    return {"name": name, "status": status, **how}
+
+
+def _certain(value: float | None) -> list[float | None]:
+    return [None, value, None, value]
+
+
+def _stats(found: Costs, name: str) -> list[float | None] | None:
+    """p5, median, p95 and mean of a figure; None where it has no value."""
+    figures = {figure.name: figure for figure in found.figures}
+    middle = figures[name]
+    mean = figures.get(f"{name}.mean", middle)
+    return None if middle.value is None else [middle.low, middle.value, middle.high, mean.value]
+
+
+def _draws(values: Draws, kind: str = "f4") -> str | float:
+    """As the page reads them: base64, or one number where all are the same."""
+    if kind == "f4" and np.ptp(values) <= 1e-12 * abs(values[0]):
+        return float(values[0])
+    return base64.b64encode(np.asarray(values, f"<{kind}").tobytes()).decode("ascii")
+
+
+def around(value: float) -> Json:
+    """A slider from a tenth to five times a value above 0, in steps of its third digit."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return between(value, value / 10, value * 5, step)
+
+
+def between(value: float, low: float, high: float, step: float = 0.01) -> Json:
+    """A slider from `low` to `high`, all three at multiples of `step`.
+
+    >>> between(0.387, 0.05, 1)
+    {'low': 0.05, 'high': 1.0, 'step': 0.01, 'value': 0.39}
+    """
+    digits = max(0, -math.floor(math.log10(step)))
+    ends = {"low": low, "high": high, "step": step, "value": value}
+    return {name: round(round(x / step) * step, digits) for name, x in ends.items()}
+
+
+def _sliders(scenario: Scenario, energy: bool) -> Json:
+    """Price, utilisation and PUE at the scenario's own medians; a price of 1 where it has none."""
+    bill = bill_factors(scenario, draw_inputs(scenario, DEFAULT_DRAWS, 0))
+    return {
+        "price": around(float(np.median(bill[0][1])) if bill else 1.0),
+        "utilisation": between(_median(scenario, "serving.utilisation", 1.0), 0.05, 1),
+        "pue": between(_median(scenario, "energy.pue", 1.0), 1, 2) if energy else NO_ENERGY,
+    }
+
+
+def _median(scenario: Scenario, key: str, otherwise: float) -> float:
+    given = scenario.inputs.get(key)
+    return otherwise if given is None else float(quantile(given.distribution, np.array(0.5)))
