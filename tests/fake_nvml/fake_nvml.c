@@ -309,7 +309,9 @@ Status nvmlDeviceGetPciInfo_v3(void *handle, Pci *to) {
     snprintf(to->bus_id, sizeof to->bus_id, "00000000:%02X:00.0", g->index + 1);
     return OK;
 }
-Status nvmlDeviceGetPersistenceMode(void *handle, unsigned *to) { GPU(handle); REFUSE("persistence"); *to = 1; return OK; }
+Status nvmlDeviceGetPersistenceMode(void *handle, unsigned *to) {
+    GPU(handle); REFUSE("persistence"); *to = !fault(g, "unloads", NULL, t); return OK;
+}
 Status nvmlDeviceGetTotalEnergyConsumption(void *handle, unsigned long long *to) {
     GPU(handle); REFUSE("counter"); *to = counter_mj(g, t); return OK;
 }
