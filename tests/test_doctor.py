@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fake_nvml import library
 
-from harness import doctor, environment
+from harness import doctor, engines, environment
 from harness.errors import GATE_FAILED
 from harness.model import Finding
 
@@ -62,7 +62,7 @@ def test_a_good_gpu_and_no_gpu_have_nothing_wrong_with_them(fake_nvml: Path, tmp
     of_gpus = {"power-limit", "persistence-off", "mig", "foreign-process", "throttled", "nvml-absent"}
     assert not of_gpus & {*good, *none}
     assert parts["GPUs"] == "NVML finds no GPU"
-    assert "no-room" in none
+    assert "no-room (serious)" in none
     assert code == GATE_FAILED  # for nothing can be stored there
     assert {"RAPL", "CPU", "models", "engine vllm", "room for results"} <= parts.keys()
 
@@ -76,7 +76,7 @@ def codes(place: Mapping[str, Any], results: Path) -> dict[str, bool]:
 def test_what_a_machine_lacks_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = environment.capture()
     assert "no-engine" not in codes(here, tmp_path)
-    monkeypatch.setattr(doctor.engines, "NEEDS", {"vllm": ("no_such_package", "x")})
+    monkeypatch.setattr(engines, "NEEDS", {"vllm": ("no_such_package", "x")})
     monkeypatch.setattr(doctor, "GOVERNOR", tmp_path / "governor")
     (tmp_path / "governor").write_text("powersave\n")
     cramped = {**here, "cpu": {**here["cpu"], "cores_usable": 2}}
