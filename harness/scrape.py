@@ -87,13 +87,13 @@ def figures(readings: pd.DataFrame, begin_s: float, end_s: float) -> tuple[Figur
             reason = None if len(inside) else "no reading fell into the measured part"
             found.append(Figure(f"server.{key}", value, unit, "measured", n=len(inside), reason=reason))
     grown: dict[str, float] = {}
-    for name, values in by_name.items():
+    for counter, values in by_name.items():
         before, after = values[:begin_s], values[end_s:]
         first, last = (
             before.iloc[-1] if len(before) else values.iloc[0],
             after.iloc[0] if len(after) else values.iloc[-1],
         )
-        grown[name] = float(last - first)
+        grown[str(counter)] = float(last - first)
     if "prefix_cache_hits" in grown and (asked := grown.get("prefix_cache_queries")) is not None:
         share = grown["prefix_cache_hits"] / asked if asked > 0 else None
         reason = None if asked > 0 else "no token was looked up"
