@@ -5,29 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import gc
 import itertools
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from harness import engines, environment, meters, shipped, store
-from harness.conversations import Conversations
+from harness.clients import PROGRESS_PERIOD_S, Clients, Ended, Inputs, Job, Local, measure
 from harness.errors import EngineDied, HarnessError
-from harness.eventloop import Interrupt, event_loop
+from harness.eventloop import Interrupt, Watch, event_loop
 from harness.load import Trace
+from harness.model import EngineInfo
+from harness.scrape import scraping
 from harness.sender import Progress, Sender, warm_up
-from harness.workload import Prompts, Workload
+from harness.workload import Workload
 
-PROGRESS_PERIOD_S = 0.25
 IDLE_S = 3.0
 """How long each span without load is metered."""
+LEAD_S = 0.02, 0.3
+"""How long before second zero it is named: to a sender in this process, and to client processes."""
 
 Notify = Callable[[Progress], None]
+Enough = Callable[[Path], bool]
+"""Asked four times a second while measuring, with the run's directory: True ends the load in good order."""
 
 
 def run(
@@ -36,42 +41,73 @@ def run(
     notify: Notify,
     power: Sequence[str] = (),
     declared: Mapping[str, float] | None = None,
+    clients: int = 1,
+    enough: Enough | None = None,
 ) -> Path:
     """Measure the workload once, and return the directory under `root` that holds the run.
 
     The run is stored whatever happens after the engine was asked to start. An interrupt or a dying engine ends the
     measuring and keeps what was measured, with the state `interrupted` or `failed`. `power` names the meters
     (`harness.meters.start`), which are read from before the engine starts until after it has stopped;
-    `declared` is what `RunFile.declared` says.
+    `declared` is what `RunFile.declared` says. With more than one of `clients`, so many processes send the load.
 
     Raises HarnessError where the set-up is wrong, before or while the engine starts.
     """
     name = engines.choose() if workload.engine.name == "auto" else workload.engine.name
     engine = engines.create(name, workload.model, workload.engine_options(name))
-    files = shipped.read_files(workload)
+    _check_clients(clients, name, workload)
+    inputs = _inputs(workload)
     now = datetime.now(UTC)
-    writer = store.RunWriter(
-        root,
-        store.RunFile(
-            id=store.new_id(now, None if name == "simulated" else workload.model, workload.name),
-            created_utc=now,
-            pid=os.getpid(),
-            workload=workload.model_dump(mode="json"),
-            engine_asked=name,
-            environment=environment.capture(),
-            declared=dict(declared or {}),
-        ),
-    )
-    session = _Session(workload, files, engine, writer, notify, _Power(power, writer))
+    writer = None
     try:
-        with _output_to(writer.directory / "engine.log"):
-            state, error = session.run()
+        with _Power(power) as meter:
+            writer = meter.writer = store.RunWriter(
+                root,
+                store.RunFile(
+                    id=store.new_id(now, None if name == "simulated" else workload.model, workload.name),
+                    created_utc=now,
+                    pid=os.getpid(),
+                    workload=workload.model_dump(mode="json"),
+                    engine_asked=name,
+                    environment=environment.capture(),
+                    declared=dict(declared or {}),
+                    meters_asked=list(power),
+                    meters=meter.infos,
+                    meters_absent=meter.absent,
+                ),
+            )
+            with _output_to(writer.directory / "engine.log"):
+                ended = _Session(workload, inputs, engine, writer, notify, meter, clients, enough).run()
     except BaseException as stopped:
-        writer.finish("failed", str(stopped) or type(stopped).__name__)
+        if writer is not None:
+            writer.finish("failed", str(stopped) or type(stopped).__name__)
         raise
-    writer.finish(state, error)
+    writer.finish(ended.state, ended.error)
     store.point_latest(root, writer.file.id)
     return writer.directory
+
+
+def _check_clients(clients: int, engine: str, workload: Workload) -> None:
+    if clients == 1:
+        return
+    if engine not in engines.SERVED:
+        raise HarnessError(
+            f"--clients {clients}: engine '{engine}' works inside the harness's own process, where one client sends",
+            "leave --clients out, or measure a server with --engine openai",
+        )
+    for key in ("users", "max_in_flight"):
+        most = getattr(workload.load, key)
+        if most is not None and most < clients:
+            raise HarnessError(
+                f"--clients {clients} cannot share load.{key}={most}", f"give {most} clients at most, or raise it"
+            )
+
+
+def _inputs(workload: Workload) -> Inputs:
+    """The files that the workload names, read before anything starts."""
+    files = shipped.read_files(workload)
+    arrivals = files.get(workload.load.trace or "")
+    return Inputs(files, arrivals if isinstance(arrivals, Trace) else None)
 
 
 @dataclass(slots=True)
@@ -79,79 +115,109 @@ class _Session:
     """One engine from start to stop, on one event loop."""
 
     workload: Workload
-    files: Mapping[str, Trace | Prompts]
+    inputs: Inputs
     engine: engines.Engine
     writer: store.RunWriter
     notify: Notify
     power: _Power
+    clients: int
+    enough: Enough | None
     timings: store.Timings = field(default_factory=store.Timings)
 
-    def run(self) -> tuple[store.State, str | None]:
+    def run(self) -> Ended:
         """How the run ended, and why if it did not end well."""
-        with asyncio.Runner(loop_factory=event_loop) as runner, Interrupt() as interrupt, self.power:
+        with asyncio.Runner(loop_factory=event_loop) as runner, Interrupt() as interrupt:
             try:
                 self.power.idle("bare")
                 with self._timed("engine_start_s", "starting"):
                     info = runner.run(self.engine.start())
-                self.writer.update(engine=store.engine_record(info))
-                talk = Conversations(self.workload, info.vocabulary, info.max_length, self.files, info.encode)
-                with self._timed("warmup_s", "warming up"):
-                    runner.run(warm_up(self.engine, talk.make, self.workload.warmup.requests))
-                self.power.idle("loaded")
-                with self._timed("measured_s", "measuring"):
-                    ended = runner.run(self._measure(talk, interrupt))
+                server = getattr(self.engine, "server_record", None)
+                self.writer.update(engine=store.engine_record(info), server=server)
+                with self._sender(info) as sender:
+                    with self._timed("warmup_s", "warming up"):
+                        runner.run(
+                            sender.ready()
+                            if isinstance(sender, Clients)
+                            else warm_up(self.engine, sender.make, self.workload.warmup.requests)
+                        )
+                    self.power.idle("loaded")
+                    with self._scraped(info), self._timed("measured_s", "measuring"):
+                        ended = runner.run(self._measure(sender, interrupt))
             except KeyboardInterrupt:
                 begun = "while measuring" if self.writer.file.clock else "before the measured part began"
-                ended = "interrupted", f"interrupted {begun}"
+                ended = Ended("interrupted", f"interrupted {begun}")
             except EngineDied as died:
-                ended = "failed", str(died)
+                ended = Ended("failed", str(died))
             finally:
                 # An interrupt from here on changes nothing of what was measured.
                 with contextlib.suppress(KeyboardInterrupt), self._timed("engine_stop_s", "stopping"):
                     runner.run(self.engine.stop())
-            if ended[0] == "complete":
+            if ended.state == "complete":
                 with contextlib.suppress(KeyboardInterrupt):
                     self.power.idle("after")
             return ended
 
-    async def _measure(self, talk: Conversations, interrupt: Interrupt) -> tuple[store.State, str | None]:
-        arrivals = self.files.get(self.workload.load.trace or "")
-        assert not isinstance(arrivals, tuple)
-        loop = Sender(self.workload, arrivals, self.engine, talk.make, self.writer.add, talk.follow)
-        # What start-up left behind is set aside, so that no collection walks through it while requests are timed.
-        gc.collect()
-        gc.freeze()
-        began_ns = time.monotonic_ns()
-        self.writer.update(clock=store.Anchor(utc=datetime.now(UTC), monotonic_s=began_ns / 1e9))
-        task = asyncio.ensure_future(loop.run(began_ns))
-        ticker = asyncio.ensure_future(self._tick(loop))
+    @contextlib.contextmanager
+    def _sender(self, info: EngineInfo) -> Iterator[Sender | Clients]:
+        """What sends the load: this process itself, or several others."""
+        if self.clients == 1:
+            talk = self.inputs.conversations(self.workload, info)
+            yield Sender(self.workload, self.inputs.arrivals, self.engine, talk.make, self.writer.add, talk.follow)
+            return
+        name = self.writer.file.engine_asked
+        # Of a server that the harness started, clients are told the address.
+        options = dict(getattr(self.engine, "client_options", self.workload.engine_options(name)))
+        if "connections" in options:
+            options["connections"] = math.ceil(options["connections"] / self.clients)
+        jobs = [
+            Job(self.workload, self.inputs, name, options, self.writer.client_journal(k), (k, self.clients))
+            for k in range(self.clients)
+        ]
+        clients = Clients(self.workload, [Local(job) for job in jobs])
         try:
-            with interrupt.cancels(task):
-                await task
-        except asyncio.CancelledError:
-            return "interrupted", "interrupted while measuring"
-        except ExceptionGroup as group:
-            if (wrong := group.subgroup(HarnessError)) is not None:  # the disk is full, say
-                raise wrong.exceptions[0] from None
-            died, others = group.split(EngineDied)
-            if died is None or others is not None:
-                raise
-            return "failed", f"the engine died: {died.exceptions[0]}"
+            yield clients
         finally:
-            ticker.cancel()
-            gc.unfreeze()
-        return "complete", None
+            self.writer.update(clients=clients.close())
 
-    async def _tick(self, loop: Sender) -> None:
+    def _scraped(self, info: EngineInfo) -> contextlib.AbstractContextManager[None]:
+        """Keeps what the server says of itself meanwhile, where the engine is one."""
+        urls = info.options.get("base_url", [])
+        urls = [urls] if isinstance(urls, str) else urls
+        return scraping(urls, self.writer.server_journal) if urls else contextlib.nullcontext()
+
+    async def _measure(self, sender: Sender | Clients, interrupt: Interrupt) -> Ended:
+        with Watch() as watch:
+            lead_s = LEAD_S[isinstance(sender, Clients)]
+            began_ns = time.monotonic_ns() + int(lead_s * 1e9)
+            zero = datetime.now(UTC) + timedelta(seconds=lead_s)
+            self.writer.update(clock=store.Anchor(utc=zero, monotonic_s=began_ns / 1e9))
+            load = measure(sender, began_ns, watch) if isinstance(sender, Sender) else sender.run(began_ns)
+            task, ticker = asyncio.ensure_future(load), asyncio.ensure_future(self._tick(sender))
+            try:
+                with interrupt.cancels(task):
+                    ended = await task
+            finally:
+                ticker.cancel()
+        if ended.seen:
+            self.writer.update(clients=[{"client": 0, **ended.seen}])
+        return ended
+
+    async def _tick(self, sender: Sender | Clients) -> None:
         for tick in itertools.count():
-            self.notify(loop.progress())
+            self._tell(sender.progress())
             if tick % 2 == 0:
                 self.power.drain()
+            if self.enough is not None and self.enough(self.writer.directory):
+                sender.stop()
             await asyncio.sleep(PROGRESS_PERIOD_S)
+
+    def _tell(self, progress: Progress) -> None:
+        self.notify(progress)
+        self.writer.show(progress)
 
     @contextlib.contextmanager
     def _timed(self, name: str, phase: str) -> Iterator[None]:
-        self.notify(Progress(phase))
+        self._tell(Progress(phase))
         began = time.monotonic()
         try:
             yield
@@ -161,24 +227,26 @@ class _Session:
 
 
 class _Power:
-    """The meters of a run, from before its engine starts until after it has stopped."""
+    """The meters of a run, from before it has a directory until after its engine has stopped."""
 
-    def __init__(self, asked: Sequence[str], writer: store.RunWriter) -> None:
-        self.asked, self.writer = asked, writer
-        self.meters: list[meters.Meter] = []
+    def __init__(self, asked: Sequence[str]) -> None:
+        started, self.absent = meters.start(asked)
+        self.meters = [meter for meter, _ in started]
+        self.infos = [dataclasses.asdict(info) for _, info in started]
+        self.writer: store.RunWriter | None = None
         self._idle: dict[str, tuple[float, float]] = {}
 
-    def __enter__(self) -> None:
-        started, absent = meters.start(self.asked)
-        self.meters = [meter for meter, _ in started]
-        self.writer.update(meters=[dataclasses.asdict(info) for _, info in started], meters_absent=absent)
+    def __enter__(self) -> _Power:
+        return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop the meters, and store what they have read and said."""
         infos = [dataclasses.asdict(meter.stop()) for meter in self.meters]
-        self.drain()
-        zero_s = self.writer.file.clock.monotonic_s if self.writer.file.clock else 0.0
-        idle = {name: (begun - zero_s, ended - zero_s) for name, (begun, ended) in self._idle.items()}
-        self.writer.update(meters=infos, idle=idle)
+        if self.writer is not None:
+            self.drain()
+            zero_s = self.writer.file.clock.monotonic_s if self.writer.file.clock else 0.0
+            idle = {name: (begun - zero_s, ended - zero_s) for name, (begun, ended) in self._idle.items()}
+            self.writer.update(meters=infos, idle=idle)
 
     def idle(self, name: str) -> None:
         """Do nothing for a while, so that the meters see what the machine draws without load."""
@@ -191,7 +259,7 @@ class _Power:
     def drain(self) -> None:
         """Move what the meters have read into the run's journal."""
         for meter in self.meters:
-            if samples := meter.drain():
+            if (samples := meter.drain()) and self.writer is not None:
                 self.writer.add_power(samples)
 
 

@@ -66,8 +66,9 @@ class Sender:
     """Sends the requests as the load shape says, and hands each finished one to `add`.
 
     `share` (k, n): this is client k of n, which all know the whole schedule; it sends every n-th request from the k-th
-    on, and of a closed loop it is every n-th user. Requests that are sure to come are made before the load begins, as
-    far as memory goes; each one sent makes room for another, made once it is on its way.
+    on, or is every n-th user of a closed loop, with the requests that fall to those in turn. Requests that are sure to
+    come are made before the load begins, as far as memory goes; each one sent makes room for another, made once it is
+    on its way.
     """
 
     def __init__(
@@ -86,13 +87,17 @@ class Sender:
         self.began_ns = 0
         self.stopped = False
         shape, count = workload.load, workload.requests.count
+        users = load.user_spans(shape) if shape.closed else []
         if shape.closed:
-            self._spans = load.user_spans(shape)[self.client :: self.clients]
+            self._spans = users[self.client :: self.clients]
             due_s: Iterator[float] = itertools.repeat(0.0) if count is None else itertools.repeat(0.0, count)
         else:
             due_s = load.due_s(shape, count, workload.seed, arrivals)
-        self._schedule = itertools.islice(enumerate(due_s), self.client, None, self.clients)
+        # Of users that the clients do not share evenly, each still has as many requests as any other.
+        own = [turn % self.clients == self.client for turn in range(len(users) or self.clients)]
+        self._schedule = itertools.compress(enumerate(due_s), itertools.cycle(own))
         self._ahead: deque[tuple[Request, float]] = deque()
+        self._more = True
         self._wrong: Exception | None = None
         most = LOOK_AHEAD * len(self._spans) if shape.closed and count is None else None
         tokens = 0
@@ -135,6 +140,7 @@ class Sender:
             self.engine.prepare(request)
             self._ahead.append((request, due_s))
             return True
+        self._more = False
         return False
 
     def _next(self) -> tuple[Request, float] | None:
@@ -143,7 +149,8 @@ class Sender:
             raise self._wrong
         if not self._ahead and not self._make_one():
             return None
-        asyncio.get_running_loop().call_soon(self._make_another)
+        if self._more:
+            asyncio.get_running_loop().call_soon(self._make_another)
         return self._ahead.popleft()
 
     def _make_another(self) -> None:

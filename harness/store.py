@@ -3,11 +3,12 @@
     run.json          what was asked, where, the state, the clock's anchor
     requests.parquet  a row a request (the fields of `harness.model.Record`)
     power.parquet     a row a reading (the fields of `harness.model.PowerSample`), where there was a meter
+    server.parquet    a row for each of a server's own metrics at each reading, where it has any
     summary.json      derived; may be deleted and is rebuilt
     engine.log        what the engine printed
 
-While a run goes on its rows are in requests.jsonl (of several client processes requests-0.jsonl…) and power.jsonl.
-Finished files are written under a temporary name and renamed.
+While a run goes on its rows are in requests.jsonl (of several client processes requests-0.jsonl…), power.jsonl and
+server.jsonl. Finished files are written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -25,20 +26,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import orjson
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 import harness
 from harness import journal
 from harness.errors import HarnessError
-from harness.model import EngineInfo, Figure, Finding, PowerSample, Record, Summary
+from harness.model import EngineInfo, Figure, Finding, MeterInfo, PowerSample, Record, Summary
 
 SCHEMA_VERSION = 2
 """Of run.json and the Parquet files. History: 1 (0.1.0) the first; 2 adds conversations, connections and clients."""
+
+PROGRESS = "progress.json"
+"""Where a run in progress says how far it is: the fields of `harness.sender.Progress`."""
 
 State = Literal["running", "complete", "interrupted", "failed"]
 
@@ -61,6 +66,9 @@ REQUESTS = _schema(Record, _TYPES)
 
 POWER = _schema(PowerSample, _TYPES | {"int": pa.float64()})
 """The columns of power.parquet: the fields of PowerSample in their order; all numbers float, so that missing is NaN."""
+
+SERVER = pa.schema([("time_s", pa.float64()), ("name", pa.string()), ("value", pa.float64())])
+"""The columns of server.parquet: one of a server's own metrics at a time."""
 
 _INTEGERS = ("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client")
 """Columns that may be missing: nullable in pandas, so that None never becomes a float."""
@@ -86,6 +94,47 @@ class Timings(_Part):
     engine_stop_s: float | None = None
 
 
+def _like(form: Any) -> AfterValidator:
+    """Leaves a value as it is, and refuses one in which what `form` names is of another kind; more may be in it."""
+    adapter = TypeAdapter(form)
+
+    def check(value: Any) -> Any:
+        adapter.validate_python(value)
+        return value
+
+    return AfterValidator(check)
+
+
+class _Asked(BaseModel):
+    """What is read of a stored workload, whatever version wrote it."""
+
+    name: str | None = None
+    model: str | None = None
+    requests: dict[str, Any] = {}
+    load: dict[str, Any] = {}
+    warmup: dict[str, Any] = {}
+    objectives: dict[str, float | None] = {}
+
+
+class _Place(BaseModel):
+    """What is read of a stored environment."""
+
+    cpu: dict[str, Any] = {}
+    gpus: list[dict[str, Any]] = []
+    packages: dict[str, str] = {}
+    settings: dict[str, str] = {}
+
+
+class _Started(BaseModel):
+    """What is read of an engine's own account."""
+
+    device: str = "none"
+    device_count: int = 1
+    version: str | None = None
+    model: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+
+
 class RunFile(_Part):
     """run.json."""
 
@@ -94,14 +143,16 @@ class RunFile(_Part):
     state: State = "running"
     created_utc: datetime
     pid: int
-    workload: dict[str, Any]
+    workload: Annotated[dict[str, Any], _like(_Asked)]
     """The workload in full, as validated."""
     engine_asked: str
-    environment: dict[str, Any]
-    engine: dict[str, Any] | None = None
+    environment: Annotated[dict[str, Any], _like(_Place)]
+    engine: Annotated[dict[str, Any], _like(_Started)] | None = None
     """What the engine said of itself (the fields of EngineInfo); None: it never started."""
-    meters: list[dict[str, Any]] = []
+    meters: list[Annotated[dict[str, Any], _like(MeterInfo)]] = []
     """What each meter said of itself (the fields of MeterInfo)."""
+    meters_asked: list[str] = []
+    """The words that named the meters, as `harness run --meter` takes them."""
     declared: dict[str, float] = {}
     """What the user declared of power that no meter reads: `host_w` (the rest of the host), `pue`."""
     meters_absent: list[str] = []
@@ -110,6 +161,8 @@ class RunFile(_Part):
     """What each client process saw of itself, where the engine is a server."""
     server: dict[str, Any] | None = None
     """The server that the harness started: its command, version and log."""
+    imported: dict[str, Any] | None = None
+    """Of another tool's result: the tool, the file, the figures that it printed, and how it defines them."""
     idle: dict[str, tuple[float, float]] = {}
     """Spans without load, in seconds since it began: `bare` (no engine yet), `loaded` (before the load), `after`."""
     timings: Timings = Timings()
@@ -126,6 +179,7 @@ class Run:
     file: RunFile
     requests: pd.DataFrame
     power: pd.DataFrame
+    server: pd.DataFrame
 
     @property
     def simulated(self) -> bool:
@@ -158,9 +212,19 @@ class RunWriter:
             self._power = journal.Journal(self.directory / "power.jsonl")
         self._power.add(*samples)
 
+    def show(self, progress: object) -> None:
+        """Leave word of how far the run is (a dataclass) for whoever watches; a full disk loses this alone."""
+        with contextlib.suppress(OSError):
+            (self.directory / PROGRESS).write_bytes(orjson.dumps(progress))
+
     def client_journal(self, client: int) -> Path:
         """Where the client process of that number keeps its finished requests."""
         return self.directory / f"requests-{client}.jsonl"
+
+    @property
+    def server_journal(self) -> Path:
+        """Where `harness.scrape` keeps what a server says of itself, its times on CLOCK_MONOTONIC until `finish`."""
+        return self.directory / "server.jsonl"
 
     def update(self, **changes: Any) -> None:
         """Rewrite run.json with these fields changed."""
@@ -175,14 +239,17 @@ class RunWriter:
             if self._power is not None:
                 self._power.close()
                 self._save("power", _power_table(self.directory / "power.jsonl", self.file))
+            if self.server_journal.is_file():
+                self._save("server", _server_table(self.server_journal, self.file))
             self.update(state=state, error=error)
             self._requests.close()
-            for path in (*_request_journals(self.directory), self.directory / "power.jsonl"):
+            passing = (*_request_journals(self.directory), self.server_journal)
+            for path in (*passing, self.directory / "power.jsonl", self.directory / PROGRESS):
                 path.unlink(missing_ok=True)
 
     def _save(self, name: str, table: pa.Table) -> None:
         partial = self.directory / f".{name}.parquet.part"
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
         partial.rename(self.directory / f"{name}.parquet")
 
 
@@ -235,7 +302,7 @@ def find(reference: str, root: Path) -> Path:
     """A run's directory from a path, a name under `root`, or a name's unambiguous beginning (`latest` is a name)."""
     with contextlib.suppress(OSError):  # a name that is too long for a file
         for candidate in (Path(reference), root / reference):
-            if (candidate / "run.json").is_file():
+            if os.path.lexists(candidate / "run.json") or (candidate.is_dir() and not os.access(candidate, os.X_OK)):
                 return candidate.resolve()
     matches = sorted(name for path in root.glob("*/run.json") if (name := path.parent.name).startswith(reference))
     if len(matches) == 1:
@@ -259,20 +326,22 @@ def read(directory: Path) -> Run:
     requests = _rows(directory, "requests", lambda _: _request_rows(directory), REQUESTS)
     if requests is None:
         raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
-    power = _rows(directory, "power", lambda path: _power_table(path, file), POWER)
-    return Run(directory, file, _frame(requests), (POWER.empty_table() if power is None else power).to_pandas())
+    power = _rows(directory, "power", lambda path: _power_table(path, file), POWER) or POWER.empty_table()
+    server = _rows(directory, "server", lambda path: _server_table(path, file), SERVER) or SERVER.empty_table()
+    return Run(directory, file, _frame(requests), power.to_pandas(), server.to_pandas())
 
 
 def _rows(directory: Path, name: str, unfinished: Callable[[Path], pa.Table], schema: pa.Schema) -> pa.Table | None:
     """Rows from the Parquet file or else from the journal; None where there is neither."""
-    for path, load in (
-        (directory / f"{name}.parquet", lambda path: pq.read_table(path, schema=schema)),
-        (directory / f"{name}.jsonl", unfinished),
-    ):
+
+    def finished(path: Path) -> pa.Table:
+        return pq.read_table(path, schema=schema, page_checksum_verification=True)
+
+    for path, load in ((directory / f"{name}.parquet", finished), (directory / f"{name}.jsonl", unfinished)):
         if path.is_file():
             try:
                 return load(path)
-            except (OSError, pa.ArrowException, ValueError, TypeError) as damaged:
+            except (OSError, pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as damaged:
                 fix = "restore the file, or measure the run again"
                 raise HarnessError(f"{path}: cannot be read: {damaged}", fix) from None
     return None
@@ -323,12 +392,16 @@ def write_summary(directory: Path, summary: Summary) -> None:
         _write(directory / "summary.json", json.dumps(content, indent=1))
 
 
+_SUMMARY = TypeAdapter(Summary)
+
+
 def read_summary(directory: Path) -> Summary | None:
     """The stored summary; None where there is none that this very harness wrote."""
     try:
         raw = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
         if raw["harness"] != source():
             return None
+        _SUMMARY.validate_python(raw)
         return Summary(
             run=raw["run"],
             state=raw["state"],
@@ -374,12 +447,17 @@ def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def _power_table(path: Path, file: RunFile) -> pa.Table:
-    """A power journal with its times in seconds since the load began (left as they are where it never did)."""
+    return _table(_from_zero(path, file, "before_s", "after_s"), POWER)
+
+
+def _server_table(path: Path, file: RunFile) -> pa.Table:
+    return _table(_from_zero(path, file, "time_s"), SERVER)
+
+
+def _from_zero(path: Path, file: RunFile, *times: str) -> Iterator[dict[str, Any]]:
+    """A journal's rows, their times in seconds since the load began (left as they are where it never did)."""
     zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
-    rows = (
-        {**row, "before_s": row["before_s"] - zero_s, "after_s": row["after_s"] - zero_s} for row in journal.rows(path)
-    )
-    return _table(rows, POWER)
+    return ({**row, **{time: row[time] - zero_s for time in times}} for row in journal.rows(path))
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

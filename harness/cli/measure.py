@@ -16,8 +16,11 @@ from harness.cli.display import Display
 @app.command()
 def run(
     workload: Annotated[str, typer.Argument(help="A workload file, or the name of a shipped one.")],
-    engine: Annotated[str | None, typer.Option(help="auto, vllm, transformers or simulated.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, openai (any server), vllm, transformers or simulated.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, directory, GGUF file, or short name.")] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Start a server for the engine openai: vllm, or what engine.serve names.")
+    ] = False,
     set_: Set = None,
     out: Annotated[
         Path, typer.Option(envvar="HARNESS_RESULTS", help="Directory that gets the run's directory.")
@@ -34,6 +37,7 @@ def run(
         float | None, typer.Option(min=0, metavar="WATTS", help="Declared power of the rest of the host.")
     ] = None,
     pue: Annotated[float | None, typer.Option(min=1, help="Declared power usage effectiveness of the site.")] = None,
+    clients: Annotated[int, typer.Option(min=1, help="Client processes that share the load on a server.")] = 1,
 ) -> None:
     """Measure a workload once; store the run, then print its report."""
     from harness import run as measuring
@@ -42,6 +46,8 @@ def run(
 
     named = {"engine.name": engine, "model": model, "scenario": scenario}
     words = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
+    if serve:
+        words = ["engine.name=openai", "engine.openai.serve=vllm", *words]
     spec = shipped.read_workload(workload, [*(set_ or ()), *words])
     if spec.scenario is not None:
         economics.read_scenario(spec.scenario)  # a mistake in it should not show after the measuring
@@ -51,7 +57,7 @@ def run(
         if assume_power is not None:
             power = [*power, f"constant:watts={assume_power}"]
         declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
-        directory = measuring.run(spec, out, display.show, power, declared)
+        directory = measuring.run(spec, out, display.show, power, declared, clients)
     stored = show_run(directory)
     typer.echo(f"run: {directory}")
     succeeded = stored.requests["error"].isna().any()

@@ -27,6 +27,9 @@ NEEDS: Mapping[str, tuple[str, str]] = {
 }
 """Engine -> (the package that it needs, what installs it)."""
 
+SERVED = ("openai", "simulated")
+"""Engines that several processes can send to; any other works inside the harness's own process."""
+
 
 class Engine(Protocol):
     """One system under test. Constructed as `Class(model, options)`; nothing is loaded before `start`.
