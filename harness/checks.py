@@ -9,34 +9,44 @@ import pandas as pd
 
 from harness.model import Finding, Summary
 from harness.stats import least_n
+from harness.steady import Window
 from harness.summary import Times, times
 
 FAILED_SHARE = 0.01
 """Share of failed requests above which the others had an easier time of it."""
 LAG_SHARE = 0.1
 """Share of a latency's p99 above which the harness's own delay colours it."""
+COVERAGE = 0.05
+"""How far the window's mean output length may be from that of all requests."""
 GROUPED_SHARE = 0.1
 """Share of gaps between tokens that may go unseen before ITL says little."""
 
 
 def check(
-    requests: pd.DataFrame, summary: Summary, *, asked: int | None, ignore_eos: bool, warmup_requests: int
+    requests: pd.DataFrame,
+    summary: Summary,
+    window: Window | None = None,
+    *,
+    asked: int | None,
+    ignore_eos: bool,
+    warmup_requests: int,
 ) -> tuple[Finding, ...]:
     """The findings of a run, serious ones first.
 
-    `requests` and `summary` belong together. `asked` is how many requests the workload wanted (None: as many as fit its
-    duration), `ignore_eos` whether it fixed the output lengths, `warmup_requests` how many came before that.
+    `requests`, `summary` and `window` belong together. `asked` is how many requests the workload wanted (None: as many
+    as fit its duration), `ignore_eos` whether it fixed the output lengths, `warmup_requests` how many came before that.
     """
     seen = times(requests, summary.state)
     found = (
-        *_conduct(seen, summary, asked, warmup_requests),
+        *_conduct(seen, summary, asked),
+        *_steadiness(summary, window, warmup_requests),
         *_tokens(requests, seen, summary, ignore_eos),
         *_lag(requests, seen, summary),
     )
     return tuple(sorted(found, key=lambda finding: not finding.serious))
 
 
-def _conduct(seen: Times, summary: Summary, asked: int | None, warmup_requests: int) -> Iterator[Finding]:
+def _conduct(seen: Times, summary: Summary, asked: int | None) -> Iterator[Finding]:
     """Of the run as a whole: whether it ended, what failed, whether there was enough of it."""
     done, failed = int(seen.completed.sum()), int(seen.failed.sum())
     cut = len(seen.completed) - done - failed
@@ -52,9 +62,34 @@ def _conduct(seen: Times, summary: Summary, asked: int | None, warmup_requests: 
     if 0 < done < (needs := least_n(0.99)):
         text = f"{done} completed requests are too few to bound a p99, which needs {needs}"
         yield Finding("few-requests", text, f"set requests.count={needs} or more, or quote a lower percentile")
-    if warmup_requests == 0 and summary["duration_s"].status != "simulated":
+
+
+def _steadiness(summary: Summary, window: Window | None, warmup_requests: int) -> Iterator[Finding]:
+    """Of the part of the run that the figures are of, and of what is in it that should not be."""
+    cut_s = 0.0 if window is None or window.whole is not None else window.begin_s
+    if warmup_requests == 0 and cut_s <= 0 and summary["duration_s"].status != "simulated":
         text = "no request warmed the engine up, so the first ones pay for compilation and cold caches"
         yield Finding("no-warmup", text, "set warmup.requests=1 or more")
+    if window is None:
+        return
+    moved, serious = window.change, window.whole is not None
+    rates = "" if moved is None else f"{moved.before:.4g} to {moved.since:.4g} tokens/s"
+    if window.code == "queue-grows":
+        text = f"requests came faster than they were served: {window.whole}; rates are of the whole run, its end too"
+        yield Finding(
+            "queue-grows", text, "lower the rate: latency has no steady value, and grows with the run", serious
+        )
+    elif window.code == "not-steady":
+        text = f"the rate never settled: from {rates} over the run; figures are of the whole run"
+        yield Finding("not-steady", text, "measure longer; look for heat, a growing context, other work", serious)
+    elif window.code == "level-shift":
+        text = f"the rate shifted from {rates} at {window.shift_s:.1f} s; figures are of "
+        text += "the whole run, both levels" if serious else "what followed"
+        yield Finding("level-shift", text, "find what changed then: a full cache, clocks, other work", serious)
+    coverage = summary["window.output_coverage"].value
+    if coverage is not None and abs(coverage - 1) > COVERAGE:
+        text = f"the window's requests got {coverage:.0%} of the mean output length of all"
+        yield Finding("output-coverage", text, "measure longer, so that the window holds its share of long answers")
 
 
 def _tokens(requests: pd.DataFrame, seen: Times, summary: Summary, ignore_eos: bool) -> Iterator[Finding]:

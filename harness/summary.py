@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness import stats
+from harness import stats, steady
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
+from harness.steady import Window
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -33,6 +34,15 @@ ABORTED = "aborted"
 """The error of a request that the end of the run cut off."""
 
 NO_SUCCESS = "no request succeeded"
+
+WINDOW: Mapping[str, str] = {
+    "window.begin_s": "s",
+    "window.end_s": "s",
+    "window.share": "share",
+    "window.output_coverage": "share",
+    "window.exchanged": "share",
+}
+"""Figures of the steady window, and their units."""
 
 OBJECTIVES: Mapping[str, str] = {
     "ttft_s": "first_response_s",
@@ -99,28 +109,116 @@ def times(requests: pd.DataFrame, state: str) -> Times:
     return Times(completed, faulty & ~cut_off, pd.DataFrame(each, index=requests.index), gaps_s)
 
 
+def window_of(
+    requests: pd.DataFrame,
+    state: str,
+    shape: str,
+    users: int | None = None,
+    watts: Callable[[Array], Array] | None = None,
+) -> Window | None:
+    """The steady window of a run (`harness.steady.find`); None where nothing was sent."""
+    sent_s, end_s = _numbers(requests["sent_s"]), _numbers(requests["end_s"])
+    if np.isnan(sent_s).all():
+        return None
+    seen, complete = times(requests, state), state == "complete"
+    tokens = np.where(seen.completed, seen.each["arrived_tokens"], 0.0)
+    came = _came(requests, seen)
+    return steady.find(sent_s, end_s, tokens, *came, shape=shape, users=users, complete=complete, watts=watts)
+
+
 def summarise(
-    run: str, state: str, requests: pd.DataFrame, objectives: Mapping[str, float | None], simulated: bool
+    run: str,
+    state: str,
+    requests: pd.DataFrame,
+    objectives: Mapping[str, float | None],
+    simulated: bool,
+    window: Window | None = None,
 ) -> Summary:
     """A run's figures, without findings (`harness.checks` has those).
 
-    `state` is the run's; `objectives` are upper limits in seconds, None for no limit; `simulated` marks all figures.
-    A figure that cannot be had is None with its reason. HarnessError for an objective that does not exist.
+    `state` is the run's; `objectives` are upper limits in seconds, None for no limit; `simulated` marks all figures;
+    rates and latencies are those of the `window`, None: of the whole run. A figure that cannot be had is None with its
+    reason. HarnessError for an objective that does not exist.
     """
-    seen = times(requests, state)
-    duration = _duration(requests)
+    whole, duration = times(requests, state), _duration(requests)
+    of_whole = _rates(requests, whole, duration.value)
+    rows, seen, length_s, basis, rates = requests, whole, duration.value, Basis(), of_whole
+    if window is not None and window.whole is None:
+        members = requests["sent_s"].between(window.begin_s, window.end_s, inclusive="left")
+        rows = requests[members].sort_values("sent_s", kind="stable")
+        seen, length_s, basis = times(rows, state), window.end_s - window.begin_s, Basis.of(rows, window)
+        arrival_s, tokens = _came(requests, whole)
+        came = float(tokens[(arrival_s >= window.begin_s) & (arrival_s < window.end_s)].sum())
+        rates = _rates(rows, seen, length_s, basis, came)
+    limits = {name: limit for name, limit in objectives.items() if limit is not None}
     figures = [
         duration,
-        *_counts(requests, seen),
-        *_rates(requests, seen, duration.value),
-        *(figure for name in LATENCIES for figure in _spread(name, seen)),
-        *_goodput(seen, duration.value, {name: limit for name, limit in objectives.items() if limit is not None}),
-        *_tokens(requests, seen),
+        *_window(window, seen, whole, rates[1], duration),
+        *_counts(requests, whole),
+        *rates,
+        *(replace(rate, name=f"whole_run.{rate.name}") for rate in of_whole),
+        *(figure for name in LATENCIES for figure in _spread(name, seen, basis)),
+        *_goodput(seen, length_s, limits, basis),
+        *_tokens(requests, whole),
     ]
     if simulated:
         figures = [replace(figure, status="simulated") for figure in figures]
-    kinds = requests["error"][seen.failed].value_counts()
+    kinds = requests["error"][whole.failed].value_counts()
     return Summary(run, state, tuple(figures), {str(kind): int(count) for kind, count in kinds.items()})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """What the intervals of rates and means rest on."""
+
+    why: str | None = "no interval of a whole run"
+    """Why there are none."""
+    time_s: Array = field(default_factory=lambda: np.empty(0))
+    """Of each member, in order of sending: how long it held its slot, or in an open loop until the next was sent."""
+    together: float = 1.0
+    """Requests in flight at a time."""
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame, window: Window) -> Basis:
+        sent_s = _numbers(rows["sent_s"])
+        time_s = _numbers(rows["end_s"]) - sent_s if window.closed else np.diff(sent_s, append=window.end_s)
+        return cls(None, time_s, window.in_flight)
+
+    def bound(self, figure: Figure, top: Array, bottom: Array | None = None) -> Figure:
+        """The figure with the interval of sum(top) / sum(bottom), or with the reason why it has none."""
+        if figure.value is None or self.why is not None:
+            return replace(figure, reason=figure.reason or self.why)
+        half = stats.ratio_half(top, bottom, self.together)
+        if half is None:
+            return replace(figure, reason="no interval: too few requests for how they depend on each other")
+        return replace(figure, low=figure.value * (1 - half), high=figure.value * (1 + half))
+
+
+def _came(requests: pd.DataFrame, seen: Times) -> tuple[Array, Array]:
+    """When the tokens of completed requests arrived, and how many at a time."""
+    arrival_s, tokens = (_flat(requests[column], seen.completed)[0] for column in ("arrival_s", "arrival_tokens"))
+    return arrival_s, tokens
+
+
+def _window(window: Window | None, seen: Times, whole: Times, rate: Figure, duration: Figure) -> list[Figure]:
+    """Where the window lies, and whether its members stand for all requests."""
+    if window is None or duration.value is None:
+        reason = duration.reason or "no window was looked for"
+        return [Figure(name, None, unit, "measured", reason=reason) for name, unit in WINDOW.items()]
+    length_s, n = window.end_s - window.begin_s, int(seen.completed.sum())
+    got, every = (each.each["output_tokens"][each.completed] for each in (seen, whole))
+    left = float(got.sum()) - (rate.value or 0.0) * length_s
+    values = {
+        "window.begin_s": (window.begin_s, None),
+        "window.end_s": (window.end_s, None),
+        "window.share": (length_s / duration.value if duration.value else None, window.whole),
+        "window.output_coverage": (float(got.mean() / every.mean()) if n and every.sum() else None, NO_SUCCESS),
+        "window.exchanged": (left / float(got.sum()) if got.sum() else None, NO_SUCCESS),
+    }
+    return [
+        Figure(name, x, WINDOW[name], "measured", n=n, reason=why if x is None or name == "window.share" else None)
+        for name, (x, why) in values.items()
+    ]
 
 
 def _arrived(requests: pd.DataFrame) -> Array:
@@ -158,16 +256,25 @@ def _counts(requests: pd.DataFrame, seen: Times) -> list[Figure]:
     return [Figure(f"requests.{name}", count, "requests", "measured", n=sent) for name, count in counts.items()]
 
 
-def _rates(requests: pd.DataFrame, seen: Times, duration_s: float | None) -> list[Figure]:
-    """Completed requests and their tokens, over the duration."""
-    n = int(seen.completed.sum())
+def _rates(
+    requests: pd.DataFrame, seen: Times, duration_s: float | None, basis: Basis | None = None, came: float | None = None
+) -> list[Figure]:
+    """Completed requests and their tokens, over the duration. `came`: output tokens, in place of all that they got."""
+    n, basis = int(seen.completed.sum()), basis or Basis()
     given, unknown = _sum(requests["input_tokens"], seen)
-    got = float(seen.each["output_tokens"][seen.completed].sum())
+    got = float(seen.each["output_tokens"][seen.completed].sum()) if came is None else came
+    outputs, inputs = (
+        np.where(seen.completed, x, 0.0) for x in (seen.each["output_tokens"], _numbers(requests["input_tokens"]))
+    )
+    totals = {
+        "requests_per_s": (float(n), "requests/s", seen.completed.astype(float), None),
+        "output_tokens_per_s": (got, "tokens/s", outputs, None),
+        "input_tokens_per_s": (given, "tokens/s", inputs, unknown),
+        "total_tokens_per_s": (None if given is None else given + got, "tokens/s", inputs + outputs, unknown),
+    }
     return [
-        _rate("requests_per_s", float(n), "requests/s", duration_s, n),
-        _rate("output_tokens_per_s", got, "tokens/s", duration_s, n),
-        _rate("input_tokens_per_s", given, "tokens/s", duration_s, n, unknown),
-        _rate("total_tokens_per_s", None if given is None else given + got, "tokens/s", duration_s, n, unknown),
+        basis.bound(_rate(name, total, unit, duration_s, n, why), each, basis.time_s)
+        for name, (total, unit, each, why) in totals.items()
     ]
 
 
@@ -190,7 +297,7 @@ def _sum(column: pd.Series, seen: Times) -> tuple[float | None, str | None]:
     return (float(values.sum()), None) if known else (None, NO_SUCCESS)
 
 
-def _spread(name: str, seen: Times) -> list[Figure]:
+def _spread(name: str, seen: Times, basis: Basis) -> list[Figure]:
     """Mean and percentiles of one of `LATENCIES`. Gaps of one request are not independent of each other."""
     pooled = name == "itl_s"
     values = seen.gaps_s if pooled else seen.each[name].dropna().to_numpy()
@@ -199,7 +306,9 @@ def _spread(name: str, seen: Times) -> list[Figure]:
     ordered = np.sort(values)
     sizes = seen.each["gaps"][seen.each["gaps"] > 0].to_numpy()
     count = len(sizes) if pooled else len(values)
-    figures = [Figure(f"{name}.mean", float(values.mean()), "s", "measured", n=len(values))]
+    mean = Figure(f"{name}.mean", float(values.mean()), "s", "measured", n=len(values))
+    sums = np.add.reduceat(values, np.cumsum(sizes) - sizes) if pooled else values
+    figures = [basis.bound(mean, sums, sizes.astype(float) if pooled else None)]
     for stat, p in PERCENTILES.items():
         reason = None
         if pooled:
@@ -215,7 +324,7 @@ def _spread(name: str, seen: Times) -> list[Figure]:
     return figures
 
 
-def _goodput(seen: Times, duration_s: float | None, limits: Mapping[str, float]) -> list[Figure]:
+def _goodput(seen: Times, duration_s: float | None, limits: Mapping[str, float], basis: Basis) -> list[Figure]:
     """Requests that met every objective, per second and as a share of those that ended; then each objective alone.
 
     Waiting counts from the due time. An answer of one arrival has no time between tokens, and meets those objectives.
@@ -230,10 +339,11 @@ def _goodput(seen: Times, duration_s: float | None, limits: Mapping[str, float])
     met["objectives_met"] = np.logical_and.reduce(list(met.values()))
     completed, judged = int(seen.completed.sum()), int((seen.completed | seen.failed).sum())
     rate = _rate("goodput_per_s", float(met["objectives_met"].sum()), "requests/s", duration_s, completed)
+    rate = basis.bound(rate, met["objectives_met"].astype(float), basis.time_s)
     absent = None if completed else NO_SUCCESS
     if not limits:
         absent = "the workload has no objectives"
-        rate = replace(rate, value=None, reason=absent)
+        rate = replace(rate, value=None, low=None, high=None, reason=absent)
     shares = {name: None if absent else float(good.sum() / judged) for name, good in met.items()}
     return [rate, *(Figure(name, x, "share", "measured", n=judged, reason=absent) for name, x in shares.items())]
 

@@ -13,6 +13,7 @@ import pytest
 
 from harness import checks, store
 from harness.model import Finding, Record
+from harness.steady import Change, Window
 from harness.summary import summarise
 
 
@@ -45,16 +46,21 @@ def check(
     asked: int | None = 300,
     ignore_eos: bool = True,
     warmup_requests: int = 1,
+    window: Window | None = None,
 ) -> tuple[Finding, ...]:
     frame = store.frame(list(records))
-    summary = summarise("r", state, frame, {}, simulated)
-    return checks.check(frame, summary, asked=asked, ignore_eos=ignore_eos, warmup_requests=warmup_requests)
+    summary = summarise("r", state, frame, {}, simulated, window)
+    return checks.check(frame, summary, window, asked=asked, ignore_eos=ignore_eos, warmup_requests=warmup_requests)
 
 
 def test_a_good_run_has_no_findings() -> None:
     assert check(GOOD) == ()
 
 
+STEADY = Window(5.0, 60.0, 1.0, closed=True)
+WHOLE = Window(0.0, 60.2, 1.0, closed=True, whole="the rate shifted")
+SHIFT, DRIFT = Change("shift", 80.0, 60.0, 0.5), Change("drift", 80.0, 60.0)
+LONG = (193, *(1,) * 7)
 GROUPED = {"arrival_s": (50.0, 50.01), "arrival_tokens": (1, 7), "sent_s": 49.9, "end_s": 50.01}
 
 PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -67,6 +73,27 @@ PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("few-requests", {"records": GOOD[:298]}, {"records": GOOD[:299]}),
     ("no-warmup", {"records": GOOD, "warmup_requests": 0}, {"records": GOOD, "warmup_requests": 1}),
+    ("no-warmup", {"records": GOOD, "warmup_requests": 0, "window": WHOLE}, {"records": GOOD, "window": STEADY}),
+    (
+        "not-steady",
+        {"records": GOOD, "window": replace(WHOLE, code="not-steady", change=DRIFT)},
+        {"records": GOOD, "window": WHOLE},
+    ),
+    (
+        "level-shift",
+        {"records": GOOD, "window": replace(WHOLE, code="level-shift", change=SHIFT, shift_s=30.0)},
+        {"records": GOOD, "window": STEADY},
+    ),
+    (
+        "queue-grows",
+        {"records": GOOD, "window": replace(WHOLE, code="queue-grows")},
+        {"records": GOOD, "window": STEADY},
+    ),
+    (
+        "output-coverage",
+        {"records": [record(0, output_tokens=200, output_asked=200, arrival_tokens=LONG), *GOOD[1:]], "window": STEADY},
+        {"records": GOOD, "window": STEADY},
+    ),
     (
         "short-output",
         {"records": changed(1, output_asked=9)},
@@ -84,6 +111,15 @@ PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 def test_each_finding_is_provoked_and_is_not(code: str, has: dict[str, Any], has_not: dict[str, Any]) -> None:
     assert [finding.code for finding in check(**has)] == [code]
     assert check(**has_not) == ()
+
+
+def test_a_level_shift_that_was_cut_is_told_and_is_not_serious() -> None:
+    (cut,) = check(GOOD, window=replace(STEADY, code="level-shift", change=SHIFT, shift_s=5.0))
+    assert not cut.serious
+    assert cut.text == "the rate shifted from 80 to 60 tokens/s at 5.0 s; figures are of what followed"
+    (whole,) = check(GOOD, window=replace(WHOLE, code="level-shift", change=SHIFT, shift_s=30.0))
+    assert whole.serious
+    assert whole.text.endswith("figures are of the whole run, both levels")
 
 
 def test_lag_beside_no_latency_at_all_is_no_share_of_it() -> None:
@@ -127,4 +163,4 @@ def test_runs_without_success_are_checked_without_a_crash(records: list[Record])
 
 def test_every_code_is_documented() -> None:
     page = (Path(__file__).parents[1] / "docs" / "findings.md").read_text()
-    assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == sorted(code for code, _, _ in PROVOKED)
+    assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == sorted({code for code, _, _ in PROVOKED})

@@ -280,19 +280,6 @@ def test_the_split_finds_what_prefill_and_decode_cost() -> None:
     assert all(low < value < high for value, (_, low, high) in zip(truth, fit, strict=True))
 
 
-def test_the_bootstrap_covers() -> None:
-    """95% intervals of joules per token over 20 noisy windows hold the truth 90 to 98 times in 100."""
-    rng = np.random.default_rng(5)
-    held, runs = 0, 300
-    for _ in range(runs):
-        counts = rng.uniform(80, 120, 20)
-        joules = 2.0 * counts + rng.normal(0, 20, 20)
-        half = figures.repeats(joules, counts, rng)
-        assert half is not None
-        held += abs(joules.sum() / counts.sum() / 2.0 - 1) <= half
-    assert 0.90 <= held / runs <= 0.98
-
-
 # ---- faults ----
 
 FAULTS = {

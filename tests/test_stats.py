@@ -6,10 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from closed_loop import closed_loops, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import stats
+from harness.steady import find
 
 FINITE = st.floats(-1e6, 1e6)
 
@@ -123,3 +125,71 @@ def test_pooled_interval_is_none_where_one_cluster_holds_the_whole_tail() -> Non
 def test_pooled_interval_of_constants_is_that_constant() -> None:
     values = np.full(1000, 0.01)
     assert stats.pooled_interval(values, values, np.full(100, 10), 0.9) == (0.01, 0.01)
+
+
+def covers(top: stats.Array, known: float, bottom: stats.Array | None = None, together: float = 1.0) -> bool:
+    half = stats.ratio_half(top, bottom, together)
+    ratio = float(top.sum() / (len(top) if bottom is None else bottom.sum()))
+    return half is not None and abs(ratio - known) <= half * ratio
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.3, 0.6, 0.8])
+def test_intervals_of_a_mean_hold_the_truth_though_values_depend_on_each_other(phi: float) -> None:
+    """Autoregressive series of 1,000 values: taken as independent, they cover down to 50% of the time."""
+    rng, runs, n = np.random.default_rng(4), 600, 1000
+    x = np.empty((n, runs))
+    x[0] = rng.normal(0, 1, runs) / math.sqrt(1 - phi**2)
+    for i in range(1, n):
+        x[i] = phi * x[i - 1] + rng.normal(0, 1, runs)
+    assert 0.92 <= np.mean([covers(20 + each, 20) for each in x.T]) <= 0.97
+
+
+@pytest.mark.parametrize("cv", [0.0, 0.5, 1.0])
+def test_intervals_of_a_closed_loop_hold_the_truth(cv: float) -> None:
+    """The rate of the window and the mean time of a request, 400 runs each."""
+    users, rate_held, mean_held = 8, [], []
+    rate, stay = truth(users, cv)
+    for run in closed_loops(users, users * 40, 400, seed=5, cv=cv):
+        came = run.arrivals()
+        found = find(run.sent_s, run.end_s, run.tokens, came, np.ones(len(came)), shape="closed", users=users)
+        if found.whole is not None:
+            continue
+        inside = (run.sent_s >= found.begin_s) & (run.sent_s < found.end_s)
+        stays = (run.end_s - run.sent_s)[inside]
+        half = stats.ratio_half(run.tokens[inside], stays, users)
+        seen = ((came >= found.begin_s) & (came < found.end_s)).sum() / (found.end_s - found.begin_s)
+        rate_held.append(half is not None and abs(seen - rate) <= half * seen)
+        mean_held.append(covers(stays, stay, None, users))
+    assert len(rate_held) > 380
+    assert 0.92 <= np.mean(rate_held) <= 0.97
+    assert 0.92 <= np.mean(mean_held) <= 0.97
+
+
+def test_intervals_of_joules_per_token_hold_the_truth_over_twenty_parts() -> None:
+    rng = np.random.default_rng(6)
+    counts = rng.uniform(80, 120, (600, 20))
+    joules = 2.0 * counts + rng.normal(0, 20, (600, 20))
+    assert 0.92 <= np.mean([covers(j, 2.0, c) for j, c in zip(joules, counts, strict=True)]) <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("top", "bottom", "why"),
+    [
+        (np.arange(1.0, 10.0), None, "nine values"),
+        (np.zeros(50), None, "nothing came"),
+        (np.ones(50), np.zeros(50), "no time passed"),
+        (np.full(50, math.nan), None, "unknown"),
+        (np.linspace(1, 2, 500), None, "a trend has no mean"),
+        (np.r_[np.zeros(49), 1.0], None, "one value holds it all"),
+    ],
+)
+def test_a_mean_without_an_interval(top: stats.Array, bottom: stats.Array | None, why: str) -> None:
+    assert stats.ratio_half(top, bottom) is None, why
+
+
+def test_intervals_over_repeats_by_hand_and_by_draws() -> None:
+    assert stats.repeats_half(np.array([5.0])) is None
+    assert stats.repeats_half(np.array([1.0, 3.0])) == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2), rel=1e-4)
+    drawn = np.random.default_rng(7).normal(10, 1, (600, 4))
+    held = np.mean([abs(each.mean() - 10) <= (stats.repeats_half(each) or 0) for each in drawn])
+    assert 0.93 <= held <= 0.97

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from harness import store
 from harness.errors import HarnessError
 from harness.model import Figure, Record, Summary
-from harness.summary import LATENCIES, STATISTICS, summarise, times
+from harness.steady import Window
+from harness.summary import LATENCIES, STATISTICS, summarise, times, window_of
 
 
 def record(index: int = 0, **changes: object) -> Record:
@@ -128,7 +129,43 @@ def test_percentiles_and_their_intervals() -> None:
     assert found["ttft_s.p99"] == Figure(
         "ttft_s.p99", 99.01, "s", "measured", n=100, reason="its interval needs 299 requests, has 100"
     )
-    assert found["ttft_s.mean"] == Figure("ttft_s.mean", 50.5, "s", "measured", n=100)
+    assert found["ttft_s.mean"] == Figure(
+        "ttft_s.mean", 50.5, "s", "measured", n=100, reason="no interval of a whole run"
+    )
+
+
+def test_the_window_decides_what_rates_and_latencies_are_of() -> None:
+    """Ten requests a second, a token at once and one 0.4 s later; the window is the middle two of four seconds."""
+    records = [
+        record(i, scheduled_s=i / 10, sent_s=i / 10, end_s=i / 10 + 0.4, arrival_s=(i / 10, i / 10 + 0.4),
+               arrival_tokens=(1, 1 + i % 2), output_tokens=2 + i % 2)
+        for i in range(40)
+    ]  # fmt: skip
+    records[35] = replace(records[35], arrival_s=(3.5, 9.5), end_s=9.5)  # the drain, and a TTFT of its own
+    frame = store.frame(records[::-1])
+    window = Window(1.05, 3.05, 4.0, closed=True)
+    found = summarise("r", "complete", frame, {"ttft_s": 1.0}, simulated=False, window=window)
+    assert (found["duration_s"].value, found["window.share"].value) == (9.5, pytest.approx(2 / 9.5))
+    assert (found["requests_per_s"].value, found["requests_per_s"].n) == (pytest.approx(10), 20)
+    assert found["goodput_per_s"].value == pytest.approx(10)
+    assert found["input_tokens_per_s"].value == pytest.approx(100)
+    assert found["output_tokens_per_s"].value == pytest.approx(25)  # 20 first tokens and 10 + 20 later ones in 2 s
+    assert found["window.exchanged"].value == pytest.approx(0)
+    assert found["window.output_coverage"].value == pytest.approx(1)
+    assert found["e2e_s.mean"].value == pytest.approx(0.4)
+    assert found["whole_run.requests_per_s"].value == pytest.approx(40 / 9.5)
+    # Every four requests in flight at a time gave ten tokens, so nothing is in doubt.
+    assert [found["output_tokens_per_s"].low, found["output_tokens_per_s"].high] == [pytest.approx(25)] * 2
+    assert found["requests.completed"].value == 40
+
+
+def test_what_the_window_is_of_and_why_it_is_the_whole_run() -> None:
+    frame = store.frame([record(i) for i in range(3)])
+    window = window_of(frame, "complete", "closed", users=1)
+    found = summarise("r", "complete", frame, {}, simulated=False, window=window)
+    assert found["window.share"].reason == "3 requests under full load, too few to cut a warm-up: 60 are needed"
+    assert found["output_tokens_per_s"] == replace(found["whole_run.output_tokens_per_s"], name="output_tokens_per_s")
+    assert window_of(store.frame([]), "complete", "closed", users=1) is None
 
 
 def test_the_interval_of_itl_rests_on_requests() -> None:

@@ -5,6 +5,6 @@ their readings. figures: joules per token, ladder, idle. findings: doubts. docs/
 """
 
 from harness.energy.figures import Energy, measure
-from harness.energy.sources import meter_infos
+from harness.energy.sources import meter_infos, watts_between
 
-__all__ = ["Energy", "measure", "meter_infos"]
+__all__ = ["Energy", "measure", "meter_infos", "watts_between"]

@@ -13,14 +13,16 @@ from harness.energy import sources
 from harness.energy.sources import Source
 from harness.energy.windows import Array, Window, align
 from harness.model import Figure, Finding, MeterInfo
+from harness.stats import LEAST_BATCHES, ratio_half
 
 GAIN = 0.06
 """Relative gain error of a board's own sensor, from published comparisons of NVIDIA boards with external meters (Yang,
 Adamek and Armour, "Accurate and Convenient Energy Measurements for GPUs", SC24). Systematic: one board, one gain."""
-WINDOWS, LEAST_WINDOWS, DRAWS = 20, 5, 2000
-"""Windows that repeats are estimated from, the fewest that will do, and bootstrap draws."""
-SPLIT_WINDOWS, LEAST_SPLIT_WINDOWS, MOST_CONDITION = 60, 16, 30.0
-"""Windows for the regression; above that condition number (Belsley, Kuh and Welsch) its terms are not told apart."""
+WINDOWS = 20
+"""Windows that repeats are estimated from, at most."""
+SPLIT_WINDOWS, LEAST_SPLIT_WINDOWS, DRAWS, MOST_CONDITION = 60, 16, 500, 30.0
+"""Windows for the regression, and bootstrap draws; above that condition number (Belsley, Kuh and Welsch) its terms
+are not told apart."""
 IDLE_MARGIN = 0.2
 """Share of an idle phase that is left out at each end."""
 TERMS = "95%: boundary, repeats, tokens; the sensor's gain is apart, it cancels between runs on one board"
@@ -87,12 +89,11 @@ def measure(
     if window is None:
         of_gpus += [_missing(name, unit, reason) for name, unit in OF_WINDOW.items()]
     else:
-        rng = np.random.default_rng(0)
         came = sources.tokens(requests)
         cuts = _cuts(gpus, window, WINDOWS)
         joules = _joules(gpus, cuts)
-        of_gpus += _per_token(window, cuts, joules, came, sources.step_s(requests), rng)
-        of_gpus += _split(gpus, window, came, rng)
+        of_gpus += _per_token(window, cuts, joules, came, sources.step_s(requests))
+        of_gpus += _split(gpus, window, came, np.random.default_rng(0))
         findings += doubts.steadiness(joules / np.diff(cuts), cuts, came, slots)
     figures = [replace(figure, status=status) if figure.status == "measured" else figure for figure in of_gpus]
     rungs = [figures[0], *(_of_domain(found, domain, start_s, end_s) for domain in ("cpu package", "dram"))]
@@ -146,9 +147,7 @@ def _joules(gpus: Sequence[Source], cuts: Array) -> Array:
     return np.asarray(np.sum([sources.joules_between(s, cuts) for s in gpus], axis=0))
 
 
-def _per_token(
-    window: Window, cuts: Array, joules: Array, came: pd.DataFrame, step_s: float, rng: np.random.Generator
-) -> Iterator[Figure]:
+def _per_token(window: Window, cuts: Array, joules: Array, came: pd.DataFrame, step_s: float) -> Iterator[Figure]:
     whole = sources.between(came, np.array([window.start_s, window.end_s])).iloc[0]
     parts = sources.between(came, cuts)
     boundary, step, watts = (
@@ -158,7 +157,8 @@ def _per_token(
     )
     low, high = watts * (1 - boundary), watts * (1 + boundary)
     yield Figure("gpu_power_w", watts, "W", "measured", low, high, interval="bound: boundary")
-    spread = {what: repeats(joules, parts[what].to_numpy(float), rng) for what in PER}
+    # A reading that is missing makes no number, and one that is not a number no interval.
+    spread = {what: ratio_half(joules, parts[what].to_numpy(float)) for what in PER}
     for what, half in spread.items():
         if not (n := float(whole[what])):
             yield _missing(f"joules_per_{what}", "J", f"no {what} came in the window")
@@ -166,30 +166,15 @@ def _per_token(
         # Prompts and requests come whole: one more or less of them is in the window, by chance of its ends.
         quantum = step if what == "output_token" else 1 / max(1.0, float(whole["request"]))
         value, error = window.energy_j / n, boundary + quantum + (half or 0.0)
-        label = TERMS if half is not None else f"boundary and tokens: under {LEAST_WINDOWS} windows to repeat"
+        label = TERMS if half is not None else f"boundary and tokens: under {LEAST_BATCHES} windows to repeat"
         low, high = value * (1 - error), value * (1 + error)
         yield Figure(f"joules_per_{what}", value, "J", "measured", low, high, n=len(joules), interval=label)
-    few = f"needs {LEAST_WINDOWS} windows of {sources.LEAST_PERIODS} counter periods with tokens in them"
+    few = f"needs {LEAST_BATCHES} windows of {sources.LEAST_PERIODS} counter periods with tokens in them"
     yield Figure("energy_uncertainty.boundary", boundary, "1", "measured")
     half = spread["output_token"]
     yield Figure("energy_uncertainty.repeats", half, "1", "measured", reason=few if half is None else None)
     yield Figure("energy_uncertainty.tokens", step, "1", "measured")
     yield Figure("energy_uncertainty.gain", GAIN, "1", "assumed")
-
-
-def repeats(joules: Array, counts: Array, rng: np.random.Generator) -> float | None:
-    """Half the 95% bootstrap interval of sum(joules) / sum(counts) over windows, relative; None for too few of them.
-
-    >>> repeats(np.full(6, 50.0), np.full(6, 100.0), np.random.default_rng(0))
-    0.0
-    """
-    if len(joules) < LEAST_WINDOWS or not counts.sum() or np.isnan(joules).any():
-        return None
-    drawn = rng.integers(len(joules), size=(DRAWS, len(joules)))
-    below = counts[drawn].sum(axis=1)
-    ratio = joules[drawn].sum(axis=1)[below > 0] / below[below > 0]
-    low, high = np.quantile(ratio, [0.025, 0.975])
-    return float((high - low) / 2 / (joules.sum() / counts.sum()))
 
 
 def _split(gpus: Sequence[Source], window: Window, came: pd.DataFrame, rng: np.random.Generator) -> Iterator[Figure]:
@@ -228,7 +213,7 @@ def split(joules: Array, columns: Array, rng: np.random.Generator) -> Array | st
     scaled = columns / norms
     if np.linalg.cond(scaled) > MOST_CONDITION:
         return f"not identified: the windows do not vary independently (condition number above {MOST_CONDITION:.0f})"
-    drawn = [np.arange(len(joules)), *rng.integers(len(joules), size=(DRAWS // 4, len(joules)))]
+    drawn = [np.arange(len(joules)), *rng.integers(len(joules), size=(DRAWS, len(joules)))]
     best, *draws = (np.linalg.lstsq(scaled[i], joules[i], rcond=None)[0] / norms for i in drawn)
     return np.column_stack([best, *np.quantile(draws, [0.025, 0.975], axis=0)])
 

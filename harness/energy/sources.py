@@ -148,6 +148,14 @@ def total(parts: Sequence[Source], start_s: float, end_s: float) -> Window | Non
     return replace(known[0], **sums, source=" and ".join(sorted({w.source for w in known})))
 
 
+def watts_between(power: pd.DataFrame, infos: Sequence[MeterInfo], cuts: Array) -> Array:
+    """Mean power of all GPUs between each two of the instants; NaN where a counter does not tell it."""
+    gpus = [source for source in sources(power, infos) if source.device.domain in GPU]
+    if any(source.reads is None for source in gpus) or total(gpus, float(cuts[0]), float(cuts[-1])) is None:
+        return np.full(len(cuts) - 1, math.nan)
+    return np.asarray(np.sum([joules_between(source, cuts) for source in gpus], axis=0) / np.diff(cuts))
+
+
 def settle(found: Sequence[Source], start_s: float, end_s: float) -> tuple[float, float]:
     """The window moved to updates of the first counter, if there is one and it holds `LEAST_PERIODS` of its periods."""
     for source in found:

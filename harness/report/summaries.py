@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from harness import checks, energy, store
-from harness.model import Summary
+from harness import checks, energy, scrape, store
+from harness.model import Figure, Finding, MeterInfo, Summary
+from harness.steady import Window
 from harness.store import Run
-from harness.summary import summarise
+from harness.summary import summarise, window_of
 
 
 def summary_of(run: Run) -> Summary:
@@ -16,38 +19,67 @@ def summary_of(run: Run) -> Summary:
     if stored is not None and stored.state == run.file.state:
         return stored
     workload = run.file.workload
-    made = summarise(run.file.id, run.file.state, run.requests, workload.get("objectives", {}), run.simulated)
+    infos = energy.meter_infos(run.file.meters)
+    load = workload.get("load", {})
+    window = window_of(
+        run.requests,
+        run.file.state,
+        load.get("shape", ""),
+        load.get("users"),
+        lambda cuts: energy.watts_between(run.power, infos, cuts),
+    )
+    made = summarise(run.file.id, run.file.state, run.requests, workload.get("objectives", {}), run.simulated, window)
     asked = workload.get("requests", {})
     findings = checks.check(
         run.requests,
         made,
+        window,
         asked=asked.get("count"),
         ignore_eos=asked.get("ignore_eos", True),
         warmup_requests=workload.get("warmup", {}).get("requests", 0),
     )
     made = replace(made, findings=findings)
-    if run.file.meters:
-        made = _with_energy(run, made)
+    if infos and window is not None:
+        made = _with_energy(run, infos, made, window)
+    if window is not None:
+        made = replace(made, figures=made.figures + scrape.figures(run.server, window.begin_s, window.end_s))
+    if run.file.imported is not None:
+        made = _imported(run.file.imported, made, bool(len(run.requests)))
     if run.file.state != "running":
         store.write_summary(run.directory, made)
     return made
 
 
-def _with_energy(run: Run, summary: Summary) -> Summary:
-    """The summary with the energy of the measured part, and what is doubtful about it."""
-    infos = energy.meter_infos(run.file.meters)
-    if run.requests.empty:
-        return summary
-    begun_s, ended_s = float(run.requests["scheduled_s"].min()), float(run.requests["end_s"].max())
+def _with_energy(run: Run, infos: Sequence[MeterInfo], summary: Summary, window: Window) -> Summary:
+    """The summary with the energy of the window, and what is doubtful about it."""
     found = energy.measure(
         run.power,
         infos,
         run.requests,
-        begun_s,
-        ended_s,
+        window.begin_s,
+        window.end_s,
         slots=run.file.workload.get("load", {}).get("users"),
         idle=run.file.idle,
         host_w=run.file.declared.get("host_w"),
         pue=run.file.declared.get("pue"),
     )
     return replace(summary, figures=summary.figures + found.figures, findings=summary.findings + found.findings)
+
+
+def _imported(origin: Mapping[str, Any], computed: Summary, rows: bool) -> Summary:
+    """The figures that another tool printed, before those computed here from its rows, where it stored any."""
+    printed = {each["name"]: Figure(**each) for each in origin["figures"]}
+    absent = f"{origin['tool']} does not give it"
+    others = (
+        replace(figure, status="derived") if rows else replace(figure, value=None, n=None, reason=absent)
+        for figure in computed.figures
+        if figure.name not in printed
+    )
+    notes = "; ".join(origin["notes"]) or "none that is known"
+    text = f"figures are those of {origin['tool']} in {origin['file']}; its definitions differ: {notes}"
+    advice = "compare them with figures of the same tool, or read docs/importing.md first"
+    return replace(
+        computed,
+        figures=(*printed.values(), *others),
+        findings=(Finding("imported", text, advice), *(computed.findings if rows else ())),
+    )
