@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from harness import engines, environment, meters, shipped, store
 from harness.clients import PROGRESS_PERIOD_S, Clients, Ended, Inputs, Job, Local, measure
@@ -35,6 +36,22 @@ Enough = Callable[[Path], bool]
 """Asked four times a second while measuring, with the run's directory: True ends the load in good order."""
 
 
+class Kept:
+    """An engine that stays loaded from one run to the next of the same process, with the event loop it lives on."""
+
+    def __init__(self) -> None:
+        self.runner = asyncio.Runner(loop_factory=event_loop)
+        self.engine: engines.Engine | None = None
+        self.info: EngineInfo | None = None
+
+    def close(self) -> None:
+        """Stop the engine; an error of one that is already dead is of no interest."""
+        if self.engine is not None:
+            with contextlib.suppress(Exception):
+                self.runner.run(self.engine.stop())
+        self.runner.close()
+
+
 def run(
     workload: Workload,
     root: Path,
@@ -43,6 +60,8 @@ def run(
     declared: Mapping[str, float] | None = None,
     clients: int = 1,
     enough: Enough | None = None,
+    sweep: Mapping[str, Any] | None = None,
+    kept: Kept | None = None,
 ) -> Path:
     """Measure the workload once, and return the directory under `root` that holds the run.
 
@@ -50,11 +69,14 @@ def run(
     measuring and keeps what was measured, with the state `interrupted` or `failed`. `power` names the meters
     (`harness.meters.start`), which are read from before the engine starts until after it has stopped;
     `declared` is what `RunFile.declared` says. With more than one of `clients`, so many processes send the load.
+    `sweep` is what `RunFile.sweep` says. An engine that is `kept` is started once, whatever the later workloads say of
+    it, and stopped by `Kept.close`.
 
     Raises HarnessError where the set-up is wrong, before or while the engine starts.
     """
     name = engines.choose() if workload.engine.name == "auto" else workload.engine.name
-    engine = engines.create(name, workload.model, workload.engine_options(name))
+    engine = kept.engine if kept is not None and kept.engine is not None else None
+    engine = engine or engines.create(name, workload.model, workload.engine_options(name))
     _check_clients(clients, name, workload)
     inputs = _inputs(workload)
     now = datetime.now(UTC)
@@ -74,10 +96,11 @@ def run(
                     meters_asked=list(power),
                     meters=meter.infos,
                     meters_absent=meter.absent,
+                    sweep=None if sweep is None else dict(sweep),
                 ),
             )
             with _output_to(writer.directory / "engine.log"):
-                ended = _Session(workload, inputs, engine, writer, notify, meter, clients, enough).run()
+                ended = _Session(workload, inputs, engine, writer, notify, meter, clients, enough, kept).run()
     except BaseException as stopped:
         if writer is not None:
             writer.finish("failed", str(stopped) or type(stopped).__name__)
@@ -122,15 +145,17 @@ class _Session:
     power: _Power
     clients: int
     enough: Enough | None
+    kept: Kept | None
     timings: store.Timings = field(default_factory=store.Timings)
 
     def run(self) -> Ended:
         """How the run ended, and why if it did not end well."""
-        with asyncio.Runner(loop_factory=event_loop) as runner, Interrupt() as interrupt:
+        own = asyncio.Runner(loop_factory=event_loop) if self.kept is None else contextlib.nullcontext(self.kept.runner)
+        with own as runner, Interrupt() as interrupt:
             try:
                 self.power.idle("bare")
                 with self._timed("engine_start_s", "starting"):
-                    info = runner.run(self.engine.start())
+                    info = self._started(runner)
                 server = getattr(self.engine, "server_record", None)
                 self.writer.update(engine=store.engine_record(info), server=server)
                 with self._sender(info) as sender:
@@ -150,12 +175,23 @@ class _Session:
                 ended = Ended("failed", str(died))
             finally:
                 # An interrupt from here on changes nothing of what was measured.
-                with contextlib.suppress(KeyboardInterrupt), self._timed("engine_stop_s", "stopping"):
-                    runner.run(self.engine.stop())
+                if self.kept is None:
+                    with contextlib.suppress(KeyboardInterrupt), self._timed("engine_stop_s", "stopping"):
+                        runner.run(self.engine.stop())
             if ended.state == "complete":
                 with contextlib.suppress(KeyboardInterrupt):
                     self.power.idle("after")
             return ended
+
+    def _started(self, runner: asyncio.Runner) -> EngineInfo:
+        if self.kept is not None and self.kept.info is not None:
+            return self.kept.info
+        if self.kept is not None:
+            self.kept.engine = self.engine  # so that it is stopped even where its start fails
+        info = runner.run(self.engine.start())
+        if self.kept is not None:
+            self.kept.info = info
+        return info
 
     @contextlib.contextmanager
     def _sender(self, info: EngineInfo) -> Iterator[Sender | Clients]:

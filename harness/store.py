@@ -37,7 +37,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, Validat
 import harness
 from harness import journal
 from harness.errors import HarnessError
-from harness.model import EngineInfo, Figure, Finding, MeterInfo, PowerSample, Record, Summary
+from harness.model import EngineInfo, Figure, Finding, MeterInfo, ModelIdentity, PowerSample, Record, Summary
 
 SCHEMA_VERSION = 2
 """Of run.json and the Parquet files. History: 1 (0.1.0) the first; 2 adds conversations, connections and clients."""
@@ -105,15 +105,22 @@ def _like(form: Any) -> AfterValidator:
     return AfterValidator(check)
 
 
+class _Load(BaseModel):
+    shape: str | None = None
+    users: float | None = None
+    rate_per_s: float | None = None
+
+
 class _Asked(BaseModel):
     """What is read of a stored workload, whatever version wrote it."""
 
     name: str | None = None
     model: str | None = None
     requests: dict[str, Any] = {}
-    load: dict[str, Any] = {}
+    load: _Load = _Load()
     warmup: dict[str, Any] = {}
     objectives: dict[str, float | None] = {}
+    scenario: str | None = None
 
 
 class _Place(BaseModel):
@@ -121,6 +128,7 @@ class _Place(BaseModel):
 
     cpu: dict[str, Any] = {}
     gpus: list[dict[str, Any]] = []
+    memory_bytes: float | None = None
     packages: dict[str, str] = {}
     settings: dict[str, str] = {}
 
@@ -128,11 +136,20 @@ class _Place(BaseModel):
 class _Started(BaseModel):
     """What is read of an engine's own account."""
 
-    device: str = "none"
-    device_count: int = 1
+    device: str
+    device_count: int
+    model: ModelIdentity
     version: str | None = None
-    model: dict[str, Any] = {}
     options: dict[str, Any] = {}
+
+
+class _Imported(BaseModel):
+    """What is read of another tool's result."""
+
+    tool: str
+    file: str
+    figures: list[Figure]
+    notes: list[str]
 
 
 class RunFile(_Part):
@@ -161,7 +178,9 @@ class RunFile(_Part):
     """What each client process saw of itself, where the engine is a server."""
     server: dict[str, Any] | None = None
     """The server that the harness started: its command, version and log."""
-    imported: dict[str, Any] | None = None
+    sweep: dict[str, Any] | None = None
+    """Of a point of a sweep: the sweep's `name`, the point's `key`, `values` and `repeat`."""
+    imported: Annotated[dict[str, Any], _like(_Imported)] | None = None
     """Of another tool's result: the tool, the file, the figures that it printed, and how it defines them."""
     idle: dict[str, tuple[float, float]] = {}
     """Spans without load, in seconds since it began: `bare` (no engine yet), `loaded` (before the load), `after`."""

@@ -80,6 +80,9 @@ class Point:
     """Key of the workload -> its value at this point."""
     repeat: int = 0
 
+    def __hash__(self) -> int:
+        return hash(self.key)
+
     @property
     def key(self) -> str:
         """What tells this point from all others, today and when the sweep is resumed.

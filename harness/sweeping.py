@@ -1,0 +1,373 @@
+"""A sweep carried out: points on workers, each point a run, everything needed to resume it in the store.
+
+A worker is a process that measures one point after another, and keeps its engine loaded while the next point wants the
+same one. It is a process of its own so that a point that brings it down (out of memory, say) is one failed point. On
+this machine there is one worker for each set of GPUs that a point needs; with Ray they are on many machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness import shipped, store
+from harness.errors import HarnessError
+from harness.report.summaries import summary_of
+from harness.sweep import Auto, Outcome, Point, Sweep, next_load, points
+from harness.workload import Workload
+
+ATTEMPTS = 3
+"""How often a point is begun whose worker is lost with its machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a worker is asked: one point."""
+
+    workload: dict[str, Any]
+    root: Path
+    sweep: dict[str, Any]
+    """What run.json says of the sweep: its name, the point's key and values."""
+    engine: str
+    """Points with the same word can share a loaded engine."""
+    power: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a point ended."""
+
+    state: str
+    """complete, interrupted or failed."""
+    run: str | None = None
+    error: str | None = None
+    seconds: float = 0.0
+
+
+class WorkerLost(Exception):
+    """The worker's machine or process is gone, for no fault of the point's that is known."""
+
+
+class Worker(Protocol):
+    """Measures points, one at a time; `measure` blocks, and `close` may be called from another thread."""
+
+    def measure(self, task: Task) -> Done: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far a sweep is."""
+
+    point: Point
+    done: Done | None
+    """None: the point begins."""
+    finished: int
+    failed: int
+    known: int
+    """Points planned so far; a search adds to them."""
+    left_s: float | None
+    """Estimate of the time to the end; None: no point has ended yet."""
+
+
+class LocalWorker:
+    """A process on this machine, with the GPUs that it may use (None: whatever is there)."""
+
+    def __init__(self, gpus: Sequence[str] | None = None) -> None:
+        self._environment = dict(os.environ)
+        if gpus is not None:
+            self._environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+
+    def measure(self, task: Task) -> Done:
+        """One point; a process that dies over it is a failed point, and the next one gets another process."""
+        begun = time.monotonic()
+        if self._process is None or self._pipe is None:
+            self._pipe, end = Pipe()
+            with end:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", f"from {__name__} import main; main()", str(end.fileno())],
+                    stdin=subprocess.PIPE,  # its end tells the worker that this process is gone
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[end.fileno()],
+                    env=self._environment,
+                    start_new_session=True,
+                )
+        try:
+            self._pipe.send(task)
+            done: Done = self._pipe.recv()
+        except (EOFError, OSError):
+            status = self._process.wait()
+            self._process, how = None, f"signal {-status}" if status < 0 else f"status {status}"
+            done = Done("failed", error=f"the measuring process ended with {how} (out of memory?)")
+        return replace(done, seconds=time.monotonic() - begun)
+
+    def close(self) -> None:
+        """End the process; a point that it measures is stored as interrupted."""
+        process = self._process
+        if process is not None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    """A worker process: the pipe that brings tasks is its only argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from harness import run as measuring
+
+    pipe, kept, engine = Connection(int(sys.argv[1])), None, None
+    while True:
+        try:
+            task: Task = pipe.recv()
+        except EOFError:
+            return
+        if kept is not None and task.engine != engine:
+            kept.close()
+            kept = None
+        kept, engine = kept or measuring.Kept(), task.engine
+        workload = Workload.model_validate(task.workload)
+        try:
+            directory = measuring.run(workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept)
+            file = store.read_file(directory)
+            done = Done(file.state, directory.name, file.error)
+        except HarnessError as wrong:
+            done = Done("failed", error=wrong.what)
+        if done.state != "complete":  # whatever is wrong with it, the next point gets another engine
+            kept.close()
+            kept = None
+        pipe.send(done)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Which points are left, and which a search wants next. Every method is called under one lock."""
+
+    sweep: Sweep
+    waiting: deque[Point]
+    searches: dict[str, dict[float, Outcome]] = field(default_factory=dict)
+    """Of a sweep with `auto`: by key of the combination, what its loads have shown."""
+    combinations: dict[str, Point] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        if self.sweep.auto is not None:
+            self.combinations = {point.key: point for point in self.waiting}
+            self.waiting.clear()
+            for key in self.combinations:
+                self.searches[key] = {}
+                self._search(key)
+
+    def next(self, engine: str | None) -> Point | None:
+        """A point, if possible for the engine that the worker has loaded."""
+        if not self.waiting:
+            return None
+        point = next((each for each in self.waiting if each.engine == engine), self.waiting[0])
+        self.waiting.remove(point)
+        return point
+
+    def ended(self, point: Point, outcome: Outcome) -> None:
+        if (auto := self.sweep.auto) is not None:
+            values = {key: x for key, x in point.values.items() if key != auto.axis}
+            key = Point(values, point.repeat).key
+            self.searches[key][point.values[auto.axis]] = outcome
+            self._search(key)
+
+    def _search(self, key: str) -> None:
+        auto = self.sweep.auto
+        if auto is not None and (load := next_load(auto, self.searches[key])) is not None:
+            base = self.combinations[key]
+            self.waiting.append(Point({**base.values, auto.axis: load}, base.repeat))
+
+
+def stored(sweep: Sweep, root: Path) -> dict[str, str]:
+    """The points that are done: key -> the complete run, the first where there are several."""
+    found: dict[str, str] = {}
+    for path, file in store.list_runs(root):
+        if isinstance(file, HarnessError) or file.state != "complete" or file.sweep is None:
+            continue
+        if file.sweep["name"] == sweep.name:
+            found.setdefault(file.sweep["key"], path.name)
+    return found
+
+
+def carry_out(
+    sweep: Sweep,
+    root: Path,
+    workers: Sequence[Worker],
+    notify: Callable[[Status], None],
+    power: Sequence[str] = (),
+    gpus_per_worker: int = 1,
+    budget_gpu_hours: float | None = None,
+) -> dict[Point, Done]:
+    """Measure every point of the sweep that is not stored yet, on all workers at once; how each ended.
+
+    A point that fails is recorded and the others go on. With a budget no point is begun once it is spent.
+    Raises HarnessError where a point is no valid workload, before anything is measured, and where another process
+    carries out a sweep of this name in this root.
+    """
+    first = points(sweep)
+    load: dict[str, Any] = {} if sweep.auto is None else {sweep.auto.axis: sweep.auto.start}
+    for point in first:
+        shipped.read_workload(sweep.workload, replace(point, values={**point.values, **load}).overrides(sweep))
+    with _alone(sweep, root):
+        carried = _Carried(sweep, root, notify, tuple(power), gpus_per_worker, budget_gpu_hours)
+        carried.plan = _Plan(sweep, deque(first))
+        carried.plan.begin()
+        return carried.run(workers)
+
+
+@contextlib.contextmanager
+def _alone(sweep: Sweep, root: Path) -> Iterator[None]:
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".sweep-{sweep.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HarnessError(f"sweep {sweep.name} is being carried out in {root}", "wait for its end") from None
+        yield
+
+
+class _Carried:
+    def __init__(
+        self, sweep: Sweep, root: Path, notify: Callable[[Status], None], power: tuple[str, ...], gpus: int,
+        budget: float | None,
+    ) -> None:  # fmt: skip
+        self.sweep, self.root, self.notify, self.power, self.gpus, self.budget = (
+            sweep,
+            root,
+            notify,
+            power,
+            gpus,
+            budget,
+        )
+        self.plan: _Plan
+        self.stored = stored(sweep, root)
+        self.ended: dict[Point, Done] = {}
+        self.running = 0
+        self.stopping = False
+        self.fault: BaseException | None = None
+        self.changed = threading.Condition()
+
+    def run(self, workers: Sequence[Worker]) -> dict[Point, Done]:
+        threads = [threading.Thread(target=self._work, args=(worker, len(workers)), daemon=True) for worker in workers]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)
+        finally:
+            with self.changed:
+                self.stopping = True
+                self.changed.notify_all()
+            for worker in workers:
+                worker.close()
+        if self.fault is not None:
+            raise self.fault
+        return self.ended
+
+    def _work(self, worker: Worker, of: int) -> None:
+        engine = None
+        try:
+            while (point := self._take(engine)) is not None:
+                engine = point.engine
+                done = self._measured(worker, point)
+                with self.changed:
+                    self.running -= 1
+                    self._end(point, done)
+                    self._tell(point, done, of)
+        except BaseException as fault:  # the disk is full, say: no worker can go on
+            with self.changed:
+                self.fault, self.stopping = fault, True
+                self.changed.notify_all()
+
+    def _take(self, engine: str | None) -> Point | None:
+        with self.changed:
+            while not self.stopping and not self._spent():
+                point = self.plan.next(engine)
+                if point is not None and (run := self.stored.get(point.key)) is not None:
+                    self._end(point, Done("complete", run))
+                elif point is not None:
+                    self.running += 1
+                    self._tell(point, None, 1)
+                    return point
+                elif self.running == 0:
+                    return None
+                else:
+                    self.changed.wait()
+            return None
+
+    def _end(self, point: Point, done: Done) -> None:
+        self.ended[point] = done
+        self.plan.ended(point, _outcome(self.sweep.auto, self.root, done))
+        self.changed.notify_all()
+
+    def _measured(self, worker: Worker, point: Point) -> Done:
+        workload = shipped.read_workload(self.sweep.workload, point.overrides(self.sweep))
+        about = {"name": self.sweep.name, "key": point.key, "values": dict(point.values), "repeat": point.repeat}
+        task = Task(workload.model_dump(mode="json"), self.root, about, point.engine, self.power)
+        done = Done("failed")
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                done = worker.measure(task)
+                break
+            except WorkerLost as lost:
+                done = Done("failed", error=f"its worker was lost {attempt} times: {lost}")
+        with (self.root / f"sweep-{self.sweep.name}.jsonl").open("a") as log:
+            log.write(json.dumps({**about, **asdict(done)}) + "\n")
+        return done
+
+    def _spent(self) -> bool:
+        if self.budget is None:
+            return False
+        return sum(done.seconds for done in self.ended.values()) * self.gpus / 3600 >= self.budget
+
+    def _tell(self, point: Point, done: Done | None, of: int) -> None:
+        took = [each.seconds for each in self.ended.values() if each.seconds > 0]
+        left = len(self.plan.waiting) + self.running
+        failed = sum(each.state != "complete" for each in self.ended.values())
+        left_s = sum(took) / len(took) * left / of if took else None
+        self.notify(Status(point, done, len(self.ended), failed, len(self.ended) + left, left_s))
+
+
+def _outcome(auto: Auto | None, root: Path, done: Done) -> Outcome:
+    """What a search needs to know of a point."""
+    if auto is None or done.state != "complete" or done.run is None:
+        return Outcome(None, None, False)
+    figures = {figure.name: figure.value for figure in summary_of(store.read(root / done.run)).figures}
+    values = {name: figures.get(name) for name in auto.objective}
+    meets = all(x is not None and x <= auto.objective[name] for name, x in values.items())
+    return Outcome(figures.get("output_tokens_per_s"), figures.get("tpot_s.p50"), meets)
+
+
+def gpus_of(workload: Workload) -> int:
+    """GPUs that its engine needs: tensor x pipeline parallel, by the options of whichever engine has them."""
+    options = [workload.engine_options(name) for name in type(workload.engine).model_fields if name != "name"]
+    sizes = [[int(each.get(f"{kind}_parallel_size") or 1) for kind in ("tensor", "pipeline")] for each in options]
+    return max(math.prod(pair) for pair in sizes)
