@@ -14,8 +14,6 @@ from harness.summary import Times, times
 
 FAILED_SHARE = 0.01
 """Share of failed requests above which the others had an easier time of it."""
-LAG_SHARE = 0.1
-"""Share of a latency's p99 above which the harness's own delay colours it."""
 COVERAGE = 0.05
 """How far the window's mean output length may be from that of all requests."""
 GROUPED_SHARE = 0.1
@@ -41,7 +39,6 @@ def check(
         *_conduct(seen, summary, asked),
         *_steadiness(summary, window, warmup_requests),
         *_tokens(requests, seen, summary, ignore_eos),
-        *_lag(requests, seen, summary),
     )
     return tuple(sorted(found, key=lambda finding: not finding.serious))
 
@@ -120,19 +117,3 @@ def _tokens(requests: pd.DataFrame, seen: Times, summary: Summary, ignore_eos: b
     if cached is not None and total is not None and cached > 0:
         text = f"a prefix cache supplied {cached / total:.0%} of the input tokens"
         yield Finding("cached-input", text, "switch the prefix cache off, or say so beside the figures")
-
-
-def _lag(requests: pd.DataFrame, seen: Times, summary: Summary) -> Iterator[Finding]:
-    """Of the harness's own delay. A burst before the first token delays no token: against ITL only later lag counts."""
-    lag_s, scheduled_s = seen.each["lag_s"], requests["scheduled_s"]
-    streaming = scheduled_s > (scheduled_s + seen.each["first_response_s"]).min()
-    for name, lags_s in (("TTFT", lag_s), ("ITL", lag_s[streaming])):
-        latency_s, late_s = summary[f"{name.lower()}_s.p99"].value, float(lags_s.quantile(0.99))
-        if latency_s is not None and 0 < LAG_SHARE * latency_s < late_s:
-            text = (
-                f"the harness sent late: lag p99 is {late_s * 1e3:.3g} ms, {late_s / latency_s:.0%} of the {name} p99"
-            )
-            yield Finding(
-                "lag", text, "lower the load, free a core for the harness, or raise load.max_in_flight where it is set"
-            )
-            return

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness import checks, energy, scrape, store
+from harness import checks, energy, engines, scrape, selfwatch, store
 from harness.model import Figure, Finding, MeterInfo, Summary
 from harness.steady import Window
 from harness.store import Run
@@ -38,7 +38,15 @@ def summary_of(run: Run) -> Summary:
         ignore_eos=asked.get("ignore_eos", True),
         warmup_requests=workload.get("warmup", {}).get("requests", 0),
     )
-    made = replace(made, findings=findings)
+    made = selfwatch.judge(
+        replace(made, findings=findings),
+        run.requests,
+        load,
+        count=asked.get("count"),
+        clients=run.file.clients,
+        served=run.file.engine_asked in engines.SERVED,
+        window=window,
+    )
     if infos and window is not None:
         made = _with_energy(run, infos, made, window)
     if window is not None:
