@@ -243,7 +243,8 @@ def test_text_has_the_same_numbers(which: str, request: pytest.FixtureRequest) -
 
 def from_long(frame: pd.DataFrame) -> list[Figure]:
     rows: Any = frame[frame["name"].notna()][list(Figure.__slots__)].to_dict("records")
-    return [Figure(**{name: None if pd.isna(x) else x for name, x in row.items()}) for row in rows]
+    fields: list[dict[str, Any]] = [{name: None if pd.isna(x) else x for name, x in row.items()} for row in rows]
+    return [Figure(**each) for each in fields]
 
 
 @pytest.mark.parametrize("format_", ["csv", "parquet", "json"])

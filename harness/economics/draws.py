@@ -141,16 +141,27 @@ def draw(
     """Joint draws, one array of length n by name. A certain input is a constant array and takes no dimension.
 
     `correlations` are (name, name, rho) of a Gaussian copula: rho is the correlation of the normal scores.
-    ValueError where the rhos contradict each other.
+    ValueError where the rhos contradict each other. The arrays are shared: read them only.
     """
+    return dict(_draw(tuple(distributions.items()), n, seed, tuple(correlations)))
+
+
+@lru_cache(maxsize=8)  # a thousand runs are priced from the same draws
+def _draw(
+    items: tuple[tuple[str, Distribution], ...], n: int, seed: int, correlations: tuple[tuple[str, str, float], ...]
+) -> Mapping[str, Draws]:
+    distributions = dict(items)
     uncertain = [name for name, d in distributions.items() if not d.certain]
     u = dict(zip(uncertain, sobol(n, len(uncertain), seed), strict=True)) if uncertain else {}
     linked = [x for x in correlations if x[0] in u and x[1] in u]
     if linked:
         u |= _copula(u, linked)
-    return {
+    made = {
         name: quantile(d, u[name]) if name in u else np.full(n, d.parameters[0]) for name, d in distributions.items()
     }
+    for values in made.values():
+        values.setflags(write=False)
+    return made
 
 
 def _copula(u: Mapping[str, Draws], linked: Sequence[tuple[str, str, float]]) -> dict[str, Draws]:

@@ -54,7 +54,7 @@ def over_runs(sweep: Sweep, scenario: str | None = None) -> list[Table]:
     """Several runs side by side: a row a run, objectives, the Pareto front, costs, the reported figures."""
     context = Context(reported.book())
     costed = [(file, summary, _costs(file, summary, scenario)) for file, summary in sweep if file.engine is not None]
-    found = [tables.runs_table(sweep), *economics.sweep_tables(sweep, scenario), economics.tiers_table(sweep, scenario)]
+    found = [tables.runs_table(sweep), *economics.sweep_tables(sweep, scenario), economics.tiers_table(costed)]
     if any(point.usd_per_query.value is not None for point in reported.points_of(context.book, costed)):
         found += reported.compare_runs(context, costed)
     return [*found, reported.sources_table(context.book, found)]
@@ -102,7 +102,7 @@ def _money(c: Context, file: RunFile, summary: Summary, scenario: str | None) ->
     found = economics.costs(file, summary, scenario)
     cost, assumptions = economics.cost_tables(found)
     yield cost
-    yield economics.tiers_table([(file, summary)], scenario)
+    yield economics.tiers_table([(file, summary, found)])
     with suppress(HarnessError):  # no price, or no rate
         yield economics.tornado_table(file, summary, scenario)
     yield assumptions

@@ -344,18 +344,20 @@ def run_cost_tables(sweep: Sweep, scenario: str | None = None, overrides: Sequen
     return [_costs_table("costs", "What each run costs", [(sweep[i][0], each) for i, each in enumerate(found)])]
 
 
-def tiers_table(sweep: Sweep, scenario: str | None = None) -> Table:
-    """What each run costs under `scenario` (None: its own, or its device's) and every shipped one that prices it."""
+MOST_TIERED = 50
+"""With more runs than this, each is priced once."""
+
+
+def tiers_table(priced: Sequence[tuple[RunFile, Summary, Costs]]) -> Table:
+    """What each run costs by the `Costs` given, and by every shipped scenario that prices its device."""
+    names = [name for name, _ in shipped.list_scenarios()] if len(priced) <= MOST_TIERED else []
     rows: list[tuple[RunFile, Costs]] = []
-    for file, summary in sweep:
-        if file.engine is None:
-            continue
-        chosen = scenario or file.workload.get("scenario") or DEFAULT_SCENARIO[_one_condition([file]).kind]
-        rows.append((file, costs(file, summary, chosen)))
-        for name, _ in shipped.list_scenarios():
+    for file, summary, given in priced:
+        rows.append((file, given))
+        for name in names:
             with suppress(HarnessError):  # it prices another kind of device
                 found = costs(file, summary, name)
-                if name != chosen and found.figures[0].value is not None:
+                if name != given.scenario and found.figures[0].value is not None:
                     rows.append((file, found))
     return _costs_table("tiers", "Cost by price tier", rows)
 
