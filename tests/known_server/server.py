@@ -9,7 +9,7 @@ import os
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,16 @@ class Known:
 
 
 @contextlib.contextmanager
-def known_server(core: int | None = None, **options: float | str) -> Iterator[Known]:
-    """`known_server(ttft_us=1000, itl_us=0, cut=0.1)`: until the end of the block, on one processor core if named."""
-    arguments = [str(part) for name, value in options.items() for part in (f"--{name.replace('_us', '-us')}", value)]
+def known_server(shares: Mapping[str, float] | None = None, core: int | None = None, **options: Any) -> Iterator[Known]:
+    """`known_server({"cut": 0.1}, ttft_us=1000, itl_us=0)`: until the end of the block, on one processor core if named.
+
+    `shares`: of the requests that fail, by kind.
+    """
+    arguments = [
+        str(part)
+        for name, value in (options | dict(shares or {})).items()
+        for part in (f"--{name.replace('_us', '-us')}", value)
+    ]
     pin = None if core is None else functools.partial(os.sched_setaffinity, 0, {core})
     with subprocess.Popen(
         [build(), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=pin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -99,14 +100,16 @@ class _Timings(_Fields):
 class _Answer(_Fields):
     """An event of a stream, or an answer that is not streamed."""
 
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     timings: _Timings | None = None
     error: Any = None
-    object: str | None = None
+    message: Any = None
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
+_decode_all = msgspec.json.Decoder(list[_Answer]).decode
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Reading:
@@ -116,57 +119,83 @@ class Reading:
     with a role only, or nothing, is none. It counts for the arrival that brought its last byte.
     """
 
-    def __init__(self) -> None:
-        self.counts: list[int] = []
+    def __init__(self, arrivals: int) -> None:
+        self.counts = [0] * arrivals
         self.text: list[str] = []
         self.token_ids: list[int] = []
         self.usage = _Usage()
-        self.cached_tokens: int | None = None
+        self.timings: _Timings | None = None
         self.finish_reason: str | None = None
 
     def stream(self, body: bytes, ends: Sequence[int]) -> None:
         """Raises RequestFailed; what was read before that stays."""
-        self.counts = counts = [0] * len(ends)
-        at, done = 0, False
-        for data, end in sse.events(body):
-            if data == b"[DONE]":
-                done = True
-                break
-            if tokens := self._event(data):
-                while ends[at] < end:
-                    at += 1
-                counts[at] += tokens
-        if not done and self.finish_reason is None:
-            raise RequestFailed("cut", "the stream ended without [DONE] and without a finish_reason")
+        if not self._plain(body, ends):
+            self.text, self.token_ids = [], []
+            found, arrivals = sse.events(body, ends)
+            for data, arrival in zip(found, arrivals, strict=True):
+                if data == sse.DONE:
+                    break
+                self.counts[arrival] += self._parse(data)
+            else:
+                if self.finish_reason is None:
+                    raise RequestFailed("cut", "the stream ended without [DONE] and without a finish_reason")
         self._settle()
 
-    def whole(self, body: bytes, ends: Sequence[int]) -> None:
+    def whole(self, body: bytes) -> None:
         """An answer in one piece: all its tokens came with its last byte. Raises RequestFailed."""
-        self.counts = [0] * len(ends)
-        self.counts[-1] = self._event(body)
+        self.counts[-1] = self._parse(body)
         self._settle()
 
-    def _event(self, data: bytes) -> int:
+    def cached_tokens(self) -> int | None:
+        """Of the prompt, in whichever place the server says it; None: it does not."""
+        if (details := self.usage.prompt_tokens_details) is not None and details.cached_tokens is not None:
+            return details.cached_tokens
+        if self.timings is not None:
+            return self.timings.cache_n
+        return self.usage.prompt_cache_hit_tokens
+
+    def _plain(self, body: bytes, ends: Sequence[int]) -> bool:
+        """Read a stream of the common form, all events at once; False: it must be read with more care."""
+        if (plain := sse.plain(body, ends)) is None:
+            return False
+        data, number, ended = plain
         try:
-            event = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
-            raise RequestFailed("malformed", f"{wrong} in {bytes(data[:200])!r}") from None
-        if event.error is not None or event.object == "error":
-            raise RequestFailed("error", message(data))
-        if event.usage is not None:
-            self.usage = event.usage
-            details = event.usage.prompt_tokens_details
-            self.cached_tokens = event.usage.prompt_cache_hit_tokens if details is None else details.cached_tokens
-        if event.timings is not None and self.cached_tokens is None:
-            self.cached_tokens = event.timings.cache_n
+            tokens = [self._event(answer) for answer in _decode_all(data)]
+        except (RequestFailed, *_NOT_JSON):
+            return False
+        if len(tokens) != number:
+            return False
+        self.counts = [sum(tokens[before:after]) for before, after in itertools.pairwise((0, *ended))]
+        return True
+
+    def _parse(self, data: bytes) -> int:
+        try:
+            answer = _decode(data)
+        except _NOT_JSON as wrong:
+            raise RequestFailed("malformed", f"{wrong} in {data[:200]!r}") from None
+        return self._event(answer)
+
+    def _event(self, answer: _Answer) -> int:
+        """How many tokens it holds."""
+        if answer.usage is not None:
+            self.usage = answer.usage
+        if answer.timings is not None:
+            self.timings = answer.timings
+        if answer.error is not None:
+            raise RequestFailed("error", _told(answer.error))
+        if answer.choices is None:
+            if answer.usage is None:
+                raise RequestFailed("error", _told(answer.message) or "an event without choices")
+            return 0
         tokens = 0
-        for choice in event.choices:
+        for choice in answer.choices:
             if choice.finish_reason is not None:
                 self.finish_reason = choice.finish_reason
             piece = choice.text
             if (delta := choice.delta or choice.message) is not None:
                 piece = delta.content
-                tokens += not piece and bool(delta.reasoning_content or delta.reasoning or delta.tool_calls)
+                if not piece and (delta.reasoning_content or delta.reasoning or delta.tool_calls):
+                    tokens += 1
             if piece:
                 self.text.append(piece)
                 tokens += 1
@@ -195,13 +224,17 @@ def message(body: bytes) -> str:
     >>> message(b'{"error": {"message": "too long", "code": 400}}'), message(b'{"error": "busy"}'), message(b"<html>")
     ('too long', 'busy', '<html>')
     """
-    try:
+    with contextlib.suppress(*_NOT_JSON):
         said = msgspec.json.decode(body)
-        said = said.get("error") or said.get("message") or said.get("detail")
-        said = said.get("message") or said if isinstance(said, dict) else said
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError):
-        said = None
-    return (said if isinstance(said, str) else bytes(body[:2000]).decode(errors="replace").strip())[:500]
+        if isinstance(said, dict):
+            return _told(said.get("error") or said.get("message") or said.get("detail") or said)
+    return body[:2000].decode(errors="replace").strip()[:500]
+
+
+def _told(error: object) -> str:
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        error = error["message"]
+    return ("" if error is None else error if isinstance(error, str) else json.dumps(error, default=str))[:500]
 
 
 class OpenAIEngine:
@@ -289,12 +322,12 @@ class OpenAIEngine:
             begun = clock()
             connection = await self._pool.open(number)
             connect_s = clock() - begun
-        reading = Reading()
         try:
             try:
                 await connection.exchange(self._heads[number] + body, arrived)
             finally:
                 self._pool.give_back(number, connection)
+                reading = Reading(len(connection.ends))
                 failure = self._read(connection, reading)
             if failure is not None:
                 raise failure
@@ -307,7 +340,7 @@ class OpenAIEngine:
         return Completion(
             input_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
-            cached_tokens=reading.cached_tokens,
+            cached_tokens=reading.cached_tokens(),
             finish_reason=reading.finish_reason,
             arrival_tokens=tuple(reading.counts),
             connect_s=connect_s,
@@ -320,13 +353,15 @@ class OpenAIEngine:
 
     def _read(self, connection: http.Connection, reading: Reading) -> RequestFailed | None:
         """Parse what came, all of an answer or a part; returns what is wrong with it."""
-        body, ends = bytes(connection.body), connection.ends
-        reading.counts = [0] * len(ends)
+        body = bytes(connection.body)
         if connection.status != 200:
             return RequestFailed(f"http_{connection.status}", message(body))
         whole = not self.options.stream or connection.headers.get(b"content-type", b"").startswith(b"application/json")
         try:
-            (reading.whole if whole else reading.stream)(body, ends)
+            if whole:
+                reading.whole(body)
+            else:
+                reading.stream(body, connection.ends)
         except RequestFailed as failure:
             return failure
         return None

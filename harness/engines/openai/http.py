@@ -11,7 +11,7 @@ import functools
 import itertools
 import re
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -26,7 +26,7 @@ READ = 256 << 10
 SWEEPS = 8
 """A silence is noticed at most this part of the timeout late."""
 
-_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?: [^\r\n]*)?\r\n")
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?: .*)?")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r\n")
 _CHUNK_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r?)?")
 
@@ -79,6 +79,40 @@ def base(url: str) -> Base:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    status: int
+    headers: Mapping[bytes, bytes]
+    """Names in lower case."""
+    keep: bool
+    """Whether the connection stays open."""
+    chunked: bool
+    length: int | None
+    """Of the body; None: it ends with its last chunk, or with the connection."""
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(head: bytes) -> _Head:
+    """A status line and headers, without the blank line. ValueError where they are not HTTP."""
+    line, _, rest = head.partition(b"\r\n")
+    match = _STATUS.fullmatch(line)
+    if match is None:
+        raise ValueError(f"not an HTTP answer: {line[:60]!r}")
+    status = int(match[1])
+    fields = (field.partition(b":") for field in rest.split(b"\r\n"))
+    headers = {name.strip().lower(): value.strip() for name, _, value in fields}
+    chunked = headers.get(b"transfer-encoding", b"").lower() == b"chunked"
+    length = b"0" if status in (204, 304) else headers.get(b"content-length")
+    if chunked or length is None:
+        size = None
+    elif length.isdigit() and len(length) < 16 and int(length) <= MOST_BODY:
+        size = int(length)
+    else:
+        raise ValueError(f"the answer's Content-Length is {length[:40]!r}")
+    keep = line.startswith(b"HTTP/1.1") and headers.get(b"connection", b"").lower() != b"close"
+    return _Head(status, headers, keep, chunked, size)
+
+
 class Connection(asyncio.BufferedProtocol):
     """One connection to a server, good for one exchange at a time."""
 
@@ -89,7 +123,7 @@ class Connection(asyncio.BufferedProtocol):
         self._arrived: Callable[[int], None] | None = None
         self.silence = 0
         self.status = 0
-        self.headers: dict[bytes, bytes] = {}
+        self.headers: Mapping[bytes, bytes] = {}
         self.body = bytearray()
         self.ends: list[int] = []
         self.reusable = False
@@ -168,37 +202,19 @@ class Connection(asyncio.BufferedProtocol):
 
     def _head(self, data: bytes) -> None:
         data = self._rest + data
-        end = data.find(b"\r\n\r\n")
-        if end > MOST_HEAD or (end < 0 and len(data) > MOST_HEAD):
-            raise ValueError(f"the headers of the answer exceed {MOST_HEAD} bytes")
-        if end < 0:
-            self._rest = data
-            if not data.startswith(b"HTTP/1."[: len(data)]):
-                raise ValueError(f"not an HTTP answer: {data[:60]!r}")
-            return
-        status = _STATUS.match(data)
-        if status is None:
-            raise ValueError(f"not an HTTP answer: {data[:60]!r}")
-        self.status = int(status[1])
-        lines = data[status.end() : end].split(b"\r\n")
-        self.headers = {name.strip().lower(): value.strip() for name, _, value in (x.partition(b":") for x in lines)}
-        self._rest = b""
-        if 100 <= self.status < 200:
-            self._head(data[end + 4 :])
-            return
-        self._keep = self.headers.get(b"connection", b"").lower() != b"close" and data.startswith(b"HTTP/1.1")
-        length = self.headers.get(b"content-length")
-        if self.headers.get(b"transfer-encoding", b"").lower() == b"chunked":
-            self._take = self._chunked
-        elif length is not None:
-            if not length.isdigit() or len(length) > 15 or int(length) > MOST_BODY:
-                raise ValueError(f"the answer's Content-Length is {length[:40]!r}")
-            self._left, self._take = int(length), self._counted
-        elif self.status in (204, 304):
-            self._left, self._take = 0, self._counted
-        else:
-            self._take = self._until_closed
-        self._take(data[end + 4 :])
+        while (end := data.find(b"\r\n\r\n")) >= 0:
+            head = _parsed(data[: min(end, MOST_HEAD)])
+            data = data[end + 4 :]
+            if head.status >= 200:
+                self.status, self.headers, self._keep = head.status, head.headers, head.keep
+                self._rest, self._left = b"", head.length or 0
+                ending = self._until_closed if head.length is None else self._counted
+                self._take = self._chunked if head.chunked else ending
+                self._take(data)
+                return
+        self._rest = data
+        if len(data) > MOST_HEAD or not data.startswith(b"HTTP/1."[: len(data)]):
+            raise ValueError(f"not an HTTP answer, or with headers of more than {MOST_HEAD} bytes: {data[:60]!r}")
 
     def _counted(self, data: bytes) -> None:
         self.body += data

@@ -1,0 +1,137 @@
+"""The wire: answers in any framing, cut anywhere, hostile or not, end in one way or the other."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.engines.openai import http
+from harness.errors import RequestFailed
+
+BODY = b"data: 1\n\ndata: 2\r\n\r\n0\r\n\r\n\x00\xff" * 3
+
+
+class Wire(asyncio.Transport):
+    """The server's side of a connection, played by the test."""
+
+    def write(self, _data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+def exchange(pieces: Sequence[bytes], *, closes: bool = True) -> tuple[http.Connection, int, RequestFailed | None]:
+    """The connection after an answer in these pieces, how often bytes arrived, and what failed."""
+
+    async def play() -> tuple[http.Connection, int, RequestFailed | None]:
+        buffer = memoryview(bytearray(http.READ))
+        connection, arrivals = http.Connection(buffer), 0
+
+        def arrived(_: int) -> None:
+            nonlocal arrivals
+            arrivals += 1
+
+        connection.connection_made(Wire())
+        task = asyncio.ensure_future(connection.exchange(b"", arrived))
+        await asyncio.sleep(0)
+        for piece in pieces:
+            for at in range(0, len(piece), http.READ):
+                part = piece[at : at + http.READ]
+                connection.get_buffer(-1)[: len(part)] = part
+                connection.buffer_updated(len(part))
+        await asyncio.sleep(0)
+        if closes and not task.done():
+            connection.eof_received()
+            connection.connection_lost(None)
+        try:
+            await asyncio.wait_for(task, 1)
+        except RequestFailed as failed:
+            return connection, arrivals, failed
+        return connection, arrivals, None
+
+    return asyncio.run(play())
+
+
+@st.composite
+def framed(draw: st.DrawFn) -> tuple[bytes, bool]:
+    """An answer that holds BODY, and whether the connection lives on."""
+    start = b"HTTP/1.1 100 Continue\r\n\r\n" * draw(st.integers(0, 2)) + b"HTTP/1.1 200 OK\r\nX-Any: a\r\n"
+    way = draw(st.sampled_from(["length", "chunks", "close"]))
+    if way == "length":
+        return start + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY, True
+    if way == "close":
+        return start + b"\r\n" + BODY, False
+    cuts = sorted(draw(st.sets(st.integers(1, len(BODY) - 1), max_size=6)))
+    chunks = [BODY[a:b] for a, b in itertools.pairwise([0, *cuts, len(BODY)])]
+    extension = draw(st.sampled_from([b"", b";a=b", b" ; a"]))
+    framed = b"".join(b"%X%b\r\n%b\r\n" % (len(chunk), extension, chunk) for chunk in chunks)
+    trailers = draw(st.sampled_from([b"", b"A: b\r\n", b"A: b\r\nC: d\r\n"]))
+    return start + b"transfer-encoding: Chunked\r\n\r\n" + framed + b"0\r\n" + trailers + b"\r\n", True
+
+
+def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
+    return [data[a:b] for a, b in itertools.pairwise([0, *sorted(places), len(data)]) if b > a]
+
+
+@given(framed(), st.data())
+def test_an_answer_is_whole_however_it_is_framed_and_cut(answer: tuple[bytes, bool], draw: st.DataObject) -> None:
+    raw, lives = answer
+    everywhere = st.just(range(1, len(raw)))
+    pieces = cut(raw, draw.draw(everywhere | st.lists(st.integers(0, len(raw)), max_size=8)))
+    connection, arrivals, failed = exchange(pieces)
+    assert failed is None
+    assert (connection.status, bytes(connection.body), connection.reusable) == (200, BODY, lives)
+    assert len(connection.ends) == arrivals
+    assert connection.ends[-1] == len(BODY)
+
+
+@given(framed(), st.data())
+def test_an_answer_that_breaks_off_has_failed(answer: tuple[bytes, bool], draw: st.DataObject) -> None:
+    raw, ends_itself = answer
+    kept = draw.draw(st.integers(0, len(raw) - 1 if ends_itself else raw.index(b"\r\nX-Any")))
+    connection, _, failed = exchange([raw[:kept]] if kept else [])
+    assert failed is not None
+    assert failed.kind == ("cut" if kept else "reset")
+    assert not connection.reusable
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]),
+    st.lists(
+        st.binary(max_size=20) | st.sampled_from([b"\r\n", b"5\r\n", b"ffffffff\r\n", b"0\r\n", b"Content-Length: "])
+    ),
+)
+def test_garbage_ends_in_an_answer_or_a_failure(start: bytes, pieces: list[bytes]) -> None:
+    connection, arrivals, failed = exchange([start, *pieces])
+    assert len(connection.ends) <= arrivals
+    assert failed is None or failed.kind in ("malformed", "cut", "reset")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/2 200\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n12",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * 20_000,
+        b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 50_000 + b"HTTP/1.1 200\r\n" + b"a" * http.MOST_HEAD,
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (http.MOST_BODY + 1),
+    ],
+    ids=range(11),
+)
+def test_what_is_not_http_or_has_no_end_is_refused_at_once(raw: bytes) -> None:
+    _, _, failed = exchange([raw], closes=False)
+    assert failed is not None
+    assert failed.kind == "malformed"
