@@ -9,12 +9,33 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
+from pathlib import Path
 from string import Template
 from typing import Any
 
+from harness import store
+from harness.model import Summary
+from harness.report import reported, whatif
 from harness.report.html import render_tables
 from harness.report.layout import plain
 from harness.report.table import Table
+from harness.reported.comparisons import Context
+from harness.store import RunFile
+
+
+def of_runs(
+    tables: Sequence[Table],
+    directories: Sequence[Path],
+    sweep: Sequence[tuple[RunFile, Summary]],
+    scenario: str | None = None,
+) -> str:
+    """The page of a report over stored runs, with a what-if that starts from them."""
+    title = f"Run {sweep[0][0].id}" if len(sweep) == 1 else f"{len(sweep)} runs"
+    stored = [
+        (file, summary, lambda each=each: store.read(each).requests)
+        for each, (file, summary) in zip(directories, sweep, strict=True)
+    ]
+    return render(title, tables, (), whatif.starts(stored, Context(reported.book()), scenario))
 
 
 def render(
