@@ -18,17 +18,29 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness import shipped, store
+from harness import environment, shipped, store
 from harness.errors import HarnessError
+from harness.model import Figure
 from harness.report.summaries import summary_of
-from harness.sweep import Auto, Outcome, Point, Sweep, next_load, points
+from harness.report.table import Cell, Table
+from harness.sweep import (
+    Auto,
+    Outcome,
+    Point,
+    Sweep,
+    highest_feasible,
+    next_load,
+    parse_sweep,
+    points,
+    saturation,
+)
 from harness.workload import Workload
 
 ATTEMPTS = 3
@@ -165,8 +177,66 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A sweep that was read and checked: what its points are, and which are done."""
+
+    sweep: Sweep
+    root: Path
+    points: tuple[Point, ...]
+    """All but those that a search will add."""
+    stored: dict[str, str]
+    """Key of a point -> its complete run, the first where there are several."""
+    gpus: int
+    """GPUs that a point needs, the most of any."""
+    simulated: bool
+
+    def workload(self, point: Point) -> Workload:
+        return shipped.read_workload(self.sweep.workload, point.overrides(self.sweep))
+
+
+def plan(file: Path, root: Path) -> Plan:
+    """The plan of a sweep's file. HarnessError for a mistake in it, and for a point that is no valid workload."""
+    try:
+        sweep = parse_sweep(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise HarnessError(f"{file}: {unreadable}", "give a readable YAML file") from None
+    if not Path(sweep.workload).is_file() and (file.parent / sweep.workload).is_file():
+        sweep = sweep.model_copy(update={"workload": str(file.parent / sweep.workload)})
+    return planned(sweep, root)
+
+
+def planned(sweep: Sweep, root: Path) -> Plan:
+    """The plan of a sweep. HarnessError for a point that is no valid workload."""
+    load: dict[str, Any] = {} if sweep.auto is None else {sweep.auto.axis: sweep.auto.start}
+    first = tuple(points(sweep))
+    full = [replace(point, values={**point.values, **load}).overrides(sweep) for point in first]
+    workloads = [shipped.read_workload(sweep.workload, overrides) for overrides in full]
+    simulated = all(workload.engine.name == "simulated" for workload in workloads)
+    return Plan(sweep, root, first, _stored(sweep, root), max(map(gpus_of, workloads)), simulated)
+
+
+@contextlib.contextmanager
+def workers(plan: Plan, jobs: int | None = None, ray: str | None = None) -> Iterator[list[Worker]]:
+    """Workers on this machine, or on the nodes of a Ray cluster; `jobs` of them, else as many as its GPUs allow."""
+    if ray is not None:
+        from harness import nodes
+
+        with nodes.workers(ray, 0 if plan.simulated else plan.gpus, jobs) as remote:
+            yield list(remote)
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = environment.capture()["gpus"]
+    gpus = visible.split(",") if visible else [str(number) for number in range(len(there))]
+    sets = [gpus[i : i + plan.gpus] for i in range(0, len(gpus) - plan.gpus + 1, plan.gpus)]
+    if plan.simulated or not sets:
+        yield [LocalWorker() for _ in range(jobs or 1)]
+    else:
+        yield [LocalWorker(each) for each in sets[: jobs or len(sets)]]
+
+
 @dataclass(slots=True)
-class _Plan:
+class _Queue:
     """Which points are left, and which a search wants next. Every method is called under one lock."""
 
     sweep: Sweep
@@ -205,8 +275,7 @@ class _Plan:
             self.waiting.append(Point({**base.values, auto.axis: load}, base.repeat))
 
 
-def stored(sweep: Sweep, root: Path) -> dict[str, str]:
-    """The points that are done: key -> the complete run, the first where there are several."""
+def _stored(sweep: Sweep, root: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path, file in store.list_runs(root):
         if isinstance(file, HarnessError) or file.state != "complete" or file.sweep is None:
@@ -217,29 +286,19 @@ def stored(sweep: Sweep, root: Path) -> dict[str, str]:
 
 
 def carry_out(
-    sweep: Sweep,
-    root: Path,
+    plan: Plan,
     workers: Sequence[Worker],
     notify: Callable[[Status], None],
     power: Sequence[str] = (),
-    gpus_per_worker: int = 1,
     budget_gpu_hours: float | None = None,
 ) -> dict[Point, Done]:
     """Measure every point of the sweep that is not stored yet, on all workers at once; how each ended.
 
     A point that fails is recorded and the others go on. With a budget no point is begun once it is spent.
-    Raises HarnessError where a point is no valid workload, before anything is measured, and where another process
-    carries out a sweep of this name in this root.
+    Raises HarnessError where another process carries out a sweep of this name in this root.
     """
-    first = points(sweep)
-    load: dict[str, Any] = {} if sweep.auto is None else {sweep.auto.axis: sweep.auto.start}
-    for point in first:
-        shipped.read_workload(sweep.workload, replace(point, values={**point.values, **load}).overrides(sweep))
-    with _alone(sweep, root):
-        carried = _Carried(sweep, root, notify, tuple(power), gpus_per_worker, budget_gpu_hours)
-        carried.plan = _Plan(sweep, deque(first))
-        carried.plan.begin()
-        return carried.run(workers)
+    with _alone(plan.sweep, plan.root):
+        return _Carried(plan, notify, tuple(power), budget_gpu_hours).run(workers)
 
 
 @contextlib.contextmanager
@@ -255,19 +314,11 @@ def _alone(sweep: Sweep, root: Path) -> Iterator[None]:
 
 class _Carried:
     def __init__(
-        self, sweep: Sweep, root: Path, notify: Callable[[Status], None], power: tuple[str, ...], gpus: int,
-        budget: float | None,
-    ) -> None:  # fmt: skip
-        self.sweep, self.root, self.notify, self.power, self.gpus, self.budget = (
-            sweep,
-            root,
-            notify,
-            power,
-            gpus,
-            budget,
-        )
-        self.plan: _Plan
-        self.stored = stored(sweep, root)
+        self, plan: Plan, notify: Callable[[Status], None], power: tuple[str, ...], budget: float | None
+    ) -> None:
+        self.plan, self.notify, self.power, self.budget = plan, notify, power, budget
+        self.queue = _Queue(plan.sweep, deque(plan.points))
+        self.queue.begin()
         self.ended: dict[Point, Done] = {}
         self.running = 0
         self.stopping = False
@@ -310,8 +361,8 @@ class _Carried:
     def _take(self, engine: str | None) -> Point | None:
         with self.changed:
             while not self.stopping and not self._spent():
-                point = self.plan.next(engine)
-                if point is not None and (run := self.stored.get(point.key)) is not None:
+                point = self.queue.next(engine)
+                if point is not None and (run := self.plan.stored.get(point.key)) is not None:
                     self._end(point, Done("complete", run))
                 elif point is not None:
                     self.running += 1
@@ -325,13 +376,14 @@ class _Carried:
 
     def _end(self, point: Point, done: Done) -> None:
         self.ended[point] = done
-        self.plan.ended(point, _outcome(self.sweep.auto, self.root, done))
+        figures = _figures(self.plan.root, done) if self.plan.sweep.auto is not None else {}
+        self.queue.ended(point, _outcome(self.plan.sweep.auto, figures))
         self.changed.notify_all()
 
     def _measured(self, worker: Worker, point: Point) -> Done:
-        workload = shipped.read_workload(self.sweep.workload, point.overrides(self.sweep))
-        about = {"name": self.sweep.name, "key": point.key, "values": dict(point.values), "repeat": point.repeat}
-        task = Task(workload.model_dump(mode="json"), self.root, about, point.engine, self.power)
+        workload = self.plan.workload(point)
+        about = {"name": self.plan.sweep.name, "key": point.key, "values": dict(point.values), "repeat": point.repeat}
+        task = Task(workload.model_dump(mode="json"), self.plan.root, about, point.engine, self.power)
         done = Done("failed")
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -339,31 +391,31 @@ class _Carried:
                 break
             except WorkerLost as lost:
                 done = Done("failed", error=f"its worker was lost {attempt} times: {lost}")
-        with (self.root / f"sweep-{self.sweep.name}.jsonl").open("a") as log:
+        with (self.plan.root / f"sweep-{self.plan.sweep.name}.jsonl").open("a") as log:
             log.write(json.dumps({**about, **asdict(done)}) + "\n")
         return done
 
     def _spent(self) -> bool:
         if self.budget is None:
             return False
-        return sum(done.seconds for done in self.ended.values()) * self.gpus / 3600 >= self.budget
+        return sum(done.seconds for done in self.ended.values()) * self.plan.gpus / 3600 >= self.budget
 
     def _tell(self, point: Point, done: Done | None, of: int) -> None:
         took = [each.seconds for each in self.ended.values() if each.seconds > 0]
-        left = len(self.plan.waiting) + self.running
+        left = len(self.queue.waiting) + self.running
         failed = sum(each.state != "complete" for each in self.ended.values())
         left_s = sum(took) / len(took) * left / of if took else None
         self.notify(Status(point, done, len(self.ended), failed, len(self.ended) + left, left_s))
 
 
-def _outcome(auto: Auto | None, root: Path, done: Done) -> Outcome:
+def _outcome(auto: Auto | None, figures: Mapping[str, Figure]) -> Outcome:
     """What a search needs to know of a point."""
-    if auto is None or done.state != "complete" or done.run is None:
+    if auto is None or not figures:
         return Outcome(None, None, False)
-    figures = {figure.name: figure.value for figure in summary_of(store.read(root / done.run)).figures}
-    values = {name: figures.get(name) for name in auto.objective}
-    meets = all(x is not None and x <= auto.objective[name] for name, x in values.items())
-    return Outcome(figures.get("output_tokens_per_s"), figures.get("tpot_s.p50"), meets)
+    values = {name: figure.value for name, figure in figures.items()}
+    limits = [(values.get(name), limit) for name, limit in auto.objective.items()]
+    meets = all(value is not None and value <= limit for value, limit in limits)
+    return Outcome(values.get("output_tokens_per_s"), values.get("tpot_s.p50"), meets)
 
 
 def gpus_of(workload: Workload) -> int:
@@ -371,3 +423,56 @@ def gpus_of(workload: Workload) -> int:
     options = [workload.engine_options(name) for name in type(workload.engine).model_fields if name != "name"]
     sizes = [[int(each.get(f"{kind}_parallel_size") or 1) for kind in ("tensor", "pipeline")] for each in options]
     return max(math.prod(pair) for pair in sizes)
+
+
+def plan_table(plan: Plan) -> Table:
+    """The points in their order, and which are done."""
+    rows = tuple((in_words(point), plan.stored.get(point.key, "to do")) for point in plan.points)
+    auto = plan.sweep.auto
+    notes = [f"{len(plan.points)} points, {len(plan.stored)} done; each needs {plan.gpus} GPUs"]
+    if auto is not None:
+        notes = [f"at each of these a search over {auto.axis} from {auto.start:g} to {auto.limit:g}"]
+    return Table("plan", f"Plan of sweep {plan.sweep.name}", ("point", "run"), rows, tuple(notes))
+
+
+def ended_table(plan: Plan, ended: Mapping[Point, Done]) -> Table:
+    """How each point ended, with its headline figures; of a search, where it saturates and what meets the objective."""
+    names = ("output_tokens_per_s", "ttft_s.p99", "tpot_s.p50")
+    rows: list[tuple[Cell, ...]] = []
+    searches: dict[str, dict[float, Outcome]] = {}
+    auto = plan.sweep.auto
+    for point, done in ended.items():
+        figures = _figures(plan.root, done)
+        cells: list[Cell] = [figures.get(name) for name in names]
+        how = done.state if done.error is None else f"{done.state}: {done.error}"
+        rows.append((in_words(point), *cells, done.run, how))
+        if auto is not None:
+            rest = {key: x for key, x in point.values.items() if key != auto.axis}
+            searches.setdefault(in_words(Point(rest, point.repeat)), {})[point.values[auto.axis]] = _outcome(
+                auto, figures
+            )
+    notes = [
+        f"{combination}: saturates at {auto.axis} = {saturation(seen) or 'n/a'}; the highest that meets "
+        f"{auto.objective or 'no objective'} is {highest_feasible(seen) or 'n/a (none does)'}"
+        for combination, seen in searches.items()
+        if auto is not None
+    ]
+    return Table("sweep", f"Sweep {plan.sweep.name}", ("point", *names, "run", "state"), tuple(rows), tuple(notes))
+
+
+def _figures(root: Path, done: Done) -> dict[str, Figure]:
+    if done.state != "complete" or done.run is None:
+        return {}
+    return {figure.name: figure for figure in summary_of(store.read(root / done.run)).figures}
+
+
+def in_words(point: Point) -> str:
+    """A point's values by the last part of their keys.
+
+    >>> in_words(Point({"load.users": 4, "model": "a"}, repeat=1))
+    'users 4, model a, repeat 1'
+    """
+    values = [
+        f"{key.rpartition('.')[2]} {x if isinstance(x, str) else json.dumps(x)}" for key, x in point.values.items()
+    ]
+    return ", ".join(values + [f"repeat {point.repeat}"] * bool(point.repeat)) or "the workload"

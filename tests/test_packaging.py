@@ -133,6 +133,7 @@ COMMANDS = [
     "diff latest latest",
     "list runs --where users>=1",
     "export figures.csv",
+    f"sweep {ROOT}/tests/data/sweep.yaml --dry-run",
     *(f"list {what}" for what in ("runs", "engines", "models", "scenarios")),
     *_readme_without_measuring(),
 ]

@@ -1,0 +1,66 @@
+"""The verb that measures many points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness import errors
+from harness.cli.app import RESULTS, Root, app, show
+
+if TYPE_CHECKING:
+    from harness.sweeping import Status
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A YAML file with a workload, and a grid, zipped axes or a search.")],
+    root: Root = RESULTS,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip stored points, repeat what died.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and measure nothing.")] = False,
+    budget: Annotated[
+        float | None, typer.Option(min=0, metavar="GPU-HOURS", help="Begin no point once so much is spent.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Points at a time; one for each set of GPUs that a point needs, else 1.")
+    ] = None,
+    meter: Annotated[list[str] | None, typer.Option(help="As for `run`; repeatable.")] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Measure on the nodes of a Ray cluster: auto, or HOST:PORT.")
+    ] = None,
+) -> None:
+    """Measure every point of a grid, or search for the highest load; each point is a run."""
+    from harness import sweeping
+
+    plan = sweeping.plan(file, root)
+    if dry_run:
+        show([sweeping.plan_table(plan)], "text")
+        return
+    if plan.stored and not resume:
+        raise errors.HarnessError(
+            f"{len(plan.stored)} points of sweep {plan.sweep.name} are stored in {root}",
+            "add --resume to measure the others, or give the sweep another name",
+        )
+    power = meter or ([] if plan.simulated else ["auto"])
+    with sweeping.workers(plan, jobs, ray) as workers:
+        ended = sweeping.carry_out(plan, workers, _say, power, budget)
+    show([sweeping.ended_table(plan, ended)], "text")
+    if any(done.state != "complete" for done in ended.values()):
+        raise typer.Exit(errors.INCOMPLETE)
+    if len(ended) < len(plan.points) and plan.sweep.auto is None:
+        typer.echo(f"incomplete: the budget of {budget:g} GPU-hours is spent; --resume goes on", err=True)
+        raise typer.Exit(errors.INCOMPLETE)
+
+
+def _say(status: Status) -> None:
+    """A line for each point that ends."""
+    if status.done is None:
+        return
+    from harness.sweeping import in_words
+
+    left = "" if status.left_s is None else f", about {status.left_s / 60:.0f} min left"
+    failed = f", {status.failed} failed" if status.failed else ""
+    how = status.done.state if status.done.error is None else f"{status.done.state}: {status.done.error}"
+    typer.echo(f"{status.finished} of {status.known}{failed}{left}: {in_words(status.point)}: {how}", err=True)
