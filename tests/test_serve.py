@@ -66,13 +66,10 @@ def children() -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("mode", ["good", "stubborn"])
-def test_a_server_is_started_waited_for_and_stopped_with_all_that_it_started(
-    command: str, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("harness.engines.openai.serve.STOP_S", 0.5)
-
+def test_a_server_is_started_waited_for_and_stopped_with_all_that_it_started(command: str, mode: str) -> None:
     async def life() -> None:
         server = Server(f"{command} {mode} {{asked}}", "some model", {"ctx_size": 64}, 10)
+        server.stop_s = 0.5
         try:
             await server.start()
             assert server.record["command"].endswith(f"{mode} 'some model' --ctx-size 64")

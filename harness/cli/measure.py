@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Scenario, Set, app, show_run
+from harness.cli.app import RESULTS, Format, Scenario, Set, app, show, show_run
 from harness.cli.display import Display
 
 
@@ -65,3 +65,20 @@ def run(
         reason = stored.file.error or "no request succeeded"
         typer.echo(f"incomplete: {reason}", err=True)
         raise typer.Exit(errors.INCOMPLETE)
+
+
+@app.command()
+def calibrate(
+    show_: Annotated[bool, typer.Option("--show", help="Print what is stored, and measure nothing.")] = False,
+    format_: Format = "text",
+) -> None:
+    """Find the load up to which percentiles are true for one client on this machine; later runs carry the result."""
+    from harness import calibrate as calibrating
+    from harness import environment
+    from harness.report.table import PROPERTIES, Table
+
+    if not show_:
+        environment.keep_client_capacity(calibrating.calibrate(lambda told: typer.echo(told, err=True)))
+    found = environment.client_capacity() or {"not calibrated": "`harness calibrate` takes about a minute"}
+    rows = tuple((name.replace("_per_s", "/s").replace("_", " "), f"{value}") for name, value in found.items())
+    show([Table("client", "One client on this machine", PROPERTIES, rows)], format_)

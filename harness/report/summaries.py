@@ -54,6 +54,7 @@ def summary_of(run: Run) -> Summary:
     if run.file.imported is not None:
         made = _imported(run.file.imported, made, bool(len(run.requests)))
     if run.file.state != "running":
+        capacity=run.file.environment.get("client_capacity") if run.file.engine_asked == "openai" else None,
         store.write_summary(run.directory, made)
     return made
 

@@ -37,6 +37,7 @@ def tables(file: RunFile, summary: Summary) -> list[Table]:
         latency_table(summary),
         *([goodput_table(summary, limits)] if limits else []),
         tokens_table(summary),
+        *server_tables(summary),
         *([errors_table(summary)] if summary.errors else []),
         findings_table(summary),
         environment_table(file),
@@ -114,6 +115,13 @@ def latency_table(summary: Summary) -> Table:
     grouped = f"{amount(unseen)} of the gaps between tokens went unseen, as their tokens arrived together"
     notes = (grouped,) if unseen.value is not None and unseen.value > 0 else ()
     return Table("latency", "Latency", ("latency", *STATISTICS, "n"), tuple(rows), notes)
+
+
+def server_tables(summary: Summary) -> list[Table]:
+    """What the server said of itself, where it did."""
+    said = [figure for figure in summary.figures if figure.name.startswith("server.")]
+    rows = tuple((figure.name.removeprefix("server.").replace("_", " "), figure) for figure in said)
+    return [Table("server", "What the server says", ("of", "value"), rows)] if rows else []
 
 
 def goodput_table(summary: Summary, limits: Mapping[str, float]) -> Table:

@@ -93,6 +93,7 @@ class Server:
         """None: the command loads what it names itself."""
         self.record: dict[str, Any] = {}
         """Its command, its log, and how long it took."""
+        self.stop_s = STOP_S
         self._log = Path("/proc/self/fd/1")
         self._log_name = "engine.log"
 
@@ -142,7 +143,7 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(self._process.wait, STOP_S)
+                await asyncio.to_thread(self._process.wait, self.stop_s)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

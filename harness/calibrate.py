@@ -1,0 +1,263 @@
+"""How much load one client carries here before its percentiles are no longer true; `python -m harness.calibrate` is the
+server that it is measured against, in a process of its own.
+
+The server sends every token on a known schedule and stamps it as the operating system takes it. The truth is not the
+schedule but what left: a late token is the server's doing, and is not laid to the client's account.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+import re
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+
+TRUE_WITHIN = 0.05
+"""The share by which a p99 may be off."""
+SERVER_LATE = TRUE_WITHIN / 2
+"""The share of the shortest time on its schedule by which the server may be late at p99. Beyond, the rate is its limit:
+a request that has come waits as long to be read and stamped."""
+LOWEST = 4
+"""The search gives up below this part of the first rate."""
+FINE = 1.5
+"""The search ends when the lowest rate that failed is less than this many times the highest that did not."""
+LEVEL_S = 2.5
+"""How long each rate is sent."""
+LOADS: Mapping[str, tuple[float, float, int, float]] = {
+    "tokens_per_s": (0.1, 0.02, 64, 4_000.0),
+    "requests_per_s": (0.02, 0.02, 1, 1_000.0),
+}
+"""Figure -> TTFT, ITL, tokens of an answer, first rate: long answers for what a token costs, single tokens for what a
+request does."""
+
+
+def measure(
+    url: str, rate_per_s: float, schedule: tuple[float, float, int], level_s: float = LEVEL_S
+) -> tuple[str | None, int, str]:
+    """What failed at this rate (`client`, `server` or None), the most streams at once, and the p99s beside the truth."""
+    import numpy as np
+
+    from harness import run, store
+    from harness.workload import Workload
+
+    ttft_s, itl_s, tokens = schedule
+    streams = rate_per_s * (ttft_s + itl_s * (tokens - 1))
+    workload = Workload.model_validate(
+        {
+            "name": "calibrate",
+            "requests": {"input_tokens": 256, "output_tokens": tokens},
+            "load": {"shape": "poisson", "rate_per_s": rate_per_s, "duration_s": level_s},
+            "warmup": {"requests": 4},
+            "engine": {"name": "openai", "openai": {"base_url": url, "connections": round(1.5 * streams) + 8}},
+        }
+    )
+    with tempfile.TemporaryDirectory() as root:
+        urllib.request.urlopen(f"{url}/reset").close()
+        rows = store.read(run.run(workload, Path(root), lambda _: None)).requests
+    with urllib.request.urlopen(f"{url}/truth") as answer:
+        truth = json.load(answer)
+    if failed := int(rows["error"].notna().sum()):
+        return "client", 0, f"{failed} of {len(rows)} requests failed: {rows['error_text'].dropna().iloc[0]}"
+    sent_s, arrival_s = rows["sent_s"], rows["arrival_s"]
+    seen = {
+        "TTFT": (float(np.percentile([at[0] for at in arrival_s] - sent_s, 99)), truth["ttft_s"]),
+        "ITL": (float(np.percentile(np.concatenate([np.diff(at) for at in arrival_s]), 99)), truth["itl_s"])
+        if tokens > 1
+        else (0.0, 0.0),
+    }
+    lag_s = float(np.percentile(sent_s - rows["scheduled_s"], 99))
+    told = ", ".join(
+        f"{name} p99 {here * 1e3:.2f} ms ({there * 1e3:.2f})" for name, (here, there) in seen.items() if there
+    )
+    told += f", sent late {lag_s * 1e3:.2f} ms, server late {truth['late_s'] * 1e3:.2f} ms"
+    late_s = truth["late_s"]
+    off = [abs(here - there) - TRUE_WITHIN * there for here, there in seen.values()] + [lag_s - TRUE_WITHIN * ttft_s]
+    if max(off) > late_s:  # more than the server's lateness can have done
+        return "client", truth["streams"], told
+    return "server" if max(off) > 0 or late_s > SERVER_LATE * min(ttft_s, itl_s) else None, truth["streams"], told
+
+
+Level = Callable[[str, float, tuple[float, float, int]], tuple[str | None, int, str]]
+
+
+def calibrate(say: Callable[[str], None], level: Level = measure) -> dict[str, Any]:
+    """The highest rates at which p99 of TTFT and of ITL are true within `TRUE_WITHIN`, for one client process.
+
+    Poisson arrivals, by the same code as any run; `say` hears of each rate. `limited_by` is `client`, or `server`
+    where its own lateness ended the searches and the client may carry more. HarnessError where no rate is true.
+    """
+    found: dict[str, Any] = {"utc": datetime.now(UTC).isoformat(timespec="seconds")}
+    limits = set()
+    for name, (ttft_s, itl_s, tokens, first) in LOADS.items():
+        rate, good, bad, streams = first, 0.0, float("inf"), 0
+        with known_server(ttft_s, itl_s) as url:
+            while bad > FINE * good and rate >= first / LOWEST:
+                for _ in range(2):  # a rate fails that fails twice: other work on the machine comes and goes
+                    limit, streams_there, told = level(url, rate / tokens, (ttft_s, itl_s, tokens))
+                    if limit is None:
+                        break
+                outcome = "true" if limit is None else f"no, for the {limit}"
+                say(f"{rate:,.0f} {name.replace('_per_s', '/s')}: {outcome}; {told}")
+                if limit is None:
+                    good, streams = rate, streams_there
+                else:
+                    bad = rate
+                    limits.add(limit)
+                rate = 2 * good if bad == float("inf") else (good * bad) ** 0.5 if good else bad / 2
+        if not good:
+            what = f"not even {bad:,.0f} {name.replace('_per_s', '/s')} could be measured truly: {told}"
+            raise HarnessError(what, "free the machine of other work, then calibrate again")
+        found |= {name: good, f"streams_at_{name}": streams}
+    return found | {"limited_by": "client" if "client" in limits else "server"}
+
+
+@contextlib.contextmanager
+def known_server(ttft_s: float, itl_s: float) -> Iterator[str]:
+    """The server in another process, by its address."""
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", __name__, str(ttft_s), str(itl_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(child.stdout.readline())}"
+    finally:
+        child.stdin.close()
+        child.wait()
+        child.stdout.close()
+
+
+_LENGTH, _MOST = re.compile(rb"(?i)content-length: *(\d+)"), re.compile(rb'"max_tokens": *(\d+)')
+
+
+def _event(**fields: Any) -> bytes:
+    data = b"data: %s\n\n" % json.dumps({"id": "c", "object": "text_completion", "model": "m", **fields}).encode()
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+class _Server:
+    """Sends the tokens as they are due; one loop, no thread, a write for each token."""
+
+    TOKEN = _event(choices=[{"index": 0, "text": " token", "finish_reason": None}])
+    HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def __init__(self, ttft_s: float, itl_s: float) -> None:
+        self.ttft_s, self.itl_s = ttft_s, itl_s
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self.poller = select.epoll()
+        self.connections: dict[int, tuple[socket.socket, bytearray]] = {}
+        self.due: list[tuple[float, int, int, int, float]] = []
+        """Heap: when, file descriptor, tokens sent, tokens asked, when what came before was stamped."""
+        self.reset()
+
+    def reset(self) -> None:
+        self.ttfts: list[float] = []
+        self.gaps: list[float] = []
+        self.late: list[float] = []
+        self.most = 0
+
+    def serve(self) -> None:
+        """Until standard input closes."""
+        print(self.listener.getsockname()[1], flush=True)
+        self.poller.register(self.listener, select.EPOLLIN)
+        self.poller.register(0, select.EPOLLHUP)
+        while True:
+            self._send_due()
+            wait_s = max(0.0, self.due[0][0] - time.monotonic()) if self.due else None
+            select.select([self.poller], [], [], wait_s)  # epoll itself waits in whole milliseconds
+            for number, _ in self.poller.poll(0):
+                if number == 0:
+                    return
+                if number == self.listener.fileno():
+                    made = self.listener.accept()[0]
+                    made.setblocking(False)
+                    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    self.connections[made.fileno()] = made, bytearray()
+                    self.poller.register(made, select.EPOLLIN)
+                else:
+                    self._read(number)
+
+    def _send_due(self) -> None:
+        while self.due and self.due[0][0] <= time.monotonic():
+            at_s, number, sent, asked, since_s = heapq.heappop(self.due)
+            data = self.TOKEN if sent + 1 < asked else self._last(asked)
+            try:
+                self.connections[number][0].send(data)
+            except (OSError, KeyError):  # the client went, or does not read
+                self._close(number)
+                continue
+            now_s = time.monotonic()
+            self.late.append(now_s - at_s)
+            (self.gaps if sent else self.ttfts).append(now_s - since_s)
+            if sent + 1 < asked:
+                heapq.heappush(self.due, (at_s + self.itl_s, number, sent + 1, asked, now_s))
+
+    def _last(self, asked: int) -> bytes:
+        end = _event(choices=[{"index": 0, "text": " end", "finish_reason": "length"}])
+        return end + _event(choices=[], usage={"completion_tokens": asked}) + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+
+    def _read(self, number: int) -> None:
+        connection, held = self.connections[number]
+        try:
+            data = connection.recv(1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            return self._close(number)
+        held += data
+        head, ended, body = held.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if not ended or len(body) < (int(length[1]) if length else 0):
+            return None
+        held.clear()
+        if head.startswith(b"POST"):
+            now_s, most = time.monotonic(), _MOST.search(body)
+            connection.send(self.HEAD)
+            heapq.heappush(self.due, (now_s + self.ttft_s, number, 0, int(most[1]) if most else 16, now_s))
+            self.most = max(self.most, len(self.due))
+            return None
+        page = json.dumps(self._page(bytes(head.split(b" ", 2)[1]))).encode()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page))
+        return None
+
+    def _page(self, path: bytes) -> Any:
+        if path == b"/reset":
+            self.reset()
+        if path == b"/truth":
+            named = {"ttft_s": self.ttfts, "itl_s": self.gaps, "late_s": self.late}
+            return {"streams": self.most, **{name: _p99(values) for name, values in named.items()}}
+        return {"data": [{"id": "m", "max_model_len": 100_000}]}
+
+    def _close(self, number: int) -> None:
+        if number in self.connections:
+            self.connections.pop(number)[0].close()
+
+
+def _p99(values: list[float]) -> float:
+    """Interpolated linearly, as everywhere here; 0 of nothing.
+
+    >>> _p99([1.0, 2.0])
+    1.99
+    """
+    ordered, rank = sorted(values), 0.99 * (len(values) - 1)
+    below = int(rank)
+    return (
+        ordered[below] + (rank - below) * (ordered[min(below + 1, len(values) - 1)] - ordered[below]) if values else 0.0
+    )
+
+
+if __name__ == "__main__":
+    _Server(*map(float, sys.argv[1:])).serve()
