@@ -1,0 +1,81 @@
+"""For notebooks and scripts: measure, load, price and compare, as pandas DataFrames. The verbs call the same functions.
+
+>>> import tempfile
+>>> from harness import api
+>>> root = tempfile.mkdtemp()
+>>> name = api.measure("smoke", root, ["engine.name=simulated", "requests.count=8"])
+>>> api.runs(root, "workload=smoke")[["state", "requests.completed"]].to_numpy().tolist()
+[['complete', 8.0]]
+>>> len(api.requests(name, root))
+8
+>>> costs = api.cost([name], root)
+>>> costs[costs["name"] == "usd_per_query"][["unit", "status"]].to_numpy().tolist()
+[['USD/query', 'simulated']]
+
+Tables come in one long form, a row a cell (`harness.report.long.COLUMNS`), in SI units; a missing value is NA, and `reason`
+says why. Mistakes raise `harness.errors.HarnessError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from harness import index, shipped, store
+from harness import run as measuring
+from harness.report import document, economics, long, reported
+from harness.report.summaries import summary_of
+from harness.reported.comparisons import Context
+
+Root = str | Path
+RESULTS = "results"
+
+
+def measure(workload: str, root: Root = RESULTS, overrides: Sequence[str] = (), meters: Sequence[str] = ()) -> str:
+    """Measure a workload (a shipped name or a file, `overrides` as for --set); the name of its run under `root`."""
+    spec = shipped.read_workload(workload, overrides)
+    return measuring.run(spec, Path(root), lambda _: None, meters).name
+
+
+def runs(root: Root = RESULTS, where: str | None = None) -> pd.DataFrame:
+    """A row a run: what it measured and where, then the value of every figure (`harness.index.runs`)."""
+    return index.runs(Path(root), where)
+
+
+def figures(root: Root = RESULTS, where: str | None = None) -> pd.DataFrame:
+    """A row a figure of each run, with its unit, interval, status and count (`harness.index.figures`)."""
+    return index.figures(Path(root), where)
+
+
+def requests(run: str, root: Root = RESULTS) -> pd.DataFrame:
+    """A row a request: the columns of `harness.model.Record`, times in seconds since the load began."""
+    return _read(run, root).requests
+
+
+def power(run: str, root: Root = RESULTS) -> pd.DataFrame:
+    """A row a meter's reading: the columns of `harness.model.PowerSample`; empty where there was no meter."""
+    return _read(run, root).power
+
+
+def cost(
+    runs: Sequence[str], root: Root = RESULTS, scenario: str | None = None, overrides: Sequence[str] = ()
+) -> pd.DataFrame:
+    """What each run costs under a scenario (None: its own), in the long form: what `harness cost` prints."""
+    read = [_read(name, root) for name in runs]
+    return long.frame(economics.run_cost_tables([(run.file, summary_of(run)) for run in read], scenario, overrides))
+
+
+def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None = None) -> pd.DataFrame:
+    """Measured cost beside the reported spend, in the long form: what `harness compare` prints.
+
+    Without a run of a GPU, published GPU measurements stand in.
+    """
+    costed = [document.costed(_read(name, root), scenario) for name in runs]
+    book = reported.book()
+    return long.frame(reported.compare_runs(Context(book, reported.measured_cost(book, costed)), costed))
+
+
+def _read(run: str, root: Root) -> store.Run:
+    return store.read(store.find(run, Path(root)))
