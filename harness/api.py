@@ -12,8 +12,8 @@
 >>> costs[costs["name"] == "usd_per_query"][["unit", "status"]].to_numpy().tolist()
 [['USD/query', 'simulated']]
 
-Tables come in one long form, a row a cell (`harness.report.long.COLUMNS`), in SI units; a missing value is NA, and `reason`
-says why. Mistakes raise `harness.errors.HarnessError`.
+Tables come in one long form, a row a cell (`harness.report.long.COLUMNS`), in SI units; a missing value is NA, and
+`reason` says why. Mistakes raise `harness.errors.HarnessError`.
 """
 
 from __future__ import annotations
