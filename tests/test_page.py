@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import chromium
 import numpy as np
 import pytest
 
+from harness import cli
 from harness.compare import gap, ladder, reported_per_query
 from harness.economics.cost import Costs
 from harness.economics.query import cost_of_query
@@ -21,15 +24,15 @@ from harness.report import economics, page, reported, whatif
 from harness.report.table import Table
 from harness.reported.comparisons import Context
 from harness.reported.records import assume
-from harness.store import RunFile, engine_record, frame
+from harness.store import RunFile, RunWriter, engine_record, frame
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 HEBREW = "„הכנסות של 4.3 מיליארד דולר” (A11)"
 BOOK = reported.book()
 
 
-def run(tokens_in: int, tokens_out: int, name: str = "mixed") -> whatif.Stored:
-    """A run of two H100 in which each request takes 1 ms an input token, 10 ms an output token and 5 ms more."""
+def requests(tokens_in: int, tokens_out: int) -> list[Record]:
+    """One after the other: each takes 1 ms an input token, 10 ms an output token and 5 ms more."""
     records, now = [], 0.0
     for index in range(40):
         n_in, n_out = tokens_in + 7 * (index % 5), tokens_out + index % 7
@@ -37,9 +40,14 @@ def run(tokens_in: int, tokens_out: int, name: str = "mixed") -> whatif.Stored:
         times = tuple(first + 0.01 * (i + 1) for i in range(n_out))
         records.append(Record(index, now, now, times[-1], times, (1,) * n_out, n_in, n_out, n_in, n_out, 0, "length"))
         now = times[-1]
+    return records
+
+
+def run(tokens_in: int, tokens_out: int) -> whatif.Stored:
+    """A run of two H100."""
     info = EngineInfo("vllm", "1", ModelIdentity("m", "m", parameters=8 * 10**9), "cuda", 2, 100, None)
     file = RunFile(
-        id=f"{name}-{tokens_in}-{tokens_out}", created_utc=datetime(2026, 1, 1, tzinfo=UTC), pid=1, workload={},
+        id=f"run-{tokens_in}-{tokens_out}", created_utc=datetime(2026, 1, 1, tzinfo=UTC), pid=1, workload={},
         engine_asked="vllm", engine=engine_record(info), environment={"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]},
     )  # fmt: skip
     figures = (
@@ -49,7 +57,7 @@ def run(tokens_in: int, tokens_out: int, name: str = "mixed") -> whatif.Stored:
         Figure("joules_per_request", 90.0, "J", "measured", 85.0, 95.0),
         Figure("joules_per_output_token", 0.36, "J", "measured"),
     )
-    return file, Summary(file.id, "complete", figures, {}), lambda: frame(records)
+    return file, Summary(file.id, "complete", figures, {}), lambda: frame(requests(tokens_in, tokens_out))
 
 
 RUNS = (run(300, 3), run(20, 60), run(150, 25))
@@ -158,6 +166,42 @@ def test_at_20_random_settings_the_page_shows_what_the_verbs_print(
         reported_usd = reported_per_query(Context(BOOK)).value
         assert found["reported_usd_per_query"] == digits(reported_usd, factor=x["chat_share"])
         assert found["queries_per_subscription"][0] == pytest.approx(20 / found["usd_per_query"][0], rel=1e-3)
+
+
+def test_the_commands_on_a_page_print_what_the_page_shows(
+    tab: chromium.Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def harness(command: str) -> str:
+        monkeypatch.setattr("sys.argv", command.split())
+        with contextlib.suppress(SystemExit):
+            cli.main()
+        return capfd.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    file = RUNS[1][0]
+    writer = RunWriter(tmp_path / "results", file)
+    for record in requests(20, 60):
+        writer.add(record)
+    writer.finish("complete")
+    harness(f"harness report {file.id} --format html --out page.html")
+    tab.open(tmp_path / "page.html")
+    assert tab.complaints == []
+    move(
+        tab, {"price": 2.34, "utilisation": 0.43, "chat_share": 0.27}
+    )  # at the run's own length: `cost` knows no other
+    cost, compare = (
+        {
+            str(row[0]): row[1:]
+            for table in json.loads(harness(f"{command} --format json"))["tables"]
+            for row in table["rows"]
+        }
+        for command in tab.evaluate("document.querySelector('.commands').textContent").split("\n")
+    )
+    found, left = shown(tab), compare["left over: gap / product"][0]
+    for name in ("usd_per_query", "usd_per_million_output_tokens"):
+        each, mean = cost[name][0], cost[f"{name}.mean"][0]
+        assert found[name] == digits(each["value"], each["low"], each["high"], mean["value"])
+    assert found["left"] == digits(left["value"], left["low"], left["high"])
 
 
 def test_published_measurements_move_as_compare_moves_them(

@@ -46,15 +46,18 @@ def compare(
 ) -> None:
     """Set the measured cost beside the reported spend: ratios with their bounds, the gap, what must be true.
 
-    Without a run of a GPU, published GPU measurements stand in.
+    Without a run of a GPU, published GPU measurements stand in. --set changes an assumption of the comparison
+    (chat_share=0.3) or an input of the scenario (serving.utilisation=0.5).
     """
     from harness import store
+    from harness.economics.scenario import KEYS
     from harness.report import document, reported
     from harness.reported.comparisons import COMPARISONS, Context
     from harness.reported.records import assume
 
-    runs = [document.costed(store.read(store.find(each, root)), scenario) for each in references or ()]
-    book = assume(reported.book(file or ()), set_ or ())
+    inputs = [each for each in set_ or () if each.partition("=")[0] in KEYS]
+    runs = [document.costed(store.read(store.find(each, root)), scenario, inputs) for each in references or ()]
+    book = assume(reported.book(file or ()), [each for each in set_ or () if each not in inputs])
     context = Context(book, reported.measured_cost(book, runs), force)
     if explain is not None:
         typer.echo(reported.explain(context, explain, format_), nl=False)

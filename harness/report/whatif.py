@@ -99,11 +99,10 @@ def _of_run(file: RunFile, summary: Summary, c: Context, scenario: str | None) -
     ]
     sliders = _sliders(given, metered) | {"output": around(point.output_tokens)}
     run = f"{file.id} --scenario {name}"
-    gpu_price = () if point.usd_per_gpu_hour is None else (("price", "gpu_price"),)
-    return _start(f"run {file.id}, scenario {name}", given.per, sliders, figures, c, point, [
-        (f"harness cost {run}", sets),
-        (f"harness compare {run}", [*sets, *gpu_price, *ASSUMED]),
-    ])  # fmt: skip
+    commands = [(f"harness cost {run}", sets)]
+    if point.usd_per_gpu_hour is not None:  # beside any other run `compare` starts from published measurements
+        commands.append((f"harness compare {run}", (*sets, ("price", "gpu_price"), *ASSUMED)))
+    return _start(f"run {file.id}, scenario {name}", given.per, sliders, figures, c, point, commands)
 
 
 def _of_split(runs: Sequence[Stored], c: Context, scenario: str | None) -> Json | None:
@@ -258,14 +257,14 @@ def around(value: float) -> Json:
 
 
 def between(value: float, low: float, high: float, step: float = 0.01) -> Json:
-    """A slider from `low` to `high`, all three at multiples of `step`.
+    """A slider from `low` to `high` in steps; `value`, where it starts, need not be on one: a step may cost a digit.
 
-    >>> between(0.387, 0.05, 1)
-    {'low': 0.05, 'high': 1.0, 'step': 0.01, 'value': 0.39}
+    >>> between(0.3873, 0.05, 1)
+    {'low': 0.05, 'high': 1.0, 'step': 0.01, 'value': 0.3873}
     """
     digits = max(0, -math.floor(math.log10(step)))
-    ends = {"low": low, "high": high, "step": step, "value": value}
-    return {name: round(round(x / step) * step, digits) for name, x in ends.items()}
+    low, high = (round(round(end / step) * step, digits) for end in (low, high))
+    return {"low": low, "high": high, "step": step, "value": float(f"{value:.6g}")}
 
 
 def _sliders(scenario: Scenario, energy: bool) -> Json:
