@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -15,9 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness import run as measuring
+from harness import store
 from harness.engines.openai.serve import ServedEngine, Server, create
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.model import Request
+from harness.report.summaries import summary_of
+from harness.workload import parse_workload
 
 SERVER = """
 import http.server, signal, subprocess, sys, threading, time
@@ -32,8 +37,13 @@ ready = time.monotonic() + 0.5
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        answers = {"/health": "{}", "/props": '{"build_info": "b1234"}', "/v1/models": '{"data": [{"id": "m"}]}'}
-        body = answers.get(self.path, "").encode()
+        answers = {"/health": "{}", "/props": '{"build_info": "b1234"}', "/v1/models": '{"data": [{"id": "m"}]}',
+                   "/metrics": "llamacpp:requests_processing 2\\n"}
+        self.answer(answers.get(self.path, "").encode())
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(open(sys.argv[3], "rb").read() if mode == "answering" else b"")
+    def answer(self, body):
         self.send_response(503 if time.monotonic() < ready else 200 if body else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -81,6 +91,30 @@ def test_a_server_is_started_waited_for_and_stopped_with_all_that_it_started(com
         assert children() == []
 
     asyncio.run(life())
+
+
+def test_a_run_on_a_server_of_its_own(command: str, tmp_path: Path) -> None:
+    recorded = Path(__file__).parent / "data" / "dialects" / "vllm-completions.sse"  # 5 tokens
+    serve = json.dumps(f"{command} answering {recorded}")
+    spec = f"""
+name: served
+model: m
+requests: {{count: 8, input_tokens: 200, output_tokens: 5}}
+load: {{shape: closed, users: 2}}
+engine: {{name: openai, openai: {{serve: {serve}}}}}
+"""
+    run = store.read(measuring.run(parse_workload(spec, "test"), tmp_path, lambda _: None))
+    assert (run.file.state, run.requests["output_tokens"].tolist()) == ("complete", [5] * 8)
+    assert run.file.server is not None
+    assert run.file.server["log"] == "engine.log"
+    assert "loading" in (run.directory / "engine.log").read_text()
+    assert not (run.directory / "server.jsonl").exists()
+    summary = summary_of(run)
+    assert summary["cached_tokens"].value == 8 * 128
+    assert len(run.server) >= 2  # before the load and after it
+    assert run.server["time_s"].iloc[0] < 0 < run.server["time_s"].iloc[-1]
+    assert set(run.server["value"]) == {2.0}
+    assert children() == []
 
 
 @pytest.mark.parametrize(
