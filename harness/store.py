@@ -105,6 +105,10 @@ def _like(form: Any) -> AfterValidator:
     return AfterValidator(check)
 
 
+class _Requests(BaseModel):
+    count: int | None = None
+
+
 class _Load(BaseModel):
     shape: str | None = None
     users: float | None = None
@@ -116,7 +120,7 @@ class _Asked(BaseModel):
 
     name: str | None = None
     model: str | None = None
-    requests: dict[str, Any] = {}
+    requests: _Requests = _Requests()
     load: _Load = _Load()
     warmup: dict[str, Any] = {}
     objectives: dict[str, float | None] = {}
@@ -141,6 +145,21 @@ class _Started(BaseModel):
     model: ModelIdentity
     version: str | None = None
     options: dict[str, Any] = {}
+
+
+class _Delay(BaseModel):
+    n: int
+    p50: float
+    p99: float
+    max: float
+
+
+class _Client(BaseModel):
+    """What is read of a client's account of itself."""
+
+    cpu_s: float = 0
+    elapsed_s: float = 0
+    loop_delay_s: _Delay = _Delay(n=0, p50=0, p99=0, max=0)
 
 
 class _Imported(BaseModel):
@@ -174,7 +193,7 @@ class RunFile(_Part):
     """What the user declared of power that no meter reads: `host_w` (the rest of the host), `pue`."""
     meters_absent: list[str] = []
     """Why each meter that was looked for is not among them."""
-    clients: list[dict[str, Any]] = []
+    clients: list[Annotated[dict[str, Any], _like(_Client)]] = []
     """What each client process saw of itself, where the engine is a server."""
     server: dict[str, Any] | None = None
     """The server that the harness started: its command, version and log."""
