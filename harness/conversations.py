@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from harness.distributions import Lengths
 from harness.errors import HarnessError
 from harness.load import Trace
 from harness.model import Completion, Request
-from harness.workload import Content, Lengths, Prompt, Prompts, Workload
+from harness.workload import Content, Prompt, Prompts, Workload
 
 RESERVED_IDS = 128
 """Random prompts use no token id below this: tokenizers keep their special tokens there, where not at the end."""
@@ -102,7 +103,7 @@ class Conversations:
         content, stand_in = self.contents[part], request.stand_in_tokens or 0
         if completion.token_ids is not None:
             answer = completion.token_ids
-        elif completion.text is not None and self.encode is not None:
+        elif completion.text and self.encode is not None:
             answer = _inner(completion.text, self.encode)
         else:
             n = request.output_tokens if completion.output_tokens is None else completion.output_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -125,7 +125,9 @@ class Load(BaseModel):
             (not self.closed, self.closed)
         }:
             raise PydanticCustomError("order", "has not users in every step, or a rate in every step", {"key": "steps"})
-        if self.shape in ("ramp", "steps") and not any(profile(self)[1]):
+        levels = [self.from_users, self.to_users, self.from_rate_per_s, self.to_rate_per_s]
+        levels += [level for step in self.steps or () for level in (step.users, step.rate_per_s)]
+        if self.shape in ("ramp", "steps") and not any(levels):
             raise PydanticCustomError("order", "never rises above 0", {"key": "shape"})
         return self
 
@@ -138,7 +140,7 @@ class Load(BaseModel):
     @property
     def end_s(self) -> float:
         """No request is sent from this time on; infinite where the count or the trace ends the load."""
-        steps_s = sum(step.duration_s for step in self.steps) if self.steps else math.inf
+        steps_s = _starts(self.steps)[-1] if self.steps else math.inf
         return min(steps_s, math.inf if self.duration_s is None else self.duration_s)
 
 
@@ -166,30 +168,6 @@ class Trace:
         return names
 
 
-def profile(load: Load) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Users, or requests per second, over time: the start of each piece in s, the level there, its slope in 1/s.
-
-    The last piece has no end; what follows the last of `steps` is a piece at 0. Of closed, constant, poisson and gamma
-    loads it is one piece; the others have no such level: ValueError.
-
-    >>> profile(Load(shape="ramp", from_rate_per_s=1, to_rate_per_s=5, over_s=2))
-    (array([0., 2.]), array([1., 5.]), array([2., 0.]))
-    """
-    starts, levels, slope = [0.0], [load.rate_per_s if load.users is None else load.users], 0.0
-    if load.steps is not None:
-        starts += itertools.accumulate(step.duration_s for step in load.steps)
-        levels = [*(step.rate_per_s if step.users is None else step.users for step in load.steps), 0]
-    elif load.over_s is not None:
-        starts.append(load.over_s)
-        levels = [load.from_users, load.to_users] if load.closed else [load.from_rate_per_s, load.to_rate_per_s]
-        slope = ((levels[1] or 0) - (levels[0] or 0)) / load.over_s
-    if None in levels:
-        raise ValueError(f"a load of shape {load.shape} has no level")
-    slopes = np.zeros(len(starts))
-    slopes[0] = slope
-    return np.array(starts), np.array(levels, dtype=float), slopes
-
-
 def user_spans(load: Load) -> list[list[tuple[float, float]]]:
     """When each user of a closed loop is there: (from, until) in seconds, in order; until is infinite for who stays.
 
@@ -199,23 +177,28 @@ def user_spans(load: Load) -> list[list[tuple[float, float]]]:
     >>> user_spans(Load(shape="ramp", from_users=1, to_users=3, over_s=10))
     [[(0.0, inf)], [(5.0, inf)], [(10.0, inf)]]
     """
+    changes = [(0.0, load.users or 0)]
+    if load.steps is not None:
+        changes = [(start, step.users or 0) for start, step in zip(_starts(load.steps), load.steps, strict=False)]
+    elif load.from_users is not None and load.to_users is not None and load.over_s is not None:
+        n, sign = abs(load.to_users - load.from_users), 1 if load.to_users > load.from_users else -1
+        changes = [(load.over_s * i / max(n, 1), load.from_users + sign * i) for i in range(n + 1)]
     if not load.closed:
         raise ValueError(f"a load of shape {load.shape} has no users")
-    starts, levels, slopes = (piece.tolist() for piece in profile(load))
-    users: list[list[tuple[float, float]]] = [[] for _ in range(int(max(levels)))]
-    for start, end, level, slope in zip(starts, [*starts[1:], math.inf], levels, slopes, strict=True):
-        for user, spans in enumerate(users):
-            come, go = (start, end) if user < level else (end, end)
-            if slope > 0 and user >= level:
-                come = start + (user + 1 - level) / slope
-            elif slope < 0 and user < level:
-                go = start + (user - level) / slope
-            go = min(go, end, load.end_s)
-            if spans and spans[-1][1] == come < go:
-                spans[-1] = spans[-1][0], go
-            elif come < go:
-                spans.append((come, go))
-    return users
+    spans: list[list[tuple[float, float]]] = [[] for _ in range(max(level for _, level in changes))]
+    there = 0
+    for at_s, level in [*(change for change in changes if change[0] < load.end_s), (load.end_s, 0)]:
+        for user in range(there, level):
+            spans[user].append((at_s, math.inf))
+        for user in range(level, there):
+            spans[user][-1] = spans[user][-1][0], at_s
+        there = level
+    return spans
+
+
+def _starts(steps: Sequence[Step]) -> list[float]:
+    """When each step begins, and when the last one ends."""
+    return [0.0, *itertools.accumulate(step.duration_s for step in steps)]
 
 
 def due_s(load: Load, count: int | None, seed: int, trace: Trace | None = None) -> Iterator[float]:
@@ -264,7 +247,13 @@ def _blocks(load: Load, seed: int, trace: Trace | None) -> Iterator[NDArray[np.f
 
 def _when(load: Load, expected: NDArray[np.float64]) -> NDArray[np.float64]:
     """The times by which so many requests are expected; infinite for more than ever are."""
-    starts, rates, slopes = profile(load)
+    if load.steps is not None:
+        starts, rates = np.array(_starts(load.steps)), np.array([*(step.rate_per_s or 0.0 for step in load.steps), 0.0])
+        slopes = np.zeros(len(starts))
+    else:
+        over_s = load.over_s or 0.0
+        starts, rates = np.array([0.0, over_s]), np.array([load.from_rate_per_s or 0.0, load.to_rate_per_s or 0.0])
+        slopes = np.array([(rates[1] - rates[0]) / over_s, 0.0])
     spans = np.diff(starts)
     sums = np.concatenate([[0.0], np.cumsum(spans * (rates[:-1] + slopes[:-1] * spans / 2))])
     piece = np.searchsorted(sums, expected, side="right") - 1

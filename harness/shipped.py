@@ -82,8 +82,7 @@ def list_workloads() -> tuple[Listed, ...]:
     for name, path in sorted(_workload_files().items()):
         try:
             workload = read_workload(str(path))
-            asked, load = (part.model_dump(exclude_defaults=True) for part in (workload.requests, workload.load))
-            cells = in_short({key: asked[key] for key in ("count", *asked) if key in asked}), in_short(load)
+            cells = [in_short(part.model_dump(exclude_defaults=True)) for part in (workload.requests, workload.load)]
             rows.append(Listed(name, workload.description, *cells))
         except HarnessError as error:
             rows.append(Listed(name, f"not usable: {error.what}", "", ""))
@@ -134,7 +133,7 @@ def _text(path: Path) -> str:
 def in_short(spec: Mapping[str, Any]) -> str:
     """What a workload says there, in a line: `count 16, input_tokens 64`; the kind of a shape or distribution alone."""
     parts = []
-    for key, value in spec.items():
+    for key, value in sorted(spec.items(), key=lambda item: item[0] != "count"):
         if isinstance(value, dict):
             fixed = value.get("tokens", value.get("seconds")) if value.get("distribution") == "fixed" else None
             value = f"({in_short(value)})" if fixed is None else fixed

@@ -8,16 +8,15 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
-from statistics import NormalDist
-from types import UnionType
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from harness import yamltext
+from harness.distributions import LENGTHS_FORM, TIMES_FORM, LengthsOrInt, TimesOrSeconds
 from harness.errors import HarnessError
-from harness.load import MOST, WHOLE, Count, Load, Positive, Seconds, check_keys
+from harness.load import WHOLE, Count, Load, Positive, Seconds, check_keys
 
 SOURCES: Mapping[str, str] = {
     "random tokens": "input_tokens output_tokens",
@@ -25,123 +24,13 @@ SOURCES: Mapping[str, str] = {
     "prompts": "prompts output_tokens?",
 }
 PREFIXES: Mapping[str, str] = {"random tokens": "tokens count?", "texts": "texts"}
-LENGTHS: Mapping[str, str] = {
-    "fixed": "tokens",
-    "uniform": "min max",
-    "normal": "mean std min? max?",
-    "lognormal": "median p95 min? max?",
-}
-TIMES: Mapping[str, str] = {**LENGTHS, "fixed": "seconds", "exponential": "mean max?"}
-"""Where requests come from, or a distribution -> the keys that go with it; `?` marks those that may be left out."""
-
-Tokens = Annotated[float, Field(ge=1, le=MOST, allow_inf_nan=False, strict=True)]
-
-
-_SECONDS = "seconds above 0: 0.2 or '200 ms'"
+"""Where requests come from, or prefixes -> the keys that go with it; `?` marks those that may be left out."""
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Lengths(_Part):
-    """How many tokens a prompt or an answer has; `LENGTHS` says which keys go with which distribution."""
-
-    distribution: Literal["fixed", "uniform", "normal", "lognormal"] = Field(
-        description="one of fixed, uniform, normal, lognormal"
-    )
-    tokens: Count | None = Field(None, description=f"tokens of every request, {WHOLE}")
-    mean: Tokens | None = Field(None, description="mean tokens, from 1 to 10 million")
-    std: Tokens | None = Field(None, description="standard deviation in tokens, from 1 to 10 million")
-    median: Tokens | None = Field(None, description="median tokens, from 1 to 10 million")
-    p95: Tokens | None = Field(None, description="tokens that 95% of the requests stay below, above the median")
-    min: Count | None = Field(None, description=f"the fewest tokens, {WHOLE}")
-    max: Count | None = Field(None, description=f"the most tokens, {WHOLE}, not below min")
-
-    @model_validator(mode="after")
-    def _keys_fit(self) -> Lengths:
-        _check_spread(self, LENGTHS)
-        return self
-
-    def shortest(self) -> int:
-        """No request has fewer tokens than this."""
-        return next(least for least in (self.tokens, self.min, 1) if least is not None)
-
-    def at(self, u: float) -> int:
-        """The quantile at 0 < u < 1, rounded, and moved to `min` (else 1) or `max` where it lies outside.
-
-        >>> Lengths(distribution="lognormal", median=100, p95=400).at(0.95)
-        400
-        """
-        length = float(self.shortest())
-        if self.distribution == "uniform" and self.max is not None:
-            length += int(u * (self.max - length + 1))
-        elif self.distribution != "fixed":
-            length = _quantile(self, u)
-        return max(self.shortest(), round(min(length, MOST if self.max is None else self.max)))
-
-
-class Times(_Part):
-    """How long something takes; `TIMES` says which keys go with which distribution."""
-
-    distribution: Literal["fixed", "uniform", "normal", "lognormal", "exponential"] = Field(
-        description="one of fixed, uniform, normal, lognormal, exponential"
-    )
-    seconds: Seconds | None = Field(None, description=f"the same for all: {_SECONDS}")
-    mean: Seconds | None = Field(None, description=f"mean, {_SECONDS}")
-    std: Seconds | None = Field(None, description=f"standard deviation, {_SECONDS}")
-    median: Seconds | None = Field(None, description=f"median, {_SECONDS}")
-    p95: Seconds | None = Field(None, description=f"what 95% stay below, above the median, {_SECONDS}")
-    min: Seconds | None = Field(None, description=f"the least, {_SECONDS}")
-    max: Seconds | None = Field(None, description=f"the most, not below min, {_SECONDS}")
-
-    @model_validator(mode="after")
-    def _keys_fit(self) -> Times:
-        _check_spread(self, TIMES)
-        return self
-
-    def at(self, u: float) -> float:
-        """The quantile at 0 < u < 1 in seconds, moved to `min` (else 0) or `max` where it lies outside.
-
-        >>> Times(distribution="uniform", min=2, max=4).at(0.75)
-        3.5
-        """
-        if self.seconds is not None:
-            return self.seconds
-        least, most = self.min or 0.0, self.max or math.inf
-        time_s = least + u * (most - least) if self.distribution == "uniform" else _quantile(self, u)
-        return max(least, min(time_s, most))
-
-
-def _quantile(of: Lengths | Times, u: float) -> float:
-    """normal: mean + std z(u). lognormal: median exp(z(u) ln(p95 / median) / z(0.95)). exponential: -mean ln(1 - u).
-
-    z: the normal quantile.
-    """
-    z = NormalDist().inv_cdf
-    if of.median is not None and of.p95 is not None:
-        return of.median * math.exp(z(u) * math.log(of.p95 / of.median) / z(0.95))
-    assert of.mean is not None
-    return of.mean + of.std * z(u) if of.std is not None else -of.mean * math.log1p(-u)
-
-
-def _check_spread(of: Lengths | Times, takes: Mapping[str, str]) -> None:
-    check_keys(dict(of), of.distribution, takes)
-    if of.max is not None and of.min is not None and of.max < of.min:
-        raise PydanticCustomError("order", "is below min", {"key": "max"})
-    if of.p95 is not None and of.median is not None and of.p95 <= of.median:
-        raise PydanticCustomError("order", "is not above the median", {"key": "p95"})
-
-
-def _short_form(key: str, kinds: type | UnionType) -> BeforeValidator:
-    """`64` is short for `{distribution: fixed, tokens: 64}`, and `2 s` for `{distribution: fixed, seconds: 2 s}`."""
-    return BeforeValidator(lambda v: {"distribution": "fixed", key: v} if isinstance(v, kinds) else v)
-
-
-_LENGTHS = "a whole number of tokens, or {distribution: uniform, min: 16, max: 64}, or normal, or lognormal"
-_TIMES = "seconds, '2 s', or {distribution: exponential, mean: 5 s}, or uniform, normal, lognormal"
-LengthsOrInt = Annotated[Lengths | None, _short_form("tokens", int | float)]
-TimesOrSeconds = Annotated[Times | None, _short_form("seconds", int | float | str)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 
 
@@ -165,15 +54,15 @@ class Prefix(_Part):
 class Content(_Part):
     """What each request holds: random tokens of given lengths, lengths from a trace, or texts."""
 
-    input_tokens: LengthsOrInt = Field(None, description=_LENGTHS)
-    output_tokens: LengthsOrInt = Field(None, description=_LENGTHS)
+    input_tokens: LengthsOrInt = Field(None, description=LENGTHS_FORM)
+    output_tokens: LengthsOrInt = Field(None, description=LENGTHS_FORM)
     trace: str | None = Field(None, description="a shipped trace's name or a file, for its lengths")
     trace_order: Literal["sampled", "recorded"] | None = Field(None, description="one of sampled, recorded")
     prompts: str | None = Field(None, description="a JSONL file of prompts, or a JSON file of ShareGPT's form")
     turns: LengthsOrInt = Field(None, description="turns of a conversation, as lengths are given; at most 1,000")
-    think_time_s: TimesOrSeconds = Field(None, description=_TIMES)
+    think_time_s: TimesOrSeconds = Field(None, description=TIMES_FORM)
     prefix: Prefix | None = Field(None, description="a map: share, and tokens and count, or texts")
-    cancel_after_s: TimesOrSeconds = Field(None, description=_TIMES)
+    cancel_after_s: TimesOrSeconds = Field(None, description=TIMES_FORM)
     cancel_share: Share | None = Field(None, description="the share of the requests, above 0, up to 1")
     ignore_eos: bool = Field(True, description="true (always the asked output length) or false", strict=True)
     max_input_tokens: Count | None = Field(None, description=f"the longest prompt, {WHOLE}")
@@ -190,18 +79,11 @@ class Content(_Part):
         for key, needed in (("think_time_s", "turns"), ("cancel_share", "cancel_after_s")):
             if getattr(self, key) is not None and getattr(self, needed) is None:
                 raise PydanticCustomError("stray", f"does not go without {needed}", {"key": key})
+        if self.turns is not None and self.trace_order == "recorded":
+            raise PydanticCustomError("stray", "does not go with a recorded order", {"key": "turns"})
         if self.prefix is not None and (self.prefix.texts is None) != (self.prompts is None):
             raise PydanticCustomError("order", "needs texts beside prompts, else tokens", {"key": "prefix"})
         return self
-
-
-class Objectives(_Part):
-    """Upper limits that one request must meet to count as good; an absent one is always met."""
-
-    ttft_s: Seconds | None = Field(None, description=_LIMIT)
-    tpot_s: Seconds | None = Field(None, description=_LIMIT)
-    itl_s: Seconds | None = Field(None, description=_LIMIT)
-    e2e_s: Seconds | None = Field(None, description=_LIMIT)
 
 
 class MixedPart(Content):
@@ -209,7 +91,6 @@ class MixedPart(Content):
 
     name: str = Field(min_length=1, description="a short name, different for each part")
     weight: Positive = Field(1.0, description="a number above 0: its share is weight / sum of weights")
-    objectives: Objectives | None = Field(None, description="a map of upper limits, in place of the workload's")
 
 
 class Requests(Content):
@@ -258,6 +139,15 @@ class WarmUp(_Part):
     """Requests before the measured part."""
 
     requests: int = Field(1, ge=0, le=100_000, strict=True, description="a whole number from 0 to 100,000")
+
+
+class Objectives(_Part):
+    """Upper limits that one request must meet to count as good; an absent one is always met."""
+
+    ttft_s: Seconds | None = Field(None, description=_LIMIT)
+    tpot_s: Seconds | None = Field(None, description=_LIMIT)
+    itl_s: Seconds | None = Field(None, description=_LIMIT)
+    e2e_s: Seconds | None = Field(None, description=_LIMIT)
 
 
 class Workload(_Part):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from harness.conversations import RESERVED_IDS, Conversations
 from harness.errors import HarnessError
@@ -165,3 +168,184 @@ def test_what_never_fits_is_refused_before_the_run() -> None:
 def test_what_fits_only_sometimes_is_left_to_the_engine() -> None:
     varied = plain("requests.input_tokens={distribution: uniform, min: 1, max: 100}")
     assert max(total for total, _ in asked(varied, 50, max_length=11)) > 11
+
+
+# Conversations
+
+
+def talk(*overrides: str, **given: Any) -> Conversations:
+    return Conversations(plain(*overrides), VOCABULARY, **given)
+
+
+def answers(talk: Conversations, conversation: int, completion: Completion) -> list[tuple[Request, float]]:
+    """Every request of a conversation in which each answer is the same, and the thought before it."""
+    turns = [(talk.make(conversation), 0.0)]
+    while (following := talk.follow(turns[-1][0], completion)) is not None:
+        turns.append(following)
+    return turns
+
+
+def test_a_prompt_grows_by_what_was_answered_and_what_the_user_says_next() -> None:
+    turns = answers(talk("requests.turns=4"), 7, Completion(None, 3, token_ids=(1, 2, 3)))
+    assert [(request.index, request.conversation, request.turn) for request, _ in turns] == [
+        (7000, 7, 0), (7001, 7, 1), (7002, 7, 2), (7003, 7, 3),
+    ]  # fmt: skip
+    for (before, _), (after, _) in pairwise(turns):
+        assert after.prompt[: len(before.prompt) + 3] == (*before.prompt, 1, 2, 3)
+        assert len(after.prompt) == len(before.prompt) + 3 + 8
+    assert [request.stand_in_tokens for request, _ in turns] == [None, 0, 0, 0]
+    said = [turns[0][0].prompt, *(request.prompt[-8:] for request, _ in turns[1:])]
+    assert len(set(said)) == 4
+
+
+def test_an_answer_in_text_is_encoded_without_another_beginning() -> None:
+    turns = answers(talk("requests.turns=2", encode=lambda text: [9, *encode(text)]), 0, Completion(None, 2, text="hi"))
+    assert turns[1][0].prompt[8:10] == (104, 105)
+    assert turns[1][0].stand_in_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("completion", "n"), [(Completion(None, 3), 3), (Completion(None, None), 4), (Completion(None, 3, text=""), 3)]
+)
+def test_what_the_engine_does_not_give_is_stood_in_for_and_counted(completion: Completion, n: int) -> None:
+    turns = answers(talk("requests.turns=3", encode=encode), 1, completion)
+    assert [len(request.prompt) for request, _ in turns] == [8, 16 + n, 24 + 2 * n]
+    assert [request.stand_in_tokens for request, _ in turns] == [None, n, 2 * n]
+    assert min(turns[1][0].prompt) >= RESERVED_IDS
+
+
+def test_without_turns_nothing_follows_and_nothing_is_a_conversation() -> None:
+    plainly = talk()
+    request = plainly.make(3)
+    assert (request.index, request.conversation, request.turn, request.part) == (3, None, None, None)
+    assert plainly.follow(request, Completion(None, 4)) is None
+
+
+def test_indices_are_unique_over_conversations_and_turns_also_of_clients_that_share_them() -> None:
+    varied = "requests.turns={distribution: lognormal, median: 3, p95: 900}", "seed=3"
+    seen: list[int] = []
+    for client in range(3):  # client k takes every third conversation, in a process of its own
+        one = talk(*varied)
+        for conversation in range(client, 30, 3):
+            seen += [request.index for request, _ in answers(one, conversation, Completion(None, 1))]
+    assert len(set(seen)) == len(seen) > 60
+    assert max(index % 1000 for index in seen) > 100
+
+
+def test_turns_and_thought_are_of_the_distributions_asked_for() -> None:
+    of = talk(
+        "requests.turns={distribution: uniform, min: 1, max: 4}",
+        "requests.think_time_s={distribution: exponential, mean: 5 s}",
+    )
+    talks = [answers(of, i, Completion(None, 1)) for i in range(400)]
+    counts = np.bincount([len(turns) for turns in talks], minlength=5)[1:]
+    assert stats.chisquare(counts).pvalue > 0.01
+    thought = [think_s for turns in talks for _, think_s in turns[1:]]
+    assert stats.kstest(thought, "expon", args=(0, 5)).pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("limits", "given", "turns"),
+    [
+        ([], {}, 5),
+        (["requests.max_input_tokens=30"], {}, 2),  # prompts of 8, 20, 32…
+        (["requests.max_total_tokens=36"], {}, 3),  # 32 and 4
+        ([], {"max_length": 36}, 3),
+        ([], {"max_length": 35}, 2),
+    ],
+)
+def test_a_conversation_ends_before_a_turn_that_exceeds_a_limit(
+    limits: list[str], given: dict[str, Any], turns: int
+) -> None:
+    assert len(answers(talk("requests.turns=5", *limits, **given), 0, Completion(None, 4))) == turns
+
+
+SAID = (
+    (Prompt(prompt="ab", answer="xyz"), Prompt(prompt="cd", answer="uv")),
+    (Prompt(prompt="ef", answer="w"),),
+)
+SHAREGPT = "requests={count: 2, prompts: s.json, turns: 9}"
+
+
+def test_recorded_conversations_go_on_with_the_real_answer_and_ask_for_the_recorded_length() -> None:
+    of = talk(SHAREGPT, files={"s.json": SAID}, encode=encode)
+    (first, _), (second, _) = answers(of, 0, Completion(None, 2, text="AB"))
+    assert (first.prompt, first.output_tokens, first.messages) == (tuple(b"ab"), 3, ("ab",))
+    assert (second.prompt, second.output_tokens) == (tuple(b"abABcd"), 2)
+    assert second.messages == ("ab", "AB", "cd")
+    assert len(answers(of, 1, Completion(None, 1, text="W"))) == 1
+    ids_only = answers(of, 0, Completion(None, 1, token_ids=(5,)))
+    assert (ids_only[1][0].prompt, ids_only[1][0].messages) == ((97, 98, 5, 99, 100), None)
+
+
+def test_of_recorded_conversations_the_first_turn_alone_is_sent_where_no_turns_are_asked_for() -> None:
+    of = talk("requests={count: 2, prompts: s.json}", files={"s.json": SAID}, encode=encode)
+    assert of.follow(of.make(0), Completion(None, 1, text="W")) is None
+
+
+# Prefixes, mixtures, cancelling
+
+
+def test_a_share_of_the_requests_begins_with_one_of_the_prefixes() -> None:
+    make = talk("requests.prefix={share: 0.3, count: 4, tokens: 20}").make
+    requests = [make(i) for i in range(4000)]
+    prefixed = [request.prompt[:20] for request in requests if len(request.prompt) == 28]
+    assert {len(request.prompt) for request in requests} == {8, 28}
+    assert stats.binomtest(len(prefixed), 4000, 0.3).pvalue > 0.01
+    assert stats.chisquare(list(Counter(prefixed).values())).pvalue > 0.01
+    assert len(set(prefixed)) == 4
+    assert requests[0].prompt[-8:] == talk().make(0).prompt  # what comes after is as it would be without
+
+
+def test_texts_begin_with_texts() -> None:
+    given = {"files": {"p.jsonl": ((Prompt(prompt="ab"),),)}, "encode": encode}
+    request = talk(*PROMPTED, "requests.output_tokens=5", "requests.prefix={texts: [You are.]}", **given).make(0)
+    assert (request.prompt, request.messages) == (tuple(b"You are.\n\nab"), ("You are.\n\nab",))
+
+
+MIXED = (
+    "requests={count: 9, output_tokens: 4, parts: [{name: short, weight: 3, input_tokens: 5},"
+    " {name: long, input_tokens: 50}, {name: talk, weight: 2, input_tokens: 7, turns: 2}]}"
+)
+
+
+def test_parts_are_drawn_by_weight_and_each_has_its_own_lengths() -> None:
+    make = talk(MIXED, "requests.prefix={tokens: 10}").make
+    requests = [make(i) for i in range(3000)]
+    assert {(request.part, len(request.prompt)) for request in requests} == {("short", 15), ("long", 60), ("talk", 17)}
+    names = Counter(request.part for request in requests)
+    assert stats.chisquare([names["short"], names["long"], names["talk"]], [1500, 500, 1000]).pvalue > 0.01
+    assert len({request.prompt[:10] for request in requests}) == 1  # handed down, so shared by all
+
+
+def test_only_the_part_with_turns_goes_on() -> None:
+    of = talk(MIXED)
+    assert {(r.part, len(answers(of, i, Completion(None, 1)))) for i in range(50) for r in [of.make(i)]} == {
+        ("short", 1), ("long", 1), ("talk", 2),
+    }  # fmt: skip
+
+
+def test_a_share_of_the_users_gives_up() -> None:
+    make = talk("requests.cancel_after_s={distribution: uniform, min: 1, max: 3}", "requests.cancel_share=0.2").make
+    given_up = [after for i in range(4000) if (after := make(i).cancel_after_s) is not None]
+    assert stats.binomtest(len(given_up), 4000, 0.2).pvalue > 0.01
+    assert stats.kstest(given_up, "uniform", args=(1, 2)).pvalue > 0.01
+    assert talk("requests.cancel_after_s=2 s").make(5).cancel_after_s == 2
+
+
+@pytest.mark.parametrize("key", ["cancel_after_s=1", "prefix={tokens: 5}", "parts=[{name: a}, {name: b}]"])
+def test_a_key_that_is_added_leaves_the_tokens_as_they_were(key: str) -> None:
+    assert talk(f"requests.{key}").make(6).prompt[-8:] == talk().make(6).prompt
+
+
+def test_equal_hash_ids_are_equal_blocks_of_tokens() -> None:
+    trace = Trace(
+        "m", np.zeros(3), np.array([1000, 1030, 700]), np.ones(3, int), "here",
+        np.array([4, 5, 4, 5, 6, 4, 9]), np.array([0, 2, 5, 7]),
+    )  # fmt: skip
+    make = talk("requests={count: 3, trace: m, trace_order: recorded}", files={"m": trace}).make
+    a, b, c = (make(i).prompt for i in range(3))
+    assert [len(prompt) for prompt in (a, b, c)] == [1000, 1030, 700]
+    assert a == b[:1000]
+    assert c[:512] == a[:512]
+    assert c[512:] != a[512:700]

@@ -12,10 +12,10 @@ from harness import shipped
 from harness.conversations import Conversations
 from harness.engines import create
 from harness.errors import HarnessError
-from harness.load import due_s
+from harness.load import Trace, due_s
 from harness.workload import Prompt
 
-SHIPPED = ["chat", "code", "offline-throughput", "phases", "reasoning", "smoke"]
+SHIPPED = ["chat", "code", "mixed", "multi-turn", "offline-throughput", "phases", "reasoning", "smoke"]
 PLAIN = "requests: {count: 4, input_tokens: 8, output_tokens: 4}\nload: {shape: closed, users: 2}\n"
 
 
@@ -156,6 +156,50 @@ def test_ones_own_traces(tmp_path: Path, text: str, source: str, suffix: str) ->
     assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([10, 20], [1, 2])
 
 
+# as in the releases of BurstGPT: a request that failed has no answer
+BURST = """\
+Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type
+5,1,2.5,ChatGPT,472,18,490,Conversation log
+45,,0.1,GPT-4,1087,0,1087,API log
+118,2,9,GPT-4,417,276,693,Conversation log
+"""
+# as in the traces of Mooncake (FAST '25)
+MOONCAKE = """\
+{"timestamp": 27482, "input_length": 1955, "output_length": 52, "hash_ids": [46, 47, 2353, 2354]}
+
+{"timestamp": 30535, "input_length": 472, "output_length": 26, "hash_ids": [46], "more": "is ignored"}
+{"timestamp": 30535, "input_length": 9, "output_length": 1}
+"""
+
+
+def test_traces_of_burstgpt(tmp_path: Path) -> None:
+    (tmp_path / "BurstGPT_1.csv").write_text(BURST)
+    trace = shipped.read_trace(str(tmp_path / "BurstGPT_1.csv"))
+    assert trace.arrival_s.tolist() == [0, 113]
+    assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([472, 417], [18, 276])
+    assert trace.blocks(0) == []
+
+
+def test_traces_of_mooncake(tmp_path: Path) -> None:
+    (tmp_path / "conversation_trace.jsonl").write_text(MOONCAKE)
+    trace = shipped.read_trace(str(tmp_path / "conversation_trace.jsonl"))
+    assert trace.name == "conversation_trace"
+    assert trace.arrival_s.tolist() == pytest.approx([0, 3.053, 3.053])
+    assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([1955, 472, 9], [52, 26, 1])
+    assert [trace.blocks(row) for row in range(3)] == [[46, 47, 2353, 2354], [46], []]
+
+
+def test_the_files_of_a_workload_are_read_by_their_names(elsewhere: Path) -> None:
+    (elsewhere / "m.jsonl").write_text(MOONCAKE)
+    (elsewhere / "p.jsonl").write_text('{"prompt": "a"}')
+    (elsewhere / "w.yaml").write_text(
+        "requests: {parts: [{name: a, trace: m.jsonl}, {name: b, prompts: p.jsonl}]}\n"
+        "load: {shape: trace, trace: m.jsonl}"
+    )
+    files = shipped.read_files(shipped.read_workload("w.yaml"))
+    assert {name: type(file) for name, file in files.items()} == {"m.jsonl": Trace, "p.jsonl": tuple}
+
+
 HEADER = "arrival_s,input_tokens,output_tokens\n"
 
 
@@ -172,6 +216,13 @@ HEADER = "arrival_s,input_tokens,output_tokens\n"
         (AZURES.replace("19:00:01", "19:61:01"), ":3: TIMESTAMP is '2023-11-16 19:61:01'", "a time"),
         (HEADER + "0,1\n", ":2: output_tokens is ''", "whole number"),
         ("0,1,1\n", ":1: '0,1,1' is not the header", "the columns arrival_s,input_tokens,output_tokens or TIMESTAMP,"),
+        (HEADER + "0,1,1\n\n1,1,1,1\n", ":4: more cells than the header has", "the columns"),
+        (BURST.replace("417", "0"), ":4: Request tokens is '0'", "whole number from 1"),
+        (MOONCAKE.replace("30535,", "3053,"), ":3: timestamp is '3053.0'", "not before that of the row above"),
+        (MOONCAKE.replace('"input_length": 472, ', ""), ":3: input_length is 'nan'", "whole number from 1"),
+        (MOONCAKE.replace("472", '"472"'), ':3: \'{"timestamp": 30535', "JSON lines with timestamp,"),
+        (MOONCAKE[:-9], ':4: \'{"timestamp": 30535', "JSON lines with timestamp,"),
+        (MOONCAKE.replace("[46]", "[-46]"), ":3: hash_ids holds -46", "whole numbers from 0"),
         (HEADER, ": no rows", "the columns"),
         ("", ": no rows", "the columns"),
     ],
@@ -230,6 +281,41 @@ def test_mistakes_in_prompts_name_file_and_line(tmp_path: Path, text: str, what:
         shipped.read_prompts(str(path))
     assert raised.value.what.startswith(f"{path}{what}")
     assert '{"prompt": "text"' in raised.value.fix
+
+
+SHAREGPT = """[
+ {"id": "QWJhYvA_0", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"},
+   {"from": "human", "value": "More"}, {"from": "gpt", "value": "Here"}, {"from": "human", "value": "unanswered"}]},
+ {"id": "i6IyJda_0", "conversations": [{"from": "gpt", "value": "cut off before"}]},
+ {"id": "empty", "conversations": []},
+ {"id": "system", "conversations": [{"from": "system", "value": "Be brief."}, {"from": "user", "value": "Why?"},
+   {"from": "assistant", "value": "So."}]}
+]"""
+
+
+def test_conversations_of_sharegpt(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(SHAREGPT)
+    assert shipped.read_prompts(str(tmp_path / "s.json")) == (
+        (Prompt(prompt="Hi", answer="Hello"), Prompt(prompt="More", answer="Here")),
+        (Prompt(prompt="Be brief.\n\nWhy?", answer="So."),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (SHAREGPT.replace('"value": "Be brief."', '"text": "Be brief."'), ": conversation 4: Field required"),
+        (SHAREGPT.replace('"value": "Here"', '"value": 3'), ": conversation 1: Input should be a valid string"),
+        (SHAREGPT[:-3], ": Invalid JSON"),
+        ('["text"]', ": conversation 1: "),
+        ("[]", ": no prompts"),
+    ],
+)
+def test_mistakes_in_sharegpt_name_the_conversation(tmp_path: Path, text: str, what: str) -> None:
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(HarnessError) as raised:
+        shipped.read_prompts(str(tmp_path / "s.json"))
+    assert raised.value.what.startswith(f"{tmp_path / 's.json'}{what}")
 
 
 def test_prompts_that_are_not_there() -> None:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from statistics import NormalDist
-from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness.engines import ENGINES
 from harness.errors import HarnessError
-from harness.workload import Engine, Lengths, Objectives, Times, Workload, keys, parse_workload
+from harness.workload import Engine, Workload, keys, parse_workload
 
 PLAIN = """\
 requests: {count: 4, input_tokens: 8, output_tokens: 4}
@@ -82,6 +77,27 @@ MISTAKES = [
     (["requests.prompts=p.jsonl"], "requests.input_tokens is 8, which does not go with prompts", "remove it"),
     (["requests.trace_order=recorded"], "requests.trace_order is 'recorded', which does not go", "remove it"),
     (["requests.max_total_tokens=1"], "requests.max_total_tokens is 1", "from 2 to"),
+    (["requests.think_time_s=1"], "requests.think_time_s is 1, which does not go without turns", "remove it"),
+    (["requests.cancel_share=0.5"], "requests.cancel_share is 0.5, which does not go without cancel_after_s", "remove"),
+    (["requests.cancel_after_s=1", "requests.cancel_share=2"], "requests.cancel_share is 2", "above 0, up to 1"),
+    (["requests.cancel_after_s=soon"], "requests.cancel_after_s.seconds is 'soon'", "seconds above 0: 0.2 or"),
+    (["requests.turns=0"], "requests.turns.tokens is 0", "whole number from 1"),
+    (["requests={trace: t, trace_order: recorded, turns: 2}"], "turns is 2, which does not go with a recorded", ""),
+    (["requests.prefix={share: 0.5}"], "requests.prefix.tokens is missing; random tokens needs it", "length of each"),
+    (["requests.prefix={tokens: 5, share: 0}"], "requests.prefix.share is 0", "above 0, up to 1"),
+    (["requests.prefix={texts: [a], count: 2}"], "requests.prefix.count is 2, which does not go with texts", "--set"),
+    (["requests.prefix={texts: [a]}"], "which needs texts beside prompts, else tokens", "expected prefix: a map"),
+    (["requests.parts=[]"], "requests.parts is []", "a list of maps"),
+    (["requests.parts=[{weight: 2}]"], "requests.parts.0.name is missing", "a short name"),
+    (["requests.parts=[{name: a}, {name: a}]"], "which has two parts of one name", "a list of maps"),
+    (["requests.parts=[{name: a, weight: 0}]"], "requests.parts.0.weight is 0", "a number above 0"),
+    (["requests.parts=[{name: a, wait: 1}]"], "unknown key requests.parts.0.wait, given 1", "the keys here are input_"),
+    (["requests.parts=[{name: a, trace: t}]"], "parts.0.input_tokens is 8, which does not go with a trace", "remove"),
+    (["requests.parts=[{name: a}]", "requests.parts.1.weight=2"], "a list without that place", "as a whole"),
+    (["load={shape: ramp, from_users: 1}"], "load.to_users is missing; ramp of users needs it", "users at the end"),
+    (["load={shape: ramp, over_s: 1}"], "load.from_rate_per_s is missing; ramp of the rate needs it", "at the start"),
+    (["load={shape: steps, steps: [{users: 1}]}"], "load.steps.0.duration_s is missing", "60 or '1 min'"),
+    (["load={shape: steps, steps: [{users: x, duration_s: 1}]}"], "load.steps.0.users is 'x'", "a whole number from 0"),
     (["requests.ignore_eos=1"], "requests.ignore_eos is 1", "true"),
     (["engine.name=vlm"], "engine.name is 'vlm'", "did you mean 'vllm'?"),
     (["engine.vllm" + ".a" * 3000 + "=1"], "w.yaml: engine: Error serializing to JSON", "JSON"),
@@ -117,6 +133,11 @@ FILES = [
     (PLAIN + "1: x\n", "w.yaml:3: ", "unknown key 1"),
     (PLAIN.replace("requests:", "request:"), "w.yaml: ", "requests is missing"),
     (PLAIN + "engine: {vllm: &x {y: *x}}\n", "w.yaml:3: ", "not YAML: an alias is not taken here"),
+    (
+        PLAIN.replace("output_tokens: 4}", "output_tokens: 4,\n  parts: [{name: a},\n    {name: b, turns: x}]}"),
+        "w.yaml:3: ",
+        "parts.1",
+    ),
     ("", "w.yaml: ", "null is not a workload"),
     ("- 1\n", "w.yaml: ", "[1] is not a workload"),
 ]
@@ -133,6 +154,23 @@ def test_mistakes_in_the_file_name_the_line(text: str, place: str, what: str) ->
 def test_a_trace_ends_by_itself() -> None:
     load = "load={shape: trace, trace: azure-code-2023}"
     assert plain(load, "requests.count=null").requests.count is None
+
+
+def test_steps_end_by_themselves() -> None:
+    load = "load={shape: steps, steps: [{users: 1, duration_s: 1 min}]}"
+    assert plain(load, "requests.count=null").load.end_s == 60
+
+
+def test_a_part_takes_over_what_stands_beside_the_parts() -> None:
+    parts = "requests.parts=[{name: a, turns: 3}, {name: b, output_tokens: 9, think_time_s: null}]"
+    workload = plain(parts, "requests.parts.1.weight=2.5", "requests.max_total_tokens=50")
+    a, b = workload.requests.contents
+    assert (a.input_tokens, b.input_tokens) == (workload.requests.input_tokens,) * 2
+    assert (a.max_total_tokens, b.max_total_tokens) == (50, 50)
+    assert [part.weight for part in workload.requests.parts or ()] == [1, 2.5]
+    assert b.output_tokens is not None
+    assert b.output_tokens.tokens == 9
+    assert parse_workload(yaml.safe_dump(workload.model_dump(mode="json")), "run.json") == workload
 
 
 def test_engine_options() -> None:
@@ -152,61 +190,7 @@ def test_every_engine_has_its_map_and_its_name() -> None:
         assert plain(f"engine.name={name}").engine.name == name
 
 
-# Lengths
-
-
-def lengths(**keys: Any) -> Lengths:
-    return Lengths.model_validate(keys)
-
-
-def test_uniform_gives_each_length_the_same_share() -> None:
-    drawn = [lengths(distribution="uniform", min=3, max=6).at((i + 0.5) / 4000) for i in range(4000)]
-    assert [drawn.count(n) for n in range(2, 8)] == [0, 1000, 1000, 1000, 1000, 0]
-
-
-def test_normal_has_its_mean_and_deviation() -> None:
-    of = lengths(distribution="normal", mean=1000, std=100)
-    assert [of.at(NormalDist().cdf(z)) for z in (-2, 0, 1)] == [800, 1000, 1100]
-
-
-def test_lognormal_has_its_median_and_p95_and_the_mean_that_follows() -> None:
-    of = lengths(distribution="lognormal", median=1000, p95=5000)
-    assert (of.at(0.5), of.at(0.95)) == (1000, 5000)
-    sigma = np.log(5) / 1.6448536
-    grid = (np.arange(20_000) + 0.5) / 20_000
-    assert np.mean([of.at(u) for u in grid.tolist()]) == pytest.approx(1000 * np.exp(sigma**2 / 2), rel=0.01)
-
-
-@given(
-    u=st.floats(0, 1, exclude_min=True, exclude_max=True),
-    v=st.floats(0, 1, exclude_min=True, exclude_max=True),
-    least=st.integers(1, 500),
-    span=st.integers(0, 500),
-    kind=st.sampled_from(
-        [
-            {"distribution": "uniform"},
-            {"distribution": "normal", "mean": 300, "std": 200},
-            {"distribution": "lognormal", "median": 100, "p95": 900},
-        ]
-    ),
-)
-def test_lengths_keep_to_their_bounds_and_their_order(
-    u: float, v: float, least: int, span: int, kind: dict[str, Any]
-) -> None:
-    of = lengths(**kind, min=least, max=least + span)
-    low, high = sorted((u, v))
-    assert least <= of.at(low) <= of.at(high) <= least + span
-
-
-def test_a_length_is_at_most_10_million() -> None:
-    assert lengths(distribution="lognormal", median=1e6, p95=1e7).at(0.9999) == 10_000_000
-
-
-def test_a_length_is_at_least_1() -> None:
-    assert lengths(distribution="normal", mean=1, std=100).at(0.01) == 1
-
-
-def test_lengths_of_a_workload_are_frozen() -> None:
+def test_a_workload_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         plain().seed = 3  # type: ignore[misc]
 
@@ -221,10 +205,10 @@ def documented() -> set[str]:
 
 
 def test_every_key_is_documented_and_nothing_else() -> None:
-    exist = {re.sub(r"^requests\.parts\.(?!name|weight|objectives$)", "requests.", key) for key in keys()}
+    exist = {re.sub(r"^requests\.parts\.(?!name|weight)", "requests.", key) for key in keys()}
     exist = {re.sub(r"^requests\.(input_tokens|output_tokens|turns)\.", "lengths.", key) for key in exist}
     exist = {re.sub(r"^requests\.(think_time_s|cancel_after_s)\.", "times.", key) for key in exist}
-    assert documented() == exist - {f"requests.objectives.{limit}" for limit in Objectives.model_fields}
+    assert documented() == exist
 
 
 @pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", DOCS, flags=re.DOTALL))

@@ -89,12 +89,15 @@ class VLLMEngine:
         # "type" marks it as ready for the engine, which otherwise hands it to a thread to be tokenized.
         prompt = {"type": "token", "prompt_token_ids": list(request.prompt)}
         tokens = 0
+        answer: list[int] | None = None if request.turn is None else []  # what the next turn of a conversation needs
         try:
             async for output in self._llm.generate(prompt, params, str(request.index)):
                 delta = output.outputs[0]
                 if count := len(delta.token_ids):
                     tokens += count
                     arrived(count)
+                    if answer is not None:
+                        answer += delta.token_ids
         except EngineDeadError as dead:
             raise EngineDied("vLLM's engine process ended; the reason is in engine.log") from dead
         except EngineGenerateError as failed:
@@ -108,6 +111,7 @@ class VLLMEngine:
             output_tokens=tokens,
             cached_tokens=output.num_cached_tokens,
             finish_reason=delta.finish_reason,
+            token_ids=None if answer is None else tuple(answer),
         )
 
     async def stop(self) -> None:
