@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from harness import engines, environment, meters, shipped, store
-from harness.clients import PROGRESS_PERIOD_S, Clients, Ended, Inputs, Job, Local, measure
+from harness.clients import PROGRESS_PERIOD_S, Clients, Ended, Inputs, Job, Link, Local, measure
 from harness.errors import EngineDied, HarnessError
 from harness.eventloop import Interrupt, Watch, event_loop
 from harness.load import Trace
 from harness.model import EngineInfo
+from harness.nodes import Cluster
 from harness.scrape import scraping
 from harness.sender import Progress, Sender, warm_up
 from harness.workload import Workload
@@ -58,7 +59,8 @@ def run(
     notify: Notify,
     power: Sequence[str] = (),
     declared: Mapping[str, float] | None = None,
-    clients: int = 1,
+    clients: int | None = None,
+    ray: str | None = None,
     enough: Enough | None = None,
     sweep: Mapping[str, Any] | None = None,
     kept: Kept | None = None,
@@ -68,21 +70,21 @@ def run(
     The run is stored whatever happens after the engine was asked to start. An interrupt or a dying engine ends the
     measuring and keeps what was measured, with the state `interrupted` or `failed`. `power` names the meters
     (`harness.meters.start`), which are read from before the engine starts until after it has stopped;
-    `declared` is what `RunFile.declared` says. With more than one of `clients`, so many processes send the load.
-    `sweep` is what `RunFile.sweep` says. An engine that is `kept` is started once, whatever the later workloads say of
-    it, and stopped by `Kept.close`.
+    `declared` is what `RunFile.declared` says. With more than one of `clients`, so many processes send the load; with
+    `ray`, a cluster's address, they are on its nodes, one on each unless `clients` says more. `sweep` is what
+    `RunFile.sweep` says. An engine that is `kept` is started once, whatever the later workloads say of it, and stopped
+    by `Kept.close`.
 
     Raises HarnessError where the set-up is wrong, before or while the engine starts.
     """
     name = engines.choose() if workload.engine.name == "auto" else workload.engine.name
     engine = kept.engine if kept is not None and kept.engine is not None else None
     engine = engine or engines.create(name, workload.model, workload.engine_options(name))
-    _check_clients(clients, name, workload)
     inputs = _inputs(workload)
     now = datetime.now(UTC)
     writer = None
     try:
-        with _Power(power) as meter:
+        with _links(clients, ray, name, workload) as (count, link), _Power(power) as meter:
             writer = meter.writer = store.RunWriter(
                 root,
                 store.RunFile(
@@ -100,7 +102,7 @@ def run(
                 ),
             )
             with _output_to(writer.directory / "engine.log"):
-                ended = _Session(workload, inputs, engine, writer, notify, meter, clients, enough, kept).run()
+                ended = _Session(workload, inputs, engine, writer, notify, meter, count, link, enough, kept).run()
     except BaseException as stopped:
         if writer is not None:
             writer.finish("failed", str(stopped) or type(stopped).__name__)
@@ -110,20 +112,27 @@ def run(
     return writer.directory
 
 
-def _check_clients(clients: int, engine: str, workload: Workload) -> None:
-    if clients == 1:
+@contextlib.contextmanager
+def _links(
+    clients: int | None, ray: str | None, engine: str, workload: Workload
+) -> Iterator[tuple[int, Callable[[Job], Link] | None]]:
+    """How many clients there are, and what starts one; None: this process is the only one."""
+    if clients in (None, 1) and ray is None:
+        yield 1, None
         return
     if engine not in engines.SERVED:
         raise HarnessError(
-            f"--clients {clients}: engine '{engine}' works inside the harness's own process, where one client sends",
-            "leave --clients out, or measure a server with --engine openai",
+            f"engine '{engine}' works inside the harness's own process, where one client sends",
+            "leave --clients and --ray out, or measure a server with --engine openai",
         )
-    for key in ("users", "max_in_flight"):
-        most = getattr(workload.load, key)
-        if most is not None and most < clients:
-            raise HarnessError(
-                f"--clients {clients} cannot share load.{key}={most}", f"give {most} clients at most, or raise it"
-            )
+    with contextlib.nullcontext() if ray is None else Cluster(ray) as cluster:
+        count = clients or (len(cluster.nodes) if cluster else 1)
+        for key in ("users", "max_in_flight"):
+            most = getattr(workload.load, key)
+            if most is not None and most < count:
+                what = f"{count} clients cannot share load.{key}={most}"
+                raise HarnessError(what, f"give {most} with --clients, or raise it")
+        yield count, cluster or Local
 
 
 def _inputs(workload: Workload) -> Inputs:
@@ -144,6 +153,7 @@ class _Session:
     notify: Notify
     power: _Power
     clients: int
+    link: Callable[[Job], Link] | None
     enough: Enough | None
     kept: Kept | None
     timings: store.Timings = field(default_factory=store.Timings)
@@ -188,15 +198,22 @@ class _Session:
             return self.kept.info
         if self.kept is not None:
             self.kept.engine = self.engine  # so that it is stopped even where its start fails
-        info = runner.run(self.engine.start())
+        info = runner.run(self._start())
         if self.kept is not None:
             self.kept.info = info
         return info
 
+    async def _start(self) -> EngineInfo:
+        """Start the engine; meanwhile what it logs is shown, since a large model takes minutes."""
+        start = asyncio.ensure_future(self.engine.start())
+        while not (await asyncio.wait([start], timeout=PROGRESS_PERIOD_S))[0]:
+            self._tell(Progress("starting", said=_last_line(self.writer.directory / "engine.log")))
+        return start.result()
+
     @contextlib.contextmanager
     def _sender(self, info: EngineInfo) -> Iterator[Sender | Clients]:
         """What sends the load: this process itself, or several others."""
-        if self.clients == 1:
+        if self.link is None:
             talk = self.inputs.conversations(self.workload, info)
             yield Sender(self.workload, self.inputs.arrivals, self.engine, talk.make, self.writer.add, talk.follow)
             return
@@ -209,7 +226,7 @@ class _Session:
             Job(self.workload, self.inputs, name, options, self.writer.client_journal(k), (k, self.clients))
             for k in range(self.clients)
         ]
-        clients = Clients(self.workload, [Local(job) for job in jobs])
+        clients = Clients(self.workload, [self.link(job) for job in jobs])
         try:
             yield clients
         finally:
@@ -297,6 +314,15 @@ class _Power:
         for meter in self.meters:
             if (samples := meter.drain()) and self.writer is not None:
                 self.writer.add_power(samples)
+
+
+def _last_line(log: Path) -> str:
+    """The end of a log in at most 60 characters, without what stands in brackets before the message."""
+    with log.open("rb") as opened:
+        opened.seek(max(0, log.stat().st_size - 2000))
+        lines = opened.read().decode(errors="replace").splitlines()
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return "".join(filter(str.isprintable, last.rpartition("] ")[2]))[:60]
 
 
 @contextlib.contextmanager

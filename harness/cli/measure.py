@@ -37,7 +37,12 @@ def run(
         float | None, typer.Option(min=0, metavar="WATTS", help="Declared power of the rest of the host.")
     ] = None,
     pue: Annotated[float | None, typer.Option(min=1, help="Declared power usage effectiveness of the site.")] = None,
-    clients: Annotated[int, typer.Option(min=1, help="Client processes that share the load on a server.")] = 1,
+    clients: Annotated[
+        int | None, typer.Option(min=1, help="Client processes that share the load on a server.", show_default="1")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Ray cluster on whose nodes they run; auto finds a local one.")
+    ] = None,
 ) -> None:
     """Measure a workload once; store the run, then print its report."""
     from harness import run as measuring
@@ -57,7 +62,7 @@ def run(
         if assume_power is not None:
             power = [*power, f"constant:watts={assume_power}"]
         declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
-        directory = measuring.run(spec, out, display.show, power, declared, clients)
+        directory = measuring.run(spec, out, display.show, power, declared, clients, ray)
     stored = show_run(directory)
     typer.echo(f"run: {directory}")
     succeeded = stored.requests["error"].isna().any()
