@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections import deque
@@ -38,6 +39,8 @@ class Progress:
     count: int | None = None
     """Requests that the run will send; None: as many as fit its duration."""
     duration_s: float | None = None
+    said: str = ""
+    """What the engine logged last, while it starts."""
 
 
 async def warm_up(engine: engines.Engine, make: Callable[[int], Request], count: int) -> None:
@@ -86,6 +89,7 @@ class Sender:
         self.sent = self.finished = self.failed = self.output_tokens = 0
         self.began_ns = 0
         self.stopped = False
+        self._stop, self._drained = asyncio.Event(), asyncio.Event()
         shape, count = workload.load, workload.requests.count
         users = load.user_spans(shape) if shape.closed else []
         if shape.closed:
@@ -117,6 +121,8 @@ class Sender:
     def stop(self) -> None:
         """Send no further request; those in flight go on to their end."""
         self.stopped = True
+        self._stop.set()
+        self._drained.set()
 
     def progress(self) -> Progress:
         return Progress(
@@ -148,6 +154,7 @@ class Sender:
         if self._wrong is not None:
             raise self._wrong
         if not self._ahead and not self._make_one():
+            self._drained.set()
             return None
         if self._more:
             asyncio.get_running_loop().call_soon(self._make_another)
@@ -162,8 +169,7 @@ class Sender:
     async def _user(self, spans: Sequence[tuple[float, float]]) -> None:
         """One user of a closed loop, while there: the next request is due when the last one is over."""
         for start_s, until_s in spans:
-            if (wait_s := start_s - self._now_s()) > 0:
-                await asyncio.sleep(wait_s)
+            await self._sleep(start_s, self._drained)
             while (scheduled_s := self._now_s()) < until_s and not self.stopped:
                 if (following := self._next()) is None:
                     return
@@ -194,8 +200,13 @@ class Sender:
             if (due_s := self._now_s() + think_s) >= until_s:
                 return
             self.engine.prepare(request)
-            await asyncio.sleep(due_s - self._now_s())
-            completion = await self._one(request, due_s)
+            await self._sleep(due_s, self._stop)
+            completion = None if self.stopped else await self._one(request, due_s)
+
+    async def _sleep(self, until_s: float, unless: asyncio.Event) -> None:
+        if (wait_s := until_s - self._now_s()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(unless.wait(), wait_s)
 
     async def _one(self, request: Request, scheduled_s: float) -> Completion | None:
         """Send one request, stamp its tokens as they come, and record how it ended; None: it failed."""
