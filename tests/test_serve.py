@@ -18,7 +18,8 @@ import pytest
 
 from harness import run as measuring
 from harness import store
-from harness.engines.openai.serve import ServedEngine, Server, create
+from harness.engines.openai.engine import Options
+from harness.engines.openai.serve import SERVERS, ServedEngine, Server, create
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.model import Request
 from harness.report.summaries import summary_of
@@ -208,6 +209,12 @@ def test_a_wrong_server_is_refused_before_anything_is_started(how: str, model: s
 def test_options_that_cannot_be(options: dict[str, object], what: str) -> None:
     with pytest.raises(HarnessError, match=what):
         create("m", {"serve": "vllm", **options})
+
+
+def test_every_option_stands_in_the_documentation() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "servers.md").read_text(encoding="utf-8")
+    for option in (*Options.model_fields, *SERVERS, "serve", "serve_options", "serve_timeout_s"):
+        assert f"`{option}`" in page
 
 
 def test_a_program_that_is_not_there() -> None:
