@@ -125,8 +125,6 @@ def _readme_without_measuring() -> list[str]:
 COMMANDS = [
     "run smoke --engine simulated --set requests.count=4",
     "report latest --format json",
-    "report latest --format html --out report.html",
-    "watch latest",
     "calibrate --show",
     "compare latest --table all",
     "facts",
