@@ -88,9 +88,9 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
 def test_the_tables_of_one_run(one: list[Table]) -> None:
     assert [table.name for table in one] == [
         "run", "throughput", "latency", "goodput", "tokens", "errors", "energy", "joules", "limits", "findings",
-        "cost", "tiers", "tornado", "assumptions", "reported", "sources", "environment",
+        "cost", "tiers", "tornado", "assumptions", "compare", "ladder", "reported", "sources", "environment",
     ]  # fmt: skip
-    assert {table.source for table in one if table.name not in ("reported", "sources")} == {one[0].source}
+    assert {table.source for table in one if table.name not in document.NOT_OF_A_RUN} == {one[0].source}
     assert all(len(row) == len(table.columns) for table in one for row in table.rows)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -33,8 +35,15 @@ Facts = Annotated[
     list[Path] | None, typer.Option("--facts", help="Your own facts file, beside the shipped; repeatable.")
 ]
 Format = Annotated[Literal["text", "md", "csv", "latex", "html", "json", "parquet"], typer.Option("--format")]
+Precision = Annotated[
+    list[str] | None,
+    typer.Option("--precision", metavar="2%", help="Or FIGURE=2%: a wanted 95% half-width; repeatable."),
+]
 Run_ = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or name; latest is the last one.")]
+Charts = Annotated[Path | None, typer.Option("--charts", metavar="DIR", help="Write charts of it there.")]
+ChartFormat = Annotated[Literal["svg", "png", "pdf", "html"], typer.Option("--chart-format")]
 RESULTS = Path("results")
+T = TypeVar("T")
 
 
 def show(tables: Sequence[Table], format_: Formats, out: Path | None = None, summaries: Sequence[Summary] = ()) -> None:
@@ -54,6 +63,14 @@ def emit(content: str | bytes, out: Path | None) -> None:
         typer.echo(content, nl=False)
 
 
+def draw(tables: Sequence[Table], folder: Path | None, format_: ChartFormat) -> None:
+    """Write the charts of the tables, where a folder for them is given."""
+    if folder is not None:
+        from harness.report import charts
+
+        charts.write(charts.of_tables(tables), folder, format_)
+
+
 def show_run(directory: Path) -> Run:
     """Print what a terminal shows of a run."""
     from harness import store
@@ -63,8 +80,32 @@ def show_run(directory: Path) -> Run:
     return store.read(directory)
 
 
+@contextlib.contextmanager
+def each_run(references: Sequence[str], root: Path, read: Callable[[Path], T]) -> Iterator[list[T]]:
+    """What `read` makes of each run. A damaged one among others is named and left out; the verb then leaves with 2."""
+    from harness import store
+
+    found, damaged = [], []
+    for directory in [store.find(reference, root) for reference in references]:
+        try:
+            found.append(read(directory))
+        except errors.HarnessError as error:
+            damaged.append(error)
+    if damaged and not found:
+        raise damaged[0]
+    for each in damaged:
+        typer.echo(f"error: {each}\n  the other runs follow without it", err=True)
+    yield found
+    if damaged:
+        raise typer.Exit(errors.WRONG_USE)
+
+
 def main() -> None:
     """The entry point: mistakes are printed without a traceback and leave with their exit code."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # the caller closed it; a file that is opened later must not take its place
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # quotes in scripts that the terminal's encoding lacks

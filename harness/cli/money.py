@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Facts, Format, Root, Scenario, Set, app, show
+from harness.cli.app import RESULTS, ChartFormat, Charts, Facts, Format, Root, Scenario, Set, app, draw, each_run, show
 
 
 @app.command()
@@ -42,6 +42,8 @@ def compare(
     set_: Set = None,
     file: Facts = None,
     force: Annotated[bool, typer.Option("--force", help="Compute what does not compare, and stamp it.")] = False,
+    charts: Charts = None,
+    chart_format: ChartFormat = "svg",
     format_: Format = "text",
 ) -> None:
     """Set the measured cost beside the reported spend: ratios with their bounds, the gap, what must be true.
@@ -56,16 +58,16 @@ def compare(
     from harness.reported.records import assume
 
     inputs = [each for each in set_ or () if each.partition("=")[0] in KEYS]
-    runs = [document.costed(store.read(store.find(each, root)), scenario, inputs) for each in references or ()]
-    book = assume(reported.book(file or ()), [each for each in set_ or () if each not in inputs])
-    context = Context(book, reported.measured_cost(book, runs), force)
-    if explain is not None:
-        typer.echo(reported.explain(context, explain, format_), nl=False)
-        return
-    names = [*COMPARISONS, "contradictions"] if table == ["all"] else table or []
-    show(
-        [*reported.compare_runs(context, runs), *(reported.comparison_table(context, name) for name in names)], format_
-    )
+    with each_run(references or (), root, lambda path: document.costed(store.read(path), scenario, inputs)) as runs:
+        book = assume(reported.book(file or ()), [each for each in set_ or () if each not in inputs])
+        context = Context(book, reported.measured_cost(book, runs), force)
+        if explain is not None:
+            typer.echo(reported.explain(context, explain, format_), nl=False)
+            return
+        names = [*COMPARISONS, "contradictions"] if table == ["all"] else table or []
+        made = [*reported.compare_runs(context, runs), *(reported.comparison_table(context, name) for name in names)]
+        draw(made, charts, chart_format)
+        show(made, format_)
 
 
 @app.command()
@@ -94,24 +96,24 @@ def cost(
     from harness.report import economics
     from harness.report.summaries import summary_of
 
-    runs = [store.read(store.find(each, root)) for each in references or ["latest"]]
-    how = (scenario, set_ or ())
-    if split:
-        show(
-            list(economics.cost_tables(economics.query_costs([(each.file, each.requests) for each in runs], *how))),
-            format_,
-        )
-        return
-    sweep = [(each.file, summary_of(each)) for each in runs]
-    if objective is None:
-        show(economics.run_cost_tables(sweep, *how), format_)
-    elif fleet is None:
-        found, _ = economics.costs_at_objective(sweep, objective, *how)
-        show([*economics.cost_tables(found), economics.interactivity_table(sweep, *how)], format_)
-    else:
-        mean_per_s, peak_to_mean = _pair(fleet)
-        found, day = economics.fleet_costs(sweep, objective, (mean_per_s, peak_to_mean), Policy(), *how)
-        show([*economics.cost_tables(found), day], format_)
+    with each_run(references or ["latest"], root, store.read) as runs:
+        how = (scenario, set_ or ())
+        if split:
+            show(
+                list(economics.cost_tables(economics.query_costs([(each.file, each.requests) for each in runs], *how))),
+                format_,
+            )
+            return
+        sweep = [(each.file, summary_of(each)) for each in runs]
+        if objective is None:
+            show(economics.run_cost_tables(sweep, *how), format_)
+        elif fleet is None:
+            found, _ = economics.costs_at_objective(sweep, objective, *how)
+            show([*economics.cost_tables(found), economics.interactivity_table(sweep, *how)], format_)
+        else:
+            mean_per_s, peak_to_mean = _pair(fleet)
+            found, day = economics.fleet_costs(sweep, objective, (mean_per_s, peak_to_mean), Policy(), *how)
+            show([*economics.cost_tables(found), day], format_)
 
 
 @app.command()
@@ -161,6 +163,8 @@ def invert(
     gpu: Annotated[str, typer.Option(help="The GPU whose price is used.")] = "H100",
     scenario: Annotated[str, typer.Option(help="Cost scenario: a shipped name or a file.")] = "on-demand",
     set_: Set = None,
+    charts: Charts = None,
+    chart_format: ChartFormat = "svg",
     format_: Format = "text",
 ) -> None:
     """What must be true of tokens, speed, price and utilisation for a spend on so many queries."""
@@ -168,7 +172,8 @@ def invert(
 
     given = [economics.spread(word) for word in (spend, tokens, seconds)]
     _, made = economics.what_must_be_true(given[0], queries, given[1], given[2], gpu, scenario, set_ or ())
-    show(list(made), format_)
+    draw(made, charts, chart_format)
+    show(made, format_)
 
 
 def _pair(text: str) -> tuple[float, float]:

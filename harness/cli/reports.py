@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import RESULTS, Format, Root, Scenario, app, emit, show
+from harness.cli.app import RESULTS, ChartFormat, Charts, Format, Root, Scenario, app, each_run, emit, show
 
 
 @app.command()
@@ -19,6 +19,8 @@ def report(
     scenario: Scenario = None,
     table: Annotated[list[str] | None, typer.Option(help="A table by name, or all; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+    charts: Charts = None,
+    chart_format: ChartFormat = "svg",
     format_: Format = "text",
 ) -> None:
     """Print a stored run's figures, cost, and position against the reported figures; or several runs side by side.
@@ -29,13 +31,19 @@ def report(
     from harness import store
     from harness.report import document
 
-    directories = [store.find(each, root) for each in references or ["latest"]]
-    sweep = [document.load(each) for each in directories]
-    made = document.report(sweep, scenario, table or ())
-    shown = document.in_short(made) if format_ == "text" and not table else made
-    if format_ == "html":
-        from harness.report import page
+    with each_run(references or ["latest"], root, lambda path: (path, document.load(path))) as found:
+        directories, sweep = [path for path, _ in found], [each for _, each in found]
+        made = document.report(sweep, scenario, table or ())
+        if charts is not None:
+            from harness.report import charts as drawing
 
-        emit(page.of_runs(made, directories, sweep, scenario), out)
-        return
-    show(shown, format_, out, [summary for _, summary in sweep])
+            first = list(zip(directories, sweep, strict=True))[: drawing.MOST_LINES]
+            of_rows = drawing.of_runs([(store.read(each), summary) for each, (_, summary) in first])
+            drawing.write([*drawing.of_tables(made), *of_rows, *drawing.of_sweep(sweep)], charts, chart_format)
+        shown = document.in_short(made) if format_ == "text" and not table else made
+        if format_ == "html":
+            from harness.report import page
+
+            emit(page.of_runs(made, directories, sweep, scenario), out)
+            return
+        show(shown, format_, out, [summary for _, summary in sweep])

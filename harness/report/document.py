@@ -23,8 +23,10 @@ COSTS = {
 }
 """Cost figures that stand beside the reported ones -> their label there."""
 
-LONG = ("tiers", "tornado", "sources")
+LONG = ("tiers", "tornado", "compare", "ladder", "sources")
 """What a terminal gets only by name, or with all else."""
+
+NOT_OF_A_RUN = ("compare", "ladder", "reported", "sources")
 
 Sweep = Sequence[tuple[RunFile, Summary]]
 
@@ -47,7 +49,7 @@ def document(file: RunFile, summary: Summary, scenario: str | None = None) -> li
     context = Context(reported.book())
     money = [*_money(context, file, summary, scenario)]
     found = [*measured, *money, reported.sources_table(context.book, money), environment]
-    return [each if each.name in ("reported", "sources") else replace(each, source=file.id) for each in found]
+    return [each if each.name in NOT_OF_A_RUN else replace(each, source=file.id) for each in found]
 
 
 def over_runs(sweep: Sweep, scenario: str | None = None) -> list[Table]:
@@ -55,7 +57,7 @@ def over_runs(sweep: Sweep, scenario: str | None = None) -> list[Table]:
     context = Context(reported.book())
     costed = [(file, summary, _costs(file, summary, scenario)) for file, summary in sweep if file.engine is not None]
     found = [tables.runs_table(sweep), *economics.sweep_tables(sweep, scenario), economics.tiers_table(costed)]
-    if any(point.usd_per_query.value is not None for point in reported.points_of(context.book, costed)):
+    with suppress(HarnessError):  # none has a cost
         found += reported.compare_runs(context, costed)
     return [*found, reported.sources_table(context.book, found)]
 
@@ -106,6 +108,8 @@ def _money(c: Context, file: RunFile, summary: Summary, scenario: str | None) ->
     with suppress(HarnessError):  # no price, or no rate
         yield economics.tornado_table(file, summary, scenario)
     yield assumptions
+    with suppress(HarnessError):
+        yield from reported.compare_runs(c, [(file, summary, found)])
     beside = [(label, figure) for figure in found.figures if (label := COSTS.get(figure.name))]
     yield reported.first_table(c, file.id, beside, device=engine["device"], parameters=engine["model"]["parameters"])
 
