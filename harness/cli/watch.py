@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,16 +43,20 @@ def watch(
 
     directory = store.find(reference, root) if reference else _newest(root)
     watched, judge, console, looks = Watched(directory, seconds), _Judge(directory), Console(), 0
-    with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
-        while (seen := watched.look()).file.state == "running":
+    seen = watched.look()
+    live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
+    with live, contextlib.suppress(KeyboardInterrupt):  # to look away is no failure
+        while seen.file.state == "running":
             if console.is_interactive:
                 live.update(_screen(seen, judge.findings(), seconds), refresh=True)
             elif looks % seconds == 0:
                 typer.echo(_line(seen, judge.findings()))
             looks += 1
             time.sleep(LOOK_S)
-    typer.echo(f"{seen.file.id}: {seen.file.state}" + (f" ({seen.file.error})" if seen.file.error else ""))
-    if seen.file.state != "complete":
+            seen = watched.look()
+    state = seen.file.state
+    typer.echo(f"{seen.file.id}: {state}" + (f" ({seen.file.error})" if seen.file.error else ""))
+    if state not in ("running", "complete"):
         raise typer.Exit(errors.INCOMPLETE)
 
 
