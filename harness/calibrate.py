@@ -47,7 +47,7 @@ request does."""
 def measure(
     url: str, rate_per_s: float, schedule: tuple[float, float, int], level_s: float = LEVEL_S
 ) -> tuple[str | None, int, str]:
-    """What failed at this rate (`client`, `server` or None), the most streams at once, and the p99s beside the truth."""
+    """What failed at this rate (`client`, `server` or None), the most streams at once, and p99s beside the truth."""
     import numpy as np
 
     from harness import run, store
@@ -97,12 +97,12 @@ def calibrate(say: Callable[[str], None], level: Level = measure) -> dict[str, A
     """The highest rates at which p99 of TTFT and of ITL are true within `TRUE_WITHIN`, for one client process.
 
     Poisson arrivals, by the same code as any run; `say` hears of each rate. `limited_by` is `client`, or `server`
-    where its own lateness ended the searches and the client may carry more. HarnessError where no rate is true.
+    where its own lateness ended a search and the client may carry more. HarnessError where no rate is true.
     """
     found: dict[str, Any] = {"utc": datetime.now(UTC).isoformat(timespec="seconds")}
     limits = set()
     for name, (ttft_s, itl_s, tokens, first) in LOADS.items():
-        rate, good, bad, streams = first, 0.0, float("inf"), 0
+        rate, good, bad, streams, blame = first, 0.0, float("inf"), 0, None
         with known_server(ttft_s, itl_s) as url:
             while bad > FINE * good and rate >= first / LOWEST:
                 for _ in range(2):  # a rate fails that fails twice: other work on the machine comes and goes
@@ -114,22 +114,21 @@ def calibrate(say: Callable[[str], None], level: Level = measure) -> dict[str, A
                 if limit is None:
                     good, streams = rate, streams_there
                 else:
-                    bad = rate
-                    limits.add(limit)
+                    bad, blame = rate, limit
                 rate = 2 * good if bad == float("inf") else (good * bad) ** 0.5 if good else bad / 2
         if not good:
             what = f"not even {bad:,.0f} {name.replace('_per_s', '/s')} could be measured truly: {told}"
             raise HarnessError(what, "free the machine of other work, then calibrate again")
+        limits.add(blame)
         found |= {name: good, f"streams_at_{name}": streams}
-    return found | {"limited_by": "client" if "client" in limits else "server"}
+    return found | {"limited_by": "server" if "server" in limits else "client"}
 
 
 @contextlib.contextmanager
 def known_server(ttft_s: float, itl_s: float) -> Iterator[str]:
     """The server in another process, by its address."""
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__, str(ttft_s), str(itl_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    command = [sys.executable, "-P", "-m", __name__, str(ttft_s), str(itl_s)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     assert child.stdin is not None
     assert child.stdout is not None
     try:

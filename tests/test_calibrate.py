@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from harness import calibrate
+from harness import calibrate, selfwatch, store
 from harness.engines.openai.engine import OpenAIEngine
 from harness.errors import HarnessError
-from harness.model import Request
+from harness.model import Record, Request
+from harness.steady import Window
+from harness.summary import summarise
 
 
 def test_its_server_sends_what_it_says() -> None:
@@ -75,3 +77,28 @@ def test_the_search(carries: Sequence[float], found: dict[str, float], tried: Se
 def test_a_machine_that_is_too_busy() -> None:
     with pytest.raises(HarnessError, match=r"not even 1,000 tokens/s could be measured truly: server late 5 ms"):
         calibrate.calibrate(lambda _: None, lambda *_: ("server", 0, "server late 5 ms"))
+
+
+@pytest.mark.parametrize(
+    ("carries", "clients", "found"),
+    [
+        # 50 arrivals and 10 requests a second: half of the one and half of the other, and more than half
+        ({"tokens_per_s": 100.0, "requests_per_s": 20.0, "limited_by": "client"}, 1, None),
+        ({"tokens_per_s": 99.0, "requests_per_s": 20.0, "limited_by": "client"}, 1, True),
+        ({"tokens_per_s": 99.0, "requests_per_s": 20.0, "limited_by": "client"}, 2, None),
+        ({"tokens_per_s": 99.0, "requests_per_s": 20.0, "limited_by": "server"}, 1, False),  # it may carry more
+    ],
+)
+def test_a_run_beyond_what_a_client_carries_is_told(carries: dict[str, Any], clients: int, found: bool | None) -> None:
+    records = [
+        Record(i, i / 10, i / 10, i / 10 + 0.05, tuple(i / 10 + 0.01 * (k + 1) for k in range(5)), (1,) * 5, 8, 5, 8, 5)
+        for i in range(100)
+    ]
+    rows = store.frame(records)
+    summary = summarise("r", "complete", rows, {}, simulated=False)
+    judged = selfwatch.judge(
+        summary, rows, {"shape": "constant", "rate_per_s": 10.0}, clients=[{}] * clients,
+        window=Window(0.0, 10.0, 1.0), capacity=carries,
+    )  # fmt: skip
+    told = [each.serious for each in judged.findings if each.code == "beyond-capacity"]
+    assert told == ([] if found is None else [found])
