@@ -230,7 +230,7 @@ def test_a_page_asks_for_nothing_and_no_name_in_it_acts(
     named = Table(HOSTILE, HOSTILE, ("model", HOSTILE), ((HOSTILE, HEBREW),), (HOSTILE,))
     svg = '<svg xmlns="http://www.w3.org/2000/svg"><clipPath id="clip0"/><g clip-path="url(#clip0)"/></svg>'
     hostile = {**starts[1], "label": HOSTILE}
-    html = page.render(HOSTILE, [named], [(HOSTILE, svg), ("second", svg)], [hostile, *starts])
+    html = page.render(HOSTILE, [named], [(HOSTILE, svg, svg), ("second", svg, svg)], [hostile, *starts])
     assert len(html.encode()) < 3e6
     tab.open(written(tmp_path, html))
     assert tab.complaints == []
@@ -244,7 +244,7 @@ def test_a_page_asks_for_nothing_and_no_name_in_it_acts(
         "[...document.querySelectorAll('nav a')].map(a => document.querySelector(a.getAttribute('href')) !== null)"
     )
     assert tab.evaluate(targets) == [True] * 4
-    assert tab.evaluate("new Set([...document.querySelectorAll('clipPath')].map(x => x.id)).size") == 2
+    assert tab.evaluate("new Set([...document.querySelectorAll('clipPath')].map(x => x.id)).size") == 4
 
 
 def test_a_script_that_got_in_would_not_run(tab: chromium.Page, tmp_path: Path) -> None:

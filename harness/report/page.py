@@ -7,6 +7,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -14,8 +16,9 @@ from string import Template
 from typing import Any
 
 from harness import store
+from harness.errors import HarnessError
 from harness.model import Summary
-from harness.report import reported, whatif
+from harness.report import charts, reported, whatif
 from harness.report.html import render_tables
 from harness.report.layout import plain
 from harness.report.table import Table
@@ -29,29 +32,39 @@ def of_runs(
     sweep: Sequence[tuple[RunFile, Summary]],
     scenario: str | None = None,
 ) -> str:
-    """The page of a report over stored runs, with a what-if that starts from them."""
+    """The page of a report over stored runs, with charts of the first few and a what-if that starts from them.
+
+    Without the extra `charts` there are none.
+    """
     title = f"Run {sweep[0][0].id}" if len(sweep) == 1 else f"{len(sweep)} runs"
-    stored = [
-        (file, summary, lambda each=each: store.read(each).requests)
-        for each, (file, summary) in zip(directories, sweep, strict=True)
-    ]
-    return render(title, tables, (), whatif.starts(stored, Context(reported.book()), scenario))
+    read = lru_cache(store.read)
+    runs = list(zip(directories, sweep, strict=True))
+    stored = [(file, summary, lambda each=each: read(each).requests) for each, (file, summary) in runs]
+    first = [(read(each), summary) for each, (_, summary) in runs[: charts.MOST_LINES]]
+    drawings: list[tuple[str, ...]] = []
+    with suppress(HarnessError):
+        widths = (
+            (*charts.of_tables(tables, to), *charts.of_runs(first, to), *charts.of_sweep(sweep, to))
+            for to in (charts.WIDTH, charts.NARROW)
+        )
+        drawings += [(wide.title, charts.svg(wide), charts.svg(narrow)) for wide, narrow in zip(*widths, strict=True)]
+    return render(title, tables, drawings, whatif.starts(stored, Context(reported.book()), scenario))
 
 
 def render(
     title: str,
     tables: Sequence[Table],
-    charts: Sequence[tuple[str, str]] = (),
+    drawings: Sequence[tuple[str, ...]] = (),
     starts: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The page. `charts` are (title, SVG); `starts` are what the what-if can start from (see `whatif.starts`).
+    """The page. `drawings` are (title, wide SVG, narrow SVG), `starts` what the what-if starts from (`whatif.starts`).
 
     What comes from a run is escaped; should that ever fail, the page's policy loads nothing and runs no script but its
     own, by digest.
     """
     script = _asset("page.js") + (_asset("whatif.js") if starts else "")
     groups = [
-        ("Charts", "chart", [(named, _chart(i, named, svg)) for i, (named, svg) in enumerate(charts)]),
+        ("Charts", "chart", [(each[0], _chart(i, *each)) for i, each in enumerate(drawings)]),
         ("Tables", "table", [(table.title, render_tables([table])) for table in tables]),
     ]
     links, body = [("what-if", "What if")] * bool(starts), _what_if(starts) if starts else ""
@@ -75,10 +88,11 @@ def _what_if(starts: Sequence[Mapping[str, Any]]) -> str:
     return _template("whatif.html").substitute(options=options, data=data.replace("<", "\\u003c"))
 
 
-def _chart(number: int, title: str, svg: str) -> str:
-    """The drawing with ids of its own: each was made as if it stood alone."""
-    own = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>chart{number}-", svg)
-    return f'<figure><figcaption dir="auto">{_text(title)}</figcaption><div class="scroll">{own}</div></figure>'
+def _chart(number: int, title: str, *drawings: str) -> str:
+    """Each drawing with ids of its own, since it was made as if it stood alone; the first is for paper too."""
+    own = (re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>chart{number}-{i}-", each) for i, each in enumerate(drawings))
+    boxes = (f'<div class="scroll {kind}">{each}</div>' for kind, each in zip(("wide", "narrow"), own, strict=True))
+    return f'<figure aria-label="{_text(title)}">{"".join(boxes)}</figure>'
 
 
 def _text(text: str) -> str:
