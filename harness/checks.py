@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from harness.summary import Times, times
 
 FAILED_SHARE = 0.01
 """Share of failed requests above which the others had an easier time of it."""
+SWAPPED_BYTES = 4 << 20
+"""Moved to or from swap during a run, beyond which it is no accident."""
 COVERAGE = 0.05
 """How far the window's mean output length may be from that of all requests."""
 GROUPED_SHARE = 0.1
@@ -41,6 +44,47 @@ def check(
         *_tokens(requests, seen, summary, ignore_eos),
     )
     return tuple(sorted(found, key=lambda finding: not finding.serious))
+
+
+def conditions(
+    environment: Mapping[str, Any], requests: Mapping[str, Any], options: Mapping[str, Any], summary: Summary
+) -> Iterator[Finding]:
+    """Of where a run took place, and how its engine was set. `requests` is the workload's, `options` the engine's."""
+    if summary["duration_s"].status == "simulated":
+        return
+    git = environment.get("git") or {}
+    swapped = sum((environment.get("swap") or {}).values())
+    if environment.get("debug"):
+        text = f"it ran with {', '.join(environment['debug'])}, which is slow"
+        yield Finding("debug-build", text, "unset it, or install a release build", serious=True)
+    if swapped > SWAPPED_BYTES:
+        text = f"the machine swapped {swapped / 1e6:.0f} MB while it ran"
+        yield Finding("swap", text, "leave more memory free, or switch swap off")
+    if set(environment.get("governors") or ()) - {"performance"}:
+        text = f"processors change their frequency (governor {', '.join(environment['governors'])})"
+        yield Finding("cpu-frequency", text, "set it to performance: `cpupower frequency-set -g performance`")
+    if git.get("dirty"):
+        text = f"the harness ran from a clone with changes that {str(git.get('revision'))[:12]} does not have"
+        yield Finding("dirty-tree", text, "commit them, so that the run can be repeated")
+    kinds = [requests, *(requests.get("parts") or ())]
+    repeats = any(kind.get(key) is not None for kind in kinds for key in ("prompts", "prefix", "turns"))
+    if options.get("enable_prefix_caching") and repeats and summary["cached_tokens"].value is None:
+        text = "the prefix cache is on, prompts repeat, and the engine does not say what came from the cache"
+        yield Finding("prefix-cache", text, "switch the prefix cache off, or say so beside the figures")
+
+
+def across(versions: Sequence[Mapping[str, Any]]) -> Finding | None:
+    """What differs between runs that should differ in nothing else: of each run, versions by name.
+
+    >>> across([{"vllm": "0.11", "driver": None}, {"vllm": "0.12", "driver": None}]).text
+    'vllm differs: 0.11, 0.12'
+    """
+    names = sorted({name for each in versions for name in each})
+    seen = {name: list(dict.fromkeys(str(each.get(name)) for each in versions)) for name in names}
+    differ = [f"{name} differs: {', '.join(values)}" for name, values in seen.items() if len(values) > 1]
+    if not differ:
+        return None
+    return Finding("mixed-versions", "; ".join(differ), "measure them all with the same software", serious=True)
 
 
 def _conduct(seen: Times, summary: Summary, asked: int | None) -> Iterator[Finding]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,9 @@ def capture() -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "git": _git(Path(__file__).resolve().parent),
         "settings": settings(dict(os.environ)),
+        "governors": governors(),
+        "swap": _swapped(),
+        "debug": debugging(dict(os.environ)),
         "command": sys.argv,
         **_gpus(),
     }
@@ -77,6 +82,47 @@ def keep_client_capacity(found: Mapping[str, Any]) -> Path:
 
 def _capacity_file() -> Path:
     return cache_root() / f"client-capacity-{platform.node()}.json"  # a home may be shared by machines
+
+
+def ended(captured: Mapping[str, Any]) -> dict[str, Any]:
+    """What was captured as a run began, with what only its end can tell: `swap` is then what moved in between."""
+    before, after = captured.get("swap") or {}, _swapped()
+    moved = {way: after[way] - before[way] for way in after if way in before}
+    return {**captured, "swap": moved, "debug": debugging(dict(os.environ))}
+
+
+def governors(cpus: Path = Path("/sys/devices/system/cpu")) -> list[str]:
+    """Who sets the processors' frequencies: `performance`, `powersave`…; empty where the system does not say."""
+    found = set()
+    for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_text().strip())
+    return sorted(found)
+
+
+DEBUG = ("CUDA_LAUNCH_BLOCKING", "PYTHONDEVMODE", "PYTHONASYNCIODEBUG", "VLLM_TRACE_FUNCTION")
+"""Variables that slow everything down, unless they are empty or 0."""
+
+
+def debugging(variables: Mapping[str, str]) -> list[str]:
+    """What in this process or its variables is there to find faults, at the cost of speed.
+
+    >>> debugging({"CUDA_LAUNCH_BLOCKING": "1", "VLLM_TRACE_FUNCTION": "0"})
+    ['CUDA_LAUNCH_BLOCKING=1']
+    """
+    found = [f"{name}={variables[name]}" for name in DEBUG if variables.get(name, "0") not in ("", "0")]
+    found += ["a debug build of Python"] if hasattr(sys, "gettotalrefcount") else []
+    torch = sys.modules.get("torch.version")  # asked only where an engine has loaded it
+    return found + (["a debug build of torch"] if getattr(torch, "debug", False) else [])
+
+
+def _swapped() -> dict[str, int]:
+    """Bytes that the machine has swapped since it started; empty where it does not say."""
+    with warnings.catch_warnings(), contextlib.suppress(OSError, RuntimeError):
+        warnings.simplefilter("error", RuntimeWarning)
+        memory = psutil.swap_memory()
+        return {"in_bytes": memory.sin, "out_bytes": memory.sout}
+    return {}
 
 
 def settings(variables: dict[str, str]) -> dict[str, str]:

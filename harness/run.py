@@ -107,6 +107,7 @@ def run(
         if writer is not None:
             writer.finish("failed", str(stopped) or type(stopped).__name__)
         raise
+    writer.update(environment=environment.ended(writer.file.environment))
     writer.finish(ended.state, ended.error)
     store.point_latest(root, writer.file.id)
     return writer.directory

@@ -176,13 +176,13 @@ class Basis:
     time_s: Array = field(default_factory=lambda: np.empty(0))
     """Of each member, in order of sending: how long it held its slot, or in an open loop until the next was sent."""
     together: float = 1.0
-    """Requests in flight at a time."""
+    """The least requests of a batch: a quarter of those in flight at a time, since they shared the engine."""
 
     @classmethod
     def of(cls, rows: pd.DataFrame, window: Window) -> Basis:
         sent_s = _numbers(rows["sent_s"])
         time_s = _numbers(rows["end_s"]) - sent_s if window.closed else np.diff(sent_s, append=window.end_s)
-        return cls(None, time_s, window.in_flight)
+        return cls(None, time_s, max(1.0, window.in_flight / 4))
 
     def bound(self, figure: Figure, top: Array, bottom: Array | None = None) -> Figure:
         """The figure with the interval of sum(top) / sum(bottom), or with the reason why it has none."""

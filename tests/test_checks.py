@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ SHIFT, DRIFT = Change("shift", 80.0, 60.0, 0.5), Change("drift", 80.0, 60.0)
 LONG = (193, *(1,) * 7)
 GROUPED = {"arrival_s": (50.0, 50.01), "arrival_tokens": (1, 7), "sent_s": 49.9, "end_s": 50.01}
 
-WATCHED = {"client-limited", "load-not-held"}
+WATCHED = {"beyond-capacity", "client-limited", "load-not-held"}
 """Those of `harness.selfwatch`."""
 PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # code, a run that has it, the nearest run that has not
@@ -109,6 +109,68 @@ def test_each_finding_is_provoked_and_is_not(code: str, has: dict[str, Any], has
     assert check(**has_not) == ()
 
 
+TEXTS = {"prompts": "questions"}
+CACHING = {"enable_prefix_caching": True}
+PLACES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    # code, arguments of `conditions` that have it, the nearest that have not
+    (
+        "debug-build",
+        {"environment": {"debug": ["CUDA_LAUNCH_BLOCKING=1"]}},
+        {"environment": {"debug": []}},
+    ),
+    (
+        "swap",
+        {"environment": {"swap": {"in_bytes": 3 << 20, "out_bytes": 3 << 20}}},
+        {"environment": {"swap": {"in_bytes": 0, "out_bytes": 1 << 20}}},
+    ),
+    (
+        "cpu-frequency",
+        {"environment": {"governors": ["performance", "powersave"]}},
+        {"environment": {"governors": ["performance"]}},
+    ),
+    (
+        "dirty-tree",
+        {"environment": {"git": {"revision": "abc", "dirty": True}}},
+        {"environment": {"git": {"revision": "abc", "dirty": False}}},
+    ),
+    (
+        "prefix-cache",
+        {"requests": TEXTS, "options": CACHING, "cached": None},
+        {"requests": TEXTS, "options": CACHING, "cached": 0},
+    ),
+    (
+        "prefix-cache",
+        {"requests": {"parts": [{"input_tokens": 8}, {"turns": 3}]}, "options": CACHING, "cached": None},
+        {"requests": {"parts": [{"input_tokens": 8}]}, "options": CACHING, "cached": None},
+    ),
+]
+
+
+def conditions(
+    environment: Mapping[str, Any] | None = None,
+    requests: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    cached: int | None = 0,
+    simulated: bool = False,
+) -> list[str]:
+    summary = summarise("r", "complete", store.frame([record(0, cached_tokens=cached)]), {}, simulated)
+    return [each.code for each in checks.conditions(environment or {}, requests or {}, options or {}, summary)]
+
+
+@pytest.mark.parametrize(("code", "has", "has_not"), PLACES)
+def test_each_condition_is_provoked_and_is_not(code: str, has: dict[str, Any], has_not: dict[str, Any]) -> None:
+    assert conditions(**has) == [code]
+    assert conditions(**has_not) == conditions(**has, simulated=True) == []
+
+
+def test_software_that_differs_between_runs_is_named() -> None:
+    same = {"vllm": "0.11", "driver": None}
+    assert checks.across([same, dict(same)]) is None
+    found = checks.across([same, {"vllm": "0.12"}])
+    assert found is not None
+    assert (found.code, found.text, found.serious) == ("mixed-versions", "vllm differs: 0.11, 0.12", True)
+
+
 def test_a_level_shift_that_was_cut_is_told_and_is_not_serious() -> None:
     (cut,) = check(GOOD, window=replace(STEADY, code="level-shift", change=SHIFT, shift_s=5.0))
     assert not cut.serious
@@ -147,4 +209,6 @@ def test_runs_without_success_are_checked_without_a_crash(records: list[Record])
 
 def test_every_code_is_documented() -> None:
     page = (Path(__file__).parents[1] / "docs" / "findings.md").read_text()
-    assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == sorted({code for code, _, _ in PROVOKED} | WATCHED)
+    assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == sorted(
+        {code for code, *_ in (*PROVOKED, *PLACES)} | WATCHED | {"mixed-versions"}
+    )

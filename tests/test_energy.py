@@ -392,6 +392,14 @@ def test_a_counter_that_counted_nothing_is_no_zero(plain: pd.DataFrame, steady: 
     assert "counter-stuck" in {finding.code for finding in result.findings}
 
 
+@pytest.mark.parametrize(("mhz", "told"), [((1400, 1980), True), ((1950, 1980), False)])
+def test_clocks_that_range_are_told(plain: pd.DataFrame, steady: Run, mhz: tuple[int, int], told: bool) -> None:
+    plain["sm_clock_hz"] = np.where(np.arange(len(plain)) % 4 == 0, mhz[0] * 1e6, mhz[1] * 1e6)
+    found = energy.measure(plain, steady[1], requests(76), 5.0, 30.0)
+    text = "its SM clock went between 1400 and 1980 MHz"
+    assert [each.text for each in found.findings] == [f"gpu 0: {text}", f"gpu 1: {text}"] * told
+
+
 def test_too_few_requests_for_the_slots(steady: Run) -> None:
     assert codes(*steady, slots=8) == {}
     assert codes(*steady, slots=32) == {"few-turnovers": False, "few-requests-per-slot": False}

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
 
 from harness import environment
 
@@ -29,3 +34,23 @@ def test_only_settings_that_change_engines_are_kept_and_no_secret() -> None:
         "OMP_NUM_THREADS": "2",
         "VLLM_API_KEY": "(set)",
     }
+
+
+def test_what_only_the_end_of_a_run_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = environment.capture()
+    before = {way: count - 5_000_000 for way, count in captured["swap"].items()}
+    monkeypatch.setitem(sys.modules, "torch.version", types.SimpleNamespace(debug=True))
+    found = environment.ended({**captured, "swap": before})
+    assert all(moved >= 5_000_000 for moved in found["swap"].values())
+    assert "a debug build of torch" in found["debug"]
+    assert {**found, "swap": 0, "debug": 0} == {**captured, "swap": 0, "debug": 0}
+    assert environment.ended({})["swap"] == {}
+
+
+def test_governors_are_read_once_each_and_none_is_no_error(tmp_path: Path) -> None:
+    for number, governor in enumerate(("powersave", "performance", "powersave")):
+        path = tmp_path / f"cpu{number}" / "cpufreq" / "scaling_governor"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"{governor}\n")
+    assert environment.governors(tmp_path) == ["performance", "powersave"]
+    assert environment.governors(tmp_path / "none") == []

@@ -156,10 +156,10 @@ def test_intervals_of_a_closed_loop_hold_the_truth(cv: float) -> None:
             continue
         inside = (run.sent_s >= found.begin_s) & (run.sent_s < found.end_s)
         stays = (run.end_s - run.sent_s)[inside]
-        half = stats.ratio_half(run.tokens[inside], stays, users)
+        half = stats.ratio_half(run.tokens[inside], stays, users / 4)
         seen = ((came >= found.begin_s) & (came < found.end_s)).sum() / (found.end_s - found.begin_s)
         rate_held.append(half is not None and abs(seen - rate) <= half * seen)
-        mean_held.append(covers(stays, stay, None, users))
+        mean_held.append(covers(stays, stay, None, users / 4))
     assert len(rate_held) > 380
     assert 0.92 <= np.mean(rate_held) <= 0.97
     assert 0.92 <= np.mean(mean_held) <= 0.97

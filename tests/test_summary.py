@@ -145,8 +145,10 @@ def test_the_window_decides_what_rates_and_latencies_are_of() -> None:
     frame = store.frame(records[::-1])
     window = Window(1.05, 3.05, 4.0, closed=True)
     found = summarise("r", "complete", frame, {"ttft_s": 1.0}, simulated=False, window=window)
-    assert (found["duration_s"].value, found["window.share"].value) == (9.5, pytest.approx(2 / 9.5))
-    assert (found["requests_per_s"].value, found["requests_per_s"].n) == (pytest.approx(10), 20)
+    assert found["duration_s"].value == 9.5
+    assert found["window.share"].value == pytest.approx(2 / 9.5)
+    assert found["requests_per_s"].value == pytest.approx(10)
+    assert found["requests_per_s"].n == 20
     assert found["goodput_per_s"].value == pytest.approx(10)
     assert found["input_tokens_per_s"].value == pytest.approx(100)
     assert found["output_tokens_per_s"].value == pytest.approx(25)  # 20 first tokens and 10 + 20 later ones in 2 s
@@ -154,8 +156,8 @@ def test_the_window_decides_what_rates_and_latencies_are_of() -> None:
     assert found["window.output_coverage"].value == pytest.approx(1)
     assert found["e2e_s.mean"].value == pytest.approx(0.4)
     assert found["whole_run.requests_per_s"].value == pytest.approx(40 / 9.5)
-    # Every four requests in flight at a time gave ten tokens, so nothing is in doubt.
-    assert [found["output_tokens_per_s"].low, found["output_tokens_per_s"].high] == [pytest.approx(25)] * 2
+    low, high = (getattr(found["output_tokens_per_s"], end) for end in ("low", "high"))
+    assert 20 < low < 25 < high < 30
     assert found["requests.completed"].value == 40
 
 

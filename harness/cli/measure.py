@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Format, Scenario, Set, app, show, show_run
+from harness.cli.app import RESULTS, Format, Precision, Scenario, Set, app, show, show_run
 from harness.cli.display import Display
 
 
 @app.command()
 def run(
     workload: Annotated[str, typer.Argument(help="A workload file, or the name of a shipped one.")],
-    engine: Annotated[str | None, typer.Option(help="auto, openai (any server), vllm, transformers or simulated.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, openai (any server), vllm, transformers or simulated.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, directory, GGUF file, or short name.")] = None,
     serve: Annotated[
         bool, typer.Option("--serve", help="Start a server for the engine openai: vllm, or what engine.serve names.")
@@ -43,11 +47,20 @@ def run(
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Ray cluster on whose nodes they run; auto finds a local one.")
     ] = None,
+    precise: Precision = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Measure so many times, each with an engine started anew.")] = 1,
 ) -> None:
-    """Measure a workload once; store the run, then print its report."""
+    """Measure a workload; store the run, then print its report.
+
+    With --precision it ends as soon as the figures are that precise; the workload's count and duration are the most
+    that is spent on it.
+    """
+    from harness import precision, shipped, store
     from harness import run as measuring
-    from harness import shipped
+    from harness.judge import Judge
     from harness.report import economics
+    from harness.report.precision import precision_table, repeats_table
+    from harness.report.summaries import summary_of
 
     named = {"engine.name": engine, "model": model, "scenario": scenario}
     words = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
@@ -56,14 +69,29 @@ def run(
     spec = shipped.read_workload(workload, [*(set_ or ()), *words])
     if spec.scenario is not None:
         economics.read_scenario(spec.scenario)  # a mistake in it should not show after the measuring
+    if targets := precision.parse(precise or ()):
+        precision.check_shape(spec.load.shape)
     with Display() as display:
         # A simulated engine draws no power, so none is looked for unless a meter is named.
         power = meter or ([] if spec.engine.name == "simulated" else ["auto"])
         if assume_power is not None:
             power = [*power, f"constant:watts={assume_power}"]
         declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
-        directory = measuring.run(spec, out, display.show, power, declared, clients, ray)
+        group, runs = store.new_id(datetime.now(UTC), "repeat", spec.name), []
+        for k in range(repeat):
+            sweep = {"name": group, "key": f"{k}", "values": {}, "repeat": k} if repeat > 1 else None
+            with Judge(targets) if targets else contextlib.nullcontext() as judge:
+                directory = measuring.run(
+                    spec, out, display.show, power, declared, clients, ray, enough=judge, sweep=sweep
+                )
+            runs.append(store.read(directory))
+            if runs[-1].file.state != "complete":
+                break
     stored = show_run(directory)
+    if repeat > 1:
+        show([repeats_table([(each.file, summary_of(each)) for each in runs])], "text")
+    if targets:
+        show([precision_table(stored.file, summary_of(stored), targets)], "text")
     typer.echo(f"run: {directory}")
     succeeded = stored.requests["error"].isna().any()
     if stored.file.state != "complete" or not succeeded:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Format, Root, Run_, app, show
+from harness.cli.app import RESULTS, Format, Precision, Root, Run_, app, show
 from harness.cli.display import Display
 
 if TYPE_CHECKING:
@@ -23,14 +23,18 @@ Force = Annotated[bool, typer.Option("--force", help="Compare what does not comp
 def check(
     reference: Run_ = "latest",
     root: Root = RESULTS,
+    precise: Precision = None,
 ) -> None:
-    """Print what is doubtful about a run; leave with 1 where it is serious."""
-    from harness import store
+    """Print what is doubtful about a run, and what a wanted precision needs; leave with 1 where a doubt is serious."""
+    from harness import precision, store
     from harness.report import tables
+    from harness.report.precision import precision_table
     from harness.report.summaries import summary_of
 
-    summary = summary_of(store.read(store.find(reference, root)))
-    show([tables.findings_table(summary)], "text")
+    stored = store.read(store.find(reference, root))
+    summary, targets = summary_of(stored), precision.parse(precise or ())
+    wanted = [precision_table(stored.file, summary, targets)] if targets else []
+    show([tables.findings_table(summary), *wanted], "text")
     if any(finding.serious for finding in summary.findings):
         raise typer.Exit(errors.GATE_FAILED)
 

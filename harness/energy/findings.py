@@ -15,6 +15,8 @@ from harness.model import Figure, Finding, MeterInfo
 DOUBT, INVALID, INVALID_FROM_S = 0.03, 0.10, 10.0
 """Disagreement of counter and average power that is a finding, that voids the energy, and from what window on."""
 TURNOVERS, PER_SLOT = 3, 8
+CLOCKS = 0.05
+"""Range of the SM clock (5th to 95th percentile) over its median, from which on it is not steady."""
 DRIFT, DRIFT_K, DRIFT_T = 0.05, 3.0, 3.0
 """A change over the window (relative; of temperature in kelvin), and a slope's t value, from which on it is a trend."""
 
@@ -38,6 +40,7 @@ CODES: Mapping[str, tuple[bool, str]] = {
     "meter-gap": (False, "leave a core free for the meter"),
     "unknown-process": (False, "expected where the server was started by hand or in a container; else run alone"),
     "throttled": (False, "cool it, or lock its clocks lower; see docs/quiet-machine.md"),
+    "clocks-unsteady": (False, "lock them with `nvidia-smi -lgc`; see docs/quiet-machine.md"),
     "temperature-drift": (False, "warm up longer"),
     "few-turnovers": (False, "send more requests"),
     "few-requests-per-slot": (False, "send more requests: energy per token is biased while slots fill and drain"),
@@ -103,6 +106,10 @@ def _of_source(source: Source, start_s: float, end_s: float) -> Iterator[tuple[s
     bits = int(np.bitwise_or.reduce(inside["throttle"].dropna().to_numpy(np.int64), initial=0))
     if held := [name for bit, name in THROTTLE.items() if bits & bit]:
         yield "throttled", f"it was held back: {', '.join(held)}"
+    clocks_hz = inside["sm_clock_hz"].dropna().to_numpy(float)
+    low, middle, high = np.quantile(clocks_hz, [0.05, 0.5, 0.95]) if len(clocks_hz) else (0.0, 0.0, 0.0)
+    if high - low > CLOCKS * middle:
+        yield "clocks-unsteady", f"its SM clock went between {low / 1e6:.0f} and {high / 1e6:.0f} MHz"
     celsius = inside["temperature_c"].dropna().to_numpy(float)
     quarter = len(celsius) // 4
     if quarter and abs(drift := float(celsius[-quarter:].mean() - celsius[:quarter].mean())) > DRIFT_K:

@@ -18,6 +18,14 @@ def summary_of(run: Run) -> Summary:
     stored = store.read_summary(run.directory)
     if stored is not None and stored.state == run.file.state:
         return stored
+    made = made_of(run)
+    if run.file.state != "running":
+        store.write_summary(run.directory, made)
+    return made
+
+
+def made_of(run: Run) -> Summary:
+    """The run's summary, made from its rows."""
     workload = run.file.workload
     infos = energy.meter_infos(run.file.meters)
     load = workload.get("load", {})
@@ -38,6 +46,8 @@ def summary_of(run: Run) -> Summary:
         ignore_eos=asked.get("ignore_eos", True),
         warmup_requests=workload.get("warmup", {}).get("requests", 0),
     )
+    options = (run.file.engine or {}).get("options") or {}
+    findings += tuple(checks.conditions(run.file.environment, asked, options, made))
     made = selfwatch.judge(
         replace(made, findings=findings),
         run.requests,
@@ -46,6 +56,7 @@ def summary_of(run: Run) -> Summary:
         clients=run.file.clients,
         served=run.file.engine_asked in engines.SERVED,
         window=window,
+        capacity=run.file.environment.get("client_capacity") if run.file.engine_asked == "openai" else None,
     )
     if infos and window is not None:
         made = _with_energy(run, infos, made, window)
@@ -53,9 +64,6 @@ def summary_of(run: Run) -> Summary:
         made = replace(made, figures=made.figures + scrape.figures(run.server, window.begin_s, window.end_s))
     if run.file.imported is not None:
         made = _imported(run.file.imported, made, bool(len(run.requests)))
-    if run.file.state != "running":
-        capacity=run.file.environment.get("client_capacity") if run.file.engine_asked == "openai" else None,
-        store.write_summary(run.directory, made)
     return made
 
 
