@@ -102,7 +102,9 @@ class Watch:
         gc.unfreeze()
 
     def seen(self) -> dict[str, Any]:
-        """Since the load began, as JSON values: elapsed_s, cpu_s, loop_delay_s, gc_pause_s."""
+        """Since the load began, as JSON values: elapsed_s, cpu_s, loop_delay_s, gc_pause_s; else nothing."""
+        if self._timer is None:
+            return {}
         return {
             "elapsed_s": time.monotonic() - self._began_s,
             "cpu_s": time.process_time() - self._began_cpu_s,

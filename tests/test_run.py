@@ -97,7 +97,7 @@ def test_a_slow_engine_shows_its_queue_in_response_when_the_loop_is_open(tmp_pat
 
 
 def test_offline_sends_everything_at_once(tmp_path: Path) -> None:
-    rows = measure(tmp_path, "load={shape: offline}", "requests.count=50").requests
+    rows = measure(tmp_path, "load={shape: offline}", "requests.count=50", "engine.ttft_s=0.3").requests
     assert rows["scheduled_s"].tolist() == [0.0] * 50
     assert rows["sent_s"].max() < rows["end_s"].min()
 
@@ -137,7 +137,16 @@ def test_an_engine_that_dies_in_its_warm_up_is_a_failed_run(tmp_path: Path) -> N
 def test_a_wrong_set_up_is_said_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="speed"):
         measure(tmp_path, "engine.speed=3")
+    with pytest.raises(HarnessError, match="wattson"):
+        measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, ["wattson"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_only_process_saw_of_itself_is_kept(tmp_path: Path) -> None:
+    (client,) = measure(tmp_path).file.clients
+    assert client["client"] == 0
+    assert 0 < client["cpu_s"] <= 2 * client["elapsed_s"]
+    assert 0 < client["loop_delay_s"]["p50"] <= client["loop_delay_s"]["p99"] <= client["loop_delay_s"]["max"]
 
 
 def test_a_refused_warm_up_names_the_way_out(tmp_path: Path) -> None:
@@ -169,11 +178,15 @@ def test_timers_are_better_than_a_millisecond() -> None:
         assert np.median(runner.run(lateness_s())) < 0.0004
 
 
-def command_line(tmp_path: Path, override: str) -> tuple[list[str], Path]:
+ENDLESS = ("requests.count=null", "load.duration_s=600")
+
+
+def command_line(tmp_path: Path, *overrides: str) -> tuple[list[str], Path]:
     """The command that runs the known workload, and where its run goes."""
     path, out = tmp_path / "known.yaml", tmp_path / "runs"
     path.write_text(BASE)
-    return [sys.executable, "-m", "harness", "run", str(path), "--out", str(out), "--set", override], out
+    words = (word for override in overrides for word in ("--set", override))
+    return [sys.executable, "-m", "harness", "run", str(path), "--out", str(out), *words], out
 
 
 @pytest.mark.parametrize(
@@ -186,7 +199,7 @@ def command_line(tmp_path: Path, override: str) -> tuple[list[str], Path]:
     ],
 )
 def test_a_run_that_is_stopped_still_reads(tmp_path: Path, number: signal.Signals, code: int, state: str) -> None:
-    command, out = command_line(tmp_path, "requests.count=100000")
+    command, out = command_line(tmp_path, *ENDLESS)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     journal = None
     deadline = time.monotonic() + 30
@@ -223,6 +236,30 @@ def test_an_interrupt_before_the_load_is_said(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert "interrupted before the measured part began" in process.communicate(timeout=30)[1]
     assert process.returncode == 3
+
+
+def test_a_second_interrupt_while_the_report_is_made_leaves_quietly(tmp_path: Path) -> None:
+    command, out = command_line(tmp_path, *ENDLESS)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line, wait_s in (("measuring …\n", 0.2), ("stopping …\n", 0.3)):
+        while process.stderr.readline() != line:
+            assert process.poll() is None
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) in ((130, ""), (-2, ""), (3, "incomplete: interrupted while measuring\n"))
+    assert store.read(next(out.glob("2*"))).file.state == "interrupted"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_no_harm(tmp_path: Path, closed: str) -> None:
+    command, out = command_line(tmp_path, "requests.count=5")
+    ended = subprocess.run(
+        ["bash", "-c", f'exec "$@" {closed}', "-", *command], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
+    assert len(store.read(next(out.glob("2*"))).requests) == 5
 
 
 def test_a_full_disk_ends_the_run_and_what_was_written_reads(tmp_path: Path) -> None:
