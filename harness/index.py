@@ -54,22 +54,26 @@ def runs(root: Path, where: str | None = None) -> pd.DataFrame:
 
     A damaged run has the state `damaged` and what is wrong with it in `error`. `where` is as `matching` reads it.
     """
-    table = _fresh(root).drop(columns=list(_KEY))
+    return _chosen(root, where).drop(columns=list(_KEY))
+
+
+def _chosen(root: Path, where: str | None) -> pd.DataFrame:
+    table = _fresh(root)
     return table if where is None else matching(table, where)
 
 
 def figures(root: Path, where: str | None = None) -> pd.DataFrame:
     """A row a figure of each run that `runs` gives: the run's `FIELDS`, then those of `harness.model.Figure`."""
-    chosen = runs(root, where)
-    chosen = chosen.loc[chosen["state"] != "damaged", list(FIELDS)]
+    chosen = _chosen(root, where)  # by directory: one that was renamed or copied still has the run's first name
+    chosen = chosen.loc[chosen["state"] != "damaged", ["directory", *FIELDS]]
     names = [each.name for each in dataclasses.fields(Figure)]
     rows = [
         (name, *(getattr(figure, each) for each in names))  # dataclasses.asdict takes five times as long
-        for name in chosen["run"]
+        for name in chosen["directory"]
         for figure in (store.read_summary(root / name) or summary_of(store.read(root / name))).figures
     ]
-    table = pd.DataFrame(rows, columns=["run", *names])
-    return chosen.merge(table.rename(columns={"name": "figure"}), on="run")
+    table = pd.DataFrame(rows, columns=["directory", *names]).rename(columns={"name": "figure"})
+    return chosen.merge(table, on="directory").drop(columns="directory")
 
 
 def table(root: Path, where: str | None = None) -> Table:
@@ -169,9 +173,17 @@ def _stamps(root: Path) -> Iterator[tuple[str, str]]:
     if not root.is_dir():
         return
     for path in root.iterdir():
-        with contextlib.suppress(OSError):
-            if not path.is_symlink():
-                yield path.name, f"{(path / 'run.json').stat().st_mtime_ns} {store.source()}"
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not path.is_symlink() and not path.name.startswith("."):
+                yield path.name, f"{_changed_ns(path / 'run.json')} {store.source()}"
+
+
+def _changed_ns(path: Path) -> int:
+    """When a file changed last; 0 where that may not be seen, which `store.read_file` then says."""
+    try:
+        return path.stat().st_mtime_ns
+    except PermissionError:
+        return 0
 
 
 def _row(directory: Path, stamp: str) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import itertools
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -135,6 +137,10 @@ class _Place(BaseModel):
     memory_bytes: float | None = None
     packages: dict[str, str] = {}
     settings: dict[str, str] = {}
+    git: dict[str, Any] | None = None
+    governors: list[str] = []
+    swap: dict[str, int] = {}
+    debug: list[str] = []
 
 
 class _Started(BaseModel):
@@ -312,6 +318,28 @@ def _claim(root: Path, file: RunFile) -> tuple[RunFile, Path]:
         claimed = file.model_copy(update={"id": f"{file.id}-{next(numbers)}"})
 
 
+def adopt(root: Path, files: Mapping[str, bytes]) -> str:
+    """Store a run that was measured elsewhere, from its files by name, all at once; the name that it got here."""
+    file = RunFile.model_validate_json(files["run.json"])
+    with _writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".incoming-", dir=root))
+        for name, content in files.items():
+            if name not in ("run.json", "summary.json"):  # the one may get another name, and the other is rebuilt
+                (partial / name).write_bytes(content)
+        partial.chmod(0o755)
+        named, numbers = file, itertools.count(2)
+        while True:
+            _write(partial / "run.json", named.model_dump_json(indent=2))
+            try:
+                partial.rename(root / named.id)
+                return named.id
+            except OSError as taken:
+                if taken.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                named = file.model_copy(update={"id": f"{file.id}-{next(numbers)}"})
+
+
 @contextlib.contextmanager
 def _writing(directory: Path) -> Iterator[None]:
     try:
@@ -415,7 +443,7 @@ def read_file(directory: Path) -> RunFile:
 def list_runs(root: Path) -> Iterator[tuple[Path, RunFile | HarnessError]]:
     """Every run under `root`, oldest first; a damaged one gives its error, and the others still come."""
     for path in sorted(root.iterdir()) if root.is_dir() else ():
-        if path.is_symlink() or not (path / "run.json").is_file():
+        if path.name.startswith(".") or path.is_symlink() or not (path / "run.json").is_file():
             continue
         try:
             yield path, read_file(path)

@@ -1,8 +1,6 @@
 """A sweep carried out: points on workers, each point a run, everything needed to resume it in the store.
 
-A worker is a process that measures one point after another, and keeps its engine loaded while the next point wants the
-same one. It is a process of its own so that a point that brings it down (out of memory, say) is one failed point. On
-this machine there is one worker for each set of GPUs that a point needs; with Ray they are on many machines.
+On this machine there is one worker for each set of GPUs that a point needs; with Ray they are on many machines.
 """
 
 from __future__ import annotations
@@ -12,18 +10,13 @@ import fcntl
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from harness import environment, shipped, store
 from harness.errors import HarnessError
@@ -41,46 +34,13 @@ from harness.sweep import (
     points,
     saturation,
 )
+from harness.workers import Done, LocalWorker, Task, Worker, WorkerLost, remote_workers
 from harness.workload import Workload
 
 ATTEMPTS = 3
 """How often a point is begun whose worker is lost with its machine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a worker is asked: one point."""
-
-    workload: dict[str, Any]
-    root: Path
-    sweep: dict[str, Any]
-    """What run.json says of the sweep: its name, the point's key and values."""
-    engine: str
-    """Points with the same word can share a loaded engine."""
-    power: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a point ended."""
-
-    state: str
-    """complete, interrupted or failed."""
-    run: str | None = None
-    error: str | None = None
-    seconds: float = 0.0
-
-
-class WorkerLost(Exception):
-    """The worker's machine or process is gone, for no fault of the point's that is known."""
-
-
-class Worker(Protocol):
-    """Measures points, one at a time; `measure` blocks, and `close` may be called from another thread."""
-
-    def measure(self, task: Task) -> Done: ...
-
-    def close(self) -> None: ...
+PLACED_S = 120.0
+"""How long a cluster may have room for no worker at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,85 +56,6 @@ class Status:
     """Points planned so far; a search adds to them."""
     left_s: float | None
     """Estimate of the time to the end; None: no point has ended yet."""
-
-
-class LocalWorker:
-    """A process on this machine, with the GPUs that it may use (None: whatever is there)."""
-
-    def __init__(self, gpus: Sequence[str] | None = None) -> None:
-        self._environment = dict(os.environ)
-        if gpus is not None:
-            self._environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
-
-    def measure(self, task: Task) -> Done:
-        """One point; a process that dies over it is a failed point, and the next one gets another process."""
-        begun = time.monotonic()
-        if self._process is None or self._pipe is None:
-            self._pipe, end = Pipe()
-            with end:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", f"from {__name__} import main; main()", str(end.fileno())],
-                    stdin=subprocess.PIPE,  # its end tells the worker that this process is gone
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[end.fileno()],
-                    env=self._environment,
-                    start_new_session=True,
-                )
-        try:
-            self._pipe.send(task)
-            done: Done = self._pipe.recv()
-        except (EOFError, OSError):
-            status = self._process.wait()
-            self._process, how = None, f"signal {-status}" if status < 0 else f"status {status}"
-            done = Done("failed", error=f"the measuring process ended with {how} (out of memory?)")
-        return replace(done, seconds=time.monotonic() - begun)
-
-    def close(self) -> None:
-        """End the process; a point that it measures is stored as interrupted."""
-        process = self._process
-        if process is not None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            process.kill()
-            process.wait()
-
-
-def main() -> None:
-    """A worker process: the pipe that brings tasks is its only argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    from harness import run as measuring
-
-    pipe, kept, engine = Connection(int(sys.argv[1])), None, None
-    while True:
-        try:
-            task: Task = pipe.recv()
-        except EOFError:
-            return
-        if kept is not None and task.engine != engine:
-            kept.close()
-            kept = None
-        kept, engine = kept or measuring.Kept(), task.engine
-        workload = Workload.model_validate(task.workload)
-        try:
-            directory = measuring.run(workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept)
-            file = store.read_file(directory)
-            done = Done(file.state, directory.name, file.error)
-        except HarnessError as wrong:
-            done = Done("failed", error=wrong.what)
-        if done.state != "complete":  # whatever is wrong with it, the next point gets another engine
-            kept.close()
-            kept = None
-        pipe.send(done)
-
-
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,16 +99,13 @@ def planned(sweep: Sweep, root: Path) -> Plan:
 
 @contextlib.contextmanager
 def workers(plan: Plan, jobs: int | None = None, ray: str | None = None) -> Iterator[list[Worker]]:
-    """Workers on this machine, or on the nodes of a Ray cluster; `jobs` of them, else as many as its GPUs allow."""
+    """Workers on this machine, or on the nodes of a Ray cluster: `jobs` of them, else as many as its GPUs allow."""
     if ray is not None:
-        from harness import nodes
-
-        with nodes.workers(ray, 0 if plan.simulated else plan.gpus, jobs) as remote:
-            yield list(remote)
+        with remote_workers(ray, 0 if plan.simulated else plan.gpus, jobs) as remote:
+            yield remote
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = environment.capture()["gpus"]
-    gpus = visible.split(",") if visible else [str(number) for number in range(len(there))]
+    gpus = visible.split(",") if visible else [str(i) for i in range(len(environment.capture()["gpus"]))]
     sets = [gpus[i : i + plan.gpus] for i in range(0, len(gpus) - plan.gpus + 1, plan.gpus)]
     if plan.simulated or not sets:
         yield [LocalWorker() for _ in range(jobs or 1)]
@@ -321,6 +199,7 @@ class _Carried:
         self.queue.begin()
         self.ended: dict[Point, Done] = {}
         self.running = 0
+        self.losses: Counter[str] = Counter()
         self.stopping = False
         self.fault: BaseException | None = None
         self.changed = threading.Condition()
@@ -344,19 +223,36 @@ class _Carried:
         return self.ended
 
     def _work(self, worker: Worker, of: int) -> None:
-        engine = None
+        engine, ready_s = None, time.monotonic()
         try:
-            while (point := self._take(engine)) is not None:
+            while not self._over():
+                if not worker.ready():
+                    if self.running == 0 and time.monotonic() - ready_s > PLACED_S:
+                        raise HarnessError(
+                            f"no worker has had room for {PLACED_S:g} s", "see `ray status`, then --resume"
+                        )
+                    continue
+                if (point := self._take(engine)) is None:
+                    return
                 engine = point.engine
                 done = self._measured(worker, point)
+                ready_s = time.monotonic()
                 with self.changed:
                     self.running -= 1
-                    self._end(point, done)
-                    self._tell(point, done, of)
+                    if done is None:
+                        self.queue.waiting.appendleft(point)
+                        self.changed.notify_all()
+                    else:
+                        self._end(point, done)
+                        self._tell(point, done, of)
         except BaseException as fault:  # the disk is full, say: no worker can go on
             with self.changed:
                 self.fault, self.stopping = fault, True
                 self.changed.notify_all()
+
+    def _over(self) -> bool:
+        with self.changed:
+            return self.stopping or self._spent() or (self.running == 0 and not self.queue.waiting)
 
     def _take(self, engine: str | None) -> Point | None:
         with self.changed:
@@ -380,17 +276,19 @@ class _Carried:
         self.queue.ended(point, _outcome(self.plan.sweep.auto, figures))
         self.changed.notify_all()
 
-    def _measured(self, worker: Worker, point: Point) -> Done:
+    def _measured(self, worker: Worker, point: Point) -> Done | None:
+        """How the point ended; None where its worker was lost and another is to try."""
         workload = self.plan.workload(point)
         about = {"name": self.plan.sweep.name, "key": point.key, "values": dict(point.values), "repeat": point.repeat}
-        task = Task(workload.model_dump(mode="json"), self.plan.root, about, point.engine, self.power)
-        done = Done("failed")
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                done = worker.measure(task)
-                break
-            except WorkerLost as lost:
-                done = Done("failed", error=f"its worker was lost {attempt} times: {lost}")
+        try:
+            done = worker.measure(
+                Task(workload.model_dump(mode="json"), self.plan.root, about, point.engine, self.power)
+            )
+        except WorkerLost as lost:
+            self.losses[point.key] += 1
+            if self.losses[point.key] < ATTEMPTS:
+                return None
+            done = Done("failed", error=f"its worker was lost {ATTEMPTS} times: {lost}")
         with (self.plan.root / f"sweep-{self.plan.sweep.name}.jsonl").open("a") as log:
             log.write(json.dumps({**about, **asdict(done)}) + "\n")
         return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -16,7 +17,8 @@ from harness import store
 from harness.errors import HarnessError
 from harness.report.summaries import summary_of
 from harness.sweep import Sweep
-from harness.sweeping import Done, LocalWorker, Status, Task, WorkerLost, carry_out, planned
+from harness.sweeping import Status, carry_out, planned, workers
+from harness.workers import Done, LocalWorker, Task, WorkerLost
 
 ROOT = Path(__file__).parent.parent
 
@@ -119,6 +121,9 @@ class Fickle:
     def __init__(self, losses: int) -> None:
         self.worker, self.losses = LocalWorker(), losses
 
+    def ready(self) -> bool:
+        return True
+
     def measure(self, task: Task) -> Done:
         self.losses -= 1
         if self.losses >= 0:
@@ -166,7 +171,8 @@ def test_a_point_that_is_no_workload_is_refused_before_anything_is_measured(work
 KILLED = """
 import sys
 from harness.sweep import Sweep
-from harness.sweeping import LocalWorker, carry_out, planned
+from harness.sweeping import carry_out, planned
+from harness.workers import LocalWorker
 from pathlib import Path
 sweep = Sweep(name="s", workload=sys.argv[1], grid={"load.users": [1, 2], "requests.output_tokens": list(range(1, 13))})
 carry_out(planned(sweep, Path(sys.argv[2])), [LocalWorker()], lambda _: None)
@@ -188,3 +194,40 @@ def test_killed_twice_and_resumed_every_point_is_there_once(workload: str, tmp_p
     assert subprocess.run(command, env=environment, check=False).returncode == 0
     assert len(complete(root)) == 24
     assert sum(not isinstance(file, HarnessError) for _, file in store.list_runs(root)) <= 26
+
+
+def test_a_run_from_elsewhere_gets_a_name_of_its_own(workload: str, tmp_path: Path) -> None:
+    carry_out(planned(Sweep(name="s", workload=workload), tmp_path / "there"), [LocalWorker()], lambda _: None)
+    (name,) = complete(tmp_path / "there").values()
+    files = {path.name: path.read_bytes() for path in (tmp_path / "there" / name).iterdir()}
+    assert [store.adopt(tmp_path / "here", files) for _ in range(2)] == [name, f"{name}-2"]
+    second = store.read(tmp_path / "here" / f"{name}-2")
+    assert (second.file.id, len(second.requests)) == (f"{name}-2", 4)
+    assert [path.name for path in (tmp_path / "here").iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
+def test_a_node_of_a_ray_cluster_that_is_lost_loses_and_doubles_no_point(workload: str, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 2], "requests.output_tokens": [3, 4, 5, 6]})
+    slow = sweep.model_copy(update={"set": {"engine.simulated.ttft_s": 0.05, "requests.count": 12}})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    other = cluster.add_node(num_cpus=1)
+    plan, lost = planned(slow, tmp_path / "runs"), threading.Event()
+
+    def lose_a_node(status: Status) -> None:
+        if status.finished == 3 and not lost.is_set():
+            lost.set()
+            cluster.remove_node(other, allow_graceful=False)
+
+    try:
+        with workers(plan, jobs=2, ray=cluster.address) as remote:
+            done = carry_out(plan, remote, lose_a_node)
+    finally:
+        cluster.shutdown()
+    assert lost.is_set()
+    assert [each.state for each in done.values()] == ["complete"] * 8
+    assert len(complete(tmp_path / "runs")) == 8
+    carry_out(planned(slow, tmp_path / "local"), [LocalWorker()], lambda _: None)
+    assert figures(tmp_path / "runs") == figures(tmp_path / "local")

@@ -1,0 +1,219 @@
+"""Workers: processes that measure one point after another, here or on the nodes of a Ray cluster.
+
+A worker keeps its engine loaded while the next point wants the same one. It is a process of its own so that a point
+that brings it down (out of memory, say) is one failed point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness import store
+from harness.errors import HarnessError
+from harness.workload import Workload
+
+LOOK_S = 2.0
+"""How long one look at whether a cluster has room for a worker takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a worker is asked: one point."""
+
+    workload: dict[str, Any]
+    root: Path
+    sweep: dict[str, Any]
+    """What run.json says of the sweep: its name, the point's key and values."""
+    engine: str
+    """Points with the same word can share a loaded engine."""
+    power: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a point ended."""
+
+    state: str
+    """complete, interrupted or failed."""
+    run: str | None = None
+    error: str | None = None
+    seconds: float = 0.0
+
+
+class WorkerLost(Exception):
+    """The worker's machine or process is gone, for no fault of the point's that is known."""
+
+
+class Worker(Protocol):
+    """Measures points, one at a time; `measure` blocks, and `close` may be called from another thread.
+
+    `ready` is asked before a point is given: False, after a while, where there is no room for the worker at present.
+    """
+
+    def ready(self) -> bool: ...
+
+    def measure(self, task: Task) -> Done: ...
+
+    def close(self) -> None: ...
+
+
+class LocalWorker:
+    """A process on this machine, with the GPUs that it may use (None: whatever is there)."""
+
+    def __init__(self, gpus: Sequence[str] | None = None) -> None:
+        self._environment = dict(os.environ)
+        if gpus is not None:
+            self._environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+
+    def ready(self) -> bool:
+        return True
+
+    def measure(self, task: Task) -> Done:
+        """One point; a process that dies over it is a failed point, and the next one gets another process."""
+        begun = time.monotonic()
+        if self._process is None or self._pipe is None:
+            self._pipe, end = Pipe()
+            with end:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", f"from {__name__} import main; main()", str(end.fileno())],
+                    stdin=subprocess.PIPE,  # its end tells the worker that this process is gone
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[end.fileno()],
+                    env=self._environment,
+                    start_new_session=True,
+                )
+        try:
+            self._pipe.send(task)
+            done: Done = self._pipe.recv()
+        except (EOFError, OSError):
+            status = self._process.wait()
+            self._process, how = None, f"signal {-status}" if status < 0 else f"status {status}"
+            done = Done("failed", error=f"the measuring process ended with {how} (out of memory?)")
+        return replace(done, seconds=time.monotonic() - begun)
+
+    def close(self) -> None:
+        """End the process; a point that it measures is stored as interrupted."""
+        process = self._process
+        if process is not None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    """A worker process: the pipe that brings tasks is its only argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from harness import run as measuring
+
+    pipe, kept, engine = Connection(int(sys.argv[1])), None, None
+    while True:
+        try:
+            task: Task = pipe.recv()
+        except EOFError:
+            return
+        if kept is not None and task.engine != engine:
+            kept.close()
+            kept = None
+        kept, engine = kept or measuring.Kept(), task.engine
+        workload = Workload.model_validate(task.workload)
+        try:
+            directory = measuring.run(workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept)
+            file = store.read_file(directory)
+            done = Done(file.state, directory.name, file.error)
+        except HarnessError as wrong:
+            done = Done("failed", error=wrong.what)
+        if done.state != "complete":  # whatever is wrong with it, the next point gets another engine
+            kept.close()
+            kept = None
+        pipe.send(done)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class RemoteWorker:
+    """The actor: a `LocalWorker` on a node, whose runs go back as files."""
+
+    def __init__(self, gpus: int) -> None:
+        ids = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        self._worker = LocalWorker(ids.split(",") if gpus and ids else None)
+
+    def ready(self) -> bool:
+        return True
+
+    def measure(self, task: Task) -> tuple[Done, dict[str, bytes]]:
+        with tempfile.TemporaryDirectory(prefix="harness-") as place:
+            done = self._worker.measure(replace(task, root=Path(place)))
+            runs = [path for path in Path(place).iterdir() if path.is_dir() and not path.is_symlink()]
+            return done, {file.name: file.read_bytes() for run in runs for file in run.iterdir() if file.is_file()}
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+class OnNode:
+    """A worker on some node of a Ray cluster with room for it; after a loss, on another one."""
+
+    def __init__(self, ray: Any, gpus: int) -> None:
+        self._ray, self._gpus = ray, gpus
+        self._actor: Any = None
+        self._placed: Any = None
+
+    def ready(self) -> bool:
+        if self._actor is None:
+            needs = {"num_gpus": self._gpus} if self._gpus else {"num_cpus": 1}
+            self._actor = self._ray.remote(RemoteWorker).options(**needs).remote(self._gpus)
+            self._placed = self._actor.ready.remote()
+        try:
+            return bool(self._ray.wait([self._placed], timeout=LOOK_S)[0] and self._ray.get(self._placed))
+        except self._ray.exceptions.RayError:
+            self.close()
+            return False
+
+    def measure(self, task: Task) -> Done:
+        """One point, its files brought to the root here. WorkerLost where the node is gone."""
+        try:
+            done, files = self._ray.get(self._actor.measure.remote(task))
+        except self._ray.exceptions.RayError as lost:
+            self.close()
+            raise WorkerLost(str(lost).strip().splitlines()[0]) from None
+        return Done(done.state, store.adopt(task.root, files), done.error, done.seconds) if files else done
+
+    def close(self) -> None:
+        if self._actor is not None:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.kill(self._actor)
+            self._actor = None
+
+
+@contextlib.contextmanager
+def remote_workers(address: str, gpus: int, jobs: int | None) -> Iterator[list[Worker]]:
+    """Workers on a Ray cluster, `gpus` for each: `jobs` of them, else one a set of GPUs, or one a node without GPUs."""
+    from harness.nodes import Cluster
+
+    with Cluster(address) as cluster:
+        room = int(cluster.ray.cluster_resources().get("GPU", 0) // gpus) if gpus else len(cluster.nodes)
+        if room == 0:
+            raise HarnessError(f"the Ray cluster at {address} has no {gpus} GPUs", "see `ray status`")
+        yield [OnNode(cluster.ray, gpus) for _ in range(jobs or room)]
