@@ -8,7 +8,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness import engines, load
@@ -21,6 +21,8 @@ WARM_UP_INDEX = 1 << 40
 
 AHEAD_TOKENS = 2_000_000
 """Of prompts made before the load begins: some 100 MB."""
+MOST_UNREAD = 1000
+"""Answers that may wait to be read."""
 LOOK_AHEAD = 4
 """Requests made ahead for each user where nobody knows how many there will be."""
 
@@ -71,7 +73,7 @@ class Sender:
     `share` (k, n): this is client k of n, which all know the whole schedule; it sends every n-th request from the k-th
     on, or is every n-th user of a closed loop, with the requests that fall to those in turn. Requests that are sure to
     come are made before the load begins, as far as memory goes; each one sent makes room for another, made once it is
-    on its way.
+    on its way. Answers are read when there is time, unless a turn follows: first what arrives is stamped.
     """
 
     def __init__(
@@ -102,7 +104,9 @@ class Sender:
         self._schedule = itertools.compress(enumerate(due_s), itertools.cycle(own))
         self._ahead: deque[tuple[Request, float]] = deque()
         self._more = True
+        self._unread: deque[_Sent] = deque()
         self._wrong: Exception | None = None
+        self._exchange = engine.exchange if isinstance(engine, engines.Exchanging) else self._whole
         most = LOOK_AHEAD * len(self._spans) if shape.closed and count is None else None
         tokens = 0
         while tokens < AHEAD_TOKENS and len(self._ahead) != most and self._make_one():
@@ -111,12 +115,18 @@ class Sender:
     async def run(self, began_ns: int) -> None:
         """Until every request is over. Raises an ExceptionGroup of EngineDied when the engine dies."""
         self.began_ns = began_ns
-        async with asyncio.TaskGroup() as group:
-            if self.workload.load.closed:
-                for spans in self._spans:
-                    group.create_task(self._user(spans))
-            else:
-                await self._open(group)
+        try:
+            async with asyncio.TaskGroup() as group:
+                if self.workload.load.closed:
+                    for spans in self._spans:
+                        group.create_task(self._user(spans))
+                else:
+                    await self._open(group)
+        finally:
+            while self._unread:
+                self._record(self._unread.popleft())
+        if self._wrong is not None:
+            raise ExceptionGroup("the load ended early", [self._wrong])
 
     def stop(self) -> None:
         """Send no further request; those in flight go on to their end."""
@@ -209,10 +219,9 @@ class Sender:
                 await asyncio.wait_for(unless.wait(), wait_s)
 
     async def _one(self, request: Request, scheduled_s: float) -> Completion | None:
-        """Send one request, stamp its tokens as they come, and record how it ended; None: it failed."""
-        stamps_ns: list[int] = []
-        counts: list[int] = []
-        clock = time.monotonic_ns
+        """Send one request, and stamp its tokens as they come; what it came to, where a turn may follow it."""
+        sent = _Sent(request, scheduled_s)
+        stamps_ns, counts, clock = sent.stamps_ns, sent.counts, time.monotonic_ns
 
         def arrived(tokens: int) -> None:
             if tokens > 0:  # a chunk without tokens is no token
@@ -221,56 +230,104 @@ class Sender:
                 self.output_tokens += tokens
 
         self.sent += 1
-        completion: Completion | None = None
-        failure: tuple[str | None, str | None] = None, None
-        told: Sequence[int] | None = None
-        sent_ns = clock()
+        sent.sent_ns = clock()
         try:
             if request.cancel_after_s is None:
-                completion = await self.engine.generate(request, arrived)
+                sent.answer = await self._exchange(request, arrived)
             else:
                 async with asyncio.timeout(request.cancel_after_s):
-                    completion = await self.engine.generate(request, arrived)
-            told = completion.arrival_tokens
+                    sent.answer = await self._exchange(request, arrived)
         except BaseException as ended:
-            failure = _failure(ended, request)
-            told = getattr(ended.__cause__ if failure[0] == "cancelled" else ended, "arrival_tokens", None)
+            sent.ended = ended
             if isinstance(ended, EngineDied) or not isinstance(ended, Exception):
                 raise  # one request's fault, whatever it is, must not end the others
         finally:
-            end_ns = clock()
+            sent.end_ns = clock()
             self.finished += 1
-            self.failed += failure[0] is not None
-            if told is not None:
-                self.output_tokens += sum(told) - sum(counts)
-                stamps_ns = [stamp for stamp, tokens in zip(stamps_ns, told, strict=True) if tokens]
-                counts = [tokens for tokens in told if tokens]
-            done, began = completion or _UNKNOWN, self.began_ns
-            self.add(
-                Record(
-                    index=request.index,
-                    scheduled_s=scheduled_s,
-                    sent_s=(sent_ns - began) / 1e9,
-                    end_s=(end_ns - began) / 1e9,
-                    arrival_s=tuple([(stamp - began) / 1e9 for stamp in stamps_ns]),
-                    arrival_tokens=tuple(counts),
-                    input_asked=len(request.prompt),
-                    output_asked=request.output_tokens,
-                    input_tokens=done.input_tokens,
-                    output_tokens=done.output_tokens,
-                    cached_tokens=done.cached_tokens,
-                    finish_reason=done.finish_reason,
-                    error=failure[0],
-                    error_text=failure[1],
-                    part=request.part,
-                    conversation=request.conversation,
-                    turn=request.turn,
-                    stand_in_tokens=request.stand_in_tokens,
-                    connect_s=done.connect_s,
-                    client=self.client if self.clients > 1 else None,
-                )
-            )
+            completion = None
+            if sent.ended is not None or request.conversation is not None:
+                completion = self._record(sent)
+            else:
+                self._record_later(sent)
         return completion
+
+    async def _whole(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
+        completion = await self.engine.generate(request, arrived)
+        return lambda: completion
+
+    def _record_later(self, sent: _Sent) -> None:
+        """One for each round of the loop, so that no token waits for more than one to be stamped."""
+        self._unread.append(sent)
+        if len(self._unread) == 1:
+            asyncio.get_running_loop().call_soon(self._record_next)
+        elif len(self._unread) > MOST_UNREAD:
+            self._record(self._unread.popleft())
+
+    def _record_next(self) -> None:
+        try:
+            if self._unread:
+                self._record(self._unread.popleft())
+        except Exception as wrong:  # a callback's exception would be lost
+            self._wrong = wrong
+        if self._unread:
+            asyncio.get_running_loop().call_soon(self._record_next)
+
+    def _record(self, sent: _Sent) -> Completion | None:
+        """Read a request's answer, and record how it ended; None: it failed."""
+        request, ended, began = sent.request, sent.ended, self.began_ns
+        completion: Completion | None = None
+        if sent.answer is not None:
+            try:
+                completion = sent.answer()
+            except Exception as wrong:
+                ended = wrong
+        error, text = (None, None) if ended is None else _failure(ended, request)
+        told = getattr(ended.__cause__ if ended and error == "cancelled" else ended, "arrival_tokens", None)
+        stamps_ns, counts, done = sent.stamps_ns, sent.counts, completion or _UNKNOWN
+        if (told := done.arrival_tokens if ended is None else told) is not None:
+            self.output_tokens += sum(told) - sum(counts)
+            stamps_ns = [stamp for stamp, tokens in zip(stamps_ns, told, strict=True) if tokens]
+            counts = [tokens for tokens in told if tokens]
+        self.failed += error is not None
+        self.add(
+            Record(
+                index=request.index,
+                scheduled_s=sent.scheduled_s,
+                sent_s=(sent.sent_ns - began) / 1e9,
+                end_s=(sent.end_ns - began) / 1e9,
+                arrival_s=tuple([(stamp - began) / 1e9 for stamp in stamps_ns]),
+                arrival_tokens=tuple(counts),
+                input_asked=len(request.prompt),
+                output_asked=request.output_tokens,
+                input_tokens=done.input_tokens,
+                output_tokens=done.output_tokens,
+                cached_tokens=done.cached_tokens,
+                finish_reason=done.finish_reason,
+                error=error,
+                error_text=text,
+                part=request.part,
+                conversation=request.conversation,
+                turn=request.turn,
+                stand_in_tokens=request.stand_in_tokens,
+                connect_s=done.connect_s,
+                client=self.client if self.clients > 1 else None,
+            )
+        )
+        return completion
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A request on its way, and what came back."""
+
+    request: Request
+    scheduled_s: float
+    sent_ns: int = 0
+    end_ns: int = 0
+    stamps_ns: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    answer: Callable[[], Completion] | None = None
+    ended: BaseException | None = None
 
 
 _UNKNOWN = Completion(None, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from harness.errors import HarnessError
 from harness.model import Completion, EngineInfo, Request
@@ -47,6 +47,17 @@ class Engine(Protocol):
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion: ...
 
     async def stop(self) -> None: ...
+
+
+@runtime_checkable
+class Exchanging(Protocol):
+    """An engine whose answers can be read later: its `generate` is `(await exchange(request, arrived))()`.
+
+    What `exchange` returns may raise RequestFailed. Both it and `exchange` may put on what they raise the attribute
+    `arrival_tokens`, which says of the arrivals what `Completion.arrival_tokens` does.
+    """
+
+    async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]: ...
 
 
 def create(name: str, model: str | None, options: Mapping[str, Any]) -> Engine:

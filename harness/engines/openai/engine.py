@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -311,6 +312,10 @@ class OpenAIEngine:
         self._prepared[request.index] = request, self._body(request)
 
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
+        return (await self.exchange(request, arrived))()
+
+    async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
+        """Send the request; what is returned reads the answer that came."""
         prepared, body = self._prepared.pop(request.index, (None, b""))
         if prepared is not request:
             body = self._body(request)
@@ -323,23 +328,28 @@ class OpenAIEngine:
             connection = await self._pool.open(number)
             connect_s = clock() - begun
         try:
-            try:
-                await connection.exchange(self._heads[number] + body, arrived)
-            finally:
-                self._pool.give_back(number, connection)
-                reading = Reading(len(connection.ends))
-                failure = self._read(connection, reading)
-            if failure is not None:
-                raise failure
+            response = await connection.exchange(self._heads[number] + body, arrived)
         except BaseException as ended:
-            if isinstance(ended, RequestFailed):
-                ended = RequestFailed(ended.kind, self._without_secrets(ended.message))
-            ended.arrival_tokens = tuple(reading.counts)  # type: ignore[attr-defined]
-            raise ended from None
-        usage = reading.usage
+            reading = Reading(len(connection.ends))
+            with contextlib.suppress(RequestFailed):
+                self._read(connection.response(), reading)  # what came before
+            raise self._accounted(ended, reading) from None
+        finally:
+            self._pool.give_back(number, connection)
+        return functools.partial(self._completion, response, connect_s)
+
+    async def stop(self) -> None:
+        await self._pool.close()
+
+    def _completion(self, response: http.Response, connect_s: float | None) -> Completion:
+        reading = Reading(len(response.ends))
+        try:
+            self._read(response, reading)
+        except RequestFailed as failed:
+            raise self._accounted(failed, reading) from None
         return Completion(
-            input_tokens=usage.prompt_tokens,
-            output_tokens=usage.completion_tokens,
+            input_tokens=reading.usage.prompt_tokens,
+            output_tokens=reading.usage.completion_tokens,
             cached_tokens=reading.cached_tokens(),
             finish_reason=reading.finish_reason,
             arrival_tokens=tuple(reading.counts),
@@ -348,23 +358,21 @@ class OpenAIEngine:
             text="".join(reading.text),
         )
 
-    async def stop(self) -> None:
-        await self._pool.close()
+    def _read(self, response: http.Response, reading: Reading) -> None:
+        body = bytes(response.body)
+        if response.status != 200:
+            raise RequestFailed(f"http_{response.status}", message(body))
+        if not self.options.stream or response.headers.get(b"content-type", b"").startswith(b"application/json"):
+            reading.whole(body)
+        else:
+            reading.stream(body, response.ends)
 
-    def _read(self, connection: http.Connection, reading: Reading) -> RequestFailed | None:
-        """Parse what came, all of an answer or a part; returns what is wrong with it."""
-        body = bytes(connection.body)
-        if connection.status != 200:
-            return RequestFailed(f"http_{connection.status}", message(body))
-        whole = not self.options.stream or connection.headers.get(b"content-type", b"").startswith(b"application/json")
-        try:
-            if whole:
-                reading.whole(body)
-            else:
-                reading.stream(body, connection.ends)
-        except RequestFailed as failure:
-            return failure
-        return None
+    def _accounted(self, ended: BaseException, reading: Reading) -> BaseException:
+        """The same, without secrets, and with what the arrivals held."""
+        if isinstance(ended, RequestFailed):
+            ended = RequestFailed(ended.kind, self._without_secrets(ended.message))
+        ended.arrival_tokens = tuple(reading.counts)  # type: ignore[attr-defined]
+        return ended
 
     def _body(self, request: Request) -> bytes:
         """The end of the headers, and the body."""
@@ -465,10 +473,11 @@ class OpenAIEngine:
         pool = http.Pool(self._bases[:1], self.options.connect_timeout_s, ASK_S)
         try:
             connection = await pool.open(0)
-            await connection.exchange(line + headers + b"Content-Length: %d\r\n\r\n" % len(data) + data, lambda _: None)
-            if connection.status != 200:
-                raise RequestFailed(f"http_{connection.status}", self._without_secrets(message(bytes(connection.body))))
-            answer = msgspec.json.decode(connection.body)
+            request = line + headers + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
+            response = await connection.exchange(request, lambda _: None)
+            if response.status != 200:
+                raise RequestFailed(f"http_{response.status}", self._without_secrets(message(bytes(response.body))))
+            answer = msgspec.json.decode(response.body)
         except msgspec.DecodeError as wrong:
             raise RequestFailed("malformed", str(wrong)) from None
         finally:

@@ -113,6 +113,19 @@ def _parsed(head: bytes) -> _Head:
     return _Head(status, headers, keep, chunked, size)
 
 
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What came, all of it or until it broke off."""
+
+    status: int
+    """0: not even the head came."""
+    headers: Mapping[bytes, bytes]
+    body: bytearray
+    """Without HTTP's framing."""
+    ends: Sequence[int]
+    """How long the body was after each arrival."""
+
+
 class Connection(asyncio.BufferedProtocol):
     """One connection to a server, good for one exchange at a time."""
 
@@ -122,17 +135,16 @@ class Connection(asyncio.BufferedProtocol):
         self._waiter: asyncio.Future[None] | None = None
         self._arrived: Callable[[int], None] | None = None
         self.silence = 0
-        self.status = 0
-        self.headers: Mapping[bytes, bytes] = {}
-        self.body = bytearray()
+        self._status = 0
+        self._headers: Mapping[bytes, bytes] = {}
+        self._body = bytearray()
         self.ends: list[int] = []
         self.reusable = False
 
-    async def exchange(self, data: bytes, arrived: Callable[[int], None]) -> None:
-        """Send a request and wait for the end of its answer.
+    async def exchange(self, data: bytes, arrived: Callable[[int], None]) -> Response:
+        """Send a request, and wait for the end of its answer; `arrived(1)` is called first thing when bytes have come.
 
-        `arrived(1)` is called first thing whenever bytes have come. Afterwards, however it ended, `body` is what came,
-        without HTTP's framing, and `ends` how long that was after each call. Raises RequestFailed.
+        Raises RequestFailed; `response` is then what came by that time.
         """
         assert self._transport is not None
         self._waiter = asyncio.get_running_loop().create_future()
@@ -140,8 +152,8 @@ class Connection(asyncio.BufferedProtocol):
         self._take = self._head
         self._rest = b""
         self._left = 0
-        self.silence = self.status = 0
-        self.body = bytearray()
+        self.silence = self._status = 0
+        self._body = bytearray()
         self.ends = []
         self.reusable = False
         self._transport.write(data)
@@ -149,6 +161,10 @@ class Connection(asyncio.BufferedProtocol):
             await self._waiter
         finally:
             self._arrived = self._waiter = None
+        return self.response()
+
+    def response(self) -> Response:
+        return Response(self._status, self._headers, self._body, self.ends)
 
     def close(self) -> None:
         """At once: the server is to see that nobody reads on."""
@@ -183,7 +199,7 @@ class Connection(asyncio.BufferedProtocol):
             self._take(bytes(self._buffer[:size]))
         except ValueError as wrong:
             self._fail("malformed", str(wrong))
-        self.ends.append(len(self.body))
+        self.ends.append(len(self._body))
 
     def eof_received(self) -> None:
         if self._waiter is not None and self._take == self._until_closed:
@@ -206,7 +222,7 @@ class Connection(asyncio.BufferedProtocol):
             head = _parsed(data[: min(end, MOST_HEAD)])
             data = data[end + 4 :]
             if head.status >= 200:
-                self.status, self.headers, self._keep = head.status, head.headers, head.keep
+                self._status, self._headers, self._keep = head.status, head.headers, head.keep
                 self._rest, self._left = b"", head.length or 0
                 ending = self._until_closed if head.length is None else self._counted
                 self._take = self._chunked if head.chunked else ending
@@ -217,14 +233,14 @@ class Connection(asyncio.BufferedProtocol):
             raise ValueError(f"not an HTTP answer, or with headers of more than {MOST_HEAD} bytes: {data[:60]!r}")
 
     def _counted(self, data: bytes) -> None:
-        self.body += data
-        if len(self.body) > self._left:
+        self._body += data
+        if len(self._body) > self._left:
             raise ValueError("the answer is longer than its Content-Length")
-        if len(self.body) == self._left:
+        if len(self._body) == self._left:
             self._finish(self._keep)
 
     def _until_closed(self, data: bytes) -> None:
-        self.body += data
+        self._body += data
         self._bound()
 
     def _chunked(self, data: bytes) -> None:
@@ -237,7 +253,7 @@ class Connection(asyncio.BufferedProtocol):
                 del pieces[-2:]
             if len(pieces) > 2 and (ended or pieces[-1] == b"") and _lengths_fit(pieces):
                 self._rest = b""
-                self.body += b"".join(pieces[1::2])
+                self._body += b"".join(pieces[1::2])
                 self._bound()
                 if ended:
                     self._finish(self._keep)
@@ -246,7 +262,7 @@ class Connection(asyncio.BufferedProtocol):
         while True:
             if self._left > 2:
                 piece = data[at : at + self._left - 2]
-                self.body += piece
+                self._body += piece
                 self._bound()
                 at += len(piece)
                 self._left -= len(piece)
@@ -274,7 +290,7 @@ class Connection(asyncio.BufferedProtocol):
             self._left, at = size + 2, header.end()
 
     def _bound(self) -> None:
-        if len(self.body) > MOST_BODY:
+        if len(self._body) > MOST_BODY:
             raise ValueError(f"the answer exceeds {MOST_BODY} bytes")
 
     def _finish(self, reusable: bool) -> None:

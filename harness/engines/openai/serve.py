@@ -16,14 +16,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness import weights
 from harness.engines.openai.engine import OpenAIEngine
@@ -55,6 +54,7 @@ PARALLEL = (
 
 START_S = 1800.0
 """How long a server may take until it is healthy, where `serve_timeout_s` does not say: large models take minutes."""
+LOG = "engine.log"
 HEALTH_S = 0.25
 """Between two looks at a server that is starting."""
 STOP_S = 15.0
@@ -94,8 +94,7 @@ class Server:
         self.record: dict[str, Any] = {}
         """Its command, its log, and how long it took."""
         self.stop_s = STOP_S
-        self._log = Path("/proc/self/fd/1")
-        self._log_name = "engine.log"
+        self._log: IO[bytes] | None = None
 
     async def start(self) -> str:
         """Start it, wait until it is healthy, and return its address. `stop` is to be called even where this fails.
@@ -113,11 +112,11 @@ class Server:
         try:
             await asyncio.wait_for(self._healthy(url), self._timeout_s)
         except TimeoutError:
-            fix = f"see {self._log_name}, or give it longer: engine.serve_timeout_s"
+            fix = f"see {LOG}, or give it longer: engine.serve_timeout_s"
             raise HarnessError(f"the server was not ready within {self._timeout_s:g} s: {self._said()}", fix) from None
         self._children.settled()
-        log, start_s = self._log_name, time.monotonic() - began_s
-        self.record = {"command": shlex.join(command), "log": log, "start_s": start_s}
+        start_s = time.monotonic() - began_s
+        self.record = {"command": shlex.join(command), "log": LOG, "start_s": start_s}
         return url
 
     def devices(self) -> dict[str, Any]:
@@ -170,37 +169,34 @@ class Server:
 
     def _run(self, command: list[str]) -> None:
         """In a session of its own, so that Ctrl-C is the harness's to answer; it logs where this process prints."""
-        out = None
-        if not self._log.is_file():  # no run's log, but a terminal, say
-            handle, name = tempfile.mkstemp(prefix="harness-server-", suffix=".log")
-            out, self._log, self._log_name = handle, Path(name), name
-        self._log_from = self._log.stat().st_size
+        here = Path("/proc/self/fd/1")
+        if here.is_file():  # a run's engine.log; a run that keeps the server has another by and by
+            self._log = here.open("rb")
+            self._log.seek(0, os.SEEK_END)
         environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **os.environ}
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment,
+                command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=True,
             )  # fmt: skip
         except OSError as refused:
             raise HarnessError(
                 f"cannot start '{command[0]}': {refused.strerror}", "install the server, or give its path"
             ) from None
-        finally:
-            if out is not None:
-                os.close(out)
 
     async def _healthy(self, url: str) -> None:
         while not await asyncio.to_thread(_ready, url):
             if (gone := self.died()) is not None:
                 way = next((fix for pattern, fix in WAYS_OUT if re.search(pattern, gone)), None)
-                raise HarnessError(gone, way or f"see {self._log_name}; options are given as engine.serve_options.NAME")
+                raise HarnessError(gone, way or f"see {LOG}; options are given as engine.serve_options.NAME")
             await asyncio.sleep(HEALTH_S)
 
     def _said(self) -> str:
         """The log's telling lines: the errors raised, else those that speak of one, else the last."""
-        with self._log.open(errors="replace") as log:
-            log.seek(self._log_from)
-            text = log.read()
+        begun = 0 if self._log is None else self._log.tell()
+        text = "" if self._log is None else self._log.read().decode(errors="replace")
+        if self._log is not None:
+            self._log.seek(begun)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         telling = raised(text)[-1:] or [line for line in lines if "rror" in line or "atal" in line][-2:] or lines[-2:]
         return " / ".join(telling)[-_LONGEST:] or "it wrote nothing"
@@ -253,9 +249,12 @@ class ServedEngine:
         self._engine.prepare(request)
 
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
+        return (await self.exchange(request, arrived))()
+
+    async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
         assert self._engine is not None
         try:
-            return await self._engine.generate(request, arrived)
+            return await self._engine.exchange(request, arrived)
         except RequestFailed as failed:
             if (gone := self._server.died()) is None:
                 raise
