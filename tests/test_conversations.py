@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -14,9 +16,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.conversations import RESERVED_IDS, Conversations
+from harness.engines import create
 from harness.errors import HarnessError
 from harness.load import Trace
-from harness.model import Completion, Request
+from harness.model import Completion, Record, Request
+from harness.sender import Sender
 from harness.workload import Prompt, Workload, parse_workload
 
 PLAIN = "requests: {count: 4, input_tokens: 8, output_tokens: 4}\nload: {shape: closed, users: 2}\n"
@@ -349,3 +353,53 @@ def test_equal_hash_ids_are_equal_blocks_of_tokens() -> None:
     assert a == b[:1000]
     assert c[:512] == a[:512]
     assert c[512:] != a[512:700]
+
+
+# As the sender sends them
+
+
+def sent(*overrides: str, stop_after_s: float | None = None) -> tuple[list[Record], float]:
+    """The records of a run on the simulated engine, 1 ms to the first token and 1 ms a token, and how long it took."""
+    workload, records = plain(*overrides), list[Record]()
+    engine = create("simulated", None, {"ttft_s": 0.001, "itl_s": 0.001})
+
+    async def load() -> float:
+        info = await engine.start()
+        talk = Conversations(workload, info.vocabulary)
+        sender = Sender(workload, None, engine, talk.make, records.append, talk.follow)
+        if stop_after_s is not None:
+            asyncio.get_running_loop().call_later(stop_after_s, sender.stop)
+        began = time.monotonic_ns()
+        await sender.run(began)
+        return (time.monotonic_ns() - began) / 1e9
+
+    return records, asyncio.run(load())
+
+
+def test_each_turn_of_each_conversation_has_one_record_and_is_due_after_the_thought() -> None:
+    records, _ = sent("requests.turns=3", "requests.think_time_s=30 ms")
+    assert sorted(record.index for record in records) == [1000 * c + t for c in range(4) for t in range(3)]
+    ends = {(record.conversation, record.turn): record.end_s for record in records}
+    for record in records:
+        if record.turn:
+            thought_s = record.scheduled_s - ends[record.conversation, record.turn - 1]
+            assert thought_s == pytest.approx(0.03, abs=0.01)
+            assert record.stand_in_tokens == 4 * record.turn
+
+
+def test_users_who_come_later_are_not_waited_for_once_all_has_been_sent() -> None:
+    records, took_s = sent("load={shape: steps, steps: [{users: 1, duration_s: 60}, {users: 2, duration_s: 60}]}")
+    assert len(records) == 4
+    assert took_s < 10
+
+
+def test_a_user_who_thinks_when_the_load_is_stopped_says_no_more() -> None:
+    records, took_s = sent("requests.turns=3", "requests.think_time_s=60", stop_after_s=0.1)
+    assert [record.turn for record in records] == [0, 0]
+    assert took_s < 10
+
+
+def test_no_turn_is_due_after_the_end_of_the_load() -> None:
+    records, _ = sent("requests.turns=9", "requests.think_time_s=20 ms", "load.duration_s=100 ms")
+    assert max(record.scheduled_s for record in records) < 0.1
+    assert max(record.turn or 0 for record in records) > 0
