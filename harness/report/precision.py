@@ -77,7 +77,7 @@ def repeats_table(runs: Sequence[tuple[RunFile, Summary]]) -> Table:
             ends = (None, None) if half is None else (mean - half, mean + half)
             over = replace(known[0], value=mean, low=ends[0], high=ends[1], n=len(runs), reason=None)
             rows.append((name, over, *(replace(figure, low=None, high=None, reason=None) for figure in known)))
-    notes = ["each run started its engine anew; the interval is of the mean, between runs"]
+    notes = ["each run started its engine anew and sent the same requests; the interval is of the mean, between runs"]
     if (mixed := across([versions(file) for file, _ in runs])) is not None:
         notes.append(f"{mixed.code}: {mixed.text}")
     return Table("repeats", "Repeats", ("figure", "mean", *(file.id for file, _ in runs)), tuple(rows), tuple(notes))

@@ -19,6 +19,7 @@ RATES: Mapping[str, str] = {
     "requests_per_s": "requests",
     "goodput_per_s": "goodput",
     "duration_s": "duration",
+    "window.share": "steady part",
 }
 OBJECTIVES: Mapping[str, str] = {
     "ttft_s": "first token within {} of the due time",
