@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from statistics import NormalDist
-from types import UnionType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -119,12 +118,16 @@ def _check_spread(of: Lengths | Times, takes: Mapping[str, str]) -> None:
         raise PydanticCustomError("order", "is not above the median", {"key": "p95"})
 
 
-def _short_form(key: str, kinds: type | UnionType) -> BeforeValidator:
+def _short_form(key: str, kinds: Any, whole: type) -> BeforeValidator:
     """`64` is short for `{distribution: fixed, tokens: 64}`, and `2 s` for `{distribution: fixed, seconds: 2 s}`."""
-    return BeforeValidator(lambda v: {"distribution": "fixed", key: v} if isinstance(v, kinds) else v)
+
+    def read(value: object) -> object:
+        return {"distribution": "fixed", key: value} if isinstance(value, kinds) else value
+
+    return BeforeValidator(read, json_schema_input_type=whole | kinds | None)
 
 
 LENGTHS_FORM = "a whole number of tokens, or {distribution: uniform, min: 16, max: 64}, or normal, or lognormal"
 TIMES_FORM = "seconds, '2 s', or {distribution: exponential, mean: 5 s}, or uniform, normal, lognormal"
-LengthsOrInt = Annotated[Lengths | None, _short_form("tokens", int | float)]
-TimesOrSeconds = Annotated[Times | None, _short_form("seconds", int | float | str)]
+LengthsOrInt = Annotated[Lengths | None, _short_form("tokens", int | float, Lengths)]
+TimesOrSeconds = Annotated[Times | None, _short_form("seconds", int | float | str, Times)]

@@ -32,7 +32,7 @@ def _quantity(units: Mapping[str, float], form: str = "above 0") -> BeforeValida
             raise PydanticCustomError("quantity", message, {"form": form, "units": ", ".join(units)})
         return number
 
-    return BeforeValidator(read)
+    return BeforeValidator(read, json_schema_input_type=float | str)
 
 
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}

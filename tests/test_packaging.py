@@ -130,6 +130,7 @@ COMMANDS = [
     "facts",
     "diff latest latest",
     "list runs --where users>=1",
+    "schema workload",
     "export figures.csv",
     f"sweep {ROOT}/tests/data/sweep.yaml --dry-run",
     *(f"list {what}" for what in ("runs", "engines", "models", "scenarios")),

@@ -60,3 +60,15 @@ def import_(
     for file in files:
         for directory in importers.store_points(file, root, gpu, gpus):
             typer.echo(f"run: {directory}")
+
+
+@app.command()
+def schema(
+    name: Annotated[Literal["workload", "sweep", "scenario", "fact", "run"], typer.Argument()],
+) -> None:
+    """Print the JSON Schema of a workload, sweep, scenario, fact, or of run.json."""
+    import json
+
+    from harness import schemas
+
+    typer.echo(json.dumps(schemas.schema(name), indent=1))

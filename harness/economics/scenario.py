@@ -91,7 +91,7 @@ class Scenario:
     """Why there is no price of the device at hand, and one is needed; see `cost.priced`."""
 
 
-class _InputFile(BaseModel):
+class InputFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     value: float | None = None
     lognormal: dict[str, float] | None = None
@@ -110,7 +110,7 @@ class _InputFile(BaseModel):
         return str(value)  # YAML reads 1, 2026 and 2026-06-01 as something else than text
 
 
-class _ScenarioFile(BaseModel):
+class ScenarioFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: str
     description: str
@@ -131,7 +131,7 @@ def parse_scenario(text: str, origin: str, overrides: Sequence[str] = ()) -> Sce
     data, _ = yamltext.read(text, origin)
     if not isinstance(data, dict):
         raise HarnessError(f"{origin}: a scenario is a mapping, got {data!r:.60}", "see docs/economics.md for the form")
-    file = _checked(_ScenarioFile, data, origin)
+    file = _checked(ScenarioFile, data, origin)
     inputs = {key: _input(key, spec, origin) for key, spec in file.inputs.items()}
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -162,7 +162,7 @@ def _input(key: str, spec: Any, origin: str) -> Input:
     where = f"{origin}: inputs.{key}"
     if key not in KEYS:
         raise HarnessError(f"{where}: unknown key", f"choose one of {', '.join(KEYS)}")
-    known, given = KEYS[key], _checked(_InputFile, spec, origin, f"inputs.{key}")
+    known, given = KEYS[key], _checked(InputFile, spec, origin, f"inputs.{key}")
     raws = {kind: raw for kind in PARAMETERS if (raw := getattr(given, kind)) is not None}
     if len(raws) != 1:
         raise HarnessError(f"{where}: has {list(raws) or 'no value'}", f"give exactly one of {', '.join(PARAMETERS)}")

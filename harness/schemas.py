@@ -1,0 +1,62 @@
+"""JSON Schemas of the files that people write and of those that the harness stores, made from the models that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from harness.economics.scenario import KEYS, InputFile, ScenarioFile
+from harness.reported.records import Fact
+from harness.store import RunFile
+from harness.sweep import Sweep
+from harness.workload import Workload
+
+Schema = dict[str, Any]
+
+
+def _named(name: str, schema: Schema) -> Schema:
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name, **schema}
+
+
+def _workload() -> Schema:
+    schema = TypeAdapter(Workload).json_schema()
+    schema["required"].remove("name")  # the file's name stands in for it
+    return schema
+
+
+def _sweep() -> Schema:
+    schema = TypeAdapter(Sweep).json_schema()
+    schema["required"].remove("name")
+    return schema
+
+
+def _scenario() -> Schema:
+    """Its inputs are checked one by one, so that a mistake can be named; here they stand in one piece."""
+    schema, each = TypeAdapter(ScenarioFile).json_schema(), TypeAdapter(InputFile).json_schema()
+    for loose in ("unit", "date"):  # YAML reads 1 and 2026 as numbers
+        each["properties"][loose] = {"type": ["string", "number"]}
+    schema["properties"]["inputs"] = {
+        "type": "object", "propertyNames": {"enum": list(KEYS)}, "additionalProperties": each,
+    }  # fmt: skip
+    return schema
+
+
+SCHEMAS: Mapping[str, Callable[[], Schema]] = {
+    "workload": _workload,
+    "sweep": _sweep,
+    "scenario": _scenario,
+    "fact": lambda: TypeAdapter(Fact).json_schema(),
+    "run": lambda: TypeAdapter(RunFile).json_schema(),
+}
+"""What has a schema: three kinds of YAML file, a row of a facts file, and run.json."""
+
+
+def schema(name: str) -> Schema:
+    """The JSON Schema (draft 2020-12) of one of `SCHEMAS`.
+
+    >>> schema("sweep")["required"]
+    ['workload']
+    """
+    return _named(f"inference-cost-harness {name}", SCHEMAS[name]())
