@@ -7,16 +7,13 @@ schedule but what left: a late token is the server's doing, and is not laid to t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import heapq
 import json
 import re
-import select
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -24,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.eventloop import event_loop
 
 TRUE_WITHIN = 0.05
 """The share by which a p99 may be off."""
@@ -140,6 +138,7 @@ def known_server(ttft_s: float, itl_s: float) -> Iterator[str]:
 
 
 _LENGTH, _MOST = re.compile(rb"(?i)content-length: *(\d+)"), re.compile(rb'"max_tokens": *(\d+)')
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def _event(**fields: Any) -> bytes:
@@ -147,102 +146,79 @@ def _event(**fields: Any) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-class _Server:
-    """Sends the tokens as they are due; one loop, no thread, a write for each token."""
+_TOKEN = _event(choices=[{"index": 0, "text": " token", "finish_reason": None}])
+_END = _event(choices=[{"index": 0, "text": " end", "finish_reason": "length"}])
 
-    TOKEN = _event(choices=[{"index": 0, "text": " token", "finish_reason": None}])
-    HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+class _Truth:
+    """What the server sent since the last reset."""
+
+    def __init__(self) -> None:
+        self.ttft_s: list[float] = []
+        self.itl_s: list[float] = []
+        self.late_s: list[float] = []
+        self.streams = self.most = 0
+
+    def page(self) -> dict[str, float]:
+        named = {"ttft_s": self.ttft_s, "itl_s": self.itl_s, "late_s": self.late_s}
+        return {"streams": self.most, **{name: _p99(values) for name, values in named.items()}}
+
+
+class _Answers(asyncio.Protocol):
+    """A connection to the server: each token of an answer is a timer and a write."""
+
+    truth = _Truth()
 
     def __init__(self, ttft_s: float, itl_s: float) -> None:
-        self.ttft_s, self.itl_s = ttft_s, itl_s
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        self.poller = select.epoll()
-        self.connections: dict[int, tuple[socket.socket, bytearray]] = {}
-        self.due: list[tuple[float, int, int, int, float]] = []
-        """Heap: when, file descriptor, tokens sent, tokens asked, when what came before was stamped."""
-        self.reset()
+        self.ttft_s, self.itl_s, self.loop, self.held = ttft_s, itl_s, asyncio.get_running_loop(), b""
 
-    def reset(self) -> None:
-        self.ttfts: list[float] = []
-        self.gaps: list[float] = []
-        self.late: list[float] = []
-        self.most = 0
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
 
-    def serve(self) -> None:
-        """Until standard input closes."""
-        print(self.listener.getsockname()[1], flush=True)
-        self.poller.register(self.listener, select.EPOLLIN)
-        self.poller.register(0, select.EPOLLHUP)
-        while True:
-            self._send_due()
-            wait_s = max(0.0, self.due[0][0] - time.monotonic()) if self.due else None
-            select.select([self.poller], [], [], wait_s)  # epoll itself waits in whole milliseconds
-            for number, _ in self.poller.poll(0):
-                if number == 0:
-                    return
-                if number == self.listener.fileno():
-                    made = self.listener.accept()[0]
-                    made.setblocking(False)
-                    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    self.connections[made.fileno()] = made, bytearray()
-                    self.poller.register(made, select.EPOLLIN)
-                else:
-                    self._read(number)
-
-    def _send_due(self) -> None:
-        while self.due and self.due[0][0] <= time.monotonic():
-            at_s, number, sent, asked, since_s = heapq.heappop(self.due)
-            data = self.TOKEN if sent + 1 < asked else self._last(asked)
-            try:
-                self.connections[number][0].send(data)
-            except (OSError, KeyError):  # the client went, or does not read
-                self._close(number)
-                continue
-            now_s = time.monotonic()
-            self.late.append(now_s - at_s)
-            (self.gaps if sent else self.ttfts).append(now_s - since_s)
-            if sent + 1 < asked:
-                heapq.heappush(self.due, (at_s + self.itl_s, number, sent + 1, asked, now_s))
-
-    def _last(self, asked: int) -> bytes:
-        end = _event(choices=[{"index": 0, "text": " end", "finish_reason": "length"}])
-        return end + _event(choices=[], usage={"completion_tokens": asked}) + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
-
-    def _read(self, number: int) -> None:
-        connection, held = self.connections[number]
-        try:
-            data = connection.recv(1 << 16)
-        except OSError:
-            data = b""
-        if not data:
-            return self._close(number)
-        held += data
-        head, ended, body = held.partition(b"\r\n\r\n")
+    def data_received(self, data: bytes) -> None:
+        self.held += data
+        head, ended, body = self.held.partition(b"\r\n\r\n")
         length = _LENGTH.search(head)
         if not ended or len(body) < (int(length[1]) if length else 0):
-            return None
-        held.clear()
+            return
+        self.held = b""
         if head.startswith(b"POST"):
-            now_s, most = time.monotonic(), _MOST.search(body)
-            connection.send(self.HEAD)
-            heapq.heappush(self.due, (now_s + self.ttft_s, number, 0, int(most[1]) if most else 16, now_s))
-            self.most = max(self.most, len(self.due))
-            return None
-        page = json.dumps(self._page(bytes(head.split(b" ", 2)[1]))).encode()
-        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page))
-        return None
+            now_s, most = self.loop.time(), _MOST.search(body)
+            self.transport.write(_HEAD)
+            self.loop.call_at(
+                now_s + self.ttft_s, self._token, now_s + self.ttft_s, 1, int(most[1]) if most else 16, now_s
+            )
+            self.truth.streams += 1
+            self.truth.most = max(self.truth.most, self.truth.streams)
+            return
+        if b" /reset " in head:
+            _Answers.truth = _Truth()
+        about = self.truth.page() if b" /truth " in head else {"data": [{"id": "m", "max_model_len": 100_000}]}
+        page = json.dumps(about).encode()
+        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page))
 
-    def _page(self, path: bytes) -> Any:
-        if path == b"/reset":
-            self.reset()
-        if path == b"/truth":
-            named = {"ttft_s": self.ttfts, "itl_s": self.gaps, "late_s": self.late}
-            return {"streams": self.most, **{name: _p99(values) for name, values in named.items()}}
-        return {"data": [{"id": "m", "max_model_len": 100_000}]}
+    def _token(self, at_s: float, number: int, asked: int, since_s: float) -> None:
+        """Send a token that is due, stamp it, and see to the next; `since_s` is the stamp of what came before it."""
+        data = _TOKEN
+        if number == asked:
+            data = _END + _event(choices=[], usage={"completion_tokens": asked}) + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+            self.truth.streams -= 1
+        self.transport.write(data)
+        now_s = self.loop.time()
+        self.truth.late_s.append(now_s - at_s)
+        (self.truth.itl_s if number > 1 else self.truth.ttft_s).append(now_s - since_s)
+        if number < asked:
+            self.loop.call_at(at_s + self.itl_s, self._token, at_s + self.itl_s, number + 1, asked, now_s)
 
-    def _close(self, number: int) -> None:
-        if number in self.connections:
-            self.connections.pop(number)[0].close()
+
+async def _serve(ttft_s: float, itl_s: float) -> None:
+    """Until standard input closes."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    server = await loop.create_server(lambda: _Answers(ttft_s, itl_s), "127.0.0.1", 0, backlog=4096)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    loop.add_reader(0, ended.set)
+    await ended.wait()
 
 
 def _p99(values: list[float]) -> float:
@@ -259,4 +235,5 @@ def _p99(values: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    _Server(*map(float, sys.argv[1:])).serve()
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        runner.run(_serve(*map(float, sys.argv[1:])))

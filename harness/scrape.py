@@ -15,10 +15,10 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from harness.model import Figure
 
@@ -129,33 +129,23 @@ def scraping(base_urls: Sequence[str], journal: Path) -> Iterator[None]:
         child.stdout.close()
 
 
-def _connection(base_url: str) -> tuple[http.client.HTTPConnection, str]:
-    """To a server, kept open from reading to reading; and where its metrics are."""
-    address = urlsplit(base_url)
-    made = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-    return made(address.netloc, timeout=TIMEOUT_S), f"{address.path.rstrip('/').removesuffix('/v1')}/metrics"
-
-
-def _get(connection: http.client.HTTPConnection, path: str) -> str:
+def _get(base_url: str) -> str:
     """What it says; nothing where it has no metrics, or is too busy: the next reading comes."""
+    url = f"{base_url.rstrip('/').removesuffix('/v1')}/metrics"
     try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        text = answer.read().decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        connection.close()
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+            return str(answer.read().decode(errors="replace"))
+    except (OSError, ValueError, http.client.HTTPException):
         return ""
-    return text if answer.status == 200 else ""
 
 
 def main(path: str, *base_urls: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connections = [_connection(url) for url in base_urls]
     ended = False
     with Path(path).open("w") as journal, contextlib.suppress(BrokenPipeError):
         while True:
             asked_s = time.monotonic()
-            text = "\n".join(_get(*each) for each in connections)
+            text = "\n".join(map(_get, base_urls))
             time_s = (asked_s + time.monotonic()) / 2
             for name, value in parse(text).items():
                 journal.write(json.dumps({"time_s": time_s, "name": name, "value": value}) + "\n")

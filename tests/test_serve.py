@@ -122,7 +122,7 @@ engine: {{name: openai, openai: {{serve: {serve}}}}}
     ("mode", "timeout_s", "what"),
     [
         ("broken", 30, "the server ended with status 1: ValueError: the model has no weights"),
-        ("slow", 1, r"the server was not ready within 1 s: loading \['x'\]"),
+        ("slow", 4, r"the server was not ready within 4 s: loading \['x'\]"),
     ],
 )
 def test_a_server_that_does_not_come_up_is_blamed_in_its_own_words(
@@ -132,7 +132,7 @@ def test_a_server_that_does_not_come_up_is_blamed_in_its_own_words(
     with pytest.raises(HarnessError) as failed:
         asyncio.run(start_and_stop(Server(f"{command} {mode} x", None, {}, timeout_s)))
     assert re.fullmatch(what, failed.value.what)
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 15
     assert children() == []
 
 

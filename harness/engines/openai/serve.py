@@ -148,6 +148,8 @@ class Server:
             self._process.wait()
         if self._children is not None:
             self._children.close()
+        if self._log is not None:
+            self._log.close()
         self._process = self._children = None
 
     def _command(self, template: str, port: int) -> list[str]:
@@ -172,12 +174,12 @@ class Server:
         here = Path("/proc/self/fd/1")
         if here.is_file():  # a run's engine.log; a run that keeps the server has another by and by
             self._log = here.open("rb")
-            self._log.seek(0, os.SEEK_END)
+            self._log_from = self._log.seek(0, os.SEEK_END)
         environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **os.environ}
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=environment,
-                start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=None if self._log else subprocess.DEVNULL,
+                stderr=subprocess.STDOUT, env=environment, start_new_session=True,
             )  # fmt: skip
         except OSError as refused:
             raise HarnessError(
@@ -193,10 +195,10 @@ class Server:
 
     def _said(self) -> str:
         """The log's telling lines: the errors raised, else those that speak of one, else the last."""
-        begun = 0 if self._log is None else self._log.tell()
-        text = "" if self._log is None else self._log.read().decode(errors="replace")
-        if self._log is not None:
-            self._log.seek(begun)
+        if self._log is None:
+            return "it has no log"
+        self._log.seek(self._log_from)
+        text = self._log.read().decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         telling = raised(text)[-1:] or [line for line in lines if "rror" in line or "atal" in line][-2:] or lines[-2:]
         return " / ".join(telling)[-_LONGEST:] or "it wrote nothing"
