@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import csv
 import io
 import itertools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import json
+from pyarrow import csv, json
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from harness.errors import HarnessError
@@ -61,15 +59,21 @@ def _csv_rows(text: str, path: Path, first: int) -> pd.DataFrame:
     if columns is None:
         what = f"{path}:{first}: '{text.partition(chr(10))[0]:.60}' is not the header of a trace"
         raise HarnessError(what if text.strip() else f"{path}: no rows", _TRACE_FORM)
-    try:
-        rows = pd.read_csv(
-            io.StringIO(text), dtype=str, names=header, skiprows=1, na_filter=False, skip_blank_lines=False,
-            index_col=False, quoting=csv.QUOTE_NONE,
-        )[list(columns)]  # fmt: skip
-    except pd.errors.ParserError as error:
-        line = re.search(r"fields in line (\d+)", str(error))
-        place = f"{path}:{int(line[1]) + first - 1}" if line else str(path)
-        raise HarnessError(f"{place}: more cells than the header has", _TRACE_FORM) from None
+    wrong: list[Any] = []
+
+    def kept_aside(row: Any) -> str:
+        wrong.append(row)
+        return "skip"
+
+    rows: pd.DataFrame = csv.read_csv(
+        io.BytesIO(text.encode()),
+        csv.ReadOptions(use_threads=False, column_names=header, skip_rows=1),
+        csv.ParseOptions(quote_char=False, ignore_empty_lines=False, invalid_row_handler=kept_aside),
+        csv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(columns, pa.string())),
+    ).to_pandas()
+    if wrong:
+        what = f"{path}:{wrong[0].number + first - 1}: '{wrong[0].text:.60}' is not a row of a trace"
+        raise HarnessError(what, f"expected {len(header)} cells, as in the header")
     rows.index += first + 1
     kept = (rows != "").any(axis=1)
     return rows[kept & (rows["Response tokens"] != "0") if "Response tokens" in columns else kept]
