@@ -24,7 +24,6 @@ SWAP_SHARE = 0.01
 """Of the memory that may lie in swap: some always does, left behind long ago."""
 LEAST_BYTES, ROOM_BYTES = 1e8, 2e10
 """Below the first a run may not fit; below the second no larger model can be fetched."""
-GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 USER_CLOCKS = 0x02
 """NVML's clock event reason for clocks that somebody has set."""
 
@@ -40,7 +39,9 @@ def examine(results: Path) -> Iterator[Seen]:
     place = environment.capture()
     yield "harness", f"{place['harness']}, Python {place['python']}, {place['os']}"
     if (place["git"] or {}).get("dirty"):
-        yield Finding("git-dirty", "the harness's clone has changes that no revision names", "git commit -a")
+        yield Finding("dirty-tree", "the harness's clone has changes that no revision has", "git commit -a")
+    if place["debug"]:
+        yield Finding("debug-build", f"what runs here has {', '.join(place['debug'])}, which is slow", "env -u NAME …")
     yield from _engines(place)
     yield from _gpus(place)
     yield from _host(place)
@@ -112,9 +113,8 @@ def _gpu(device: MeterDevice, now: PowerSample, known: Mapping[str, Any]) -> Ite
 
 def _host(place: Mapping[str, Any]) -> Iterator[Seen]:
     cores, memory, swap = place["cpu"]["cores_usable"], place["memory_bytes"], psutil.swap_memory().used
-    governor = GOVERNOR.read_text().strip() if GOVERNOR.exists() else "not shown"
-    busy = psutil.getloadavg()[0]
-    yield "CPU", f"{place['cpu']['model']}, {cores} cores usable, governor {governor}, load {busy:.2f}"
+    busy, governor = psutil.getloadavg()[0], ", ".join(place["governors"])
+    yield "CPU", f"{place['cpu']['model']}, {cores} cores usable, governor {governor or 'n/a'}, load {busy:.2f}"
     yield "memory", f"{memory / 1e9:.1f} GB, {swap / 1e9:.1f} GB in swap"
     try:
         yield "RAPL", ", ".join(device.domain for device in RaplReader().open().devices)
@@ -122,9 +122,9 @@ def _host(place: Mapping[str, Any]) -> Iterator[Seen]:
         yield "RAPL", refused.what
         if refused.fix == GRANT:
             yield Finding("rapl-permission", refused.what, GRANT)
-    if governor not in ("performance", "not shown"):
-        text = f"the CPU frequency governor is {governor}, so the clock follows the load"
-        yield Finding("cpu-governor", text, "sudo cpupower frequency-set -g performance")
+    if governor not in ("performance", ""):
+        text = f"processors change their frequency (governor {governor})"
+        yield Finding("cpu-frequency", text, "sudo cpupower frequency-set -g performance")
     if swap > SWAP_SHARE * memory:
         yield Finding("swap", f"{swap / 1e9:.1f} GB lie in swap", "sudo swapoff -a && sudo swapon -a")
     if busy > BUSY_SHARE * cores:

@@ -96,13 +96,13 @@ class Timings(_Part):
     engine_stop_s: float | None = None
 
 
-def _like(form: Any) -> AfterValidator:
-    """Leaves a value as it is, and refuses one in which what `form` names is of another kind; more may be in it."""
+def _like(form: Any, *, filled: bool = False) -> AfterValidator:
+    """Refuses a value in which what `form` names is of another kind. `filled`: what it lacks gets its default."""
     adapter = TypeAdapter(form)
 
     def check(value: Any) -> Any:
-        adapter.validate_python(value)
-        return value
+        read = adapter.validate_python(value)
+        return adapter.dump_python(read, mode="json") if filled else value
 
     return AfterValidator(check)
 
@@ -144,8 +144,10 @@ class _Place(BaseModel):
 
 
 class _Started(BaseModel):
-    """What is read of an engine's own account."""
+    """What is read of an engine's own account; the rest stays."""
 
+    model_config = ConfigDict(extra="allow")
+    engine: str
     device: str
     device_count: int
     model: ModelIdentity
@@ -169,7 +171,9 @@ class _Client(BaseModel):
 
 
 class _Imported(BaseModel):
-    """What is read of another tool's result."""
+    """What is read of another tool's result; the rest stays."""
+
+    model_config = ConfigDict(extra="allow")
 
     tool: str
     file: str
@@ -189,9 +193,9 @@ class RunFile(_Part):
     """The workload in full, as validated."""
     engine_asked: str
     environment: Annotated[dict[str, Any], _like(_Place)]
-    engine: Annotated[dict[str, Any], _like(_Started)] | None = None
+    engine: Annotated[dict[str, Any], _like(_Started, filled=True)] | None = None
     """What the engine said of itself (the fields of EngineInfo); None: it never started."""
-    meters: list[Annotated[dict[str, Any], _like(MeterInfo)]] = []
+    meters: list[Annotated[dict[str, Any], _like(MeterInfo, filled=True)]] = []
     """What each meter said of itself (the fields of MeterInfo)."""
     meters_asked: list[str] = []
     """The words that named the meters, as `harness run --meter` takes them."""
@@ -205,7 +209,7 @@ class RunFile(_Part):
     """The server that the harness started: its command, version and log."""
     sweep: dict[str, Any] | None = None
     """Of a point of a sweep: the sweep's `name`, the point's `key`, `values` and `repeat`."""
-    imported: Annotated[dict[str, Any], _like(_Imported)] | None = None
+    imported: Annotated[dict[str, Any], _like(_Imported, filled=True)] | None = None
     """Of another tool's result: the tool, the file, the figures that it printed, and how it defines them."""
     idle: dict[str, tuple[float, float]] = {}
     """Spans without load, in seconds since it began: `bare` (no engine yet), `loaded` (before the load), `after`."""
@@ -366,10 +370,14 @@ def engine_record(info: EngineInfo) -> dict[str, Any]:
 
 def find(reference: str, root: Path) -> Path:
     """A run's directory from a path, a name under `root`, or a name's unambiguous beginning (`latest` is a name)."""
-    with contextlib.suppress(OSError):  # a name that is too long for a file
-        for candidate in (Path(reference), root / reference):
-            if os.path.lexists(candidate / "run.json") or (candidate.is_dir() and not os.access(candidate, os.X_OK)):
-                return candidate.resolve()
+    for candidate in (Path(reference), root / reference):
+        try:
+            (candidate / "run.json").lstat()
+        except PermissionError:
+            pass  # it is there: `read` will say what is wrong with it
+        except (OSError, ValueError):  # too long a name, or a null byte in it, among others
+            continue
+        return candidate.resolve()
     matches = sorted(name for path in root.glob("*/run.json") if (name := path.parent.name).startswith(reference))
     if len(matches) == 1:
         return (root / matches[0]).resolve()

@@ -77,16 +77,12 @@ def test_what_a_machine_lacks_is_found(tmp_path: Path, monkeypatch: pytest.Monke
     here = environment.capture()
     assert "no-engine" not in codes(here, tmp_path)
     monkeypatch.setattr(engines, "NEEDS", {"vllm": ("no_such_package", "x")})
-    monkeypatch.setattr(doctor, "GOVERNOR", tmp_path / "governor")
-    (tmp_path / "governor").write_text("powersave\n")
-    cramped = {**here, "cpu": {**here["cpu"], "cores_usable": 2}}
+    cramped = {**here, "cpu": {**here["cpu"], "cores_usable": 2}, "governors": ["powersave"]}
     found = codes(cramped, tmp_path)
     assert found["no-engine"]
-    assert {"cpu-governor", "few-cores"} <= found.keys()
-    roomy = codes({**here, "cpu": {**here["cpu"], "cores_usable": 10_000}}, tmp_path)
-    assert not {"few-cores", "busy"} & roomy.keys()
-    (tmp_path / "governor").write_text("performance\n")
-    assert "cpu-governor" not in codes(here, tmp_path)
+    assert {"cpu-frequency", "few-cores"} <= found.keys()
+    roomy = {**here, "cpu": {**here["cpu"], "cores_usable": 10_000}, "governors": ["performance"]}
+    assert not {"few-cores", "busy", "cpu-frequency"} & codes(roomy, tmp_path).keys()
 
 
 def test_models_in_the_hubs_cache_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
