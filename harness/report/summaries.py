@@ -27,7 +27,10 @@ def summary_of(run: Run) -> Summary:
 def made_of(run: Run) -> Summary:
     """The run's summary, made from its rows."""
     workload = run.file.workload
-    infos = energy.meter_infos(run.file.meters)
+    apart_s = selfwatch.clock_bound_s(run.file.clients)
+    infos = [
+        replace(info, clock_offset_s=info.clock_offset_s + apart_s) for info in energy.meter_infos(run.file.meters)
+    ]
     load = workload.get("load", {})
     window = window_of(
         run.requests,
