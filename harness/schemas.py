@@ -1,4 +1,4 @@
-"""JSON Schemas of the files that people write and of those that the harness stores, made from the models that read them."""
+"""JSON Schemas of the files that people write and of those that the harness stores, made from their models."""
 
 from __future__ import annotations
 

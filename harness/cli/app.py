@@ -28,7 +28,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_RESULTS", help="Directory that holds the runs.")]
+
+def place(text: str) -> Path:
+    """A directory that holds runs; of a URL, its mirror here."""
+    if "://" not in str(text):
+        return Path(text)
+    from harness import remote
+
+    return remote.opened(text)
+
+
+_HOLDS = "Directory that holds the runs, or a URL (s3://bucket/results)."
+Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_RESULTS", parser=place, metavar="DIR", help=_HOLDS)]
+Out = Annotated[Path, typer.Option("--out", envvar="HARNESS_RESULTS", parser=place, metavar="DIR", help=_HOLDS)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any key; repeatable.")]
 Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")]
 Facts = Annotated[
@@ -110,7 +122,11 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # quotes in scripts that the terminal's encoding lacks
     try:
-        app()
+        try:
+            app()
+        finally:
+            if (remote := sys.modules.get("harness.remote")) is not None:
+                remote.send()
     except errors.HarnessError as mistake:
         typer.echo(f"error: {mistake}", err=True)
         raise SystemExit(errors.WRONG_USE) from None

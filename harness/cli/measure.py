@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Format, Precision, Scenario, Set, app, show, show_run
+from harness.cli.app import RESULTS, Format, Out, Precision, Scenario, Set, app, show, show_run
 from harness.cli.display import Display
 
 
@@ -26,9 +25,7 @@ def run(
         bool, typer.Option("--serve", help="Start a server for the engine openai: vllm, or what engine.serve names.")
     ] = False,
     set_: Set = None,
-    out: Annotated[
-        Path, typer.Option(envvar="HARNESS_RESULTS", help="Directory that gets the run's directory.")
-    ] = RESULTS,
+    out: Out = RESULTS,
     scenario: Scenario = None,
     meter: Annotated[
         list[str] | None,
