@@ -132,6 +132,7 @@ COMMANDS = [
     "list runs --where users>=1",
     "schema workload",
     "export figures.csv",
+    f"import {ROOT}/tests/data/imported/vllm_serve.json",
     f"sweep {ROOT}/tests/data/sweep.yaml --dry-run",
     *(f"list {what}" for what in ("runs", "engines", "models", "scenarios")),
     *_readme_without_measuring(),
