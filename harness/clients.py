@@ -164,7 +164,7 @@ class Clients:
             failed=sum(each.failed for each in last),
             in_flight=sum(each.in_flight for each in last),
             output_tokens=sum(each.output_tokens for each in last),
-            count=self.workload.requests.count,
+            count=self.workload.requests.in_all,
             duration_s=self.workload.load.duration_s,
         )
 

@@ -142,7 +142,7 @@ class Sender:
             failed=self.failed,
             in_flight=self.sent - self.finished,
             output_tokens=self.output_tokens,
-            count=self.workload.requests.count,
+            count=self.workload.requests.in_all,
             duration_s=self.workload.load.duration_s,
         )
 

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from harness import yamltext
 from harness.distributions import LENGTHS_FORM, TIMES_FORM, LengthsOrInt, TimesOrSeconds
 from harness.errors import HarnessError
-from harness.load import WHOLE, Count, Load, Positive, Seconds, check_keys
+from harness.load import WHOLE, Count, Load, Positive, Seconds, check_keys, user_spans
 
 SOURCES: Mapping[str, str] = {
     "random tokens": "input_tokens output_tokens",
@@ -121,6 +121,11 @@ class Requests(Content):
         """The parts, or the one kind that there is."""
         return self.parts or (self,)
 
+    @property
+    def in_all(self) -> int | None:
+        """How many requests there will be; None: that is not known before."""
+        return None if any(content.turns for content in self.contents) else self.count
+
 
 class Engine(_Part):
     """Which engine, and its options: free maps, which the engine itself checks."""
@@ -173,8 +178,13 @@ class Workload(_Part):
         return self
 
     def engine_options(self, name: str) -> dict[str, Any]:
-        """The options for the engine of that name: its own map, under those given for whichever engine runs."""
-        return _merged(getattr(self.engine, name, {}), self.engine.options)
+        """The options for the engine of that name: its own map, under those given for whichever engine runs.
+
+        To a server as many connections are opened beforehand as the load says that there may be requests in flight.
+        """
+        given = _merged(getattr(self.engine, name, {}), self.engine.options)
+        most = len(user_spans(self.load)) if self.load.closed else self.load.max_in_flight
+        return {"connections": most, **given} if name == "openai" and most is not None else given
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,11 +41,12 @@ def made_of(run: Run) -> Summary:
     )
     made = summarise(run.file.id, run.file.state, run.requests, workload.get("objectives", {}), run.simulated, window)
     asked = workload.get("requests", {})
+    in_turns = any(kind.get("turns") for kind in (asked, *(asked.get("parts") or ())))  # count is of conversations
     findings = checks.check(
         run.requests,
         made,
         window,
-        asked=asked.get("count"),
+        asked=None if in_turns else asked.get("count"),
         ignore_eos=asked.get("ignore_eos", True),
         warmup_requests=workload.get("warmup", {}).get("requests", 0),
     )
