@@ -247,6 +247,12 @@ def test_a_page_asks_for_nothing_and_no_name_in_it_acts(
     assert tab.evaluate("new Set([...document.querySelectorAll('clipPath')].map(x => x.id)).size") == 4
 
 
+def test_a_table_too_long_for_a_page_is_cut_and_says_so() -> None:
+    html = page.render("t", [Table("n", "t", ("n",), tuple((str(i),) for i in range(1234)))])
+    assert html.count("<tr>") == 1 + page.MOST_ROWS
+    assert "the first 500 of 1,234 rows" in html
+
+
 def test_a_script_that_got_in_would_not_run(tab: chromium.Page, tmp_path: Path) -> None:
     html = page.render("t", []).replace(
         "<main", "<script>window.ran = 1</script><img src='https://127.0.0.1:9/x'><main"

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from html import escape
 from importlib import resources
@@ -24,6 +25,11 @@ from harness.report.layout import plain
 from harness.report.table import Table
 from harness.reported.comparisons import Context
 from harness.store import RunFile
+
+MOST_ROWS = 500
+"""Of a table."""
+MOST_LABELLED = 100_000
+"""Characters of a drawing whose marks all say what they stand for; beyond that there are too many to point at."""
 
 
 def of_runs(
@@ -65,7 +71,7 @@ def render(
     script = _asset("page.js") + (_asset("whatif.js") if starts else "")
     groups = [
         ("Charts", "chart", [(each[0], _chart(i, *each)) for i, each in enumerate(drawings)]),
-        ("Tables", "table", [(table.title, render_tables([table])) for table in tables]),
+        ("Tables", "table", [(table.title, render_tables([_cut(table)])) for table in tables]),
     ]
     links, body = [("what-if", "What if")] * bool(starts), _what_if(starts) if starts else ""
     for heading, kind, parts in groups:
@@ -90,9 +96,17 @@ def _what_if(starts: Sequence[Mapping[str, Any]]) -> str:
 
 def _chart(number: int, title: str, *drawings: str) -> str:
     """Each drawing with ids of its own, since it was made as if it stood alone; the first is for paper too."""
-    own = (re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>chart{number}-{i}-", each) for i, each in enumerate(drawings))
+    own = [re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>chart{number}-{i}-", each) for i, each in enumerate(drawings)]
+    own = [re.sub(' aria-[a-z]+="[^"]*"', "", each) if len(each) > MOST_LABELLED else each for each in own]
     boxes = (f'<div class="scroll {kind}">{each}</div>' for kind, each in zip(("wide", "narrow"), own, strict=True))
     return f'<figure aria-label="{_text(title)}">{"".join(boxes)}</figure>'
+
+
+def _cut(table: Table) -> Table:
+    """As many rows as a page has room for; a note says so."""
+    said = f"the first {MOST_ROWS} of {len(table.rows):,} rows; --format csv has them all"
+    too_long = len(table.rows) > MOST_ROWS
+    return replace(table, rows=table.rows[:MOST_ROWS], notes=(said, *table.notes)) if too_long else table
 
 
 def _text(text: str) -> str:
