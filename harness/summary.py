@@ -32,6 +32,8 @@ STATISTICS = ("mean", *PERCENTILES)
 
 ABORTED = "aborted"
 """The error of a request that the end of the run cut off."""
+CANCELLED = "cancelled"
+"""The error of a request whose user gave up, as the workload asked (`cancel_after_s`)."""
 
 NO_SUCCESS = "no request succeeded"
 
@@ -74,7 +76,8 @@ def times(requests: pd.DataFrame, state: str) -> Times:
     """
     # A request whose end is missing was in flight when the harness was killed.
     ended = requests["end_s"].notna().to_numpy()
-    cut_off = (requests["error"] == ABORTED).fillna(False).to_numpy(bool) & (state != "complete")
+    error = requests["error"]
+    cut_off = ((error == ABORTED) & (state != "complete") | (error == CANCELLED)).fillna(False).to_numpy(bool)
     faulty = requests["error"].notna().to_numpy()
     completed = ended & ~faulty
     arrival_s, sizes = _flat(requests["arrival_s"], completed)

@@ -122,6 +122,12 @@ def test_a_request_that_the_end_of_the_run_cut_off_has_not_failed() -> None:
     assert summary(record(0), cut)["requests.failed"].value == 1  # in a complete run the engine did it
 
 
+def test_a_request_that_its_user_gave_up_is_neither_completed_nor_failed() -> None:
+    found = summary(record(0), record(1, error="cancelled", output_tokens=None), objectives={"ttft_s": 2.0})
+    assert [found[f"requests.{kind}"].value for kind in ("completed", "failed", "unfinished")] == [1, 0, 1]
+    assert found["objectives_met"].value == 1.0
+
+
 def test_percentiles_and_their_intervals() -> None:
     records = [record(i, sent_s=0.0, arrival_s=(float(i + 1),), arrival_tokens=(1,), end_s=101.0) for i in range(100)]
     found = summary(*records)
