@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from test_report_formats import stored
 
 from harness import store
-from harness.errors import HarnessError
 from harness.model import Figure
 from harness.report import charts, document, economics
 from harness.report.charts import NARROW, WIDTH, Chart
 from harness.report.table import Table
-
-pytest.importorskip("altair", reason="the extra 'charts' is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +128,18 @@ def test_one_specification_gives_every_format(made: dict[str, Chart], tmp_path: 
     assert "<script src" not in (tmp_path / "tornado.html").read_text(encoding="utf-8")  # it opens offline
 
 
-def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "altair", None)
-    with pytest.raises(HarnessError, match="charts need altair") as refused:
-        charts.of_tables([])
-    assert "pip install 'inference-cost-harness[charts]'" in refused.value.fix
+def test_a_report_from_the_command_line_writes_its_tables_and_charts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness", "report", str(stored(tmp_path)), "--table", "latency"]
+    written = ["--format", "parquet", "--out", str(tmp_path / "t.parquet"), "--charts", str(tmp_path / "drawn")]
+    subprocess.run([*command, *written], check=True, capture_output=True)
+    assert set(pd.read_parquet(tmp_path / "t.parquet")["table"]) == {"latency"}
+    assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"ttft.svg", "itl.svg", "over-time.svg"}
+
+
+def test_a_missing_extra_says_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['altair'] = None; from harness.cli import main; main()"
+    command = [sys.executable, "-c", code, "compare", "--charts", str(tmp_path / "drawn")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "charts need altair" in done.stderr
+    assert "pip install 'inference-cost-harness[charts]'" in done.stderr
