@@ -29,10 +29,11 @@ class _MicrosecondSelector(selectors.EpollSelector):
     """epoll waits in whole milliseconds, which would make every timer up to 1 ms late; select() on it does not."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is not None and timeout > 0:
-            select.select([self.fileno()], [], [], timeout)
-            timeout = 0
-        return super().select(timeout)
+        ready = super().select(0)  # under load there is always something, and one call to the system will do
+        if ready or (timeout is not None and timeout <= 0):
+            return ready
+        select.select([self.fileno()], [], [], timeout)
+        return super().select(0)
 
 
 def event_loop() -> asyncio.AbstractEventLoop:

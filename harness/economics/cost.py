@@ -52,6 +52,8 @@ def device_of(engine: Mapping[str, Any], environment: Mapping[str, Any]) -> Devi
     if engine["device"] == "cpu":
         cpu = environment["cpu"]
         return Device("cpu", cpu.get("model"), cpu["cores_usable"])
+    if engine["device"] == "unknown":  # a server of which nobody said: without a name it has no price
+        return Device("gpu", None, engine["device_count"])
     return Device("none", None, engine["device_count"])
 
 

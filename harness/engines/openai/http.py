@@ -308,10 +308,10 @@ class Connection(asyncio.BufferedProtocol):
 def _lengths_fit(pieces: list[bytes]) -> bool:
     """Whether every second piece is as long as the one before it says, and none ends the answer."""
     try:
-        sizes = [int(size, 16) for size in pieces[:-1:2]]
+        sizes = list(map(int, pieces[:-1:2], itertools.repeat(16)))
     except ValueError:
         return False
-    return 0 not in sizes and sizes == [len(piece) for piece in pieces[1::2]]
+    return 0 not in sizes and sizes == list(map(len, pieces[1::2]))
 
 
 class Pool:

@@ -49,9 +49,9 @@ def plain(body: bytes, ends: Sequence[int]) -> tuple[bytes, int, list[int]] | No
     """
     if not (body.startswith(b"data: ") and body.endswith(_LAST)) or b"\r" in body:
         return None
-    data = body[6 : -len(_LAST)].split(b"\n\ndata: ")
-    newlines = np.flatnonzero(np.frombuffer(body, np.uint8) == ord("\n"))
-    if len(newlines) != 2 * (len(data) + 1):  # lines within an event, or between two
+    parts = body[6 : -len(_LAST)].split(b"\n\ndata: ")
+    data = b",".join(parts)
+    if b"\n" in data:  # lines within an event, or between two
         return None
-    ended = np.searchsorted(newlines[1:-2:2], ends)
-    return b"[%b]" % b",".join(data), len(data), ended.tolist()
+    sizes = np.fromiter(map(len, parts), int, len(parts)) + len(b"data: \n\n")
+    return b"[%b]" % data, len(parts), sizes.cumsum().searchsorted(ends, "right").tolist()
