@@ -286,6 +286,7 @@ def _conditions(run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
     elif engine.get("device") == "cuda":
         ran |= {"gpu": _one(gpus, "name"), "power_limit_w": _one(gpus, "power_limit_w")}
     rest |= {"engine_version": engine.get("version"), "seed": workload.get("seed"), "git": place.get("git")}
+    rest |= {"clients": len(run.get("clients") or [0])}
     rest |= {key: place.get(key) for key in ("driver", "python", "os", "harness")}
     rest = _flat({**rest, "options": engine.get("options"), "warmup": workload.get("warmup")})
     return asked, _flat(ran), rest | _flat({key: place.get(key) for key in ("packages", "settings")})

@@ -78,7 +78,7 @@ def replaced_by_directory(name: str) -> Callable[[Path], None]:
     return damage
 
 
-DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     # what is wrong: (how it is made so, what the error names)
     "empty run.json": (cut("run.json", 0), "run.json"),
     "half a run.json": (cut("run.json", 0.5), "run.json"),

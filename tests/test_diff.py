@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer.main
+import yaml
 from scipy import stats as reference
+from test_cli import QUICK, Command, harness  # noqa: F401
 
-from harness import diff, store
+from harness import cli, diff, shipped, store
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.summary import summarise, window_of
@@ -232,3 +239,83 @@ def test_on_a_cpu_the_processor_counts() -> None:
         run["engine"]["device"] = "cpu"
     new["environment"]["cpu"]["cores_usable"] = 8
     assert diff.differences(base, new) == (["cores_usable differs: 16 vs 8"], [])
+
+
+# ---- the verb ----
+
+KEYS = ("requests.count=320", "requests.output_tokens=8", "load.users=40", "engine.jitter=0.5")
+NOISY = ("run", "smoke", "--engine", "simulated", *(word for key in KEYS for word in ("--set", key)))
+"""Of noise of its own beside which that of a busy machine's timers is small."""
+
+
+@pytest.fixture
+def runs(harness: Command) -> tuple[str, str, str]:  # noqa: F811
+    """Two runs of one engine, and one of an engine whose answers take twice as long."""
+    for seed, ttft_s, itl_s in ((0, 0.05, 0.005), (1, 0.05, 0.005), (0, 0.1, 0.01)):
+        words = (f"engine.seed={seed}", f"engine.ttft_s={ttft_s}", f"engine.itl_s={itl_s}")
+        assert harness(*NOISY, *(word for key in words for word in ("--set", key))).code == 0
+    first, second, third = sorted(path.name for path in Path("results").iterdir() if not path.is_symlink())
+    return first, second, third
+
+
+def test_the_verb_judges_gates_tells_github_and_leaves_with_the_gates_outcome(
+    runs: tuple[str, str, str],
+    harness: Command,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, same, slow = runs
+    alike = harness("diff", base, same, "--fail-on", "output_tps<-30%", "--format", "json")
+    assert alike.code == 0, alike.err
+    tables = {table["name"]: table for table in json.loads(alike.out)["tables"]}
+    assert "no difference seen" in dict(tables["verdict"]["rows"])["verdict"]
+    assert "options.seed differs: 0 vs 1" in dict(tables["verdict"]["rows"])["differs too"]
+    assert [row[2] for row in tables["gates"]["rows"]] == ["passed"]
+    (seen,) = (row[3]["value"] for row in tables["diff"]["rows"] if row[0] == "ttft_s.p50")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    unsure = harness("diff", base, same, "--fail-on", f"ttft_s.p50>{100 * seen - 100:+.2f}%")
+    assert unsure.code == 0
+    assert "::warning title=harness diff::undecided: ttft_s.p50>" in unsure.err
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    worse = harness("diff", base, slow, "--fail-on", "output_tps<-3%")
+    assert worse.code == 1
+    assert "::error title=harness diff::failed: output_tps<-3%25: -" in worse.err
+    assert "| regressed |" in Path("summary.md").read_text()
+    repeats = harness("diff", f"{base},{same}", f"{slow},{slow}", "--format", "json")
+    assert "Welch" in repeats.out
+    assert harness("diff", "results", base).code == 0  # a directory stands for the runs in it
+
+
+def test_what_does_not_compare_is_refused_unless_forced_and_then_stamped(harness: Command) -> None:  # noqa: F811
+    for users in ("4", "8"):
+        harness(*QUICK, "--set", f"load.users={users}")
+    base, new = sorted(path.name for path in Path("results").iterdir() if not path.is_symlink())
+    refused = harness("diff", base, new)
+    assert refused.code == 2
+    assert "not comparable: load.users differs: 4 vs 8" in refused.err
+    forced = harness("diff", base, new, "--force")
+    assert forced.code == 0
+    assert "NEW against BASE (FORCED)" in forced.out
+    assert "load.users differs: 4 vs 8" in forced.out
+    file = Path("results") / new / "run.json"
+    file.write_text(file.read_text().replace('"state": "complete"', '"state": "interrupted"'))
+    assert f"{new} is interrupted" in harness("diff", base, new).err
+
+
+PAGE = (Path(__file__).parent.parent / "docs/ci.md").read_text()
+
+
+@pytest.mark.parametrize("text", re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S))
+def test_the_workflows_on_the_page_parse_and_give_commands_that_exist(text: str) -> None:
+    workflow = yaml.safe_load(text)
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert all(("run" in step) != ("uses" in step) for step in steps)
+    lines = [line for step in steps for line in step.get("run", "").replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("harness ")]
+    verbs = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]  # typer hides click's type of a group
+    assert {words[0] for words in commands} >= {"doctor", "run", "diff"}
+    for verb, *arguments in commands:
+        given = verbs[verb].make_context(verb, arguments).params
+        if verb == "run":
+            assert shipped.read_workload(given["workload"], given["set_"] or [])
+        for gate in given.get("fail_on") or ():
+            assert diff.parse_gate(gate).figure.partition(".")[0] in diff.BETTER

@@ -15,6 +15,7 @@ from harness.cli.display import Display
 
 if TYPE_CHECKING:
     from harness.report.differences import Difference
+    from harness.store import Run
 
 Force = Annotated[bool, typer.Option("--force", help="Compare what does not compare, and stamp it.")]
 
@@ -41,7 +42,7 @@ def check(
 
 @app.command()
 def diff(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="A run, or repeats of it: A,B,C.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A run, repeats of it (A,B,C), or their directory.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="What is judged against it, likewise.")] = "latest",
     root: Root = RESULTS,
     fail_on: Annotated[
@@ -52,17 +53,25 @@ def diff(
     format_: Format = "text",
 ) -> None:
     """Set runs against runs: each figure's ratio with its interval, what improved and what regressed."""
-    from harness import store
     from harness.diff import parse_gate
     from harness.report.differences import difference
 
     gates = [parse_gate(text) for text in fail_on or ()]
-    before, after = ([store.read(store.find(each, root)) for each in side.split(",")] for side in (base, new))
-    found = difference(before, after, gates, force)
+    found = difference(_side(base, root), _side(new, root), gates, force)
     show(found.tables, format_)
     _tell_github(found)
     if found.failed:
         raise typer.Exit(errors.GATE_FAILED)
+
+
+def _side(text: str, root: Path) -> list[Run]:
+    from harness import store
+
+    found: list[Path] = []
+    for each in text.split(","):
+        inside = [path.parent for path in Path(each).glob("*/run.json") if not path.parent.is_symlink()]
+        found += sorted(inside) or [store.find(each, root)]
+    return [store.read(directory) for directory in found]
 
 
 def _tell_github(found: Difference) -> None:
