@@ -14,10 +14,9 @@ from scipy import special
 
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
+from harness.stats import CONFIDENCE
 
 Array = NDArray[np.float64]
-
-CONFIDENCE = 0.95
 
 BETTER: Mapping[str, int] = {
     **dict.fromkeys(("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "goodput_per_s"), 1),

@@ -34,7 +34,7 @@ Seen = tuple[str, str] | Finding
 def examine(results: Path) -> Iterator[Seen]:
     """What is here, and what is wrong with it. Imports no engine, needs no GPU, leaves everything as it is.
 
-    A serious finding means that nothing but the simulated engine can run, or that no run can be stored in `results`.
+    Serious is only that no run can be stored in `results`: what runs here may be a server elsewhere.
     """
     place = environment.capture()
     yield "harness", f"{place['harness']}, Python {place['python']}, {place['os']}"
@@ -52,12 +52,12 @@ def _engines(place: Mapping[str, Any]) -> Iterator[Seen]:
     missing = [name for name, (package, _) in engines.NEEDS.items() if importlib.util.find_spec(package) is None]
     for name, (package, extra) in engines.NEEDS.items():
         versions = [f"{p} {place['packages'][p]}" for p in (package, f"{package}-cpu") if p in place["packages"]]
-        yield f"engine {name}", f"not installed: pip install {extra}" if name in missing else versions[0]
+        yield f"engine {name}", f"not installed: pip install {extra}" if name in missing else ", ".join(versions)
     yield "packages", ", ".join(f"{name} {version}" for name, version in place["packages"].items())
     yield "models", ", ".join(_models()) or "none is cached"
     if len(missing) == len(engines.NEEDS):
         advice = "pip install 'inference-cost-harness[cpu]', or [vllm] where there is an NVIDIA GPU"
-        yield Finding("no-engine", "no engine is installed that runs a real model", advice, serious=True)
+        yield Finding("no-engine", "no engine is installed that runs a model here; a server can be measured", advice)
     elif place["gpus"] and "vllm" in missing:
         advice = "pip install 'inference-cost-harness[vllm]'"
         yield Finding("gpu-unused", "there is a GPU, and no vllm to serve from it", advice)

@@ -126,7 +126,7 @@ def rerun(
 def doctor(root: Root = RESULTS, format_: Format = "text") -> None:
     """Look at this machine: what can be measured here, what would make a run doubtful, and what mends it.
 
-    Leaves with 1 where no real model can run, or no run can be stored.
+    Leaves with 1 only where no run can be stored.
     """
     from harness import doctor as examining
     from harness.model import Finding
