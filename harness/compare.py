@@ -8,14 +8,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from harness.economics.draws import Z95, Distribution, log_moments
+from harness.economics.invert import conditioned
 from harness.errors import HarnessError
 from harness.model import Figure, Status
 from harness.reported.algebra import Quantity, about, exact
 from harness.reported.comparisons import VOLUMES, Context, as_queries, volume
 from harness.reported.records import Assumption, Book
-
-Z90 = 1.6448536269514722
-"""Half the width of a normal's p5-p95 interval, in standard deviations."""
 
 PUBLISHED_MODELS = (
     "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8",
@@ -110,44 +111,45 @@ def layer_of(figure: Figure) -> str:
 def ladder(book: Book, wanted: Quantity, point: Point) -> Ladder:
     """The factors between a measured and a reported cost, and what each must be for them to multiply to the gap.
 
-    Each factor is lognormal with the p5 and p95 of its assumption: ln f_i ~ N(m_i, s_i). Given that they add up to ln
-    gap, factor i has mean m_i + s_i^2 / S (ln gap - sum m) and variance s_i^2 (1 - s_i^2 / S), with S = sum s_i^2: the
-    exact posterior of independent normals under a linear constraint. A factor that the point cannot tell (no active
-    parameters) is n/a and left out. Raises HarnessError where the gap has no value.
+    Each factor is lognormal with the p5 and p95 of its assumption; `conditioned` says what their product asks of them.
+    A factor that the point cannot tell (no active parameters) is n/a and left out. Raises HarnessError where the gap
+    has no value.
     """
     if wanted.value is None or wanted.value <= 0:
         raise HarnessError(f"the gap {wanted.terms} is {wanted.text()}", "choose a reported figure with a value")
     factors = [a for a in book.assumptions.values() if a.ladder]
-    logs = [_log_factor(a, point) for a in factors]
-    total, spread = sum(log[0] for log in logs if log), sum(log[1] ** 2 for log in logs if log)
-    missing = math.log(wanted.value) - total
+    terms = {a.name: term for a in factors if (term := _term(a, point)) is not None}
+    signs, known, mean, sd = np.array(list(terms.values())).T
+    multipliers, gap_ln, spread = signs * (mean - known), math.log(wanted.value), math.sqrt(np.sum(sd**2))
+    after, rest = conditioned(mean, sd, signs, gap_ln + signs @ known)
+    found = iter(zip(multipliers, sd, after, rest, strict=True))
     rungs = []
-    for a, log in zip(factors, logs, strict=True):
-        if log is None:
-            none = Figure(a.name, None, a.unit, a.status, reason=f"{point.source} does not tell its {a.ladder}")
-            rungs.append(Rung(a, none, none))
-            continue
-        mean, sd, sign, scale = log
-        share = sd**2 / spread if spread else 0.0
-        after, rest = mean + share * missing, sd * math.sqrt(1 - share)
-        needed = _interval(a.name, a.unit, "derived", sign * after + scale, rest)
-        rungs.append(Rung(a, _interval(a.name, "ratio", a.status, mean, sd), needed))
-    product = _interval("product", "ratio", "derived", total, math.sqrt(spread))
-    return Ladder(wanted, tuple(rungs), product, _interval("left", "ratio", "derived", missing, math.sqrt(spread)))
+    for a in factors:
+        multiplier = needed = Figure(
+            a.name, None, a.unit, a.status, reason=f"{point.source} does not tell its {a.ladder}"
+        )
+        if a.name in terms:
+            before, before_sd, *given = next(found)
+            multiplier = _interval(a.name, "ratio", a.status, before, before_sd)
+            needed = _interval(a.name, a.unit, "derived", *given)
+        rungs.append(Rung(a, multiplier, needed))
+    product = _interval("product", "ratio", "derived", multipliers.sum(), spread)
+    return Ladder(
+        wanted, tuple(rungs), product, _interval("left", "ratio", "derived", gap_ln - multipliers.sum(), spread)
+    )
 
 
-def _log_factor(a: Assumption, point: Point) -> tuple[float, float, int, float] | None:
-    """Mean and standard deviation of ln factor, its sign and scale: ln value = sign * ln factor + scale."""
+def _term(a: Assumption, point: Point) -> tuple[float, ...] | None:
+    """Of ln factor = sign * (ln value - ln known): the sign, ln known, and mean and standard deviation of ln value."""
     sign, name = (-1, a.ladder[2:]) if a.ladder.startswith("1/") else (1, a.ladder)
     known: float | None = getattr(point, name) if name else 1.0
-    if known is None:
-        return None
-    low, high = (math.log((a.value if end is None else end) / known) for end in (a.low, a.high))
-    return sign * (low + high) / 2, (high - low) / (2 * Z90), sign, math.log(known)
+    low, high = (a.value if end is None else end for end in (a.low, a.high))
+    moments = log_moments(Distribution("lognormal", (low, high)))
+    return None if known is None or moments is None else (sign, math.log(known), *moments)
 
 
 def _interval(name: str, unit: str, status: Status, mean: float, sd: float) -> Figure:
-    low, value, high = (math.exp(mean + k * Z90 * sd) for k in (-1, 0, 1))
+    low, value, high = (math.exp(mean + k * Z95 * sd) for k in (-1, 0, 1))
     return Figure(name, value, unit, status, low, high, interval="p5-p95")
 
 

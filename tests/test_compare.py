@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.compare import Z90, Ladder, Point, gap, ladder, published_points, reported_per_query
+from harness.compare import Ladder, Point, gap, ladder, published_points, reported_per_query
 from harness.economics.cost import Costs
-from harness.economics.draws import distribution
+from harness.economics.draws import Z95, distribution
 from harness.economics.scenario import Input
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
@@ -93,7 +93,7 @@ def test_one_unknown_takes_the_whole_gap() -> None:
 def test_two_alike_share_the_gap() -> None:
     # both believed 0.2 (0.1 to 0.4), so 25 in all; a gap of 100 asks a factor of 10 of each, with half the variance
     found = ladder(only("chat_share=0.1:0.4", "utilisation=0.1:0.4"), exact(100, "ratio", "gap"), RUN)
-    spread = math.exp(Z90 * (math.log(4) / (2 * Z90)) / math.sqrt(2))
+    spread = math.exp(Z95 * (math.log(4) / (2 * Z95)) / math.sqrt(2))
     for rung in found.rungs:
         assert [rung.needed.low, rung.needed.value, rung.needed.high] == pytest.approx(
             [0.1 / spread, 0.1, 0.1 * spread]
@@ -131,7 +131,7 @@ def test_the_posterior_is_that_of_draws_that_come_to_the_gap() -> None:
     draws = []
     for a in book.assumptions.values():
         low, high = math.log(a.low or 0), math.log(a.high or 0)
-        draws.append(rng.normal(-(low + high) / 2, (high - low) / (2 * Z90), 400_000))
+        draws.append(rng.normal(-(low + high) / 2, (high - low) / (2 * Z95), 400_000))
     near = np.abs(np.sum(draws, axis=0) - math.log(30)) < 0.05
     for rung, drawn in zip(ladder(book, exact(30, "ratio", "gap"), RUN).rungs, draws, strict=True):
         expected = np.exp(-np.quantile(drawn[near], [0.95, 0.5, 0.05]))

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import harness
 from harness.economics.cost import Costs, Device, priced
 from harness.economics.gpus import parse_gpus
-from harness.economics.phases import Blocks, PhaseSplit, allocate, fit_phases, identify, time_blocks, usage_of
+from harness.economics.phases import PhaseSplit, allocate, fit_phases, identify, time_blocks, usage_of
 from harness.economics.query import cost_of_query
 from harness.economics.scenario import Scenario, parse_prices, parse_scenario
 
@@ -28,13 +29,15 @@ def cost(split: PhaseSplit, scenario: Scenario, n: int = 2**14) -> Costs:
     return cost_of_query(split, (800.0, 150.0), H100, priced(scenario, H100, GPUS, PRICES), n)
 
 
-def run_of(tokens_in: int, tokens_out: int, noise: float = 0.01, blocks: int = 12, seed: int = 0) -> Blocks:
+def run_of(
+    tokens_in: int, tokens_out: int, noise: float = 0.01, blocks: int = 12, seed: int = 0
+) -> NDArray[np.float64]:
     rng = np.random.default_rng([seed, tokens_in, tokens_out])
     requests = rng.integers(8, 16, blocks).astype(float)
     per_request = np.array([tokens_in, tokens_out, tokens_out * (tokens_in + tokens_out / 2), 1.0])
     # Block edges cut requests, so the terms do not move quite together.
     counts = requests[:, None] * per_request * rng.normal(1, 0.1, (blocks, 4))
-    return Blocks(counts, counts @ TRUE * rng.normal(1, noise, blocks))
+    return np.column_stack([counts, counts @ TRUE * rng.normal(1, noise, blocks)])
 
 
 def test_known_coefficients_come_back_within_their_interval() -> None:
@@ -51,13 +54,13 @@ def test_without_noise_the_split_is_exact() -> None:
 def test_over_the_runs_that_it_was_fitted_to_the_split_explains_the_whole_bill() -> None:
     runs = [run_of(*mix, noise=0.2) for mix in MIXES]
     split = fit_phases(runs)
-    fitted = sum(float((run.counts @ split.coefficients).sum()) for run in runs)
-    assert fitted == pytest.approx(sum(run.usage.sum() for run in runs))
+    fitted = sum(float((run[:, :4] @ split.coefficients).sum()) for run in runs)
+    assert fitted == pytest.approx(sum(run[:, 4].sum() for run in runs))
 
 
 def test_a_term_that_costs_nothing_has_a_price_of_nothing() -> None:
     runs = [run_of(*mix) for mix in MIXES]
-    free = fit_phases([Blocks(run.counts, run.counts @ (TRUE * [1, 1, 1, 0])) for run in runs])
+    free = fit_phases([np.column_stack([run[:, :4], run[:, :4] @ (TRUE * [1, 1, 1, 0])]) for run in runs])
     scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml")
     found = cost(free, scenario, n=256)
     figure = next(figure for figure in found.figures if figure.name == "usd_per_request_alone")
@@ -65,9 +68,7 @@ def test_a_term_that_costs_nothing_has_a_price_of_nothing() -> None:
 
 
 def test_runs_of_one_shape_do_not_tell_the_terms_apart() -> None:
-    one = run_of(800, 150)
-    exact = Blocks(np.outer(one.counts[:, 3], [800, 150, 131250, 1.0]), one.usage)
-    identified, rank, condition = identify(exact.counts)
+    identified, rank, condition = identify(np.outer(run_of(800, 150)[:, 3], [800, 150, 131250, 1.0]))
     assert (identified, rank) == ((False,) * 4, 1)
     assert condition > 1e6
 
@@ -110,8 +111,7 @@ def test_blocks_count_every_token_where_it_arrived() -> None:
     })  # fmt: skip
     blocks = time_blocks(requests, device_count=2, number=2)
     # First half: request 0's prefill (6 of 10 uncached), first token at 10. Then its tokens at 11, 12; request 1.
-    assert blocks.counts.tolist() == [[6, 1, 10, 1], [20, 3, 11 + 12 + 20, 1]]
-    assert blocks.usage.tolist() == [4.0, 4.0]
+    assert blocks.tolist() == [[6, 1, 10, 1, 4.0], [20, 3, 11 + 12 + 20, 1, 4.0]]
     with pytest.raises(ValueError, match="no request succeeded"):
         time_blocks(requests[requests["error"].notna()], 1)
 
@@ -158,7 +158,7 @@ def test_the_split_prices_add_up_to_the_query() -> None:
 
 def test_a_split_that_is_not_identified_prices_nothing() -> None:
     one = np.array([[800, 150, 131250, 1.0]]) * np.arange(1.0, 13)[:, None]
-    split = fit_phases([Blocks(one, one @ TRUE)], replicates=5)
+    split = fit_phases([np.column_stack([one, one @ TRUE])], replicates=5)
     scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml", CERTAIN)
     found = cost(split, scenario, n=16)
     assert {figure.value for figure in found.figures} == {None}

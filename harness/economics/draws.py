@@ -14,7 +14,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-Draws = NDArray[np.float64]
+Array = NDArray[np.float64]
+Draws = Array
 
 DEFAULT_DRAWS = 2**14
 Z95 = 1.6448536269514722

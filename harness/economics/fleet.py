@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from harness.economics.draws import Draws
+from harness.economics.draws import Array, Draws
 from harness.economics.objective import pareto_front, value
 from harness.errors import HarnessError
 from harness.model import Summary
@@ -32,8 +31,8 @@ class Policy:
 class Curve:
     """Requests per second that a replica completes with `in_flight` at once; both rise, as on a Pareto front."""
 
-    in_flight: NDArray[np.float64]
-    requests_per_s: NDArray[np.float64]
+    in_flight: Array
+    requests_per_s: Array
 
     def rate(self, n: Draws | float) -> Draws:
         """Linear between runs and down to 0 at 0; beyond the largest run it stays there, never extrapolated."""
@@ -51,10 +50,10 @@ def curve_of(sweep: Sequence[Summary]) -> Curve:
     return Curve((rate * response)[order], np.maximum.accumulate(rate[order]))
 
 
-def diurnal(mean_per_s: float, peak_to_mean: float, peak_hour: float = 15.0) -> NDArray[np.float64]:
-    """Requests/s of 24 hours, a cosine around the mean; `peak_to_mean` is from 1 (flat) to 2 (no load at night).
+def diurnal(mean_per_s: float, peak_to_mean: float) -> Array:
+    """Requests/s of 24 hours, a cosine around the mean that peaks at 15 h; `peak_to_mean` is from 1 (flat) to 2.
 
-    >>> diurnal(10.0, 1.5, 15)[[3, 15]]
+    >>> diurnal(10.0, 1.5)[[3, 15]]
     array([ 5., 15.])
     """
     if not (mean_per_s > 0 and 1 <= peak_to_mean <= 2):
@@ -62,11 +61,10 @@ def diurnal(mean_per_s: float, peak_to_mean: float, peak_hour: float = 15.0) -> 
             f"a load of {mean_per_s:g} requests/s with peak/mean {peak_to_mean:g}",
             "give a mean above 0 and peak/mean 1 to 2",
         )
-    hours = np.arange(24)
-    return np.asarray(mean_per_s * (1 + (peak_to_mean - 1) * np.cos(2 * np.pi * (hours - peak_hour) / 24)))
+    return np.asarray(mean_per_s * (1 + (peak_to_mean - 1) * np.cos(2 * np.pi * (np.arange(24) - 15) / 24)))
 
 
-def plan(load: NDArray[np.float64], capacity_per_s: float, curve: Curve, policy: Policy) -> pd.DataFrame:
+def plan(load: Array, capacity_per_s: float, curve: Curve, policy: Policy) -> pd.DataFrame:
     """Replicas by hour that keep the objective: ceil(load / (capacity (1 - headroom))), and spares for those that fail.
 
     A row an hour: load in requests/s, replicas, utilisation of their capacity and mean requests in_flight on each.

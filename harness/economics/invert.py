@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from harness.economics.draws import DEFAULT_DRAWS, Z95, Distribution, Draws, draw, log_moments, quantile
+from harness.economics.draws import DEFAULT_DRAWS, Z95, Array, Distribution, Draws, draw, log_moments, quantile
 from harness.errors import HarnessError
 
-Array = NDArray[np.float64]
 LEVELS = (0.05, 0.5, 0.95)
 ONLY_THE_PRODUCT = (
     "only the product is identified: a spend and a volume fix what a query costs, and any factor can be larger if "
@@ -40,9 +38,8 @@ def invert(
 ) -> Inversion:
     """Condition independent factors on their product, prod x_i^s_i with s_i = 1 or -1, being `needed` (a lognormal).
 
-    Where every factor is lognormal the answer is exact. With m_i, v_i mean and variance of ln x_i, y, r of ln needed,
-    K = (y - sum s m) / (sum v + r): ln x_i has mean m_i + s_i v_i K and variance v_i - v_i^2 / (sum v + r).
-    Otherwise draws are weighted by the density of `needed` at their product; `effective` is (sum w)^2 / sum w^2 (Kish).
+    Where every factor is lognormal the answer is exact (`conditioned`). Otherwise draws are weighted by the density of
+    `needed` at their product; `effective` is (sum w)^2 / sum w^2 (Kish).
     HarnessError where too few draws come near the spend, or `needed` is certain and the weights would vanish.
     """
     target = log_moments(needed)
@@ -56,8 +53,7 @@ def invert(
     effective = None
     if None not in moments:
         mean, sd = np.array(moments, float).T
-        total = np.sum(sd**2) + noise or 1.0  # 0: nothing is uncertain, and nothing moves
-        middle, left = mean + signs * sd**2 * (y - signs @ mean) / total, sd * np.sqrt(1 - sd**2 / total)
+        middle, left = conditioned(mean, sd, signs, y, noise)
         after = np.exp(middle[:, None] + left[:, None] * [-Z95, 0, Z95])
     else:
         if noise == 0:
@@ -74,6 +70,15 @@ def invert(
     before, wanted = np.quantile(x, LEVELS, axis=1).T, quantile(needed, np.array(LEVELS))
     was, becomes = (dict(zip(factors, rows, strict=True)) for rows in (before, after))
     return Inversion(was, becomes, np.quantile(product, LEVELS), wanted, effective)
+
+
+def conditioned(mean: Array, sd: Array, signs: Array, y: float, noise: float = 0.0) -> tuple[Array, Array]:
+    """Means and standard deviations of independent normals x_i, given that sum s_i x_i is y, up to variance `noise`.
+
+    With S = sum sd^2 + noise: mean_i + s_i sd_i^2 (y - sum s mean) / S, and variance sd_i^2 (1 - sd_i^2 / S).
+    """
+    total = np.sum(sd**2) + noise or 1.0  # 0: nothing is uncertain, and nothing moves
+    return mean + signs * sd**2 * (y - signs @ mean) / total, sd * np.sqrt(1 - sd**2 / total)
 
 
 def isoline(factors: Mapping[str, tuple[float, int]], needed: float, solve: str, along: str, grid: Draws) -> Draws:

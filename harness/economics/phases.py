@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from harness.economics.draws import Draws
+from harness.economics.draws import Array, Draws
 
 TERMS = ("input", "output", "context", "request")
 """What explains usage: uncached input tokens, output tokens, the sum of every output token's context, requests."""
@@ -22,14 +20,6 @@ SHARE_LIMIT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
-    """Counts by time block, shape (blocks, 4) with columns as in `TERMS`, and usage by block (device-seconds or J)."""
-
-    counts: NDArray[np.float64]
-    usage: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
 class PhaseSplit:
     """Usage per input token, output token, output token x context token, and request.
 
@@ -37,31 +27,30 @@ class PhaseSplit:
     which of them the runs pin down. `condition` is the largest condition index of the scaled counts, `rank` their rank.
     """
 
-    coefficients: NDArray[np.float64]
-    replicates: NDArray[np.float64]
+    coefficients: Array
+    replicates: Array
     identified: tuple[bool, ...]
     rank: int
     condition: float
     blocks: int
-    totals: NDArray[np.float64]
+    totals: Array
     """Counts of all runs, in the order of `TERMS`."""
 
 
-def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> Blocks:
-    """A run cut into `number` equal stretches of time, from the first send to the last end; usage in device-seconds.
+def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> Array:
+    """A run cut into `number` equal stretches of time, from the first send to the last end: a row each.
 
-    Failed requests are left out, their time is not: it was paid for. Input tokens and the request itself count where
-    the first token arrived, each output token where it arrived, with the input and the output before it as its context.
-    ValueError where no request succeeded.
+    Columns are the counts of `TERMS`, then usage in device-seconds. Failed requests are left out, their time is not: it
+    was paid for. Input tokens and the request itself count where the first token arrived, each output token where it
+    arrived, with the input and the output before it as its context. ValueError where no request succeeded.
     """
     done = requests[requests["error"].isna() & requests["arrival_s"].map(len).gt(0)]
     if done.empty:
         raise ValueError("no request succeeded")
     edges = np.linspace(float(requests["sent_s"].min()), float(requests["end_s"].max()), number + 1)
 
-    def place(times: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        block = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, number - 1)
-        return np.asarray(np.bincount(block, weights, number), float)
+    def place(times: Array, weights: Array) -> Array:
+        return np.histogram(times, edges, weights=weights)[0]
 
     inputs = done["input_tokens"].fillna(done["input_asked"]).to_numpy(float)
     uncached = inputs - done["cached_tokens"].fillna(0).to_numpy(float)
@@ -70,38 +59,36 @@ def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> 
     # Tokens of one arrival have contexts c, c+1, …: their sum is n times the middle one.
     context = [(start + np.cumsum(n) - (n + 1) / 2) * n for start, n in zip(inputs, tokens, strict=True)]
     times = np.concatenate([np.asarray(t, float) for t in done["arrival_s"]])
-    counts = np.column_stack([
+    return np.column_stack([
         place(first, uncached), place(times, np.concatenate(tokens)), place(times, np.concatenate(context)),
-        place(first, np.ones(len(done))),
+        place(first, np.ones(len(done))), np.diff(edges) * device_count,
     ])  # fmt: skip
-    return Blocks(counts, np.full(number, (edges[-1] - edges[0]) / number * device_count))
 
 
-def fit_phases(runs: Sequence[Blocks], replicates: int = 200, seed: int = 0) -> PhaseSplit:
+def fit_phases(runs: Sequence[Array], replicates: int = 200, seed: int = 0) -> PhaseSplit:
     """usage = input*N_in_uncached + output*N_out + context*sum(context) + request*requests, no term below 0.
 
-    Non-negative least squares over the time blocks of all runs (scipy.optimize.nnls), then scaled so that over all
-    blocks the terms add up to the whole usage: tokens are seen a little after the work for them was done, and such
-    errors in the counts would otherwise shrink every coefficient. The bootstrap draws whole blocks within each run.
-    The runs must be of one model, device and concurrency: a larger batch takes less per token.
+    `runs` have the columns of `time_blocks`; usage may be in joules too. Non-negative least squares over the blocks of
+    all runs (scipy.optimize.nnls), then scaled so that over all blocks the terms add up to the whole usage: tokens are
+    seen a little after the work for them was done, and such errors in the counts would otherwise shrink every
+    coefficient. The bootstrap draws whole blocks within each run. The runs must be of one model, device and
+    concurrency: a larger batch takes less per token.
     """
     from scipy import optimize
 
-    def solve(counts: NDArray[np.float64], usage: NDArray[np.float64]) -> NDArray[np.float64]:
+    def solve(sample: Array) -> Array:
+        counts, usage = sample[:, :-1], sample[:, -1]
         scale = np.maximum(np.linalg.norm(counts, axis=0), 1e-300)
         found = optimize.nnls(counts / scale, usage)[0] / scale
         return np.asarray(found * usage.sum() / max((counts @ found).sum(), 1e-300))
 
-    counts, usage = (np.concatenate([getattr(run, name) for run in runs]) for name in ("counts", "usage"))
-    rng = np.random.default_rng(seed)
-    starts = np.cumsum([0, *(len(run.usage) for run in runs)])
-    rows = [np.concatenate([rng.integers(a, b, b - a) for a, b in pairwise(starts)]) for _ in range(replicates)]
-    identified, rank, condition = identify(counts)
-    drawn = np.array([solve(counts[row], usage[row]) for row in rows])
-    return PhaseSplit(solve(counts, usage), drawn, identified, rank, condition, len(usage), counts.sum(axis=0))
+    blocks, rng = np.concatenate(runs), np.random.default_rng(seed)
+    drawn = [solve(np.concatenate([rng.choice(run, len(run)) for run in runs])) for _ in range(replicates)]
+    counts = blocks[:, :-1]
+    return PhaseSplit(solve(blocks), np.array(drawn), *identify(counts), len(blocks), counts.sum(axis=0))
 
 
-def identify(counts: NDArray[np.float64]) -> tuple[tuple[bool, ...], int, float]:
+def identify(counts: Array) -> tuple[tuple[bool, ...], int, float]:
     """Which columns the rows tell apart, their rank, and the largest condition index (columns scaled to length 1)."""
     norms = np.linalg.norm(counts, axis=0)
     scaled = counts / np.maximum(norms, 1e-300)
@@ -114,7 +101,7 @@ def identify(counts: NDArray[np.float64]) -> tuple[tuple[bool, ...], int, float]
 
 
 def usage_of(
-    coefficients: NDArray[np.float64], tokens_in: Draws | float, tokens_out: Draws | float, cached_share: Draws | float
+    coefficients: Array, tokens_in: Draws | float, tokens_out: Draws | float, cached_share: Draws | float
 ) -> Draws:
     """Usage of one request: a(1-h) n_in + b n_out + d n_out (n_in + n_out/2) + r, with a, b, d, r the last axis.
 
@@ -127,7 +114,7 @@ def usage_of(
     )
 
 
-def allocate(coefficients: NDArray[np.float64], counts: NDArray[np.float64], usage: float) -> Mapping[str, float]:
+def allocate(coefficients: Array, counts: Array, usage: float) -> Mapping[str, float]:
     """A run's whole usage shared out by term in proportion to the fit, so that the terms add up to `usage` exactly.
 
     `counts` are the run's totals in the order of `TERMS`. ValueError where the fit explains nothing.

@@ -12,11 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
-from harness.economics.draws import Draws
+from harness.economics.draws import Array, Draws
 from harness.economics.gpus import Gpu, find_gpu, read_rows
 from harness.errors import HarnessError
-
-Array = NDArray[np.float64]
 
 WEIGHT_BYTES: Mapping[str, float] = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "mxfp4": 0.53125}
 """Bytes a weight; mxfp4 is 4 bits and a shared 8-bit scale for 32 weights (OCP Microscaling Formats 1.0)."""

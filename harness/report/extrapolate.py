@@ -9,11 +9,10 @@ import numpy as np
 
 from harness import shipped
 from harness.economics.cost import Costs, Device, bill_factors, costed, draw_inputs, measured
-from harness.economics.draws import DEFAULT_DRAWS
+from harness.economics.draws import DEFAULT_DRAWS, Array
 from harness.economics.gpus import find_gpu
 from harness.economics.roofline import (
     WEIGHT_BYTES,
-    Array,
     ServedModel,
     Work,
     find_model,
