@@ -8,11 +8,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from harness.errors import HarnessError
 from harness.model import Completion, EngineInfo, Request
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Form = TypeVar("Form", bound="BaseModel")
 ENGINES: Mapping[str, str] = {
     "openai": "harness.engines.openai.serve:create",
     "simulated": "harness.engines.simulated:SimulatedEngine",
@@ -83,6 +87,18 @@ def create(name: str, model: str | None, options: Mapping[str, Any]) -> Engine:
     module, _, cls = ENGINES[name].partition(":")
     engine: Engine = getattr(importlib.import_module(module), cls)(model, options)
     return engine
+
+
+def options_of(form: type[Form], engine: str, given: Mapping[str, Any]) -> Form:
+    """An engine's options as `form`, a pydantic model. Raises HarnessError for the first that is wrong."""
+    from pydantic import ValidationError  # here, so that the verbs without an engine stay quick to start
+
+    try:
+        return form(**given)
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        what = f"{engine} engine: {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
+        raise HarnessError(what, f"the options are {', '.join(form.model_fields)}") from None
 
 
 def choose() -> str:

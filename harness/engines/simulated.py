@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.engines import options_of
+from harness.errors import EngineDied, RequestFailed
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
 
 
@@ -39,15 +40,7 @@ class SimulatedEngine:
     """Serves each request alone on its schedule; a request's times depend only on the seed and its index."""
 
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
-        try:
-            self.schedule = Schedule(**options)
-        except ValidationError as invalid:
-            first = invalid.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise HarnessError(
-                f"simulated engine: {key} = {first['input']!r}: {first['msg']}",
-                f"the options are {', '.join(Schedule.model_fields)}",
-            ) from None
+        self.schedule = options_of(Schedule, "simulated", options)
         self._model = model
         self._slots: asyncio.Semaphore | None = None
         self._served = 0

@@ -7,9 +7,10 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from harness import weights
+from harness.engines import options_of
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.model import Completion, EngineInfo, Request
 
@@ -61,13 +62,7 @@ class TransformersEngine:
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
         if model is None:
             raise HarnessError("the transformers engine needs a model", "name one, for instance smollm2-135m")
-        try:
-            self._given = Options(**options)
-        except ValidationError as invalid:
-            first = invalid.errors()[0]
-            what = f"transformers engine: {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
-            raise HarnessError(what, f"the options are {', '.join(Options.model_fields)}") from None
-        self._model = model
+        self._given, self._model = options_of(Options, "transformers", options), model
         self._manager: Any = None
         self._vocabulary = self._max_length = 0
         self._names = map("request {}".format, itertools.count())

@@ -212,36 +212,31 @@ def _check_names(options: Mapping[str, Any]) -> None:
 
 def _in_force(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options given, and what vLLM made of those that matter to speed and memory, as JSON values."""
-    cache, scheduler, parallel = config.cache_config, config.scheduler_config, config.parallel_config
-    backend = config.attention_config.backend
-    resolved = {
+    cache, backend = config.cache_config, config.attention_config.backend
+    resolved = {name: getattr(getattr(config, part), name) for part, names in RESOLVED.items() for name in names}
+    resolved |= {
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
-        "quantization": config.model_config.quantization,
-        "max_model_len": config.model_config.max_model_len,
-        "seed": config.model_config.seed,
-        "enforce_eager": config.model_config.enforce_eager,
         "compilation_mode": getattr(config.compilation_config.mode, "name", None),
         "cudagraph_mode": getattr(config.compilation_config.cudagraph_mode, "name", None),
         "attention_backend": getattr(backend, "name", backend) or "auto",
-        "tensor_parallel_size": parallel.tensor_parallel_size,
-        "pipeline_parallel_size": parallel.pipeline_parallel_size,
-        "data_parallel_size": parallel.data_parallel_size,
-        "distributed_executor_backend": str(parallel.distributed_executor_backend),
-        "max_num_seqs": scheduler.max_num_seqs,
-        "max_num_batched_tokens": scheduler.max_num_batched_tokens,
-        "enable_chunked_prefill": scheduler.enable_chunked_prefill,
-        "async_scheduling": scheduler.async_scheduling,
-        "stream_interval": scheduler.stream_interval,
-        "enable_prefix_caching": cache.enable_prefix_caching,
-        "gpu_memory_utilization": cache.gpu_memory_utilization,
-        "kv_cache_memory_bytes": cache.kv_cache_memory_bytes,
+        "distributed_executor_backend": str(config.parallel_config.distributed_executor_backend),
         "kv_cache_dtype": cache.cache_dtype,
-        "block_size": cache.block_size,
         "kv_cache_blocks": cache.num_gpu_blocks,
         "kv_cache_tokens": getattr(cache, "kv_cache_size_tokens", None),
     }
     in_force: dict[str, Any] = json.loads(json.dumps({**options, **resolved}, default=str))
     return in_force
+
+
+RESOLVED: Mapping[str, tuple[str, ...]] = {
+    "model_config": ("quantization", "max_model_len", "seed", "enforce_eager"),
+    "parallel_config": ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
+    "scheduler_config": (
+        "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "async_scheduling", "stream_interval"
+    ),
+    "cache_config": ("enable_prefix_caching", "gpu_memory_utilization", "kv_cache_memory_bytes", "block_size"),
+}  # fmt: skip
+"""Parts of vLLM's configuration and what is read from each under its own name."""
 
 
 @contextlib.contextmanager

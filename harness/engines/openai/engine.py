@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from harness.engines import options_of
 from harness.engines.openai import http, sse
 from harness.errors import HarnessError, RequestFailed
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
@@ -242,15 +243,7 @@ class OpenAIEngine:
     """Sends each request to a server, and reads its answer when it is over."""
 
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
-        try:
-            self.options = given = Options(**options)
-        except ValidationError as invalid:
-            first = invalid.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise HarnessError(
-                f"openai engine: {key} = {first['input']!r}: {first['msg']}",
-                f"the options are {', '.join(Options.model_fields)}",
-            ) from None
+        self.options = given = options_of(Options, "openai", options)
         self._bases = [
             http.base(url) for url in ([given.base_url] if isinstance(given.base_url, str) else given.base_url)
         ]
