@@ -16,7 +16,7 @@ from harness.errors import HarnessError
 from harness.model import MeterInfo, PowerSample
 
 METERS: Mapping[str, str] = {
-    "constant": "harness.meters.constant:ConstantMeter",
+    "constant": "harness.meters.replay:ConstantMeter",
     "nvml": "harness.meters.nvml:NvmlReader",
     "prometheus": "harness.meters.prometheus:PrometheusReader",
     "rapl": "harness.meters.rapl:RaplReader",

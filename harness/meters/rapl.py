@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.model import MeterDevice, MeterInfo, PowerSample
 
-POWERCAP = Path("/sys/class/powercap")
 GRANT = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj /sys/class/powercap/intel-rapl:*:*/energy_uj"
 UPDATE_S = 0.001
 """How often the counters are updated (Intel Software Developer's Manual, volume 3B, on RAPL)."""
@@ -38,12 +36,11 @@ class _Zone:
 class RaplReader:
     """Counters of every package and its DRAM. Options: `every_s` between readings; `root` in place of sysfs."""
 
-    def __init__(
-        self, every_s: float = 0.1, root: str = str(POWERCAP), clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.every_s, self.root, self.clock = every_s, Path(root), clock
+    next_s = 0.0
+
+    def __init__(self, every_s: float = 0.1, root: str = "/sys/class/powercap") -> None:
+        self.every_s, self.root = every_s, Path(root)
         self.zones: list[_Zone] = []
-        self.next_s = 0.0
 
     def open(self) -> MeterInfo:
         """Raises HarnessError where there is no zone, or none that may be read."""
@@ -68,11 +65,12 @@ class RaplReader:
     def read(self) -> list[PowerSample]:
         samples = []
         for zone in self.zones:
-            joules, error, before_s = None, None, self.clock()
+            joules, error, before_s = None, None, time.monotonic()
             try:
                 joules = zone.joules()
             except (OSError, ValueError) as failed:
                 error = f"energy={type(failed).__name__}"
-            samples.append(PowerSample(before_s, self.clock(), zone.device, zone.domain, energy_j=joules, error=error))
-        self.next_s = self.clock() + self.every_s
+            after_s = time.monotonic()
+            samples.append(PowerSample(before_s, after_s, zone.device, zone.domain, energy_j=joules, error=error))
+        self.next_s = time.monotonic() + self.every_s
         return samples

@@ -1,9 +1,10 @@
-"""Power from a file: a recording played again, or an external meter's log of this very run."""
+"""Power that is told and not read: a recording, an external meter's log of this very run, or a declared constant."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import math
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -13,6 +14,31 @@ import numpy as np
 
 from harness.errors import HarnessError
 from harness.model import MeterDevice, MeterInfo, PowerSample
+
+MARGIN_S = 60.0
+"""A constant held before and after the run too, so that it spans every window of it."""
+
+
+class ConstantMeter:
+    """For machines where nothing can be read. Options: `watts`, of all devices together; `domain` that they are of."""
+
+    def __init__(self, watts: float, domain: str = "gpu") -> None:
+        if not (math.isfinite(watts) and watts > 0):
+            raise HarnessError(f"assumed power {watts} W", "give watts above 0, for instance --assume-power 350")
+        self.watts, self.domain, self.margin = float(watts), domain, [-MARGIN_S]
+
+    def start(self) -> MeterInfo:
+        device = MeterDevice("assumed", self.domain, note=f"{self.watts:g} W declared")
+        return MeterInfo("constant", "assumed", (device,))
+
+    def drain(self) -> list[PowerSample]:
+        instants = sorted(time.monotonic() + later_s for later_s in (0.0, *self.margin))
+        self.margin = []
+        return [PowerSample(t, t, "assumed", self.domain, average_w=self.watts) for t in instants]
+
+    def stop(self) -> MeterInfo:
+        self.margin.append(MARGIN_S)
+        return self.start()
 
 
 class ReplayMeter:
