@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -59,6 +59,8 @@ def device_of(engine: Mapping[str, Any], environment: Mapping[str, Any]) -> Devi
 
 Factor = tuple[str, Draws]
 """Status and draws of one factor of a cost; a cost is the product of its factors."""
+Row = tuple[str, str, Status, Sequence[Factor], float, str | None]
+"""Name, unit and status of a cost, its factors, what else it is multiplied by, and why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = D
     """
     x = draw_inputs(scenario, n, seed)
     bill = bill_factors(scenario, x)
-    figures, shares = costed("usd_per_hour", "USD/hour", _status(device), bill[:1], device.count, scenario.no_price)
+    rows: list[Row] = [("usd_per_hour", "USD/hour", _status(device), bill[:1], device.count, scenario.no_price)]
     for name, unit, per, rate_name in (
         ("usd_per_million_output_tokens", "USD/1e6 token", 1e6, "output_tokens_per_s"),
         ("usd_per_million_total_tokens", "USD/1e6 token", 1e6, "total_tokens_per_s"),
@@ -154,16 +156,14 @@ def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = D
         if name == "usd_per_query":
             factors.append((scenario.inputs["query.requests"].status, x["query.requests"]))
         reason = scenario.no_price or (rate.reason if rate.value is None else None)
-        made, parts = costed(name, unit, _status(device, rate), factors, device.count * (per / 3600), reason)
-        figures, shares = figures + made, shares | parts
-    figures += _energy_of_run(summary, device, scenario, x)
+        rows.append((name, unit, _status(device, rate), factors, device.count * (per / 3600), reason))
     notes = [TWO_DENOMINATORS]
     rates = [measured(summary, name) for name in ("output_tokens_per_s", "requests_per_s")]
     if any(rate.value is not None and rate.low is None for rate in rates):
         notes.append("the run states no interval for its rates: intervals here are those of the assumptions alone")
     if scenario.per == "vcpu":
         notes.append("figures of a small model on a CPU say nothing about what a provider's fleet costs")
-    return Costs(scenario.name, tuple(figures), shares, tuple(scenario.inputs.values()), tuple(notes))
+    return costed(scenario, rows, notes, after=_energy_of_run(summary, device, scenario, x))
 
 
 def draw_inputs(scenario: Scenario, n: int, seed: int) -> dict[str, Draws]:
@@ -193,23 +193,26 @@ def bill_factors(scenario: Scenario, x: Mapping[str, Draws]) -> list[Factor]:
 
 
 def costed(
-    name: str, unit: str, status: Status, factors: Sequence[Factor], scale: float = 1.0, reason: str | None = None
-) -> tuple[list[Figure], dict[str, dict[str, float]]]:
-    """scale * the product of the factors as figures (see `interval_figures`), and its entry of `Costs.shares`.
+    scenario: Scenario, rows: Iterable[Row], notes: Sequence[str], *, before: Iterable[Figure] = (),
+    after: Iterable[Figure] = (),
+) -> Costs:  # fmt: skip
+    """What a scenario costs: of each row the product of its factors (see `interval_figures`), among the figures given.
 
     A factor's share is Cov(ln factor, ln cost) / Var(ln cost): exact for a product, summing to 1, under correlation
-    too. With a `reason` there is no cost, and that is why.
+    too.
     """
-    if reason is not None:
-        return [Figure(name, None, unit, status, reason=reason)], {}
-    cost = np.asarray(scale * np.prod([values for _, values in factors], axis=0))
-    shares: dict[str, float] = {}
-    if cost.min() > 0:
-        centred = np.log(cost) - np.log(cost).mean()
-        variance = float(np.mean(centred**2))
-        for of, values in factors if variance > 1e-20 else ():
-            shares[of] = shares.get(of, 0.0) + float(np.mean(np.log(values) * centred)) / variance
-    return interval_figures(name, unit, status, cost), {name: shares}
+    figures, shares = list(before), {}
+    for name, unit, status, factors, scale, reason in rows:
+        if reason is not None:
+            figures.append(Figure(name, None, unit, status, reason=reason))
+            continue
+        cost = np.asarray(scale * np.prod([values for _, values in factors], axis=0))
+        figures += interval_figures(name, unit, status, cost)
+        shares[name] = part = dict[str, float]()
+        centred = np.log(cost) - np.log(cost).mean() if cost.min() > 0 else np.zeros(1)
+        for of, values in factors if (variance := float(np.mean(centred**2))) > 1e-20 else ():
+            part[of] = part.get(of, 0.0) + float(np.mean(np.log(values) * centred)) / variance
+    return Costs(scenario.name, (*figures, *after), shares, tuple(scenario.inputs.values()), tuple(notes))
 
 
 def interval_figures(name: str, unit: str, status: Status, cost: Draws) -> list[Figure]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from harness.economics.cost import Costs, Device, bill_factors, costed, draw_inputs
+from harness.economics.cost import Costs, Device, Row, bill_factors, costed, draw_inputs
 from harness.economics.draws import DEFAULT_DRAWS, Draws
 from harness.economics.phases import TERMS, PhaseSplit, allocate, usage_of
 from harness.economics.scenario import MEASURED, Scenario
@@ -41,10 +39,8 @@ def cost_of_query(
     requests = (scenario.inputs["query.requests"].status, x["query.requests"])
     output = beta[:, 1] + beta[:, 2] * (tokens_in + tokens_out / 2)
     status: Status = "simulated" if device.kind == "none" else "derived"
-    figures = [replace(_coefficient(split, term), status=status) for term in range(len(TERMS))]
-    shares: dict[str, dict[str, float]] = {}
-    known = dict(zip(TERMS, split.identified, strict=True))
-    bill = bill_factors(scenario, x)
+    known, bill = dict(zip(TERMS, split.identified, strict=True)), bill_factors(scenario, x)
+    rows: list[Row] = []
     for name, unit, factors, scale, needs in (
         ("usd_per_million_input_tokens", "USD/1e6 token", [("measured", beta[:, 0])], 1e6, ("input",)),
         ("usd_per_million_output_tokens_alone", "USD/1e6 token", [("measured", output)], 1e6, ("output", "context")),
@@ -53,8 +49,7 @@ def cost_of_query(
     ):
         missing = ", ".join(need for need in needs if not known[need])
         reason = scenario.no_price or (f"{missing}: {NOT_IDENTIFIED}" if missing else None)
-        made, parts = costed(name, unit, status, [*bill, *factors], scale / 3600, reason)
-        figures, shares = figures + made, shares | parts
+        rows.append((name, unit, status, [*bill, *factors], scale / 3600, reason))
     notes = [
         f"phase split: {split.blocks} time blocks, rank {split.rank} of {len(TERMS)}, condition {split.condition:.3g}",
         "prices of input, output and request are parts of one bill: times their counts they add up to it",
@@ -62,7 +57,7 @@ def cost_of_query(
     if all(split.identified):
         of_bill = allocate(split.coefficients, split.totals, 1.0).items()
         notes.append("of the runs' bill: " + ", ".join(f"{term} {share:.0%}" for term, share in of_bill))
-    return Costs(scenario.name, tuple(figures), shares, tuple(scenario.inputs.values()), tuple(notes))
+    return costed(scenario, rows, notes, before=(_coefficient(split, term, status) for term in range(len(TERMS))))
 
 
 def _tokens(x: dict[str, Draws], mix: tuple[float, float]) -> tuple[Draws, Draws, Draws]:
@@ -74,9 +69,9 @@ def _tokens(x: dict[str, Draws], mix: tuple[float, float]) -> tuple[Draws, Draws
     return given["query.input_tokens"], out, given["serving.cached_share"]
 
 
-def _coefficient(split: PhaseSplit, term: int) -> Figure:
+def _coefficient(split: PhaseSplit, term: int, status: Status) -> Figure:
     name, unit = f"device_s_per_{TERMS[term]}", f"s/{TERMS[term]}"
     if not split.identified[term]:
-        return Figure(name, None, unit, "derived", reason=NOT_IDENTIFIED)
+        return Figure(name, None, unit, status, reason=NOT_IDENTIFIED)
     low, high = np.quantile(split.replicates[:, term], (0.025, 0.975))
-    return Figure(name, float(split.coefficients[term]), unit, "derived", float(low), float(high), n=split.blocks)
+    return Figure(name, float(split.coefficients[term]), unit, status, float(low), float(high), n=split.blocks)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from harness import shipped
-from harness.economics.cost import Costs, Device, bill_factors, costed, draw_inputs, measured
+from harness.economics.cost import Costs, Device, Row, bill_factors, costed, draw_inputs, measured
 from harness.economics.draws import DEFAULT_DRAWS, Array
 from harness.economics.gpus import find_gpu
 from harness.economics.roofline import (
@@ -84,16 +84,13 @@ def extrapolate(
         notes.append(
             f"no point on {device.name} is in the fit: bandwidth and FLOP/s are scaled, and no error is stated for that"
         )
-    figures: list[Figure] = []
-    shares: dict[str, dict[str, float]] = {}
-    for name, unit, values, bill, scale, reason in (
-        ("device_s_per_output_token", "s", seconds, [], 1.0, None),
-        ("joules_per_output_token", "J", joules, [], 1.0, None),
-        ("usd_per_million_output_tokens", "USD/1e6 token", seconds, bill_factors(used, x), 1e6 / 3600, used.no_price),
-    ):
-        made, parts = costed(name, unit, "derived", [*bill, ("published", values)], scale, reason)
-        figures, shares = figures + made, shares | parts
-    return Costs(used.name, tuple(figures), shares, tuple(used.inputs.values()), tuple(notes))
+    time, paid = ("published", seconds), "usd_per_million_output_tokens"
+    rows: list[Row] = [
+        ("device_s_per_output_token", "s", "derived", [time], 1.0, None),
+        ("joules_per_output_token", "J", "derived", [("published", joules)], 1.0, None),
+        (paid, "USD/1e6 token", "derived", [*bill_factors(used, x), time], 1e6 / 3600, used.no_price),
+    ]
+    return costed(used, rows, notes)
 
 
 def calibration(file: RunFile, summary: Summary) -> float:
