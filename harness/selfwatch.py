@@ -153,7 +153,7 @@ def _own(sent: pd.DataFrame, clients: Sequence[Mapping[str, Any]], served: bool)
         yield Figure(
             f"client.loop_delay_s.{name}", max(delay[name] for delay in delays), "s", "measured", n=len(delays)
         )
-    shares = [client["cpu_s"] / client["elapsed_s"] for client in clients if client.get("elapsed_s")]
+    shares = [x["cpu_s"] / x["elapsed_s"] for x in clients if "cpu_s" in x and x.get("elapsed_s")]
     if shares:
         yield Figure("client.cpu_share", max(shares), "share", "measured", n=len(shares))
     if served and len(sent):

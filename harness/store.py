@@ -109,6 +109,7 @@ def _like(form: Any, *, filled: bool = False) -> AfterValidator:
 
 class _Requests(BaseModel):
     count: int | None = None
+    parts: list[dict[str, Any]] | None = None
 
 
 class _Load(BaseModel):
@@ -204,7 +205,7 @@ class RunFile(_Part):
     meters_absent: list[str] = []
     """Why each meter that was looked for is not among them."""
     clients: list[Annotated[dict[str, Any], _like(_Client)]] = []
-    """What each client process saw of itself, where the engine is a server."""
+    """What each process that sent load saw of itself (`harness.eventloop.Watch.seen`), and of its clock."""
     server: dict[str, Any] | None = None
     """The server that the harness started: its command, version and log."""
     sweep: dict[str, Any] | None = None
@@ -217,6 +218,8 @@ class RunFile(_Part):
     clock: Anchor | None = None
     error: str | None = None
     """Why the run is not complete."""
+    sha256: dict[str, str] = {}
+    """Of each finished file, by its name: what is read later is what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,22 +286,24 @@ class RunWriter:
     def finish(self, state: State, error: str | None = None) -> None:
         """Turn the journals into Parquet files, and state how the run ended."""
         with _writing(self.directory):
-            self._save("requests", _request_rows(self.directory))
+            sums = self._save("requests", _request_rows(self.directory))
             if self._power is not None:
                 self._power.close()
-                self._save("power", _power_table(self.directory / "power.jsonl", self.file))
+                sums |= self._save("power", _power_table(self.directory / "power.jsonl", self.file))
             if self.server_journal.is_file():
-                self._save("server", _server_table(self.server_journal, self.file))
-            self.update(state=state, error=error)
+                sums |= self._save("server", _server_table(self.server_journal, self.file))
+            self.update(state=state, error=error, sha256=sums)
             self._requests.close()
             passing = (*_request_journals(self.directory), self.server_journal)
             for path in (*passing, self.directory / "power.jsonl", self.directory / PROGRESS):
                 path.unlink(missing_ok=True)
 
-    def _save(self, name: str, table: pa.Table) -> None:
+    def _save(self, name: str, table: pa.Table) -> dict[str, str]:
         partial = self.directory / f".{name}.parquet.part"
-        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, partial, compression="zstd")
+        digest = _sha256(partial)
         partial.rename(self.directory / f"{name}.parquet")
+        return {f"{name}.parquet": digest}
 
 
 def new_id(now: datetime, *names: str | None) -> str:
@@ -397,19 +402,23 @@ def read(directory: Path) -> Run:
     Raises HarnessError naming the file that is missing, damaged or of a newer schema.
     """
     file = read_file(directory)
-    requests = _rows(directory, "requests", lambda _: _request_rows(directory), REQUESTS)
+    requests = _rows(directory, "requests", lambda _: _request_rows(directory), REQUESTS, file)
     if requests is None:
         raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
-    power = _rows(directory, "power", lambda path: _power_table(path, file), POWER) or POWER.empty_table()
-    server = _rows(directory, "server", lambda path: _server_table(path, file), SERVER) or SERVER.empty_table()
+    power = _rows(directory, "power", lambda path: _power_table(path, file), POWER, file) or POWER.empty_table()
+    server = _rows(directory, "server", lambda path: _server_table(path, file), SERVER, file) or SERVER.empty_table()
     return Run(directory, file, _frame(requests), power.to_pandas(), server.to_pandas())
 
 
-def _rows(directory: Path, name: str, unfinished: Callable[[Path], pa.Table], schema: pa.Schema) -> pa.Table | None:
+def _rows(
+    directory: Path, name: str, unfinished: Callable[[Path], pa.Table], schema: pa.Schema, file: RunFile
+) -> pa.Table | None:
     """Rows from the Parquet file or else from the journal; None where there is neither."""
 
     def finished(path: Path) -> pa.Table:
-        return pq.read_table(path, schema=schema, page_checksum_verification=True)
+        if file.sha256.get(path.name, digest := _sha256(path)) != digest:
+            raise ValueError("it is not what the run wrote, by its SHA-256 in run.json")
+        return pq.read_table(path, schema=schema)
 
     for path, load in ((directory / f"{name}.parquet", finished), (directory / f"{name}.jsonl", unfinished)):
         if path.is_file():
@@ -492,6 +501,11 @@ def source() -> str:
     """The version, and a digest of the code: in a clone the formulas change while the version stays."""
     code = b"".join(path.read_bytes() for path in sorted(Path(harness.__file__).parent.rglob("*.py")))
     return f"{harness.__version__}+{hashlib.sha256(code).hexdigest()[:12]}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _locked(path: Path) -> bool:

@@ -153,7 +153,7 @@ def victim(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_file_cut_anywhere_or_with_a_byte_changed_is_read_or_refused(
     whole: Path, victim: Path, name: str, place: float, byte: int | None
 ) -> None:
-    """Rows that are read are those that were written: their pages have checksums."""
+    """Rows that are read are those that were written: run.json has the digest of their file."""
     shutil.copytree(whole, victim, dirs_exist_ok=True)
     content = bytearray((whole / name).read_bytes())
     at = int(place * len(content))
