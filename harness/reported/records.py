@@ -8,7 +8,7 @@ import math
 import re
 from calendar import monthrange
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, timedelta
 from typing import Annotated, Any, Literal, get_args
@@ -130,23 +130,12 @@ def _day(text: str, *, last: bool) -> date:
     return first.replace(month=month, day=monthrange(first.year, month)[1])
 
 
-def _date(text: str) -> str:
-    if text:
-        _day(text, last=True)
-    return text
-
-
 def _number(text: str | float | None) -> float | None:
     if not isinstance(text, str):
         return text
     if not re.fullmatch(r"(\d*\.?\d+([eE][+-]?\d+)?)?", text, re.ASCII) or float(text or 0) == math.inf:
         raise ValueError("a number of at least 0, such as 2.5e9 (a loss goes by its metric, not its sign)")
     return float(text) if text else None
-
-
-def _unit(text: str) -> str:
-    unit_powers(text)
-    return text
 
 
 def _basis(text: str) -> frozenset[str]:
@@ -157,22 +146,22 @@ def _basis(text: str) -> frozenset[str]:
     return tags
 
 
-def _filled(text: str) -> str:
-    if not text.strip():
-        raise ValueError("text, not an empty cell")
-    return text
+def _text(check: Callable[[str], object], expected: str = "") -> AfterValidator:
+    """Text that `check` does not refuse: by raising what it expects, or, where `expected` is given, by being untrue."""
+
+    def checked(text: str) -> str:
+        if not check(text) and expected:
+            raise ValueError(expected)
+        return text
+
+    return AfterValidator(checked)
 
 
-def _id(text: str) -> str:
-    if not re.fullmatch(r"[\w.-]+", text):
-        raise ValueError("letters, digits, dots and dashes only")
-    return text
-
-
-Date = Annotated[str, AfterValidator(_date)]
-Filled = Annotated[str, AfterValidator(_filled)]
+Id = Annotated[str, _text(re.compile(r"[\w.-]+").fullmatch, "letters, digits, dots and dashes only")]
+Date = Annotated[str, _text(lambda text: text and _day(text, last=True))]
+Filled = Annotated[str, _text(str.strip, "text, not an empty cell")]
 Number = Annotated[float | None, BeforeValidator(_number)]
-Unit = Annotated[str, AfterValidator(_unit)]
+Unit = Annotated[str, _text(unit_powers)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True)
@@ -184,7 +173,7 @@ class Fact:
     bound, `note` what a reader must know.
     """
 
-    id: Annotated[str, AfterValidator(_id)]
+    id: Id
     layer: Layer
     entity: Filled
     metric: Filled
@@ -367,19 +356,19 @@ def _check(fact: Fact, where: str, sources: Mapping[str, Source]) -> None:
     except ValueError as error:
         raise _refusal(where, "period_end", fact.period_end, str(error)) from None
     given = [number is not None for number in (fact.value_low, fact.value, fact.value_high)]
-    if given != {"": [False] * 3, "range": [True, False, True]}.get(fact.bound, [False, True, False]):
-        form = "value with = >= ~ or <=, value_low and value_high with range, and no number with an empty bound"
-        raise _refusal(where, "bound", fact.bound, form)
-    if fact.bound == "range" and not (fact.value_low or 0) <= (fact.value_high or 0):
-        raise _refusal(where, "value_low", fact.value_low, "at most value_high")
-    if (fact.unit == "none") != (fact.bound == ""):
-        raise _refusal(where, "unit", fact.unit, "none where there is no number, else the number's unit")
-    if "".join(name for name in CURRENCIES if name in unit_powers(fact.unit)) != fact.currency:
-        raise _refusal(where, "currency", fact.currency, f"the currency in the unit '{fact.unit}', or nothing")
-    if fact.layer == "articles" and fact.source not in sources:
-        raise _refusal(where, "source", fact.source, f"one of {', '.join(sources)}")
-    if fact.layer == "articles" and not fact.quote.strip():
-        raise _refusal(where, "quote", fact.quote, "the article's own words")
+    numbers = {"": [False] * 3, "range": [True, False, True]}.get(fact.bound, [False, True, False])
+    form = "value with = >= ~ or <=, value_low and value_high with range, and no number with an empty bound"
+    currency, cited = "".join(name for name in CURRENCIES if name in unit_powers(fact.unit)), fact.layer == "articles"
+    for column, wrong, expected in (
+        ("bound", given != numbers, form),
+        ("value_low", fact.bound == "range" and (fact.value_low or 0) > (fact.value_high or 0), "at most value_high"),
+        ("unit", (fact.unit == "none") != (fact.bound == ""), "none where there is no number, else the number's unit"),
+        ("currency", fact.currency != currency, f"the currency in the unit '{fact.unit}', or nothing"),
+        ("source", cited and fact.source not in sources, f"one of {', '.join(sources)}"),
+        ("quote", cited and not fact.quote.strip(), "the article's own words"),
+    ):
+        if wrong:
+            raise _refusal(where, column, getattr(fact, column), expected)
 
 
 def _refusal(where: str, column: str, value: object, expected: str) -> HarnessError:
