@@ -460,8 +460,9 @@ def read_file(directory: Path) -> RunFile:
 def list_runs(root: Path) -> Iterator[tuple[Path, RunFile | HarnessError]]:
     """Every run under `root`, oldest first; a damaged one gives its error, and the others still come."""
     for path in sorted(root.iterdir()) if root.is_dir() else ():
-        if path.name.startswith(".") or path.is_symlink() or not (path / "run.json").is_file():
-            continue
+        with contextlib.suppress(PermissionError):  # which `read_file` says in words
+            if path.name.startswith(".") or path.is_symlink() or not (path / "run.json").exists():
+                continue
         try:
             yield path, read_file(path)
         except HarnessError as damaged:

@@ -205,7 +205,9 @@ def test_a_run_that_may_not_be_entered_is_named_and_the_others_are_listed(whole:
         with pytest.raises(HarnessError, match=r"run\.json.*Permission denied"):
             store.read(store.find("closed", tmp_path))
         states = index.runs(tmp_path)["state"].tolist()
+        listed = [isinstance(file, HarnessError) for _, file in store.list_runs(tmp_path)]
     finally:
         os.seteuid(user)
         (tmp_path / "closed").chmod(0o700)
     assert sorted(states) == ["complete", "damaged"]
+    assert listed == [True, False]
