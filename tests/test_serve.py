@@ -53,7 +53,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 if mode == "slow":
     time.sleep(60)
-http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
