@@ -244,8 +244,7 @@ def tornado(scenario: Scenario, rate: Figure) -> dict[str, tuple[float, float]]:
 def watt_hours(x: Mapping[str, Draws], joules: Draws | float, device_s: Draws | float) -> dict[str, Draws]:
     """Wh of something that took `joules` of accelerator energy and `device_s` device-seconds, as a stack that adds up.
 
-    PUE/3600 * [(1 + host) * J + P_idle * device_s * (1/U - 1)]: idle time costs 1/U in money but only idle power here.
-    The rungs are those of Google's account (arXiv 2508.15734): accelerator, host, idle, overhead of the facility.
+    PUE/3600 * [(1 + host) * J + P_idle * device_s * (1/U - 1)], as docs/economics.md explains.
     """
     stack = {
         "accelerator": np.asarray(joules / 3600 * np.ones_like(x["energy.pue"])),

@@ -57,25 +57,20 @@ def diurnal(mean_per_s: float, peak_to_mean: float) -> Array:
     array([ 5., 15.])
     """
     if not (mean_per_s > 0 and 1 <= peak_to_mean <= 2):
-        raise HarnessError(
-            f"a load of {mean_per_s:g} requests/s with peak/mean {peak_to_mean:g}",
-            "give a mean above 0 and peak/mean 1 to 2",
-        )
+        what = f"a load of {mean_per_s:g} requests/s with peak/mean {peak_to_mean:g}"
+        raise HarnessError(what, "give a mean above 0 and peak/mean 1 to 2")
     return np.asarray(mean_per_s * (1 + (peak_to_mean - 1) * np.cos(2 * np.pi * (np.arange(24) - 15) / 24)))
 
 
 def plan(load: Array, capacity_per_s: float, curve: Curve, policy: Policy) -> pd.DataFrame:
-    """Replicas by hour that keep the objective: ceil(load / (capacity (1 - headroom))), and spares for those that fail.
+    """Replicas by hour that keep the objective, with spares for those that fail; docs/economics.md has the formulas.
 
     A row an hour: load in requests/s, replicas, utilisation of their capacity and mean requests in_flight on each.
-    `capacity_per_s` is one replica's rate at the latency objective (objective.best_feasible). The spares are the fewest
-    with which at least the needed number work with probability `availability` (binomial). Replicas are taken at once
-    and given back after `hold_hours`.
+    `capacity_per_s` is one replica's rate at the latency objective (objective.best_feasible).
     """
     if not (0 <= policy.headroom < 1 and 0 < policy.up <= 1 and 0 < policy.availability < 1 and capacity_per_s > 0):
-        raise HarnessError(
-            f"fleet policy {policy} with capacity {capacity_per_s:g}/s", "shares are in 0 to 1, rates above 0"
-        )
+        what = f"fleet policy {policy} with capacity {capacity_per_s:g}/s"
+        raise HarnessError(what, "shares are in 0 to 1, rates above 0")
     needed = [max(1, math.ceil(rate / (capacity_per_s * (1 - policy.headroom)) - 1e-9)) for rate in load]
     spared = np.array([_with_spares(count, policy) for count in needed])
     # The day repeats, so the hours before midnight hold replicas for the hours after it.
@@ -97,9 +92,8 @@ def _with_spares(needed: int, policy: Policy) -> int:
 def in_flight(rate_per_s: float, curve: Curve, most: int = 4096) -> float:
     """Mean requests in flight on one replica under Poisson arrivals; infinite where they outrun the curve.
 
-    A replica shares its speed among its requests, so that the number in flight is a birth-death chain with births
-    `rate_per_s` and deaths curve.rate(n); its stationary law does not depend on the distribution of request sizes
-    (insensitivity of processor sharing: Cohen 1979, Kelly 1979). Response time is in_flight / rate (Little).
+    A birth-death chain with births `rate_per_s` and deaths curve.rate(n), since a replica shares its speed among its
+    requests; docs/economics.md says why that holds for any distribution of their sizes.
     """
     if rate_per_s >= curve.requests_per_s[-1]:
         return math.inf

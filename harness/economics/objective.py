@@ -31,10 +31,8 @@ def parse_objectives(text: str) -> dict[str, Objective]:
 def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Summary:
     """The point with the largest output rate at which every limit holds, between two runs of the Pareto front.
 
-    From the fastest run that meets the objective towards the next faster one of the front, latencies and rates are
-    linear in the share of the way: monotone, and on the safe side where latency rises ever faster with load. Its `run`
-    names both. Nothing is extrapolated: where no run meets the objective there is no answer (HarnessError), and where
-    the fastest one does it is the answer, and a lower bound. HarnessError also for a run without one of the figures.
+    Its `run` names both. Where the fastest run meets the objective it is the answer, and a lower bound. HarnessError
+    where no run does, or one lacks a figure. docs/economics.md says why latencies and rates are linear in between.
     """
     names, limits = list(objective), np.array(list(objective.values()))
     front = pareto_front(sweep, names)
@@ -43,11 +41,9 @@ def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Summary:
     if not len(meets):
         nearest = int(np.argmin(np.max(latencies / limits, axis=1)))
         worst = int(np.argmax(latencies[nearest] / limits))
-        raise HarnessError(
-            f"no run meets the objective: the nearest, {front[nearest].run}, has {names[worst]} "
-            f"{latencies[nearest, worst]:.3g} s, the limit is {limits[worst]:g} s",
-            "measure lower rates or fewer users, or choose another objective",
-        )
+        has = f"{names[worst]} {latencies[nearest, worst]:.3g} s, the limit is {limits[worst]:g} s"
+        what = f"no run meets the objective: the nearest, {front[nearest].run}, has {has}"
+        raise HarnessError(what, "measure lower rates or fewer users, or choose another objective")
     last = int(meets[-1])
     if last + 1 == len(front):
         return front[last]

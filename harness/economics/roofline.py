@@ -62,17 +62,6 @@ class ServedModel:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """Step: t0 and tm (s per layer, per MoE layer), t1 (s per sequence), efficiencies of dense bytes, experts, FLOP.
-
-    Power: shares of the limit at rest, and for full use of bandwidth and of FLOP/s.
-    """
-
-    step: Array
-    power: Array
-
-
 def parse_models(text: str) -> tuple[ServedModel, ...]:
     """The rows of models.csv."""
     return read_rows(text, ServedModel)
@@ -120,17 +109,12 @@ def work(
 ) -> tuple[float, ...]:
     """The columns of `WORK` for one decode step of `batch` sequences, with its share of the prefill.
 
-    A step reads dense weights, the experts that the batch touches, 1 - (1 - k/E)^B of them (independent routing), and
-    the KV cache at the mean context; it computes 2 active_params FLOP for each of the B tokens and for the
-    B input_tokens / output_tokens tokens of prompts that come in meanwhile. HarnessError for a precision that the GPU
-    or the table does not know.
+    The formulas are in docs/economics.md. HarnessError for a precision that the GPU or the table does not know.
     """
     peak = gpu.flops_fp8 if precision == "fp8" else gpu.flops_bf16
     if precision not in WEIGHT_BYTES or peak is None:
-        raise HarnessError(
-            f"no FLOP/s or bytes known for precision '{precision}' on {gpu.name}",
-            f"use one of {', '.join(WEIGHT_BYTES)}",
-        )
+        what = f"no FLOP/s or bytes known for precision '{precision}' on {gpu.name}"
+        raise HarnessError(what, f"use one of {', '.join(WEIGHT_BYTES)}")
     touched = 1 - (1 - model.experts_per_token / model.experts) ** batch if model.experts else 0.0
     context = input_tokens + output_tokens / 2
     cache = 2 * model.kv_layers * model.kv_heads * model.head_dim * KV_BYTES * context * batch
@@ -148,7 +132,10 @@ def stacked(*rows: tuple[float, ...]) -> Work:
 
 
 def step_s(step: Array, w: Work) -> Array:
-    """t0 L + tm L_moe + t1 B + dense_bytes/(BW eta_m) + expert_bytes/(BW eta_e) + FLOP/(F eta_c), in seconds."""
+    """Seconds of a step, by `step`: t0, tm (s per layer, per MoE layer), t1 (s per sequence), three efficiencies.
+
+    t0 L + tm L_moe + t1 B + dense_bytes/(BW eta_m) + expert_bytes/(BW eta_e) + FLOP/(F eta_c).
+    """
     t0, tm, t1, *efficiencies = step
     eta_m, eta_e, eta_c = np.minimum(efficiencies, EFFICIENCY_CAP)
     memory = (w.dense_bytes / eta_m + w.expert_bytes / eta_e) / w.bandwidth
@@ -171,8 +158,11 @@ def floor_s(w: Work) -> Array:
     return np.asarray(np.maximum((w.dense_bytes + w.expert_bytes) / w.bandwidth, w.flop / w.peak))
 
 
-def fit(points: Work) -> Fit:
-    """ln step time by robust regression (soft L1) with weak priors; power by non-negative relative least squares."""
+def fit(points: Work) -> tuple[Array, Array]:
+    """The parameters of `step_s` and of `power_w`.
+
+    ln step time by robust regression (soft L1) with weak priors; power by non-negative relative least squares.
+    """
     from scipy import optimize
 
     observed, prior = points.batch / points.output_tokens_per_s, np.log(STEP_PRIOR)
@@ -184,14 +174,20 @@ def fit(points: Work) -> Fit:
     step = np.exp(optimize.least_squares(off, prior, loss="soft_l1").x)
     share = points.power_w / points.power_limit_w
     power = optimize.nnls(power_terms(points, observed) / share[:, None], np.ones(len(points)))[0]
-    return Fit(step, np.asarray(power))
+    return step, np.asarray(power)
+
+
+def _per_token(points: Work, w: Work) -> tuple[Array, Array]:
+    """Seconds and joules of a step by output token, from a fit to `points`."""
+    step, power = fit(points)
+    seconds = step_s(step, w)
+    return seconds / w.batch, power_w(power, w, seconds) * seconds / w.batch
 
 
 def spread_of(names: NDArray[np.str_], errors: Array) -> Array:
     """Half widths of a 90% interval of ln time and ln energy for a model not among `names`.
 
-    Models are the sampling unit, not points: t_{0.95, G-1} * sqrt(1 + 1/G) * sqrt(mean over G models of the mean square
-    error of each).
+    Models are the sampling unit, not points: t_{0.95, G-1} * sqrt(1 + 1/G) * rms over G models.
     """
     from scipy import stats
 
@@ -215,11 +211,9 @@ def left_out_errors(fitted: Work, predicted: Work) -> Array:
     errors = np.empty((2, len(predicted)))
     for name in set(predicted.model):
         chosen = predicted.model == name
-        made, w = fit(fitted[fitted.model != name]), predicted[chosen]
-        seconds = step_s(made.step, w)
-        joules = power_w(made.power, w, seconds) * seconds / w.batch
-        rate = w.output_tokens_per_s
-        errors[:, chosen] = np.log([seconds / w.batch * rate, joules * rate / w.power_w])
+        w = predicted[chosen]
+        seconds, joules = _per_token(fitted[fitted.model != name], w)
+        errors[:, chosen] = np.log([seconds, joules / w.power_w]) + np.log(w.output_tokens_per_s)
     return errors
 
 
@@ -231,12 +225,10 @@ def predict(points: Work, row: tuple[float, ...], devices: int, u: Draws) -> tup
     """
     from scipy import stats
 
-    made, w = fit(points), stacked(row)
     freedom = len(set(points.model)) - 1
     t = stats.t.ppf(u, freedom) / stats.t.ppf(0.95, freedom)
     time_half, energy_half = spread_of(points.model, left_out_errors(points, points))
-    seconds = step_s(made.step, w) / w.batch
-    joules = power_w(made.power, w, seconds * w.batch) * seconds
+    seconds, joules = _per_token(points, stacked(row))
     return np.asarray(seconds * devices * np.exp(time_half * t)), np.asarray(joules * np.exp(energy_half * t))
 
 
