@@ -12,7 +12,7 @@
 >>> costs[costs["name"] == "usd_per_query"][["unit", "status"]].to_numpy().tolist()
 [['USD/query', 'simulated']]
 
-Tables come in one long form, a row a cell (`harness.report.long.COLUMNS`), in SI units; a missing value is NA, and
+Tables come in one long form, a row a cell (`harness.report.formats.COLUMNS`), in SI units; a missing value is NA, and
 `reason` says why. Mistakes raise `harness.errors.HarnessError`.
 """
 
@@ -25,7 +25,8 @@ import pandas as pd
 
 from harness import index, shipped, store
 from harness import run as measuring
-from harness.report import document, economics, long, reported
+from harness.report import document, economics, reported
+from harness.report.formats import long_form
 from harness.report.summaries import summary_of
 from harness.reported.comparisons import Context
 
@@ -64,7 +65,7 @@ def cost(
 ) -> pd.DataFrame:
     """What each run costs under a scenario (None: its own), in the long form: what `harness cost` prints."""
     read = [_read(name, root) for name in runs]
-    return long.frame(economics.run_cost_tables([(run.file, summary_of(run)) for run in read], scenario, overrides))
+    return long_form(economics.run_cost_tables([(run.file, summary_of(run)) for run in read], scenario, overrides))
 
 
 def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None = None) -> pd.DataFrame:
@@ -74,7 +75,7 @@ def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None
     """
     costed = [document.costed(_read(name, root), scenario) for name in runs]
     book = reported.book()
-    return long.frame(reported.compare_runs(Context(book, reported.measured_cost(book, costed)), costed))
+    return long_form(reported.compare_runs(Context(book, reported.measured_cost(book, costed)), costed))
 
 
 def _read(run: str, root: Root) -> store.Run:

@@ -16,8 +16,7 @@ from rich.cells import cell_len
 
 from harness import store
 from harness.model import Figure, Finding, Record, Summary
-from harness.report import json as report_json
-from harness.report import tables, text
+from harness.report import formats, tables, text
 from harness.report.cells import ends, number, words
 from harness.report.table import PROPERTIES, Table
 from harness.summary import summarise
@@ -346,7 +345,7 @@ def test_color_is_for_terminals_and_empty_tables_say_so(monkeypatch: pytest.Monk
 def test_json_gives_back_every_figure_in_full() -> None:
     made = summary(*FORTY)
     shown = tables.tables(run_file(), made)
-    read = json.loads(report_json.render(shown, [made]))
+    read = json.loads(formats.render(shown, "json", [made]))
     assert read["schema_version"] == 1
     (run,) = read["runs"]
     assert run["run"] == made.run
@@ -360,4 +359,4 @@ def test_json_gives_back_every_figure_in_full() -> None:
 
 def test_json_refuses_what_is_not_a_number() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        report_json.render([Table("t", "T", ("a",), ((figure(value=math.nan),),))])
+        formats.render([Table("t", "T", ("a",), ((figure(value=math.nan),),))], "json")

@@ -28,7 +28,6 @@ def report(
     A terminal gets a run in short; --table all prints every table, as every other format has. With several runs, a
     table of single runs that is named is printed for each. HTML is one file that needs no network, with a what-if.
     """
-    from harness import store
     from harness.report import document
 
     with each_run(references or ["latest"], root, lambda path: (path, document.load(path))) as found:
@@ -37,13 +36,10 @@ def report(
         if charts is not None:
             from harness.report import charts as drawing
 
-            first = list(zip(directories, sweep, strict=True))[: drawing.MOST_LINES]
-            of_rows = drawing.of_runs([(store.read(each), summary) for each, (_, summary) in first])
-            drawing.write([*drawing.of_tables(made), *of_rows, *drawing.of_sweep(sweep)], charts, chart_format)
-        shown = document.in_short(made) if format_ == "text" and not table else made
+            drawn = drawing.of_report(made, document.with_rows(directories, sweep), sweep, drawing.WIDTH)
+            drawing.write(drawn, charts, chart_format)
         if format_ == "html":
-            from harness.report import page
-
-            emit(page.of_runs(made, directories, sweep, scenario), out)
+            emit(document.page_of(made, directories, sweep, scenario), out)
             return
+        shown = document.in_short(made) if format_ == "text" and not table else made
         show(shown, format_, out, [summary for _, summary in sweep])

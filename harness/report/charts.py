@@ -74,6 +74,13 @@ def of_sweep(sweep: Sequence[tuple[RunFile, Summary]], width: int = WIDTH) -> li
     return [] if chart is None else [chart]
 
 
+def of_report(
+    tables: Iterable[Table], runs: Sequence[tuple[Run, Summary]], sweep: Sequence[tuple[RunFile, Summary]], width: int
+) -> list[Chart]:
+    """Every chart of a report. `runs`: the first of the sweep, with their rows."""
+    return [*of_tables(tables, width), *of_runs(runs, width), *of_sweep(sweep, width)]
+
+
 def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -> list[Path]:
     """A file a chart under `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from harness import store
 from harness.economics.cost import Costs
 from harness.errors import HarnessError
 from harness.model import Summary
-from harness.report import economics, extrapolate, reported, tables
+from harness.report import economics, extrapolate, page, reported, tables, whatif
 from harness.report.summaries import summary_of
 from harness.report.table import Table
 from harness.reported.comparisons import Context
@@ -74,6 +74,34 @@ def report(sweep: Sweep, scenario: str | None = None, names: Sequence[str] = ())
     for name in set(names) - {*known, "all"}:
         raise HarnessError(f"no table '{name}' in this report", f"choose from {', '.join(known)}, all")
     return made if not names or "all" in names else [each for each in made if each.name in names]
+
+
+def page_of(made: Sequence[Table], directories: Sequence[Path], sweep: Sweep, scenario: str | None = None) -> str:
+    """A report as a page: its tables, charts of the first few runs, and a what-if that starts from them.
+
+    Without the extra `charts` there are none.
+    """
+    from harness.report import charts
+
+    drawings: list[tuple[str, ...]] = []
+    with suppress(HarnessError):
+        first = with_rows(directories, sweep)
+        wide, narrow = (charts.of_report(made, first, sweep, width) for width in (charts.WIDTH, charts.NARROW))
+        drawings = [(a.title, charts.svg(a), charts.svg(b)) for a, b in zip(wide, narrow, strict=True)]
+    stored = [
+        (file, summary, lambda each=each: store.read(each).requests)
+        for each, (file, summary) in zip(directories, sweep, strict=True)
+    ]
+    title = f"Run {sweep[0][0].id}" if len(sweep) == 1 else f"{len(sweep)} runs"
+    return page.render(title, made, drawings, whatif.starts(stored, Context(reported.book()), scenario))
+
+
+def with_rows(directories: Sequence[Path], sweep: Sweep) -> list[tuple[Run, Summary]]:
+    """As many runs as a chart has lines, read with their rows."""
+    from harness.report import charts
+
+    pairs = zip(directories[: charts.MOST_LINES], sweep, strict=False)
+    return [(store.read(directory), summary) for directory, (_, summary) in pairs]
 
 
 def in_short(made: Sequence[Table]) -> list[Table]:

@@ -1,13 +1,26 @@
-"""Every output format by name."""
+"""Every output format by name. For programs: JSON and one long form, in SI units and full precision, nothing rounded.
+
+    {"schema_version": 1,
+     "runs":   [{"run", "state", "figures": {name: figure}, "errors": {kind: count},
+                 "findings": [{"code", "text", "advice", "serious"}]}],
+     "tables": [{"name", "title", "columns": [text], "rows": [[text, figure or null]], "notes": [text]}]}
+
+A figure is {"name", "value", "unit", "status", "low", "high", "n", "reason", "interval"}, the fields of
+`harness.model.Figure`; a missing value is null and `reason` says why.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
 
-from harness.model import Summary
-from harness.report import html, json, latex, long, markdown, text
+import pandas as pd
+
+from harness.model import Figure, Summary
+from harness.report import latex, markdown, page, text
 from harness.report.table import Table
 
 Format = Literal["text", "md", "csv", "latex", "html", "json", "parquet"]
@@ -16,17 +29,64 @@ WORDS: Mapping[str, Callable[[Sequence[Table]], str]] = {
     "text": text.render,
     "md": markdown.render,
     "latex": latex.render,
-    "html": html.render,
-    "csv": lambda tables: long.frame(tables).to_csv(index=False),
+    "html": lambda tables: page.render(tables[0].title, tables),
+    "csv": lambda tables: long_form(tables).to_csv(index=False),
 }
+SCHEMA_VERSION = 1
+"""Of the JSON."""
 
 
 def render(tables: Sequence[Table], format_: Format, summaries: Sequence[Summary] = ()) -> str | bytes:
-    """The tables in one of the formats; JSON has every figure of the `summaries` besides. Only Parquet is bytes."""
+    """The tables in one of the formats; JSON has every figure of the `summaries` besides. Only Parquet is bytes.
+
+    Raises ValueError for a number that JSON has no form for: a missing one must be None.
+
+    >>> render([], "json")
+    '{"schema_version": 1, "runs": [], "tables": []}\\n'
+    """
     if format_ == "json":
-        return json.render(tables, summaries)
+        runs = [
+            asdict(each) | {"figures": {figure.name: asdict(figure) for figure in each.figures}} for each in summaries
+        ]
+        content = {"schema_version": SCHEMA_VERSION, "runs": runs, "tables": [asdict(table) for table in tables]}
+        return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
     if format_ == "parquet":
         buffer = io.BytesIO()
-        long.frame(tables).to_parquet(buffer, index=False)
+        long_form(tables).to_parquet(buffer, index=False)
         return buffer.getvalue()
     return WORDS[format_](tables)
+
+
+COLUMNS = {
+    "table": "string", "row": "Int64", "key": "string", "column": "string", "text": "string", "name": "string",
+    "value": "Float64", "unit": "string", "low": "Float64", "high": "Float64", "interval": "string", "n": "Int64",
+    "status": "string", "reason": "string", "source": "string",
+}  # fmt: skip
+"""Of the long form. `row` counts from 0 within a table and `key` is its first cell; a cell has a `text`, or a figure's
+fields from `name` to `reason`. A note stands in the column `note`, without a row."""
+
+
+def long_form(tables: Sequence[Table]) -> pd.DataFrame:
+    """A row a cell and a note. A missing value is NA, and `reason` says why; `source` is the run or the facts.
+
+    >>> rate = Figure("rate", 12.5, "tokens/s", "measured")
+    >>> made = long_form([Table("t", "T", ("of", "value"), (("x", rate),), source="run-1")])
+    >>> made[["key", "column", "value", "unit", "status", "source"]].values.tolist()[1]
+    ['x', 'value', 12.5, 'tokens/s', 'measured', 'run-1']
+    """
+    rows = [row for table in tables for row in _rows(table)]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _rows(table: Table) -> Iterator[dict[str, Any]]:
+    for i, row in enumerate(table.rows):
+        named = dict(zip(table.columns, row, strict=True))
+        source = next((text for by in ("run", "source") if isinstance(text := named.get(by), str)), table.source)
+        place = {"table": table.name, "row": i, "key": row[0] if isinstance(row[0], str) else None, "source": source}
+        for column, cell in named.items():
+            if isinstance(cell, Figure):
+                yield {**place, **asdict(cell), "column": column}
+            elif cell:
+                yield {**place, "column": column, "text": cell}
+    for note in table.notes:
+        yield {"table": table.name, "column": "note", "text": note, "source": table.source}

@@ -7,54 +7,19 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 from html import escape
 from importlib import resources
-from pathlib import Path
 from string import Template
 from typing import Any
 
-from harness import store
-from harness.errors import HarnessError
-from harness.model import Summary
-from harness.report import charts, reported, whatif
-from harness.report.html import render_tables
-from harness.report.layout import plain
+from harness.report.layout import Printed, plain, printed
 from harness.report.table import Table
-from harness.reported.comparisons import Context
-from harness.store import RunFile
 
 MOST_ROWS = 500
 """Of a table."""
 MOST_LABELLED = 100_000
 """Characters of a drawing whose marks all say what they stand for; beyond that there are too many to point at."""
-
-
-def of_runs(
-    tables: Sequence[Table],
-    directories: Sequence[Path],
-    sweep: Sequence[tuple[RunFile, Summary]],
-    scenario: str | None = None,
-) -> str:
-    """The page of a report over stored runs, with charts of the first few and a what-if that starts from them.
-
-    Without the extra `charts` there are none.
-    """
-    title = f"Run {sweep[0][0].id}" if len(sweep) == 1 else f"{len(sweep)} runs"
-    read = lru_cache(store.read)
-    runs = list(zip(directories, sweep, strict=True))
-    stored = [(file, summary, lambda each=each: read(each).requests) for each, (file, summary) in runs]
-    first = [(read(each), summary) for each, (_, summary) in runs[: charts.MOST_LINES]]
-    drawings: list[tuple[str, ...]] = []
-    with suppress(HarnessError):
-        widths = (
-            (*charts.of_tables(tables, to), *charts.of_runs(first, to), *charts.of_sweep(sweep, to))
-            for to in (charts.WIDTH, charts.NARROW)
-        )
-        drawings += [(wide.title, charts.svg(wide), charts.svg(narrow)) for wide, narrow in zip(*widths, strict=True)]
-    return render(title, tables, drawings, whatif.starts(stored, Context(reported.book()), scenario))
 
 
 def render(
@@ -71,7 +36,7 @@ def render(
     script = _asset("page.js") + (_asset("whatif.js") if starts else "")
     groups = [
         ("Charts", "chart", [(each[0], _chart(i, *each)) for i, each in enumerate(drawings)]),
-        ("Tables", "table", [(table.title, render_tables([_cut(table)])) for table in tables]),
+        ("Tables", "table", [(table.title, _section(table.name, printed(_cut(table)))) for table in tables]),
     ]
     links, body = [("what-if", "What if")] * bool(starts), _what_if(starts) if starts else ""
     for heading, kind, parts in groups:
@@ -100,6 +65,29 @@ def _chart(number: int, title: str, *drawings: str) -> str:
     own = [re.sub(' aria-[a-z]+="[^"]*"', "", each) if len(each) > MOST_LABELLED else each for each in own]
     boxes = (f'<div class="scroll {kind}">{each}</div>' for kind, each in zip(("wide", "narrow"), own, strict=True))
     return f'<figure aria-label="{_text(title)}">{"".join(boxes)}</figure>'
+
+
+def _section(name: str, table: Printed) -> str:
+    """Caption, heads, rows and notes; text takes its direction from its first strong letter (`dir="auto"`)."""
+    kinds = [' class="figure"' if i in table.figures else "" for i in range(len(table.rows[0]))]
+    aside = f" <small>({escape(table.aside)})</small>" if table.aside else ""
+    names = zip(kinds, table.header or (), strict=False)
+    head = "".join(f'<th scope="col"{kind}>{escape(column)}</th>' for kind, column in names)
+    body = ""
+    for first, *others in table.rows:
+        cells = "".join(
+            f'<td dir="auto"{kind}>{escape(cell)}</td>' for kind, cell in zip(kinds[1:], others, strict=True)
+        )
+        body += f'<tr><th scope="row" dir="auto">{escape(first)}</th>{cells}</tr>\n'
+    notes = "".join(f'<li dir="auto">{escape(note)}</li>\n' for note in table.notes)
+    return (
+        f'<section data-table="{escape(name)}">\n<div class="scroll"><table>\n'
+        f"<caption>{escape(table.title)}{aside}</caption>\n"
+        + (f"<thead><tr>{head}</tr></thead>\n" if head else "")
+        + f"<tbody>\n{body}</tbody>\n</table></div>\n"
+        + (f'<ul class="notes">\n{notes}</ul>\n' if notes else "")
+        + "</section>\n"
+    )
 
 
 def _cut(table: Table) -> Table:
