@@ -1,8 +1,8 @@
-"""How much load one client carries here before its percentiles are no longer true; `python -m harness.calibrate` is the
-server that it is measured against, in a process of its own.
+"""How much load one client carries here before its percentiles are no longer true.
 
-The server sends every token on a known schedule and stamps it as the operating system takes it. The truth is not the
-schedule but what left: a late token is the server's doing, and is not laid to the client's account.
+The server that it is measured against is a process of its own. It sends every token on a known schedule and stamps it
+as the operating system takes it. The truth is not the schedule but what left: a late token is the server's doing, and
+is not laid to the client's account.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import asyncio
 import contextlib
 import json
 import re
-import subprocess
-import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from harness.child import Child
 from harness.errors import HarnessError
 from harness.eventloop import event_loop
 
@@ -125,16 +125,11 @@ def calibrate(say: Callable[[str], None], level: Level = measure) -> dict[str, A
 @contextlib.contextmanager
 def known_server(ttft_s: float, itl_s: float) -> Iterator[str]:
     """The server in another process, by its address."""
-    command = [sys.executable, "-P", "-m", __name__, str(ttft_s), str(itl_s)]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    assert child.stdin is not None
-    assert child.stdout is not None
+    child = Child(serve, ttft_s, itl_s)
     try:
-        yield f"http://127.0.0.1:{int(child.stdout.readline())}"
+        yield f"http://127.0.0.1:{child.receive(None)}"
     finally:
-        child.stdin.close()
-        child.wait()
-        child.stdout.close()
+        child.end()
 
 
 _LENGTH, _MOST = re.compile(rb"(?i)content-length: *(\d+)"), re.compile(rb'"max_tokens": *(\d+)')
@@ -212,13 +207,17 @@ class _Answers(asyncio.Protocol):
             self.loop.call_at(at_s + self.itl_s, self._token, at_s + self.itl_s, number + 1, asked, now_s)
 
 
-async def _serve(ttft_s: float, itl_s: float) -> None:
-    """Until standard input closes."""
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    server = await loop.create_server(lambda: _Answers(ttft_s, itl_s), "127.0.0.1", 0, backlog=4096)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    loop.add_reader(0, ended.set)
-    await ended.wait()
+def serve(pipe: Connection, ttft_s: float, itl_s: float) -> None:
+    """What the server's process does, until it is killed."""
+
+    async def forever() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: _Answers(ttft_s, itl_s), "127.0.0.1", 0, backlog=4096)
+        pipe.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        runner.run(forever())
 
 
 def _p99(values: list[float]) -> float:
@@ -232,8 +231,3 @@ def _p99(values: list[float]) -> float:
     return (
         ordered[below] + (rank - below) * (ordered[min(below + 1, len(values) - 1)] - ordered[below]) if values else 0.0
     )
-
-
-if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=event_loop) as runner:
-        runner.run(_serve(*map(float, sys.argv[1:])))

@@ -2,8 +2,7 @@
 
 Each process builds the engine's client, prepares its share of the load and waits for the instant that the parent names
 as second zero for all. Processes of one machine share CLOCK_MONOTONIC. Each keeps a journal of its own; nothing of a
-request passes between processes, only progress, four times a second. A client ends when its pipe does, so it cannot
-outlive the run.
+request passes between processes, only progress, four times a second.
 """
 
 from __future__ import annotations
@@ -11,18 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from harness import engines
+from harness.child import Child, Gone
 from harness.conversations import Conversations
 from harness.errors import EngineDied, HarnessError
 from harness.eventloop import Watch, event_loop
@@ -70,10 +66,6 @@ class Ended:
     state: Literal["complete", "interrupted", "failed"]
     error: str | None = None
     seen: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Gone(Exception):
-    """A client process ended unasked; how."""
 
 
 class Link(Protocol):
@@ -195,57 +187,33 @@ class Clients:
                     else:
                         self._ready.add(k)
             except Gone as gone:
-                self._ended[k] = Ended("failed", f"client process {k} {gone}")
+                self._ended[k] = Ended("failed", f"client process {k} {gone} (engine.log says more)")
 
 
 class Local:
-    """A client process on this machine."""
+    """A client process on this machine; what it prints goes where this process prints."""
 
     offset_ns = 0
 
     def __init__(self, job: Job) -> None:
-        self._pipe, end = Pipe()
-        with end:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", f"from {__name__} import main; main()", str(end.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[end.fileno()],
-                start_new_session=True,  # out of reach of the terminal's Ctrl-C, which the parent hears for all
-            )
-        self.send(job)
+        self._child = Child(serve, job)
 
     def send(self, *command: Any) -> None:
-        with contextlib.suppress(OSError):  # it is gone, which `receive` says
-            self._pipe.send(command)
+        self._child.send(command)
 
     def receive(self) -> Any:
-        try:
-            return self._pipe.recv() if self._pipe.poll() else None
-        except (EOFError, OSError):
-            status = self._process.wait()
-            how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}; see engine.log"
-            raise Gone(how) from None
+        return self._child.receive()
 
     def close(self) -> Mapping[str, Any]:
-        self._pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(GRACE_S)
-        self._process.kill()
-        self._process.wait()
+        self.send("cancel")
+        self._child.end(GRACE_S)
         return {}
 
 
-def main() -> None:
-    """A client process: `PIPE` is its only argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe = Connection(int(sys.argv[1]))
-    (job,) = pipe.recv()
-    parent_left = contextlib.suppress(BrokenPipeError, asyncio.CancelledError)
-    with parent_left, asyncio.Runner(loop_factory=event_loop) as runner:
-        try:
-            pipe.send(runner.run(_serve(job, pipe)))
-        except HarnessError as wrong:
-            pipe.send(wrong)
+def serve(pipe: Connection, job: Job) -> None:
+    """What a client process does."""
+    with contextlib.suppress(asyncio.CancelledError), asyncio.Runner(loop_factory=event_loop) as runner:
+        pipe.send(runner.run(_serve(job, pipe)))
 
 
 async def _serve(job: Job, pipe: Connection) -> Ended:
@@ -254,11 +222,7 @@ async def _serve(job: Job, pipe: Connection) -> Ended:
     began_ns: asyncio.Future[int] = loop.create_future()
 
     def heard() -> None:
-        try:
-            word, *rest = pipe.recv()
-        except (EOFError, OSError):
-            word, rest = "cancel", []
-            loop.remove_reader(pipe)
+        word, *rest = pipe.recv()
         if word == "begin":
             began_ns.set_result(*rest)
         elif word == "stop":

@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.clients import Gone, Job, Local
+from harness.child import Gone
+from harness.clients import Job, Local
 from harness.errors import HarnessError
 
 START_S = 60.0

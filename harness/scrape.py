@@ -1,7 +1,7 @@
-"""A server's own metrics while it is measured: `python -m harness.scrape FILE URL…` reads them once a second.
+"""A server's own metrics while it is measured, read once a second.
 
 A process of its own, as with the meters: a thread's reading would hold the interpreter's lock while tokens wait to be
-stamped. It writes the journal itself and ends when its standard input closes, so it cannot outlive the run.
+stamped. It writes the journal itself.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ import contextlib
 import http.client
 import json
 import re
-import select
-import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
+from harness.child import Child, Gone
 from harness.model import Figure
 
 if TYPE_CHECKING:
@@ -109,24 +107,14 @@ def scraping(base_urls: Sequence[str], journal: Path) -> Iterator[None]:
 
     Rows are {time_s, name, value}, their times on CLOCK_MONOTONIC. A server without metrics adds none.
     """
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__, str(journal), *base_urls],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
+    child = Child(read, journal, base_urls)
     try:
-        child.stdout.readline()
+        with contextlib.suppress(Gone):
+            child.receive(None)
         yield
     finally:
-        child.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(TIMEOUT_S)
-        child.kill()
-        child.wait()
-        child.stdout.close()
+        child.send("stop")
+        child.end(TIMEOUT_S)
 
 
 def _get(base_url: str) -> str:
@@ -139,22 +127,20 @@ def _get(base_url: str) -> str:
         return ""
 
 
-def main(path: str, *base_urls: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ended = False
-    with Path(path).open("w") as journal, contextlib.suppress(BrokenPipeError):
-        while True:
-            asked_s = time.monotonic()
-            text = "\n".join(map(_get, base_urls))
-            time_s = (asked_s + time.monotonic()) / 2
-            for name, value in parse(text).items():
-                journal.write(json.dumps({"time_s": time_s, "name": name, "value": value}) + "\n")
-            journal.flush()
-            if ended:
-                return
-            print(flush=True)
-            ended = bool(select.select([0], [], [], PERIOD_S)[0])
+def read(pipe: Connection, path: Path, base_urls: Sequence[str]) -> None:
+    """What the process does: a first reading at once, and a last one when it is told to stop."""
+    with path.open("w") as journal:
+        _note(journal, base_urls)
+        pipe.send("begun")
+        while not pipe.poll(PERIOD_S):
+            _note(journal, base_urls)
+        _note(journal, base_urls)
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def _note(journal: TextIO, base_urls: Sequence[str]) -> None:
+    asked_s = time.monotonic()
+    text = "\n".join(map(_get, base_urls))
+    time_s = (asked_s + time.monotonic()) / 2
+    for name, value in parse(text).items():
+        journal.write(json.dumps({"time_s": time_s, "name": name, "value": value}) + "\n")
+    journal.flush()

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness import store
+from harness.child import Child, Gone
 from harness.errors import HarnessError
 from harness.workload import Workload
 
 LOOK_S = 2.0
 """How long one look at whether a cluster has room for a worker takes."""
+INTERRUPTED_S = 30.0
+"""How long a worker may take to store a point as interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +76,7 @@ class LocalWorker:
         self._environment = dict(os.environ)
         if gpus is not None:
             self._environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
+        self._child: Child | None = None
 
     def ready(self) -> bool:
         return True
@@ -86,50 +84,29 @@ class LocalWorker:
     def measure(self, task: Task) -> Done:
         """One point; a process that dies over it is a failed point, and the next one gets another process."""
         begun = time.monotonic()
-        if self._process is None or self._pipe is None:
-            self._pipe, end = Pipe()
-            with end:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", f"from {__name__} import main; main()", str(end.fileno())],
-                    stdin=subprocess.PIPE,  # its end tells the worker that this process is gone
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[end.fileno()],
-                    env=self._environment,
-                    start_new_session=True,
-                )
+        if self._child is None:
+            self._child = Child(work, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            self._pipe.send(task)
-            done: Done = self._pipe.recv()
-        except (EOFError, OSError):
-            status = self._process.wait()
-            self._process, how = None, f"signal {-status}" if status < 0 else f"status {status}"
-            done = Done("failed", error=f"the measuring process ended with {how} (out of memory?)")
+            self._child.send(task)
+            done: Done = self._child.receive(None)
+        except Gone as how:
+            self._child, done = None, Done("failed", error=f"the measuring process {how} (out of memory?)")
         return replace(done, seconds=time.monotonic() - begun)
 
     def close(self) -> None:
         """End the process; a point that it measures is stored as interrupted."""
-        process = self._process
-        if process is not None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            process.kill()
-            process.wait()
+        if (child := self._child) is not None:
+            child.process.terminate()
+            child.end(INTERRUPTED_S)
 
 
-def main() -> None:
-    """A worker process: the pipe that brings tasks is its only argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def work(pipe: Connection) -> None:
+    """What a worker process does, until the pipe that brings tasks closes."""
     from harness import run as measuring
 
-    pipe, kept, engine = Connection(int(sys.argv[1])), None, None
+    kept, engine = None, None
     while True:
-        try:
-            task: Task = pipe.recv()
-        except EOFError:
-            return
+        task: Task = pipe.recv()
         if kept is not None and task.engine != engine:
             kept.close()
             kept = None
@@ -145,11 +122,6 @@ def main() -> None:
             kept.close()
             kept = None
         pipe.send(done)
-
-
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class RemoteWorker:

@@ -113,18 +113,18 @@ def test_a_killed_reader_is_told_and_what_it_read_is_kept(script: Script) -> Non
     script("wave constant 200")
     meter = meters.create("nvml", {"probe_s": 0.3})
     meter.start()
-    assert meter._pipe.poll(10.0)  # type: ignore[attr-defined]
-    meter._child.kill()  # type: ignore[attr-defined]
+    assert meter._child.pipe.poll(10.0)  # type: ignore[attr-defined]
+    meter._child.process.kill()  # type: ignore[attr-defined]
     closed = meter.stop()
     assert meter.drain()
-    assert closed.error == "the reading process ended by itself with status -9"
+    assert closed.error == "the reading process was ended by signal 9"
 
 
 def test_the_reader_ends_with_the_run_that_started_it(script: Script) -> None:
     script("wave constant 200")
     code = (
         "import os, sys, time; from harness import meters; m = meters.create('nvml', {'probe_s': 0.2}); m.start();"
-        "print(m._child.pid, flush=True); os.kill(os.getpid(), 9)"
+        "print(m._child.process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     reader = Path(f"/proc/{int(started.stdout)}/stat")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,10 +158,8 @@ def test_a_judge_that_is_left_early_ends_and_one_that_dies_never_says_enough(tmp
     with Judge(parse(["2%"])) as judge:
         assert not judge(tmp_path)
         assert not judge.died
-    with Judge([Target("output_tokens_per_s", 5.0)]) as judge:  # 500%, which it refuses
-        until_s = time.monotonic() + 60
-        while not judge.died and time.monotonic() < until_s:
-            time.sleep(0.05)
+        judge._child.process.kill()
+        judge._child.process.wait()
         assert judge.died
         assert not judge(tmp_path)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -105,8 +104,8 @@ def test_a_process_that_is_killed_is_one_failed_point(workload: str, tmp_path: P
             def kill() -> None:
                 while not list((tmp_path / "runs").glob("*/run.json")) and time.monotonic() < deadline:
                     time.sleep(0.02)
-                assert worker._process is not None
-                os.kill(worker._process.pid, signal.SIGKILL)
+                assert worker._child is not None
+                worker._child.process.kill()
 
             threading.Thread(target=kill).start()
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness import weights
+from harness.child import ended
 from harness.engines.openai.engine import OpenAIEngine
 from harness.engines.orphans import Descendants
 from harness.engines.vllm import CPU_DEFAULTS
@@ -132,9 +133,7 @@ class Server:
         """Why the server is gone; None while it runs."""
         if self._process is None or self._process.poll() is None:
             return None
-        status = self._process.returncode
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        return f"the server {how}: {self._said()}"
+        return f"the server {ended(self._process.returncode)}: {self._said()}"
 
     async def stop(self) -> None:
         """SIGTERM to its process group, and SIGKILL to all that it started and that is left after `STOP_S`."""

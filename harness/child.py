@@ -1,0 +1,94 @@
+"""A process of the harness's own, and a pipe between the two: it cannot outlive the one that started it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+from harness.errors import HarnessError
+
+KILL_S = 2.0
+"""How long a killed process may take to end: one in a driver's hands is ended by the kernel when it can."""
+
+
+class Gone(Exception):
+    """The process ended unasked; how."""
+
+
+class Child:
+    """Runs `main(pipe, *args)`, a function of a module, in another process; `options` are those of Popen.
+
+    It is out of reach of the terminal's Ctrl-C, which the parent hears for all, and is killed when the parent's end of
+    the pipe closes, which it does with the parent.
+    """
+
+    def __init__(self, main: Callable[..., None], *args: Any, **options: Any) -> None:
+        self.pipe, end = Pipe()
+        code = f"from {__name__} import run; run()"
+        with end:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", code, str(end.fileno()), main.__module__, main.__name__],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[end.fileno()],
+                start_new_session=True,
+                **options,
+            )
+        self.send(args)
+
+    def send(self, said: Any) -> None:
+        with contextlib.suppress(OSError):  # it is gone, which `receive` says
+            self.pipe.send(said)
+
+    def receive(self, wait_s: float | None = 0) -> Any:
+        """What it said next; None where nothing came in that time. A HarnessError that it met is its last word."""
+        try:
+            return self.pipe.recv() if self.pipe.poll(wait_s) else None
+        except (EOFError, OSError):
+            raise Gone(ended(self.process.wait())) from None
+
+    def end(self, wait_s: float = 0) -> str:
+        """How it ended by itself in that time; else it is killed."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return ended(self.process.wait(wait_s))
+        self.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(KILL_S)
+        return "hung"
+
+
+def ended(status: int) -> str:
+    """How a process of this return code ended.
+
+    >>> ended(-9), ended(1)
+    ('was ended by signal 9', 'ended with status 1')
+    """
+    return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+def run() -> None:
+    """The process itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe, main = Connection(int(sys.argv[1])), getattr(importlib.import_module(sys.argv[2]), sys.argv[3])
+    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+        try:
+            main(pipe, *pipe.recv())
+        except HarnessError as wrong:
+            pipe.send(wrong)
+
+
+def _end_with_parent(pipe: Connection) -> None:
+    hung_up = select.poll()
+    hung_up.register(pipe, 0)
+    hung_up.poll()
+    os.kill(os.getpid(), signal.SIGKILL)
