@@ -125,18 +125,16 @@ def ladder(book: Book, wanted: Quantity, point: Point) -> Ladder:
     found = iter(zip(multipliers, sd, after, rest, strict=True))
     rungs = []
     for a in factors:
-        multiplier = needed = Figure(
-            a.name, None, a.unit, a.status, reason=f"{point.source} does not tell its {a.ladder}"
-        )
+        reason = f"{point.source} does not tell its {a.ladder}"
+        multiplier = needed = Figure(a.name, None, a.unit, a.status, reason=reason)
         if a.name in terms:
             before, before_sd, *given = next(found)
             multiplier = _interval(a.name, "ratio", a.status, before, before_sd)
             needed = _interval(a.name, a.unit, "derived", *given)
         rungs.append(Rung(a, multiplier, needed))
     product = _interval("product", "ratio", "derived", multipliers.sum(), spread)
-    return Ladder(
-        wanted, tuple(rungs), product, _interval("left", "ratio", "derived", gap_ln - multipliers.sum(), spread)
-    )
+    left = _interval("left", "ratio", "derived", gap_ln - multipliers.sum(), spread)
+    return Ladder(wanted, tuple(rungs), product, left)
 
 
 def _term(a: Assumption, point: Point) -> tuple[float, ...] | None:

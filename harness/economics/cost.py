@@ -113,17 +113,14 @@ def priced(
     scenario comes back as it is: its price is built up from the `owned.` inputs. Raises HarnessError where the scenario
     prices another kind of device, or another GPU.
     """
-    way_out = f"--scenario {DEFAULT_SCENARIO[device.kind]}, or a scenario of your own"
+    gpu, is_for = (find_gpu(device.name, gpus) if device.kind == "gpu" and device.name is not None else None), None
     if device.kind != "none" and scenario.per != {"gpu": "gpu", "cpu": "vcpu"}[device.kind]:
-        raise HarnessError(
-            f"scenario '{scenario.name}' prices a {scenario.per}, but the run used {device.name or device.kind}",
-            way_out,
-        )
-    gpu = find_gpu(device.name, gpus) if device.kind == "gpu" and device.name is not None else None
-    if scenario.gpu is not None and device.kind == "gpu" and (gpu is None or gpu.name != scenario.gpu):
-        raise HarnessError(
-            f"scenario '{scenario.name}' is about {scenario.gpu}, but the run used {device.name}", way_out
-        )
+        is_for = f"prices a {scenario.per}"
+    elif device.kind == "gpu" and scenario.gpu not in (None, gpu and gpu.name):
+        is_for = f"is about {scenario.gpu}"
+    if is_for is not None:
+        what = f"scenario '{scenario.name}' {is_for}, but the run used {device.name or device.kind}"
+        raise HarnessError(what, f"--scenario {DEFAULT_SCENARIO[device.kind]}, or a scenario of your own")
     if PRICE in scenario.inputs or scenario.tier == "owned":
         return scenario
     known = prices.get((scenario.tier, gpu.price_gpu or gpu.name)) if gpu else None

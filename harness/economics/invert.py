@@ -62,10 +62,8 @@ def invert(
         weights = np.exp(logs - logs.max())
         effective = float(weights.sum() ** 2 / np.sum(weights**2))
         if effective < LEAST_EFFECTIVE:
-            raise HarnessError(
-                f"only {effective:.0f} of {n} draws come near the spend: the assumptions and it hardly overlap",
-                "widen the assumptions, or look at the isolines",
-            )
+            what = f"only {effective:.0f} of {n} draws come near the spend: the assumptions and it hardly overlap"
+            raise HarnessError(what, "widen the assumptions, or look at the isolines")
         after = np.array([_weighted(values, weights) for values in x])
     before, wanted = np.quantile(x, LEVELS, axis=1).T, quantile(needed, np.array(LEVELS))
     was, becomes = (dict(zip(factors, rows, strict=True)) for rows in (before, after))

@@ -150,10 +150,8 @@ def parse_scenario(text: str, origin: str, overrides: Sequence[str] = ()) -> Sce
             raise HarnessError(f"{origin}: inputs.{key} is missing", fix)
     for a, b, rho in file.correlations:
         if not {a, b} <= {*inputs, MEASURED} or a == b or not -1 < rho < 1:
-            raise HarnessError(
-                f"{origin}: correlations: [{a}, {b}, {rho}]",
-                f"name two inputs of this scenario, or one and '{MEASURED}', and a rho between -1 and 1",
-            )
+            fix = f"name two inputs of this scenario, or one and '{MEASURED}', and a rho between -1 and 1"
+            raise HarnessError(f"{origin}: correlations: [{a}, {b}, {rho}]", fix)
     links = tuple(file.correlations)
     return Scenario(file.name, file.description, file.tier, file.per, file.gpu, inputs, links, origin)
 

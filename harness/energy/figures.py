@@ -150,11 +150,8 @@ def _joules(gpus: Sequence[Source], cuts: Array) -> Array:
 def _per_token(window: Window, cuts: Array, joules: Array, came: pd.DataFrame, step_s: float) -> Iterator[Figure]:
     whole = sources.between(came, np.array([window.start_s, window.end_s])).iloc[0]
     parts = sources.between(came, cuts)
-    boundary, step, watts = (
-        window.boundary_j / window.energy_j,
-        step_s / window.seconds,
-        window.energy_j / window.seconds,
-    )
+    boundary, step = window.boundary_j / window.energy_j, step_s / window.seconds
+    watts = window.energy_j / window.seconds
     low, high = watts * (1 - boundary), watts * (1 + boundary)
     yield Figure("gpu_power_w", watts, "W", "measured", low, high, interval="bound: boundary")
     # A reading that is missing makes no number, and one that is not a number no interval.

@@ -76,9 +76,8 @@ class VLLMEngine:
 
         asked = len(request.prompt) + request.output_tokens
         if asked > self._max_length:  # vLLM would cut the answer short without a word
-            raise RequestFailed(
-                "rejected", f"{asked} tokens, input and output, exceed max_model_len={self._max_length}"
-            )
+            what = f"{asked} tokens, input and output, exceed max_model_len={self._max_length}"
+            raise RequestFailed("rejected", what)
         params = SamplingParams(
             temperature=self._temperature,
             max_tokens=request.output_tokens,
@@ -204,10 +203,8 @@ def _check_names(options: Mapping[str, Any]) -> None:
             raise HarnessError(f"{name} is no engine option", ELSEWHERE[name])
         if name not in known:
             near = " or ".join(difflib.get_close_matches(name, known, n=3))
-            raise HarnessError(
-                f"vllm has no option '{name}'",
-                f"did you mean {near}?" if near else "see vLLM's engine arguments; write them with underscores",
-            )
+            fix = f"did you mean {near}?" if near else "see vLLM's engine arguments; write them with underscores"
+            raise HarnessError(f"vllm has no option '{name}'", fix)
 
 
 def _in_force(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,6 +19,7 @@ import pynvml
 from harness.errors import HarnessError
 from harness.meters.tracker import FILL_S, GUARD_S, TRACK_S, EdgeTracker, period_s, quantum
 from harness.model import MeterDevice, MeterInfo, PowerSample
+from harness.weights import cache_root
 
 SLOW_S = 1.0
 """Between readings of temperature, clocks, processes and limits, which cost more and change less; and of memory."""
@@ -215,8 +215,7 @@ class NvmlReader:
 
     def _probe(self, driver: str) -> None:
         """Add the sensors' periods to the descriptions: from the cache, else by watching all GPUs at once."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = cache / "inference-cost-harness" / "nvml-sensors.json"
+        path = cache_root() / "nvml-sensors.json"
         known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError, ValueError):
             known = json.loads(path.read_text())

@@ -111,7 +111,6 @@ def read_table(path: Path) -> list[tuple[float, float]]:
                 fix = "each line is seconds,watts"
                 raise HarnessError(f"{path}:{number}: '{','.join(line)}'", fix) from None
     if len(rows) < 2 or any(b[0] <= a[0] for a, b in pairwise(rows)):
-        raise HarnessError(
-            f"{path}: {len(rows)} rows, or times that do not grow", "give two or more rows, in time order"
-        )
+        what = f"{path}: {len(rows)} rows, or times that do not grow"
+        raise HarnessError(what, "give two or more rows, in time order")
     return rows

@@ -135,9 +135,8 @@ def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quan
     """
     stamps = mismatches(a, b)
     if stamps and not force:
-        raise Refused(
-            f"{a.terms} {sign} {b.terms} mixes {'; '.join(stamps)}", "choose figures that match, or --force it"
-        )
+        what = f"{a.terms} {sign} {b.terms} mixes {'; '.join(stamps)}"
+        raise Refused(what, "choose figures that match, or --force it")
     powers = dict(a.unit)
     if sign in "*/":
         for name, power in b.unit:

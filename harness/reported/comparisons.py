@@ -264,9 +264,8 @@ def plan_2030(c: Context) -> tuple[Line, ...]:
     now, then = c.fact("E09"), c.fact("E11")
     yearly = root(growth(then, now), 5)
     assert yearly.value is not None
-    factor = exact(
-        sum(yearly.value**k for k in range(1, 6)), "ratio", "sum(g^1..g^5)", why="one growth factor g a year"
-    )
+    powers = sum(yearly.value**k for k in range(1, 6))
+    factor = exact(powers, "ratio", "sum(g^1..g^5)", why="one growth factor g a year")
     added = rebased(about(replace(now, period=TO_2030) * factor), "stock", "revenue of five years added up")
     total = replace(added, ids=("E09", "E11"), terms="E09 * sum(g^1..g^5), g = (E11 / E09) ^ (1/5)")
     plan = replace(c.fact("E10"), period=TO_2030, assumptions=("E10 read as spent from 2026 to 2030",))

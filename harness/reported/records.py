@@ -329,9 +329,8 @@ def _rows(text: str, file: str, kind: Any) -> Iterable[tuple[str, Any]]:
     reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), restkey="", strict=True)
     found = Counter(reader.fieldnames)
     if wrong := sorted((found - Counter(columns)) + (Counter(columns) - found)):
-        raise HarnessError(
-            f"{file} row 1: columns missing, unknown or twice: {', '.join(wrong)}", f"use {','.join(columns)}"
-        )
+        what = f"{file} row 1: columns missing, unknown or twice: {', '.join(wrong)}"
+        raise HarnessError(what, f"use {','.join(columns)}")
     number = 1
     try:
         for number, row in enumerate(reader, start=2):
