@@ -113,7 +113,8 @@ def priced(
     scenario comes back as it is: its price is built up from the `owned.` inputs. Raises HarnessError where the scenario
     prices another kind of device, or another GPU.
     """
-    gpu, is_for = (find_gpu(device.name, gpus) if device.kind == "gpu" and device.name is not None else None), None
+    gpu = find_gpu(device.name, gpus) if device.kind == "gpu" and device.name is not None else None
+    is_for = None
     if device.kind != "none" and scenario.per != {"gpu": "gpu", "cpu": "vcpu"}[device.kind]:
         is_for = f"prices a {scenario.per}"
     elif device.kind == "gpu" and scenario.gpu not in (None, gpu and gpu.name):
