@@ -352,7 +352,7 @@ class OpenAIEngine:
         )
 
     def _read(self, response: http.Response, reading: Reading) -> None:
-        body = bytes(response.body)
+        body = response.body
         if response.status != 200:
             raise RequestFailed(f"http_{response.status}", message(body))
         if not self.options.stream or response.headers.get(b"content-type", b"").startswith(b"application/json"):
@@ -469,7 +469,7 @@ class OpenAIEngine:
             request = line + headers + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
             response = await connection.exchange(request, lambda _: None)
             if response.status != 200:
-                raise RequestFailed(f"http_{response.status}", self._without_secrets(message(bytes(response.body))))
+                raise RequestFailed(f"http_{response.status}", self._without_secrets(message(response.body)))
             answer = msgspec.json.decode(response.body)
         except msgspec.DecodeError as wrong:
             raise RequestFailed("malformed", str(wrong)) from None

@@ -120,7 +120,7 @@ class Response:
     status: int
     """0: not even the head came."""
     headers: Mapping[bytes, bytes]
-    body: bytearray
+    body: bytes
     """Without HTTP's framing."""
     ends: Sequence[int]
     """How long the body was after each arrival."""
@@ -137,7 +137,8 @@ class Connection(asyncio.BufferedProtocol):
         self.silence = 0
         self._status = 0
         self._headers: Mapping[bytes, bytes] = {}
-        self._body = bytearray()
+        self._pieces: list[bytes] = []
+        self._size = 0
         self.ends: list[int] = []
         self.reusable = False
 
@@ -153,7 +154,7 @@ class Connection(asyncio.BufferedProtocol):
         self._rest = b""
         self._left = 0
         self.silence = self._status = 0
-        self._body = bytearray()
+        self._pieces, self._size = [], 0
         self.ends = []
         self.reusable = False
         self._transport.write(data)
@@ -164,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
         return self.response()
 
     def response(self) -> Response:
-        return Response(self._status, self._headers, self._body, self.ends)
+        return Response(self._status, self._headers, b"".join(self._pieces), self.ends)
 
     def close(self) -> None:
         """At once: the server is to see that nobody reads on."""
@@ -199,7 +200,7 @@ class Connection(asyncio.BufferedProtocol):
             self._take(bytes(self._buffer[:size]))
         except ValueError as wrong:
             self._fail("malformed", str(wrong))
-        self.ends.append(len(self._body))
+        self.ends.append(self._size)
 
     def eof_received(self) -> None:
         if self._waiter is not None and self._take == self._until_closed:
@@ -233,15 +234,14 @@ class Connection(asyncio.BufferedProtocol):
             raise ValueError(f"not an HTTP answer, or with headers of more than {MOST_HEAD} bytes: {data[:60]!r}")
 
     def _counted(self, data: bytes) -> None:
-        self._body += data
-        if len(self._body) > self._left:
+        self._keep_piece(data)
+        if self._size > self._left:
             raise ValueError("the answer is longer than its Content-Length")
-        if len(self._body) == self._left:
+        if self._size == self._left:
             self._finish(self._keep)
 
     def _until_closed(self, data: bytes) -> None:
-        self._body += data
-        self._bound()
+        self._keep_piece(data)
 
     def _chunked(self, data: bytes) -> None:
         if not self._left:
@@ -253,8 +253,7 @@ class Connection(asyncio.BufferedProtocol):
                 del pieces[-2:]
             if len(pieces) > 2 and (ended or pieces[-1] == b"") and _lengths_fit(pieces):
                 self._rest = b""
-                self._body += b"".join(pieces[1::2])
-                self._bound()
+                self._keep_piece(b"".join(pieces[1::2]))
                 if ended:
                     self._finish(self._keep)
                 return
@@ -262,8 +261,7 @@ class Connection(asyncio.BufferedProtocol):
         while True:
             if self._left > 2:
                 piece = data[at : at + self._left - 2]
-                self._body += piece
-                self._bound()
+                self._keep_piece(piece)
                 at += len(piece)
                 self._left -= len(piece)
             if 0 < self._left <= 2:
@@ -289,8 +287,10 @@ class Connection(asyncio.BufferedProtocol):
                 return
             self._left, at = size + 2, header.end()
 
-    def _bound(self) -> None:
-        if len(self._body) > MOST_BODY:
+    def _keep_piece(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size > MOST_BODY:
             raise ValueError(f"the answer exceeds {MOST_BODY} bytes")
 
     def _finish(self, reusable: bool) -> None:

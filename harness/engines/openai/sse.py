@@ -11,7 +11,9 @@ DONE = b"[DONE]"
 """The data of the event with which OpenAI's streams end."""
 
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
-_LAST = b"\n\ndata: " + DONE + b"\n\n"
+_BEGIN = b"data: "
+_NEXT = b"\n\n" + _BEGIN
+_LAST = _NEXT + DONE + b"\n\n"
 
 
 def events(body: bytes, ends: Sequence[int]) -> tuple[list[bytes], list[int]]:
@@ -47,11 +49,14 @@ def plain(body: bytes, ends: Sequence[int]) -> tuple[bytes, int, list[int]] | No
     >>> plain(b"data: {}\n\ndata: 2\n\ndata: [DONE]\n\n", [9, 10, 33])
     (b'[{},2]', 2, [0, 1, 2])
     """
-    if not (body.startswith(b"data: ") and body.endswith(_LAST)) or b"\r" in body:
+    if not (body.startswith(_BEGIN) and body.endswith(_LAST)) or b"\r" in body:
         return None
-    parts = body[6 : -len(_LAST)].split(b"\n\ndata: ")
+    *parts, _done = body.split(_NEXT)  # the body is long: each copy of it counts
+    sizes = np.fromiter(map(len, parts), int, len(parts)) + len(_NEXT)
+    sizes[0] -= len(_BEGIN)
+    parts[0] = b"[" + parts[0][len(_BEGIN) :]
+    parts[-1] += b"]"
     data = b",".join(parts)
     if b"\n" in data:  # lines within an event, or between two
         return None
-    sizes = np.fromiter(map(len, parts), int, len(parts)) + len(b"data: \n\n")
-    return b"[%b]" % data, len(parts), sizes.cumsum().searchsorted(ends, "right").tolist()
+    return data, len(parts), sizes.cumsum().searchsorted(ends, "right").tolist()
