@@ -1,7 +1,7 @@
 """Costs of stored runs: shipped scenarios reach the tables; runs that must not be mixed are refused by field."""
 
-import dataclasses
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ from harness.report.economics import (
     interactivity_table,
     query_costs,
     read_objective,
-    tornado_table,
+    tornado_tables,
     what_must_be_true,
 )
 from harness.store import RunFile, engine_record, frame
@@ -112,7 +112,7 @@ def test_the_cost_at_an_objective_is_that_of_the_interpolated_point() -> None:
 
 def test_a_day_of_a_fleet_costs_its_replicas_over_its_queries() -> None:
     sweep = [
-        (file, dataclasses.replace(of, figures=(*of.figures, Figure("e2e_s.mean", 2.0, "s", "measured"))))
+        (file, replace(of, figures=(*of.figures, Figure("e2e_s.mean", 2.0, "s", "measured"))))
         for file, of in (point(1, 1.0, 0.1), point(4, 3.0, 0.5))
     ]
     policy = Policy(headroom=0.0, availability=1e-9, up=1.0, hold_hours=0)
@@ -126,7 +126,7 @@ def test_a_day_of_a_fleet_costs_its_replicas_over_its_queries() -> None:
 
 def test_cost_falls_as_interactivity_does() -> None:
     sweep = [
-        (file, dataclasses.replace(of, figures=(*of.figures, Figure("tpot_s.p50", 0.01 * users, "s", "measured"))))
+        (file, replace(of, figures=(*of.figures, Figure("tpot_s.p50", 0.01 * users, "s", "measured"))))
         for users, (file, of) in ((1, point(1, 100.0, 0.1)), (4, point(4, 300.0, 0.5)))
     ]
     rows = interactivity_table(sweep).rows
@@ -167,12 +167,28 @@ def test_a_spend_without_price_or_volume_is_refused(scenario: str, gpu: str, que
 
 
 def test_the_tornado_names_every_input_that_can_move_the_cost() -> None:
-    table = tornado_table(run_file(), SUMMARY)
+    (table,) = tornado_tables(run_file(), SUMMARY)
     assert table.rows[0][:2] == ("output_tokens_per_s", "measured")
     assert [cell.value for cell in table.rows[0][2:] if isinstance(cell, Figure)] == pytest.approx([1.0, 1.0], abs=1e-3)
     assert len(table.rows) == 4
-    with pytest.raises(HarnessError, match="is not recorded"):
-        tornado_table(run_file(), Summary("r", "complete", (), {}))
+
+
+def test_a_cost_that_is_not_there_or_certain_has_no_tornado() -> None:
+    assert tornado_tables(run_file(), Summary("r", "complete", (), {})) == []
+    certain = [f"{key}=1" for key in ("price.usd_per_hour", "serving.overhead", "serving.utilisation")]
+    rate = replace(SUMMARY["output_tokens_per_s"], low=None, high=None)
+    assert tornado_tables(run_file(), replace(SUMMARY, figures=(rate,)), None, certain) == []
+
+
+def test_a_workload_names_the_scenario_of_its_runs() -> None:
+    file = run_file()
+    own = file.model_copy(update={"workload": {**file.workload, "scenario": "mine.yaml"}})
+    with pytest.raises(HarnessError, match="no scenario 'mine"):
+        costs(own, SUMMARY)
+    assert costs(own, SUMMARY, "cpu-smoke").scenario == "cpu-smoke"
+    other = costs(file.model_copy(update={"workload": {**file.workload, "scenario": "on-demand"}}), SUMMARY)
+    assert other.scenario == "cpu-smoke"
+    assert other.notes[0] == ("the workload's scenario on-demand prices another kind of device: cpu-smoke stands in")
 
 
 def test_unknown_scenarios_name_the_known_ones() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from harness import shipped
+from harness.economics.cost import measured
 from harness.economics.objective import parse_objectives
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
@@ -173,8 +174,9 @@ def _interactivity(table: Table, width: int) -> Chart | None:
     rows = [{"x": _ends(row[1])["value"], "y": _ends(row[2])["value"]} for row in table.rows]
     presets = parse_objectives(shipped.read_text("prices/mlperf_slo.csv"))
     limits = [{"x": 1 / preset["tpot_s.p99"], "label": of} for of, preset in presets.items() if "interactive" in of]
-    x = _at("x", "x", "token/s of one user (1 / median TPOT)", "log", 24)
-    front = _rows(rows).encode(x=x, y=_at("y", "y", f"output token/s {table.columns[2]}", "log", 24))
+    x = _at("x", "x", "token/s of one user (1 / median TPOT)", "log", 24, format=",.4~r")
+    y = _at("y", "y", f"output token/s {table.columns[2]}", "log", 24, format=",.4~r")
+    front = _rows(rows).encode(x=x, y=y)
     rules = _rows(limits).encode(x=x)
     names = rules.mark_text(angle=270, align="left", baseline="bottom", dx=4, dy=-3, fontSize=11, color="#444")
     spec = alt.layer(
@@ -418,10 +420,8 @@ def _over_time(run: Run, width: int) -> Chart | None:
     return _finish("over-time", "Power and tokens over time", note, width, alt.vconcat(*drawn, spacing=8))
 
 
-def _heat_map(
-    sweep: Sequence[tuple[RunFile, Summary]], width: int, figure: str = "output_tokens_per_s"
-) -> Chart | None:
-    """A figure over the two settings in which the runs of a sweep differ most."""
+def _heat_map(sweep: Sequence[tuple[RunFile, Summary]], width: int) -> Chart | None:
+    """The output rate over the two settings in which the runs of a sweep differ most."""
     settings = pd.json_normalize([file.workload for file, _ in sweep]).map(
         lambda x: str(x) if isinstance(x, list) else x
     )
@@ -430,7 +430,7 @@ def _heat_map(
         return None
     across, down = sorted(varied, key=lambda name: -settings[name].nunique())[:2]
     rows = settings[[across, down]].set_axis(["x", "y"], axis=1)
-    rows["v"] = [next((f.value for f in summary.figures if f.name == figure), None) for _, summary in sweep]
+    rows["v"] = [measured(summary, "output_tokens_per_s").value for _, summary in sweep]
     rows = rows.dropna().groupby(["x", "y"])["v"].median().reset_index()
     bright = alt.datum.v > float(rows["v"].min() + rows["v"].max()) / 2
     y = alt.Y(

@@ -55,7 +55,8 @@ def document(file: RunFile, summary: Summary, scenario: str | None = None) -> li
 def over_runs(sweep: Sweep, scenario: str | None = None) -> list[Table]:
     """Several runs side by side: a row a run, objectives, the Pareto front, costs, the reported figures."""
     context = Context(reported.book())
-    costed = [(file, summary, _costs(file, summary, scenario)) for file, summary in sweep if file.engine is not None]
+    started = [(file, summary) for file, summary in sweep if file.engine is not None]
+    costed = [(file, summary, economics.costs(file, summary, scenario)) for file, summary in started]
     found = [tables.runs_table(sweep), *economics.sweep_tables(sweep, scenario), economics.tiers_table(costed)]
     with suppress(HarnessError):  # none has a cost
         found += reported.compare_runs(context, costed)
@@ -112,7 +113,7 @@ def in_short(made: Sequence[Table]) -> list[Table]:
 def costed(run: Run, scenario: str | None = None, overrides: Sequence[str] = ()) -> tuple[RunFile, Summary, Costs]:
     """The run, its summary and its costs under the scenario (see `document`) with `--set` overrides."""
     summary = summary_of(run)
-    return run.file, summary, _costs(run.file, summary, scenario, overrides)
+    return run.file, summary, economics.costs(run.file, summary, scenario, overrides)
 
 
 def _limits(file: RunFile, summary: Summary) -> list[Table]:
@@ -125,7 +126,7 @@ def _limits(file: RunFile, summary: Summary) -> list[Table]:
 
 def _money(c: Context, file: RunFile, summary: Summary, scenario: str | None) -> Iterator[Table]:
     """Cost, assumptions, and the reported figures; of a run that never started, the reported figures alone."""
-    engine, scenario = file.engine, scenario or file.workload.get("scenario")
+    engine = file.engine
     if engine is None:
         yield reported.first_table(c, file.id, [], device="", parameters=None)
         return
@@ -133,14 +134,9 @@ def _money(c: Context, file: RunFile, summary: Summary, scenario: str | None) ->
     cost, assumptions = economics.cost_tables(found)
     yield cost
     yield economics.tiers_table([(file, summary, found)])
-    with suppress(HarnessError):  # no price, or no rate
-        yield economics.tornado_table(file, summary, scenario)
+    yield from economics.tornado_tables(file, summary, scenario)
     yield assumptions
     with suppress(HarnessError):
         yield from reported.compare_runs(c, [(file, summary, found)])
     beside = [(label, figure) for figure in found.figures if (label := COSTS.get(figure.name))]
     yield reported.first_table(c, file.id, beside, device=engine["device"], parameters=engine["model"]["parameters"])
-
-
-def _costs(file: RunFile, summary: Summary, scenario: str | None, overrides: Sequence[str] = ()) -> Costs:
-    return economics.costs(file, summary, scenario or file.workload.get("scenario"), overrides)

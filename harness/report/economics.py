@@ -45,31 +45,41 @@ LOAD = ("load.shape", "load.users")
 
 
 def costs(file: RunFile, summary: Summary, scenario: str | None = None, overrides: Sequence[str] = ()) -> Costs:
-    """What the run's tokens cost under a scenario (a shipped name or a file; None: the device's default)."""
-    device = _one_condition([file])
-    return cost_of_run(summary, device, priced_for(device, scenario, overrides))
+    """What the run's tokens cost under a scenario: a shipped name or a file; None: that of `scenario_for`."""
+    device, ready = _ready([file], scenario, overrides)
+    found, own = cost_of_run(summary, device, ready), file.workload.get("scenario")
+    if scenario is None and own is not None and own != scenario_for(file, device):
+        note = f"the workload's scenario {own} prices another kind of device: {ready.name} stands in"
+        found = replace(found, notes=(note, *found.notes))
+    return found
 
 
-def tornado_table(file: RunFile, summary: Summary, scenario: str | None = None, overrides: Sequence[str] = ()) -> Table:
-    """Which input makes the cost of an output token uncertain: shares of the variance of ln cost, largest first."""
-    ready, rate = priced_for(_one_condition([file]), scenario, overrides), measured(summary, "output_tokens_per_s")
-    reason = ready.no_price or (rate.reason if rate.value is None else None)
-    if reason is not None:
-        raise HarnessError(reason, "nothing to take apart without a cost")
+def tornado_tables(
+    file: RunFile, summary: Summary, scenario: str | None = None, overrides: Sequence[str] = ()
+) -> list[Table]:
+    """Which input makes the cost of an output token uncertain: shares of the variance of ln cost, largest first.
+
+    None where there is no cost, or nothing that is uncertain in it.
+    """
+    _, ready = _ready([file], scenario, overrides)
+    rate = measured(summary, "output_tokens_per_s")
+    shares = {} if ready.no_price or rate.value is None else tornado(ready, rate)
+    if not any(total for _, total in shares.values()):
+        return []
     rows: list[tuple[Cell, ...]] = []
-    for name, (first, total) in tornado(ready, rate).items():
-        shares = Figure(f"first.{name}", first, "1", "derived"), Figure(f"total.{name}", total, "1", "derived")
-        rows.append((name, ready.inputs[name].status if name in ready.inputs else rate.status, *shares))
+    for name, ends in shares.items():
+        figures = (Figure(f"{of}.{name}", x, "1", "derived") for of, x in zip(("first", "total"), ends, strict=True))
+        rows.append((name, ready.inputs[name].status if name in ready.inputs else rate.status, *figures))
     columns, notes = ("input", "status", "first order", "total"), ("Sobol indices of ln cost",)
-    return Table("tornado", "What makes the cost uncertain", columns, tuple(rows), notes, file.id)
+    return [Table("tornado", "What makes the cost uncertain", columns, tuple(rows), notes, file.id)]
 
 
 def query_costs(
     runs: Sequence[tuple[RunFile, pd.DataFrame]], scenario: str | None = None, overrides: Sequence[str] = ()
 ) -> Costs:
     """What a query and a million tokens of each kind cost, from several runs of mixed shape."""
-    device, split, mix = phase_split(runs)
-    return cost_of_query(split, mix, device, priced_for(device, scenario, overrides))
+    _, split, mix = phase_split(runs)
+    return cost_of_query(split, mix, *_ready([file for file, _ in runs], scenario, overrides))
 
 
 def phase_split(runs: Sequence[tuple[RunFile, pd.DataFrame]]) -> tuple[Device, PhaseSplit, tuple[float, float]]:
@@ -90,9 +100,9 @@ def costs_at_objective(
     sweep: Sweep, objective: str, scenario: str | None = None, overrides: Sequence[str] = ()
 ) -> tuple[Costs, Summary]:
     """What the best point of a sweep at a latency objective (`read_objective`) costs, and which point that is."""
-    device = _one_condition([file for file, _ in sweep], LOAD)
+    ready = _ready([file for file, _ in sweep], scenario, overrides, LOAD)
     best = best_feasible([summary for _, summary in sweep], read_objective(objective))
-    return cost_of_run(best, device, priced_for(device, scenario, overrides)), best
+    return cost_of_run(best, *ready), best
 
 
 TOKENS = "tokens per request"
@@ -179,12 +189,12 @@ def fleet_costs(
     are `cost_of_run` at the best feasible point with the day's own utilisation, sum of load / (sum of replicas *
     capacity), in place of the scenario's: all cost over all queries.
     """
-    device, summaries = _one_condition([file for file, _ in sweep], LOAD), [summary for _, summary in sweep]
+    device, wanted = _ready([file for file, _ in sweep], scenario, overrides, LOAD)
+    summaries = [summary for _, summary in sweep]
     best = best_feasible(summaries, read_objective(objective))
     capacity = value(best, "requests_per_s")
     day = plan(diurnal(*load), capacity, curve_of(summaries), policy)
     used = distribution("value", float(day.load.sum() / (day.replicas.sum() * capacity)))
-    wanted = priced_for(device, scenario, overrides)
     of_day = Input("serving.utilisation", used, "1", "computed: the day's load on the planned replicas", "", "assumed")
     found = cost_of_run(best, device, replace(wanted, inputs={**wanted.inputs, of_day.name: of_day}))
     note = (
@@ -202,8 +212,7 @@ def fleet_costs(
 
 def interactivity_table(sweep: Sweep, scenario: str | None = None, overrides: Sequence[str] = ()) -> Table:
     """Cost against interactivity: runs that no other beats in output rate and median TPOT, by rising rate."""
-    device = _one_condition([file for file, _ in sweep], LOAD)
-    wanted = priced_for(device, scenario, overrides)
+    device, wanted = _ready([file for file, _ in sweep], scenario, overrides, LOAD)
     rows = []
     for summary in pareto_front([summary for _, summary in sweep], ["tpot_s.p50"]):
         found = cost_of_run(summary, device, wanted)
@@ -240,6 +249,22 @@ def read_objective(text: str) -> Objective:
         known = ", ".join(f"'{name}'" for name in presets)
         raise HarnessError(f"'{text}' is no objective", f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {known}")
     return limits
+
+
+def _ready(
+    files: Sequence[RunFile], scenario: str | None, overrides: Sequence[str], free: Sequence[str] = ()
+) -> tuple[Device, Scenario]:
+    """The device of runs that differ in nothing but `free`, and the scenario for it."""
+    device = _one_condition(files, free)
+    return device, priced_for(device, scenario or scenario_for(files[0], device), overrides)
+
+
+def scenario_for(file: RunFile, device: Device) -> str:
+    """What prices a run where no scenario is named: its workload's own, unless that is for another kind of device."""
+    own: str | None = file.workload.get("scenario")
+    if own is not None and device.kind in ("none", {"gpu": "gpu", "vcpu": "cpu"}[read_scenario(own).per]):
+        return own
+    return DEFAULT_SCENARIO[device.kind]
 
 
 def _one_condition(files: Sequence[RunFile], free: Sequence[str] = ()) -> Device:
@@ -279,10 +304,9 @@ def price_tables() -> tuple[tuple[Gpu, ...], dict[tuple[str, str], Input]]:
     return parse_gpus(shipped.read_text("gpus.csv")), parse_prices(ranges, owned)
 
 
-def priced_for(device: Device, scenario: str | None, overrides: Sequence[str]) -> Scenario:
-    """The scenario of that name or file (None: the device's default) with the shipped price of the device in it."""
-    wanted = read_scenario(scenario or DEFAULT_SCENARIO[device.kind], tuple(overrides))
-    return priced(wanted, device, *price_tables())
+def priced_for(device: Device, scenario: str, overrides: Sequence[str]) -> Scenario:
+    """The scenario of that name or file with the shipped price of the device in it."""
+    return priced(read_scenario(scenario, tuple(overrides)), device, *price_tables())
 
 
 @lru_cache(maxsize=32)
@@ -339,8 +363,7 @@ def run_cost_tables(sweep: Sweep, scenario: str | None = None, overrides: Sequen
     """One run's costs, assumptions and what makes them uncertain; of several, the costs alone, a row a run."""
     found = [costs(file, summary, scenario, overrides) for file, summary in sweep]
     if len(found) == 1:
-        spread_out = any(figure.low is not None for figure in found[0].figures)
-        return [*cost_tables(found[0]), *([tornado_table(*sweep[0], scenario, overrides)] if spread_out else [])]
+        return [*cost_tables(found[0]), *tornado_tables(*sweep[0], scenario, overrides)]
     return [_costs_table("costs", "What each run costs", [(sweep[i][0], each) for i, each in enumerate(found)])]
 
 
@@ -406,7 +429,7 @@ def _feasible(sweep: Sweep, name: str, objective: Objective, scenario: str | Non
     limits = ", ".join(f"{figure} <= {limit:g} s" for figure, limit in objective.items())
     head = (f"{name}: {limits}", str(_conditions(sweep[0][0])["model"]))
     try:
-        found, best = costs_at_objective(sweep, name, scenario or sweep[0][0].workload.get("scenario"))
+        found, best = costs_at_objective(sweep, name, scenario)
     except HarnessError as none:
         units = {"output_tokens_per_s": "tokens/s", "usd_per_million_output_tokens": "USD/1e6 token"}
         return (*head, "", *(Figure(of, None, unit, "derived", reason=none.what) for of, unit in units.items()))

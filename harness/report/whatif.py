@@ -27,7 +27,6 @@ import pandas as pd
 from harness import shipped
 from harness.compare import Point, gap, ladder, published_points, reported_per_query
 from harness.economics.cost import (
-    DEFAULT_SCENARIO,
     ENERGY,
     Costs,
     Device,
@@ -81,7 +80,7 @@ def _of_run(file: RunFile, summary: Summary, c: Context, scenario: str | None) -
     if file.engine is None:
         return None
     device = device_of(file.engine, file.environment)
-    name = scenario or file.workload.get("scenario") or DEFAULT_SCENARIO[device.kind]
+    name = scenario or economics.scenario_for(file, device)
     given = economics.priced_for(device, name, ())
     # What no slider moves stays uncertain: points of Sobol's differ with the number of dimensions.
     metered = set(ENERGY) <= set(given.inputs) and measured(summary, "joules_per_request").value is not None
@@ -114,7 +113,7 @@ def _of_split(runs: Sequence[Stored], c: Context, scenario: str | None) -> Json 
     if not all(split.identified):
         return None
     file, summary, _ = runs[0]
-    name = scenario or file.workload.get("scenario") or DEFAULT_SCENARIO[device.kind]
+    name = scenario or economics.scenario_for(file, device)
     sets = [f"{key}=1" for _, key in (*COST[:2], *TOKENS)]
     given, fixed = (economics.priced_for(device, name, sets) for sets in ((), [*sets, "query.reasoning_tokens=0"]))
     x = draw_inputs(fixed, DEFAULT_DRAWS, 0)
