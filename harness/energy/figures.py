@@ -39,10 +39,8 @@ OF_WINDOW = {
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """What the readings of one run come to. `start_s` and `end_s` are the window after it was moved to the counter."""
+    """What the readings of one run come to."""
 
-    start_s: float
-    end_s: float
     source: str | None
     """counter, power_integral, or None: no energy."""
     figures: tuple[Figure, ...]
@@ -106,8 +104,7 @@ def measure(
         for i in infos
         if i.cpu_s is not None and i.elapsed_s
     ]
-    source = None if window is None else window.source
-    return Energy(start_s, end_s, source, tuple(figures), tuple(findings))
+    return Energy(None if window is None else window.source, tuple(figures), tuple(findings))
 
 
 def _missing(name: str, unit: str, reason: str | None) -> Figure:
