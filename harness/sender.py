@@ -21,6 +21,8 @@ WARM_UP_INDEX = 1 << 40
 
 AHEAD_TOKENS = 2_000_000
 """Of prompts made before the load begins: some 100 MB."""
+AHEAD_S = 2.0
+"""How long that may take; the others are made as they are sent."""
 MOST_UNREAD = 1000
 """Answers that may wait to be read."""
 LOOK_AHEAD = 4
@@ -108,8 +110,8 @@ class Sender:
         self._wrong: Exception | None = None
         self._exchange = engine.exchange if isinstance(engine, engines.Exchanging) else self._whole
         most = LOOK_AHEAD * len(self._spans) if shape.closed and count is None else None
-        tokens = 0
-        while tokens < AHEAD_TOKENS and len(self._ahead) != most and self._make_one():
+        tokens, until_s = 0, time.monotonic() + AHEAD_S
+        while tokens < AHEAD_TOKENS and time.monotonic() < until_s and len(self._ahead) != most and self._make_one():
             tokens += len(self._ahead[-1][0].prompt)
 
     async def run(self, began_ns: int) -> None:
