@@ -78,9 +78,11 @@ def run(
     Raises HarnessError where the set-up is wrong, before or while the engine starts.
     """
     name = engines.choose() if workload.engine.name == "auto" else workload.engine.name
-    engine = kept.engine if kept is not None and kept.engine is not None else None
-    engine = engine or engines.create(name, workload.model, workload.engine_options(name))
-    inputs = _inputs(workload)
+    here = kept or Kept()
+    here.engine = here.engine or engines.create(name, workload.model, workload.engine_options(name))
+    files = shipped.read_files(workload)
+    arrivals = files.get(workload.load.trace or "")
+    inputs = Inputs(files, arrivals if isinstance(arrivals, Trace) else None)
     now = datetime.now(UTC)
     writer = None
     try:
@@ -102,11 +104,15 @@ def run(
                 ),
             )
             with _output_to(writer.directory / "engine.log"):
-                ended = _Session(workload, inputs, engine, writer, notify, meter, count, link, enough, kept).run()
+                session = _Session(workload, inputs, here, writer, notify, meter, count, link, enough)
+                ended = session.run(stops=kept is None)
     except BaseException as stopped:
         if writer is not None:
             writer.finish("failed", str(stopped) or type(stopped).__name__)
         raise
+    finally:
+        if kept is None:
+            here.runner.close()
     writer.update(environment=environment.ended(writer.file.environment))
     writer.finish(ended.state, ended.error)
     store.point_latest(root, writer.file.id)
@@ -136,37 +142,34 @@ def _links(
         yield count, cluster or Local
 
 
-def _inputs(workload: Workload) -> Inputs:
-    """The files that the workload names, read before anything starts."""
-    files = shipped.read_files(workload)
-    arrivals = files.get(workload.load.trace or "")
-    return Inputs(files, arrivals if isinstance(arrivals, Trace) else None)
-
-
 @dataclass(slots=True)
 class _Session:
-    """One engine from start to stop, on one event loop."""
+    """One load on one engine, from its start where it does not run yet."""
 
     workload: Workload
     inputs: Inputs
-    engine: engines.Engine
+    kept: Kept
     writer: store.RunWriter
     notify: Notify
     power: _Power
     clients: int
     link: Callable[[Job], Link] | None
     enough: Enough | None
-    kept: Kept | None
     timings: store.Timings = field(default_factory=store.Timings)
 
-    def run(self) -> Ended:
-        """How the run ended, and why if it did not end well."""
-        own = asyncio.Runner(loop_factory=event_loop) if self.kept is None else contextlib.nullcontext(self.kept.runner)
-        with own as runner, Interrupt() as interrupt:
+    @property
+    def engine(self) -> engines.Engine:
+        assert self.kept.engine is not None
+        return self.kept.engine
+
+    def run(self, stops: bool) -> Ended:
+        """How the run ended, and why if it did not end well; the engine `stops` with it, or stays."""
+        runner = self.kept.runner
+        with Interrupt() as interrupt:
             try:
                 self.power.idle("bare")
                 with self._timed("engine_start_s", "starting"):
-                    info = self._started(runner)
+                    self.kept.info = info = self.kept.info or runner.run(self._start())
                 server = getattr(self.engine, "server_record", None)
                 self.writer.update(engine=store.engine_record(info), server=server)
                 with self._sender(info) as sender:
@@ -186,7 +189,7 @@ class _Session:
                 ended = Ended("failed", str(died))
             finally:
                 # An interrupt from here on changes nothing of what was measured.
-                if self.kept is None:
+                if stops:
                     with contextlib.suppress(KeyboardInterrupt), self._timed("engine_stop_s", "stopping"):
                         runner.run(self.engine.stop())
             if ended.state == "complete":
@@ -194,21 +197,12 @@ class _Session:
                     self.power.idle("after")
             return ended
 
-    def _started(self, runner: asyncio.Runner) -> EngineInfo:
-        if self.kept is not None and self.kept.info is not None:
-            return self.kept.info
-        if self.kept is not None:
-            self.kept.engine = self.engine  # so that it is stopped even where its start fails
-        info = runner.run(self._start())
-        if self.kept is not None:
-            self.kept.info = info
-        return info
-
     async def _start(self) -> EngineInfo:
         """Start the engine; meanwhile what it logs is shown, since a large model takes minutes."""
         start = asyncio.ensure_future(self.engine.start())
         while not (await asyncio.wait([start], timeout=PROGRESS_PERIOD_S))[0]:
             self._tell(Progress("starting", said=_last_line(self.writer.directory / "engine.log")))
+            self.power.drain()
         return start.result()
 
     @contextlib.contextmanager
@@ -305,6 +299,7 @@ class _Power:
     def idle(self, name: str) -> None:
         """Do nothing for a while, so that the meters see what the machine draws without load."""
         if self.meters:
+            self.drain()  # a meter whose pipe is full reads nothing
             begun = time.monotonic()
             time.sleep(IDLE_S)
             self._idle[name] = begun, time.monotonic()

@@ -19,6 +19,7 @@ from harness import run as measuring
 from harness import store
 from harness.errors import HarnessError
 from harness.eventloop import event_loop
+from harness.sender import Progress
 from harness.workload import parse_workload
 
 BASE = """
@@ -140,6 +141,22 @@ def test_a_wrong_set_up_is_said_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(HarnessError, match="wattson"):
         measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, ["wattson"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_meters_are_heard_while_the_engine_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting takes minutes; a meter that nobody hears fills its pipe, and would miss what the loaded engine draws."""
+    monkeypatch.setattr(measuring, "IDLE_S", 0.1)
+    power = tmp_path / "power.csv"
+    power.write_text("\n".join(f"{i / 50},100" for i in range(500)))
+    sizes: list[int] = []
+
+    def notify(progress: Progress) -> None:
+        if progress.phase == "starting":
+            sizes.append(sum(path.stat().st_size for path in (tmp_path / "runs").glob("*/power.jsonl")))
+
+    spec = parse_workload(BASE, "test", ["engine.start_s=1"])
+    measuring.run(spec, tmp_path / "runs", notify, [f"replay:path={power}"])
+    assert 0 < sizes[1] < sizes[2] < sizes[3]
 
 
 def test_what_the_only_process_saw_of_itself_is_kept(tmp_path: Path) -> None:
