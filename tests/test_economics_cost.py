@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 import harness
 from harness.economics.cost import Costs, Device, annuity, cost_of_run, owned_usd_per_hour, priced, tornado
-from harness.economics.gpus import find_gpu, parse_gpus
+from harness.economics.gpus import Gpu, find_gpu, read_rows
 from harness.economics.scenario import Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
 from harness.model import Figure, Status, Summary
 
 DATA = Path(harness.__file__).parent / "data"
-GPUS = parse_gpus((DATA / "gpus.csv").read_text())
+GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)
 PRICES = parse_prices(*((DATA / "prices" / f"{name}.csv").read_text() for name in ("gpu_rental_ranges", "gpu_prices")))
 H100 = Device("gpu", "NVIDIA H100 80GB HBM3", 2)
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 import harness
 from harness.economics.cost import Costs, Device, priced
-from harness.economics.gpus import parse_gpus
+from harness.economics.gpus import Gpu, read_rows
 from harness.economics.phases import PhaseSplit, allocate, fit_phases, identify, time_blocks, usage_of
 from harness.economics.query import cost_of_query
 from harness.economics.scenario import Scenario, parse_prices, parse_scenario
 
 DATA = Path(harness.__file__).parent / "data"
-GPUS = parse_gpus((DATA / "gpus.csv").read_text())
+GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)
 PRICES = parse_prices((DATA / "prices/gpu_rental_ranges.csv").read_text(), (DATA / "prices/gpu_prices.csv").read_text())
 H100 = Device("gpu", "H100", 1)
 TRUE = np.array([1e-4, 5e-3, 2e-6, 0.02])

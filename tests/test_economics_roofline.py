@@ -7,15 +7,15 @@ import pytest
 
 import harness
 from harness.economics.draws import Array
-from harness.economics.gpus import find_gpu, parse_gpus
+from harness.economics.gpus import Gpu, find_gpu, read_rows
 from harness.economics.roofline import (
+    ServedModel,
     Work,
     find_model,
     fit,
     floor_s,
     left_out_errors,
     limits_of,
-    parse_models,
     parse_points,
     power_w,
     predict,
@@ -28,8 +28,8 @@ from harness.economics.roofline import (
 from harness.errors import HarnessError
 
 DATA = Path(harness.__file__).parent / "data"
-GPUS = parse_gpus((DATA / "gpus.csv").read_text())
-MODELS = parse_models((DATA / "models.csv").read_text())
+GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)
+MODELS = read_rows((DATA / "models.csv").read_text(), ServedModel)
 H100_POINTS = parse_points((DATA / "published/mlenergy_v3_h100.csv").read_text(), MODELS, GPUS)
 A100_POINTS = parse_points((DATA / "published/mlenergy_v2_a100.csv").read_text(), MODELS, GPUS)
 

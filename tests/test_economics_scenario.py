@@ -7,7 +7,7 @@ import yaml
 
 import harness
 from harness.economics.cost import Device, priced
-from harness.economics.gpus import parse_gpus
+from harness.economics.gpus import Gpu, read_rows
 from harness.economics.scenario import (
     KEYS,
     PRICE,
@@ -101,7 +101,7 @@ def test_every_canonical_unit_is_one_that_pint_knows() -> None:
         assert unit_factor(f"{key.unit} * percent", key.unit) == pytest.approx(0.01)
 
 
-GPUS = parse_gpus((DATA / "gpus.csv").read_text())
+GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)
 PRICES = parse_prices(*((DATA / "prices" / f"{name}.csv").read_text() for name in ("gpu_rental_ranges", "gpu_prices")))
 
 

@@ -44,11 +44,6 @@ class Gpu:
     source: str
 
 
-def parse_gpus(text: str) -> tuple[Gpu, ...]:
-    """The rows of gpus.csv."""
-    return read_rows(text, Gpu)
-
-
 def find_gpu(name: str, gpus: tuple[Gpu, ...]) -> Gpu | None:
     """The GPU of that name, in this table or as NVML prints it (`NVIDIA H100 80GB HBM3`); None where there is no row.
 

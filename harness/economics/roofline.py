@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
 from harness.economics.draws import Array, Draws
-from harness.economics.gpus import Gpu, find_gpu, read_rows
+from harness.economics.gpus import Gpu, find_gpu
 from harness.errors import HarnessError
 
 WEIGHT_BYTES: Mapping[str, float] = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "mxfp4": 0.53125}
@@ -60,11 +60,6 @@ class ServedModel:
     experts_per_token: float
     moe_layers: float
     source: str
-
-
-def parse_models(text: str) -> tuple[ServedModel, ...]:
-    """The rows of models.csv."""
-    return read_rows(text, ServedModel)
 
 
 def find_model(name: str, models: Sequence[ServedModel]) -> ServedModel | None:

@@ -27,7 +27,7 @@ from harness.economics.cost import (
 )
 from harness.economics.draws import PARAMETERS, Distribution, Draws, distribution, scaled, support
 from harness.economics.fleet import Policy, curve_of, diurnal, plan
-from harness.economics.gpus import Gpu, parse_gpus
+from harness.economics.gpus import Gpu, read_rows
 from harness.economics.invert import ONLY_THE_PRODUCT, Inversion, invert, isoline
 from harness.economics.objective import Objective, best_feasible, pareto_front, parse_objectives, value
 from harness.economics.phases import PhaseSplit, fit_phases, time_blocks
@@ -301,7 +301,7 @@ def _conditions(file: RunFile) -> dict[str, Any]:
 def price_tables() -> tuple[tuple[Gpu, ...], dict[tuple[str, str], Input]]:
     """The rows of gpus.csv and of the price tables; read once a process."""
     ranges, owned = (shipped.read_text(f"prices/{name}.csv") for name in ("gpu_rental_ranges", "gpu_prices"))
-    return parse_gpus(shipped.read_text("gpus.csv")), parse_prices(ranges, owned)
+    return read_rows(shipped.read_text("gpus.csv"), Gpu), parse_prices(ranges, owned)
 
 
 def priced_for(device: Device, scenario: str, overrides: Sequence[str]) -> Scenario:

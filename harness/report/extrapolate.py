@@ -10,7 +10,7 @@ import numpy as np
 from harness import shipped
 from harness.economics.cost import Costs, Device, Row, bill_factors, costed, draw_inputs, measured
 from harness.economics.draws import DEFAULT_DRAWS, Array
-from harness.economics.gpus import find_gpu
+from harness.economics.gpus import find_gpu, read_rows
 from harness.economics.roofline import (
     WEIGHT_BYTES,
     ServedModel,
@@ -18,7 +18,6 @@ from harness.economics.roofline import (
     find_model,
     left_out_errors,
     limits_of,
-    parse_models,
     parse_points,
     predict,
     spread_of,
@@ -147,7 +146,7 @@ def _place(file: RunFile, summary: Summary) -> tuple[tuple[float, ...], float, i
 @lru_cache(maxsize=1)
 def models() -> tuple[ServedModel, ...]:
     """The table of models."""
-    return parse_models(shipped.read_text("models.csv"))
+    return read_rows(shipped.read_text("models.csv"), ServedModel)
 
 
 @lru_cache(maxsize=1)
