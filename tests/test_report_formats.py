@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from test_report import record, run_file
 from harness import store
 from harness.errors import HarnessError
 from harness.model import Figure, MeterDevice, MeterInfo, PowerSample
-from harness.report import document, formats, latex, layout
+from harness.report import differences, document, formats, latex, layout, tables
 from harness.report.cells import scale
 from harness.report.formats import Format
+from harness.report.summaries import summary_of
 from harness.report.table import Table
 
 GPU = {
@@ -87,8 +88,9 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
 
 def test_the_tables_of_one_run(one: list[Table]) -> None:
     assert [table.name for table in one] == [
-        "run", "throughput", "latency", "goodput", "tokens", "errors", "energy", "joules", "limits", "findings",
-        "cost", "tiers", "tornado", "assumptions", "compare", "ladder", "reported", "sources", "environment",
+        "run", "throughput", "latency", "goodput", "tokens", "client", "errors", "energy", "joules", "limits",
+        "findings", "cost", "tiers", "tornado", "assumptions", "compare", "ladder", "reported", "sources",
+        "environment",
     ]  # fmt: skip
     assert {table.source for table in one if table.name not in document.NOT_OF_A_RUN} == {one[0].source}
     assert all(len(row) == len(table.columns) for table in one for row in table.rows)
@@ -99,6 +101,18 @@ def test_the_tables_over_several_runs_come_before_those_of_each(several: list[Ta
     assert names[:7] == ["runs", "slo", "interactivity", "tiers", "compare", "ladder", "sources"]
     assert names.count("latency") == 3
     assert len({table.source for table in several if table.name == "latency"}) == 3
+
+
+def test_software_that_differs_is_said_of_runs_side_by_side(tmp_path: Path) -> None:
+    run, other = (store.read(stored(tmp_path, users)) for users in (4, 8))
+    newer = replace(other, file=other.file.model_copy(update={"environment": {"packages": {"vllm": "0.12"}}}))
+    said = "vllm differs: 0.11, 0.12"
+    (note,) = tables.runs_table([(each.file, summary_of(run)) for each in (run, newer)]).notes
+    assert note == f"mixed-versions: {said}"
+    within = differences.difference([run, newer], [run], force=True).tables[-1]
+    assert [row[:3] for row in within.rows if row[0] == "base"] == [("base", "mixed-versions (serious)", said)]
+    across = differences.difference([run], [newer], force=True).tables[-1]  # to set versions side by side is the aim
+    assert [row for row in across.rows if "mixed" in str(row[1])] == []
 
 
 def test_tables_by_name(tmp_path: Path) -> None:

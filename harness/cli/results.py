@@ -35,7 +35,7 @@ def check(
     stored = store.read(store.find(reference, root))
     summary, targets = summary_of(stored), precision.parse(precise or ())
     wanted = [precision_table(stored.file, summary, targets)] if targets else []
-    show([tables.findings_table(summary), *wanted], "text")
+    show([tables.findings_table(summary.findings), *wanted], "text")
     if any(finding.serious for finding in summary.findings):
         raise typer.Exit(errors.GATE_FAILED)
 
@@ -131,12 +131,11 @@ def doctor(root: Root = RESULTS, format_: Format = "text") -> None:
     from harness import doctor as examining
     from harness.model import Finding
     from harness.report.table import PROPERTIES, Table
+    from harness.report.tables import findings_table
 
     seen = list(examining.examine(root))
     findings = [each for each in seen if isinstance(each, Finding)]
     parts = tuple(each for each in seen if not isinstance(each, Finding))
-    rows = tuple((f"{x.code} (serious)" if x.serious else x.code, x.text, x.advice) for x in findings)
-    columns = ("finding", "seen", "what to do")
-    show([Table("machine", "This machine", PROPERTIES, parts), Table("findings", "Findings", columns, rows)], format_)
+    show([Table("machine", "This machine", PROPERTIES, parts), findings_table(findings)], format_)
     if any(finding.serious for finding in findings):
         raise typer.Exit(errors.GATE_FAILED)

@@ -10,7 +10,7 @@ from harness.summary import LATENCIES
 
 def scale(figure: Figure) -> tuple[float, str]:
     """What to multiply a figure by for reading, and its unit then: latencies in ms, shares in %, all else as it is."""
-    if figure.unit == "s" and figure.name.partition(".")[0] in LATENCIES:
+    if figure.unit == "s" and figure.name.partition(".")[0] in (*LATENCIES, "client"):
         return 1e3, "ms"
     return (100.0, "%") if figure.unit in ("share", "1") else (1.0, figure.unit)
 

@@ -11,6 +11,7 @@ from harness.errors import HarnessError
 from harness.model import Figure
 from harness.report.summaries import summary_of
 from harness.report.table import PROPERTIES, Table
+from harness.report.tables import FINDING, finding_row, mixed
 from harness.store import Run
 
 ONE_EACH = "intervals are of one run each: they know nothing of what changes from run to run, which repeats would show"
@@ -68,12 +69,13 @@ def difference(
     rows = tuple((c.ratio.name, _bare(c.base), _bare(c.new), c.ratio, c.judgement) for c in first)
     notes = (ONE_EACH if len(base) == len(new) == 1 else BETWEEN, EACH_ALONE)
     doubts = [(summary.run, finding) for side in sides for summary in side for finding in summary.findings]
-    findings = tuple((run, f"{x.code} (serious)" if x.serious else x.code, x.text, x.advice) for run, x in doubts)
+    repeats = (("base", base), ("new", new))
+    doubts += [(name, found) for name, side in repeats if (found := mixed([run.file for run in side]))]
     made = [
         Table("verdict", title, PROPERTIES, tuple((key, text) for key, text in properties.items() if text)),
         Table("diff", f"Figures of {title}", ("figure", "base", "new", "new / base", "judgement"), rows, notes),
         Table("gates", "Gates", ("fail on", "change", "outcome"), tuple(judged)),
-        Table("findings", "Findings", ("run", "finding", "seen", "what to do"), findings),
+        Table("findings", "Findings", ("run", *FINDING), tuple((run, *finding_row(x)) for run, x in doubts)),
     ]
     told = [f"{outcome}: {text}: {change}" for text, change, outcome in judged if outcome != "passed"]
     told += [f"{run}: {x.code}: {x.text}" for run, x in doubts if x.serious]

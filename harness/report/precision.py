@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from harness.checks import across
 from harness.model import Summary
 from harness.precision import Reach, Target, reaches
 from harness.report.cells import number
 from harness.report.table import Cell, Table
+from harness.report.tables import mixed
 from harness.stats import repeats_half
 from harness.store import RunFile
 
@@ -53,18 +52,6 @@ HEADLINES = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "goo
              "gpu_power_w")  # fmt: skip
 
 
-def versions(file: RunFile) -> dict[str, Any]:
-    """Of all software that can change a figure, by name."""
-    place = file.environment
-    return {
-        **place.get("packages", {}),
-        "harness": (place.get("git") or {}).get("revision") or place.get("harness"),
-        "python": place.get("python"),
-        "driver": place.get("driver"),
-        "engine": (file.engine or {}).get("version"),
-    }
-
-
 def repeats_table(runs: Sequence[tuple[RunFile, Summary]]) -> Table:
     """Figures over repeats of one run: the mean with the t interval between runs, then each run's."""
     rows: list[tuple[Cell, ...]] = []
@@ -78,6 +65,6 @@ def repeats_table(runs: Sequence[tuple[RunFile, Summary]]) -> Table:
             over = replace(known[0], value=mean, low=ends[0], high=ends[1], n=len(runs), reason=None)
             rows.append((name, over, *(replace(figure, low=None, high=None, reason=None) for figure in known)))
     notes = ["each run started its engine anew and sent the same requests; the interval is of the mean, between runs"]
-    if (mixed := across([versions(file) for file, _ in runs])) is not None:
-        notes.append(f"{mixed.code}: {mixed.text}")
+    if differs := mixed([file for file, _ in runs]):
+        notes.append(f"{differs.code}: {differs.text}")
     return Table("repeats", "Repeats", ("figure", "mean", *(file.id for file, _ in runs)), tuple(rows), tuple(notes))

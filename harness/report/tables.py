@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.model import Summary
+from harness.checks import across
+from harness.model import Finding, Summary
 from harness.report.cells import amount, number
 from harness.report.table import PROPERTIES, Cell, Table
 from harness.shipped import in_short
@@ -38,9 +39,10 @@ def tables(file: RunFile, summary: Summary) -> list[Table]:
         latency_table(summary),
         *([goodput_table(summary, limits)] if limits else []),
         tokens_table(summary),
-        *server_tables(summary),
+        *_listed("client", "The load as sent, and what sent it", summary, ("load.", "client.")),
+        *_listed("server", "What the server says", summary, ("server.",)),
         *([errors_table(summary)] if summary.errors else []),
-        findings_table(summary),
+        findings_table(summary.findings),
         environment_table(file),
     ]
 
@@ -74,7 +76,10 @@ OVER_RUNS = ("output_tokens_per_s", "ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "t
 
 
 def runs_table(sweep: Sequence[tuple[RunFile, Summary]]) -> Table:
-    """A row a run: what ran, under which load, how fast, at what energy, and which findings are serious."""
+    """A row a run: what ran, under which load, how fast, at what energy, and which findings are serious.
+
+    A note names software that differs between the runs.
+    """
     rows: list[tuple[Cell, ...]] = []
     for file, summary in sweep:
         figures = {figure.name: figure for figure in summary.figures}
@@ -82,7 +87,25 @@ def runs_table(sweep: Sequence[tuple[RunFile, Summary]]) -> Table:
         serious = _joined(finding.code for finding in summary.findings if finding.serious)
         rows.append((*what, *(figures.get(name) for name in OVER_RUNS), serious))
     columns = ("run", "state", "model", "device", "load", *OVER_RUNS, "serious findings")
-    return Table("runs", f"{len(rows)} runs", columns, tuple(rows))
+    differs = mixed([file for file, _ in sweep])
+    notes = (f"{differs.code}: {differs.text}",) if differs else ()
+    return Table("runs", f"{len(rows)} runs", columns, tuple(rows), notes)
+
+
+def mixed(files: Iterable[RunFile]) -> Finding | None:
+    """Software that can change a figure and is not the same in all of these runs."""
+    return across(
+        [
+            {
+                **file.environment.get("packages", {}),
+                "harness": (file.environment.get("git") or {}).get("revision") or file.environment.get("harness"),
+                "python": file.environment.get("python"),
+                "driver": file.environment.get("driver"),
+                "engine": (file.engine or {}).get("version"),
+            }
+            for file in files
+        ]
+    )
 
 
 def environment_table(file: RunFile) -> Table:
@@ -116,13 +139,6 @@ def latency_table(summary: Summary) -> Table:
     grouped = f"{amount(unseen)} of the gaps between tokens went unseen, as their tokens arrived together"
     notes = (grouped,) if unseen.value is not None and unseen.value > 0 else ()
     return Table("latency", "Latency", ("latency", *STATISTICS, "n"), tuple(rows), notes)
-
-
-def server_tables(summary: Summary) -> list[Table]:
-    """What the server said of itself, where it did."""
-    said = [figure for figure in summary.figures if figure.name.startswith("server.")]
-    rows = tuple((figure.name.removeprefix("server.").replace("_", " "), figure) for figure in said)
-    return [Table("server", "What the server says", ("of", "value"), rows)] if rows else []
 
 
 def goodput_table(summary: Summary, limits: Mapping[str, float]) -> Table:
@@ -160,14 +176,19 @@ def energy_tables(summary: Summary, absent: Iterable[str]) -> list[Table]:
     """Energy by boundary, then by token and request with its doubts; of a run without a meter, why there is none."""
     figures = {figure.name: figure for figure in summary.figures}
     ladder = tuple((label, figures[name]) for name, label in LADDER.items() if name in figures)
-    rows = tuple((name, figure) for start in ENERGY for name, figure in figures.items() if name.startswith(start))
     if not ladder:
         why = tuple((each,) for each in absent)
         return [Table("energy", "Energy: n/a, no meter was read", ("looked for",), why)] if why else []
     return [
         Table("energy", "Energy of the measured part, by boundary", ("boundary", "energy"), ladder),
-        Table("joules", "Energy by token and request, and what it rests on", ("figure", "value"), rows),
+        *_listed("joules", "Energy by token and request, and what it rests on", summary, ENERGY),
     ]
+
+
+def _listed(name: str, title: str, summary: Summary, beginnings: Iterable[str]) -> list[Table]:
+    """The figures whose names begin with one of these, in that order; no table where there are none."""
+    rows = tuple((x.name, x) for start in beginnings for x in summary.figures if x.name.startswith(start))
+    return [Table(name, title, ("figure", "value"), rows)] if rows else []
 
 
 def errors_table(summary: Summary) -> Table:
@@ -176,10 +197,17 @@ def errors_table(summary: Summary) -> Table:
     return Table("errors", "Failed requests", ("kind", "requests"), rows)
 
 
-def findings_table(summary: Summary) -> Table:
-    """What makes the figures doubtful, and what to do about it."""
-    rows = tuple((f"{x.code} (serious)" if x.serious else x.code, x.text, x.advice) for x in summary.findings)
-    return Table("findings", "Findings", ("finding", "seen", "what to do"), rows)
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """What makes figures doubtful, and what to do about it."""
+    return Table("findings", "Findings", FINDING, tuple(map(finding_row, findings)))
+
+
+FINDING = ("finding", "seen", "what to do")
+
+
+def finding_row(finding: Finding) -> tuple[str, str, str]:
+    """The cells of `FINDING`."""
+    return f"{finding.code} (serious)" if finding.serious else finding.code, finding.text, finding.advice
 
 
 def _properties(name: str, title: str, values: Mapping[str, str]) -> Table:
