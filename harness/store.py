@@ -1,11 +1,4 @@
-"""A run's directory: written once, read many times.
-
-    run.json          what was asked, where, the state, the clock's anchor
-    requests.parquet  a row a request (the fields of `harness.model.Record`)
-    power.parquet     a row a reading (the fields of `harness.model.PowerSample`), where there was a meter
-    server.parquet    a row for each of a server's own metrics at each reading, where it has any
-    summary.json      derived; may be deleted and is rebuilt
-    engine.log        what the engine printed
+"""A run's directory: written once, read many times; docs/architecture.md lists its files.
 
 While a run goes on its rows are in requests.jsonl (of several client processes requests-0.jsonl…), power.jsonl and
 server.jsonl. Finished files are written under a temporary name and renamed.
@@ -23,7 +16,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -71,6 +64,10 @@ POWER = _schema(PowerSample, _TYPES | {"int": pa.float64()})
 
 SERVER = pa.schema([("time_s", pa.float64()), ("name", pa.string()), ("value", pa.float64())])
 """The columns of server.parquet: one of a server's own metrics at a time."""
+
+_COLUMNS = {"requests": REQUESTS, "power": POWER, "server": SERVER}
+_CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("time_s",)}
+"""Columns that a journal has on CLOCK_MONOTONIC, and a finished file from second zero on."""
 
 _INTEGERS = ("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client")
 """Columns that may be missing: nullable in pandas, so that None never becomes a float."""
@@ -246,22 +243,25 @@ class RunWriter:
     def __init__(self, root: Path, file: RunFile) -> None:
         with _writing(root):
             root.mkdir(parents=True, exist_ok=True)
-            self.file, self.directory = _claim(root, file)
-        self._requests = journal.Journal(self.directory / "requests.jsonl")
+            for self.file in _numbered(file):
+                self.directory = root / self.file.id
+                with contextlib.suppress(FileExistsError):
+                    self.directory.mkdir()
+                    break
+        self._journals = {"requests": journal.Journal(self.directory / "requests.jsonl")}
         with contextlib.suppress(OSError):  # a file system without locks: the run will not read as running
-            fcntl.flock(self._requests, fcntl.LOCK_EX)
-        self._power: journal.Journal | None = None
+            fcntl.flock(self._journals["requests"], fcntl.LOCK_EX)
         self.update()
 
     def add(self, record: Record) -> None:
         """Journal a finished request."""
-        self._requests.add(record)
+        self._journals["requests"].add(record)
 
     def add_power(self, samples: Iterable[PowerSample]) -> None:
         """Journal a meter's readings, their times on CLOCK_MONOTONIC until `finish`."""
-        if self._power is None:
-            self._power = journal.Journal(self.directory / "power.jsonl")
-        self._power.add(*samples)
+        if "power" not in self._journals:
+            self._journals["power"] = journal.Journal(self.directory / "power.jsonl")
+        self._journals["power"].add(*samples)
 
     def show(self, progress: object) -> None:
         """Leave word of how far the run is (a dataclass) for whoever watches; a full disk loses this alone."""
@@ -286,24 +286,20 @@ class RunWriter:
     def finish(self, state: State, error: str | None = None) -> None:
         """Turn the journals into Parquet files, and state how the run ended."""
         with _writing(self.directory):
-            sums = self._save("requests", _request_rows(self.directory))
-            if self._power is not None:
-                self._power.close()
-                sums |= self._save("power", _power_table(self.directory / "power.jsonl", self.file))
-            if self.server_journal.is_file():
-                sums |= self._save("server", _server_table(self.server_journal, self.file))
-            self.update(state=state, error=error, sha256=sums)
-            self._requests.close()
-            passing = (*_request_journals(self.directory), self.server_journal)
-            for path in (*passing, self.directory / "power.jsonl", self.directory / PROGRESS):
+            written = [name for name in _COLUMNS if (self.directory / f"{name}.jsonl").is_file()]
+            self.update(state=state, error=error, sha256=dict(map(self._save, written)))
+            for each in self._journals.values():
+                each.close()
+            for path in (*self.directory.glob("*.jsonl"), self.directory / PROGRESS):
                 path.unlink(missing_ok=True)
 
-    def _save(self, name: str, table: pa.Table) -> dict[str, str]:
-        partial = self.directory / f".{name}.parquet.part"
-        pq.write_table(table, partial, compression="zstd")
+    def _save(self, name: str) -> tuple[str, str]:
+        """The file that it made of the journal, and its digest."""
+        path, partial = self.directory / f"{name}.parquet", self.directory / f".{name}.parquet.part"
+        pq.write_table(_journalled(self.directory, name, self.file), partial, compression="zstd")
         digest = _sha256(partial)
-        partial.rename(self.directory / f"{name}.parquet")
-        return {f"{name}.parquet": digest}
+        partial.rename(path)
+        return path.name, digest
 
 
 def new_id(now: datetime, *names: str | None) -> str:
@@ -317,14 +313,11 @@ def new_id(now: datetime, *names: str | None) -> str:
     return "-".join(filter(None, [f"{now:%Y%m%dT%H%M%SZ}", *slugs]))
 
 
-def _claim(root: Path, file: RunFile) -> tuple[RunFile, Path]:
-    """The run and its new directory, numbered where others started in the same second."""
-    claimed, numbers = file, itertools.count(2)
-    while True:
-        with contextlib.suppress(FileExistsError):
-            (root / claimed.id).mkdir()
-            return claimed, root / claimed.id
-        claimed = file.model_copy(update={"id": f"{file.id}-{next(numbers)}"})
+def _numbered(file: RunFile) -> Iterator[RunFile]:
+    """The run by its name, and then numbered: others may have started in the same second."""
+    yield file
+    for number in itertools.count(2):
+        yield file.model_copy(update={"id": f"{file.id}-{number}"})
 
 
 def adopt(root: Path, files: Mapping[str, bytes]) -> str:
@@ -337,16 +330,15 @@ def adopt(root: Path, files: Mapping[str, bytes]) -> str:
             if name not in ("run.json", "summary.json"):  # the one may get another name, and the other is rebuilt
                 (partial / name).write_bytes(content)
         partial.chmod(0o755)
-        named, numbers = file, itertools.count(2)
-        while True:
+        for named in _numbered(file):
             _write(partial / "run.json", named.model_dump_json(indent=2))
             try:
                 partial.rename(root / named.id)
-                return named.id
+                break
             except OSError as taken:
                 if taken.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                named = file.model_copy(update={"id": f"{file.id}-{next(numbers)}"})
+    return named.id
 
 
 @contextlib.contextmanager
@@ -402,32 +394,25 @@ def read(directory: Path) -> Run:
     Raises HarnessError naming the file that is missing, damaged or of a newer schema.
     """
     file = read_file(directory)
-    requests = _rows(directory, "requests", lambda _: _request_rows(directory), REQUESTS, file)
+    requests, power, server = (_rows(directory, name, file) for name in _COLUMNS)
     if requests is None:
         raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
-    power = _rows(directory, "power", lambda path: _power_table(path, file), POWER, file) or POWER.empty_table()
-    server = _rows(directory, "server", lambda path: _server_table(path, file), SERVER, file) or SERVER.empty_table()
-    return Run(directory, file, _frame(requests), power.to_pandas(), server.to_pandas())
+    others = [(table or schema.empty_table()).to_pandas() for table, schema in ((power, POWER), (server, SERVER))]
+    return Run(directory, file, _frame(requests), *others)
 
 
-def _rows(
-    directory: Path, name: str, unfinished: Callable[[Path], pa.Table], schema: pa.Schema, file: RunFile
-) -> pa.Table | None:
+def _rows(directory: Path, name: str, file: RunFile) -> pa.Table | None:
     """Rows from the Parquet file or else from the journal; None where there is neither."""
-
-    def finished(path: Path) -> pa.Table:
-        if file.sha256.get(path.name, digest := _sha256(path)) != digest:
-            raise ValueError("it is not what the run wrote, by its SHA-256 in run.json")
-        return pq.read_table(path, schema=schema)
-
-    for path, load in ((directory / f"{name}.parquet", finished), (directory / f"{name}.jsonl", unfinished)):
+    path, begun = directory / f"{name}.parquet", directory / f"{name}.jsonl"
+    try:
         if path.is_file():
-            try:
-                return load(path)
-            except (OSError, pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as damaged:
-                fix = "restore the file, or measure the run again"
-                raise HarnessError(f"{path}: cannot be read: {damaged}", fix) from None
-    return None
+            if file.sha256.get(path.name, digest := _sha256(path)) != digest:
+                raise ValueError("it is not what the run wrote, by its SHA-256 in run.json")
+            return pq.read_table(path, schema=_COLUMNS[name])
+        path = begun
+        return _journalled(directory, name, file) if path.is_file() else None
+    except (OSError, pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as damaged:
+        raise HarnessError(f"{path}: cannot be read: {damaged}", "restore the file, or measure the run again") from None
 
 
 def read_file(directory: Path) -> RunFile:
@@ -519,13 +504,16 @@ def _locked(path: Path) -> bool:
     return False
 
 
-def _request_journals(directory: Path) -> list[Path]:
-    return sorted(directory.glob("requests*.jsonl"))
+def _journalled(directory: Path, name: str, file: RunFile) -> pa.Table:
+    """The rows of the journals, those of several client processes in the order of the schedule.
 
-
-def _request_rows(directory: Path) -> pa.Table:
-    """The rows of all journals; those of several client processes in the order of the schedule."""
-    tables = [_table(journal.rows(path), REQUESTS) for path in _request_journals(directory)]
+    Their times are made to count from second zero; they stay as they are where the load never began.
+    """
+    zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
+    tables = []
+    for path in sorted(directory.glob(f"{name}*.jsonl")):
+        rows = ({**row, **{key: row[key] - zero_s for key in _CLOCK_TIMES[name]}} for row in journal.rows(path))
+        tables.append(_table(rows, _COLUMNS[name]))
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("index")
 
 
@@ -533,20 +521,6 @@ def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Made in batches: as Python objects, the rows of a long run take several times the memory of the table."""
     batches = iter(lambda: list(itertools.islice(rows, 500)), [])
     return pa.Table.from_batches((pa.RecordBatch.from_pylist(batch, schema=schema) for batch in batches), schema)
-
-
-def _power_table(path: Path, file: RunFile) -> pa.Table:
-    return _table(_from_zero(path, file, "before_s", "after_s"), POWER)
-
-
-def _server_table(path: Path, file: RunFile) -> pa.Table:
-    return _table(_from_zero(path, file, "time_s"), SERVER)
-
-
-def _from_zero(path: Path, file: RunFile, *times: str) -> Iterator[dict[str, Any]]:
-    """A journal's rows, their times in seconds since the load began (left as they are where it never did)."""
-    zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
-    return ({**row, **{time: row[time] - zero_s for time in times}} for row in journal.rows(path))
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
