@@ -132,14 +132,14 @@ def priced(
     return replace(scenario, no_price=no_price)
 
 
-def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = DEFAULT_DRAWS, seed: int = 0) -> Costs:
+def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = DEFAULT_DRAWS) -> Costs:
     """What this run's mix of requests costs under a scenario from `priced`: over output tokens, all tokens, queries.
 
     The formulas are in docs/economics.md. value is the median, low and high the 5th and 95th percentile; `.mean` is
     what a budget needs. A rate's own 95% interval enters as a lognormal. Where the run measured energy, Wh follow by
     `watt_hours`, with its stack. A simulated rate gives simulated costs, a missing one n/a with its reason.
     """
-    x = draw_inputs(scenario, n, seed)
+    x = draw_inputs(scenario, n)
     bill = bill_factors(scenario, x)
     rows: list[Row] = [("usd_per_hour", "USD/hour", _status(device), bill[:1], device.count, scenario.no_price)]
     for name, unit, per, rate_name in (
@@ -164,7 +164,7 @@ def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = D
     return costed(scenario, rows, notes, after=_energy_of_run(summary, device, scenario, x))
 
 
-def draw_inputs(scenario: Scenario, n: int, seed: int) -> dict[str, Draws]:
+def draw_inputs(scenario: Scenario, n: int = DEFAULT_DRAWS) -> dict[str, Draws]:
     """Joint draws of every input of a scenario, and uniforms under `MEASURED` at which what was measured is read.
 
     One joint set: two sets of Sobol points with different seeds are not independent of each other.
@@ -172,7 +172,7 @@ def draw_inputs(scenario: Scenario, n: int, seed: int) -> dict[str, Draws]:
     """
     inputs = {key: made.distribution for key, made in scenario.inputs.items()}
     try:
-        return draw(inputs | {MEASURED: distribution("uniform", 0, 1)}, n, seed, scenario.correlations)
+        return draw(inputs | {MEASURED: distribution("uniform", 0, 1)}, n, correlations=scenario.correlations)
     except ValueError as bad:
         raise HarnessError(f"{scenario.origin}: {bad}", "weaken or remove one of the correlations") from None
 

@@ -33,9 +33,7 @@ class Inversion:
     effective: float | None
 
 
-def invert(
-    factors: Mapping[str, tuple[Distribution, int]], needed: Distribution, n: int = DEFAULT_DRAWS, seed: int = 0
-) -> Inversion:
+def invert(factors: Mapping[str, tuple[Distribution, int]], needed: Distribution, n: int = DEFAULT_DRAWS) -> Inversion:
     """Condition independent factors on their product, prod x_i^s_i with s_i = 1 or -1, being `needed` (a lognormal).
 
     Where every factor is lognormal the answer is exact (`conditioned`). Otherwise draws are weighted by the density of
@@ -46,7 +44,7 @@ def invert(
     if target is None:
         raise HarnessError(f"the spend per unit is {needed.kind}", "give it as a number or a lognormal")
     y, noise = target[0], target[1] ** 2
-    x = np.array(list(draw({name: d for name, (d, _) in factors.items()}, n, seed).values()))
+    x = np.array(list(draw({name: d for name, (d, _) in factors.items()}, n).values()))
     signs = np.array([float(sign) for _, sign in factors.values()])
     product = np.prod(x ** signs[:, None], axis=0)
     moments = [log_moments(d) for d, _ in factors.values()]

@@ -14,12 +14,7 @@ NOT_IDENTIFIED = "the runs do not tell it apart: measure mixes of input and outp
 
 
 def cost_of_query(
-    split: PhaseSplit,
-    mix: tuple[float, float],
-    device: Device,
-    scenario: Scenario,
-    n: int = DEFAULT_DRAWS,
-    seed: int = 0,
+    split: PhaseSplit, mix: tuple[float, float], device: Device, scenario: Scenario, n: int = DEFAULT_DRAWS
 ) -> Costs:
     """Costs per query and per million tokens of each kind under a scenario from `priced`; `split` is in device-seconds.
 
@@ -28,9 +23,14 @@ def cost_of_query(
     runs' mean input and output. A term that the runs do not identify makes its price n/a, and the query's;
     `cost_of_run` still gives the blended cost of the runs' own mix.
     """
-    x = draw_inputs(scenario, n, seed)
-    tokens_in, tokens_out, cached = tokens = _tokens(x, mix)
-    typical = [float(np.median(values)) for values in tokens]
+    x = draw_inputs(scenario, n)
+
+    def given(key: str, otherwise: float) -> Draws:
+        return x.get(key, np.full_like(x[MEASURED], otherwise))
+
+    tokens_in, cached = given("query.input_tokens", mix[0]), given("serving.cached_share", 0.0)
+    tokens_out = given("query.visible_tokens", mix[1]) + given("query.reasoning_tokens", 0.0)
+    typical = [float(np.median(values)) for values in (tokens_in, tokens_out, cached)]
     dearness = usage_of(split.replicates, *typical)
     rank = np.minimum((x[MEASURED] * len(dearness)).astype(int), len(dearness) - 1)
     beta = split.replicates[np.argsort(dearness)][rank]
@@ -58,15 +58,6 @@ def cost_of_query(
         of_bill = allocate(split.coefficients, split.totals, 1.0).items()
         notes.append("of the runs' bill: " + ", ".join(f"{term} {share:.0%}" for term, share in of_bill))
     return costed(scenario, rows, notes, before=(_coefficient(split, term, status) for term in range(len(TERMS))))
-
-
-def _tokens(x: dict[str, Draws], mix: tuple[float, float]) -> tuple[Draws, Draws, Draws]:
-    """Input, output (visible and reasoning) and cached share of a request, each an array of draws."""
-    missing = {"query.input_tokens": mix[0], "query.visible_tokens": mix[1], "query.reasoning_tokens": 0.0}
-    missing["serving.cached_share"] = 0.0
-    given = {key: x.get(key, np.full_like(x[MEASURED], value)) for key, value in missing.items()}
-    out = given["query.visible_tokens"] + given["query.reasoning_tokens"]
-    return given["query.input_tokens"], out, given["serving.cached_share"]
 
 
 def _coefficient(split: PhaseSplit, term: int, status: Status) -> Figure:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import contextlib
 import difflib
 import gc
 import importlib.util
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -137,28 +136,28 @@ class VLLMEngine:
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         found = weights.resolve(self._model)
         log = Log()
+        # Ctrl-C reaches every process on the terminal. The engine's inherit this mask, and so leave it to us.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            # Ctrl-C reaches every process on the terminal. The engine's inherit this mask, and so leave it to us.
-            with _interrupts_blocked():
-                from vllm.engine.arg_utils import AsyncEngineArgs
-                from vllm.platforms import current_platform
-                from vllm.usage.usage_lib import UsageContext
-                from vllm.v1.engine.async_llm import AsyncLLM
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.platforms import current_platform
+            from vllm.usage.usage_lib import UsageContext
+            from vllm.v1.engine.async_llm import AsyncLLM
 
-                options = {"disable_log_stats": True} | (dict(CPU_DEFAULTS) if current_platform.is_cpu() else {})
-                if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-                    options.pop("kv_cache_memory_bytes", None)
-                if found.revision is not None and not Path(found.name_or_path).is_dir():
-                    options["revision"] = found.revision
-                options |= {key: value for key, value in self._given.items() if key not in SAMPLING}
-                arguments = AsyncEngineArgs(model=found.name_or_path, **options)
-                context = UsageContext.OPENAI_API_SERVER
-                config = arguments.create_engine_config(context)
-                self._llm = AsyncLLM.from_vllm_config(
-                    config, usage_context=context, disable_log_stats=arguments.disable_log_stats
-                )
+            options = {"disable_log_stats": True} | (dict(CPU_DEFAULTS) if current_platform.is_cpu() else {})
+            if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+                options.pop("kv_cache_memory_bytes", None)
+            if found.revision is not None and not Path(found.name_or_path).is_dir():
+                options["revision"] = found.revision
+            options |= {key: value for key, value in self._given.items() if key not in SAMPLING}
+            arguments = AsyncEngineArgs(model=found.name_or_path, **options)
+            context, quiet = UsageContext.OPENAI_API_SERVER, arguments.disable_log_stats
+            config = arguments.create_engine_config(context)
+            self._llm = AsyncLLM.from_vllm_config(config, usage_context=context, disable_log_stats=quiet)
         except Exception as error:
             raise explained(self._model, error, self._given, log.read()) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self._info(found, options)
 
     def _info(self, found: weights.Weights, options: dict[str, Any]) -> EngineInfo:
@@ -234,13 +233,3 @@ RESOLVED: Mapping[str, tuple[str, ...]] = {
     "cache_config": ("enable_prefix_caching", "gpu_memory_utilization", "kv_cache_memory_bytes", "block_size"),
 }  # fmt: skip
 """Parts of vLLM's configuration and what is read from each under its own name."""
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """No SIGINT for this thread, nor for processes and threads that it starts."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -20,10 +20,8 @@ TRACK_S = 0.08
 class EdgeTracker:
     """Says when to read a counter next, so that some 45 readings a second tell its updates to about a millisecond.
 
-    A reading only tells that the counter was updated since the last one. So readings are placed just before the next
-    expected update, at it and just after it, as far apart as its instant is in doubt: each update halves the doubt.
-    Between updates come fill readings with jitter, so that no load in step with them is seen at one phase alone.
-    Without a period (no counter, or not probed) every reading is a fill.
+    docs/energy.md has the method. Fill readings between updates have jitter, so that no load in step with them is seen
+    at one phase alone; without a period (no counter, or not probed) every reading is a fill.
     """
 
     rng: random.Random

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness import shipped
 from harness.economics.cost import Costs, Device, Row, bill_factors, costed, draw_inputs, measured
-from harness.economics.draws import DEFAULT_DRAWS, Array
+from harness.economics.draws import Array
 from harness.economics.gpus import find_gpu, read_rows
 from harness.economics.roofline import (
     WEIGHT_BYTES,
@@ -68,7 +68,7 @@ def extrapolate(
         what = f"{served.name} in {precision} takes {needed:.0f} GB, {devices} x {device.name} have {there:.0f} GB"
         raise HarnessError(what, "use more GPUs or a smaller precision")
     used = priced_for(Device("gpu", device.name, devices), scenario, overrides)
-    x = draw_inputs(used, DEFAULT_DRAWS, 0)
+    x = draw_inputs(used)
     points = published()[0]
     seconds, joules = predict(points, row, devices, x[MEASURED])
     notes = [

@@ -38,7 +38,7 @@ from harness.economics.cost import (
     rate_distribution,
     watt_hours,
 )
-from harness.economics.draws import DEFAULT_DRAWS, Draws, quantile
+from harness.economics.draws import Draws, quantile
 from harness.economics.scenario import MEASURED, PRICE, Scenario
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
@@ -116,7 +116,7 @@ def _of_split(runs: Sequence[Stored], c: Context, scenario: str | None) -> Json 
     name = scenario or economics.scenario_for(file, device)
     sets = [f"{key}=1" for _, key in (*COST[:2], *TOKENS)]
     given, fixed = (economics.priced_for(device, name, sets) for sets in ((), [*sets, "query.reasoning_tokens=0"]))
-    x = draw_inputs(fixed, DEFAULT_DRAWS, 0)
+    x = draw_inputs(fixed)
     places = np.minimum((x[MEASURED] * len(split.replicates)).astype(int), len(split.replicates) - 1)
     weights = np.prod([values for _, values in bill_factors(fixed, x)], axis=0) * x["query.requests"] / 3600
     a, b, d, r = split.replicates.T
@@ -209,7 +209,7 @@ def _start(
 def _energy(summary: Summary, device: Device, fixed: Scenario, tokens: float) -> list[Json]:
     """Wh of a query: `watt_hours` is linear in PUE and in PUE / utilisation, so two of its values give both terms."""
     joules, rate = measured(summary, "joules_per_request"), measured(summary, "requests_per_s").value or math.nan
-    x = draw_inputs(fixed, DEFAULT_DRAWS, 0)
+    x = draw_inputs(fixed)
     requests = x["query.requests"]
     used, seconds = requests * quantile(rate_distribution(joules), x[MEASURED]), requests * device.count / rate
 
@@ -268,7 +268,7 @@ def between(value: float, low: float, high: float, step: float = 0.01) -> Json:
 
 def _sliders(scenario: Scenario, energy: bool) -> Json:
     """Price, utilisation and PUE at the scenario's own medians; a price of 1 where it has none."""
-    bill = bill_factors(scenario, draw_inputs(scenario, DEFAULT_DRAWS, 0))
+    bill = bill_factors(scenario, draw_inputs(scenario))
     return {
         "price": around(float(np.median(bill[0][1])) if bill else 1.0),
         "utilisation": between(_median(scenario, "serving.utilisation", 1.0), 0.05, 1),
