@@ -315,21 +315,24 @@ class OpenAIEngine:
         number = self._pool.turn()
         connection = self._pool.idle(number) if self.options.keep_alive else None
         connect_s = None
-        if connection is None:
-            clock = asyncio.get_running_loop().time
-            begun = clock()
-            connection = await self._pool.open(number)
-            connect_s = clock() - begun
-        try:
-            response = await connection.exchange(self._heads[number] + body, arrived)
-        except BaseException as ended:
-            reading = Reading(len(connection.ends))
-            with contextlib.suppress(RequestFailed):
-                self._read(connection.response(), reading)  # what came before
-            raise self._accounted(ended, reading) from None
-        finally:
-            self._pool.give_back(number, connection)
-        return functools.partial(self._completion, response, connect_s)
+        while True:
+            if connection is None:
+                clock = asyncio.get_running_loop().time
+                begun = clock()
+                connection = await self._pool.open(number)
+                connect_s = clock() - begun
+            try:
+                response = await connection.exchange(self._heads[number] + body, arrived)
+                return functools.partial(self._completion, response, connect_s)
+            except BaseException as ended:
+                if not connection.stale or connect_s is not None:
+                    reading = Reading(len(connection.ends))
+                    with contextlib.suppress(RequestFailed):
+                        self._read(connection.response(), reading)  # what came before
+                    raise self._accounted(ended, reading) from None
+            finally:
+                self._pool.give_back(number, connection)
+            connection = None  # it was closed while nothing was asked of it: this request goes on a new one
 
     async def stop(self) -> None:
         await self._pool.close()

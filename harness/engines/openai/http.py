@@ -141,6 +141,8 @@ class Connection(asyncio.BufferedProtocol):
         self._size = 0
         self.ends: list[int] = []
         self.reusable = False
+        self.stale = False
+        """Closed in good order, and nothing came: on a connection that was kept, before the server saw the request."""
 
     async def exchange(self, data: bytes, arrived: Callable[[int], None]) -> Response:
         """Send a request, and wait for the end of its answer; `arrived(1)` is called first thing when bytes have come.
@@ -209,6 +211,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.reusable = False
         if not self.ends:
+            self.stale = error is None
             self._fail("reset", str(error or "the server closed the connection before it answered"))
         elif error is not None and not isinstance(error, ssl.SSLError):
             self._fail("reset", str(error))
