@@ -93,6 +93,10 @@ class Point:
         text = json.dumps([self.values, self.repeat], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def without(self, axis: str) -> Point:
+        """The combination that a search along this axis is at."""
+        return Point({key: value for key, value in self.values.items() if key != axis}, self.repeat)
+
     def overrides(self, sweep: Sweep) -> list[str]:
         """What `--set` takes to make the sweep's workload into this point's.
 

@@ -23,17 +23,7 @@ from harness.errors import HarnessError
 from harness.model import Figure
 from harness.report.summaries import summary_of
 from harness.report.table import Cell, Table
-from harness.sweep import (
-    Auto,
-    Outcome,
-    Point,
-    Sweep,
-    highest_feasible,
-    next_load,
-    parse_sweep,
-    points,
-    saturation,
-)
+from harness.sweep import Auto, Outcome, Point, Sweep, highest_feasible, next_load, parse_sweep, points, saturation
 from harness.workers import Done, LocalWorker, Task, Worker, WorkerLost, remote_workers
 from harness.workload import Workload
 
@@ -119,17 +109,15 @@ class _Queue:
 
     sweep: Sweep
     waiting: deque[Point]
-    searches: dict[str, dict[float, Outcome]] = field(default_factory=dict)
-    """Of a sweep with `auto`: by key of the combination, what its loads have shown."""
-    combinations: dict[str, Point] = field(default_factory=dict)
+    searches: dict[Point, dict[float, Outcome]] = field(default_factory=dict)
+    """Of a sweep with `auto`: by combination, what its loads have shown."""
 
     def begin(self) -> None:
         if self.sweep.auto is not None:
-            self.combinations = {point.key: point for point in self.waiting}
+            self.searches = {combination: {} for combination in self.waiting}
             self.waiting.clear()
-            for key in self.combinations:
-                self.searches[key] = {}
-                self._search(key)
+            for combination in self.searches:
+                self._search(self.sweep.auto, combination)
 
     def next(self, engine: str | None) -> Point | None:
         """A point, if possible for the engine that the worker has loaded."""
@@ -141,16 +129,13 @@ class _Queue:
 
     def ended(self, point: Point, outcome: Outcome) -> None:
         if (auto := self.sweep.auto) is not None:
-            values = {key: x for key, x in point.values.items() if key != auto.axis}
-            key = Point(values, point.repeat).key
-            self.searches[key][point.values[auto.axis]] = outcome
-            self._search(key)
+            combination = point.without(auto.axis)
+            self.searches[combination][point.values[auto.axis]] = outcome
+            self._search(auto, combination)
 
-    def _search(self, key: str) -> None:
-        auto = self.sweep.auto
-        if auto is not None and (load := next_load(auto, self.searches[key])) is not None:
-            base = self.combinations[key]
-            self.waiting.append(Point({**base.values, auto.axis: load}, base.repeat))
+    def _search(self, auto: Auto, combination: Point) -> None:
+        if (load := next_load(auto, self.searches[combination])) is not None:
+            self.waiting.append(Point({**combination.values, auto.axis: load}, combination.repeat))
 
 
 def _stored(sweep: Sweep, root: Path) -> dict[str, str]:
@@ -337,20 +322,17 @@ def ended_table(plan: Plan, ended: Mapping[Point, Done]) -> Table:
     """How each point ended, with its headline figures; of a search, where it saturates and what meets the objective."""
     names = ("output_tokens_per_s", "ttft_s.p99", "tpot_s.p50")
     rows: list[tuple[Cell, ...]] = []
-    searches: dict[str, dict[float, Outcome]] = {}
+    searches: dict[Point, dict[float, Outcome]] = {}
     auto = plan.sweep.auto
     for point, done in ended.items():
         figures = _figures(plan.root, done)
-        cells: list[Cell] = [figures.get(name) for name in names]
         how = done.state if done.error is None else f"{done.state}: {done.error}"
-        rows.append((in_words(point), *cells, done.run, how))
+        rows.append((in_words(point), *(figures.get(name) for name in names), done.run, how))
         if auto is not None:
-            rest = {key: x for key, x in point.values.items() if key != auto.axis}
-            searches.setdefault(in_words(Point(rest, point.repeat)), {})[point.values[auto.axis]] = _outcome(
-                auto, figures
-            )
+            loads = searches.setdefault(point.without(auto.axis), {})
+            loads[point.values[auto.axis]] = _outcome(auto, figures)
     notes = [
-        f"{combination}: saturates at {auto.axis} = {saturation(seen) or 'n/a'}; the highest that meets "
+        f"{in_words(combination)}: saturates at {auto.axis} = {saturation(seen) or 'n/a'}; the highest that meets "
         f"{auto.objective or 'no objective'} is {highest_feasible(seen) or 'n/a (none does)'}"
         for combination, seen in searches.items()
         if auto is not None
