@@ -91,6 +91,14 @@ def test_a_bound_is_open_on_the_side_that_it_says_nothing_about() -> None:
     assert spans["between"] == (1.0, 1.25, None)  # no one value is more likely than another
 
 
+def test_a_front_without_points_is_not_drawn_and_one_point_has_round_labels() -> None:
+    columns = ("run", economics.ONE_USER, "per gpu", "per million output tokens")
+    figures = [Figure("x", 715.610200147, "tokens/s", "measured"), Figure("y", 2100.0, "tokens/s", "measured")]
+    assert charts.of_tables([Table("interactivity", "T", columns, ())]) == []
+    (chart,) = charts.of_tables([Table("interactivity", "T", columns, (("run", *figures, None),))])
+    assert "715.610200147" not in re.sub('aria-label="[^"]*"', "", drawn(chart, WIDTH))
+
+
 def test_rows_are_drawn_as_distributions_and_over_time_with_the_phases(tmp_path: Path) -> None:
     directory = stored(tmp_path)
     run, (_, summary) = store.read(directory), document.load(directory)

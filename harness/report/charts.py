@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from harness import shipped
 from harness.economics.cost import measured
 from harness.economics.objective import parse_objectives
 from harness.errors import HarnessError
-from harness.model import Figure, Summary
+from harness.model import Figure, Status, Summary
 from harness.report.table import Cell, Table
 from harness.store import Run, RunFile
 from harness.summary import times
@@ -119,20 +119,21 @@ def _finish(name: str, title: str, note: str, width: int, spec: Any) -> Chart:
     return Chart(name, title, styled)
 
 
-def _inner(width: int, left: int) -> int:
-    """Of the plot, where labels take `left`."""
-    return max(120, width - left - 36)
+def _layered(width: int, left: int, height: Any, *layers: Any) -> Any:
+    """One plot of layers, where the labels of a drawing of that width take `left`."""
+    return alt.layer(*layers).properties(width=max(120, width - left - 36), height=height)
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> Any:
     return alt.Chart(pd.DataFrame(list(rows)))
 
 
-def _at(channel: str, field: str, title: Any, scale: str = "linear", pad: int = 0, **axis: Any) -> Any:
-    """A position: on a log scale without round ends."""
+def _at(channel: str, field: str, title: Any, scale: str = "linear", pad: int | None = 0, **axis: Any) -> Any:
+    """A position. A scale that is not linear ends at the data, `pad` beyond; None: at round numbers."""
     kind = {"x": alt.X, "y": alt.Y}[channel]
-    plain = {} if scale == "linear" else {"type": scale, "nice": False, "padding": pad}
-    return kind(f"{field}:Q", title=title, scale=alt.Scale(**plain), axis=alt.Axis(**axis))
+    ends = {} if pad is None else {"nice": False, "padding": pad}
+    kinds = {} if scale == "linear" else {"type": scale, **ends}
+    return kind(f"{field}:Q", title=title, scale=alt.Scale(**kinds), axis=alt.Axis(**axis))
 
 
 def _coded(names: Sequence[str], **ranges: Sequence[Any]) -> dict[str, Any]:
@@ -179,15 +180,14 @@ def _interactivity(table: Table, width: int) -> Chart | None:
     front = _rows(rows).encode(x=x, y=y)
     rules = _rows(limits).encode(x=x)
     names = rules.mark_text(angle=270, align="left", baseline="bottom", dx=4, dy=-3, fontSize=11, color="#444")
-    spec = alt.layer(
+    spec = _layered(
+        width, 70, 300,
         rules.mark_rule(strokeDash=[4, 4], color="#666"),
         names.encode(text="label:N", y=alt.value(300)),
         front.mark_line(color=HUES[0]),
         front.mark_point(color=HUES[0]),
-    ).properties(width=_inner(width, 70), height=300)
-    note = (
-        f"Pareto front: no other run has more of both. Dashed: an objective's TPOT limit, of its p99. {_about(table)}"
-    )
+    )  # fmt: skip
+    note = f"Pareto front: no other run has more of both. Dashed: TPOT limits of objectives, of p99. {_about(table)}"
     return _finish("throughput-interactivity", "Throughput against interactivity", note, width, spec) if rows else None
 
 
@@ -201,14 +201,15 @@ def _tiers(table: Table, width: int) -> Chart | None:
     if len({row["x"] for row in rows if row["value"] is not None}) < 2:
         return None
     code = _coded(list(dict.fromkeys(str(row["series"]) for row in rows)), color=HUES, strokeDash=DASHES, shape=SHAPES)
-    y = alt.Y("value:Q", title="USD per query", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g"))
+    y = _at("y", "value", "USD per query", "log", None, format="~g")
     unit = "requests in flight" if "users" in str(table.rows[0][1]) else "requests/s offered"
     base = _rows(rows).encode(x=_at("x", "x", unit, "log", 16), color=code["color"])
-    spec = alt.layer(
+    spec = _layered(
+        width, 80, 300,
         base.mark_line().encode(y=y, strokeDash=code["strokeDash"]),
         base.mark_rule(opacity=0.6).encode(y=alt.Y("low:Q", title="USD per query"), y2="high:Q"),
         base.mark_point().encode(y=y, shape=code["shape"]),
-    ).properties(width=_inner(width, 80), height=300)
+    )  # fmt: skip
     note = f"Upright lines: p5 to p95 of the assumptions. {_about(table)}"
     return _finish("cost-concurrency", "Cost of a query against concurrency, by price tier", note, width, spec)
 
@@ -219,24 +220,16 @@ RUNGS = {"accelerator": "accelerators", "host": "rest of the host", "idle": "idl
 def _energy(table: Table, width: int) -> Chart | None:
     """Energy of a query by boundary: a stack that adds up."""
     found = {str(row[0]): _ends(row[1])["value"] for row in table.rows}
-    values = [found.get(f"wh_per_query.{rung}") for rung in RUNGS]
-    if None in values:
-        return None
     rows = [
-        {"series": said, "value": x, "order": i} for i, (said, x) in enumerate(zip(RUNGS.values(), values, strict=True))
+        {"series": said, "value": found.get(f"wh_per_query.{rung}"), "order": i}
+        for i, (rung, said) in enumerate(RUNGS.items())
     ]
-    spec = _rows(rows).mark_bar(stroke="black", strokeWidth=0.7, size=54)
-    spec = spec.encode(
-        x=_at("x", "value", "Wh per query", tickCount=5), order="order:O", **_coded(list(RUNGS.values()), color=FILLS)
-    )
+    if any(row["value"] is None for row in rows):
+        return None
+    x, code = _at("x", "value", "Wh per query", tickCount=5), _coded(list(RUNGS.values()), color=FILLS)
+    bars = _rows(rows).mark_bar(stroke="black", strokeWidth=0.7, size=54).encode(x=x, order="order:O", **code)
     note = f"Means; boundaries from left to right, each with those before it. {_about(table)}"
-    return _finish(
-        "energy-boundary",
-        "Energy of a query, by boundary",
-        note,
-        width,
-        spec.properties(width=_inner(width, 10), height=90),
-    )
+    return _finish("energy-boundary", "Energy of a query, by boundary", note, width, _layered(width, 10, 90, bars))
 
 
 def _tornado(table: Table, width: int) -> Chart | None:
@@ -246,12 +239,13 @@ def _tornado(table: Table, width: int) -> Chart | None:
         for row in table.rows
     ]
     bars = _rows(rows).encode(y=_labels())
-    code = _coded(("measured", "reported", "assumed"), color=(FILLS[0], *FILLS[2:]))
+    known = [status for status in get_args(Status) if status in {row["series"] for row in rows}]
     x = _at("x", "total", "share of the variance of ln cost", format="%", tickCount=5)
-    spec = alt.layer(
-        bars.mark_bar(stroke="black", strokeWidth=0.7).encode(x=x, **code),
+    spec = _layered(
+        width, 170, alt.Step(26),
+        bars.mark_bar(stroke="black", strokeWidth=0.7).encode(x=x, **_coded(known, color=FILLS)),
         bars.mark_tick(color="black", thickness=2, size=16).encode(x="first:Q"),
-    ).properties(width=_inner(width, 170), height=alt.Step(26))
+    )  # fmt: skip
     note = f"Bars: with interactions (total); ticks: alone (first order). {_about(table)}"
     return _finish("tornado", "What makes the cost uncertain", note, width, spec)
 
@@ -278,13 +272,12 @@ def _claims(table: Table, width: int) -> Chart | None:
     code = _coded([name for name, _ in kinds], color=HUES, shape=[shape for _, shape in kinds])
     x = alt.X("from:Q", title="spend / revenue", scale=alt.Scale(domain=[0, top], nice=False))
     base = _rows(rows).encode(y=_labels(), color=code["color"])
-    spec = alt.layer(
+    spec = _layered(
+        width, 160 if width < 450 else 235, alt.Step(30 + 14 * max(str(row["label"]).count("\n") for row in rows)),
         base.mark_bar(height=9, opacity=0.45).encode(x=x, x2="to:Q"),
         base.mark_point(size=110).encode(x="value:Q", shape=code["shape"]),
         _rule(x=1.0),
-    )
-    step = 30 + 14 * max(str(row["label"]).count("\n") for row in rows)
-    spec = spec.properties(width=_inner(width, 160 if width < 450 else 235), height=alt.Step(step))
+    )  # fmt: skip
     note = "A bar is where the ratio can be: 'at most' reaches to 0, 'about' has no hard end. Dashed: spend = revenue."
     return _finish("spend-revenue", "Reported inference spend over revenue of the same period", note, width, spec)
 
@@ -299,14 +292,13 @@ def _ladder(table: Table, width: int) -> Chart | None:
         rows[-1] |= {end: ends["value"] for end in ("low", "high") if ends[end] is None}
     code = _coded(("factor", "whole"), color=HUES, shape=("circle", "diamond"))
     base = _rows(rows).encode(y=_labels(), color=code["color"].legend(None))
-    x = alt.X(
-        "low:Q", title="cost of a query times", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g", tickCount=5)
-    )
-    spec = alt.layer(
+    x = _at("x", "low", "cost of a query times", "log", None, format="~g", tickCount=5)
+    spec = _layered(
+        width, 150 if width < 450 else 235, alt.Step(34),
         base.mark_rule(strokeWidth=3).encode(x=x, x2="high:Q"),
         base.mark_point(size=90).encode(x="value:Q", shape=code["shape"].legend(None)),
         _rule(x=1.0),
-    ).properties(width=_inner(width, 150 if width < 450 else 235), height=alt.Step(34))
+    )  # fmt: skip
     note = "p5 to p95 of each factor; diamonds: the gap, the product of the factors, and what they leave over; "
     return _finish("gap-ladder", "The gap, factor by factor", note + next(iter(table.notes), ""), width, spec)
 
@@ -320,12 +312,10 @@ def _isolines(table: Table, width: int) -> Chart | None:
         bottom = i + 2 == len(table.columns)
         x = _at("x", "x", table.columns[0] if bottom else None, "log", labels=bottom, tickCount=5, format="~g")
         title = [name.removesuffix(" needed"), f"({'share' if unit == '1' else unit})"]
-        line = _rows(rows).encode(
-            x=x, y=alt.Y("y:Q", title=title, scale=alt.Scale(type="log"), axis=alt.Axis(format="~g", tickCount=4))
-        )
+        line = _rows(rows).encode(x=x, y=_at("y", "y", title, "log", None, format="~g", tickCount=4))
         layers = [line.mark_line(color=HUES[i], strokeDash=DASHES[i]), line.mark_point(color=HUES[i], shape=SHAPES[i])]
         layers += [_rule(y=1.0)] if unit == "1" else []
-        panels.append(alt.layer(*layers).properties(width=_inner(width, 90), height=125))
+        panels.append(_layered(width, 90, 125, *layers))
     note = "Each line pays for the spend by that factor alone, all else at its assumed median; no share can exceed 1."
     return _finish("isolines", "What must be true", note, width, alt.vconcat(*panels, spacing=10))
 
@@ -365,9 +355,8 @@ def _distribution(runs: Sequence[tuple[Run, Summary]], name: str, title: str, wi
         x=x, y=_at("y", "y", f"share of {'gaps' if name == 'itl_s' else 'requests'}", format="%"),
         **{of: channel.legend(symbolSize=1000) for of, channel in code.items()},
     )  # fmt: skip
-    spec = lines.properties(width=_inner(width, 70), height=280)
     note = "Of completed requests, warm-up and drain included."
-    return _finish(name[:-2], f"{title}: cumulative distribution", note, width, spec)
+    return _finish(name[:-2], f"{title}: cumulative distribution", note, width, _layered(width, 70, 280, lines))
 
 
 def _over_time(run: Run, width: int) -> Chart | None:
@@ -383,39 +372,27 @@ def _over_time(run: Run, width: int) -> Chart | None:
     low, high = (pick([end for each in phases for end in (each["from"], each["to"])]) for pick in (min, max))
     step_s = next(step for step in (m * 10.0**e for e in range(-3, 9) for m in (1, 2, 5)) if step * BINS >= high - low)
     edges = np.arange(low, high + step_s, step_s)
-    panels = [
-        (
-            "output token/s",
-            edges[:-1],
-            np.histogram(came["arrival_s"], edges, weights=came["arrival_tokens"])[0] / step_s,
-        )
-    ]
+    tokens, _ = np.histogram(came["arrival_s"], edges, weights=came["arrival_tokens"])
+    panels = [("output token/s", edges[:-1], tokens / step_s)]
     power = run.power[run.power["domain"].isin(["gpu", "gpu module"])]
-    power = power.assign(
-        watts=power["power_w"].fillna(power["average_w"]), bin=np.digitize(power["after_s"], edges) - 1
-    )
+    seen_w, place = power["power_w"].fillna(power["average_w"]), np.digitize(power["after_s"], edges) - 1
+    power = power.assign(watts=seen_w, bin=place)
     power = power[power["watts"].notna() & power["bin"].between(0, len(edges) - 2)]
     if len(power):
         watts = power.groupby(["bin", "device"])["watts"].mean().groupby("bin").sum()
         panels.insert(0, ("power of GPUs in W", edges[watts.index.to_numpy(int)], watts.to_numpy()))
     span = alt.Scale(domain=[low, high], nice=False)
-    greys = alt.Scale(
-        domain=[each["phase"] for each in phases], range=[*["#bbb", "#ddd", "#eee"][: len(phases) - 1], "#fff"]
-    )
+    shades = [*["#bbb", "#ddd", "#eee"][: len(phases) - 1], "#fff"]
+    greys = alt.Scale(domain=[each["phase"] for each in phases], range=shades)
     bands = _rows(phases).mark_rect(stroke="#999", strokeWidth=0.5)
     bands = bands.encode(x=alt.X("from:Q", scale=span), x2="to:Q", color=alt.Color("phase:N", title=None, scale=greys))
     drawn = []
     for i, (said, when, values) in enumerate(panels):
         bottom = i + 1 == len(panels)
-        x = alt.X(
-            "t:Q", title="seconds since the load began" if bottom else None, scale=span, axis=alt.Axis(labels=bottom)
-        )
+        title = "seconds since the load began" if bottom else None
+        x, y = alt.X("t:Q", title=title, scale=span, axis=alt.Axis(labels=bottom)), alt.Y("v:Q", title=said)
         line = alt.Chart(pd.DataFrame({"t": when, "v": values})).mark_line(color=HUES[i], interpolate="step-after")
-        drawn.append(
-            alt.layer(bands, line.encode(x=x, y=alt.Y("v:Q", title=said))).properties(
-                width=_inner(width, 80), height=150
-            )
-        )
+        drawn.append(_layered(width, 80, 150, bands, line.encode(x=x, y=y)))
     note = f"Means over {step_s:g} s; run {run.file.id}."
     return _finish("over-time", "Power and tokens over time", note, width, alt.vconcat(*drawn, spacing=8))
 
@@ -432,17 +409,16 @@ def _heat_map(sweep: Sequence[tuple[RunFile, Summary]], width: int) -> Chart | N
     rows = settings[[across, down]].set_axis(["x", "y"], axis=1)
     rows["v"] = [measured(summary, "output_tokens_per_s").value for _, summary in sweep]
     rows = rows.dropna().groupby(["x", "y"])["v"].median().reset_index()
-    bright = alt.datum.v > float(rows["v"].min() + rows["v"].max()) / 2
-    y = alt.Y(
-        "y:O", title=down, sort="descending", axis=alt.Axis(titleAngle=0, titleAlign="left", titleX=-44, titleY=-10)
-    )
+    above = alt.Axis(titleAngle=0, titleAlign="left", titleX=-44, titleY=-10)
+    y = alt.Y("y:O", title=down, sort="descending", axis=above)
     base = alt.Chart(rows).encode(x=alt.X("x:O", title=across, axis=alt.Axis(labelAngle=0)), y=y)
     legend = alt.Legend(gradientLength=min(300, width - 80))
     colour = alt.Color("v:Q", title="output token/s", scale=alt.Scale(scheme="cividis"), legend=legend)
-    said = {
-        "text": alt.Text("v:Q", format=".3~s"),
-        "color": alt.condition(bright, alt.value("black"), alt.value("white")),
-    }
-    spec = alt.layer(base.mark_rect().encode(color=colour), base.mark_text(fontSize=11).encode(**said))
-    spec = spec.properties(width=_inner(width, 70), height=alt.Step(36))
+    bright = alt.datum.v > float(rows["v"].min() + rows["v"].max()) / 2
+    legible = alt.condition(bright, alt.value("black"), alt.value("white"))
+    spec = _layered(
+        width, 70, alt.Step(36),
+        base.mark_rect().encode(color=colour),
+        base.mark_text(fontSize=11).encode(text=alt.Text("v:Q", format=".3~s"), color=legible),
+    )  # fmt: skip
     return _finish("sweep", "Output tokens per second over a sweep", "Median of the runs in each cell.", width, spec)
