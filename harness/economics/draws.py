@@ -182,10 +182,7 @@ def _copula(u: Mapping[str, Draws], linked: Sequence[tuple[str, str, float]]) ->
 
 
 def variance_shares(
-    log_cost: Callable[[Mapping[str, Draws]], Draws],
-    distributions: Mapping[str, Distribution],
-    n: int = 2**12,
-    seed: int = 0,
+    log_cost: Callable[[Mapping[str, Draws]], Draws], distributions: Mapping[str, Distribution]
 ) -> dict[str, tuple[float, float]]:
     """Share of Var(ln cost) by input, as (first order, total): the bars of a tornado, largest total first.
 
@@ -195,7 +192,7 @@ def variance_shares(
     uncertain = [name for name, d in distributions.items() if not d.certain]
     shares = dict.fromkeys(distributions, (0.0, 0.0))
     if uncertain:
-        u = sobol(n, 2 * len(uncertain), seed)
+        u = sobol(n := 2**12, 2 * len(uncertain), seed=0)
         certain = {name: np.full(n, d.parameters[0]) for name, d in distributions.items() if d.certain}
         a, b = (
             certain | {name: quantile(distributions[name], row) for name, row in zip(uncertain, half, strict=True)}

@@ -89,7 +89,7 @@ def _with_spares(needed: int, policy: Policy) -> int:
     return count
 
 
-def in_flight(rate_per_s: float, curve: Curve, most: int = 4096) -> float:
+def in_flight(rate_per_s: float, curve: Curve) -> float:
     """Mean requests in flight on one replica under Poisson arrivals; infinite where they outrun the curve.
 
     A birth-death chain with births `rate_per_s` and deaths curve.rate(n), since a replica shares its speed among its
@@ -99,7 +99,7 @@ def in_flight(rate_per_s: float, curve: Curve, most: int = 4096) -> float:
         return math.inf
     if rate_per_s <= 0:
         return 0.0
-    n = np.arange(1.0, most + 1)
+    n = np.arange(1.0, 4097)  # so many at most
     logs = np.cumsum(np.log(rate_per_s) - np.log(curve.rate(n)))
     weights = np.exp(np.r_[0.0, logs] - max(0.0, logs.max()))
     return float(np.sum(weights[1:] * n) / weights.sum())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.economics.draws import DEFAULT_DRAWS, Z95, Array, Distribution, Draws, draw, log_moments, quantile
+from harness.economics.draws import Z95, Array, Distribution, Draws, draw, log_moments, quantile
 from harness.errors import HarnessError
 
 LEVELS = (0.05, 0.5, 0.95)
@@ -33,7 +33,7 @@ class Inversion:
     effective: float | None
 
 
-def invert(factors: Mapping[str, tuple[Distribution, int]], needed: Distribution, n: int = DEFAULT_DRAWS) -> Inversion:
+def invert(factors: Mapping[str, tuple[Distribution, int]], needed: Distribution) -> Inversion:
     """Condition independent factors on their product, prod x_i^s_i with s_i = 1 or -1, being `needed` (a lognormal).
 
     Where every factor is lognormal the answer is exact (`conditioned`). Otherwise draws are weighted by the density of
@@ -44,7 +44,7 @@ def invert(factors: Mapping[str, tuple[Distribution, int]], needed: Distribution
     if target is None:
         raise HarnessError(f"the spend per unit is {needed.kind}", "give it as a number or a lognormal")
     y, noise = target[0], target[1] ** 2
-    x = np.array(list(draw({name: d for name, (d, _) in factors.items()}, n).values()))
+    x = np.array(list(draw({name: d for name, (d, _) in factors.items()}).values()))
     signs = np.array([float(sign) for _, sign in factors.values()])
     product = np.prod(x ** signs[:, None], axis=0)
     moments = [log_moments(d) for d, _ in factors.values()]
@@ -60,7 +60,7 @@ def invert(factors: Mapping[str, tuple[Distribution, int]], needed: Distribution
         weights = np.exp(logs - logs.max())
         effective = float(weights.sum() ** 2 / np.sum(weights**2))
         if effective < LEAST_EFFECTIVE:
-            what = f"only {effective:.0f} of {n} draws come near the spend: the assumptions and it hardly overlap"
+            what = f"only {effective:.0f} of {len(weights)} draws come near the spend: the assumptions and it hardly overlap"
             raise HarnessError(what, "widen the assumptions, or look at the isolines")
         after = np.array([_weighted(values, weights) for values in x])
     before, wanted = np.quantile(x, LEVELS, axis=1).T, quantile(needed, np.array(LEVELS))

@@ -65,7 +65,7 @@ def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> 
     ])  # fmt: skip
 
 
-def fit_phases(runs: Sequence[Array], replicates: int = 200, seed: int = 0) -> PhaseSplit:
+def fit_phases(runs: Sequence[Array], replicates: int = 200) -> PhaseSplit:
     """usage = input*N_in_uncached + output*N_out + context*sum(context) + request*requests, no term below 0.
 
     `runs` have the columns of `time_blocks`; usage may be in joules too. Non-negative least squares over the blocks of
@@ -82,7 +82,7 @@ def fit_phases(runs: Sequence[Array], replicates: int = 200, seed: int = 0) -> P
         found = optimize.nnls(counts / scale, usage)[0] / scale
         return np.asarray(found * usage.sum() / max((counts @ found).sum(), 1e-300))
 
-    blocks, rng = np.concatenate(runs), np.random.default_rng(seed)
+    blocks, rng = np.concatenate(runs), np.random.default_rng(0)
     drawn = [solve(np.concatenate([rng.choice(run, len(run)) for run in runs])) for _ in range(replicates)]
     counts = blocks[:, :-1]
     return PhaseSplit(solve(blocks), np.array(drawn), *identify(counts), len(blocks), counts.sum(axis=0))
