@@ -60,7 +60,7 @@ def invert(factors: Mapping[str, tuple[Distribution, int]], needed: Distribution
         weights = np.exp(logs - logs.max())
         effective = float(weights.sum() ** 2 / np.sum(weights**2))
         if effective < LEAST_EFFECTIVE:
-            what = f"only {effective:.0f} of {len(weights)} draws come near the spend: the assumptions and it hardly overlap"
+            what = f"only {effective:.0f} of {len(weights)} draws come near the spend: the assumptions hardly reach it"
             raise HarnessError(what, "widen the assumptions, or look at the isolines")
         after = np.array([_weighted(values, weights) for values in x])
     before, wanted = np.quantile(x, LEVELS, axis=1).T, quantile(needed, np.array(LEVELS))
