@@ -56,7 +56,7 @@ def test_the_answer_is_never_one_value() -> None:
 
 def test_a_spend_far_from_every_draw_is_refused() -> None:
     use = (distribution("uniform", 0.3, 0.8), -1)
-    with pytest.raises(HarnessError, match="hardly overlap"):
+    with pytest.raises(HarnessError, match="hardly reach it"):
         invert({"price": PRICE, "use": use}, distribution("lognormal", 9e5, 1.1e6))
     with pytest.raises(HarnessError, match="no uncertainty"):
         invert({"price": PRICE, "use": use}, distribution("value", 5.0))
