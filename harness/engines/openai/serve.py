@@ -24,8 +24,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import BaseModel, Field
+
 from harness import weights
 from harness.child import ended
+from harness.engines import options_of
 from harness.engines.openai.engine import OpenAIEngine
 from harness.engines.orphans import Descendants
 from harness.engines.vllm import CPU_DEFAULTS
@@ -53,8 +56,6 @@ PARALLEL = (
 )
 """Options whose product is the number of accelerators that a server uses."""
 
-START_S = 1800.0
-"""How long a server may take until it is healthy, where `serve_timeout_s` does not say: large models take minutes."""
 LOG = "engine.log"
 HEALTH_S = 0.25
 """Between two looks at a server that is starting."""
@@ -203,32 +204,27 @@ class Server:
         return " / ".join(telling)[-_LONGEST:] or "it wrote nothing"
 
 
-class ServedEngine:
-    """The openai engine on a server of its own. Options, beside those of OpenAIEngine: `serve` (which server, as
-    `Server` takes it), `serve_options` and `serve_timeout_s`.
-    """
+class Serve(BaseModel):
+    """The options of the openai engine that are about a server of its own: those of `Server`."""
+
+    serve: str
+    serve_options: dict[str, Any] = {}
+    serve_timeout_s: float = Field(1800.0, gt=0)
+    """How long it may take until it is healthy: large models take minutes."""
+
+
+class ServedEngine(OpenAIEngine):
+    """The openai engine on a server of its own."""
 
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
-        self._ours = {
-            "serve": options["serve"],
-            "serve_options": options.get("serve_options", {}),
-            "serve_timeout_s": options.get("serve_timeout_s", START_S),
-        }
-        self._theirs = {key: value for key, value in options.items() if key not in self._ours}
         if "base_url" in options:
             raise HarnessError("engine.serve starts a server, and engine.base_url names one", "leave one of them out")
-        how, given, timeout_s = self._ours.values()
-        if not isinstance(how, str) or not isinstance(given, dict) or not isinstance(timeout_s, int | float):
-            fix = "serve is a text, serve_options a map, serve_timeout_s a number"
-            raise HarnessError(f"the openai engine cannot serve with {self._ours}", fix)
-        OpenAIEngine(model, self._theirs)  # a mistake should not show after minutes of loading
-        self._server = Server(how, model, given, timeout_s)
-        self._engine: OpenAIEngine | None = None
-
-    @property
-    def client_options(self) -> dict[str, Any]:
+        ours = {key: options[key] for key in Serve.model_fields if key in options}
+        self._serve = how = options_of(Serve, "openai", ours)
+        self.client_options = {key: value for key, value in options.items() if key not in ours}
         """What a further client of the started server is made with."""
-        return self._theirs
+        super().__init__(model, self.client_options)  # a mistake should not show after minutes of loading
+        self._server = Server(how.serve, model, how.serve_options, how.serve_timeout_s)
 
     @property
     def server_record(self) -> dict[str, Any]:
@@ -238,24 +234,16 @@ class ServedEngine:
     async def start(self) -> EngineInfo:
         """Start the server, then ask it what it is."""
         url = await self._server.start()
-        self._theirs = {"base_url": url, **self._server.devices(), **self._theirs}
-        self._engine = engine = OpenAIEngine(self._server.name, self._theirs)
-        info = await engine.start()
+        self.client_options = {"base_url": url, **self._server.devices(), **self.client_options}
+        super().__init__(self._server.name, self.client_options)
+        info = await super().start()
         served = self._server.weights
         model = info.model if served is None else await asyncio.to_thread(weights.identity, served)
-        return replace(info, model=model, options={**info.options, **self._ours})
-
-    def prepare(self, request: Request) -> None:
-        assert self._engine is not None
-        self._engine.prepare(request)
-
-    async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
-        return (await self.exchange(request, arrived))()
+        return replace(info, model=model, options={**info.options, **self._serve.model_dump()})
 
     async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
-        assert self._engine is not None
         try:
-            return await self._engine.exchange(request, arrived)
+            return await super().exchange(request, arrived)
         except RequestFailed as failed:
             if (gone := self._server.died()) is None:
                 raise
@@ -264,8 +252,7 @@ class ServedEngine:
             raise died from None
 
     async def stop(self) -> None:
-        if self._engine is not None:
-            await self._engine.stop()
+        await super().stop()
         await self._server.stop()
 
 
