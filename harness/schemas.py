@@ -16,18 +16,9 @@ from harness.workload import Workload
 Schema = dict[str, Any]
 
 
-def _named(name: str, schema: Schema) -> Schema:
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name, **schema}
-
-
-def _workload() -> Schema:
-    schema = TypeAdapter(Workload).json_schema()
-    schema["required"].remove("name")  # the file's name stands in for it
-    return schema
-
-
-def _sweep() -> Schema:
-    schema = TypeAdapter(Sweep).json_schema()
+def _unnamed(model: Any) -> Schema:
+    """Of a file whose own name stands in where it has no `name`."""
+    schema: Schema = TypeAdapter(model).json_schema()
     schema["required"].remove("name")
     return schema
 
@@ -44,8 +35,8 @@ def _scenario() -> Schema:
 
 
 SCHEMAS: Mapping[str, Callable[[], Schema]] = {
-    "workload": _workload,
-    "sweep": _sweep,
+    "workload": lambda: _unnamed(Workload),
+    "sweep": lambda: _unnamed(Sweep),
     "scenario": _scenario,
     "fact": lambda: TypeAdapter(Fact).json_schema(),
     "run": lambda: TypeAdapter(RunFile).json_schema(),
@@ -59,4 +50,5 @@ def schema(name: str) -> Schema:
     >>> schema("sweep")["required"]
     ['workload']
     """
-    return _named(f"inference-cost-harness {name}", SCHEMAS[name]())
+    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"inference-cost-harness {name}"}
+    return {**about, **SCHEMAS[name]()}

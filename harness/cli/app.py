@@ -43,29 +43,38 @@ Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_RESULTS", parser=p
 Out = Annotated[Path, typer.Option("--out", envvar="HARNESS_RESULTS", parser=place, metavar="DIR", help=_HOLDS)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any key; repeatable.")]
 Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")]
-Facts = Annotated[
-    list[Path] | None, typer.Option("--facts", help="Your own facts file, beside the shipped; repeatable.")
-]
 Format = Annotated[Literal["text", "md", "csv", "latex", "html", "json", "parquet"], typer.Option("--format")]
 Precision = Annotated[
     list[str] | None,
     typer.Option("--precision", metavar="2%", help="Or FIGURE=2%: a wanted 95% half-width; repeatable."),
 ]
 Run_ = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or name; latest is the last one.")]
+Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; the last by default.")]
 Charts = Annotated[Path | None, typer.Option("--charts", metavar="DIR", help="Write charts of it there.")]
 ChartFormat = Annotated[Literal["svg", "png", "pdf", "html"], typer.Option("--chart-format")]
 RESULTS = Path("results")
 T = TypeVar("T")
 
 
-def show(tables: Sequence[Table], format_: Formats, out: Path | None = None, summaries: Sequence[Summary] = ()) -> None:
-    """Print the tables, or write them to `out`. `summaries`: whose figures JSON holds besides."""
+def show(
+    tables: Sequence[Table],
+    format_: Formats,
+    out: Path | None = None,
+    summaries: Sequence[Summary] = (),
+    charts: Path | None = None,
+    chart_format: ChartFormat = "svg",
+) -> None:
+    """Print the tables, or write them to `out`, and their charts to a folder. JSON has the figures of `summaries`."""
     from harness.report.formats import render
 
+    if charts is not None:
+        from harness.report import charts as drawing
+
+        drawing.write(drawing.of_tables(tables), charts, chart_format)
     emit(render(tables, format_, summaries), out)
 
 
-def emit(content: str | bytes, out: Path | None) -> None:
+def emit(content: str | bytes, out: Path | None = None) -> None:
     """Print, or write to a file; bytes only where they do no harm."""
     if out is not None:
         out.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -73,14 +82,6 @@ def emit(content: str | bytes, out: Path | None) -> None:
         raise errors.HarnessError("Parquet is not for a terminal", "name a file with --out PATH, or > PATH")
     else:
         typer.echo(content, nl=False)
-
-
-def draw(tables: Sequence[Table], folder: Path | None, format_: ChartFormat) -> None:
-    """Write the charts of the tables, where a folder for them is given."""
-    if folder is not None:
-        from harness.report import charts
-
-        charts.write(charts.of_tables(tables), folder, format_)
 
 
 def show_run(directory: Path) -> Run:

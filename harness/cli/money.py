@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, ChartFormat, Charts, Facts, Format, Root, Scenario, Set, app, draw, each_run, show
+from harness.cli.app import RESULTS, ChartFormat, Charts, Format, Root, Runs, Scenario, Set, app, each_run, emit, show
+
+if TYPE_CHECKING:
+    from harness.report.table import Table
+
+Facts = Annotated[list[Path] | None, typer.Option("--facts", help="Your own facts, beside the shipped; repeatable.")]
 
 
 @app.command()
@@ -26,7 +33,7 @@ def facts(
 
     book = reported.book(file or ())
     if fact is not None:
-        typer.echo(reported.fact_text(book, fact, format_), nl=False)
+        emit(reported.fact_text(book, fact, format_))
         return
     found = book.select(entity=entity, metric=metric, period=period, status=status, layer=layer)
     show([reported.facts_table(found)], format_)
@@ -62,19 +69,16 @@ def compare(
         book = assume(reported.book(file or ()), [each for each in set_ or () if each not in inputs])
         context = Context(book, reported.measured_cost(book, runs), force)
         if explain is not None:
-            typer.echo(reported.explain(context, explain, format_), nl=False)
+            emit(reported.explain(context, explain, format_))
             return
         names = [*COMPARISONS, "contradictions"] if table == ["all"] else table or []
         made = [*reported.compare_runs(context, runs), *(reported.comparison_table(context, name) for name in names)]
-        draw(made, charts, chart_format)
-        show(made, format_)
+        show(made, format_, charts=charts, chart_format=chart_format)
 
 
 @app.command()
 def cost(
-    references: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; the last by default.")
-    ] = None,
+    references: Runs = None,
     root: Root = RESULTS,
     scenario: Scenario = None,
     set_: Set = None,
@@ -98,22 +102,19 @@ def cost(
 
     with each_run(references or ["latest"], root, store.read) as runs:
         how = (scenario, set_ or ())
+        sweep = [] if split else [(each.file, summary_of(each)) for each in runs]
+        made: Sequence[Table]
         if split:
-            show(
-                list(economics.cost_tables(economics.query_costs([(each.file, each.requests) for each in runs], *how))),
-                format_,
-            )
-            return
-        sweep = [(each.file, summary_of(each)) for each in runs]
-        if objective is None:
-            show(economics.run_cost_tables(sweep, *how), format_)
+            made = economics.cost_tables(economics.query_costs([(each.file, each.requests) for each in runs], *how))
+        elif objective is None:
+            made = economics.run_cost_tables(sweep, *how)
         elif fleet is None:
             found, _ = economics.costs_at_objective(sweep, objective, *how)
-            show([*economics.cost_tables(found), economics.interactivity_table(sweep, *how)], format_)
+            made = [*economics.cost_tables(found), economics.interactivity_table(sweep, *how)]
         else:
-            mean_per_s, peak_to_mean = _pair(fleet)
-            found, day = economics.fleet_costs(sweep, objective, (mean_per_s, peak_to_mean), Policy(), *how)
-            show([*economics.cost_tables(found), day], format_)
+            found, day = economics.fleet_costs(sweep, objective, _pair(fleet), Policy(), *how)
+            made = [*economics.cost_tables(found), day]
+        show(made, format_)
 
 
 @app.command()
@@ -151,7 +152,7 @@ def extrapolate(
         stored = store.read(store.find(reference, root))
         own = stored.file, summary_of(stored)
     found = roofline.extrapolate(model, gpu, devices, precision, batch, _pair(tokens), scenario, set_ or (), own)
-    show(list(economics.cost_tables(found)), format_)
+    show(economics.cost_tables(found), format_)
 
 
 @app.command()
@@ -172,8 +173,7 @@ def invert(
 
     given = [economics.spread(word) for word in (spend, tokens, seconds)]
     _, made = economics.what_must_be_true(given[0], queries, given[1], given[2], gpu, scenario, set_ or ())
-    draw(made, charts, chart_format)
-    show(made, format_)
+    show(made, format_, charts=charts, chart_format=chart_format)
 
 
 def _pair(text: str) -> tuple[float, float]:
@@ -182,6 +182,5 @@ def _pair(text: str) -> tuple[float, float]:
     try:
         return float(first), float(second)
     except ValueError:
-        raise errors.HarnessError(
-            f"'{text}' is not of the form A:B", "give two numbers, for instance 500:200"
-        ) from None
+        fix = "give two numbers, for instance 500:200"
+        raise errors.HarnessError(f"'{text}' is not of the form A:B", fix) from None

@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import RESULTS, ChartFormat, Charts, Format, Root, Scenario, app, each_run, emit, show
+from harness.cli.app import RESULTS, ChartFormat, Charts, Format, Root, Runs, Scenario, app, each_run, emit, show
 
 
 @app.command()
 def report(
-    references: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; the last by default.")
-    ] = None,
+    references: Runs = None,
     root: Root = RESULTS,
     scenario: Scenario = None,
     table: Annotated[list[str] | None, typer.Option(help="A table by name, or all; repeatable.")] = None,

@@ -120,23 +120,14 @@ def _of_split(runs: Sequence[Stored], c: Context, scenario: str | None) -> Json 
     places = np.minimum((x[MEASURED] * len(split.replicates)).astype(int), len(split.replicates) - 1)
     weights = np.prod([values for _, values in bill_factors(fixed, x)], axis=0) * x["query.requests"] / 3600
     a, b, d, r = split.replicates.T
-    powers: tuple[dict[str, int], ...] = (
-        {"input": 1, "uncached": 1},
-        {"output": 1},
-        {"output": 1, "input": 1},
-        {"output": 2},
-        {},
-    )
-    terms = [{"draws": _draws(t), "powers": p} for t, p in zip((a, b, d, d / 2, r), powers, strict=True)]
+    terms = [_term(a, input=1, uncached=1), _term(b, output=1), _term(d, output=1, input=1)]
+    terms += [_term(d / 2, output=2), _term(r)]
     status = "simulated" if device.kind == "none" else "derived"
-    requests = float(np.median(x["query.requests"]))
+    query = {"terms": terms, "places": _draws(places, "u1"), "weights": _draws(weights), "powers": BILL}
+    million = {"of": "usd_per_query", "factor": 1e6 / float(np.median(x["query.requests"])), "powers": {"output": -1}}
     figures = [
-        _figure(
-            "usd_per_query", status, terms=terms, places=_draws(places, "u1"), weights=_draws(weights), powers=BILL
-        ),
-        _figure(
-            "usd_per_million_output_tokens", status, of="usd_per_query", factor=1e6 / requests, powers={"output": -1}
-        ),
+        _figure("usd_per_query", status, **query),
+        _figure("usd_per_million_output_tokens", status, **million),
     ]
     sliders = _sliders(given, False) | {
         "pue": "a split is of time: it has no energy",
@@ -187,13 +178,10 @@ def _start(
     one = replace(point, usd_per_query=Figure("usd_per_query", 1.0, "USD/query", point.usd_per_query.status))
     left = ladder(unit.book, gap(unit, one), one).left
     chat, plan = c.book.assumptions["chat_share"], c.book.assumptions["subscription"]
+    reported, ends = _certain(reported_per_query(c).value), [left.low, left.value, left.high, None]
     against = [
-        _figure(
-            "reported_usd_per_query", "reported", of=_certain(reported_per_query(c).value), powers={"chat_share": 1}
-        ),
-        _figure(
-            "left", status, of=[left.low, left.value, left.high, None], powers={"chat_share": 1, "usd_per_query": -1}
-        ),
+        _figure("reported_usd_per_query", "reported", of=reported, powers={"chat_share": 1}),
+        _figure("left", status, of=ends, powers={"chat_share": 1, "usd_per_query": -1}),
         _figure("agreeing_usd_per_hour", status, of="left", powers={"price": 1}),
         _figure("queries_per_subscription", status, of=_certain(plan.value), powers={"usd_per_query": -1}),
     ]
@@ -218,16 +206,17 @@ def _energy(summary: Summary, device: Device, fixed: Scenario, tokens: float) ->
         return np.asarray(np.sum(list(stack.values()), axis=0) / tokens)
 
     idle = at(0.5) - at(1.0)
-    terms = [
-        {"draws": _draws(at(1.0) - idle), "powers": {"pue": 1}},
-        {"draws": _draws(idle), "powers": {"pue": 1, "utilisation": -1}},
-    ]
+    terms = [_term(at(1.0) - idle, pue=1), _term(idle, pue=1, utilisation=-1)]
     status = "simulated" if device.kind == "none" else joules.status
     return [_figure("wh_per_query", status, terms=terms, powers={"output": 1})]
 
 
 def _figure(name: str, status: str, **how: Any) -> Json:
     return {"name": name, "status": status, **how}
+
+
+def _term(draws: Draws, **powers: int) -> Json:
+    return {"draws": _draws(draws), "powers": powers}
 
 
 def _certain(value: float | None) -> list[float | None]:
