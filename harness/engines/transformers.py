@@ -119,7 +119,7 @@ class TransformersEngine:
             output_tokens=seen,
             cached_tokens=None if self._given.allow_block_sharing else 0,
             finish_reason="length" if seen == request.output_tokens else "stop",
-            token_ids=tuple(output.generated_tokens),
+            token_ids=None if request.turn is None else tuple(output.generated_tokens),
         )
 
     async def stop(self) -> None:
