@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from harness.engines.openai import sse
 from harness.engines.openai.engine import Reading
+from harness.engines.openai.http import Response
 from harness.errors import RequestFailed
 
 DONE = b"data: [DONE]\n\n"
@@ -26,9 +28,16 @@ def word(text: str = " word", **fields: Any) -> bytes:
     return event({"index": 0, "text": text, "finish_reason": None, **fields})
 
 
-def read(body: bytes, ends: list[int] | None = None) -> Reading:
-    reading = Reading(len(ends or [0]))
-    reading.stream(body, ends or [len(body)])
+def came(body: bytes, ends: Sequence[int]) -> Response:
+    """The body as it came in arrivals that ended there."""
+    pieces = [body[a:b] for a, b in itertools.pairwise([0, *ends])]
+    return Response(200, {}, pieces, range(1, len(pieces) + 1))
+
+
+def read(body: bytes, ends: Sequence[int] | None = None) -> Reading:
+    response = came(body, ends or [len(body)])
+    reading = Reading(len(response.ends))
+    reading.stream(response)
     return reading
 
 
@@ -90,16 +99,25 @@ def test_a_token_counts_for_the_arrival_that_brought_its_last_byte(
     assert read(body, ends).counts == true
 
 
-@given(st.lists(st.sampled_from([b"data: {}", b"data: 1", b"data:2", b": x", b"\n", b"\n\n", b"\r", b"data: [DONE]"])))
-def test_the_quick_way_agrees_with_the_standard_one(parts: list[bytes]) -> None:
-    body = b"data: 0\n\n" + b"".join(parts) + b"\n\n" + DONE
-    ends = list(range(1, len(body) + 1))
-    if (plain := sse.plain(body, ends)) is not None:
-        data, number, upto = plain
-        found, arrivals = sse.events(body, ends)
-        assert found == [*data[1:-1].split(b","), sse.DONE]
-        assert number == len(found) - 1
-        assert [i for i, (a, b) in enumerate(itertools.pairwise([0, *upto])) if b > a] == arrivals[:-1]
+def test_a_stream_that_can_be_read_quickly_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM sends it: an event a chunk, several chunks in an arrival, a role first, the usage last."""
+    monkeypatch.setattr(sse, "events", None)
+    texts = [" a", "", '\n"', "ü", " e"]
+    last = event({"index": 0, "text": " z", "finish_reason": "length"})
+    pieces = [event({"delta": {"role": "assistant"}}), *map(word, texts), last, event(usage={"prompt_tokens": 4}), DONE]
+    reading = Reading(4)
+    reading.stream(Response(200, {}, pieces, [0, 3, 6, 9]))
+    assert (reading.counts, reading.finish_reason, reading.usage.prompt_tokens) == ([0, 1, 3, 1], "length", 4)
+    assert sorted(reading.text) == sorted([" a", '\n"', "ü", " e", " z", ""])
+
+
+@given(st.lists(st.sampled_from([*PIECES, (word("a"), 1), (word("b"), 1), (word(""), 0), (word() * 2, 2)]), max_size=9))
+def test_the_quick_way_counts_as_the_careful_one(parts: list[tuple[bytes, int]]) -> None:
+    pieces = [*(piece for piece, _ in parts), DONE]
+    reading = Reading(len(pieces))
+    reading.stream(Response(200, {}, pieces, range(1, len(pieces) + 1)))
+    assert reading.counts == [*(tokens for _, tokens in parts), 0]
+    assert "".join(reading.text) == "".join(read(b"".join(pieces)).text)
 
 
 @given(st.binary(max_size=60), st.integers(0, 3))
@@ -130,7 +148,7 @@ LAST = event({"index": 0, "text": "", "finish_reason": "length"})
 def test_what_is_wrong_with_a_stream_is_told_and_what_came_before_it_counts(body: bytes, kind: str) -> None:
     reading = Reading(1)
     with pytest.raises(RequestFailed) as refused:
-        reading.stream(body, [len(body)])
+        reading.stream(came(body, [len(body)]))
     assert refused.value.kind == kind
     assert reading.counts == [body.startswith(word())]
 

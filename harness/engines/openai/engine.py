@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -110,7 +110,7 @@ class _Answer(_Fields):
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
-_decode_all = msgspec.json.Decoder(list[_Answer]).decode
+_decode_texts = msgspec.json.Decoder(list[str]).decode
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -129,11 +129,11 @@ class Reading:
         self.timings: _Timings | None = None
         self.finish_reason: str | None = None
 
-    def stream(self, body: bytes, ends: Sequence[int]) -> None:
+    def stream(self, response: http.Response) -> None:
         """Raises RequestFailed; what was read before that stays."""
-        if not self._plain(body, ends):
+        if not self._quickly(response):
             self.text, self.token_ids = [], []
-            found, arrivals = sse.events(body, ends)
+            found, arrivals = sse.events(response.body(), response.offsets())
             for data, arrival in zip(found, arrivals, strict=True):
                 if data == sse.DONE:
                     break
@@ -156,18 +156,28 @@ class Reading:
             return self.timings.cache_n
         return self.usage.prompt_cache_hit_tokens
 
-    def _plain(self, body: bytes, ends: Sequence[int]) -> bool:
-        """Read a stream of the common form, all events at once; False: it must be read with more care."""
-        if (plain := sse.plain(body, ends)) is None:
+    def _quickly(self, response: http.Response) -> bool:
+        """Read a stream of lone events, most of which are alike; False: it must be read with more care."""
+        pieces = response.pieces
+        if (found := sse.alike(pieces)) is None:
             return False
-        data, number, ended = plain
+        first, last, strings = found
+        others = [data for piece in (*pieces[:first], *pieces[last:]) if (data := sse.lone(piece)) is not None]
+        if len(others) != first + len(pieces) - last or others[-1:] != [b" " + sse.DONE]:
+            return False
         try:
-            tokens = [self._event(answer) for answer in _decode_all(data)]
+            texts = _decode_texts(strings)
+            one = _decode(sse.lone(pieces[first]) or b"")
+            alone = _Answer([_Choice(text=texts[0])]), _Answer([_Choice(delta=_Delta(content=texts[0]))])
+            if one not in alone or len(texts) != last - first:
+                return False
+            tokens = [self._parse(data) for data in others[:first]]
+            tokens += [int(text != "") for text in texts]
+            self.text += texts
+            tokens += [self._parse(data) for data in others[first:-1]]
         except (RequestFailed, *_NOT_JSON):
             return False
-        if len(tokens) != number:
-            return False
-        self.counts = [sum(tokens[before:after]) for before, after in itertools.pairwise((0, *ended))]
+        self.counts = [sum(tokens[before:after]) for before, after in itertools.pairwise((0, *response.ends))]
         return True
 
     def _parse(self, data: bytes) -> int:
@@ -355,13 +365,12 @@ class OpenAIEngine:
         )
 
     def _read(self, response: http.Response, reading: Reading) -> None:
-        body = response.body
         if response.status != 200:
-            raise RequestFailed(f"http_{response.status}", message(body))
+            raise RequestFailed(f"http_{response.status}", message(response.body()))
         if not self.options.stream or response.headers.get(b"content-type", b"").startswith(b"application/json"):
-            reading.whole(body)
+            reading.whole(response.body())
         else:
-            reading.stream(body, response.ends)
+            reading.stream(response)
 
     def _accounted(self, ended: BaseException, reading: Reading) -> BaseException:
         """The same, without secrets, and with what the arrivals held."""
@@ -472,8 +481,8 @@ class OpenAIEngine:
             request = line + headers + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
             response = await connection.exchange(request, lambda _: None)
             if response.status != 200:
-                raise RequestFailed(f"http_{response.status}", self._without_secrets(message(response.body)))
-            answer = msgspec.json.decode(response.body)
+                raise RequestFailed(f"http_{response.status}", self._without_secrets(message(response.body())))
+            answer = msgspec.json.decode(response.body())
         except msgspec.DecodeError as wrong:
             raise RequestFailed("malformed", str(wrong)) from None
         finally:

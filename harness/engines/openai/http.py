@@ -120,10 +120,18 @@ class Response:
     status: int
     """0: not even the head came."""
     headers: Mapping[bytes, bytes]
-    body: bytes
-    """Without HTTP's framing."""
+    pieces: Sequence[bytes]
+    """The body without HTTP's framing, in the chunks in which it was sent, or else as it arrived."""
     ends: Sequence[int]
-    """How long the body was after each arrival."""
+    """How many pieces there were after each arrival."""
+
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
+
+    def offsets(self) -> list[int]:
+        """How long the body was after each arrival."""
+        upto = [0, *itertools.accumulate(map(len, self.pieces))]
+        return [upto[end] for end in self.ends]
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -167,7 +175,7 @@ class Connection(asyncio.BufferedProtocol):
         return self.response()
 
     def response(self) -> Response:
-        return Response(self._status, self._headers, b"".join(self._pieces), self.ends)
+        return Response(self._status, self._headers, self._pieces, self.ends)
 
     def close(self) -> None:
         """At once: the server is to see that nobody reads on."""
@@ -202,7 +210,7 @@ class Connection(asyncio.BufferedProtocol):
             self._take(bytes(self._buffer[:size]))
         except ValueError as wrong:
             self._fail("malformed", str(wrong))
-        self.ends.append(self._size)
+        self.ends.append(len(self._pieces))
 
     def eof_received(self) -> None:
         if self._waiter is not None and self._take == self._until_closed:
@@ -256,7 +264,8 @@ class Connection(asyncio.BufferedProtocol):
                 del pieces[-2:]
             if len(pieces) > 2 and (ended or pieces[-1] == b"") and _lengths_fit(pieces):
                 self._rest = b""
-                self._keep_piece(b"".join(pieces[1::2]))
+                self._pieces += pieces[1::2]
+                self._grow(len(data))
                 if ended:
                     self._finish(self._keep)
                 return
@@ -292,7 +301,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _keep_piece(self, piece: bytes) -> None:
         self._pieces.append(piece)
-        self._size += len(piece)
+        self._grow(len(piece))
+
+    def _grow(self, size: int) -> None:
+        self._size += size
         if self._size > MOST_BODY:
             raise ValueError(f"the answer exceeds {MOST_BODY} bytes")
 
