@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness.child import Child
 from harness.errors import HarnessError
 from harness.eventloop import event_loop
@@ -46,8 +48,6 @@ def measure(
     url: str, rate_per_s: float, schedule: tuple[float, float, int], level_s: float = LEVEL_S
 ) -> tuple[str | None, int, str]:
     """What failed at this rate (`client`, `server` or None), the most streams at once, and p99s beside the truth."""
-    import numpy as np
-
     from harness import run, store
     from harness.workload import Workload
 
@@ -71,21 +71,24 @@ def measure(
         return "client", 0, f"{failed} of {len(rows)} requests failed: {rows['error_text'].dropna().iloc[0]}"
     sent_s, arrival_s = rows["sent_s"], rows["arrival_s"]
     seen = {
-        "TTFT": (float(np.percentile([at[0] for at in arrival_s] - sent_s, 99)), truth["ttft_s"]),
-        "ITL": (float(np.percentile(np.concatenate([np.diff(at) for at in arrival_s]), 99)), truth["itl_s"])
-        if tokens > 1
-        else (0.0, 0.0),
+        "TTFT": (_p99([at[0] for at in arrival_s] - sent_s), truth["ttft_s"]),
+        "ITL": (_p99(np.concatenate([np.diff(at) for at in arrival_s])), truth["itl_s"]),
     }
-    lag_s = float(np.percentile(sent_s - rows["scheduled_s"], 99))
+    lag_s = _p99(sent_s - rows["scheduled_s"])
     told = ", ".join(
         f"{name} p99 {here * 1e3:.2f} ms ({there * 1e3:.2f})" for name, (here, there) in seen.items() if there
     )
-    told += f", sent late {lag_s * 1e3:.2f} ms, server late {truth['late_s'] * 1e3:.2f} ms"
     late_s = truth["late_s"]
+    told += f", sent late {lag_s * 1e3:.2f} ms, server late {late_s * 1e3:.2f} ms"
     off = [abs(here - there) - TRUE_WITHIN * there for here, there in seen.values()] + [lag_s - TRUE_WITHIN * ttft_s]
     if max(off) > late_s:  # more than the server's lateness can have done
         return "client", truth["streams"], told
     return "server" if max(off) > 0 or late_s > SERVER_LATE * min(ttft_s, itl_s) else None, truth["streams"], told
+
+
+def _p99(values: Any) -> float:
+    """0 of nothing."""
+    return float(np.percentile(values, 99)) if np.size(values) else 0.0
 
 
 Level = Callable[[str, float, tuple[float, float, int]], tuple[str | None, int, str]]
@@ -156,7 +159,7 @@ class _Truth:
 
     def page(self) -> dict[str, float]:
         named = {"ttft_s": self.ttft_s, "itl_s": self.itl_s, "late_s": self.late_s}
-        return {"streams": self.most, **{name: _p99(values) for name, values in named.items()}}
+        return {"streams": self.most} | {name: _p99(values) for name, values in named.items()}
 
 
 class _Answers(asyncio.Protocol):
@@ -218,16 +221,3 @@ def serve(pipe: Connection, ttft_s: float, itl_s: float) -> None:
 
     with asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(forever())
-
-
-def _p99(values: list[float]) -> float:
-    """Interpolated linearly, as everywhere here; 0 of nothing.
-
-    >>> _p99([1.0, 2.0])
-    1.99
-    """
-    ordered, rank = sorted(values), 0.99 * (len(values) - 1)
-    below = int(rank)
-    return (
-        ordered[below] + (rank - below) * (ordered[min(below + 1, len(values) - 1)] - ordered[below]) if values else 0.0
-    )

@@ -74,7 +74,7 @@ class Link(Protocol):
     offset_ns: int
     """Its clock less this process's."""
 
-    def send(self, *command: Any) -> None: ...
+    def send(self, command: tuple[Any, ...]) -> None: ...
 
     def receive(self) -> Any: ...
 
@@ -127,7 +127,7 @@ class Clients:
         """As `measure` does, for all clients: where one fails the others end in good order."""
         self._began_ns = began_ns
         for link in self.links:
-            link.send("begin", began_ns + link.offset_ns)
+            link.send(("begin", began_ns + link.offset_ns))
         cancelled = False
         while len(self._ended) < len(self.links) and time.monotonic() < self._deadline_s:
             try:
@@ -171,7 +171,7 @@ class Clients:
     def _tell(self, *command: Any) -> None:
         for k, link in enumerate(self.links):
             if k not in self._ended:
-                link.send(*command)
+                link.send(command)
 
     def _hear(self) -> None:
         """Take what the clients have said; raises the HarnessError that one of them met."""
@@ -190,23 +190,17 @@ class Clients:
                 self._ended[k] = Ended("failed", f"client process {k} {gone} (engine.log says more)")
 
 
-class Local:
+class Local(Child):
     """A client process on this machine; what it prints goes where this process prints."""
 
     offset_ns = 0
 
     def __init__(self, job: Job) -> None:
-        self._child = Child(serve, job)
-
-    def send(self, *command: Any) -> None:
-        self._child.send(command)
-
-    def receive(self) -> Any:
-        return self._child.receive()
+        super().__init__(serve, job)
 
     def close(self) -> Mapping[str, Any]:
-        self.send("cancel")
-        self._child.end(GRACE_S)
+        self.send(("cancel",))
+        self.end(GRACE_S)
         return {}
 
 

@@ -55,8 +55,8 @@ class Relay:
     def now_ns(self) -> int:
         return time.monotonic_ns()
 
-    def send(self, *command: Any) -> None:
-        self._client.send(*command)
+    def send(self, command: tuple[Any, ...]) -> None:
+        self._client.send(command)
 
     def receive(self) -> tuple[list[Any], str | None, bytes]:
         """What the client has said since, how it ended where it did, and what it has journalled since."""
@@ -122,8 +122,8 @@ class Remote:
         self._how: str | None = None
         self._answer = self._actor.receive.remote()
 
-    def send(self, *command: Any) -> None:
-        self._actor.send.remote(*command)
+    def send(self, command: tuple[Any, ...]) -> None:
+        self._actor.send.remote(command)
 
     def receive(self) -> Any:
         if not self._said and self._how is None and self._ray.wait([self._answer], timeout=0)[0]:

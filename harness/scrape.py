@@ -86,12 +86,9 @@ def figures(readings: pd.DataFrame, begin_s: float, end_s: float) -> tuple[Figur
             found.append(Figure(f"server.{key}", value, unit, "measured", n=len(inside), reason=reason))
     grown: dict[str, float] = {}
     for counter, values in by_name.items():
-        before, after = values[:begin_s], values[end_s:]
-        first, last = (
-            before.iloc[-1] if len(before) else values.iloc[0],
-            after.iloc[0] if len(after) else values.iloc[-1],
-        )
-        grown[str(counter)] = float(last - first)
+        first = max(int(values.index.searchsorted(begin_s, side="right")) - 1, 0)
+        last = min(int(values.index.searchsorted(end_s)), len(values) - 1)
+        grown[str(counter)] = float(values.iloc[last] - values.iloc[first])
     if "prefix_cache_hits" in grown and (asked := grown.get("prefix_cache_queries")) is not None:
         share = grown["prefix_cache_hits"] / asked if asked > 0 else None
         reason = None if asked > 0 else "no token was looked up"

@@ -179,6 +179,13 @@ class _Imported(BaseModel):
     notes: list[str]
 
 
+class _Swept(BaseModel):
+    """What is read of a point of a sweep."""
+
+    name: str
+    key: str
+
+
 class RunFile(_Part):
     """run.json."""
 
@@ -205,7 +212,7 @@ class RunFile(_Part):
     """What each process that sent load saw of itself (`harness.eventloop.Watch.seen`), and of its clock."""
     server: dict[str, Any] | None = None
     """The server that the harness started: its command, version and log."""
-    sweep: dict[str, Any] | None = None
+    sweep: Annotated[dict[str, Any], _like(_Swept)] | None = None
     """Of a point of a sweep: the sweep's `name`, the point's `key`, `values` and `repeat`."""
     imported: Annotated[dict[str, Any], _like(_Imported, filled=True)] | None = None
     """Of another tool's result: the tool, the file, the figures that it printed, and how it defines them."""
