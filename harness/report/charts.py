@@ -21,8 +21,9 @@ from harness.economics.cost import measured
 from harness.economics.objective import parse_objectives
 from harness.errors import HarnessError
 from harness.model import Figure, Status, Summary
+from harness.report.summaries import Sweep
 from harness.report.table import Cell, Table
-from harness.store import Run, RunFile
+from harness.store import Run
 from harness.summary import times
 
 try:
@@ -68,16 +69,14 @@ def of_runs(runs: Sequence[tuple[Run, Summary]], width: int = WIDTH) -> list[Cha
     return [chart for chart in (*found, _over_time(runs[0][0], width)) if chart is not None]
 
 
-def of_sweep(sweep: Sequence[tuple[RunFile, Summary]], width: int = WIDTH) -> list[Chart]:
+def of_sweep(sweep: Sweep, width: int = WIDTH) -> list[Chart]:
     """A map of the output rate over the two settings in which the runs differ most; none where not two differ."""
     _ready()
     chart = _heat_map(sweep, width)
     return [] if chart is None else [chart]
 
 
-def of_report(
-    tables: Iterable[Table], runs: Sequence[tuple[Run, Summary]], sweep: Sequence[tuple[RunFile, Summary]], width: int
-) -> list[Chart]:
+def of_report(tables: Iterable[Table], runs: Sequence[tuple[Run, Summary]], sweep: Sweep, width: int) -> list[Chart]:
     """Every chart of a report. `runs`: the first of the sweep, with their rows."""
     return [*of_tables(tables, width), *of_runs(runs, width), *of_sweep(sweep, width)]
 
@@ -397,7 +396,7 @@ def _over_time(run: Run, width: int) -> Chart | None:
     return _finish("over-time", "Power and tokens over time", note, width, alt.vconcat(*drawn, spacing=8))
 
 
-def _heat_map(sweep: Sequence[tuple[RunFile, Summary]], width: int) -> Chart | None:
+def _heat_map(sweep: Sweep, width: int) -> Chart | None:
     """The output rate over the two settings in which the runs of a sweep differ most."""
     settings = pd.json_normalize([file.workload for file, _ in sweep]).map(
         lambda x: str(x) if isinstance(x, list) else x

@@ -12,7 +12,7 @@ from harness.economics.cost import Costs
 from harness.errors import HarnessError
 from harness.model import Summary
 from harness.report import economics, extrapolate, page, reported, tables, whatif
-from harness.report.summaries import summary_of
+from harness.report.summaries import Sweep, summary_of
 from harness.report.table import Table
 from harness.reported.comparisons import Context
 from harness.store import Run, RunFile
@@ -27,8 +27,6 @@ LONG = ("tiers", "tornado", "compare", "ladder", "sources")
 """What a terminal gets only by name, or with all else."""
 
 NOT_OF_A_RUN = ("compare", "ladder", "reported", "sources")
-
-Sweep = Sequence[tuple[RunFile, Summary]]
 
 
 def load(directory: Path) -> tuple[RunFile, Summary]:
@@ -45,7 +43,11 @@ def document(file: RunFile, summary: Summary, scenario: str | None = None) -> li
     `scenario`: a shipped cost scenario or a file; None: the workload's own, or else the device's default.
     """
     *measured, environment = tables.tables(file, summary)
-    measured[-1:-1] = [*tables.energy_tables(summary, file.meters_absent), *_limits(file, summary)]
+    limits = extrapolate.limits(file, summary) if (file.engine or {}).get("device") == "cuda" else ()
+    measured[-1:-1] = [
+        *tables.energy_tables(summary, file.meters_absent),
+        *tables.listed("limits", "Distance from the hardware's limit", limits),
+    ]
     context = Context(reported.book())
     money = [*_money(context, file, summary, scenario)]
     found = [*measured, *money, reported.sources_table(context.book, money), environment]
@@ -114,14 +116,6 @@ def costed(run: Run, scenario: str | None = None, overrides: Sequence[str] = ())
     """The run, its summary and its costs under the scenario (see `document`) with `--set` overrides."""
     summary = summary_of(run)
     return run.file, summary, economics.costs(run.file, summary, scenario, overrides)
-
-
-def _limits(file: RunFile, summary: Summary) -> list[Table]:
-    """How far from the hardware's limit a GPU run was."""
-    if file.engine is None or file.engine["device"] != "cuda":
-        return []
-    rows = tuple((figure.name, figure) for figure in extrapolate.limits(file, summary))
-    return [Table("limits", "Distance from the hardware's limit", ("figure", "value"), rows)]
 
 
 def _money(c: Context, file: RunFile, summary: Summary, scenario: str | None) -> Iterator[Table]:

@@ -35,11 +35,11 @@ from harness.economics.query import cost_of_query
 from harness.economics.scenario import PRICE, Input, Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
 from harness.model import Figure, Status, Summary
+from harness.report.summaries import Sweep
 from harness.report.table import Cell, Table
 from harness.report.tables import load_of
 from harness.store import RunFile
 
-Sweep = Sequence[tuple[RunFile, Summary]]
 LOAD = ("load.shape", "load.users")
 """What the runs of a sweep may differ in."""
 
@@ -130,40 +130,26 @@ def what_must_be_true(
     if not (queries > 0 and support(spend_usd)[1] > 0):
         raise HarnessError(f"a spend of {describe(spend_usd)} on {queries:g} queries", "both must be above 0")
     found = invert(factors, scaled(spend_usd, 3600 / queries))
-    rows = tuple(
-        (
-            name,
-            _spread(name, before, "assumed"),
-            _spread(name, after, "derived"),
-            Figure(f"{name} moves by", after[1] / before[1], "ratio", "derived"),
-        )
-        for (name, before), after in zip(found.before.items(), found.after.values(), strict=True)
-    )
+    rows: list[tuple[Cell, ...]] = []
+    for (name, before), after in zip(found.before.items(), found.after.values(), strict=True):
+        moves = Figure(f"{name} moves by", after[1] / before[1], "ratio", "derived")
+        rows.append((name, _spread(name, before, "assumed"), _spread(name, after, "derived"), moves))
     how = "exact" if found.effective is None else f"weighted draws, {found.effective:.0f} effective"
     gap = (
         f"USD per query: {_range(found.cost / 3600)} by the assumptions, "
         f"{_range(found.needed / 3600)} by the spend, {found.needed[1] / found.cost[1]:.3g}x"
     )
     columns = ("factor", "assumed", "given the spend", "median moves by")
-    shifts = Table("must-be-true", f"What must be true ({how})", columns, rows, (gap, ONLY_THE_PRODUCT))
+    shifts = Table("must-be-true", f"What must be true ({how})", columns, tuple(rows), (gap, ONLY_THE_PRODUCT))
     medians = {name: (float(before[1]), factors[name][1]) for name, before in found.before.items()}
     grid = np.unique(np.geomspace(found.before[TOKENS][0], found.before[TOKENS][2], 5))
     solved = ("device_s per token", PRICE, "serving.utilisation")
-    lines = [grid, *(isoline(medians, found.needed[1], name, TOKENS, grid) for name in solved)]
-    names = (TOKENS, *solved)
-    isolines = Table(
-        "isolines",
-        "What would pay for the spend by itself, all else at its assumed median",
-        (TOKENS, *(f"{name} needed" for name in solved)),
-        tuple(
-            tuple(
-                Figure(name, float(x), UNITS.get(name, "ratio"), "derived") for name, x in zip(names, row, strict=True)
-            )
-            for row in np.column_stack(lines)
-        ),
-        ("each column is a line of equal cost; a utilisation above 1 cannot be",),
-    )
-    return found, (shifts, isolines)
+    lines = {TOKENS: grid} | {name: isoline(medians, found.needed[1], name, TOKENS, grid) for name in solved}
+    drawn = [[Figure(name, float(x), UNITS[name], "derived") for x in line] for name, line in lines.items()]
+    title = "What would pay for the spend by itself, all else at its assumed median"
+    note = "each column is a line of equal cost; a utilisation above 1 cannot be"
+    heads = (TOKENS, *(f"{name} needed" for name in solved))
+    return found, (shifts, Table("isolines", title, heads, tuple(zip(*drawn, strict=True)), (note,)))
 
 
 def _spread(name: str, values: Draws, status: Status) -> Figure:

@@ -108,19 +108,15 @@ def aside(table: Table, common: Mapping[str, str], where: str = "") -> str:
     return ", ".join(part for part in parts if part)
 
 
-def why(figure: Figure) -> str | None:
-    """Why it has no value, or no interval."""
-    return figure.reason or ("not recorded" if figure.value is None else None)
-
-
 SHORT = 12
 """Characters of an interval's name, such as 95% or p5-p95, that may stand beside it; a longer one is a note."""
 
 
 def asides(figure: Figure, common: Mapping[str, str]) -> list[str]:
-    """What is to be noted of a figure: the reason, and what its interval is where that takes many words."""
+    """What is to be noted of a figure: why there is no value or interval, and an interval's name of many words."""
     long = "interval" not in common and len(figure.interval) > SHORT and ends(figure)
-    notes = (why(figure), f"interval: {figure.interval}" if long else None)
+    why = figure.reason or ("not recorded" if figure.value is None else None)
+    notes = (why, f"interval: {figure.interval}" if long else None)
     return [note for note in notes if note]
 
 

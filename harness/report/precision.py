@@ -11,6 +11,7 @@ import numpy as np
 from harness.model import Summary
 from harness.precision import Reach, Target, reaches
 from harness.report.cells import number
+from harness.report.summaries import Sweep
 from harness.report.table import Cell, Table
 from harness.report.tables import mixed
 from harness.stats import repeats_half
@@ -52,7 +53,7 @@ HEADLINES = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "goo
              "gpu_power_w")  # fmt: skip
 
 
-def repeats_table(runs: Sequence[tuple[RunFile, Summary]]) -> Table:
+def repeats_table(runs: Sweep) -> Table:
     """Figures over repeats of one run: the mean with the t interval between runs, then each run's."""
     rows: list[tuple[Cell, ...]] = []
     for name in HEADLINES:

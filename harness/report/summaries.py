@@ -9,8 +9,11 @@ from typing import Any
 from harness import checks, energy, engines, scrape, selfwatch, store
 from harness.model import Figure, Finding, MeterInfo, Summary
 from harness.steady import Window
-from harness.store import Run
+from harness.store import Run, RunFile
 from harness.summary import summarise, window_of
+
+Sweep = Sequence[tuple[RunFile, Summary]]
+"""Stored runs and their summaries."""
 
 
 def summary_of(run: Run) -> Summary:

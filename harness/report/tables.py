@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.checks import across
-from harness.model import Finding, Summary
+from harness.model import Figure, Finding, Summary
 from harness.report.cells import amount, number
+from harness.report.summaries import Sweep
 from harness.report.table import PROPERTIES, Cell, Table
 from harness.shipped import in_short
 from harness.store import RunFile
@@ -39,8 +40,8 @@ def tables(file: RunFile, summary: Summary) -> list[Table]:
         latency_table(summary),
         *([goodput_table(summary, limits)] if limits else []),
         tokens_table(summary),
-        *_listed("client", "The load as sent, and what sent it", summary, ("load.", "client.")),
-        *_listed("server", "What the server says", summary, ("server.",)),
+        *listed("client", "The load as sent, and what sent it", _named(summary, "load.", "client.")),
+        *listed("server", "What the server says", _named(summary, "server.")),
         *([errors_table(summary)] if summary.errors else []),
         findings_table(summary.findings),
         environment_table(file),
@@ -75,7 +76,7 @@ def load_of(file: RunFile) -> str:
 OVER_RUNS = ("output_tokens_per_s", "ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "tpot_s.p99", "joules_per_output_token")
 
 
-def runs_table(sweep: Sequence[tuple[RunFile, Summary]]) -> Table:
+def runs_table(sweep: Sweep) -> Table:
     """A row a run: what ran, under which load, how fast, at what energy, and which findings are serious.
 
     A note names software that differs between the runs.
@@ -181,13 +182,18 @@ def energy_tables(summary: Summary, absent: Iterable[str]) -> list[Table]:
         return [Table("energy", "Energy: n/a, no meter was read", ("looked for",), why)] if why else []
     return [
         Table("energy", "Energy of the measured part, by boundary", ("boundary", "energy"), ladder),
-        *_listed("joules", "Energy by token and request, and what it rests on", summary, ENERGY),
+        *listed("joules", "Energy by token and request, and what it rests on", _named(summary, *ENERGY)),
     ]
 
 
-def _listed(name: str, title: str, summary: Summary, beginnings: Iterable[str]) -> list[Table]:
-    """The figures whose names begin with one of these, in that order; no table where there are none."""
-    rows = tuple((x.name, x) for start in beginnings for x in summary.figures if x.name.startswith(start))
+def _named(summary: Summary, *beginnings: str) -> list[Figure]:
+    """The figures whose names begin with one of these, in that order."""
+    return [figure for start in beginnings for figure in summary.figures if figure.name.startswith(start)]
+
+
+def listed(name: str, title: str, figures: Iterable[Figure]) -> list[Table]:
+    """Figures by their names; no table where there are none."""
+    rows = tuple((figure.name, figure) for figure in figures)
     return [Table(name, title, ("figure", "value"), rows)] if rows else []
 
 
