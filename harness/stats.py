@@ -59,6 +59,8 @@ def interval_ranks(n: int, p: float) -> tuple[int, int] | None:
     >>> interval_ranks(298, 0.99) is None
     True
     """
+    from scipy.special import bdtr
+
     if n < least_n(p):
         return None
     below = above = (1 - CONFIDENCE) / 2
@@ -66,9 +68,11 @@ def interval_ranks(n: int, p: float) -> tuple[int, int] | None:
         above, below = p**n, 1 - CONFIDENCE - p**n
     elif (1 - p) ** n > below:
         above, below = 1 - CONFIDENCE - (1 - p) ** n, (1 - p) ** n
-    first, at_most = _binomial_cdf(n, p)
-    lower = first + int(np.searchsorted(at_most, below, side="right"))
-    upper = first + int(np.searchsorted(at_most, 1 - above, side="left")) + 1
+    reach = 10 * math.sqrt(n * p * (1 - p)) + 10  # further out P is 0 or 1 to within 1e-12
+    k = np.arange(max(0, int(n * p - reach)), min(n, int(n * p + reach)) + 1)
+    at_most = bdtr(k, n, p)
+    lower = int(k[0] + np.searchsorted(at_most, below, side="right"))
+    upper = int(k[0] + np.searchsorted(at_most, 1 - above, side="left")) + 1
     return max(lower, 1), min(upper, n)
 
 
@@ -160,14 +164,3 @@ def repeats_half(values: Array) -> float | None:
     if (n := len(values)) < 2:
         return None
     return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / math.sqrt(n))
-
-
-def _binomial_cdf(n: int, p: float) -> tuple[int, Array]:
-    """A first k and P(B <= k) from there on, as far as it is neither 0 nor 1 to within 1e-12."""
-    reach = 10 * math.sqrt(n * p * (1 - p)) + 10
-    first, last = max(0, int(n * p - reach)), min(n, int(n * p + reach))
-    k = np.arange(first + 1, last + 1)
-    log_choose = math.lgamma(n + 1) - math.lgamma(first + 1) - math.lgamma(n - first + 1)
-    log_first = log_choose + first * math.log(p) + (n - first) * math.log1p(-p)
-    steps = np.log((n - k + 1) / k * (p / (1 - p)))
-    return first, np.cumsum(np.exp(log_first + np.concatenate(([0.0], np.cumsum(steps)))))
