@@ -148,13 +148,10 @@ class Load(BaseModel):
 class Trace:
     """Recorded traffic, one element a request in order of arrival."""
 
-    name: str
     arrival_s: NDArray[np.float64]
     """Seconds, never decreasing."""
     input_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
-    source: str
-    """Where it comes from, with its licence where it has one."""
     block_ids: NDArray[np.int64] | None = None
     """Of all requests in turn, the names of the blocks that the prompt begins with; equal names, equal tokens."""
     block_ends: NDArray[np.int64] | None = None

@@ -37,8 +37,8 @@ _TRACE_FORM = (
 def parse_trace(text: str, path: Path) -> Trace:
     """A trace from CSV with one of the headers in `_COLUMNS`, or from Mooncake's JSON lines.
 
-    Lines at the top of a CSV that begin with # say where the data comes from. Requests that failed in a BurstGPT trace,
-    and so have no answer, are left out. HarnessError with file, line and column for any mistake.
+    Lines at the top of a CSV that begin with # are its notes. Requests that failed in a BurstGPT trace, and so have no
+    answer, are left out. HarnessError with file, line and column for any mistake.
     """
     notes = "".join(itertools.takewhile(lambda line: line.startswith("#"), io.StringIO(text)))
     ids = ends = None
@@ -48,8 +48,7 @@ def parse_trace(text: str, path: Path) -> Trace:
         rows = _csv_rows(text[len(notes) :], path, notes.count("\n") + 1)
     if rows.empty:
         raise HarnessError(f"{path}: no rows", _TRACE_FORM)
-    source = " ".join(line.strip("# \r") for line in notes.splitlines()) or str(path)
-    return Trace(Path(path.name.removesuffix(".gz")).stem, *_checked(rows, path), source, ids, ends)
+    return Trace(*_checked(rows, path), ids, ends)
 
 
 def _csv_rows(text: str, path: Path, first: int) -> pd.DataFrame:

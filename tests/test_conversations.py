@@ -85,7 +85,7 @@ def test_input_and_output_lengths_are_drawn_independently() -> None:
     assert np.median(pairs[:, 0]) == pytest.approx(60, rel=0.1)
 
 
-RECORDED = Trace("t", np.array([0.0, 1, 2]), np.array([10, 20, 30]), np.array([1, 2, 3]), "here")
+RECORDED = Trace(np.array([0.0, 1, 2]), np.array([10, 20, 30]), np.array([1, 2, 3]))
 TRACED = ("requests={count: 9, trace: t}",)
 
 
@@ -344,7 +344,7 @@ def test_a_key_that_is_added_leaves_the_tokens_as_they_were(key: str) -> None:
 
 def test_equal_hash_ids_are_equal_blocks_of_tokens() -> None:
     trace = Trace(
-        "m", np.zeros(3), np.array([1000, 1030, 700]), np.ones(3, int), "here",
+        np.zeros(3), np.array([1000, 1030, 700]), np.ones(3, int),
         np.array([4, 5, 4, 5, 6, 4, 9]), np.array([0, 2, 5, 7]),
     )  # fmt: skip
     make = talk("requests={count: 3, trace: m, trace_order: recorded}", files={"m": trace}).make

@@ -31,7 +31,7 @@ def lag_1(x: NDArray[np.float64]) -> float:
 
 def trace(*arrival_s: float) -> Trace:
     ones = np.ones(len(arrival_s), dtype=np.int64)
-    return Trace("t", np.array(arrival_s), ones, ones, "here")
+    return Trace(np.array(arrival_s), ones, ones)
 
 
 def test_constant_gaps_are_all_the_same() -> None:

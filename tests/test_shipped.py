@@ -135,23 +135,20 @@ def test_shipped_traces_are_azures(
     for column, (mean, median, most) in ((trace.input_tokens, n_in), (trace.output_tokens, n_out)):
         assert column.mean() == pytest.approx(mean, abs=1e-4)
         assert (np.median(column), column.max()) == (median, most)
-    assert trace.name == name
-    assert "CC-BY-4.0" in trace.source
+    with gzip.open(shipped.data_path(f"traces/{name}.csv.gz"), "rt") as file:
+        assert "CC-BY-4.0" in file.readline()
 
 
 OURS = "# from a log\n# of mine\narrival_s,input_tokens,output_tokens\n5,10,1\n6.5,20,2\n\n"
 AZURES = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:59:59.5000000,10,1\r\n2023-11-16 19:00:01,20,2\r\n"
 
 
-@pytest.mark.parametrize(
-    ("text", "source"), [(OURS, "from a log of mine"), (AZURES, "{path}"), ("\ufeff" + AZURES, "{path}")]
-)
+@pytest.mark.parametrize("text", [OURS, AZURES, "\ufeff" + AZURES])
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
-def test_ones_own_traces(tmp_path: Path, text: str, source: str, suffix: str) -> None:
+def test_ones_own_traces(tmp_path: Path, text: str, suffix: str) -> None:
     path = tmp_path / f"mine{suffix}"
     path.write_bytes(gzip.compress(text.encode()) if suffix == ".csv.gz" else text.encode())
     trace = shipped.read_trace(str(path))
-    assert (trace.name, trace.source) == ("mine", source.format(path=path))
     assert trace.arrival_s.tolist() == pytest.approx([0, 1.5])
     assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([10, 20], [1, 2])
 
@@ -183,7 +180,6 @@ def test_traces_of_burstgpt(tmp_path: Path) -> None:
 def test_traces_of_mooncake(tmp_path: Path) -> None:
     (tmp_path / "conversation_trace.jsonl").write_text(MOONCAKE)
     trace = shipped.read_trace(str(tmp_path / "conversation_trace.jsonl"))
-    assert trace.name == "conversation_trace"
     assert trace.arrival_s.tolist() == pytest.approx([0, 3.053, 3.053])
     assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([1955, 472, 9], [52, 26, 1])
     assert [trace.blocks(row) for row in range(3)] == [[46, 47, 2353, 2354], [46], []]
