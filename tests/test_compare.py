@@ -263,6 +263,7 @@ def test_what_a_run_cannot_speak_for(device: str, parameters: int | None, said: 
 def test_explanations_hold_formulas_and_quotes_to_the_letter() -> None:
     for name in COMPARISONS:
         text = reported.explain(CONTEXT, name)
+        assert isinstance(text, str)
         for i in set(re.findall(r"\b[A-EX]\d\d\b", text.split("\n\n")[0])):
             assert BOOK[i].quote in text, (name, i)
         stored = json.loads(reported.explain(CONTEXT, name, "json"))["tables"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ def window(run: Sent, users: int | None = USERS, shape: str = "closed", power: A
 
 
 @pytest.mark.parametrize("options", [{"cv": 0.0}, {"cv": 0.5}, {"cv": 1.0}, {"tail": 2.2}], ids=str)
-def test_a_steady_load_raises_no_alarm(options: dict[str, float]) -> None:
+def test_a_steady_load_raises_no_alarm(options: dict[str, Any]) -> None:
     found = [window(run) for run in closed_loops(USERS, REQUESTS, 100, seed=1, **options)]
     assert sum(each.code is None and each.whole is None for each in found) >= 95
 
@@ -75,7 +77,7 @@ def slow(before: float, after: float, at: float, over: float) -> object:
     ids=["ramp", "early step", "late step", "drift", "heat"],
 )
 def test_ramps_are_cut_and_steps_told_from_drifts(
-    slowness: object, codes: set[str | None], begins: tuple[float, float]
+    slowness: Callable[[Array], Array], codes: set[str | None], begins: tuple[float, float]
 ) -> None:
     found = [window(run) for run in closed_loops(USERS, REQUESTS, 30, seed=3, cv=0.3, slowness=slowness)]
     assert sum(each.code in codes for each in found) >= 27, Counter(each.code for each in found)
