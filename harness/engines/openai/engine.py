@@ -300,7 +300,7 @@ class OpenAIEngine:
         return EngineInfo(
             engine="openai",
             version=None if version is None else str(version),
-            model=ModelIdentity(asked=self._model, source=first.get("root")),
+            model=ModelIdentity(asked=self._model, source=first.get("root") or first.get("id")),
             device=given.device,
             device_count=given.device_count,
             vocabulary=vocabulary,
