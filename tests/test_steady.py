@@ -56,7 +56,7 @@ def test_users_in_step_are_cut_between_their_bursts() -> None:
     assert inside / (found.end_s - found.begin_s) == pytest.approx(8, rel=0.001)
 
 
-def slow(before: float, after: float, at: float, over: float) -> object:
+def slow(before: float, after: float, at: float, over: float) -> Callable[[Array], Array]:
     """Slowness that goes from one value to another, from `at` for a span `over`, both shares of the run."""
     return lambda sent_s: np.interp(sent_s / LENGTH_S, [at, at + over], [before, after])
 
