@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.checks import across
+from harness.diff import HEADLINES
 from harness.model import Figure, Finding, Summary
 from harness.report.cells import amount, number
 from harness.report.summaries import Sweep
@@ -73,9 +74,6 @@ def load_of(file: RunFile) -> str:
     return _short(file.workload.get("load"))
 
 
-OVER_RUNS = ("output_tokens_per_s", "ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "tpot_s.p99", "joules_per_output_token")
-
-
 def runs_table(sweep: Sweep) -> Table:
     """A row a run: what ran, under which load, how fast, at what energy, and which findings are serious.
 
@@ -86,8 +84,8 @@ def runs_table(sweep: Sweep) -> Table:
         figures = {figure.name: figure for figure in summary.figures}
         what = (file.id, file.state, _model(file), _device(file.engine or {}, file.environment), load_of(file))
         serious = _joined(finding.code for finding in summary.findings if finding.serious)
-        rows.append((*what, *(figures.get(name) for name in OVER_RUNS), serious))
-    columns = ("run", "state", "model", "device", "load", *OVER_RUNS, "serious findings")
+        rows.append((*what, *(figures.get(name) for name in HEADLINES), serious))
+    columns = ("run", "state", "model", "device", "load", *HEADLINES, "serious findings")
     differs = mixed([file for file, _ in sweep])
     notes = (f"{differs.code}: {differs.text}",) if differs else ()
     return Table("runs", f"{len(rows)} runs", columns, tuple(rows), notes)
