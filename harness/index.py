@@ -170,20 +170,16 @@ def _stored(root: Path) -> pd.DataFrame:
 
 def _stamps(root: Path) -> Iterator[tuple[str, str]]:
     """Each run's directory, with what changes when the run or the code that makes its summary does."""
-    if not root.is_dir():
-        return
-    for path in root.iterdir():
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if not path.is_symlink() and not path.name.startswith("."):
-                yield path.name, f"{_changed_ns(path / 'run.json')} {store.source()}"
-
-
-def _changed_ns(path: Path) -> int:
-    """When a file changed last; 0 where that may not be seen, which `store.read_file` then says."""
-    try:
-        return path.stat().st_mtime_ns
-    except PermissionError:
-        return 0
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.is_symlink() or path.name.startswith("."):
+            continue
+        try:
+            changed_ns = (path / "run.json").stat().st_mtime_ns
+        except PermissionError:  # `store.read_file` will say so
+            changed_ns = 0
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        yield path.name, f"{changed_ns} {store.source()}"
 
 
 def _row(directory: Path, stamp: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,14 +71,10 @@ def parse(words: Sequence[str]) -> tuple[Target, ...]:
     found = []
     for word in words:
         name, _, text = word.rpartition("=")
-        try:
-            share = float(text.removesuffix("%")) / 100 if text.endswith("%") else math.nan
-        except ValueError:
-            share = math.nan
+        share = float(text[:-1]) / 100 if re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%", text) else 0.0
         if not 0 < share < 1:
-            raise HarnessError(
-                f"precision '{word}' is not a percentage", "write 2%, or for another figure ttft_s.mean=2%"
-            )
+            fix = "write 2%, or for another figure ttft_s.mean=2%"
+            raise HarnessError(f"precision '{word}' is not a percentage", fix)
         found += [Target(figure, share) for figure in ([name.strip()] if name else DEFAULTS)]
     return tuple(found)
 

@@ -37,6 +37,7 @@ from harness.model import EngineInfo, Figure, Finding, MeterInfo, ModelIdentity,
 SCHEMA_VERSION = 2
 """Of run.json and the Parquet files. History: 1 (0.1.0) the first; 2 adds conversations, connections and clients."""
 
+_RESTORE = "restore the file, or measure the run again"
 PROGRESS = "progress.json"
 """Where a run in progress says how far it is: the fields of `harness.sender.Progress`."""
 
@@ -419,7 +420,7 @@ def _rows(directory: Path, name: str, file: RunFile) -> pa.Table | None:
         path = begun
         return _journalled(directory, name, file) if path.is_file() else None
     except (OSError, pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as damaged:
-        raise HarnessError(f"{path}: cannot be read: {damaged}", "restore the file, or measure the run again") from None
+        raise HarnessError(f"{path}: cannot be read: {damaged}", _RESTORE) from None
 
 
 def read_file(directory: Path) -> RunFile:
@@ -440,9 +441,7 @@ def read_file(directory: Path) -> RunFile:
         ) from None
     except (OSError, ValueError, AttributeError) as damaged:
         reason = damaged.errors()[0]["msg"] if isinstance(damaged, ValidationError) else str(damaged)
-        raise HarnessError(
-            f"{path}: not a readable run.json: {reason}", "restore the file, or measure the run again"
-        ) from None
+        raise HarnessError(f"{path}: not a readable run.json: {reason}", _RESTORE) from None
     if file.state == "running" and not _locked(directory / "requests.jsonl"):
         killed = "the measuring process ended without finishing the run (killed, or the machine stopped)"
         return file.model_copy(update={"state": "interrupted", "error": killed})

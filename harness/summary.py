@@ -78,7 +78,7 @@ def times(requests: pd.DataFrame, state: str) -> Times:
     ended = requests["end_s"].notna().to_numpy()
     error = requests["error"]
     cut_off = ((error == ABORTED) & (state != "complete") | (error == CANCELLED)).fillna(False).to_numpy(bool)
-    faulty = requests["error"].notna().to_numpy()
+    faulty = error.notna().to_numpy()
     completed = ended & ~faulty
     arrival_s, sizes = _flat(requests["arrival_s"], completed)
     ends = np.cumsum(sizes)
@@ -199,8 +199,7 @@ class Basis:
 
 def _came(requests: pd.DataFrame, seen: Times) -> tuple[Array, Array]:
     """When the tokens of completed requests arrived, and how many at a time."""
-    arrival_s, tokens = (_flat(requests[column], seen.completed)[0] for column in ("arrival_s", "arrival_tokens"))
-    return arrival_s, tokens
+    return _flat(requests["arrival_s"], seen.completed)[0], _flat(requests["arrival_tokens"], seen.completed)[0]
 
 
 def _window(window: Window | None, seen: Times, whole: Times, rate: Figure, duration: Figure) -> list[Figure]:

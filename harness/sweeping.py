@@ -279,9 +279,8 @@ class _Carried:
         return done
 
     def _spent(self) -> bool:
-        if self.budget is None:
-            return False
-        return sum(done.seconds for done in self.ended.values()) * self.plan.gpus / 3600 >= self.budget
+        spent_s = sum(done.seconds for done in self.ended.values()) * self.plan.gpus
+        return self.budget is not None and spent_s / 3600 >= self.budget
 
     def _tell(self, point: Point, done: Done | None, of: int) -> None:
         took = [each.seconds for each in self.ended.values() if each.seconds > 0]

@@ -140,9 +140,6 @@ class RemoteWorker:
             runs = [path for path in Path(place).iterdir() if path.is_dir() and not path.is_symlink()]
             return done, {file.name: file.read_bytes() for run in runs for file in run.iterdir() if file.is_file()}
 
-    def close(self) -> None:
-        self._worker.close()
-
 
 class OnNode:
     """A worker on some node of a Ray cluster with room for it; after a loss, on another one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import importlib.metadata
 import importlib.util
 import json
@@ -280,16 +281,15 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
 
 def _ready(url: str) -> bool:
     """Whether it says that it is healthy, or, where it has no /health, lists its models."""
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except urllib.error.HTTPError as answered:
-        if answered.code != 404:
+    for page in ("health", "v1/models"):
+        try:
+            with urllib.request.urlopen(f"{url}/{page}", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError as answered:
+            if answered.code != 404:
+                return False
+        except (OSError, http.client.HTTPException):
             return False
-    except OSError:
-        return False
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/v1/models", timeout=5) as answer:
-        return bool(answer.status == 200)
     return False
 
 
