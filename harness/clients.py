@@ -231,7 +231,7 @@ async def _serve(job: Job, pipe: Connection) -> Ended:
             await asyncio.sleep(PROGRESS_PERIOD_S)
 
     k, n = job.share
-    engine = engines.create(job.engine, job.workload.model, job.options)
+    engine = engines.create(job.engine, job.workload.engine_model(job.engine), job.options)
     talk = job.inputs.conversations(job.workload, await engine.start())
     journal = Journal(job.journal)
     sender = Sender(job.workload, job.inputs.arrivals, engine, talk.make, journal.add, talk.follow, job.share)

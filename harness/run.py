@@ -79,7 +79,7 @@ def run(
     """
     name = engines.choose() if workload.engine.name == "auto" else workload.engine.name
     here = kept or Kept()
-    here.engine = here.engine or engines.create(name, workload.model, workload.engine_options(name))
+    here.engine = here.engine or engines.create(name, workload.engine_model(name), workload.engine_options(name))
     files = shipped.read_files(workload)
     arrivals = files.get(workload.load.trace or "")
     inputs = Inputs(files, arrivals if isinstance(arrivals, Trace) else None)

@@ -177,6 +177,16 @@ class Workload(_Part):
             raise PydanticCustomError("lacks", "is missing, and nothing else ends the run", {"key": "requests.count"})
         return self
 
+    def engine_model(self, name: str) -> str | None:
+        """The model for the engine of that name; None, where a server that runs already serves what it serves.
+
+        >>> text = "requests: {count: 1, input_tokens: 1, output_tokens: 1}\\nload: {shape: offline}"
+        >>> parse_workload(text, "x.yaml").engine_model("openai") is None
+        True
+        """
+        attached = name == "openai" and not self.engine_options(name).get("serve")
+        return None if attached and "model" not in self.model_fields_set else self.model
+
     def engine_options(self, name: str) -> dict[str, Any]:
         """The options for the engine of that name: its own map, under those given for whichever engine runs.
 
