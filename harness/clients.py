@@ -79,7 +79,7 @@ class Link(Protocol):
     def receive(self) -> Any: ...
 
     def close(self) -> Mapping[str, Any]:
-        """End the process; what is known of the link goes beside what the client saw of itself."""
+        """See that the process ends; what is known of the link goes beside what the client saw of itself."""
         ...
 
 
@@ -161,7 +161,8 @@ class Clients:
         )
 
     def close(self) -> list[dict[str, Any]]:
-        """End the processes; what each saw of itself."""
+        """End the processes, all at once; what each saw of itself."""
+        self._tell("cancel")
         seen = {k: ended.seen for k, ended in self._ended.items()}
         return [{"client": k, **link.close(), **seen.get(k, {})} for k, link in enumerate(self.links)]
 
@@ -199,7 +200,6 @@ class Local(Child):
         super().__init__(serve, job)
 
     def close(self) -> Mapping[str, Any]:
-        self.send(("cancel",))
         self.end(GRACE_S)
         return {}
 
