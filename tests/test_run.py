@@ -217,7 +217,9 @@ def command_line(tmp_path: Path, *overrides: str) -> tuple[list[str], Path]:
 )
 def test_a_run_that_is_stopped_still_reads(tmp_path: Path, number: signal.Signals, code: int, state: str) -> None:
     command, out = command_line(tmp_path, *ENDLESS)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, which a child would inherit
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGHUP, before)
     journal = None
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
