@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 Status = Literal["measured", "derived", "assumed", "reported", "published", "simulated"]
 """Where a figure comes from; stored with it and printed beside it."""
@@ -161,7 +163,7 @@ class MeterInfo:
     """Processor time that the reading took, start-up and probing apart."""
     elapsed_s: float | None = None
     """How long it read."""
-    clock_offset_s: float = 0.0
+    clock_offset_s: Annotated[float, Ge(0)] = 0.0
     """How far its stamps may be from the harness's clock; widens every bound."""
     error: str | None = None
     """Why it stopped before it was asked to."""
