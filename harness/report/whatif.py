@@ -43,7 +43,7 @@ from harness.economics.scenario import MEASURED, PRICE, Scenario
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.report import economics
-from harness.report.reported import run_point
+from harness.report.reported import run_point, standing
 from harness.reported.comparisons import Context
 from harness.reported.records import assume
 from harness.store import RunFile
@@ -101,7 +101,10 @@ def _of_run(file: RunFile, summary: Summary, c: Context, scenario: str | None) -
     commands = [(f"harness cost {run}", sets)]
     if point.usd_per_gpu_hour is not None:  # beside any other run `compare` starts from published measurements
         commands.append((f"harness compare {run}", (*sets, ("price", "gpu_price"), *ASSUMED)))
-    return _start(f"run {file.id}, scenario {name}", given.per, sliders, figures, c, point, commands)
+    said = " ".join(standing(file.engine["device"], file.engine["model"]["parameters"]))
+    return _start(f"run {file.id}, scenario {name}", given.per, sliders, figures, c, point, commands) | {
+        "standing": said
+    }
 
 
 def _of_split(runs: Sequence[Stored], c: Context, scenario: str | None) -> Json | None:

@@ -97,6 +97,7 @@
       if (closed) exact.value = "";
     }
     for (const per of document.querySelectorAll("#what-if .per")) per.textContent = start.per;
+    $(".standing").textContent = start.standing ?? "";
     show();
     say();
   }
