@@ -335,4 +335,5 @@ def test_latex_compiles_with_quotes_in_other_scripts(one: list[Table], tmp_path:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX: pdflatex is not installed")
 def test_latex_without_other_scripts_compiles_with_any_engine(one: list[Table], tmp_path: Path) -> None:
-    compiled([table for table in one if table.name != "sources"], tmp_path, "pdflatex", [])
+    log = compiled([table for table in one if table.name != "sources"], tmp_path, "pdflatex", [])
+    assert "Output written on" in log
