@@ -124,12 +124,18 @@ def find(
     grown = float(np.polyfit(np.linspace(0, 1, len(queue)), queue, 1)[0])
     if slots == 0 and grown > QUEUE * members:
         return replace(run, whole=f"the requests in flight grew by {grown:.0f}", code="queue-grows")
+    return _judged(run, steady, rate, cuts, cut)
+
+
+def _judged(run: Window, steady: Window, rate: Array, cuts: Array, cut: int) -> Window:
+    """The steady window, or the whole run where its rate drifts or shifts; `cut` of the bins are warm-up."""
     ever, rest = change(_parts(rate)), change(_parts(rate[cut:]))
     if ever is None and rest is None:
         return steady
     moved = ever or rest
     assert moved is not None
-    shift_s = begin + moved.at * (limit - begin) if moved is ever else cuts[cut] + moved.at * (limit - cuts[cut])
+    since = cuts[0] if moved is ever else cuts[cut]
+    shift_s = since + moved.at * (cuts[-1] - since)
     if moved.kind == "drift" and (rest is not None or cut > MOST_CUT * len(rate)):
         return replace(run, whole="the rate never settled", code="not-steady", change=moved)
     if moved.kind == "shift" and (rest is not None or shift_s > cuts[min(cut + 1, len(rate))]):
