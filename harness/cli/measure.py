@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -60,10 +61,7 @@ def run(
     from harness.report.summaries import summary_of
 
     named = {"engine.name": engine, "model": model, "scenario": scenario}
-    words = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
-    if serve:
-        words = ["engine.name=openai", "engine.openai.serve=vllm", *words]
-    spec = shipped.read_workload(workload, [*(set_ or ()), *words])
+    spec = shipped.read_workload(workload, [*(set_ or ()), *_words(named, serve)])
     if spec.scenario is not None:
         economics.read_scenario(spec.scenario)  # a mistake in it should not show after the measuring
     if targets := precision.parse(precise or ()):
@@ -84,17 +82,21 @@ def run(
             runs.append(store.read(directory))
             if runs[-1].file.state != "complete":
                 break
-    stored = show_run(directory)
+    stored = show_run(runs[-1].directory)
     if repeat > 1:
         show([repeats_table([(each.file, summary_of(each)) for each in runs])], "text")
     if targets:
         show([precision_table(stored.file, summary_of(stored), targets)], "text")
-    typer.echo(f"run: {directory}")
-    succeeded = stored.requests["error"].isna().any()
-    if stored.file.state != "complete" or not succeeded:
-        reason = stored.file.error or "no request succeeded"
-        typer.echo(f"incomplete: {reason}", err=True)
+    typer.echo(f"run: {stored.directory}")
+    if stored.file.state != "complete" or not stored.requests["error"].isna().any():
+        typer.echo(f"incomplete: {stored.file.error or 'no request succeeded'}", err=True)
         raise typer.Exit(errors.INCOMPLETE)
+
+
+def _words(named: Mapping[str, str | None], serve: bool) -> list[str]:
+    """What the options say, as `--set` takes it."""
+    words = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
+    return ["engine.name=openai", "engine.openai.serve=vllm", *words] if serve else words
 
 
 @app.command()
