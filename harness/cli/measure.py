@@ -112,5 +112,12 @@ def calibrate(
     if not show_:
         environment.keep_client_capacity(calibrating.calibrate(lambda told: typer.echo(told, err=True)))
     found = environment.client_capacity() or {"not calibrated": "`harness calibrate` takes about a minute"}
-    rows = tuple((name.replace("_per_s", "/s").replace("_", " "), f"{value}") for name, value in found.items())
+    units = {"tokens_per_s": "tokens/s", "requests_per_s": "requests/s"}
+    rows = tuple(
+        (
+            name.replace("_per_s", "/s").replace("_", " "),
+            f"{value:,.0f} {units[name]}, measured" if name in units else f"{value}",
+        )
+        for name, value in found.items()
+    )
     show([Table("client", "One client on this machine", PROPERTIES, rows)], format_)
