@@ -201,7 +201,7 @@ class _Session:
         """Start the engine; meanwhile what it logs is shown, since a large model takes minutes."""
         start = asyncio.ensure_future(self.engine.start())
         while not (await asyncio.wait([start], timeout=PROGRESS_PERIOD_S))[0]:
-            self._tell(Progress("starting", said=_last_line(self.writer.directory / "engine.log")))
+            self.notify(Progress("starting", said=_last_line(self.writer.directory / "engine.log")))
             self.power.drain()
         return start.result()
 
@@ -252,20 +252,16 @@ class _Session:
 
     async def _tick(self, sender: Sender | Clients) -> None:
         for tick in itertools.count():
-            self._tell(sender.progress())
+            self.notify(sender.progress())
             if tick % 2 == 0:
                 self.power.drain()
             if self.enough is not None and self.enough(self.writer.directory):
                 sender.stop()
             await asyncio.sleep(PROGRESS_PERIOD_S)
 
-    def _tell(self, progress: Progress) -> None:
-        self.notify(progress)
-        self.writer.show(progress)
-
     @contextlib.contextmanager
     def _timed(self, name: str, phase: str) -> Iterator[None]:
-        self._tell(Progress(phase))
+        self.notify(Progress(phase))
         began = time.monotonic()
         try:
             yield

@@ -23,7 +23,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,9 +39,6 @@ from harness.runfile import State as State
 from harness.runfile import Timings as Timings
 
 _RESTORE = "restore the file, or measure the run again"
-PROGRESS = "progress.json"
-"""Where a run in progress says how far it is: the fields of `harness.sender.Progress`."""
-
 
 _TYPES = {
     "int": pa.int64(),
@@ -119,11 +115,6 @@ class RunWriter:
             self._journals["power"] = journal.Journal(self.directory / "power.jsonl")
         self._journals["power"].add(*samples)
 
-    def show(self, progress: object) -> None:
-        """Leave word of how far the run is (a dataclass) for whoever watches; a full disk loses this alone."""
-        with contextlib.suppress(OSError):
-            (self.directory / PROGRESS).write_bytes(orjson.dumps(progress))
-
     def client_journal(self, client: int) -> Path:
         """Where the client process of that number keeps its finished requests."""
         return self.directory / f"requests-{client}.jsonl"
@@ -146,8 +137,8 @@ class RunWriter:
             self.update(state=state, error=error, sha256=dict(map(self._save, written)))
             for each in self._journals.values():
                 each.close()
-            for path in (*self.directory.glob("*.jsonl"), self.directory / PROGRESS):
-                path.unlink(missing_ok=True)
+            for path in self.directory.glob("*.jsonl"):
+                path.unlink()
 
     def _save(self, name: str) -> tuple[str, str]:
         """The file that it made of the journal, and its digest."""

@@ -1,6 +1,6 @@
 """The command line: parse, call, print. Nothing heavy is imported before a verb needs it."""
 
-from harness.cli import lists, measure, money, reports, results, sweep, watch
+from harness.cli import lists, measure, money, reports, results, sweep
 from harness.cli.app import app, main
 
-__all__ = ["app", "lists", "main", "measure", "money", "reports", "results", "sweep", "watch"]
+__all__ = ["app", "lists", "main", "measure", "money", "reports", "results", "sweep"]
