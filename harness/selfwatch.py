@@ -36,14 +36,12 @@ def judge(
     clients: Sequence[Mapping[str, Any]] = (),
     served: bool = False,
     window: Window | None = None,
-    capacity: Mapping[str, Any] | None = None,
 ) -> Summary:
     """The summary with what the harness saw of itself, and what is doubtful about that.
 
     `load` and `count` are the workload's; `clients` is what each process that sent saw of itself. Its event loop counts
     against the latencies only where the engine is `served` from elsewhere: an engine inside the process works on that
-    same loop, and its work is what is measured. `window` holds the requests that the summary's latencies are of;
-    `capacity` is what `harness calibrate` found that a client carries on this machine.
+    same loop, and its work is what is measured. `window` holds the requests that the summary's latencies are of.
     """
     try:
         shape = Load.model_validate(load)
@@ -57,8 +55,7 @@ def judge(
     late = _late(times(_within(sent, window), summary.state), summary, shape, clients if served else ())
     bound_s = clock_bound_s(clients)
     figures = tuple(_widened(figure, bound_s) for figure in summary.figures) + own
-    beyond = () if capacity is None or window is None else _beyond(capacity, sent, max(1, len(clients)), window)
-    findings = (*late, *beyond, *_not_held({figure.name: figure for figure in offered}, shape), *summary.findings)
+    findings = (*late, *_not_held({figure.name: figure for figure in offered}, shape), *summary.findings)
     return replace(summary, figures=figures, findings=tuple(sorted(findings, key=lambda each: not each.serious)))
 
 
@@ -159,25 +156,6 @@ def _own(sent: pd.DataFrame, clients: Sequence[Mapping[str, Any]], served: bool)
     if served and len(sent):
         opened = int(sent["connect_s"].notna().sum())
         yield Figure("client.connected", opened / len(sent), "share", "measured", n=len(sent))
-
-
-def _beyond(capacity: Mapping[str, Any], sent: pd.DataFrame, clients: int, window: Window) -> Iterator[Finding]:
-    """Where the load was more than clients were found to carry with true percentiles.
-
-    Arrivals and requests take their time from one core, so their shares of what it carries add up:
-    share = arrivals per second / tokens_per_s + requests per second / requests_per_s, for each client.
-    """
-    span_s = (window.end_s - window.begin_s) * clients
-    at_s = np.concatenate([*sent["arrival_s"], []])
-    arrivals = float(((at_s >= window.begin_s) & (at_s < window.end_s)).sum()) / span_s
-    requests = float(sent["sent_s"].between(window.begin_s, window.end_s, inclusive="left").sum()) / span_s
-    share = arrivals / capacity["tokens_per_s"] + requests / capacity["requests_per_s"]
-    if share > 1:
-        text = f"{arrivals:.4g} arrivals and {requests:.4g} requests a second for each client are {share:.0%} of what "
-        at_least = "" if capacity["limited_by"] == "client" else "at least "
-        text += f"`harness calibrate` found that one carries truly on this machine, {at_least}"
-        text += f"{capacity['tokens_per_s']:.4g} arrivals or {capacity['requests_per_s']:.4g} requests"
-        yield Finding("beyond-capacity", text, _ADVICE, serious=not at_least)
 
 
 def _late(seen: Times, summary: Summary, load: Load, clients: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

@@ -150,7 +150,7 @@ def hub_error(asked: str, exception: BaseException) -> HarnessError:
 
 
 def cache_root() -> Path:
-    """Where conversions, hashes and calibrations are kept: HARNESS_CACHE, else below XDG_CACHE_HOME or ~/.cache."""
+    """Where conversions, hashes and sensors' periods are kept: HARNESS_CACHE, else below XDG_CACHE_HOME or ~/.cache."""
     if given := os.environ.get("HARNESS_CACHE"):
         return Path(given).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inference-cost-harness"

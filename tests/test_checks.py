@@ -58,7 +58,7 @@ SHIFT, DRIFT = Change("shift", 80.0, 60.0, 0.5), Change("drift", 80.0, 60.0)
 LONG = (193, *(1,) * 7)
 GROUPED = {"arrival_s": (50.0, 50.01), "arrival_tokens": (1, 7), "sent_s": 49.9, "end_s": 50.01}
 
-WATCHED = {"beyond-capacity", "client-limited", "load-not-held"}
+WATCHED = {"client-limited", "load-not-held"}
 """Those of `harness.selfwatch`."""
 PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # code, a run that has it, the nearest run that has not

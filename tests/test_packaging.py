@@ -125,7 +125,6 @@ def _readme_without_measuring() -> list[str]:
 COMMANDS = [
     "run smoke --engine simulated --set requests.count=4",
     "report latest --format json",
-    "calibrate --show",
     "compare latest --table all",
     "facts",
     "diff latest latest",

@@ -43,6 +43,13 @@ def test_a_finished_run_reads_as_it_was_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in writer.directory.iterdir()) == ["requests.parquet", "run.json"]
 
 
+def test_a_key_of_the_environment_that_no_code_reads_any_more_still_reads(tmp_path: Path) -> None:
+    environment = {"client_capacity": {"tokens_per_s": 16000.0, "requests_per_s": 2000.0, "limited_by": "server"}}
+    writer = store.RunWriter(tmp_path, run_file(environment=environment))
+    writer.finish("complete")
+    assert store.read_file(writer.directory).environment == environment
+
+
 def test_rows_of_a_long_run_keep_their_order(tmp_path: Path) -> None:
     writer = store.RunWriter(tmp_path, run_file())
     for i in range(1234):

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Format, Out, Precision, Scenario, Set, app, show, show_run
+from harness.cli.app import RESULTS, Out, Precision, Scenario, Set, app, show, show_run
 from harness.cli.display import Display
 
 
@@ -97,27 +97,3 @@ def _words(named: Mapping[str, str | None], serve: bool) -> list[str]:
     """What the options say, as `--set` takes it."""
     words = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
     return ["engine.name=openai", "engine.openai.serve=vllm", *words] if serve else words
-
-
-@app.command()
-def calibrate(
-    show_: Annotated[bool, typer.Option("--show", help="Print what is stored, and measure nothing.")] = False,
-    format_: Format = "text",
-) -> None:
-    """Find the load up to which percentiles are true for one client on this machine; later runs carry the result."""
-    from harness import calibrate as calibrating
-    from harness import environment
-    from harness.report.table import PROPERTIES, Table
-
-    if not show_:
-        environment.keep_client_capacity(calibrating.calibrate(lambda told: typer.echo(told, err=True)))
-    found = environment.client_capacity() or {"not calibrated": "`harness calibrate` takes about a minute"}
-    units = {"tokens_per_s": "tokens/s", "requests_per_s": "requests/s"}
-    rows = tuple(
-        (
-            name.replace("_per_s", "/s").replace("_", " "),
-            f"{value:,.0f} {units[name]}, measured" if name in units else f"{value}",
-        )
-        for name, value in found.items()
-    )
-    show([Table("client", "One client on this machine", PROPERTIES, rows)], format_)

@@ -63,7 +63,6 @@ def made_of(run: Run) -> Summary:
         clients=run.file.clients,
         served=run.file.engine_asked in engines.SERVED,
         window=window,
-        capacity=run.file.environment.get("client_capacity") if run.file.engine_asked == "openai" else None,
     )
     if infos and window is not None:
         made = _with_energy(run, infos, made, window)
