@@ -90,6 +90,7 @@ def test_deleted_summaries_are_rebuilt_alike(harness: Command, tmp_path: Path) -
         (("run", "smoke", "--engine", "simulated", "--meter", "wattson"), ("unknown meter 'wattson'", "nvml")),
         (("run", "smoke", "--engine", "simulated", "--scenario", "free"), ("no scenario 'free'", "cpu-smoke")),
         (("run", "smoke", "--engine", "simulated", "--out", "/dev/null"), ("cannot write to /dev/null", "--out")),
+        (("list", "runs", "--root", "s3://bucket/runs"), ("'s3://bucket/runs' is a URL", "mount the store")),
         (("report", "nowhere"), ("no run 'nowhere'", "harness list runs")),
         (("facts", "Z99"), ("Z99",)),
         (("compare", "--table", "gossip"), ("gossip", "spend-revenue")),

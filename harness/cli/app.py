@@ -29,18 +29,15 @@ app = typer.Typer(
 )
 
 
-def place(text: str) -> Path:
-    """A directory that holds runs; of a URL, its mirror here."""
-    if "://" not in str(text):
-        return Path(text)
-    from harness import remote
-
-    return remote.opened(text)
+def _directory(root: str | Path) -> Path:
+    if "://" in str(root):
+        raise errors.HarnessError(f"'{root}' is a URL, not a directory", "mount the store, or sync it to a directory")
+    return Path(root)
 
 
-_HOLDS = "Directory that holds the runs, or a URL (s3://bucket/results)."
-Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_RESULTS", parser=place, metavar="DIR", help=_HOLDS)]
-Out = Annotated[Path, typer.Option("--out", envvar="HARNESS_RESULTS", parser=place, metavar="DIR", help=_HOLDS)]
+_HOLDS = "Directory that holds the runs."
+Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_RESULTS", parser=_directory, metavar="DIR", help=_HOLDS)]
+Out = Annotated[Path, typer.Option("--out", envvar="HARNESS_RESULTS", parser=_directory, metavar="DIR", help=_HOLDS)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any key; repeatable.")]
 Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")]
 Format = Annotated[Literal["text", "md", "csv", "latex", "html", "json", "parquet"], typer.Option("--format")]
@@ -123,11 +120,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # quotes in scripts that the terminal's encoding lacks
     try:
-        try:
-            app()
-        finally:
-            if (remote := sys.modules.get("harness.remote")) is not None:
-                remote.send()
+        app()
     except errors.HarnessError as mistake:
         typer.echo(f"error: {mistake}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
