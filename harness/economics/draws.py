@@ -83,11 +83,9 @@ def support(d: Distribution) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def log_moments(d: Distribution) -> tuple[float, float] | None:
-    """Mean and standard deviation of ln x where that is exactly normal (or constant), else None."""
-    if d.kind not in ("value", "lognormal") or d.parameters[0] <= 0:
-        return None
-    low, high = math.log(d.parameters[0]), math.log(d.parameters[-1])
+def log_moments(p5: float, p95: float) -> tuple[float, float]:
+    """Mean and standard deviation of ln x of a lognormal x, from its 5th and 95th percentiles (above 0)."""
+    low, high = math.log(p5), math.log(p95)
     return (low + high) / 2, (high - low) / (2 * Z95)
 
 
@@ -103,7 +101,7 @@ def quantile(d: Distribution, u: Draws) -> Draws:
     if d.certain:
         return np.full(np.shape(u), p[0])
     if d.kind == "lognormal":
-        mean, sd = log_moments(d) or (math.nan, math.nan)
+        mean, sd = log_moments(*p)
         return np.asarray(np.exp(mean + sd * special.ndtri(u)))
     if d.kind == "uniform":
         return p[0] + (p[1] - p[0]) * u

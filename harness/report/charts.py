@@ -302,23 +302,6 @@ def _ladder(table: Table, width: int) -> Chart | None:
     return _finish("gap-ladder", "The gap, factor by factor", note + next(iter(table.notes), ""), width, spec)
 
 
-def _isolines(table: Table, width: int) -> Chart | None:
-    """What each factor alone must be for the spend, along tokens per request."""
-    panels = []
-    for i, name in enumerate(table.columns[1:]):
-        rows = [{"x": _ends(row[0])["value"], "y": _ends(row[i + 1])["value"]} for row in table.rows]
-        unit = next((cell.unit for row in table.rows if isinstance(cell := row[i + 1], Figure)), "")
-        bottom = i + 2 == len(table.columns)
-        x = _at("x", "x", table.columns[0] if bottom else None, "log", labels=bottom, tickCount=5, format="~g")
-        title = [name.removesuffix(" needed"), f"({'share' if unit == '1' else unit})"]
-        line = _rows(rows).encode(x=x, y=_at("y", "y", title, "log", None, format="~g", tickCount=4))
-        layers = [line.mark_line(color=HUES[i], strokeDash=DASHES[i]), line.mark_point(color=HUES[i], shape=SHAPES[i])]
-        layers += [_rule(y=1.0)] if unit == "1" else []
-        panels.append(_layered(width, 90, 125, *layers))
-    note = "Each line pays for the spend by that factor alone, all else at its assumed median; no share can exceed 1."
-    return _finish("isolines", "What must be true", note, width, alt.vconcat(*panels, spacing=10))
-
-
 CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
     "interactivity": _interactivity,
     "tiers": _tiers,
@@ -327,7 +310,6 @@ CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
     "reported": _claims,
     "spend-revenue": _claims,
     "ladder": _ladder,
-    "isolines": _isolines,
 }
 """Table -> what is drawn of it; None where it holds too little."""
 
