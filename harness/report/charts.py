@@ -233,20 +233,12 @@ def _energy(table: Table, width: int) -> Chart | None:
 
 def _tornado(table: Table, width: int) -> Chart | None:
     """Which inputs make the cost uncertain."""
-    rows = [
-        {"label": row[0], "series": row[1], "first": _ends(row[2])["value"], "total": _ends(row[3])["value"]}
-        for row in table.rows
-    ]
-    bars = _rows(rows).encode(y=_labels())
+    rows = [{"label": row[0], "series": row[1], "share": _ends(row[2])["value"]} for row in table.rows]
     known = [status for status in get_args(Status) if status in {row["series"] for row in rows}]
-    x = _at("x", "total", "share of the variance of ln cost", format="%", tickCount=5)
-    spec = _layered(
-        width, 170, alt.Step(26),
-        bars.mark_bar(stroke="black", strokeWidth=0.7).encode(x=x, **_coded(known, color=FILLS)),
-        bars.mark_tick(color="black", thickness=2, size=16).encode(x="first:Q"),
-    )  # fmt: skip
-    note = f"Bars: with interactions (total); ticks: alone (first order). {_about(table)}"
-    return _finish("tornado", "What makes the cost uncertain", note, width, spec)
+    x = _at("x", "share", "share of the variance of ln cost", format="%", tickCount=5)
+    bars = _rows(rows).encode(x=x, y=_labels(), **_coded(known, color=FILLS)).mark_bar(stroke="black", strokeWidth=0.7)
+    spec = _layered(width, 170, alt.Step(26), bars)
+    return _finish("tornado", "What makes the cost uncertain", _about(table), width, spec)
 
 
 BOUNDS = {"<=": ("at most", "triangle-left"), ">=": ("at least", "triangle-right"), "=": ("exactly", "diamond"),

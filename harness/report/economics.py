@@ -61,13 +61,13 @@ def tornado_tables(
     _, ready = _ready([file], scenario, overrides)
     rate = measured(summary, "output_tokens_per_s")
     shares = {} if ready.no_price or rate.value is None else tornado(ready, rate)
-    if not any(total for _, total in shares.values()):
+    if not any(shares.values()):
         return []
     rows: list[tuple[Cell, ...]] = []
-    for name, ends in shares.items():
-        figures = (Figure(f"{of}.{name}", x, "1", "derived") for of, x in zip(("first", "total"), ends, strict=True))
-        rows.append((name, ready.inputs[name].status if name in ready.inputs else rate.status, *figures))
-    columns, notes = ("input", "status", "first order", "total"), ("Sobol indices of ln cost",)
+    for name, share in shares.items():
+        status = ready.inputs[name].status if name in ready.inputs else rate.status
+        rows.append((name, status, Figure(f"share.{name}", share, "1", "derived")))
+    columns, notes = ("input", "status", "share"), ("squared correlation of ln input with ln cost",)
     return [Table("tornado", "What makes the cost uncertain", columns, tuple(rows), notes, file.id)]
 
 
