@@ -27,11 +27,12 @@ from harness.economics.draws import PARAMETERS, Distribution, distribution
 from harness.economics.fleet import Policy, curve_of, diurnal, plan
 from harness.economics.gpus import Gpu, read_rows
 from harness.economics.objective import Objective, best_feasible, pareto_front, parse_objectives, value
-from harness.economics.phases import PhaseSplit, fit_phases, time_blocks
+from harness.economics.phases import time_blocks
 from harness.economics.query import cost_of_query
 from harness.economics.scenario import Input, Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
 from harness.model import Figure, Status, Summary
+from harness.regression import Split, split_usage
 from harness.report.summaries import Sweep
 from harness.report.table import Cell, Table
 from harness.report.tables import load_of
@@ -79,7 +80,7 @@ def query_costs(
     return cost_of_query(split, mix, *_ready([file for file, _ in runs], scenario, overrides))
 
 
-def phase_split(runs: Sequence[tuple[RunFile, pd.DataFrame]]) -> tuple[Device, PhaseSplit, tuple[float, float]]:
+def phase_split(runs: Sequence[tuple[RunFile, pd.DataFrame]]) -> tuple[Device, Split, tuple[float, float]]:
     """The device of runs of mixed shape, the split of its time, and their mean input and output tokens."""
     device = _one_condition([file for file, _ in runs])
     blocks = []
@@ -90,7 +91,7 @@ def phase_split(runs: Sequence[tuple[RunFile, pd.DataFrame]]) -> tuple[Device, P
             raise HarnessError(f"run {file.id}: {empty}", "leave it out, or measure it again") from None
     done = pd.concat([requests[requests["error"].isna()] for _, requests in runs])
     tokens_out = done["output_tokens"].fillna(done["output_asked"])
-    return device, fit_phases(blocks), (float(done["input_asked"].mean()), float(tokens_out.mean()))
+    return device, split_usage(blocks), (float(done["input_asked"].mean()), float(tokens_out.mean()))
 
 
 def costs_at_objective(
