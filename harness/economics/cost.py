@@ -223,14 +223,14 @@ def interval_figures(name: str, unit: str, status: Status, cost: Draws) -> list[
     ]
 
 
-def tornado(scenario: Scenario, rate: Figure, n: int = DEFAULT_DRAWS) -> dict[str, float]:
+def tornado(scenario: Scenario, rate: Figure) -> dict[str, float]:
     """Share of the variance of ln cost by input, largest first, of a scenario from `priced`.
 
     The cost is the bill for a device-second over a measured `rate`. A share is the squared correlation of ln input with
     ln cost over the draws; docs/economics.md says when that is exact. Unlike the shares of a figure this opens an owned
     price up into the inputs that it is made of.
     """
-    x = draw_inputs(scenario, n)
+    x = draw_inputs(scenario)
     rates = quantile(rate_distribution(rate), 1 - x[MEASURED])
     cost = np.prod([values for _, values in bill_factors(scenario, x)], axis=0) / rates
     keys = [*((PRICE,) if PRICE in scenario.inputs else OWNED), "serving.overhead", "serving.utilisation"]

@@ -152,10 +152,9 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, 20 if width < 450 else 34))
 
 
-def _rule(**at: float) -> Any:
-    """A dashed line across the plot."""
-    ((channel, value),) = at.items()
-    return _rows([{channel: value}]).mark_rule(strokeDash=[4, 3]).encode(**{channel: f"{channel}:Q"})
+def _at_one() -> Any:
+    """A dashed line across the plot where x is 1."""
+    return _rows([{"x": 1.0}]).mark_rule(strokeDash=[4, 3]).encode(x="x:Q")
 
 
 def _ends(cell: Cell) -> dict[str, float | None]:
@@ -267,7 +266,7 @@ def _claims(table: Table, width: int) -> Chart | None:
         width, 160 if width < 450 else 235, alt.Step(30 + 14 * max(str(row["label"]).count("\n") for row in rows)),
         base.mark_bar(height=9, opacity=0.45).encode(x=x, x2="to:Q"),
         base.mark_point(size=110).encode(x="value:Q", shape=code["shape"]),
-        _rule(x=1.0),
+        _at_one(),
     )  # fmt: skip
     note = "A bar is where the ratio can be: 'at most' reaches to 0, 'about' has no hard end. Dashed: spend = revenue."
     return _finish("spend-revenue", "Reported inference spend over revenue of the same period", note, width, spec)
@@ -288,7 +287,7 @@ def _ladder(table: Table, width: int) -> Chart | None:
         width, 150 if width < 450 else 235, alt.Step(34),
         base.mark_rule(strokeWidth=3).encode(x=x, x2="high:Q"),
         base.mark_point(size=90).encode(x="value:Q", shape=code["shape"].legend(None)),
-        _rule(x=1.0),
+        _at_one(),
     )  # fmt: skip
     note = "p5 to p95 of each factor; diamonds: the gap, the product of the factors, and what they leave over; "
     return _finish("gap-ladder", "The gap, factor by factor", note + next(iter(table.notes), ""), width, spec)
