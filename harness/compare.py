@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.economics.draws import Z95, Distribution, log_moments
-from harness.economics.invert import conditioned
+from harness.economics.draws import Z95, Array, log_moments
 from harness.errors import HarnessError
 from harness.model import Figure, Status
 from harness.reported.algebra import Quantity, about, exact
@@ -137,13 +136,21 @@ def ladder(book: Book, wanted: Quantity, point: Point) -> Ladder:
     return Ladder(wanted, tuple(rungs), product, left)
 
 
+def conditioned(mean: Array, sd: Array, signs: Array, y: float) -> tuple[Array, Array]:
+    """Means and standard deviations of independent normals x_i, given that sum s_i x_i is y.
+
+    With S = sum sd^2: mean_i + s_i sd_i^2 (y - sum s mean) / S, and variance sd_i^2 (1 - sd_i^2 / S).
+    """
+    total = np.sum(sd**2) or 1.0  # 0: nothing is uncertain, and nothing moves
+    return mean + signs * sd**2 * (y - signs @ mean) / total, sd * np.sqrt(1 - sd**2 / total)
+
+
 def _term(a: Assumption, point: Point) -> tuple[float, ...] | None:
     """Of ln factor = sign * (ln value - ln known): the sign, ln known, and mean and standard deviation of ln value."""
     sign, name = (-1, a.ladder[2:]) if a.ladder.startswith("1/") else (1, a.ladder)
     known: float | None = getattr(point, name) if name else 1.0
     low, high = (a.value if end is None else end for end in (a.low, a.high))
-    moments = log_moments(Distribution("lognormal", (low, high)))
-    return None if known is None or moments is None else (sign, math.log(known), *moments)
+    return None if known is None else (sign, math.log(known), *log_moments(low, high))
 
 
 def _interval(name: str, unit: str, status: Status, mean: float, sd: float) -> Figure:

@@ -39,7 +39,7 @@ HEADLINES = (
     "tpot_s.p99",
     "joules_per_output_token",
 )
-"""The few figures that the verdict rests on."""
+"""The few figures of a run that stand in tables of several runs; the verdict rests on them."""
 
 SHORT = {
     "output_tps": "output_tokens_per_s",

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.compare import Ladder, Point, gap, ladder, published_points, reported_per_query
+from harness.compare import Ladder, Point, conditioned, gap, ladder, published_points, reported_per_query
 from harness.economics.cost import Costs
 from harness.economics.draws import Z95, distribution
 from harness.economics.scenario import Input
@@ -98,6 +98,13 @@ def test_two_alike_share_the_gap() -> None:
         assert [rung.needed.low, rung.needed.value, rung.needed.high] == pytest.approx(
             [0.1 / spread, 0.1, 0.1 * spread]
         )
+
+
+def test_the_most_uncertain_factor_moves_most_and_a_divisor_moves_the_other_way() -> None:
+    # S = 1 + 9 + 1 = 11, so of a gap of 11 each takes its own variance.
+    middle, rest = conditioned(np.zeros(3), np.array([1.0, 3.0, 1.0]), np.array([1.0, 1.0, -1.0]), 11.0)
+    assert middle == pytest.approx([1, 9, -1])
+    assert rest**2 == pytest.approx([10 / 11, 9 * 2 / 11, 10 / 11])
 
 
 def test_a_point_scales_what_is_in_proportion_to_it() -> None:

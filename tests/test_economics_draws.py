@@ -1,4 +1,4 @@
-"""Distributions against scipy's own, joint draws, and shares of variance against the closed form."""
+"""Distributions against scipy's own, and joint draws."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.economics.draws import Distribution, distribution, draw, quantile, sobol, variance_shares
+from harness.economics.draws import Distribution, distribution, draw, quantile, sobol
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,3 @@ def test_correlations_that_contradict_each_other_are_refused() -> None:
     inputs = {name: distribution("uniform", 0, 1) for name in "abc"}
     with pytest.raises(ValueError, match="contradict"):
         draw(inputs, 64, correlations=[("a", "b", 0.9), ("b", "c", 0.9), ("a", "c", -0.9)])
-
-
-def test_variance_shares_are_the_closed_form_for_lognormals() -> None:
-    inputs = {
-        "small": distribution("lognormal", 1, 1.5),
-        "large": distribution("lognormal", 1, 4),
-        "certain": distribution("value", 3.0),
-    }
-    shares = variance_shares(lambda x: np.log(x["small"] / x["large"] * x["certain"]), inputs)
-    sigma2 = {"small": np.log(1.5) ** 2, "large": np.log(4) ** 2}
-    assert list(shares) == ["large", "small", "certain"]
-    for name, square in sigma2.items():
-        assert shares[name] == pytest.approx((square / sum(sigma2.values()),) * 2, abs=0.01)
-    assert shares["certain"] == (0.0, 0.0)

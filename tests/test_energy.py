@@ -268,16 +268,16 @@ def test_tokens_are_counted_at_the_window_s_instants() -> None:
     assert (at["sent"] - at["ended"]).tolist() == [0, 1, 1, 0]
 
 
-def test_the_split_finds_what_prefill_and_decode_cost() -> None:
-    """Windows of varied load with 1% of noise: the truth is in each 95% interval."""
-    rng = np.random.default_rng(4)
-    seconds, inputs, outputs = np.full(60, 1.0), rng.uniform(0, 5000, 60), rng.uniform(0, 2000, 60)
-    context = outputs * rng.uniform(200, 3000, 60)
-    truth = (80.0, 0.02, 0.1, 2e-5)
-    columns = np.stack([seconds, inputs, outputs, context], 1)
-    fit = figures.split(columns @ truth * rng.normal(1, 0.01, 60), columns, rng)
-    assert not isinstance(fit, str)
-    assert all(low < value < high for value, (_, low, high) in zip(truth, fit, strict=True))
+def test_a_constant_power_is_static_where_requests_differ_in_shape_and_not_told_where_they_are_alike(
+    steady: Run,
+) -> None:
+    alike = energy.measure(*steady, requests(76), 5.0, 30.0)
+    assert all("the windows do not tell" in alike[f"split.{name}"].text() for name in figures.SPLIT)
+    shapes = np.random.default_rng(0).integers(1, 400, (76, 2))
+    kinds = [requests(76, tokens=n_out, input_tokens=n_in)[i : i + 1] for i, (n_in, n_out) in enumerate(shapes)]
+    static = energy.measure(*steady, pd.concat(kinds), 5.0, 30.0)["split.static_w"]
+    assert static.value == pytest.approx(600, rel=0.01)
+    assert static.n == 24  # between the 25 updates of the counter that are nearest to even cuts
 
 
 # ---- faults ----

@@ -155,27 +155,6 @@ def extrapolate(
     show(economics.cost_tables(found), format_)
 
 
-@app.command()
-def invert(
-    spend: Annotated[str, typer.Option(metavar="USD", help="What was spent: a number or LOW:HIGH (p5 and p95).")],
-    queries: Annotated[float, typer.Option(help="How many queries it was spent on.")],
-    tokens: Annotated[str, typer.Option(help="Output tokens a query: a number or LOW:HIGH.")] = "200:2000",
-    seconds: Annotated[str, typer.Option(help="GPU-seconds an output token: a number or LOW:HIGH.")] = "1e-4:5e-3",
-    gpu: Annotated[str, typer.Option(help="The GPU whose price is used.")] = "H100",
-    scenario: Annotated[str, typer.Option(help="Cost scenario: a shipped name or a file.")] = "on-demand",
-    set_: Set = None,
-    charts: Charts = None,
-    chart_format: ChartFormat = "svg",
-    format_: Format = "text",
-) -> None:
-    """What must be true of tokens, speed, price and utilisation for a spend on so many queries."""
-    from harness.report import economics
-
-    given = [economics.spread(word) for word in (spend, tokens, seconds)]
-    _, made = economics.what_must_be_true(given[0], queries, given[1], given[2], gpu, scenario, set_ or ())
-    show(made, format_, charts=charts, chart_format=chart_format)
-
-
 def _pair(text: str) -> tuple[float, float]:
     """Two numbers from `A:B`."""
     first, _, second = text.partition(":")

@@ -17,7 +17,6 @@ from harness.economics.draws import (
     distribution,
     draw,
     quantile,
-    variance_shares,
 )
 from harness.economics.gpus import Gpu, find_gpu
 from harness.economics.scenario import MEASURED, OWNED, PRICE, Input, Scenario
@@ -224,19 +223,27 @@ def interval_figures(name: str, unit: str, status: Status, cost: Draws) -> list[
     ]
 
 
-def tornado(scenario: Scenario, rate: Figure) -> dict[str, tuple[float, float]]:
-    """Share of the variance of ln cost by input, (first order, total), largest first, of a scenario from `priced`.
+def tornado(scenario: Scenario, rate: Figure) -> dict[str, float]:
+    """Share of the variance of ln cost by input, largest first, of a scenario from `priced`.
 
-    The cost is the bill for a device-second over a measured `rate`. Unlike the shares of a figure this opens an owned
-    price up into the inputs that it is made of. Inputs are taken as independent.
+    The cost is the bill for a device-second over a measured `rate`. A share is the squared correlation of ln input with
+    ln cost over the draws; docs/economics.md says when that is exact. Unlike the shares of a figure this opens an owned
+    price up into the inputs that it is made of.
     """
+    x = draw_inputs(scenario)
+    rates = quantile(rate_distribution(rate), 1 - x[MEASURED])
+    cost = np.prod([values for _, values in bill_factors(scenario, x)], axis=0) / rates
     keys = [*((PRICE,) if PRICE in scenario.inputs else OWNED), "serving.overhead", "serving.utilisation"]
-    inputs = {key: scenario.inputs[key].distribution for key in keys} | {rate.name: rate_distribution(rate)}
+    shares = {key: _explained(x[key], cost) for key in keys} | {rate.name: _explained(rates, cost)}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
-    def log_cost(x: Mapping[str, Draws]) -> Draws:
-        return np.asarray(np.log(np.prod([values for _, values in bill_factors(scenario, x)], axis=0) / x[rate.name]))
 
-    return variance_shares(log_cost, inputs)
+def _explained(values: Draws, cost: Draws) -> float:
+    """Squared correlation of ln values with ln cost; of the values themselves where one is 0. 0: they do not vary."""
+    if np.ptp(values) == 0:
+        return 0.0
+    log = np.log(values) if values.min() > 0 else values
+    return float(np.corrcoef(log, np.log(cost))[0, 1] ** 2)
 
 
 def watt_hours(x: Mapping[str, Draws], joules: Draws | float, device_s: Draws | float) -> dict[str, Draws]:

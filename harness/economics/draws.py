@@ -1,4 +1,4 @@
-"""Distributions of uncertain inputs, joint draws from them, and which input makes a result uncertain.
+"""Distributions of uncertain inputs, and joint draws from them.
 
 A quantity is a numpy array of draws: the same formula takes a number or an array.
 """
@@ -6,7 +6,7 @@ A quantity is a numpy array of draws: the same formula takes a number or an arra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -83,11 +83,9 @@ def support(d: Distribution) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def log_moments(d: Distribution) -> tuple[float, float] | None:
-    """Mean and standard deviation of ln x where that is exactly normal (or constant), else None."""
-    if d.kind not in ("value", "lognormal") or d.parameters[0] <= 0:
-        return None
-    low, high = math.log(d.parameters[0]), math.log(d.parameters[-1])
+def log_moments(p5: float, p95: float) -> tuple[float, float]:
+    """Mean and standard deviation of ln x of a lognormal x, from its 5th and 95th percentiles (above 0)."""
+    low, high = math.log(p5), math.log(p95)
     return (low + high) / 2, (high - low) / (2 * Z95)
 
 
@@ -103,7 +101,7 @@ def quantile(d: Distribution, u: Draws) -> Draws:
     if d.certain:
         return np.full(np.shape(u), p[0])
     if d.kind == "lognormal":
-        mean, sd = log_moments(d) or (math.nan, math.nan)
+        mean, sd = log_moments(*p)
         return np.asarray(np.exp(mean + sd * special.ndtri(u)))
     if d.kind == "uniform":
         return p[0] + (p[1] - p[0]) * u
@@ -179,29 +177,3 @@ def _copula(u: Mapping[str, Draws], linked: Sequence[tuple[str, str, float]]) ->
         raise ValueError(f"the correlations of {', '.join(names)} contradict each other") from None
     scores = root @ special.ndtri(np.array([u[name] for name in names]))
     return dict(zip(names, special.ndtr(scores), strict=True))
-
-
-def variance_shares(
-    log_cost: Callable[[Mapping[str, Draws]], Draws], distributions: Mapping[str, Distribution]
-) -> dict[str, tuple[float, float]]:
-    """Share of Var(ln cost) by input, as (first order, total): the bars of a tornado, largest total first.
-
-    Sobol indices of independent inputs from 2n points A and B and those of A with one input from B: first order of
-    Saltelli et al. 2010, total of Jansen 1999. (0, 0) for certain inputs.
-    """
-    uncertain = [name for name, d in distributions.items() if not d.certain]
-    shares = dict.fromkeys(distributions, (0.0, 0.0))
-    if uncertain:
-        u = sobol(n := 2**12, 2 * len(uncertain), seed=0)
-        certain = {name: np.full(n, d.parameters[0]) for name, d in distributions.items() if d.certain}
-        a, b = (
-            certain | {name: quantile(distributions[name], row) for name, row in zip(uncertain, half, strict=True)}
-            for half in np.split(u, 2)
-        )
-        f_a, f_b = log_cost(a), log_cost(b)
-        mean, variance = np.mean([f_a, f_b]), np.var([f_a, f_b])
-        for name in uncertain:
-            f_ab = log_cost({**a, name: b[name]})
-            first = np.mean((f_b - mean) * (f_ab - f_a)) / variance
-            shares[name] = (float(first), float(np.mean((f_a - f_ab) ** 2) / (2 * variance)))
-    return dict(sorted(shares.items(), key=lambda item: -item[1][1]))

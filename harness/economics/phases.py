@@ -1,9 +1,8 @@
-"""What input, output, context and requests each take of a device's time (or energy), from runs of mixed shape."""
+"""What input, output, context and requests each take of a device's time, from runs of mixed shape."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,30 +10,10 @@ import pandas as pd
 from harness.economics.draws import Array, Draws
 
 TERMS = ("input", "output", "context", "request")
-"""What explains usage: uncached input tokens, output tokens, the sum of every output token's context, requests."""
+"""What explains usage: uncached input tokens, output tokens, the sum of every output token's context, requests.
 
-CONDITION_LIMIT = 30.0
-SHARE_LIMIT = 0.5
-"""A coefficient is not identified when near dependencies (condition index above 30) make more than half of its variance
-(Belsley, Kuh and Welsch, Regression Diagnostics, 1980, section 3.2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseSplit:
-    """Usage per input token, output token, output token x context token, and request.
-
-    `coefficients` and `replicates` (one row a bootstrap sample) are columns in the order of `TERMS`; `identified` says
-    which of them the runs pin down. `condition` is the largest condition index of the scaled counts, `rank` their rank.
-    """
-
-    coefficients: Array
-    replicates: Array
-    identified: tuple[bool, ...]
-    rank: int
-    condition: float
-    blocks: int
-    totals: Array
-    """Counts of all runs, in the order of `TERMS`."""
+`regression.split_usage` finds the coefficients from the `time_blocks` of runs. The runs must be of one model, device
+and concurrency: a larger batch takes less per token."""
 
 
 def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> Array:
@@ -63,41 +42,6 @@ def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> 
         place(first, uncached), place(times, np.concatenate(tokens)), place(times, np.concatenate(context)),
         place(first, np.ones(len(done))), np.diff(edges) * device_count,
     ])  # fmt: skip
-
-
-def fit_phases(runs: Sequence[Array], replicates: int = 200) -> PhaseSplit:
-    """usage = input*N_in_uncached + output*N_out + context*sum(context) + request*requests, no term below 0.
-
-    `runs` have the columns of `time_blocks`; usage may be in joules too. Non-negative least squares over the blocks of
-    all runs (scipy.optimize.nnls), then scaled so that over all blocks the terms add up to the whole usage: tokens are
-    seen a little after the work for them was done, and such errors in the counts would otherwise shrink every
-    coefficient. The bootstrap draws whole blocks within each run. The runs must be of one model, device and
-    concurrency: a larger batch takes less per token.
-    """
-    from scipy import optimize
-
-    def solve(sample: Array) -> Array:
-        counts, usage = sample[:, :-1], sample[:, -1]
-        scale = np.maximum(np.linalg.norm(counts, axis=0), 1e-300)
-        found = optimize.nnls(counts / scale, usage)[0] / scale
-        return np.asarray(found * usage.sum() / max((counts @ found).sum(), 1e-300))
-
-    blocks, rng = np.concatenate(runs), np.random.default_rng(0)
-    drawn = [solve(np.concatenate([rng.choice(run, len(run)) for run in runs])) for _ in range(replicates)]
-    counts = blocks[:, :-1]
-    return PhaseSplit(solve(blocks), np.array(drawn), *identify(counts), len(blocks), counts.sum(axis=0))
-
-
-def identify(counts: Array) -> tuple[tuple[bool, ...], int, float]:
-    """Which columns the rows tell apart, their rank, and the largest condition index (columns scaled to length 1)."""
-    norms = np.linalg.norm(counts, axis=0)
-    scaled = counts / np.maximum(norms, 1e-300)
-    _, singular, right = np.linalg.svd(scaled, full_matrices=False)
-    rank = int(np.sum(singular > singular[0] * 1e-10))
-    index = singular[0] / np.maximum(singular, singular[0] * 1e-12)
-    variance = (right * np.minimum(index, 1e12)[:, None]) ** 2
-    share = variance[index > CONDITION_LIMIT].sum(axis=0) / np.maximum(variance.sum(axis=0), 1e-300)
-    return tuple(bool(n > 0 and s <= SHARE_LIMIT) for n, s in zip(norms, share, strict=True)), rank, float(index.max())
 
 
 def usage_of(

@@ -6,15 +6,16 @@ import numpy as np
 
 from harness.economics.cost import Costs, Device, Row, bill_factors, costed, draw_inputs
 from harness.economics.draws import DEFAULT_DRAWS, Draws
-from harness.economics.phases import TERMS, PhaseSplit, allocate, usage_of
+from harness.economics.phases import TERMS, allocate, usage_of
 from harness.economics.scenario import MEASURED, Scenario
 from harness.model import Figure, Status
+from harness.regression import Split
 
 NOT_IDENTIFIED = "the runs do not tell it apart: measure mixes of input and output that differ more"
 
 
 def cost_of_query(
-    split: PhaseSplit, mix: tuple[float, float], device: Device, scenario: Scenario, n: int = DEFAULT_DRAWS
+    split: Split, mix: tuple[float, float], device: Device, scenario: Scenario, n: int = DEFAULT_DRAWS
 ) -> Costs:
     """Costs per query and per million tokens of each kind under a scenario from `priced`; `split` is in device-seconds.
 
@@ -60,9 +61,8 @@ def cost_of_query(
     return costed(scenario, rows, notes, before=(_coefficient(split, term, status) for term in range(len(TERMS))))
 
 
-def _coefficient(split: PhaseSplit, term: int, status: Status) -> Figure:
+def _coefficient(split: Split, term: int, status: Status) -> Figure:
     name, unit = f"device_s_per_{TERMS[term]}", f"s/{TERMS[term]}"
     if not split.identified[term]:
         return Figure(name, None, unit, status, reason=NOT_IDENTIFIED)
-    low, high = np.quantile(split.replicates[:, term], (0.025, 0.975))
-    return Figure(name, float(split.coefficients[term]), unit, status, float(low), float(high), n=split.blocks)
+    return Figure(name, float(split.coefficients[term]), unit, status, *split.interval(term), n=split.blocks)

@@ -7,12 +7,11 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from harness import yamltext
+from harness import units, yamltext
 from harness.economics.draws import PARAMETERS, Distribution, distribution, scaled, support
 from harness.errors import HarnessError
 
@@ -171,7 +170,7 @@ def _input(key: str, spec: Any, origin: str) -> Input:
         raise HarnessError(f"{where}: {kind} has {sorted(raw)}", f"give {kind}: {{{form}}}")
     numbers = [raw[name] for name in names] if isinstance(raw, dict) else [raw] if kind == "value" else raw
     try:
-        made = scaled(distribution(kind, *numbers), unit_factor(given.unit, known.unit))
+        made = scaled(distribution(kind, *numbers), units.factor(given.unit, known.unit))
     except ValueError as bad:
         raise HarnessError(f"{where}: {bad}", f"expected {known.meaning}, in {known.unit}") from None
     low, high = support(made)
@@ -194,35 +193,6 @@ def _checked(form: type[Form], data: Any, origin: str, prefix: str = "") -> Form
         got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
         what = f"{origin}: {path}: {first['msg']}{got}"
         raise HarnessError(what, "expected the form in docs/economics.md, Scenarios") from None
-
-
-def unit_factor(given: str, canonical: str) -> float:
-    """What a number in unit `given` is multiplied by to be in `canonical`; ValueError where they do not fit.
-
-    >>> unit_factor("percent", "1"), unit_factor("USD/hour", "USD/hour")
-    (0.01, 1.0)
-    """
-    if given == canonical:
-        return 1.0
-    import pint
-
-    try:
-        return float(_registry().Quantity(1.0, given).to("" if canonical == "1" else canonical).magnitude)
-    except pint.DimensionalityError:
-        raise ValueError(f"unit '{given}' is not a unit of {canonical}") from None
-    except (pint.PintError, ValueError, TypeError, AssertionError):
-        raise ValueError(f"unknown unit '{given}'") from None
-
-
-@lru_cache(maxsize=1)
-def _registry() -> Any:
-    import pint
-
-    registry: Any = pint.UnitRegistry()
-    registry.define("USD = [money]")
-    registry.define("cent = 0.01 * USD")  # pint's own is a step in music
-    registry.define("token = [token]")
-    return registry
 
 
 def parse_prices(rental_ranges: str, three_years: str) -> dict[tuple[str, str], Input]:

@@ -13,6 +13,7 @@ from harness.energy import sources
 from harness.energy.sources import Source
 from harness.energy.windows import Array, Window, align
 from harness.model import Figure, Finding, MeterInfo
+from harness.regression import Split, split_usage
 from harness.stats import LEAST_BATCHES, ratio_half
 
 GAIN = 0.06
@@ -20,9 +21,8 @@ GAIN = 0.06
 Adamek and Armour, "Accurate and Convenient Energy Measurements for GPUs", SC24). Systematic: one board, one gain."""
 WINDOWS = 20
 """Windows that repeats are estimated from, at most."""
-SPLIT_WINDOWS, LEAST_SPLIT_WINDOWS, DRAWS, MOST_CONDITION = 60, 16, 500, 30.0
-"""Windows for the regression, and bootstrap draws; above that condition number (Belsley, Kuh and Welsch) its terms
-are not told apart."""
+SPLIT_WINDOWS, LEAST_SPLIT_WINDOWS = 60, 16
+"""Windows for the regression, at most and at least."""
 IDLE_MARGIN = 0.2
 """Share of an idle phase that is left out at each end."""
 TERMS = "95%: boundary, repeats, tokens; the sensor's gain is apart, it cancels between runs on one board"
@@ -91,7 +91,7 @@ def measure(
         cuts = _cuts(gpus, window, WINDOWS)
         joules = _joules(gpus, cuts)
         of_gpus += _per_token(window, cuts, joules, came, sources.step_s(requests))
-        of_gpus += _split(gpus, window, came, np.random.default_rng(0))
+        of_gpus += _split(gpus, window, came)
         findings += doubts.steadiness(joules / np.diff(cuts), cuts, came, slots)
     figures = [replace(figure, status=status) if figure.status == "measured" else figure for figure in of_gpus]
     rungs = [figures[0], *(_of_domain(found, domain, start_s, end_s) for domain in ("cpu package", "dram"))]
@@ -171,45 +171,29 @@ def _per_token(window: Window, cuts: Array, joules: Array, came: pd.DataFrame, s
     yield Figure("energy_uncertainty.gain", GAIN, "1", "assumed")
 
 
-def _split(gpus: Sequence[Source], window: Window, came: pd.DataFrame, rng: np.random.Generator) -> Iterator[Figure]:
-    cuts = _cuts(gpus, window, SPLIT_WINDOWS)
-    fit: Array | str
-    fit = f"needs {LEAST_SPLIT_WINDOWS} windows of {sources.LEAST_PERIODS} counter periods, has {len(cuts) - 1}"
-    if len(cuts) > LEAST_SPLIT_WINDOWS:
-        parts = sources.between(came, cuts)[["input_token", "output_token", "context"]]
-        fit = split(_joules(gpus, cuts), np.column_stack([np.diff(cuts), parts]), rng)
-    for i, (name, unit) in enumerate(SPLIT.items()):
-        if isinstance(fit, str):
-            yield _missing(f"split.{name}", unit, fit)
+def _split(gpus: Sequence[Source], window: Window, came: pd.DataFrame) -> Iterator[Figure]:
+    """What a second and each kind of token take of the energy."""
+    found = _regression(gpus, window, came)
+    for term, (name, unit) in enumerate(SPLIT.items()):
+        if isinstance(found, str):
+            yield _missing(f"split.{name}", unit, found)
             continue
-        value, low, high = map(float, fit[i])
-        if high - low > 2 * abs(value):
+        value, (low, high) = float(found.coefficients[term]), found.interval(term)
+        if high - low > 2 * value:
             yield _missing(f"split.{name}", unit, f"not identified: 95% from {low:.3g} to {high:.3g}")
         else:
-            yield Figure(f"split.{name}", value, unit, "measured", low, high, len(cuts) - 1, interval="95%: repeats")
+            yield Figure(f"split.{name}", value, unit, "measured", low, high, found.blocks, interval="95%: repeats")
 
 
-def split(joules: Array, columns: Array, rng: np.random.Generator) -> Array | str:
-    """Least squares of joules on columns: a row of (value, low, high) for each, low to high the 95% bootstrap interval.
-
-    A text says why the windows cannot tell.
-
-    >>> rng = np.random.default_rng(0)
-    >>> x = rng.uniform(0, 2, (40, 4))
-    >>> split(x @ [50, 3, 2, 1], x, rng)[:, 0].round(6)
-    array([50.,  3.,  2.,  1.])
-    >>> split(x[:, 0], x[:, [0, 1, 1, 3]], rng)
-    'not identified: the windows do not vary independently (condition number above 30)'
-    """
-    norms = np.linalg.norm(columns, axis=0)
-    if not norms.all():
-        return "not identified: no input or no output tokens in the window"
-    scaled = columns / norms
-    if np.linalg.cond(scaled) > MOST_CONDITION:
-        return f"not identified: the windows do not vary independently (condition number above {MOST_CONDITION:.0f})"
-    drawn = [np.arange(len(joules)), *rng.integers(len(joules), size=(DRAWS, len(joules)))]
-    best, *draws = (np.linalg.lstsq(scaled[i], joules[i], rcond=None)[0] / norms for i in drawn)
-    return np.column_stack([best, *np.quantile(draws, [0.025, 0.975], axis=0)])
+def _regression(gpus: Sequence[Source], window: Window, came: pd.DataFrame) -> Split | str:
+    """The coefficients of `SPLIT`, or the reason why there are none: all four are identified, or none is given."""
+    cuts = _cuts(gpus, window, SPLIT_WINDOWS)
+    if len(cuts) <= LEAST_SPLIT_WINDOWS:
+        return f"needs {LEAST_SPLIT_WINDOWS} windows of {sources.LEAST_PERIODS} counter periods, has {len(cuts) - 1}"
+    parts = sources.between(came, cuts)[["input_token", "output_token", "context"]]
+    found = split_usage([np.column_stack([np.diff(cuts), parts, _joules(gpus, cuts)])])
+    unknown = [name for name, known in zip(SPLIT, found.identified, strict=True) if not known]
+    return f"not identified: the windows do not tell {', '.join(unknown)} apart" if unknown else found
 
 
 def _cross_check(gpus: Sequence[Source], window: Window | None, column: str, label: str) -> Figure:

@@ -152,10 +152,9 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, 20 if width < 450 else 34))
 
 
-def _rule(**at: float) -> Any:
-    """A dashed line across the plot."""
-    ((channel, value),) = at.items()
-    return _rows([{channel: value}]).mark_rule(strokeDash=[4, 3]).encode(**{channel: f"{channel}:Q"})
+def _at_one() -> Any:
+    """A dashed line across the plot where x is 1."""
+    return _rows([{"x": 1.0}]).mark_rule(strokeDash=[4, 3]).encode(x="x:Q")
 
 
 def _ends(cell: Cell) -> dict[str, float | None]:
@@ -233,20 +232,12 @@ def _energy(table: Table, width: int) -> Chart | None:
 
 def _tornado(table: Table, width: int) -> Chart | None:
     """Which inputs make the cost uncertain."""
-    rows = [
-        {"label": row[0], "series": row[1], "first": _ends(row[2])["value"], "total": _ends(row[3])["value"]}
-        for row in table.rows
-    ]
-    bars = _rows(rows).encode(y=_labels())
+    rows = [{"label": row[0], "series": row[1], "share": _ends(row[2])["value"]} for row in table.rows]
     known = [status for status in get_args(Status) if status in {row["series"] for row in rows}]
-    x = _at("x", "total", "share of the variance of ln cost", format="%", tickCount=5)
-    spec = _layered(
-        width, 170, alt.Step(26),
-        bars.mark_bar(stroke="black", strokeWidth=0.7).encode(x=x, **_coded(known, color=FILLS)),
-        bars.mark_tick(color="black", thickness=2, size=16).encode(x="first:Q"),
-    )  # fmt: skip
-    note = f"Bars: with interactions (total); ticks: alone (first order). {_about(table)}"
-    return _finish("tornado", "What makes the cost uncertain", note, width, spec)
+    x = _at("x", "share", "share of the variance of ln cost", format="%", tickCount=5)
+    bars = _rows(rows).encode(x=x, y=_labels(), **_coded(known, color=FILLS)).mark_bar(stroke="black", strokeWidth=0.7)
+    spec = _layered(width, 170, alt.Step(26), bars)
+    return _finish("tornado", "What makes the cost uncertain", _about(table), width, spec)
 
 
 BOUNDS = {"<=": ("at most", "triangle-left"), ">=": ("at least", "triangle-right"), "=": ("exactly", "diamond"),
@@ -275,7 +266,7 @@ def _claims(table: Table, width: int) -> Chart | None:
         width, 160 if width < 450 else 235, alt.Step(30 + 14 * max(str(row["label"]).count("\n") for row in rows)),
         base.mark_bar(height=9, opacity=0.45).encode(x=x, x2="to:Q"),
         base.mark_point(size=110).encode(x="value:Q", shape=code["shape"]),
-        _rule(x=1.0),
+        _at_one(),
     )  # fmt: skip
     note = "A bar is where the ratio can be: 'at most' reaches to 0, 'about' has no hard end. Dashed: spend = revenue."
     return _finish("spend-revenue", "Reported inference spend over revenue of the same period", note, width, spec)
@@ -296,27 +287,10 @@ def _ladder(table: Table, width: int) -> Chart | None:
         width, 150 if width < 450 else 235, alt.Step(34),
         base.mark_rule(strokeWidth=3).encode(x=x, x2="high:Q"),
         base.mark_point(size=90).encode(x="value:Q", shape=code["shape"].legend(None)),
-        _rule(x=1.0),
+        _at_one(),
     )  # fmt: skip
     note = "p5 to p95 of each factor; diamonds: the gap, the product of the factors, and what they leave over; "
     return _finish("gap-ladder", "The gap, factor by factor", note + next(iter(table.notes), ""), width, spec)
-
-
-def _isolines(table: Table, width: int) -> Chart | None:
-    """What each factor alone must be for the spend, along tokens per request."""
-    panels = []
-    for i, name in enumerate(table.columns[1:]):
-        rows = [{"x": _ends(row[0])["value"], "y": _ends(row[i + 1])["value"]} for row in table.rows]
-        unit = next((cell.unit for row in table.rows if isinstance(cell := row[i + 1], Figure)), "")
-        bottom = i + 2 == len(table.columns)
-        x = _at("x", "x", table.columns[0] if bottom else None, "log", labels=bottom, tickCount=5, format="~g")
-        title = [name.removesuffix(" needed"), f"({'share' if unit == '1' else unit})"]
-        line = _rows(rows).encode(x=x, y=_at("y", "y", title, "log", None, format="~g", tickCount=4))
-        layers = [line.mark_line(color=HUES[i], strokeDash=DASHES[i]), line.mark_point(color=HUES[i], shape=SHAPES[i])]
-        layers += [_rule(y=1.0)] if unit == "1" else []
-        panels.append(_layered(width, 90, 125, *layers))
-    note = "Each line pays for the spend by that factor alone, all else at its assumed median; no share can exceed 1."
-    return _finish("isolines", "What must be true", note, width, alt.vconcat(*panels, spacing=10))
 
 
 CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
@@ -327,7 +301,6 @@ CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
     "reported": _claims,
     "spend-revenue": _claims,
     "ladder": _ladder,
-    "isolines": _isolines,
 }
 """Table -> what is drawn of it; None where it holds too little."""
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from harness import shipped
 from harness.economics.cost import (
     DEFAULT_SCENARIO,
-    INTERVAL,
     TWO_DENOMINATORS,
     Costs,
     Device,
@@ -25,16 +23,16 @@ from harness.economics.cost import (
     priced,
     tornado,
 )
-from harness.economics.draws import PARAMETERS, Distribution, Draws, distribution, scaled, support
+from harness.economics.draws import PARAMETERS, Distribution, distribution
 from harness.economics.fleet import Policy, curve_of, diurnal, plan
 from harness.economics.gpus import Gpu, read_rows
-from harness.economics.invert import ONLY_THE_PRODUCT, Inversion, invert, isoline
 from harness.economics.objective import Objective, best_feasible, pareto_front, parse_objectives, value
-from harness.economics.phases import PhaseSplit, fit_phases, time_blocks
+from harness.economics.phases import time_blocks
 from harness.economics.query import cost_of_query
-from harness.economics.scenario import PRICE, Input, Scenario, parse_prices, parse_scenario
+from harness.economics.scenario import Input, Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
 from harness.model import Figure, Status, Summary
+from harness.regression import Split, split_usage
 from harness.report.summaries import Sweep
 from harness.report.table import Cell, Table
 from harness.report.tables import load_of
@@ -64,13 +62,13 @@ def tornado_tables(
     _, ready = _ready([file], scenario, overrides)
     rate = measured(summary, "output_tokens_per_s")
     shares = {} if ready.no_price or rate.value is None else tornado(ready, rate)
-    if not any(total for _, total in shares.values()):
+    if not any(shares.values()):
         return []
     rows: list[tuple[Cell, ...]] = []
-    for name, ends in shares.items():
-        figures = (Figure(f"{of}.{name}", x, "1", "derived") for of, x in zip(("first", "total"), ends, strict=True))
-        rows.append((name, ready.inputs[name].status if name in ready.inputs else rate.status, *figures))
-    columns, notes = ("input", "status", "first order", "total"), ("Sobol indices of ln cost",)
+    for name, share in shares.items():
+        status = ready.inputs[name].status if name in ready.inputs else rate.status
+        rows.append((name, status, Figure(f"share.{name}", share, "1", "derived")))
+    columns, notes = ("input", "status", "share"), ("squared correlation of ln input with ln cost",)
     return [Table("tornado", "What makes the cost uncertain", columns, tuple(rows), notes, file.id)]
 
 
@@ -82,7 +80,7 @@ def query_costs(
     return cost_of_query(split, mix, *_ready([file for file, _ in runs], scenario, overrides))
 
 
-def phase_split(runs: Sequence[tuple[RunFile, pd.DataFrame]]) -> tuple[Device, PhaseSplit, tuple[float, float]]:
+def phase_split(runs: Sequence[tuple[RunFile, pd.DataFrame]]) -> tuple[Device, Split, tuple[float, float]]:
     """The device of runs of mixed shape, the split of its time, and their mean input and output tokens."""
     device = _one_condition([file for file, _ in runs])
     blocks = []
@@ -93,7 +91,7 @@ def phase_split(runs: Sequence[tuple[RunFile, pd.DataFrame]]) -> tuple[Device, P
             raise HarnessError(f"run {file.id}: {empty}", "leave it out, or measure it again") from None
     done = pd.concat([requests[requests["error"].isna()] for _, requests in runs])
     tokens_out = done["output_tokens"].fillna(done["output_asked"])
-    return device, fit_phases(blocks), (float(done["input_asked"].mean()), float(tokens_out.mean()))
+    return device, split_usage(blocks), (float(done["input_asked"].mean()), float(tokens_out.mean()))
 
 
 def costs_at_objective(
@@ -103,62 +101,6 @@ def costs_at_objective(
     ready = _ready([file for file, _ in sweep], scenario, overrides, LOAD)
     best = best_feasible([summary for _, summary in sweep], read_objective(objective))
     return cost_of_run(best, *ready), best
-
-
-TOKENS = "tokens per request"
-UNITS = {TOKENS: "token", "device_s per token": "s/token", PRICE: "USD/hour", "serving.utilisation": "1"}
-"""Of the factors that are not plain multiples."""
-
-
-def what_must_be_true(
-    spend_usd: Distribution,
-    queries: float,
-    tokens_per_query: Distribution,
-    device_s_per_token: Distribution,
-    gpu: str,
-    scenario: str = "on-demand",
-    overrides: Sequence[str] = (),
-) -> tuple[Inversion, tuple[Table, Table]]:
-    """What tokens, speed, price and utilisation must be for a spend on so many queries; see `invert`."""
-    wanted = priced_for(Device("gpu", gpu, 1), scenario, overrides)
-    if PRICE not in wanted.inputs:
-        reason = wanted.no_price or f"scenario '{scenario}' builds its price from many inputs"
-        raise HarnessError(reason, f"choose a rental scenario, or --set {PRICE}=…")
-    signs = {PRICE: 1, "serving.overhead": 1, "serving.utilisation": -1, "query.requests": 1}
-    factors = {key: (wanted.inputs[key].distribution, sign) for key, sign in signs.items()}
-    factors |= {TOKENS: (tokens_per_query, 1), "device_s per token": (device_s_per_token, 1)}
-    if not (queries > 0 and support(spend_usd)[1] > 0):
-        raise HarnessError(f"a spend of {describe(spend_usd)} on {queries:g} queries", "both must be above 0")
-    found = invert(factors, scaled(spend_usd, 3600 / queries))
-    rows: list[tuple[Cell, ...]] = []
-    for (name, before), after in zip(found.before.items(), found.after.values(), strict=True):
-        moves = Figure(f"{name} moves by", after[1] / before[1], "ratio", "derived")
-        rows.append((name, _spread(name, before, "assumed"), _spread(name, after, "derived"), moves))
-    how = "exact" if found.effective is None else f"weighted draws, {found.effective:.0f} effective"
-    gap = (
-        f"USD per query: {_range(found.cost / 3600)} by the assumptions, "
-        f"{_range(found.needed / 3600)} by the spend, {found.needed[1] / found.cost[1]:.3g}x"
-    )
-    columns = ("factor", "assumed", "given the spend", "median moves by")
-    shifts = Table("must-be-true", f"What must be true ({how})", columns, tuple(rows), (gap, ONLY_THE_PRODUCT))
-    medians = {name: (float(before[1]), factors[name][1]) for name, before in found.before.items()}
-    grid = np.unique(np.geomspace(found.before[TOKENS][0], found.before[TOKENS][2], 5))
-    solved = ("device_s per token", PRICE, "serving.utilisation")
-    lines = {TOKENS: grid} | {name: isoline(medians, found.needed[1], name, TOKENS, grid) for name in solved}
-    drawn = [[Figure(name, float(x), UNITS[name], "derived") for x in line] for name, line in lines.items()]
-    title = "What would pay for the spend by itself, all else at its assumed median"
-    note = "each column is a line of equal cost; a utilisation above 1 cannot be"
-    heads = (TOKENS, *(f"{name} needed" for name in solved))
-    return found, (shifts, Table("isolines", title, heads, tuple(zip(*drawn, strict=True)), (note,)))
-
-
-def _spread(name: str, values: Draws, status: Status) -> Figure:
-    low, middle, high = map(float, values)
-    return Figure(name, middle, UNITS.get(name, "ratio"), status, low, high, interval=INTERVAL)
-
-
-def _range(values: Iterable[float]) -> str:
-    return " / ".join(f"{value:.3g}" for value in values)
 
 
 def fleet_costs(
@@ -423,16 +365,3 @@ def _feasible(sweep: Sweep, name: str, objective: Objective, scenario: str | Non
     if best.run in {summary.run for _, summary in sweep}:
         figures = [replace(figure, reason=FASTEST) for figure in figures]
     return (*head, best.run, *figures)
-
-
-def spread(text: str) -> Distribution:
-    """A number, or `LOW:HIGH` for a lognormal with that p5 and p95. Raises HarnessError for anything else.
-
-    >>> describe(spread("200:2000")), describe(spread("3.8e9"))
-    ('lognormal, p5 200, p95 2000', '3.8e+09')
-    """
-    try:
-        numbers = [float(part) for part in text.split(":")]
-        return distribution("lognormal" if len(numbers) > 1 else "value", *numbers)
-    except (TypeError, ValueError) as bad:
-        raise HarnessError(f"'{text}': {bad}", "give a number, or LOW:HIGH with LOW below HIGH") from None

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from harness.diff import HEADLINES
 from harness.model import Summary
 from harness.precision import Reach, Target, reaches
 from harness.report.cells import number
@@ -48,13 +49,8 @@ def _saved(file: RunFile, summary: Summary, found: Sequence[Reach], device_s: fl
     return (f"{text}: about {number(round(spared, 1))} device-seconds saved",)
 
 
-HEADLINES = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "goodput_per_s", "ttft_s.mean",
-             "ttft_s.p99", "tpot_s.mean", "tpot_s.p99", "e2e_s.mean", "joules_per_output_token",
-             "gpu_power_w")  # fmt: skip
-
-
 def repeats_table(runs: Sweep) -> Table:
-    """Figures over repeats of one run: the mean with the t interval between runs, then each run's."""
+    """The `HEADLINES` over repeats of one run: the mean with the t interval between runs, then each run's."""
     rows: list[tuple[Cell, ...]] = []
     for name in HEADLINES:
         each = [next((f for f in summary.figures if f.name == name), None) for _, summary in runs]

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 import pydantic
 from pydantic import AfterValidator, BeforeValidator
 
+from harness import units
 from harness.errors import HarnessError
 from harness.model import Status
 
@@ -49,6 +50,8 @@ UNITS = (
     *("year", "month", "week", "day", "hour", "minute", "date", "user", "customer", "person", "prompt", "message"),
     *("query", "request", "token", "Mtoken", "parameter", "Wh", "kWh", "kW", "MW", "GW", "GPU", "node"),
 )
+WORDS: units.Words = {word: (1.0, (word,)) for word in UNITS} | dict.fromkeys(PLAIN, (1.0, ()))
+"""Each word stands for itself: published figures are not converted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +105,15 @@ def period(start: str, end: str) -> Period:
 
 
 def unit_powers(text: str) -> dict[str, int]:
-    """A unit such as `USD/GPU-hour` as powers of its words; `-` multiplies, all after the first `/` divides.
+    """A unit such as `USD/GPU-hour` as powers of its words.
 
     >>> unit_powers("USD/GPU-hour"), unit_powers("fraction")
     ({'USD': 1, 'GPU': -1, 'hour': -1}, {})
     """
-    powers: dict[str, int] = {}
-    for sign, part in zip((1, -1), text.split("/", 1), strict=False):
-        for word in re.split("[-/]", part):
-            if word not in UNITS and word not in PLAIN:
-                raise ValueError(f"words among {', '.join((*UNITS, *PLAIN))}, joined with - and /")
-            if word in UNITS:
-                powers[word] = powers.get(word, 0) + sign
-    return {name: power for name, power in powers.items() if power}
+    try:
+        return units.reduced(text, WORDS)[1]
+    except KeyError:
+        raise ValueError(f"words among {', '.join(WORDS)}, joined with - and /") from None
 
 
 def _day(text: str, *, last: bool) -> date:
