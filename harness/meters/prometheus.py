@@ -1,7 +1,8 @@
-"""Any endpoint in Prometheus' text format, by default NVIDIA's DCGM exporter: for GPUs of another machine."""
+"""Endpoints in Prometheus' text format: how they are read, and a meter for them, by default NVIDIA's DCGM exporter."""
 
 from __future__ import annotations
 
+import http.client
 import re
 import time
 import urllib.request
@@ -23,7 +24,10 @@ COLLECT_S = 30.0
 TIMEOUT_S = 5.0
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_LINE = re.compile(rf"^(?P<metric>[a-zA-Z_:][\w:]*)(?:\{{(?P<labels>[^}}]*)\}})?[ \t]+(?P<value>{_NUMBER})(?!\S)", re.M)
+_LABELS = r'(?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*'
+_LINE = re.compile(
+    rf"^(?P<metric>[a-zA-Z_:][\w:]*)(?:\{{(?P<labels>{_LABELS})\}})?[ \t]+(?P<value>{_NUMBER})(?!\S)", re.M
+)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -32,9 +36,21 @@ def parse(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
 
     >>> list(parse('# HELP x y\\nDCGM_FI_DEV_POWER_USAGE{gpu="1",UUID="GPU-5"} 71.5 1700000000000\\nx nan\\n'))
     [('DCGM_FI_DEV_POWER_USAGE', {'gpu': '1', 'UUID': 'GPU-5'}, 71.5)]
+    >>> list(parse('vllm:num_requests_running{model_name="{a}"} 3.0'))
+    [('vllm:num_requests_running', {'model_name': '{a}'}, 3.0)]
     """
     for line in _LINE.finditer(text):
         yield line["metric"], dict(_LABEL.findall(line["labels"] or "")), float(line["value"])
+
+
+def fetch(url: str) -> str:
+    """What the endpoint says. Raises HarnessError where it does not answer."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+            return str(answer.read().decode(errors="replace"))
+    except (OSError, ValueError, http.client.HTTPException) as failed:
+        fix = "start the exporter, or give the meter's option `url`"
+        raise HarnessError(f"{url} does not answer: {failed}", fix) from None
 
 
 class PrometheusReader:
@@ -96,14 +112,8 @@ class PrometheusReader:
 
     def _scrape(self) -> dict[str, dict[str, Any]]:
         """Columns of a sample, and labels, of each device."""
-        try:
-            with urllib.request.urlopen(self.url, timeout=TIMEOUT_S) as answer:
-                text = answer.read().decode(errors="replace")
-        except (OSError, ValueError) as failed:
-            fix = "start the exporter, or give the meter's option `url`"
-            raise HarnessError(f"{self.url} does not answer: {failed}", fix) from None
         seen: dict[str, dict[str, Any]] = {}
-        for metric, labels, value in parse(text):
+        for metric, labels, value in parse(fetch(self.url)):
             if metric in self.columns:
                 column, scale = self.columns[metric]
                 seen.setdefault(labels.get(self.label, "0"), {}).update(labels, **{column: value * scale})
