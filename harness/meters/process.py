@@ -38,14 +38,14 @@ class Polled(Generic[Row]):
     """
 
     def __init__(self, name: str, row: type[Row], make: Callable[..., Reader[Row]], *args: Any) -> None:
-        self.name, self._make = name, (row, make, *args)
+        self.name, self._asked = name, (row, make, *args)
         self.row: Callable[..., Row] = row
         self._rows: list[Row] = []
         self._info: MeterInfo | None = None
 
     def start(self) -> MeterInfo:
         """Read for the first time. Raises HarnessError where there is nothing to read, or no answer comes in time."""
-        self._child = Child(poll, *self._make, stdout=subprocess.DEVNULL)
+        self._child = Child(poll, *self._asked, stdout=subprocess.DEVNULL)
         self._receive(START_S)
         if self._info is None:
             raise HarnessError(f"meter '{self.name}' did not start: it {self._child.end()}", "run `harness doctor`")

@@ -6,7 +6,7 @@ import http.client
 import re
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from harness.errors import HarnessError
@@ -31,16 +31,15 @@ _LINE = re.compile(
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
-def parse(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
-    """(metric, labels, value) of each line of the text format that has a finite number.
+def parse(text: str, metrics: Container[str]) -> Iterator[tuple[str, dict[str, str], float]]:
+    """(metric, labels, value) of each line of the text format that is of these metrics and has a finite number.
 
-    >>> list(parse('# HELP x y\\nDCGM_FI_DEV_POWER_USAGE{gpu="1",UUID="GPU-5"} 71.5 1700000000000\\nx nan\\n'))
-    [('DCGM_FI_DEV_POWER_USAGE', {'gpu': '1', 'UUID': 'GPU-5'}, 71.5)]
-    >>> list(parse('vllm:num_requests_running{model_name="{a}"} 3.0'))
-    [('vllm:num_requests_running', {'model_name': '{a}'}, 3.0)]
+    >>> list(parse('# HELP w x\\nw{gpu="1",name="{a}"} 71.5 1700000000000\\nw nan\\nx 3\\n', {"w"}))
+    [('w', {'gpu': '1', 'name': '{a}'}, 71.5)]
     """
     for line in _LINE.finditer(text):
-        yield line["metric"], dict(_LABEL.findall(line["labels"] or "")), float(line["value"])
+        if line["metric"] in metrics:
+            yield line["metric"], dict(_LABEL.findall(line["labels"] or "")), float(line["value"])
 
 
 def fetch(url: str) -> str:
@@ -113,8 +112,7 @@ class PrometheusReader:
     def _scrape(self) -> dict[str, dict[str, Any]]:
         """Columns of a sample, and labels, of each device."""
         seen: dict[str, dict[str, Any]] = {}
-        for metric, labels, value in parse(fetch(self.url)):
-            if metric in self.columns:
-                column, scale = self.columns[metric]
-                seen.setdefault(labels.get(self.label, "0"), {}).update(labels, **{column: value * scale})
+        for metric, labels, value in parse(fetch(self.url), self.columns):
+            column, scale = self.columns[metric]
+            seen.setdefault(labels.get(self.label, "0"), {}).update(labels, **{column: value * scale})
         return seen

@@ -37,10 +37,10 @@ def values_of(text: str) -> dict[str, float]:
     {'running': 7.0}
     """
     values: dict[str, float] = {}
-    for metric, _, value in prometheus.parse(text):
-        if (name := _OURS.get(metric)) is not None:
-            known = values.get(name, 0.0)
-            values[name] = max(known, value) if name == "kv_cache_use" else known + value
+    for metric, _, value in prometheus.parse(text, _OURS):
+        name = _OURS[metric]
+        known = values.get(name, 0.0)
+        values[name] = max(known, value) if name == "kv_cache_use" else known + value
     return values
 
 
