@@ -23,7 +23,14 @@ KILL_S = 2.0
 
 _PIPES: weakref.WeakSet[Connection] = weakref.WeakSet()
 """The ends that are the parent's alone. A forked process would keep them open after the parent's end."""
-os.register_at_fork(after_in_child=lambda: [pipe.close() for pipe in _PIPES])
+
+
+def _close_pipes() -> None:
+    for pipe in _PIPES:
+        pipe.close()
+
+
+os.register_at_fork(after_in_child=_close_pipes)
 
 
 class Gone(Exception):
