@@ -1,4 +1,4 @@
-"""A process of the harness's own, and a pipe between the two: it cannot outlive the one that started it."""
+"""A process of the harness's own, and a pipe between the two, whose closing tells it that its parent has ended."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -20,6 +21,17 @@ from harness.errors import HarnessError
 KILL_S = 2.0
 """How long a killed process may take to end: one in a driver's hands is ended by the kernel when it can."""
 
+_PIPES: weakref.WeakSet[Connection] = weakref.WeakSet()
+"""The ends that are the parent's alone. A forked process would keep them open after the parent's end."""
+
+
+def _close_pipes() -> None:
+    for pipe in _PIPES:
+        pipe.close()
+
+
+os.register_at_fork(after_in_child=_close_pipes)
+
 
 class Gone(Exception):
     """The process ended unasked; how."""
@@ -29,12 +41,14 @@ class Child:
     """Runs `main(pipe, *args)`, a function of a module, in another process; `options` are those of Popen.
 
     It is out of reach of the terminal's Ctrl-C, which the parent hears for all, and is killed when the parent's end of
-    the pipe closes, which it does with the parent.
+    the pipe closes, which it does with the parent. With `outlives` it is not: `main` ends by itself, by the EOFError
+    that its next reading of the pipe raises.
     """
 
-    def __init__(self, main: Callable[..., None], *args: Any, **options: Any) -> None:
+    def __init__(self, main: Callable[..., None], *args: Any, outlives: bool = False, **options: Any) -> None:
         self.pipe, end = Pipe()
-        code = f"from {__name__} import run; run()"
+        _PIPES.add(self.pipe)
+        code = f"from {__name__} import run; run(outlives={outlives})"
         with end:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code, str(end.fileno()), main.__module__, main.__name__],
@@ -75,11 +89,12 @@ def ended(status: int) -> str:
     return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
-def run() -> None:
+def run(outlives: bool) -> None:
     """The process itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe, main = Connection(int(sys.argv[1])), getattr(importlib.import_module(sys.argv[2]), sys.argv[3])
-    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    if not outlives:
+        threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         try:
             main(pipe, *pipe.recv())

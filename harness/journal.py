@@ -15,7 +15,9 @@ from typing import Any
 import orjson
 
 from harness.errors import HarnessError
-from harness.model import PowerSample, Record
+from harness.model import PowerSample, Record, ServerSample
+
+Row = Record | PowerSample | ServerSample
 
 
 class Journal:
@@ -28,7 +30,7 @@ class Journal:
         except OSError as refused:
             raise unwritable(path.parent, refused) from None
 
-    def add(self, *rows: Record | PowerSample) -> None:
+    def add(self, *rows: Row) -> None:
         """Write the rows, and leave none of them to this process alone."""
         try:
             self._file.writelines(map(_line, rows))
@@ -62,7 +64,7 @@ def unwritable(directory: Path, refused: OSError) -> HarnessError:
     )
 
 
-def _line(row: Record | PowerSample) -> bytes:
+def _line(row: Row) -> bytes:
     try:
         return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError:  # half a surrogate pair in a server's words

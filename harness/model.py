@@ -128,6 +128,16 @@ class PowerSample:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerSample:
+    """One of a server's own metrics at one instant: a row of server.parquet."""
+
+    time_s: float
+    """Of CLOCK_MONOTONIC; what is stored is seconds since the load began."""
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class MeterDevice:
     """What a meter found out about one device and domain before the load began, by asking it."""
 

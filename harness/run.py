@@ -21,9 +21,10 @@ from harness.clients import PROGRESS_PERIOD_S, Clients, Ended, Inputs, Job, Link
 from harness.errors import EngineDied, HarnessError
 from harness.eventloop import Interrupt, Watch, event_loop
 from harness.load import Trace
-from harness.model import EngineInfo
+from harness.meters.process import Polled
+from harness.meters.server import ServerReader
+from harness.model import EngineInfo, ServerSample
 from harness.nodes import Cluster
-from harness.scrape import scraping
 from harness.sender import Progress, Sender, warm_up
 from harness.workload import Workload
 
@@ -156,6 +157,8 @@ class _Session:
     link: Callable[[Job], Link] | None
     enough: Enough | None
     timings: store.Timings = field(default_factory=store.Timings)
+    server: Polled[ServerSample] | None = None
+    """Reads what the server says of itself while it is measured."""
 
     @property
     def engine(self) -> engines.Engine:
@@ -180,7 +183,7 @@ class _Session:
                             else warm_up(self.engine, sender.make, self.workload.warmup.requests)
                         )
                     self.power.idle("loaded")
-                    with self._scraped(info), self._timed("measured_s", "measuring"):
+                    with self._server_read(info), self._timed("measured_s", "measuring"):
                         ended = runner.run(self._measure(sender, interrupt))
             except KeyboardInterrupt:
                 begun = "while measuring" if self.writer.file.clock else "before the measured part began"
@@ -227,11 +230,26 @@ class _Session:
         finally:
             self.writer.update(clients=clients.close())
 
-    def _scraped(self, info: EngineInfo) -> contextlib.AbstractContextManager[None]:
-        """Keeps what the server says of itself meanwhile, where the engine is one."""
-        urls = info.options.get("base_url", [])
-        urls = [urls] if isinstance(urls, str) else urls
-        return scraping(urls, self.writer.server_journal) if urls else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _server_read(self, info: EngineInfo) -> Iterator[None]:
+        """Read what the server says of itself meanwhile, where the engine is one."""
+        if not (urls := info.options.get("base_url")):
+            yield
+            return
+        self.server = Polled("server", ServerSample, ServerReader, [urls] if isinstance(urls, str) else urls)
+        self.server.start()
+        try:
+            yield
+        finally:
+            self.server.stop()
+            self.writer.add_server(self.server.drain())
+            self.server = None
+
+    def _drain(self) -> None:
+        """Move what other processes have read into the run's journals."""
+        self.power.drain()
+        if self.server is not None:
+            self.writer.add_server(self.server.drain())
 
     async def _measure(self, sender: Sender | Clients, interrupt: Interrupt) -> Ended:
         with Watch() as watch:
@@ -254,7 +272,7 @@ class _Session:
         for tick in itertools.count():
             self.notify(sender.progress())
             if tick % 2 == 0:
-                self.power.drain()
+                self._drain()
             if self.enough is not None and self.enough(self.writer.directory):
                 sender.stop()
             await asyncio.sleep(PROGRESS_PERIOD_S)

@@ -31,7 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 import harness
 from harness import journal
 from harness.errors import HarnessError
-from harness.model import EngineInfo, Figure, Finding, PowerSample, Record, Summary
+from harness.model import EngineInfo, Figure, Finding, PowerSample, Record, ServerSample, Summary
 from harness.runfile import SCHEMA_VERSION as SCHEMA_VERSION
 from harness.runfile import Anchor as Anchor
 from harness.runfile import RunFile as RunFile
@@ -60,8 +60,8 @@ REQUESTS = _schema(Record, _TYPES)
 POWER = _schema(PowerSample, _TYPES | {"int": pa.float64()})
 """The columns of power.parquet: the fields of PowerSample in their order; all numbers float, so that missing is NaN."""
 
-SERVER = pa.schema([("time_s", pa.float64()), ("name", pa.string()), ("value", pa.float64())])
-"""The columns of server.parquet: one of a server's own metrics at a time."""
+SERVER = _schema(ServerSample, _TYPES)
+"""The columns of server.parquet: the fields of ServerSample in their order."""
 
 _COLUMNS = {"requests": REQUESTS, "power": POWER, "server": SERVER}
 _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("time_s",)}
@@ -111,18 +111,20 @@ class RunWriter:
 
     def add_power(self, samples: Iterable[PowerSample]) -> None:
         """Journal a meter's readings, their times on CLOCK_MONOTONIC until `finish`."""
-        if "power" not in self._journals:
-            self._journals["power"] = journal.Journal(self.directory / "power.jsonl")
-        self._journals["power"].add(*samples)
+        self._add("power", samples)
+
+    def add_server(self, samples: Iterable[ServerSample]) -> None:
+        """Journal what a server says of itself, its times on CLOCK_MONOTONIC until `finish`."""
+        self._add("server", samples)
+
+    def _add(self, name: str, samples: Iterable[PowerSample | ServerSample]) -> None:
+        if name not in self._journals:
+            self._journals[name] = journal.Journal(self.directory / f"{name}.jsonl")
+        self._journals[name].add(*samples)
 
     def client_journal(self, client: int) -> Path:
         """Where the client process of that number keeps its finished requests."""
         return self.directory / f"requests-{client}.jsonl"
-
-    @property
-    def server_journal(self) -> Path:
-        """Where `harness.scrape` keeps what a server says of itself, its times on CLOCK_MONOTONIC until `finish`."""
-        return self.directory / "server.jsonl"
 
     def update(self, **changes: Any) -> None:
         """Rewrite run.json with these fields changed."""

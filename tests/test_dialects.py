@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import scrape
 from harness.engines.openai.engine import OpenAIEngine
 from harness.errors import RequestFailed
+from harness.meters.server import values_of
 from harness.model import Completion, Request
 
 RECORDED = Path(__file__).parent / "data" / "dialects"
@@ -110,4 +110,4 @@ def test_a_refusal_is_told_in_the_servers_words(name: str, status: int, kind: st
     ],
 )  # fmt: skip
 def test_metrics_by_their_names_here(name: str, values: dict[str, float]) -> None:
-    assert scrape.parse((RECORDED / f"{name}-metrics.txt").read_text()) == values
+    assert values_of((RECORDED / f"{name}-metrics.txt").read_text()) == values

@@ -186,6 +186,9 @@ def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
     assert "sk-1" not in str(wrong.value)
 
 
+MODELS = b'{"data": [{"id": "scripted"}]}'
+
+
 class Scripted(http.server.BaseHTTPRequestHandler):
     """Answers requests for text, and repeats the key that it was sent where it refuses one."""
 
@@ -196,7 +199,7 @@ class Scripted(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "scripted"}]})
+        self._answer(200, b"vllm:num_requests_running 2\n" if self.path == "/metrics" else MODELS)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -212,7 +215,9 @@ class Scripted(http.server.BaseHTTPRequestHandler):
             self._send(401, {"error": {"message": f"wrong key: {self.headers['Authorization']}"}})
 
     def _send(self, status: int, fields: dict[str, Any]) -> None:
-        data = json.dumps(fields).encode()
+        self._answer(status, json.dumps(fields).encode())
+
+    def _answer(self, status: int, data: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -249,6 +254,17 @@ def test_a_key_is_sent_and_never_stored(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(stored.requests["error"]) == {"http_401"}
     assert set(stored.requests["error_text"]) == {"wrong key: Bearer [secret]"}
     assert [path for path in directory.rglob("*") if b"very-secret" in path.read_bytes()] == []
+
+
+def test_what_a_server_says_of_itself_is_stored_from_before_the_load_to_after_it(tmp_path: Path) -> None:
+    with scripted(idle_s=9) as (url, _):
+        stored = store.read(run.run(workload(3, {"base_url": url, "stream": False}), tmp_path, lambda _: None))
+    assert set(zip(stored.server["name"], stored.server["value"], strict=True)) == {("running", 2.0)}
+    assert stored.server["time_s"].min() < 0
+    assert stored.server["time_s"].max() > stored.requests["end_s"].max()
+    assert sorted(path.name for path in stored.directory.iterdir() if path.suffix != ".log") == [
+        "requests.parquet", "run.json", "server.parquet",
+    ]  # fmt: skip
 
 
 def test_text_is_made_by_the_servers_tokenizer_and_turns_alternate() -> None:

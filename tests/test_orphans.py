@@ -14,7 +14,7 @@ import pytest
 
 SLEEP = "import time; time.sleep(60)"
 PARENT = f"""
-import subprocess, sys, time
+import os, subprocess, sys, time
 from harness.engines.orphans import Descendants
 sleep = [sys.executable, "-c", {SLEEP!r}]
 before = subprocess.Popen(sleep)
@@ -23,8 +23,12 @@ child = subprocess.Popen([sys.executable, "-c", "import subprocess, sys, time; "
                           "print(subprocess.Popen([sys.executable, '-c', {SLEEP!r}]).pid, flush=True); time.sleep(60)"],
                          stdout=subprocess.PIPE, text=True)
 grandchild = child.stdout.readline().strip()
+forked = os.fork()  # which has copies of what this process has open
+if forked == 0:
+    time.sleep(60)
+    os._exit(0)
 MODE
-print(before.pid, child.pid, grandchild, watched._watcher.pid, flush=True)
+print(before.pid, child.pid, grandchild, forked, watched._watcher.process.pid, flush=True)
 time.sleep(60)
 """
 
@@ -58,12 +62,12 @@ def test_what_was_started_under_watch_is_killed(tmp_path: Path, mode: str, kill:
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
     assert parent.stdout is not None
-    before, child, grandchild, watcher = map(int, parent.stdout.readline().split())
+    before, *started = map(int, parent.stdout.readline().split())
     try:
         if kill:
             parent.kill()
             parent.wait()
-        assert [gone(pid) for pid in (child, grandchild, watcher)] == [True] * 3
+        assert [gone(pid) for pid in started] == [True] * 4
         assert not gone(before, within_s=0.1)  # what ran before is not the engine's
     finally:
         os.kill(before, signal.SIGKILL)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 
-from harness import scrape
+from harness import server_metrics
 from harness.engines.openai.engine import OpenAIEngine
 from harness.engines.openai.serve import ServedEngine, create
 from harness.errors import RequestFailed
-from harness.model import Completion, EngineInfo, Request
+from harness.meters.process import Polled
+from harness.meters.server import NAMES, ServerReader
+from harness.model import Completion, EngineInfo, Request, ServerSample
 
 pytestmark = pytest.mark.vllm
 
@@ -80,18 +81,19 @@ def test_tokens_counted_are_those_of_the_usage(loaded: Loaded, endpoint: str, st
         assert done.arrival_tokens[-1] == 12
 
 
-def test_a_repeated_prompt_is_found_in_the_prefix_cache(loaded: Loaded, tmp_path: Path) -> None:
+def test_a_repeated_prompt_is_found_in_the_prefix_cache(loaded: Loaded) -> None:
     url = loaded[0].client_options["base_url"]
-    with scrape.scraping([url], tmp_path / "server.jsonl"):
-        cached = [send(loaded, request(2, 200, 4))[0].cached_tokens for _ in range(2)]
+    server = Polled("server", ServerSample, ServerReader, [url])
+    server.start()
+    cached = [send(loaded, request(2, 200, 4))[0].cached_tokens for _ in range(2)]
+    server.stop()
     assert cached[0] == 0
     assert cached[1] is not None
     assert cached[1] >= 128  # a block, on a CPU
-    rows = [json.loads(line) for line in (tmp_path / "server.jsonl").read_text().splitlines()]
-    assert {row["name"] for row in rows} == set(scrape.NAMES)
-    readings = pd.DataFrame(rows)
-    figures = {each.name: each for each in scrape.figures(readings, readings["time_s"].min(), readings["time_s"].max())}
-    found = figures["server.prefix_cache_hits"]
+    readings = pd.DataFrame(server.drain())
+    assert set(readings["name"]) == set(NAMES)
+    figures = server_metrics.figures(readings, readings["time_s"].min(), readings["time_s"].max())
+    found = {each.name: each for each in figures}["server.prefix_cache_hits"]
     assert (found.value, found.n) == (cached[1] / 400, 400)
 
 

@@ -1,4 +1,4 @@
-"""Meters: they say what power and energy are now, from a process of their own, so that the load is not disturbed.
+"""Meters: what power and energy are now, and what a server says of itself, read without disturbing the load.
 
 To add one, write a module with a class that follows `Meter`, or `Reader` where it has to be polled, and add its line.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import yaml
 
 from harness.errors import HarnessError
-from harness.model import MeterInfo, PowerSample
+from harness.model import MeterInfo, PowerSample, ServerSample
 
+Row = TypeVar("Row", PowerSample, ServerSample)
 METERS: Mapping[str, str] = {
     "constant": "harness.meters.replay:ConstantMeter",
     "nvml": "harness.meters.nvml:NvmlReader",
@@ -42,14 +43,14 @@ class Meter(Protocol):
     def stop(self) -> MeterInfo: ...
 
 
-class Reader(Protocol):
+class Reader(Protocol[Row]):
     """What is polled when `next_s` comes. Lives in the reading process; times are CLOCK_MONOTONIC seconds."""
 
     next_s: float
 
     def open(self) -> MeterInfo: ...
 
-    def read(self) -> list[PowerSample]: ...
+    def read(self) -> list[Row]: ...
 
 
 def create(name: str, options: Mapping[str, Any] | None = None) -> Meter:
@@ -66,9 +67,9 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Meter:
     if name not in METERS:
         raise HarnessError(f"unknown meter '{name}'", f"choose one of {', '.join(METERS)}")
     if METERS[name].endswith("Reader"):
-        from harness.meters.process import ProcessMeter
+        from harness.meters.process import Polled
 
-        return ProcessMeter(name, options or {})
+        return Polled(name, PowerSample, construct, name, options or {})
     meter: Meter = construct(name, options or {})
     return meter
 

@@ -1,11 +1,12 @@
-"""Any endpoint in Prometheus' text format, by default NVIDIA's DCGM exporter: for GPUs of another machine."""
+"""Endpoints in Prometheus' text format: how they are read, and a meter for them, by default NVIDIA's DCGM exporter."""
 
 from __future__ import annotations
 
+import http.client
 import re
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from harness.errors import HarnessError
@@ -23,18 +24,32 @@ COLLECT_S = 30.0
 TIMEOUT_S = 5.0
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_LINE = re.compile(rf"^(?P<metric>[a-zA-Z_:][\w:]*)(?:\{{(?P<labels>[^}}]*)\}})?[ \t]+(?P<value>{_NUMBER})(?!\S)", re.M)
+_LABELS = r'(?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*'
+_LINE = re.compile(
+    rf"^(?P<metric>[a-zA-Z_:][\w:]*)(?:\{{(?P<labels>{_LABELS})\}})?[ \t]+(?P<value>{_NUMBER})(?!\S)", re.M
+)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
-def parse(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
-    """(metric, labels, value) of each line of the text format that has a finite number.
+def parse(text: str, metrics: Container[str]) -> Iterator[tuple[str, dict[str, str], float]]:
+    """(metric, labels, value) of each line of the text format that is of these metrics and has a finite number.
 
-    >>> list(parse('# HELP x y\\nDCGM_FI_DEV_POWER_USAGE{gpu="1",UUID="GPU-5"} 71.5 1700000000000\\nx nan\\n'))
-    [('DCGM_FI_DEV_POWER_USAGE', {'gpu': '1', 'UUID': 'GPU-5'}, 71.5)]
+    >>> list(parse('# HELP w x\\nw{gpu="1",name="{a}"} 71.5 1700000000000\\nw nan\\nx 3\\n', {"w"}))
+    [('w', {'gpu': '1', 'name': '{a}'}, 71.5)]
     """
     for line in _LINE.finditer(text):
-        yield line["metric"], dict(_LABEL.findall(line["labels"] or "")), float(line["value"])
+        if line["metric"] in metrics:
+            yield line["metric"], dict(_LABEL.findall(line["labels"] or "")), float(line["value"])
+
+
+def fetch(url: str) -> str:
+    """What the endpoint says. Raises HarnessError where it does not answer."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+            return str(answer.read().decode(errors="replace"))
+    except (OSError, ValueError, http.client.HTTPException) as failed:
+        fix = "start the exporter, or give the meter's option `url`"
+        raise HarnessError(f"{url} does not answer: {failed}", fix) from None
 
 
 class PrometheusReader:
@@ -96,15 +111,8 @@ class PrometheusReader:
 
     def _scrape(self) -> dict[str, dict[str, Any]]:
         """Columns of a sample, and labels, of each device."""
-        try:
-            with urllib.request.urlopen(self.url, timeout=TIMEOUT_S) as answer:
-                text = answer.read().decode(errors="replace")
-        except (OSError, ValueError) as failed:
-            fix = "start the exporter, or give the meter's option `url`"
-            raise HarnessError(f"{self.url} does not answer: {failed}", fix) from None
         seen: dict[str, dict[str, Any]] = {}
-        for metric, labels, value in parse(text):
-            if metric in self.columns:
-                column, scale = self.columns[metric]
-                seen.setdefault(labels.get(self.label, "0"), {}).update(labels, **{column: value * scale})
+        for metric, labels, value in parse(fetch(self.url), self.columns):
+            column, scale = self.columns[metric]
+            seen.setdefault(labels.get(self.label, "0"), {}).update(labels, **{column: value * scale})
         return seen

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness import checks, energy, engines, scrape, selfwatch, store
+from harness import checks, energy, engines, selfwatch, server_metrics, store
 from harness.model import Figure, Finding, MeterInfo, Summary
 from harness.steady import Window
 from harness.store import Run, RunFile
@@ -67,7 +67,7 @@ def made_of(run: Run) -> Summary:
     if infos and window is not None:
         made = _with_energy(run, infos, made, window)
     if window is not None:
-        made = replace(made, figures=made.figures + scrape.figures(run.server, window.begin_s, window.end_s))
+        made = replace(made, figures=made.figures + server_metrics.figures(run.server, window.begin_s, window.end_s))
     if run.file.imported is not None:
         made = _imported(run.file.imported, made, bool(len(run.requests)))
     return made

@@ -1,0 +1,66 @@
+"""A server's own metrics while it is measured, read once a second."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+
+from harness.errors import HarnessError
+from harness.meters import prometheus
+from harness.model import MeterInfo, ServerSample
+
+PERIOD_S = 1.0
+NAMES = {
+    "running": ("vllm:num_requests_running", "sglang:num_running_reqs", "tgi_batch_current_size",
+                "llamacpp:requests_processing"),
+    "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "tgi_queue_size", "llamacpp:requests_deferred"),
+    "kv_cache_use": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage",
+                     "llamacpp:kv_cache_usage_ratio"),
+    "prefix_cache_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total",
+                             "sglang:prompt_tokens_total"),
+    "prefix_cache_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total",
+                          "sglang:cached_tokens_total"),
+    "preemptions": ("vllm:num_preemptions_total", "sglang:num_retracted_requests_total"),
+}  # fmt: skip
+"""What is kept -> what vLLM, SGLang, TGI and llama.cpp call it. Use is a share of 1; queries and hits are tokens."""
+
+
+_OURS = {theirs: name for name, all_theirs in NAMES.items() for theirs in all_theirs}
+
+
+def values_of(text: str) -> dict[str, float]:
+    """The values in one answer of /metrics. Of several engines behind one server counts add up, and the fullest cache
+    stands for all.
+
+    >>> values_of('vllm:num_requests_running{engine="0"} 3.0\\nvllm:num_requests_running{engine="1"} 4.0\\n')
+    {'running': 7.0}
+    """
+    values: dict[str, float] = {}
+    for metric, _, value in prometheus.parse(text, _OURS):
+        name = _OURS[metric]
+        known = values.get(name, 0.0)
+        values[name] = max(known, value) if name == "kv_cache_use" else known + value
+    return values
+
+
+class ServerReader:
+    """Reads the metrics of servers, together. A server that has none, or is too busy to answer, adds nothing."""
+
+    next_s = 0.0
+
+    def __init__(self, base_urls: Sequence[str]) -> None:
+        self.urls = [f"{url.rstrip('/').removesuffix('/v1')}/metrics" for url in base_urls]
+
+    def open(self) -> MeterInfo:
+        return MeterInfo("server", "measured", ())
+
+    def read(self) -> list[ServerSample]:
+        asked_s, answers = time.monotonic(), list[str]()
+        for url in self.urls:
+            with contextlib.suppress(HarnessError):
+                answers.append(prometheus.fetch(url))
+        answered_s = time.monotonic()
+        self.next_s = answered_s + PERIOD_S
+        time_s = (asked_s + answered_s) / 2
+        return [ServerSample(time_s, name, value) for name, value in values_of("\n".join(answers)).items()]
