@@ -23,12 +23,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness import index, shipped, store
-from harness import run as measuring
-from harness.report import document, economics, reported
+from harness.analysis import index
+from harness.analysis.summary import summary_of
+from harness.facts.comparisons import Context
+from harness.facts.measured import measured_cost, shipped_book
+from harness.measure import run as measuring
+from harness.report import document
+from harness.report.cost import run_cost_tables
+from harness.report.facts import compare_runs
 from harness.report.formats import long_form
-from harness.report.summaries import summary_of
-from harness.reported.comparisons import Context
+from harness.store.directory import Run, find_run, read_run
+from harness.workload.library import read_workload
 
 Root = str | Path
 RESULTS = "results"
@@ -36,17 +41,17 @@ RESULTS = "results"
 
 def measure(workload: str, root: Root = RESULTS, overrides: Sequence[str] = (), meters: Sequence[str] = ()) -> str:
     """Measure a workload (a shipped name or a file, `overrides` as for --set); the name of its run under `root`."""
-    spec = shipped.read_workload(workload, overrides)
+    spec = read_workload(workload, overrides)
     return measuring.run(spec, Path(root), lambda _: None, meters).name
 
 
 def runs(root: Root = RESULTS, where: str | None = None) -> pd.DataFrame:
-    """A row a run: what it measured and where, then the value of every figure (`harness.index.runs`)."""
+    """A row a run: what it measured and where, then the value of every figure (`harness.analysis.index.runs`)."""
     return index.runs(Path(root), where)
 
 
 def figures(root: Root = RESULTS, where: str | None = None) -> pd.DataFrame:
-    """A row a figure of each run, with its unit, interval, status and count (`harness.index.figures`)."""
+    """A row a figure of each run, with its unit, interval, status and count (`harness.analysis.index.figures`)."""
     return index.figures(Path(root), where)
 
 
@@ -65,7 +70,7 @@ def cost(
 ) -> pd.DataFrame:
     """What each run costs under a scenario (None: its own), in the long form: what `harness cost` prints."""
     read = [_read(name, root) for name in runs]
-    return long_form(economics.run_cost_tables([(run.file, summary_of(run)) for run in read], scenario, overrides))
+    return long_form(run_cost_tables([(run.file, summary_of(run)) for run in read], scenario, overrides))
 
 
 def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None = None) -> pd.DataFrame:
@@ -74,9 +79,9 @@ def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None
     Without a run of a GPU, published GPU measurements stand in.
     """
     costed = [document.costed(_read(name, root), scenario) for name in runs]
-    book = reported.book()
-    return long_form(reported.compare_runs(Context(book, reported.measured_cost(book, costed)), costed))
+    book = shipped_book()
+    return long_form(compare_runs(Context(book, measured_cost(book, costed)), costed))
 
 
-def _read(run: str, root: Root) -> store.Run:
-    return store.read(store.find(run, Path(root)))
+def _read(run: str, root: Root) -> Run:
+    return read_run(find_run(run, Path(root)))

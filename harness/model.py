@@ -6,10 +6,18 @@ Units are SI and stand in the names. A missing value is None, never 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge
+
+SERVED = ("openai", "simulated")
+"""Engines that several processes can send to; any other works inside the harness's own process."""
+
 
 Status = Literal["measured", "derived", "assumed", "reported", "published", "simulated"]
 """Where a figure comes from; stored with it and printed beside it."""

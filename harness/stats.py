@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
-
 CONFIDENCE = 0.95
 LEAST_CLUSTERS = 100  # with fewer the spread between them is too poorly known
 LEAST_BATCHES, MOST_BATCHES = 10, 512

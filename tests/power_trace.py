@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from harness.energy.sources import Source
+from harness.analysis.readings import Source
 from harness.model import MeterDevice
 
 HERE = Path(__file__).resolve().parent / "data" / "power_trace_a100"

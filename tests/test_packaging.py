@@ -19,12 +19,12 @@ from pathlib import Path
 import pytest
 import typer.main
 from packaging.requirements import Requirement
+from places import ROOT
 
-from harness import shipped
 from harness.cli import app
 from harness.errors import HarnessError
+from harness.workload.library import read_workload
 
-ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "vllm"}
 VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # typer hides click's type of a group
 
@@ -219,10 +219,10 @@ def test_a_documented_command_can_be_given(command: str, error: str, monkeypatch
     given = VERBS[verb].make_context(verb, arguments).params
     if error:
         with pytest.raises(HarnessError) as raised:
-            shipped.read_workload(given["workload"], given["set_"])
+            read_workload(given["workload"], given["set_"])
         assert f"error: {raised.value}\n" == error
     elif verb == "run":
-        assert shipped.read_workload(given["workload"], given["set_"] or [])
+        assert read_workload(given["workload"], given["set_"] or [])
 
 
 def test_the_readme_starts_with_the_two_commands() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "results/published"
 STALE = "run scripts/publish-results, and name a figure that moved in CHANGELOG.md"
 

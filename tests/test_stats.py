@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import stats
-from harness.steady import find
+from harness.analysis.window import find_window
 
 FINITE = st.floats(-1e6, 1e6)
 
@@ -151,7 +151,7 @@ def test_intervals_of_a_closed_loop_hold_the_truth(cv: float) -> None:
     rate, stay = truth(users, cv)
     for run in closed_loops(users, users * 40, 400, seed=5, cv=cv):
         came = run.arrivals()
-        found = find(run.sent_s, run.end_s, run.tokens, came, np.ones(len(came)), shape="closed", users=users)
+        found = find_window(run.sent_s, run.end_s, run.tokens, came, np.ones(len(came)), shape="closed", users=users)
         if found.whole is not None:
             continue
         inside = (run.sent_s >= found.begin_s) & (run.sent_s < found.end_s)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from harness.model import Summary
     from harness.report.formats import Format as Formats
     from harness.report.table import Table
-    from harness.store import Run
+    from harness.store.directory import Run
+
 
 app = typer.Typer(
     help="What it costs to serve an open model here, and whether the story in the press adds up.",
@@ -83,20 +84,20 @@ def emit(content: str | bytes, out: Path | None = None) -> None:
 
 def show_run(directory: Path) -> Run:
     """Print what a terminal shows of a run."""
-    from harness import store
     from harness.report import document
+    from harness.store.directory import read_run
 
     show(document.in_short(document.report([document.load(directory)])), "text")
-    return store.read(directory)
+    return read_run(directory)
 
 
 @contextlib.contextmanager
 def each_run(references: Sequence[str], root: Path, read: Callable[[Path], T]) -> Iterator[list[T]]:
     """What `read` makes of each run. A damaged one among others is named and left out; the verb then leaves with 2."""
-    from harness import store
+    from harness.store.directory import find_run
 
     found, damaged = [], []
-    for directory in [store.find(reference, root) for reference in references]:
+    for directory in [find_run(reference, root) for reference in references]:
         try:
             found.append(read(directory))
         except errors.HarnessError as error:

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.sender import Progress
+    from harness.measure.sender import Progress
 
 
 class Display:

@@ -20,15 +20,14 @@ def list_(
     where: Where = None,
 ) -> None:
     """List what there is: workloads, runs (those for which a condition holds), engines, models or scenarios."""
-    from harness import index
-    from harness.report import lists
+    from harness.cli.tables import TABLES, runs_table
 
     if what == "runs":
-        show([index.table(root, where)], "text")
+        show([runs_table(root, where)], "text")
     elif where is not None:
         raise errors.HarnessError(f"--where does not go with {what}", "only runs have figures and conditions")
     else:
-        show([lists.TABLES[what]()], "text")
+        show([TABLES[what]()], "text")
 
 
 @app.command()
@@ -38,11 +37,11 @@ def export(
     where: Where = None,
 ) -> None:
     """Write the figures of all runs, or of those for which a condition holds, to one file: a row a figure."""
-    from harness import index
+    from harness.analysis.index import figures
 
     if out.suffix not in (".parquet", ".csv"):
         raise errors.HarnessError(f"'{out}' is neither .parquet nor .csv", "name the file so that its form is known")
-    table = index.figures(root, where)
+    table = figures(root, where)
     table.to_parquet(out) if out.suffix == ".parquet" else table.to_csv(out, index=False)
     typer.echo(f"{out}: {len(table)} figures of {table['run'].nunique()} runs")
 
@@ -55,10 +54,10 @@ def import_(
     gpus: Annotated[int | None, typer.Option(min=1, help="How many of them served the model.")] = None,
 ) -> None:
     """Store the results of other tools as runs: vLLM's benchmarks, guidellm, aiperf, inference-perf, LoadGen…"""
-    from harness import importers
+    from harness.store.imports import store_points
 
     for file in files:
-        for directory in importers.store_points(file, root, gpu, gpus):
+        for directory in store_points(file, root, gpu, gpus):
             typer.echo(f"run: {directory}")
 
 
@@ -69,6 +68,6 @@ def schema(
     """Print the JSON Schema of a workload, sweep, scenario, fact, or of run.json."""
     import json
 
-    from harness import schemas
+    from harness.cli import schemas
 
     typer.echo(json.dumps(schemas.schema(name), indent=1))

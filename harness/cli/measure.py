@@ -53,17 +53,19 @@ def run(
     With --precision it ends as soon as the figures are that precise; the workload's count and duration are the most
     that is spent on it.
     """
-    from harness import precision, shipped, store
-    from harness import run as measuring
-    from harness.judge import Judge
-    from harness.report import economics
-    from harness.report.precision import precision_table, repeats_table
-    from harness.report.summaries import summary_of
+    from harness.analysis import precision
+    from harness.analysis.summary import summary_of
+    from harness.cost.pricing import read_scenario
+    from harness.measure import run as measuring
+    from harness.measure.stop import Stop
+    from harness.report.changes import precision_table, repeats_table
+    from harness.store.directory import new_id, read_run
+    from harness.workload.library import read_workload
 
     named = {"engine.name": engine, "model": model, "scenario": scenario}
-    spec = shipped.read_workload(workload, [*(set_ or ()), *_words(named, serve)])
+    spec = read_workload(workload, [*(set_ or ()), *_words(named, serve)])
     if spec.scenario is not None:
-        economics.read_scenario(spec.scenario)  # a mistake in it should not show after the measuring
+        read_scenario(spec.scenario)  # a mistake in it should not show after the measuring
     if targets := precision.parse(precise or ()):
         precision.check_shape(spec.load.shape)
     with Display() as display:
@@ -72,14 +74,14 @@ def run(
         if assume_power is not None:
             power = [*power, f"constant:watts={assume_power}"]
         declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
-        group, runs = store.new_id(datetime.now(UTC), "repeat", spec.name), []
+        group, runs = new_id(datetime.now(UTC), "repeat", spec.name), []
         for k in range(repeat):
             sweep = {"name": group, "key": f"{k}", "values": {}, "repeat": k} if repeat > 1 else None
-            with Judge(targets) if targets else contextlib.nullcontext() as judge:
+            with Stop(targets) if targets else contextlib.nullcontext() as judge:
                 directory = measuring.run(
                     spec, out, display.show, power, declared, clients, ray, enough=judge, sweep=sweep
                 )
-            runs.append(store.read(directory))
+            runs.append(read_run(directory))
             if runs[-1].file.state != "complete":
                 break
     stored = show_run(runs[-1].directory)

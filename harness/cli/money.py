@@ -14,6 +14,7 @@ from harness.cli.app import RESULTS, ChartFormat, Charts, Format, Root, Runs, Sc
 if TYPE_CHECKING:
     from harness.report.table import Table
 
+
 Facts = Annotated[list[Path] | None, typer.Option("--facts", help="Your own facts, beside the shipped; repeatable.")]
 
 
@@ -29,14 +30,15 @@ def facts(
     format_: Format = "text",
 ) -> None:
     """List the published figures, or print one with its source and quote."""
-    from harness.report import reported
+    from harness.facts.measured import shipped_book
+    from harness.report.facts import fact_text, facts_table
 
-    book = reported.book(file or ())
+    book = shipped_book(file or ())
     if fact is not None:
-        emit(reported.fact_text(book, fact, format_))
+        emit(fact_text(book, fact, format_))
         return
     found = book.select(entity=entity, metric=metric, period=period, status=status, layer=layer)
-    show([reported.facts_table(found)], format_)
+    show([facts_table(found)], format_)
 
 
 @app.command()
@@ -58,21 +60,23 @@ def compare(
     Without a run of a GPU, published GPU measurements stand in. --set changes an assumption of the comparison
     (chat_share=0.3) or an input of the scenario (serving.utilisation=0.5).
     """
-    from harness import store
-    from harness.economics.scenario import KEYS
-    from harness.report import document, reported
-    from harness.reported.comparisons import COMPARISONS, Context
-    from harness.reported.records import assume
+    from harness.cost.scenario import KEYS
+    from harness.facts.book import assume
+    from harness.facts.comparisons import COMPARISONS, Context
+    from harness.facts.measured import measured_cost, shipped_book
+    from harness.report import document
+    from harness.report.facts import compare_runs, comparison_table, explained
+    from harness.store.directory import read_run
 
     inputs = [each for each in set_ or () if each.partition("=")[0] in KEYS]
-    with each_run(references or (), root, lambda path: document.costed(store.read(path), scenario, inputs)) as runs:
-        book = assume(reported.book(file or ()), [each for each in set_ or () if each not in inputs])
-        context = Context(book, reported.measured_cost(book, runs), force)
+    with each_run(references or (), root, lambda path: document.costed(read_run(path), scenario, inputs)) as runs:
+        book = assume(shipped_book(file or ()), [each for each in set_ or () if each not in inputs])
+        context = Context(book, measured_cost(book, runs), force)
         if explain is not None:
-            emit(reported.explain(context, explain, format_))
+            emit(explained(context, explain, format_))
             return
         names = [*COMPARISONS, "contradictions"] if table == ["all"] else table or []
-        made = [*reported.compare_runs(context, runs), *(reported.comparison_table(context, name) for name in names)]
+        made = [*compare_runs(context, runs), *(comparison_table(context, name) for name in names)]
         show(made, format_, charts=charts, chart_format=chart_format)
 
 
@@ -95,25 +99,26 @@ def cost(
     format_: Format = "text",
 ) -> None:
     """Price runs under a scenario: each alone, split by phase, at a latency objective, or as a fleet over a day."""
-    from harness import store
-    from harness.economics.fleet import Policy
-    from harness.report import economics
-    from harness.report.summaries import summary_of
+    from harness.analysis.summary import summary_of
+    from harness.cost.fleet import Policy
+    from harness.cost.pricing import costs_at_objective, query_costs
+    from harness.report.cost import cost_tables, fleet_costs, interactivity_table, run_cost_tables
+    from harness.store.directory import read_run
 
-    with each_run(references or ["latest"], root, store.read) as runs:
+    with each_run(references or ["latest"], root, read_run) as runs:
         how = (scenario, set_ or ())
         sweep = [] if split else [(each.file, summary_of(each)) for each in runs]
         made: Sequence[Table]
         if split:
-            made = economics.cost_tables(economics.query_costs([(each.file, each.requests) for each in runs], *how))
+            made = cost_tables(query_costs([(each.file, each.requests) for each in runs], *how))
         elif objective is None:
-            made = economics.run_cost_tables(sweep, *how)
+            made = run_cost_tables(sweep, *how)
         elif fleet is None:
-            found, _ = economics.costs_at_objective(sweep, objective, *how)
-            made = [*economics.cost_tables(found), economics.interactivity_table(sweep, *how)]
+            found, _ = costs_at_objective(sweep, objective, *how)
+            made = [*cost_tables(found), interactivity_table(sweep, *how)]
         else:
-            found, day = economics.fleet_costs(sweep, objective, _pair(fleet), Policy(), *how)
-            made = [*economics.cost_tables(found), day]
+            found, day = fleet_costs(sweep, objective, _pair(fleet), Policy(), *how)
+            made = [*cost_tables(found), day]
         show(made, format_)
 
 
@@ -139,20 +144,21 @@ def extrapolate(
     format_: Format = "text",
 ) -> None:
     """Predict speed, energy and cost of a model and GPU that were not measured, from published GPU measurements."""
-    from harness import store
-    from harness.report import economics
-    from harness.report import extrapolate as roofline
-    from harness.report.summaries import summary_of
+    from harness.analysis.summary import summary_of
+    from harness.predict.extrapolate import extrapolate
+    from harness.report.cost import cost_tables
+    from harness.report.predict import validation_table
+    from harness.store.directory import find_run, read_run
 
     if validate or model is None:
-        show([roofline.validation_table()], format_)
+        show([validation_table()], format_)
         return
     own = None
     if reference is not None:
-        stored = store.read(store.find(reference, root))
+        stored = read_run(find_run(reference, root))
         own = stored.file, summary_of(stored)
-    found = roofline.extrapolate(model, gpu, devices, precision, batch, _pair(tokens), scenario, set_ or (), own)
-    show(economics.cost_tables(found), format_)
+    found = extrapolate(model, gpu, devices, precision, batch, _pair(tokens), scenario, set_ or (), own)
+    show(cost_tables(found), format_)
 
 
 def _pair(text: str) -> tuple[float, float]:

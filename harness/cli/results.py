@@ -14,8 +14,9 @@ from harness.cli.app import RESULTS, Format, Precision, Root, Run_, app, show
 from harness.cli.display import Display
 
 if TYPE_CHECKING:
-    from harness.report.differences import Difference
-    from harness.store import Run
+    from harness.report.changes import Difference
+    from harness.store.directory import Run
+
 
 Force = Annotated[bool, typer.Option("--force", help="Compare what does not compare, and stamp it.")]
 
@@ -27,12 +28,13 @@ def check(
     precise: Precision = None,
 ) -> None:
     """Print what is doubtful about a run, and what a wanted precision needs; leave with 1 where a doubt is serious."""
-    from harness import precision, store
+    from harness.analysis import precision
+    from harness.analysis.summary import summary_of
     from harness.report import tables
-    from harness.report.precision import precision_table
-    from harness.report.summaries import summary_of
+    from harness.report.changes import precision_table
+    from harness.store.directory import find_run, read_run
 
-    stored = store.read(store.find(reference, root))
+    stored = read_run(find_run(reference, root))
     summary, targets = summary_of(stored), precision.parse(precise or ())
     wanted = [precision_table(stored.file, summary, targets)] if targets else []
     show([tables.findings_table(summary.findings), *wanted], "text")
@@ -53,8 +55,8 @@ def diff(
     format_: Format = "text",
 ) -> None:
     """Set runs against runs: each figure's ratio with its interval, what improved and what regressed."""
-    from harness.diff import parse_gate
-    from harness.report.differences import difference
+    from harness.analysis.diff import parse_gate
+    from harness.report.changes import difference
 
     gates = [parse_gate(text) for text in fail_on or ()]
     found = difference(_side(base, root), _side(new, root), gates, force)
@@ -65,13 +67,13 @@ def diff(
 
 
 def _side(text: str, root: Path) -> list[Run]:
-    from harness import store
+    from harness.store.directory import find_run, read_run
 
     found: list[Path] = []
     for each in text.split(","):
         inside = [path.parent for path in Path(each).glob("*/run.json") if not path.parent.is_symlink()]
-        found += sorted(inside) or [store.find(each, root)]
-    return [store.read(directory) for directory in found]
+        found += sorted(inside) or [find_run(each, root)]
+    return [read_run(directory) for directory in found]
 
 
 def _tell_github(found: Difference) -> None:
@@ -97,13 +99,14 @@ def rerun(
 
     Refuses a machine that differs from that of the run; other differences, such as versions, are named first.
     """
-    from harness import environment, store
-    from harness import run as measuring
-    from harness.diff import differences
-    from harness.report.differences import difference
-    from harness.workload import parse_workload
+    from harness.analysis.diff import differences
+    from harness.measure import environment
+    from harness.measure import run as measuring
+    from harness.report.changes import difference
+    from harness.store.directory import find_run, read_run, read_run_file
+    from harness.workload.schema import parse_workload
 
-    before = store.read(store.find(reference, root))
+    before = read_run(find_run(reference, root))
     file = before.file
     was = file.model_dump(mode="json")
     must, noted = differences(was, {**was, "environment": environment.capture()})
@@ -116,9 +119,9 @@ def rerun(
     with Display() as display:
         clients = max(1, len(file.clients))
         directory = measuring.run(spec, root, display.show, file.meters_asked, file.declared, clients)
-    show(difference([before], [store.read(directory)], force=True).tables, format_)
+    show(difference([before], [read_run(directory)], force=True).tables, format_)
     typer.echo(f"run: {directory}", err=True)
-    if store.read_file(directory).state != "complete":
+    if read_run_file(directory).state != "complete":
         raise typer.Exit(errors.INCOMPLETE)
 
 
@@ -128,7 +131,7 @@ def doctor(root: Root = RESULTS, format_: Format = "text") -> None:
 
     Leaves with 1 only where no run can be stored.
     """
-    from harness import doctor as examining
+    from harness.measure import doctor as examining
     from harness.model import Finding
     from harness.report.table import PROPERTIES, Table
     from harness.report.tables import findings_table

@@ -11,7 +11,7 @@ from harness import errors
 from harness.cli.app import RESULTS, Root, app, show
 
 if TYPE_CHECKING:
-    from harness.sweeping import Status
+    from harness.measure.sweep import Status
 
 
 @app.command()
@@ -32,11 +32,12 @@ def sweep(
     ] = None,
 ) -> None:
     """Measure every point of a grid, or search for the highest load; each point is a run."""
-    from harness import sweeping
+    from harness.cli.tables import ended_table, plan_table
+    from harness.measure.sweep import carry_out, read_plan, start_workers
 
-    plan = sweeping.plan(file, root)
+    plan = read_plan(file, root)
     if dry_run:
-        show([sweeping.plan_table(plan)], "text")
+        show([plan_table(plan)], "text")
         return
     if plan.stored and not resume:
         raise errors.HarnessError(
@@ -44,9 +45,9 @@ def sweep(
             "add --resume to measure the others, or give the sweep another name",
         )
     power = meter or ([] if plan.simulated else ["auto"])
-    with sweeping.workers(plan, jobs, ray) as workers:
-        ended = sweeping.carry_out(plan, workers, _say, power, budget)
-    show([sweeping.ended_table(plan, ended)], "text")
+    with start_workers(plan, jobs, ray) as workers:
+        ended = carry_out(plan, workers, _say, power, budget)
+    show([ended_table(plan, ended)], "text")
     if any(done.state != "complete" for done in ended.values()):
         raise typer.Exit(errors.INCOMPLETE)
     if len(ended) < len(plan.points) and plan.sweep.auto is None:
@@ -58,7 +59,7 @@ def _say(status: Status) -> None:
     """A line for each point that ends."""
     if status.done is None:
         return
-    from harness.sweeping import in_words
+    from harness.cli.tables import in_words
 
     left = "" if status.left_s is None else f", about {status.left_s / 60:.0f} min left"
     failed = f", {status.failed} failed" if status.failed else ""

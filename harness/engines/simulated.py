@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.engines import options_of
+from harness.engines.base import options_of
 from harness.errors import EngineDied, RequestFailed
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
 

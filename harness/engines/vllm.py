@@ -15,21 +15,19 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
-from harness import weights
-from harness.engines.orphans import Descendants
-from harness.engines.vllm_faults import Log, explained
+from harness.engines import weights
+from harness.engines.vllm_errors import Log, explained
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.model import Completion, EngineInfo, Request
+from harness.process import Descendants
 
 SAMPLING: Mapping[str, Any] = {"temperature": 0.0}
 """Options that are not vLLM's own, and their defaults; temperature 0 is greedy."""
-
 ELSEWHERE: Mapping[str, str] = {
     "model": "name the model with --model, or `model:` in the workload",
     "hf_token": "set HF_TOKEN in the environment: options are stored with the run",
 }
 """Options of vLLM's that are not given as such -> what to do instead."""
-
 CPU_DEFAULTS: Mapping[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30}
 """For a CPU only. Compiling takes minutes there, and vLLM's own default takes 92% of the machine's memory."""
 

@@ -17,16 +17,15 @@ import psutil
 import pynvml
 
 from harness.errors import HarnessError
+from harness.files import cache_root
 from harness.meters.tracker import FILL_S, GUARD_S, TRACK_S, EdgeTracker, period_s, quantum
 from harness.model import MeterDevice, MeterInfo, PowerSample
-from harness.weights import cache_root
 
 SLOW_S = 1.0
 """Between readings of temperature, clocks, processes and limits, which cost more and change less; and of memory."""
 PROBE_S = 3.0
 AVERAGE_WINDOW_S = 1.0
 """NVML's documentation of field 185, which boards that average otherwise do not support."""
-
 _FIELDS = (
     ("energy", pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION),
     ("average", pynvml.NVML_FI_DEV_POWER_AVERAGE),

@@ -22,7 +22,6 @@ DCGM: Mapping[str, tuple[str, float]] = {
 COLLECT_S = 30.0
 """The exporter's own default interval (its option -c); what it shows may be so old."""
 TIMEOUT_S = 5.0
-
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _LABELS = r'(?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*'
 _LINE = re.compile(

@@ -25,7 +25,6 @@ NAMES = {
 }  # fmt: skip
 """What is kept -> what vLLM, SGLang, TGI and llama.cpp call it. Use is a share of 1; queries and hits are tokens."""
 
-
 _OURS = {theirs: name for name, all_theirs in NAMES.items() for theirs in all_theirs}
 
 

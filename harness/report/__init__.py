@@ -1,1 +1,1 @@
-"""Tables for people and programs, made from values; the only place where units are converted for reading."""
+"""Tables, charts, pages and formats. Computes nothing."""

@@ -16,22 +16,21 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from harness import shipped
-from harness.economics.cost import measured
-from harness.economics.objective import parse_objectives
+from harness.analysis.latency import times
+from harness.analysis.summary import Sweep
+from harness.cost.bill import measured
+from harness.cost.objective import parse_objectives
 from harness.errors import HarnessError
+from harness.files import read_data
 from harness.model import Figure, Status, Summary
-from harness.report.summaries import Sweep
 from harness.report.table import Cell, Table
-from harness.store import Run
-from harness.summary import times
+from harness.store.directory import Run
 
 try:
     import altair as alt
     import vl_convert
 except ImportError:  # the extra `charts`, which `_ready` asks for
     alt = vl_convert = None  # type: ignore[assignment]
-
 ChartFormat = Literal["svg", "png", "pdf", "html"]
 WIDTH, NARROW = 560, 340
 """Pixels in all: of a page, and of a phone's."""
@@ -171,7 +170,7 @@ def _about(table: Table) -> str:
 def _interactivity(table: Table, width: int) -> Chart | None:
     """Throughput against what one user gets: the Pareto front, and the limits of objectives."""
     rows = [{"x": _ends(row[1])["value"], "y": _ends(row[2])["value"]} for row in table.rows]
-    presets = parse_objectives(shipped.read_text("prices/mlperf_slo.csv"))
+    presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
     limits = [{"x": 1 / preset["tpot_s.p99"], "label": of} for of, preset in presets.items() if "interactive" in of]
     x = _at("x", "x", "token/s of one user (1 / median TPOT)", "log", 24, format=",.4~r")
     y = _at("y", "y", f"output token/s {table.columns[2]}", "log", 24, format=",.4~r")
@@ -303,7 +302,6 @@ CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
     "ladder": _ladder,
 }
 """Table -> what is drawn of it; None where it holds too little."""
-
 DISTRIBUTIONS = {"ttft_s": "Time to first token", "itl_s": "Time between tokens"}
 
 

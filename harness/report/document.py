@@ -7,33 +7,36 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from harness import store
-from harness.economics.cost import Costs
+from harness.analysis.summary import Sweep, summary_of
+from harness.cost.bill import Costs
+from harness.cost.pricing import price_run
 from harness.errors import HarnessError
+from harness.facts.comparisons import Context
+from harness.facts.measured import shipped_book
 from harness.model import Summary
-from harness.report import economics, extrapolate, page, reported, tables, whatif
-from harness.report.summaries import Sweep, summary_of
+from harness.predict.extrapolate import hardware_limits
+from harness.report import page, tables, whatif
+from harness.report.cost import cost_tables, sweep_tables, tiers_table, tornado_tables
+from harness.report.facts import compare_runs, first_table, sources_table
 from harness.report.table import Table
-from harness.reported.comparisons import Context
-from harness.store import Run, RunFile
+from harness.store.directory import Run, read_run, read_run_file, read_summary
+from harness.store.run_file import RunFile
 
 COSTS = {
     "usd_per_query": "measured here: cost of a query",
     "usd_per_million_output_tokens": "measured here: cost of a million output tokens",
 }
 """Cost figures that stand beside the reported ones -> their label there."""
-
 LONG = ("tiers", "tornado", "compare", "ladder", "sources")
 """What a terminal gets only by name, or with all else."""
-
 NOT_OF_A_RUN = ("compare", "ladder", "reported", "sources")
 
 
 def load(directory: Path) -> tuple[RunFile, Summary]:
     """A run without its rows, unless its summary has to be made from them."""
-    file, summary = store.read_file(directory), store.read_summary(directory)
+    file, summary = read_run_file(directory), read_summary(directory)
     if summary is None or summary.state != file.state:
-        return file, summary_of(store.read(directory))
+        return file, summary_of(read_run(directory))
     return file, summary
 
 
@@ -43,26 +46,26 @@ def document(file: RunFile, summary: Summary, scenario: str | None = None) -> li
     `scenario`: a shipped cost scenario or a file; None: the workload's own, or else the device's default.
     """
     *measured, environment = tables.tables(file, summary)
-    limits = extrapolate.limits(file, summary) if (file.engine or {}).get("device") == "cuda" else ()
+    limits = hardware_limits(file, summary) if (file.engine or {}).get("device") == "cuda" else ()
     measured[-1:-1] = [
         *tables.energy_tables(summary, file.meters_absent),
         *tables.listed("limits", "Distance from the hardware's limit", limits),
     ]
-    context = Context(reported.book())
+    context = Context(shipped_book())
     money = [*_money(context, file, summary, scenario)]
-    found = [*measured, *money, reported.sources_table(context.book, money), environment]
+    found = [*measured, *money, sources_table(context.book, money), environment]
     return [each if each.name in NOT_OF_A_RUN else replace(each, source=file.id) for each in found]
 
 
 def over_runs(sweep: Sweep, scenario: str | None = None) -> list[Table]:
     """Several runs side by side: a row a run, objectives, the Pareto front, costs, the reported figures."""
-    context = Context(reported.book())
+    context = Context(shipped_book())
     started = [(file, summary) for file, summary in sweep if file.engine is not None]
-    costed = [(file, summary, economics.costs(file, summary, scenario)) for file, summary in started]
-    found = [tables.runs_table(sweep), *economics.sweep_tables(sweep, scenario), economics.tiers_table(costed)]
+    costed = [(file, summary, price_run(file, summary, scenario)) for file, summary in started]
+    found = [tables.runs_table(sweep), *sweep_tables(sweep, scenario), tiers_table(costed)]
     with suppress(HarnessError):  # none has a cost
-        found += reported.compare_runs(context, costed)
-    return [*found, reported.sources_table(context.book, found)]
+        found += compare_runs(context, costed)
+    return [*found, sources_table(context.book, found)]
 
 
 def report(sweep: Sweep, scenario: str | None = None, names: Sequence[str] = ()) -> list[Table]:
@@ -92,11 +95,11 @@ def page_of(made: Sequence[Table], directories: Sequence[Path], sweep: Sweep, sc
         wide, narrow = (charts.of_report(made, first, sweep, width) for width in (charts.WIDTH, charts.NARROW))
         drawings = [(a.title, charts.svg(a), charts.svg(b)) for a, b in zip(wide, narrow, strict=True)]
     stored = [
-        (file, summary, lambda each=each: store.read(each).requests)
+        (file, summary, lambda each=each: read_run(each).requests)
         for each, (file, summary) in zip(directories, sweep, strict=True)
     ]
     title = f"Run {sweep[0][0].id}" if len(sweep) == 1 else f"{len(sweep)} runs"
-    return page.render(title, made, drawings, whatif.starts(stored, Context(reported.book()), scenario))
+    return page.render(title, made, drawings, whatif.starts(stored, Context(shipped_book()), scenario))
 
 
 def with_rows(directories: Sequence[Path], sweep: Sweep) -> list[tuple[Run, Summary]]:
@@ -104,7 +107,7 @@ def with_rows(directories: Sequence[Path], sweep: Sweep) -> list[tuple[Run, Summ
     from harness.report import charts
 
     pairs = zip(directories[: charts.MOST_LINES], sweep, strict=False)
-    return [(store.read(directory), summary) for directory, (_, summary) in pairs]
+    return [(read_run(directory), summary) for directory, (_, summary) in pairs]
 
 
 def in_short(made: Sequence[Table]) -> list[Table]:
@@ -115,22 +118,22 @@ def in_short(made: Sequence[Table]) -> list[Table]:
 def costed(run: Run, scenario: str | None = None, overrides: Sequence[str] = ()) -> tuple[RunFile, Summary, Costs]:
     """The run, its summary and its costs under the scenario (see `document`) with `--set` overrides."""
     summary = summary_of(run)
-    return run.file, summary, economics.costs(run.file, summary, scenario, overrides)
+    return run.file, summary, price_run(run.file, summary, scenario, overrides)
 
 
 def _money(c: Context, file: RunFile, summary: Summary, scenario: str | None) -> Iterator[Table]:
     """Cost, assumptions, and the reported figures; of a run that never started, the reported figures alone."""
     engine = file.engine
     if engine is None:
-        yield reported.first_table(c, file.id, [], device="", parameters=None)
+        yield first_table(c, file.id, [], device="", parameters=None)
         return
-    found = economics.costs(file, summary, scenario)
-    cost, assumptions = economics.cost_tables(found)
+    found = price_run(file, summary, scenario)
+    cost, assumptions = cost_tables(found)
     yield cost
-    yield economics.tiers_table([(file, summary, found)])
-    yield from economics.tornado_tables(file, summary, scenario)
+    yield tiers_table([(file, summary, found)])
+    yield from tornado_tables(file, summary, scenario)
     yield assumptions
     with suppress(HarnessError):
-        yield from reported.compare_runs(c, [(file, summary, found)])
+        yield from compare_runs(c, [(file, summary, found)])
     beside = [(label, figure) for figure in found.figures if (label := COSTS.get(figure.name))]
-    yield reported.first_table(c, file.id, beside, device=engine["device"], parameters=engine["model"]["parameters"])
+    yield first_table(c, file.id, beside, device=engine["device"], parameters=engine["model"]["parameters"])

@@ -24,7 +24,6 @@ from harness.report import latex, markdown, page, text
 from harness.report.table import Table
 
 Format = Literal["text", "md", "csv", "latex", "html", "json", "parquet"]
-
 WORDS: Mapping[str, Callable[[Sequence[Table]], str]] = {
     "text": text.render,
     "md": markdown.render,

@@ -13,7 +13,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from harness.report.layout import Printed, plain, printed
+from harness.report.format import Printed, plain, printed
 from harness.report.table import Table
 
 MOST_ROWS = 500

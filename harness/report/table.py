@@ -8,7 +8,6 @@ from harness.model import Figure
 
 Cell = str | Figure | None
 """Text, a figure with its unit and status, or nothing."""
-
 PROPERTIES = ("property", "value")
 """Columns of a table that lists properties of one thing; formats for people leave this header out."""
 

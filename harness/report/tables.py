@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.checks import across
-from harness.diff import HEADLINES
+from harness.analysis.diff import HEADLINES
+from harness.analysis.findings import mixed
+from harness.analysis.latency import LATENCIES, STATISTICS
+from harness.analysis.summary import Sweep
 from harness.model import Figure, Finding, Summary
-from harness.report.cells import amount, number
-from harness.report.summaries import Sweep
+from harness.report.format import amount, number
 from harness.report.table import PROPERTIES, Cell, Table
-from harness.shipped import in_short
-from harness.store import RunFile
-from harness.summary import LATENCIES, STATISTICS
+from harness.store.run_file import RunFile
+from harness.workload.library import in_short
 
 RATES: Mapping[str, str] = {
     "output_tokens_per_s": "output tokens",
@@ -89,22 +89,6 @@ def runs_table(sweep: Sweep) -> Table:
     differs = mixed([file for file, _ in sweep])
     notes = (f"{differs.code}: {differs.text}",) if differs else ()
     return Table("runs", f"{len(rows)} runs", columns, tuple(rows), notes)
-
-
-def mixed(files: Iterable[RunFile]) -> Finding | None:
-    """Software that can change a figure and is not the same in all of these runs."""
-    return across(
-        [
-            {
-                **file.environment.get("packages", {}),
-                "harness": (file.environment.get("git") or {}).get("revision") or file.environment.get("harness"),
-                "python": file.environment.get("python"),
-                "driver": file.environment.get("driver"),
-                "engine": (file.engine or {}).get("version"),
-            }
-            for file in files
-        ]
-    )
 
 
 def environment_table(file: RunFile) -> Table:

@@ -16,8 +16,20 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from harness.model import Figure
-from harness.report.cells import amount, ends, number, words
-from harness.report.layout import SHORT, aside, asides, claims, figure_columns, footnotes, plain, shared
+from harness.report.format import (
+    SHORT,
+    amount,
+    aside,
+    asides,
+    claims,
+    ends,
+    figure_columns,
+    footnotes,
+    number,
+    plain,
+    shared,
+    words,
+)
 from harness.report.table import PROPERTIES, Cell, Table
 
 NARROWEST = 24

@@ -24,9 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import shipped
-from harness.compare import Point, gap, ladder, published_points, reported_per_query
-from harness.economics.cost import (
+from harness.cost.bill import (
     ENERGY,
     Costs,
     Device,
@@ -38,20 +36,21 @@ from harness.economics.cost import (
     rate_distribution,
     watt_hours,
 )
-from harness.economics.draws import Draws, quantile
-from harness.economics.scenario import MEASURED, PRICE, Scenario
+from harness.cost.draws import Draws, quantile
+from harness.cost.pricing import phase_split, priced_for, scenario_for
+from harness.cost.scenario import MEASURED, PRICE, Scenario
 from harness.errors import HarnessError
+from harness.facts.book import assume
+from harness.facts.comparisons import Context
+from harness.facts.gap import Point, gap, ladder, published_points, reported_per_query
+from harness.facts.measured import run_point, standing
+from harness.files import read_data
 from harness.model import Figure, Summary
-from harness.report import economics
-from harness.report.reported import run_point, standing
-from harness.reported.comparisons import Context
-from harness.reported.records import assume
-from harness.store import RunFile
+from harness.store.run_file import RunFile
 
 Json = dict[str, Any]
 Stored = tuple[RunFile, Summary, Callable[[], pd.DataFrame]]
 """A run, its summary, and what reads its requests, which only a phase split asks for."""
-
 MOST_RUNS = 6
 """Runs that a what-if starts from, or splits: their draws make a page large, and a fit of many runs takes long."""
 COST = (("price", PRICE), ("utilisation", "serving.utilisation"), ("pue", "energy.pue"))
@@ -71,7 +70,7 @@ def starts(runs: Sequence[Stored], c: Context, scenario: str | None = None) -> l
     found = [_of_split(runs, c, scenario)] if 1 < len(runs) <= MOST_RUNS else []
     found += [_of_run(file, summary, c, scenario) for file, summary, _ in runs[:MOST_RUNS]]
     price = c.book.assumptions["gpu_price"].value
-    points = published_points(shipped.read_text("published/mlenergy_v3_h100.csv"), price)
+    points = published_points(read_data("published/mlenergy_v3_h100.csv"), price)
     return [start for start in (*found, *(_of_published(point, c) for point in points)) if start]
 
 
@@ -80,12 +79,12 @@ def _of_run(file: RunFile, summary: Summary, c: Context, scenario: str | None) -
     if file.engine is None:
         return None
     device = device_of(file.engine, file.environment)
-    name = scenario or economics.scenario_for(file, device)
-    given = economics.priced_for(device, name, ())
+    name = scenario or scenario_for(file, device)
+    given = priced_for(device, name, ())
     # What no slider moves stays uncertain: points of Sobol's differ with the number of dimensions.
     metered = set(ENERGY) <= set(given.inputs) and measured(summary, "joules_per_request").value is not None
     sets = COST if metered else COST[:2]
-    fixed = economics.priced_for(device, name, [f"{key}=1" for _, key in sets])
+    fixed = priced_for(device, name, [f"{key}=1" for _, key in sets])
     unit, point = cost_of_run(summary, device, fixed), run_point(file, summary, cost_of_run(summary, device, given))
     cost, status = _stats(unit, "usd_per_query"), next(x.status for x in unit.figures if x.name == "usd_per_query")
     if cost is None or point.output_tokens is None:
@@ -110,15 +109,15 @@ def _of_run(file: RunFile, summary: Summary, c: Context, scenario: str | None) -
 def _of_split(runs: Sequence[Stored], c: Context, scenario: str | None) -> Json | None:
     """Cost by input, output and cached share: `cost_of_query` with its draws of overhead and of the fit."""
     try:
-        device, split, mix = economics.phase_split([(file, read()) for file, _, read in runs])
+        device, split, mix = phase_split([(file, read()) for file, _, read in runs])
     except HarnessError:
         return None  # runs of different models or devices
     if not all(split.identified):
         return None
     file, summary, _ = runs[0]
-    name = scenario or economics.scenario_for(file, device)
+    name = scenario or scenario_for(file, device)
     sets = [f"{key}=1" for _, key in (*COST[:2], *TOKENS)]
-    given, fixed = (economics.priced_for(device, name, sets) for sets in ((), [*sets, "query.reasoning_tokens=0"]))
+    given, fixed = (priced_for(device, name, sets) for sets in ((), [*sets, "query.reasoning_tokens=0"]))
     x = draw_inputs(fixed)
     places = np.minimum((x[MEASURED] * len(split.replicates)).astype(int), len(split.replicates) - 1)
     weights = np.prod([values for _, values in bill_factors(fixed, x)], axis=0) * x["query.requests"] / 3600

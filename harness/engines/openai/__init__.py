@@ -1,1 +1,1 @@
-"""Any server with an OpenAI-compatible interface, attached to or started by the harness."""
+"""Any server of OpenAI's interface."""

@@ -25,7 +25,6 @@ READ = 256 << 10
 """Bytes taken from a socket at a time, at most."""
 SWEEPS = 8
 """A silence is noticed at most this part of the timeout late."""
-
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?: .*)?")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r\n")
 _CHUNK_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r?)?")

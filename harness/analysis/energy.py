@@ -1,0 +1,252 @@
+"""From energy windows to figures: joules per token and query, their doubt in named terms, and the boundary ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis import energy_findings as doubts
+from harness.analysis import readings
+from harness.analysis.joules import Array, Window, align
+from harness.analysis.readings import Source
+from harness.analysis.regression import Split, split_usage
+from harness.model import Figure, Finding, MeterInfo
+from harness.stats import LEAST_BATCHES, ratio_half
+
+GAIN = 0.06
+"""Relative gain error of a board's own sensor, from published comparisons of NVIDIA boards with external meters (Yang,
+Adamek and Armour, "Accurate and Convenient Energy Measurements for GPUs", SC24). Systematic: one board, one gain."""
+WINDOWS = 20
+"""Windows that repeats are estimated from, at most."""
+SPLIT_WINDOWS, LEAST_SPLIT_WINDOWS = 60, 16
+"""Windows for the regression, at most and at least."""
+IDLE_MARGIN = 0.2
+"""Share of an idle phase that is left out at each end."""
+TERMS = "95%: boundary, repeats, tokens; the sensor's gain is apart, it cancels between runs on one board"
+PER = ("output_token", "input_token", "request")
+SPLIT = {"static_w": "W", "j_per_input_token": "J", "j_per_output_token": "J", "j_per_context_token": "J"}
+OF_WINDOW = {
+    **{f"joules_per_{what}": "J" for what in PER},
+    "gpu_power_w": "W",
+    **{f"energy_uncertainty.{term}": "1" for term in ("boundary", "repeats", "tokens", "gain")},
+    **{f"split.{name}": unit for name, unit in SPLIT.items()},
+}
+"""Figures that need an energy window, and their units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """What the readings of one run come to."""
+
+    source: str | None
+    """counter, power_integral, or None: no energy."""
+    figures: tuple[Figure, ...]
+    findings: tuple[Finding, ...]
+
+    def __getitem__(self, name: str) -> Figure:
+        return next(figure for figure in self.figures if figure.name == name)
+
+
+def measure_energy(
+    power: pd.DataFrame,
+    infos: Sequence[MeterInfo],
+    requests: pd.DataFrame,
+    start_s: float,
+    end_s: float,
+    *,
+    slots: int | None = None,
+    idle: Mapping[str, tuple[float, float]] | None = None,
+    host_w: float | None = None,
+    pue: float | None = None,
+) -> Energy:
+    """Every energy figure and finding of a run.
+
+    `power` has the columns of model.PowerSample, `requests` those of model.Record; the window is the part of the run
+    that counts, in seconds since the load began. `slots` is how many requests the engine could hold at once, if known.
+    `idle` names spans without load (`bare`, `loaded`, `after`). `host_w` and `pue` are declared, so assumed.
+    """
+    found = readings.sources(power, infos)
+    gpus = [s for s in found if s.device.domain in readings.GPU]
+    start_s, end_s = readings.settle(gpus, start_s, end_s)
+    status = readings.worst(gpus)
+    findings, reason = doubts.of_readings(infos, gpus, start_s, end_s)
+    window = None if reason else readings.total(gpus, start_s, end_s)
+    if window is None and reason is None:
+        reason = "window-not-bracketed: the power readings do not span the window, or have a gap in it"
+    if window is not None and window.energy_j <= 0:
+        window, reason = None, "counter-stuck: no energy was counted in the window"
+    checks = [_cross_check(gpus, window, *kind) for kind in (("average_w", "average"), ("power_w", "instant"))]
+    if (doubt := doubts.disagreement(checks, window)) is not None:
+        findings.append(doubt)
+        if doubt.serious:
+            window, reason = None, f"{doubt.code}: {doubt.text}"
+    of_gpus = [_bounded("energy_j.gpu", window, reason), *checks, *_idle(gpus, window, idle or {})]
+    if window is None:
+        of_gpus += [_missing(name, unit, reason) for name, unit in OF_WINDOW.items()]
+    else:
+        came = readings.tokens(requests)
+        cuts = _cuts(gpus, window, WINDOWS)
+        joules = _joules(gpus, cuts)
+        of_gpus += _per_token(window, cuts, joules, came, readings.step_s(requests))
+        of_gpus += _split(gpus, window, came)
+        findings += doubts.steadiness(joules / np.diff(cuts), cuts, came, slots)
+    figures = [replace(figure, status=status) if figure.status == "measured" else figure for figure in of_gpus]
+    rungs = [figures[0], *(_of_domain(found, domain, start_s, end_s) for domain in ("cpu package", "dram"))]
+    rungs.append(_rest(found, rungs, start_s, end_s, host_w))
+    figures += [*rungs[1:], _facility(rungs, window, reason, pue)]
+    if (memory := _of_domain(found, "gpu memory", start_s, end_s)).value is not None:
+        figures.append(memory)
+    figures += [
+        Figure(f"meter_cpu_share.{i.meter}", i.cpu_s / i.elapsed_s, "1", "measured")
+        for i in infos
+        if i.cpu_s is not None and i.elapsed_s
+    ]
+    return Energy(None if window is None else window.source, tuple(figures), tuple(findings))
+
+
+def _missing(name: str, unit: str, reason: str | None) -> Figure:
+    return Figure(name, None, unit, "measured", reason=reason)
+
+
+def _bounded(name: str, window: Window | None, reason: str | None, unit: str = "J") -> Figure:
+    """A window's energy, or its mean power where the unit is W; the reason where there is none."""
+    if window is None:
+        return _missing(name, unit, reason)
+    per = window.seconds if unit == "W" else 1.0
+    value, low, high = (joules / per for joules in (window.energy_j, window.low_j, window.high_j))
+    kind = "hard bound" if window.source == "counter" else "bound of the power integral"
+    return Figure(name, value, unit, "measured", low, high, interval=f"{kind}; the sensor's gain is apart")
+
+
+def _of_domain(found: Sequence[Source], domain: str, start_s: float, end_s: float) -> Figure:
+    """Energy of all devices of a domain; of the boards' memory its power, since it is a part of theirs."""
+    parts = [s for s in found if s.device.domain == domain]
+    name, unit = (
+        (f"energy_j.{domain.replace(' ', '_')}", "J") if domain != "gpu memory" else ("gpu_memory_power_w", "W")
+    )
+    why = "its readings do not span the window" if parts else "no meter read it"
+    return replace(_bounded(name, readings.total(parts, start_s, end_s), why, unit), status=readings.worst(parts))
+
+
+def _cuts(gpus: Sequence[Source], window: Window, most: int) -> Array:
+    """Instants that divide the window evenly, on the counter's updates, `LEAST_PERIODS` of them or more apart."""
+    reads = next((reads for s in gpus if (reads := s.reads) is not None), None)
+    period_s = (reads.period_s if reads is not None else None) or 0.1
+    parts = max(1, min(most, int(window.seconds / (readings.LEAST_PERIODS * period_s))))
+    even = np.linspace(window.start_s, window.end_s, parts + 1)
+    return np.unique(align(reads, even)) if reads is not None else even
+
+
+def _joules(gpus: Sequence[Source], cuts: Array) -> Array:
+    return np.asarray(np.sum([readings.joules_between(s, cuts) for s in gpus], axis=0))
+
+
+def _per_token(window: Window, cuts: Array, joules: Array, came: pd.DataFrame, step_s: float) -> Iterator[Figure]:
+    whole = readings.between(came, np.array([window.start_s, window.end_s])).iloc[0]
+    parts = readings.between(came, cuts)
+    boundary, step = window.boundary_j / window.energy_j, step_s / window.seconds
+    watts = window.energy_j / window.seconds
+    low, high = watts * (1 - boundary), watts * (1 + boundary)
+    yield Figure("gpu_power_w", watts, "W", "measured", low, high, interval="bound: boundary")
+    # A reading that is missing makes no number, and one that is not a number no interval.
+    spread = {what: ratio_half(joules, parts[what].to_numpy(float)) for what in PER}
+    for what, half in spread.items():
+        if not (n := float(whole[what])):
+            yield _missing(f"joules_per_{what}", "J", f"no {what} came in the window")
+            continue
+        # Prompts and requests come whole: one more or less of them is in the window, by chance of its ends.
+        quantum = step if what == "output_token" else 1 / max(1.0, float(whole["request"]))
+        value, error = window.energy_j / n, boundary + quantum + (half or 0.0)
+        label = TERMS if half is not None else f"boundary and tokens: under {LEAST_BATCHES} windows to repeat"
+        low, high = value * (1 - error), value * (1 + error)
+        yield Figure(f"joules_per_{what}", value, "J", "measured", low, high, n=len(joules), interval=label)
+    few = f"needs {LEAST_BATCHES} windows of {readings.LEAST_PERIODS} counter periods with tokens in them"
+    yield Figure("energy_uncertainty.boundary", boundary, "1", "measured")
+    half = spread["output_token"]
+    yield Figure("energy_uncertainty.repeats", half, "1", "measured", reason=few if half is None else None)
+    yield Figure("energy_uncertainty.tokens", step, "1", "measured")
+    yield Figure("energy_uncertainty.gain", GAIN, "1", "assumed")
+
+
+def _split(gpus: Sequence[Source], window: Window, came: pd.DataFrame) -> Iterator[Figure]:
+    """What a second and each kind of token take of the energy."""
+    found = _regression(gpus, window, came)
+    for term, (name, unit) in enumerate(SPLIT.items()):
+        if isinstance(found, str):
+            yield _missing(f"split.{name}", unit, found)
+            continue
+        value, (low, high) = float(found.coefficients[term]), found.interval(term)
+        if high - low > 2 * value:
+            yield _missing(f"split.{name}", unit, f"not identified: 95% from {low:.3g} to {high:.3g}")
+        else:
+            yield Figure(f"split.{name}", value, unit, "measured", low, high, found.blocks, interval="95%: repeats")
+
+
+def _regression(gpus: Sequence[Source], window: Window, came: pd.DataFrame) -> Split | str:
+    """The coefficients of `SPLIT`, or the reason why there are none: all four are identified, or none is given."""
+    cuts = _cuts(gpus, window, SPLIT_WINDOWS)
+    if len(cuts) <= LEAST_SPLIT_WINDOWS:
+        return f"needs {LEAST_SPLIT_WINDOWS} windows of {readings.LEAST_PERIODS} counter periods, has {len(cuts) - 1}"
+    parts = readings.between(came, cuts)[["input_token", "output_token", "context"]]
+    found = split_usage([np.column_stack([np.diff(cuts), parts, _joules(gpus, cuts)])])
+    unknown = [name for name, known in zip(SPLIT, found.identified, strict=True) if not known]
+    return f"not identified: the windows do not tell {', '.join(unknown)} apart" if unknown else found
+
+
+def _cross_check(gpus: Sequence[Source], window: Window | None, column: str, label: str) -> Figure:
+    """How far the integral of average or newest power is from the counter, relative, within its own bound."""
+    others = []
+    if window is not None and window.source == "counter":
+        others = [s.power(column, window.start_s, window.end_s) for s in gpus]
+    known = [other for other in others if other is not None]
+    if window is None or not known or len(known) < len(others):
+        return _missing(f"energy_cross_check.{label}", "1", f"no counter and {label} power over the same window")
+    off, bound = (sum(getattr(w, of) for w in known) / window.energy_j for of in ("energy_j", "boundary_j"))
+    low, high, kind = off - 1 - bound, off - 1 + bound, "bound of the power integral"
+    return Figure(f"energy_cross_check.{label}", off - 1, "1", "measured", low, high, interval=kind)
+
+
+def _rest(
+    found: Sequence[Source], below: Sequence[Figure], start_s: float, end_s: float, host_w: float | None
+) -> Figure:
+    """The rest of the host: what a meter at its plug says less the rungs below, else the declared watts."""
+    name, plug = "energy_j.rest_of_host", _of_domain(found, "host", start_s, end_s)
+    if None not in (plug.value, *(rung.value for rung in below)):
+        value, low, high = (
+            getattr(plug, end) - sum(getattr(rung, other) for rung in below)
+            for end, other in (("value", "value"), ("low", "high"), ("high", "low"))
+        )
+        return replace(plug, name=name, value=value, low=low, high=high)
+    if host_w is None:
+        return _missing(name, "J", "no meter read it and no power was declared")
+    joules = host_w * (end_s - start_s)
+    return Figure(name, joules, "J", "assumed", joules, joules, interval=f"{host_w:g} W as declared")
+
+
+def _facility(rungs: Sequence[Figure], window: Window | None, reason: str | None, pue: float | None) -> Figure:
+    """All that is known of the ladder, times PUE."""
+    name = "energy_j.facility"
+    if window is None or pue is None:
+        return Figure(name, None, "J", "assumed", reason=reason or "no PUE was declared")
+    known = [r for r in rungs if r.value is not None]
+    value, low, high = (pue * sum(getattr(r, end) for r in known) for end in ("value", "low", "high"))
+    without = [r.name.removeprefix("energy_j.") for r in rungs if r.value is None]
+    label = f"bound; PUE {pue:g} as declared" + (f"; without {', '.join(without)}" if without else "")
+    return Figure(name, value, "J", "assumed", low, high, interval=label)
+
+
+def _idle(gpus: Sequence[Source], window: Window | None, idle: Mapping[str, tuple[float, float]]) -> Iterator[Figure]:
+    """Power without load by phase, and the energy less loaded idle power, beside the gross that is always given.
+
+    Of each phase the middle is taken: a meter starts, and stops, at the ends of the first and last.
+    """
+    for phase, (start_s, end_s) in idle.items():
+        margin_s = (end_s - start_s) * IDLE_MARGIN
+        quiet = readings.total(gpus, *readings.settle(gpus, start_s + margin_s, end_s - margin_s))
+        yield _bounded(f"gpu_idle_power_w.{phase}", quiet, "its readings do not span the idle time", "W")
+        if phase == "loaded" and quiet is not None and window is not None:
+            net_j = window.energy_j - quiet.energy_j / quiet.seconds * window.seconds
+            yield Figure("gpu_net_energy_j", net_j, "J", "measured", interval="none: gross less loaded idle")

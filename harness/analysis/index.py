@@ -1,0 +1,182 @@
+"""All runs under a root as one table: read once, kept beside them, and read again only where a run has changed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+import operator
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from harness.analysis.summary import summary_of
+from harness.errors import HarnessError
+from harness.model import Figure
+from harness.store.directory import read_run, read_run_file, read_summary, source
+from harness.store.run_file import RunFile
+
+FILE = ".index.parquet"
+FIELDS: Mapping[str, Callable[[RunFile], Any]] = {
+    "run": lambda file: file.id,
+    "state": lambda file: file.state,
+    "created_utc": lambda file: file.created_utc.isoformat(),
+    "workload": lambda file: file.workload.get("name"),
+    "model": lambda file: file.workload.get("model"),
+    "precision": lambda file: _engine(file).get("model", {}).get("precision"),
+    "engine": lambda file: file.engine_asked,
+    "engine_version": lambda file: _engine(file).get("version"),
+    "device": lambda file: _engine(file).get("device"),
+    "device_count": lambda file: _engine(file).get("device_count"),
+    "gpu": lambda file: next((gpu.get("name") for gpu in file.environment.get("gpus", ())), None),
+    "load": lambda file: file.workload.get("load", {}).get("shape"),
+    "users": lambda file: file.workload.get("load", {}).get("users"),
+    "rate_per_s": lambda file: file.workload.get("load", {}).get("rate_per_s"),
+    "harness": lambda file: file.environment.get("harness"),
+    "error": lambda file: file.error,
+}
+"""Column -> where in run.json it stands; after these come the run's figures, each under its own name."""
+_KEY = ("directory", "stamp")
+_COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
+    "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
+
+
+def runs(root: Path, where: str | None = None) -> pd.DataFrame:
+    """A row a run, oldest first: `FIELDS`, then the value of every figure (NaN where a run has none).
+
+    A damaged run has the state `damaged` and what is wrong with it in `error`. `where` is as `matching` reads it.
+    """
+    return _chosen(root, where).drop(columns=list(_KEY))
+
+
+def _chosen(root: Path, where: str | None) -> pd.DataFrame:
+    table = _fresh(root)
+    return table if where is None else matching(table, where)
+
+
+def figures(root: Path, where: str | None = None) -> pd.DataFrame:
+    """A row a figure of each run that `runs` gives: the run's `FIELDS`, then those of `harness.model.Figure`."""
+    chosen = _chosen(root, where)  # by directory: one that was renamed or copied still has the run's first name
+    chosen = chosen.loc[chosen["state"] != "damaged", ["directory", *FIELDS]]
+    names = [each.name for each in dataclasses.fields(Figure)]
+    rows = [
+        (name, *(getattr(figure, each) for each in names))  # dataclasses.asdict takes five times as long
+        for name in chosen["directory"]
+        for figure in (read_summary(root / name) or summary_of(read_run(root / name))).figures
+    ]
+    table = pd.DataFrame(rows, columns=["directory", *names]).rename(columns={"name": "figure"})
+    return chosen.merge(table, on="directory").drop(columns="directory")
+
+
+def matching(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The rows for which every condition of `COLUMN OP VALUE and COLUMN OP VALUE…` holds.
+
+    OP is one of = != < <= > >=. Text is compared without regard to case, and = and != take shell patterns. `n/a` stands
+    for a missing value, which else meets no condition. HarnessError for an unknown column, or a value of another kind.
+
+    >>> table = pd.DataFrame({"run": ["a", "b"], "model": ["Qwen3-8B", None], "users": [8.0, 64.0]})
+    >>> matching(table, "model=qwen* and users<=8")["run"].tolist(), matching(table, "model=n/a")["run"].tolist()
+    (['a'], ['b'])
+    """
+    for condition in re.split(r"\s+and\s+", where.strip()):
+        parts = re.fullmatch(r"([\w.]+)\s*(!=|<=|>=|=|<|>)\s*(.*)", condition.strip(), re.S)
+        if parts is None:
+            raise HarnessError(f"'{condition}' is no condition", "write for instance 'model=qwen* and users>=8'")
+        column, sign, value = parts[1], parts[2], parts[3].strip("'\" ")
+        if column not in table:
+            raise HarnessError(f"no run has '{column}'", f"columns are {', '.join(FIELDS)} and the names of figures")
+        table = table[_holds(table[column], sign, value)]
+    return table
+
+
+def _holds(column: pd.Series, sign: str, value: str) -> pd.Series:
+    missing = column.isna()
+    if value == "n/a":
+        return missing if sign == "=" else ~missing
+    if pd.api.types.is_numeric_dtype(column):
+        try:
+            held = _COMPARE[sign](column, float(value))
+        except ValueError:
+            raise HarnessError(f"{column.name} is a number; '{value}' is not", "give a number, or n/a") from None
+    elif sign in ("=", "!="):
+        pattern = re.compile(fnmatch.translate(value.lower()))
+        held = column.map(lambda text: (pattern.match(str(text).lower()) is not None) == (sign == "="))
+    else:
+        held = _COMPARE[sign](column.astype(str), value)
+    kept: pd.Series = held.astype(bool) & ~missing
+    return kept
+
+
+def _engine(file: RunFile) -> Mapping[str, Any]:
+    return file.engine or {}
+
+
+def _fresh(root: Path) -> pd.DataFrame:
+    """The index, brought up to date, and stored again where a run was added, changed or removed."""
+    stamps = dict(_stamps(root))
+    known = _stored(root)
+    valid = known["stamp"].eq(known["directory"].map(stamps)) & ~known["state"].isin(["running", "damaged"])
+    kept = known[valid]
+    new = [_row(root / name, stamps[name]) for name in stamps.keys() - set(kept["directory"])]
+    if not new and len(kept) == len(known):
+        return kept
+    table = pd.concat([kept, pd.DataFrame(new)], ignore_index=True) if new else kept
+    table = table.reindex(columns=list(dict.fromkeys([*_KEY, *FIELDS, *table.columns]))).sort_values("directory")
+    table = _typed(table.reset_index(drop=True))
+    with contextlib.suppress(OSError, pa.ArrowException):  # a root that cannot be written is read anew each time
+        partial = root / f"{FILE}.{os.getpid()}"
+        table.to_parquet(partial)
+        partial.rename(root / FILE)
+    return table
+
+
+_NUMBERS = ("device_count", "users", "rate_per_s")
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Text as objects and all else as floats, whichever version of pandas made the table."""
+    text = [name for name in (*_KEY, *FIELDS) if name not in _NUMBERS]
+    return table.astype({name: object if name in text else float for name in table.columns})
+
+
+def _stored(root: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(root / FILE)
+        if {*_KEY, *FIELDS} <= set(table.columns):
+            return _typed(table)
+    except (OSError, ValueError, pa.ArrowException):  # absent, or damaged: it is only a copy
+        pass
+    return pd.DataFrame(columns=[*_KEY, *FIELDS])
+
+
+def _stamps(root: Path) -> Iterator[tuple[str, str]]:
+    """Each run's directory, with what changes when the run or the code that makes its summary does."""
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.is_symlink() or path.name.startswith("."):
+            continue
+        try:
+            changed_ns = (path / "run.json").stat().st_mtime_ns
+        except PermissionError:  # `store.read_file` will say so
+            changed_ns = 0
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        yield path.name, f"{changed_ns} {source()}"
+
+
+def _row(directory: Path, stamp: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"directory": directory.name, "stamp": stamp, "run": directory.name}
+    try:
+        file = read_run_file(directory)
+        row |= {name: read(file) for name, read in FIELDS.items()}
+        if file.state != "running":
+            summary = read_summary(directory) or summary_of(read_run(directory))
+            row |= {figure.name: figure.value for figure in summary.figures}
+    except HarnessError as damaged:
+        row |= {"state": "damaged", "error": damaged.what}
+    return row

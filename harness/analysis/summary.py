@@ -1,0 +1,111 @@
+"""The summary of a stored run: figures, energy and findings, made once and kept beside the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from harness.analysis.client_check import check_client, clock_bound_s
+from harness.analysis.energy import measure_energy
+from harness.analysis.findings import check_conditions, check_requests
+from harness.analysis.latency import summarise, window_of
+from harness.analysis.readings import meter_infos, watts_between
+from harness.analysis.server import server_figures
+from harness.analysis.window import Window
+from harness.model import SERVED, Figure, Finding, MeterInfo, Summary
+from harness.store.directory import Run, read_summary, write_summary
+from harness.store.run_file import RunFile
+
+Sweep = Sequence[tuple[RunFile, Summary]]
+"""Stored runs and their summaries."""
+
+
+def summary_of(run: Run) -> Summary:
+    """The run's stored summary, or else one made now and stored where the directory can be written."""
+    stored = read_summary(run.directory)
+    if stored is not None and stored.state == run.file.state:
+        return stored
+    made = made_of(run)
+    if run.file.state != "running":
+        write_summary(run.directory, made)
+    return made
+
+
+def made_of(run: Run) -> Summary:
+    """The run's summary, made from its rows."""
+    workload = run.file.workload
+    apart_s = clock_bound_s(run.file.clients)
+    infos = [replace(info, clock_offset_s=info.clock_offset_s + apart_s) for info in meter_infos(run.file.meters)]
+    load = workload.get("load", {})
+    window = window_of(
+        run.requests,
+        run.file.state,
+        load.get("shape", ""),
+        load.get("users"),
+        lambda cuts: watts_between(run.power, infos, cuts),
+    )
+    made = summarise(run.file.id, run.file.state, run.requests, workload.get("objectives", {}), run.simulated, window)
+    asked = workload.get("requests", {})
+    in_turns = any(kind.get("turns") for kind in (asked, *(asked.get("parts") or ())))  # count is of conversations
+    findings = check_requests(
+        run.requests,
+        made,
+        window,
+        asked=None if in_turns else asked.get("count"),
+        ignore_eos=asked.get("ignore_eos", True),
+        warmup_requests=workload.get("warmup", {}).get("requests", 0),
+    )
+    options = (run.file.engine or {}).get("options") or {}
+    findings += tuple(check_conditions(run.file.environment, asked, options, made))
+    made = check_client(
+        replace(made, findings=findings),
+        run.requests,
+        load,
+        count=asked.get("count"),
+        clients=run.file.clients,
+        served=run.file.engine_asked in SERVED,
+        window=window,
+    )
+    if infos and window is not None:
+        made = _with_energy(run, infos, made, window)
+    if window is not None:
+        made = replace(made, figures=made.figures + server_figures(run.server, window.begin_s, window.end_s))
+    if run.file.imported is not None:
+        made = _imported(run.file.imported, made, bool(len(run.requests)))
+    return made
+
+
+def _with_energy(run: Run, infos: Sequence[MeterInfo], summary: Summary, window: Window) -> Summary:
+    """The summary with the energy of the window, and what is doubtful about it."""
+    found = measure_energy(
+        run.power,
+        infos,
+        run.requests,
+        window.begin_s,
+        window.end_s,
+        slots=run.file.workload.get("load", {}).get("users"),
+        idle=run.file.idle,
+        host_w=run.file.declared.get("host_w"),
+        pue=run.file.declared.get("pue"),
+    )
+    return replace(summary, figures=summary.figures + found.figures, findings=summary.findings + found.findings)
+
+
+def _imported(origin: Mapping[str, Any], computed: Summary, rows: bool) -> Summary:
+    """The figures that another tool printed, before those computed here from its rows, where it stored any."""
+    printed = {each["name"]: Figure(**each) for each in origin["figures"]}
+    absent = f"{origin['tool']} does not give it"
+    others = (
+        replace(figure, status="derived") if rows else replace(figure, value=None, n=None, reason=absent)
+        for figure in computed.figures
+        if figure.name not in printed
+    )
+    notes = "; ".join(origin["notes"]) or "none that is known"
+    text = f"figures are those of {origin['tool']} in {origin['file']}; its definitions differ: {notes}"
+    advice = "compare them with figures of the same tool, or read docs/importing.md first"
+    return replace(
+        computed,
+        figures=(*printed.values(), *others),
+        findings=(Finding("imported", text, advice), *(computed.findings if rows else ())),
+    )

@@ -1,0 +1,299 @@
+"""What the tokens of a run cost under a scenario, with how much of the interval is measured and how much assumed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from harness.cost.draws import DEFAULT_DRAWS, Z95, Distribution, Draws, distribution, draw, quantile
+from harness.cost.gpus import Gpu, find_gpu
+from harness.cost.scenario import MEASURED, OWNED, PRICE, Input, Scenario
+from harness.errors import HarnessError
+from harness.model import Figure, Status, Summary
+
+HOURS_PER_YEAR = 8766
+HOURS_PER_MONTH = 730.5
+INTERVAL = "p5-p95"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What was paid for: `count` GPUs of that name, or vCPUs of a CPU machine. `none`: a simulated engine."""
+
+    kind: Literal["gpu", "cpu", "none"]
+    name: str | None
+    count: int
+
+
+def device_of(engine: Mapping[str, Any], environment: Mapping[str, Any]) -> Device:
+    """The device of a run from its run.json: EngineInfo's fields, and what `environment.capture` gave.
+
+    A CPU counts its usable logical CPUs as vCPUs, whatever number of them the engine kept busy: all were paid for.
+
+    >>> device_of({"device": "cpu", "device_count": 1}, {"cpu": {"model": "Neoverse-V1", "cores_usable": 2}})
+    Device(kind='cpu', name='Neoverse-V1', count=2)
+    """
+    if engine["device"] == "cuda":
+        gpus = environment.get("gpus") or [{}]
+        return Device("gpu", gpus[0].get("name"), engine["device_count"])
+    if engine["device"] == "cpu":
+        cpu = environment["cpu"]
+        return Device("cpu", cpu.get("model"), cpu["cores_usable"])
+    if engine["device"] == "unknown":  # a server of which nobody said: without a name it has no price
+        return Device("gpu", None, engine["device_count"])
+    return Device("none", None, engine["device_count"])
+
+
+Factor = tuple[str, Draws]
+"""Status and draws of one factor of a cost; a cost is the product of its factors."""
+Row = tuple[str, str, Status, Sequence[Factor], float, str | None]
+"""Name, unit and status of a cost, its factors, what else it is multiplied by, and why there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Figures with what the spread of each rests on, and every assumption that went in."""
+
+    scenario: str
+    figures: tuple[Figure, ...]
+    shares: Mapping[str, Mapping[str, float]]
+    """By figure: shares of Var(ln cost) by status of its factors; empty where nothing varies, or the cost can be 0."""
+    assumptions: tuple[Input, ...]
+    notes: tuple[str, ...]
+
+
+TWO_DENOMINATORS = (
+    "USD per million output tokens and per million total tokens are the same whole bill over two counts: "
+    "use one or the other, never their sum"
+)
+
+DEFAULT_SCENARIO = {"gpu": "on-demand", "cpu": "cpu-smoke", "none": "cpu-smoke"}
+"""The scenario that prices a run when the user names none, by kind of device."""
+
+
+def annuity(rate: np.ndarray | float, years: np.ndarray | float) -> Draws:
+    """Yearly payment per USD borrowed: rate / (1 - (1 + rate)^-years), and 1 / years at rate 0.
+
+    >>> round(float(annuity(0.10, 4)), 4), float(annuity(0.0, 4))
+    (0.3155, 0.25)
+    """
+    rate, years = np.asarray(rate, float), np.asarray(years, float)
+    growing = np.where(rate > 0, rate, 1.0)
+    return np.asarray(np.where(rate > 0, growing / -np.expm1(-years * np.log1p(growing)), 1.0 / years))
+
+
+def owned_usd_per_hour(x: Mapping[str, Draws]) -> Draws:
+    """USD per hour of an owned GPU, from values by scenario key."""
+    capital = x["owned.capital_usd"] * annuity(x["owned.cost_of_capital"], x["owned.life_years"]) / HOURS_PER_YEAR
+    electricity = x["owned.power_kw"] * x["energy.pue"] * x["owned.usd_per_kwh"]
+    hosting = x["owned.power_kw"] * x["owned.hosting_usd_per_kw_month"] / HOURS_PER_MONTH
+    return capital + electricity + hosting + x["owned.staff_usd_per_hour"]
+
+
+def priced(
+    scenario: Scenario, device: Device, gpus: tuple[Gpu, ...], prices: Mapping[tuple[str, str], Input]
+) -> Scenario:
+    """The scenario with the price of this device in it, or `no_price`, the reason why there is none.
+
+    Its own `price.usd_per_hour` comes first, then the row of `prices` for this GPU and the scenario's tier. An owned
+    scenario comes back as it is: its price is built up from the `owned.` inputs. Raises HarnessError where the scenario
+    prices another kind of device, or another GPU.
+    """
+    gpu = find_gpu(device.name, gpus) if device.kind == "gpu" and device.name is not None else None
+    is_for = None
+    if device.kind != "none" and scenario.per != {"gpu": "gpu", "cpu": "vcpu"}[device.kind]:
+        is_for = f"prices a {scenario.per}"
+    elif device.kind == "gpu" and scenario.gpu not in (None, gpu and gpu.name):
+        is_for = f"is about {scenario.gpu}"
+    if is_for is not None:
+        what = f"scenario '{scenario.name}' {is_for}, but the run used {device.name or device.kind}"
+        raise HarnessError(what, f"--scenario {DEFAULT_SCENARIO[device.kind]}, or a scenario of your own")
+    if PRICE in scenario.inputs or scenario.tier == "owned":
+        return scenario
+    known = prices.get((scenario.tier, gpu.price_gpu or gpu.name)) if gpu else None
+    if known is not None:
+        return replace(scenario, inputs={**scenario.inputs, PRICE: known})
+    named = gpu.name if gpu else device.name or "this device"
+    no_price = f"no {scenario.tier} price of {named} in the tables; give one with --set {PRICE}=…"
+    return replace(scenario, no_price=no_price)
+
+
+def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = DEFAULT_DRAWS) -> Costs:
+    """What this run's mix of requests costs under a scenario from `priced`: over output tokens, all tokens, queries.
+
+    The formulas are in docs/economics.md. value is the median, low and high the 5th and 95th percentile; `.mean` is
+    what a budget needs. A rate's own 95% interval enters as a lognormal. Where the run measured energy, Wh follow by
+    `watt_hours`, with its stack. A simulated rate gives simulated costs, a missing one n/a with its reason.
+    """
+    x = draw_inputs(scenario, n)
+    bill = bill_factors(scenario, x)
+    rows: list[Row] = [("usd_per_hour", "USD/hour", _status(device), bill[:1], device.count, scenario.no_price)]
+    for name, unit, per, rate_name in (
+        ("usd_per_million_output_tokens", "USD/1e6 token", 1e6, "output_tokens_per_s"),
+        ("usd_per_million_total_tokens", "USD/1e6 token", 1e6, "total_tokens_per_s"),
+        ("usd_per_query", "USD/query", 1.0, "requests_per_s"),
+    ):
+        rate = measured(summary, rate_name)
+        factors = list(bill)
+        if rate.value is not None:
+            factors.append((rate.status, 1 / quantile(rate_distribution(rate), 1 - x[MEASURED])))
+        if name == "usd_per_query":
+            factors.append((scenario.inputs["query.requests"].status, x["query.requests"]))
+        reason = scenario.no_price or (rate.reason if rate.value is None else None)
+        rows.append((name, unit, _status(device, rate), factors, device.count * (per / 3600), reason))
+    notes = [TWO_DENOMINATORS]
+    rates = [measured(summary, name) for name in ("output_tokens_per_s", "requests_per_s")]
+    if any(rate.value is not None and rate.low is None for rate in rates):
+        notes.append("the run states no interval for its rates: intervals here are those of the assumptions alone")
+    if scenario.per == "vcpu":
+        notes.append("figures of a small model on a CPU say nothing about what a provider's fleet costs")
+    return costed(scenario, rows, notes, after=_energy_of_run(summary, device, scenario, x))
+
+
+def draw_inputs(scenario: Scenario, n: int = DEFAULT_DRAWS) -> dict[str, Draws]:
+    """Joint draws of every input of a scenario, and uniforms under `MEASURED` at which what was measured is read.
+
+    One joint set: two sets of Sobol points with different seeds are not independent of each other.
+    HarnessError where the scenario's correlations contradict each other.
+    """
+    inputs = {key: made.distribution for key, made in scenario.inputs.items()}
+    try:
+        return draw(inputs | {MEASURED: distribution("uniform", 0, 1)}, n, correlations=scenario.correlations)
+    except ValueError as bad:
+        raise HarnessError(f"{scenario.origin}: {bad}", "weaken or remove one of the correlations") from None
+
+
+def bill_factors(scenario: Scenario, x: Mapping[str, Draws]) -> list[Factor]:
+    """Price of a device-hour, serving.overhead and 1 / serving.utilisation: USD per device-hour of serving.
+
+    None where the scenario has no price.
+    """
+    if scenario.no_price is not None:
+        return []
+    own = PRICE in x
+    price = (scenario.inputs[PRICE].status, x[PRICE]) if own else ("assumed", owned_usd_per_hour(x))
+    overhead, used = (scenario.inputs[key].status for key in ("serving.overhead", "serving.utilisation"))
+    return [price, (overhead, x["serving.overhead"]), (used, 1 / x["serving.utilisation"])]
+
+
+def costed(
+    scenario: Scenario, rows: Iterable[Row], notes: Sequence[str], *, before: Iterable[Figure] = (),
+    after: Iterable[Figure] = (),
+) -> Costs:  # fmt: skip
+    """What a scenario costs: of each row the product of its factors (see `interval_figures`), among the figures given.
+
+    A factor's share is Cov(ln factor, ln cost) / Var(ln cost): exact for a product, summing to 1, under correlation
+    too.
+    """
+    figures, shares = list(before), {}
+    for name, unit, status, factors, scale, reason in rows:
+        if reason is not None:
+            figures.append(Figure(name, None, unit, status, reason=reason))
+            continue
+        cost = np.asarray(scale * np.prod([values for _, values in factors], axis=0))
+        figures += interval_figures(name, unit, status, cost)
+        shares[name] = part = dict[str, float]()
+        centred = np.log(cost) - np.log(cost).mean() if cost.min() > 0 else np.zeros(1)
+        for of, values in factors if (variance := float(np.mean(centred**2))) > 1e-20 else ():
+            part[of] = part.get(of, 0.0) + float(np.mean(np.log(values) * centred)) / variance
+    return Costs(scenario.name, (*figures, *after), shares, tuple(scenario.inputs.values()), tuple(notes))
+
+
+def interval_figures(name: str, unit: str, status: Status, cost: Draws) -> list[Figure]:
+    """Median with 5th and 95th percentile, and the mean where there is any spread."""
+    low, middle, high = (float(q) for q in np.quantile(cost, (0.05, 0.5, 0.95)))
+    if high - low <= 1e-12 * abs(middle):
+        return [Figure(name, middle, unit, status, interval=INTERVAL)]
+    return [
+        Figure(name, middle, unit, status, low, high, interval=INTERVAL),
+        Figure(f"{name}.mean", float(cost.mean()), unit, status),
+    ]
+
+
+def tornado(scenario: Scenario, rate: Figure) -> dict[str, float]:
+    """Share of the variance of ln cost by input, largest first, of a scenario from `priced`.
+
+    The cost is the bill for a device-second over a measured `rate`. A share is the squared correlation of ln input with
+    ln cost over the draws; docs/economics.md says when that is exact. Unlike the shares of a figure this opens an owned
+    price up into the inputs that it is made of.
+    """
+    x = draw_inputs(scenario)
+    rates = quantile(rate_distribution(rate), 1 - x[MEASURED])
+    cost = np.prod([values for _, values in bill_factors(scenario, x)], axis=0) / rates
+    keys = [*((PRICE,) if PRICE in scenario.inputs else OWNED), "serving.overhead", "serving.utilisation"]
+    shares = {key: _explained(x[key], cost) for key in keys} | {rate.name: _explained(rates, cost)}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def _explained(values: Draws, cost: Draws) -> float:
+    """Squared correlation of ln values with ln cost; of the values themselves where one is 0. 0: they do not vary."""
+    if np.ptp(values) == 0:
+        return 0.0
+    log = np.log(values) if values.min() > 0 else values
+    return float(np.corrcoef(log, np.log(cost))[0, 1] ** 2)
+
+
+def watt_hours(x: Mapping[str, Draws], joules: Draws | float, device_s: Draws | float) -> dict[str, Draws]:
+    """Wh of something that took `joules` of accelerator energy and `device_s` device-seconds, as a stack that adds up.
+
+    PUE/3600 * [(1 + host) * J + P_idle * device_s * (1/U - 1)], as docs/economics.md explains.
+    """
+    stack = {
+        "accelerator": np.asarray(joules / 3600 * np.ones_like(x["energy.pue"])),
+        "host": x["energy.host_share"] * joules / 3600,
+        "idle": x["energy.idle_w"] * device_s * (1 / x["serving.utilisation"] - 1) / 3600,
+    }
+    return stack | {"overhead": (x["energy.pue"] - 1) * sum(stack.values())}
+
+
+ENERGY = ("energy.pue", "energy.host_share", "energy.idle_w")
+
+
+def _energy_of_run(summary: Summary, device: Device, scenario: Scenario, x: Mapping[str, Draws]) -> list[Figure]:
+    figures: list[Figure] = []
+    missing = [key for key in ENERGY if key not in x]
+    lacking = f"scenario '{scenario.name}' has no {', '.join(missing)}" if missing else None
+    for name, unit, many, joules, rate in (
+        ("wh_per_million_output_tokens", "Wh/1e6 token", 1e6, "joules_per_output_token", "output_tokens_per_s"),
+        ("wh_per_query", "Wh/query", x["query.requests"], "joules_per_request", "requests_per_s"),
+    ):
+        energy, speed = measured(summary, joules), measured(summary, rate)
+        status = _status(device, energy)
+        reason = next((figure.reason for figure in (energy, speed) if figure.value is None), lacking)
+        if not any(figure.name == joules for figure in summary.figures):
+            continue
+        if reason is not None:
+            figures.append(Figure(name, None, unit, status, reason=reason))
+            continue
+        used = many * quantile(rate_distribution(energy), x[MEASURED])
+        stack = watt_hours(x, used, many * device.count / (speed.value or math.nan))
+        figures += interval_figures(name, unit, status, np.sum(list(stack.values()), axis=0))
+        figures += [Figure(f"{name}.{rung}", float(wh.mean()), unit, status) for rung, wh in stack.items()]
+    return figures
+
+
+def rate_distribution(figure: Figure) -> Distribution:
+    """A measured figure (above 0) as a lognormal by its 95% interval; the number alone where it has none."""
+    value = float(figure.value or 0.0)
+    if figure.low is None or figure.high is None or not 0 < figure.low < figure.high:
+        return distribution("value", value)
+    half = (figure.high / figure.low) ** (0.5 * Z95 / 1.959963984540054)
+    return distribution("lognormal", value / half, value * half)
+
+
+def measured(summary: Summary, name: str) -> Figure:
+    """The figure of that name; one without a value, and a reason, where it is absent, missing or 0."""
+    for figure in summary.figures:
+        if figure.name == name:
+            if figure.value is None:
+                return replace(figure, reason=f"{name} is not known: {figure.reason or 'not recorded'}")
+            return figure if figure.value > 0 else replace(figure, value=None, reason=f"{name} is {figure.value:g}")
+    return Figure(name, None, "", "measured", reason=f"{name} is not recorded")
+
+
+def _status(device: Device, figure: Figure | None = None) -> Status:
+    return "simulated" if device.kind == "none" or (figure and figure.status == "simulated") else "derived"

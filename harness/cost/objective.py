@@ -1,0 +1,83 @@
+"""Throughput, and so cost, at a latency objective: the best point of a sweep that meets it, never past the sweep."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from harness.cost.bill import measured
+from harness.errors import HarnessError
+from harness.model import Figure, Summary
+
+CARRIED = (
+    "output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "joules_per_request", "joules_per_output_token"
+)  # fmt: skip
+"""Figures that an interpolated point has, where the runs have them."""
+Objective = Mapping[str, float]
+"""Upper limits in seconds by the figure that they hold for: {"ttft_s.p99": 0.45}."""
+
+
+def parse_objectives(text: str) -> dict[str, Objective]:
+    """The rows of prices/mlperf_slo.csv by name: 99th percentiles of TTFT and TPOT."""
+    columns = {"ttft_s.p99": "p99_ttft_ms", "tpot_s.p99": "p99_tpot_ms"}
+    rows = csv.DictReader(io.StringIO(text))
+    return {row["scenario"]: {name: float(row[column]) / 1e3 for name, column in columns.items()} for row in rows}
+
+
+def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Summary:
+    """The point with the largest output rate at which every limit holds, between two runs of the Pareto front.
+
+    Its `run` names both. Where the fastest run meets the objective it is the answer, and a lower bound. HarnessError
+    where no run does, or one lacks a figure. docs/economics.md says why latencies and rates are linear in between.
+    """
+    names, limits = list(objective), np.array(list(objective.values()))
+    front = pareto_front(sweep, names)
+    latencies = np.array([[value(run, name) for name in names] for run in front])
+    meets = np.flatnonzero(np.all(latencies <= limits, axis=1))
+    if not len(meets):
+        nearest = int(np.argmin(np.max(latencies / limits, axis=1)))
+        worst = int(np.argmax(latencies[nearest] / limits))
+        has = f"{names[worst]} {latencies[nearest, worst]:.3g} s, the limit is {limits[worst]:g} s"
+        what = f"no run meets the objective: the nearest, {front[nearest].run}, has {has}"
+        raise HarnessError(what, "measure lower rates or fewer users, or choose another objective")
+    last = int(meets[-1])
+    if last + 1 == len(front):
+        return front[last]
+    slower, faster = front[last : last + 2]
+    here, there = latencies[last], latencies[last + 1]
+    weight = float(np.min(((limits - here) / np.where(there > limits, there - here, np.inf))[there > limits]))
+    known = {figure.name for figure in slower.figures}
+    figures = tuple(_between(slower, faster, name, weight) for name in CARRIED if name in known)
+    return Summary(f"{slower.run} to {faster.run}", slower.state, figures, {})
+
+
+def pareto_front(sweep: Sequence[Summary], latencies: Sequence[str]) -> list[Summary]:
+    """The runs that no other equals or beats in output rate and every latency, by rising output rate."""
+    if not sweep:
+        raise HarnessError("no run to choose from", "name the runs of a sweep over users or rate")
+    points = [(-value(run, CARRIED[0]), *(value(run, name) for name in latencies)) for run in sweep]
+    front: list[int] = []
+    for i in sorted(range(len(points)), key=points.__getitem__):  # from the fastest on, so that none is beaten later
+        if not any(np.all(np.array(points[j]) <= points[i]) for j in front):
+            front.insert(0, i)
+    return [sweep[i] for i in front]
+
+
+def _between(slower: Summary, faster: Summary, name: str, weight: float) -> Figure:
+    a, b = measured(slower, name), measured(faster, name)
+    if a.value is None or b.value is None:
+        return a if a.value is None else b
+    ends = [(a.value, b.value), (a.low, b.low), (a.high, b.high)]
+    value, low, high = (None if x is None or y is None else x + weight * (y - x) for x, y in ends)
+    return Figure(name, value, a.unit, "simulated" if a.status == "simulated" else "derived", low, high)
+
+
+def value(run: Summary, name: str) -> float:
+    """A figure's value; HarnessError naming run and reason where it has none."""
+    figure = measured(run, name)
+    if figure.value is None:
+        raise HarnessError(f"run {run.run}: {figure.reason}", "leave the run out, or measure more requests")
+    return figure.value

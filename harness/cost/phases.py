@@ -1,0 +1,72 @@
+"""What input, output, context and requests each take of a device's time, from runs of mixed shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from harness.cost.draws import Array, Draws
+
+TERMS = ("input", "output", "context", "request")
+"""What explains usage: uncached input tokens, output tokens, the sum of every output token's context, requests.
+
+`regression.split_usage` finds the coefficients from the `time_blocks` of runs. The runs must be of one model, device
+and concurrency: a larger batch takes less per token."""
+
+
+def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> Array:
+    """A run cut into `number` equal stretches of time, from the first send to the last end: a row each.
+
+    Columns are the counts of `TERMS`, then usage in device-seconds. Failed requests are left out, their time is not: it
+    was paid for. Input tokens and the request itself count where the first token arrived, each output token where it
+    arrived, with the input and the output before it as its context. ValueError where no request succeeded.
+    """
+    done = requests[requests["error"].isna() & requests["arrival_s"].map(len).gt(0)]
+    if done.empty:
+        raise ValueError("no request succeeded")
+    edges = np.linspace(float(requests["sent_s"].min()), float(requests["end_s"].max()), number + 1)
+
+    def place(times: Array, weights: Array) -> Array:
+        return np.histogram(times, edges, weights=weights)[0]
+
+    inputs = done["input_tokens"].fillna(done["input_asked"]).to_numpy(float)
+    uncached = inputs - done["cached_tokens"].fillna(0).to_numpy(float)
+    first = np.array([times[0] for times in done["arrival_s"]], float)
+    tokens = [np.asarray(n, float) for n in done["arrival_tokens"]]
+    # Tokens of one arrival have contexts c, c+1, …: their sum is n times the middle one.
+    context = [(start + np.cumsum(n) - (n + 1) / 2) * n for start, n in zip(inputs, tokens, strict=True)]
+    times = np.concatenate([np.asarray(t, float) for t in done["arrival_s"]])
+    return np.column_stack([
+        place(first, uncached), place(times, np.concatenate(tokens)), place(times, np.concatenate(context)),
+        place(first, np.ones(len(done))), np.diff(edges) * device_count,
+    ])  # fmt: skip
+
+
+def usage_of(
+    coefficients: Array, tokens_in: Draws | float, tokens_out: Draws | float, cached_share: Draws | float
+) -> Draws:
+    """Usage of one request: a(1-h) n_in + b n_out + d n_out (n_in + n_out/2) + r, with a, b, d, r the last axis.
+
+    >>> float(usage_of(np.array([1.0, 10.0, 0.0, 5.0]), 100.0, 2.0, 0.25))
+    100.0
+    """
+    a, b, d, r = np.moveaxis(np.asarray(coefficients), -1, 0)
+    return np.asarray(
+        a * (1 - cached_share) * tokens_in + b * tokens_out + d * tokens_out * (tokens_in + tokens_out / 2) + r
+    )
+
+
+def allocate(coefficients: Array, counts: Array, usage: float) -> Mapping[str, float]:
+    """A run's whole usage shared out by term in proportion to the fit, so that the terms add up to `usage` exactly.
+
+    `counts` are the run's totals in the order of `TERMS`. ValueError where the fit explains nothing.
+
+    >>> dict(allocate(np.array([1.0, 2.0, 0.0, 0.0]), np.array([10.0, 5.0, 7.0, 1.0]), 40.0))
+    {'input': 20.0, 'output': 20.0, 'context': 0.0, 'request': 0.0}
+    """
+    fitted = coefficients * counts
+    if not fitted.sum() > 0:
+        raise ValueError("the phase split explains none of this run's usage")
+    return dict(zip(TERMS, (float(x) for x in fitted / fitted.sum() * usage), strict=True))

@@ -1,0 +1,212 @@
+"""Scenarios: the sourced assumptions that turn measured tokens into money and energy. Text in, values out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from harness.config import read_yaml
+from harness.cost import units
+from harness.cost.draws import PARAMETERS, Distribution, distribution, scaled, support
+from harness.errors import HarnessError
+
+Tier = Literal["machine", "on-demand", "reserved", "owned"]
+InputStatus = Literal["measured", "reported", "assumed"]
+Form = TypeVar("Form", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What an input means: its canonical unit and the range that makes sense."""
+
+    unit: str
+    low: float
+    high: float
+    meaning: str
+
+
+KEYS: Mapping[str, Key] = {
+    "price.usd_per_hour": Key("USD/hour", 0, math.inf, "price of one GPU, or one vCPU of a CPU machine"),
+    "serving.utilisation": Key("1", 0, 1, "share of paid time in which the device serves as in the run"),
+    "serving.overhead": Key("1", 1, math.inf, "whole bill / device bill: network, storage, failed work, reserve"),
+    "serving.cached_share": Key("1", 0, 1, "share of input tokens that come from a prefix cache"),
+    "query.requests": Key("1", 1, math.inf, "requests behind one user-visible answer"),
+    "query.input_tokens": Key("token", 0, math.inf, "input tokens of a request"),
+    "query.visible_tokens": Key("token", 0, math.inf, "output tokens of a request that the user sees"),
+    "query.reasoning_tokens": Key("token", 0, math.inf, "output tokens of a request that the user does not see"),
+    "energy.pue": Key("1", 1, math.inf, "facility energy / energy of the computers"),
+    "energy.host_share": Key("1", 0, math.inf, "energy of CPU, memory and fans / energy of the accelerator"),
+    "energy.idle_w": Key("W", 0, math.inf, "power of one idle accelerator"),
+    "owned.capital_usd": Key("USD", 0, math.inf, "purchase of one GPU with its share of server, network, installation"),
+    "owned.life_years": Key("year", 0, math.inf, "years over which the purchase is paid back"),
+    "owned.cost_of_capital": Key("1/year", 0, 1, "yearly return that the money must earn"),
+    "owned.power_kw": Key("kW", 0, math.inf, "average IT power per GPU, host and network included"),
+    "owned.usd_per_kwh": Key("USD/kWh", 0, math.inf, "price of electricity"),
+    "owned.hosting_usd_per_kw_month": Key("USD/kW/month", 0, math.inf, "building and cooling, by IT power"),
+    "owned.staff_usd_per_hour": Key("USD/hour", 0, math.inf, "operation, repair and spares of one GPU"),
+}
+"""Every input that a scenario may hold."""
+PRICE = "price.usd_per_hour"
+MEASURED = "measured"
+"""Names, in correlations, what the run measured: device-seconds and joules per token or query, higher is dearer."""
+ALWAYS = ("serving.utilisation", "serving.overhead", "query.requests")
+OWNED = (*(key for key in KEYS if key.startswith("owned.")), "energy.pue")
+POSITIVE = (PRICE, "serving.utilisation", "owned.capital_usd", "owned.life_years")
+"""Inputs for which 0 makes no sense either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One assumption: a number or a distribution in the unit of its key, and where it comes from."""
+
+    name: str
+    distribution: Distribution
+    unit: str
+    source: str
+    date: str
+    status: InputStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A set of assumptions. `per` is what a price is for; `gpu` limits the scenario to that row of gpus.csv."""
+
+    name: str
+    description: str
+    tier: Tier
+    per: Literal["gpu", "vcpu"]
+    gpu: str | None
+    inputs: Mapping[str, Input]
+    correlations: tuple[tuple[str, str, float], ...]
+    origin: str
+    no_price: str | None = None
+    """Why there is no price of the device at hand, and one is needed; see `cost.priced`."""
+
+
+class InputFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    value: float | None = None
+    lognormal: dict[str, float] | None = None
+    uniform: dict[str, float] | None = None
+    triangular: dict[str, float] | None = None
+    beta: dict[str, float] | None = None
+    empirical: list[float] | None = None
+    unit: str
+    source: str
+    date: str
+    status: InputStatus
+
+    @field_validator("unit", "date", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> str:
+        return str(value)  # YAML reads 1, 2026 and 2026-06-01 as something else than text
+
+
+class ScenarioFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    description: str
+    tier: Tier
+    per: Literal["gpu", "vcpu"] = "gpu"
+    gpu: str | None = None
+    inputs: dict[str, Any]
+    correlations: list[tuple[str, str, float]] = []
+
+
+def parse_scenario(text: str, origin: str, overrides: Sequence[str] = ()) -> Scenario:
+    """The scenario in `text` (YAML); `origin` is its file for error messages.
+
+    `overrides` are `key=value`, the value YAML: a number in the key's own unit, a distribution
+    (`serving.utilisation={uniform: {low: 0.3, high: 0.6}}`) or a whole input; unless they say otherwise their source is
+    `--set` and their status assumed. Raises HarnessError with file, key, value and the expected form.
+    """
+    data, _ = read_yaml(text, origin)
+    if not isinstance(data, dict):
+        raise HarnessError(f"{origin}: a scenario is a mapping, got {data!r:.60}", "see docs/economics.md for the form")
+    file = _checked(ScenarioFile, data, origin)
+    inputs = {key: _input(key, spec, origin) for key, spec in file.inputs.items()}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise HarnessError(f"--set '{override}' is not of the form key=value", f"for instance --set {PRICE}=2.99")
+        spec, _ = read_yaml(value, f"--set {key}")
+        if isinstance(spec, int | float):
+            spec = {"value": spec}
+        if isinstance(spec, dict) and key in KEYS:
+            spec = {"unit": KEYS[key].unit, "source": "--set", "date": "given", "status": "assumed", **spec}
+        inputs[key] = _input(key, spec, "--set")
+    needed = {"machine": (PRICE,), "owned": () if PRICE in inputs else OWNED}.get(file.tier, ())
+    for key in (*ALWAYS, *needed):
+        if key not in inputs:
+            fix = f"add it: {KEYS[key].meaning}, in {KEYS[key].unit}"
+            raise HarnessError(f"{origin}: inputs.{key} is missing", fix)
+    for a, b, rho in file.correlations:
+        if not {a, b} <= {*inputs, MEASURED} or a == b or not -1 < rho < 1:
+            fix = f"name two inputs of this scenario, or one and '{MEASURED}', and a rho between -1 and 1"
+            raise HarnessError(f"{origin}: correlations: [{a}, {b}, {rho}]", fix)
+    links = tuple(file.correlations)
+    return Scenario(file.name, file.description, file.tier, file.per, file.gpu, inputs, links, origin)
+
+
+def _input(key: str, spec: Any, origin: str) -> Input:
+    where = f"{origin}: inputs.{key}"
+    if key not in KEYS:
+        raise HarnessError(f"{where}: unknown key", f"choose one of {', '.join(KEYS)}")
+    known, given = KEYS[key], _checked(InputFile, spec, origin, f"inputs.{key}")
+    raws = {kind: raw for kind in PARAMETERS if (raw := getattr(given, kind)) is not None}
+    if len(raws) != 1:
+        raise HarnessError(f"{where}: has {list(raws) or 'no value'}", f"give exactly one of {', '.join(PARAMETERS)}")
+    ((kind, raw),) = raws.items()
+    names = PARAMETERS[kind]
+    if isinstance(raw, dict) and set(raw) != set(names):
+        form = ", ".join(f"{name}: …" for name in names)
+        raise HarnessError(f"{where}: {kind} has {sorted(raw)}", f"give {kind}: {{{form}}}")
+    numbers = [raw[name] for name in names] if isinstance(raw, dict) else [raw] if kind == "value" else raw
+    try:
+        made = scaled(distribution(kind, *numbers), units.factor(given.unit, known.unit))
+    except ValueError as bad:
+        raise HarnessError(f"{where}: {bad}", f"expected {known.meaning}, in {known.unit}") from None
+    low, high = support(made)
+    if low < known.low or high > known.high or (key in POSITIVE and low <= 0 and kind != "lognormal"):
+        above = "above 0" if key in POSITIVE else f"{known.low:g} or more"
+        limits = above if math.isinf(known.high) else f"{above}, at most {known.high:g}"
+        if math.isinf(high):
+            limits += "; a lognormal takes every value above 0 without end: use beta, triangular or uniform"
+        raise HarnessError(f"{where}: {raw} ({given.unit})", f"expected {known.meaning}: {limits}")
+    return Input(key, made, known.unit, given.source, given.date, given.status)
+
+
+def _checked(form: type[Form], data: Any, origin: str, prefix: str = "") -> Form:
+    """`data` as `form`. HarnessError with the key (`prefix` and what is below it) and value of the first mistake."""
+    try:
+        return form.model_validate(data)
+    except ValidationError as bad:
+        first = bad.errors()[0]
+        path = ".".join(filter(None, [prefix, *map(str, first["loc"])]))
+        got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+        what = f"{origin}: {path}: {first['msg']}{got}"
+        raise HarnessError(what, "expected the form in docs/economics.md, Scenarios") from None
+
+
+def parse_prices(rental_ranges: str, three_years: str) -> dict[tuple[str, str], Input]:
+    """The rows of prices/gpu_rental_ranges.csv and prices/gpu_prices.csv: (tier, GPU) -> price of a GPU-hour.
+
+    A range is read as the 5th and 95th percentile of a lognormal.
+    """
+    rental = "usd_per_gpu_hour_rental_3yr"
+    prices = {}
+    for tier, text, low, high in (
+        ("on-demand", rental_ranges, "usd_per_gpu_hour_low", "usd_per_gpu_hour_high"),
+        ("reserved", three_years, rental, rental),
+    ):
+        for r in csv.DictReader(io.StringIO(text)):
+            made = distribution("lognormal", float(r[low]), float(r[high]))
+            source = f"{r['source']} ({r['gpu']}, {tier})"
+            prices[tier, r["gpu"]] = Input(PRICE, made, "USD/hour", source, r.get("asof", "2026"), "reported")
+    return prices

@@ -1,0 +1,63 @@
+"""Units as words joined with `-` and `/`, such as `USD/GPU-hour`, and how one converts into another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+Words = Mapping[str, tuple[float, tuple[str, ...]]]
+"""Word -> how many of the product of the base words it is."""
+WORDS: Words = {
+    "1": (1.0, ()),
+    "percent": (0.01, ()),
+    "USD": (1.0, ("USD",)),
+    "cent": (0.01, ("USD",)),
+    "second": (1 / 3600, ("hour",)),
+    "minute": (1 / 60, ("hour",)),
+    "hour": (1.0, ("hour",)),
+    "day": (24.0, ("hour",)),
+    "month": (730.5, ("hour",)),
+    "year": (8766.0, ("hour",)),
+    "token": (1.0, ("token",)),
+    "W": (1.0, ("W",)),
+    "kW": (1e3, ("W",)),
+    "MW": (1e6, ("W",)),
+    "Wh": (1.0, ("W", "hour")),
+    "kWh": (1e3, ("W", "hour")),
+    "MWh": (1e6, ("W", "hour")),
+}
+"""The words of `factor`. A year is 365.25 days, a month a twelfth of it."""
+
+
+def reduced(text: str, words: Words) -> tuple[float, dict[str, int]]:
+    """A unit as a number times powers of base words; `-` multiplies, all after the first `/` divides.
+
+    KeyError for a word that is not among `words`.
+
+    >>> reduced("USD/kWh", WORDS)
+    (0.001, {'USD': 1, 'W': -1, 'hour': -1})
+    """
+    number, powers = 1.0, dict[str, int]()
+    for sign, part in zip((1, -1), text.split("/", 1), strict=False):
+        for word in re.split("[-/]", part):
+            scale, bases = words[word]
+            number *= scale**sign
+            for base in bases:
+                powers[base] = powers.get(base, 0) + sign
+    return number, {base: power for base, power in powers.items() if power}
+
+
+def factor(given: str, wanted: str) -> float:
+    """What a number in unit `given` is multiplied by to be in `wanted`; ValueError where they do not fit.
+
+    >>> factor("percent", "1"), factor("USD/day", "USD/hour") == 1 / 24
+    (0.01, True)
+    """
+    to, powers = reduced(wanted, WORDS)
+    try:
+        number, found = reduced(given, WORDS)
+    except KeyError:
+        raise ValueError(f"unknown unit '{given}'") from None
+    if found != powers:
+        raise ValueError(f"unit '{given}' is not a unit of {wanted}")
+    return number / to

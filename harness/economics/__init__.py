@@ -1,1 +1,0 @@
-"""What a query costs: pure functions of measured figures and sourced assumptions."""

@@ -1,0 +1,38 @@
+"""Files that the harness ships or keeps: package data, and the user's cache."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from importlib import resources
+from pathlib import Path
+
+from harness.errors import HarnessError
+
+PACKAGE = Path(str(resources.files("harness")))
+
+
+def data_path(name: str) -> Path:
+    """Where one of the harness's own data files lies; `name` is relative to harness/data."""
+    return PACKAGE / "data" / name
+
+
+def read_data(name: str) -> str:
+    """The text of one of the harness's own data files."""
+    return data_path(name).read_text(encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: no UTF-8, or a name with a null in it
+        raise HarnessError(f"cannot read {path}: {error}", "give a readable UTF-8 text file") from None
+
+
+def cache_root() -> Path:
+    """Where conversions, hashes and sensors' periods are kept: HARNESS_CACHE, else below XDG_CACHE_HOME or ~/.cache."""
+    if given := os.environ.get("HARNESS_CACHE"):
+        return Path(given).expanduser().resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inference-cost-harness"

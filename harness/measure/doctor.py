@@ -1,0 +1,148 @@
+"""What this machine can measure, and what would make a run here doubtful; docs/quiet-machine.md says why."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness.analysis.energy_findings import THROTTLE
+from harness.engines.base import NEEDS
+from harness.engines.weights import short_names
+from harness.errors import HarnessError
+from harness.files import cache_root
+from harness.measure import environment
+from harness.meters.nvml import NvmlReader
+from harness.meters.rapl import GRANT, RaplReader
+from harness.model import Finding, MeterDevice, PowerSample
+
+BUSY_SHARE = 0.25
+"""Of the cores that others may keep busy."""
+SWAP_SHARE = 0.01
+"""Of the memory that may lie in swap: some always does, left behind long ago."""
+LEAST_BYTES, ROOM_BYTES = 1e8, 2e10
+"""Below the first a run may not fit; below the second no larger model can be fetched."""
+USER_CLOCKS = 0x02
+"""NVML's clock event reason for clocks that somebody has set."""
+Seen = tuple[str, str] | Finding
+"""A part and what is known of it, or what is wrong and the command that mends it."""
+
+
+def examine(results: Path) -> Iterator[Seen]:
+    """What is here, and what is wrong with it. Imports no engine, needs no GPU, leaves everything as it is.
+
+    Serious is only that no run can be stored in `results`: what runs here may be a server elsewhere.
+    """
+    place = environment.capture()
+    yield "harness", f"{place['harness']}, Python {place['python']}, {place['os']}"
+    if (place["git"] or {}).get("dirty"):
+        yield Finding("dirty-tree", "the harness's clone has changes that no revision has", "git commit -a")
+    if place["debug"]:
+        yield Finding("debug-build", f"what runs here has {', '.join(place['debug'])}, which is slow", "env -u NAME …")
+    yield from _engines(place)
+    yield from _gpus(place)
+    yield from _host(place)
+    yield from _room(results)
+
+
+def _engines(place: Mapping[str, Any]) -> Iterator[Seen]:
+    missing = [name for name, (package, _) in NEEDS.items() if importlib.util.find_spec(package) is None]
+    for name, (package, extra) in NEEDS.items():
+        versions = [f"{p} {place['packages'][p]}" for p in (package, f"{package}-cpu") if p in place["packages"]]
+        yield f"engine {name}", f"not installed: pip install {extra}" if name in missing else ", ".join(versions)
+    yield "packages", ", ".join(f"{name} {version}" for name, version in place["packages"].items())
+    yield "models", ", ".join(_models()) or "none is cached"
+    if len(missing) == len(NEEDS):
+        advice = "pip install 'inference-cost-harness[cpu]', or [vllm] where there is an NVIDIA GPU"
+        yield Finding("no-engine", "no engine is installed that runs a model here; a server can be measured", advice)
+    elif place["gpus"] and "vllm" in missing:
+        advice = "pip install 'inference-cost-harness[vllm]'"
+        yield Finding("gpu-unused", "there is a GPU, and no vllm to serve from it", advice)
+
+
+def _models() -> Iterator[str]:
+    """Models that need no download: those of installed packages, and what the hub's cache holds."""
+    for name, row in short_names().items():
+        if importlib.util.find_spec(row["package"].replace("-", "_")) is not None:
+            yield name
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
+    for path in sorted(Path(os.environ.get("HF_HUB_CACHE") or home / "hub").glob("models--*")):
+        yield path.name.removeprefix("models--").replace("--", "/")
+
+
+def _gpus(place: Mapping[str, Any]) -> Iterator[Seen]:
+    reader = NvmlReader(probe_s=0.0)
+    reader.harness_pid = os.getpid()
+    try:
+        reader.open()
+    except HarnessError as absent:
+        yield "GPUs", absent.what
+        if Path("/proc/driver/nvidia").exists():
+            yield Finding("nvml-absent", f"there is an NVIDIA driver, but {absent.what}", absent.fix)
+        return
+    yield "driver", str(place["driver"])
+    samples = {sample.device: sample for sample in reader.read() if sample.domain != "gpu memory"}
+    for device in (gpu.device for gpu in reader.gpus):
+        yield from _gpu(device, samples[device.device], place["gpus"][int(device.device)])
+
+
+def _gpu(device: MeterDevice, now: PowerSample, known: Mapping[str, Any]) -> Iterator[Seen]:
+    i, bits, limit_w, default_w = device.device, now.throttle or 0, device.power_limit_w, device.power_limit_default_w
+    mhz = "n/a" if now.sm_clock_hz is None else f"{now.sm_clock_hz / 1e6:.0f}"
+    by_hand = "set by hand" if bits & USER_CLOCKS else f"not seen to be set by hand (sudo nvidia-smi -i {i} -lgc)"
+    limits = f"limit {'n/a' if limit_w is None else f'{limit_w:g} W'}, {device.note or 'has an energy counter'}"
+    yield f"GPU {i}", f"{device.name}, {limits}, clock {mhz} of {known['sm_clock_max_mhz']} MHz, {by_hand}"
+    if limit_w is not None and default_w is not None and limit_w < default_w:
+        text = f"its power limit is {limit_w:g} W, below the default {default_w:g} W"
+        yield Finding("power-limit", f"GPU {i}: {text}", f"sudo nvidia-smi -i {i} -pl {default_w:g}")
+    if known["persistence_mode"] == 0:
+        text = "persistence mode is off: between processes its driver unloads and the energy counter starts anew"
+        yield Finding("persistence-off", f"GPU {i}: {text}", f"sudo nvidia-smi -i {i} -pm 1")
+    if device.mig:
+        text = "it is divided (MIG), and its power is the whole board's"
+        yield Finding("mig", f"GPU {i}: {text}", f"sudo nvidia-smi -i {i} -mig 0")
+    if now.foreign_processes:
+        advice = f"nvidia-smi -i {i} --query-compute-apps=pid,name --format=csv"
+        yield Finding("foreign-process", f"GPU {i}: {now.foreign_processes} process(es) of others on it", advice)
+    if held := [reason for bit, reason in THROTTLE.items() if bits & bit]:
+        yield Finding("throttled", f"GPU {i}: held back by {', '.join(held)}", f"nvidia-smi -i {i} -q -d PERFORMANCE")
+
+
+def _host(place: Mapping[str, Any]) -> Iterator[Seen]:
+    cores, memory, swap = place["cpu"]["cores_usable"], place["memory_bytes"], psutil.swap_memory().used
+    busy, governor = psutil.getloadavg()[0], ", ".join(place["governors"])
+    yield "CPU", f"{place['cpu']['model']}, {cores} cores usable, governor {governor or 'n/a'}, load {busy:.2f}"
+    yield "memory", f"{memory / 1e9:.1f} GB, {swap / 1e9:.1f} GB in swap"
+    try:
+        yield "RAPL", ", ".join(device.domain for device in RaplReader().open().devices)
+    except HarnessError as refused:
+        yield "RAPL", refused.what
+        if refused.fix == GRANT:
+            yield Finding("rapl-permission", refused.what, GRANT)
+    if governor not in ("performance", ""):
+        text = f"processors change their frequency (governor {governor})"
+        yield Finding("cpu-frequency", text, "sudo cpupower frequency-set -g performance")
+    if swap > SWAP_SHARE * memory:
+        yield Finding("swap", f"{swap / 1e9:.1f} GB lie in swap", "sudo swapoff -a && sudo swapon -a")
+    if busy > BUSY_SHARE * cores:
+        yield Finding("busy", f"others keep {busy:.1f} of {cores} cores busy", "top -o %CPU")
+    if cores < 3:
+        yield Finding("few-cores", f"{cores} core(s) for engine, load loop and meter", "take a larger machine")
+
+
+def _room(results: Path) -> Iterator[Seen]:
+    """Room where runs and models go, each in the nearest directory that is there."""
+    for what, path in (("results", results), ("model cache", cache_root())):
+        there = next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
+        free = shutil.disk_usage(there).free
+        yield f"room for {what}", f"{free / 1e9:.1f} GB at {path}"
+        if what == "results" and (free < LEAST_BYTES or not os.access(there, os.W_OK)):
+            text = f"{there} cannot be written, or is full"
+            yield Finding("no-room", text, "export HARNESS_RESULTS=/a/directory/with/room", serious=True)
+        elif free < ROOM_BYTES:
+            yield Finding("little-room", f"{free / 1e9:.1f} GB are free for {what}", f"du -xh {there} | sort -h | tail")

@@ -1,0 +1,1 @@
+"""Models and GPUs that were not measured."""

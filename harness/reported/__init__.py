@@ -1,1 +1,0 @@
-"""Published figures as data, and ratios that keep their bounds."""

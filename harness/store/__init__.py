@@ -1,0 +1,1 @@
+"""A run's directory, and result files of other tools."""

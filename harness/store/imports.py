@@ -1,0 +1,141 @@
+"""Results of other tools, as runs: each file's own figures under this project's names, with how they were defined.
+
+`FORMATS` is the list of what is known; `tools` reads each. Figures keep the values that the tool printed, in SI units;
+what a file does not say stays None or absent. docs/importing.md sets the definitions side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.model import EngineInfo, ModelIdentity
+from harness.store import formats
+from harness.store.directory import RunWriter, engine_record, new_id
+from harness.store.imported import Point
+from harness.store.run_file import RunFile
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One kind of file: what tells it from the others, and what reads it."""
+
+    tool: str
+    keys: tuple[str, ...]
+    """Keys that such a file has, dotted where they are nested."""
+    read: Callable[[Any], Iterator[Point]]
+
+
+FORMATS = (
+    Format("ML.ENERGY benchmark", ("steady_state_energy", "steady_state_duration"), formats.mlenergy_benchmark),
+    Format("ML.ENERGY leaderboard", ("task", "configurations"), formats.mlenergy_leaderboard),
+    Format("vllm bench serve", ("request_throughput", "output_throughput", "mean_ttft_ms"), formats.vllm_serve),
+    Format("vllm bench throughput", ("elapsed_time", "requests_per_second", "tokens_per_second"), formats.vllm_offline),
+    Format("guidellm", ("metadata.guidellm_version", "benchmarks"), formats.guidellm),
+    Format("aiperf or genai-perf", ("request_throughput.avg", "request_latency.unit"), formats.aiperf),
+    Format("aiperf records", ("metadata.request_start_ns", "metrics"), formats.aiperf_records),
+    Format("aiperf or genai-perf, CSV", ("Metric,avg", "Request Throughput"), formats.aiperf_csv),
+    Format("inference-perf", ("benchmark_time_seconds", "load_summary", "successes"), formats.inference_perf),
+    Format("MLPerf LoadGen", ("MLPerf Results Summary", "Scenario"), formats.loadgen),
+)
+"""Every kind that is known, the one with the more telling keys first."""
+
+
+def points(path: Path) -> list[tuple[Format, Point]]:
+    """Every measured point in a file of another tool. HarnessError for an unknown or damaged one.
+
+    A JSON list is one file in several parts, as a sweep writes it; of JSON lines, what all lines say together counts.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as refused:
+        raise HarnessError(f"{path}: {refused}", "give a result file of another tool") from None
+    content = _content(text)
+    parts = content if isinstance(content, list) and content and not _is_records(content) else [content]
+    found: list[tuple[Format, Point]] = []
+    for part in parts:
+        kind = next((each for each in FORMATS if all(_has(part, key) for key in each.keys)), None)
+        if kind is None:
+            known = "; ".join(f"{each.tool}: {', '.join(each.keys)}" for each in FORMATS)
+            raise HarnessError(f"{path}: of no known tool", f"expected the keys of one of these: {known}")
+        try:
+            found += [(kind, point) for point in kind.read(part)]
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as damaged:
+            why = f"lacks {damaged}" if isinstance(damaged, KeyError) else str(damaged)
+            fix = f"fetch it again; it should hold {', '.join(kind.keys)} and what goes with them"
+            raise HarnessError(f"{path}: looks like {kind.tool}, but {why}", fix) from None
+    return found
+
+
+def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | None = None) -> list[Path]:
+    """Write each point of the file as a run under `root`, and return the runs' directories.
+
+    `gpu` and `gpus` say what the numbers were measured on, where the file does not; without them no price is known.
+    """
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    directories = []
+    for kind, point in points(path):
+        point = replace(point, gpu=point.gpu or gpu, gpus=point.gpus or gpus or (1 if point.gpu or gpu else None))
+        now = datetime.now(UTC)
+        writer = RunWriter(root, _run_file(kind, point, now, path, digest))
+        for record in point.records:
+            writer.add(record)
+        writer.finish("complete")
+        directories.append(writer.directory)
+    return directories
+
+
+def _run_file(kind: Format, point: Point, now: datetime, path: Path, digest: str) -> RunFile:
+    model = ModelIdentity(asked=point.model, precision=point.precision)
+    info = EngineInfo(point.engine, None, model, "cuda" if point.gpu else "unknown", point.gpus or 1, 0, None)
+    return RunFile(
+        id=new_id(now, point.model, kind.tool, point.name),
+        created_utc=now,
+        pid=os.getpid(),
+        workload={"name": point.name or kind.tool, "model": point.model, "load": dict(point.load)},
+        engine_asked=point.engine,
+        engine=engine_record(info),
+        environment={"gpus": [{"name": point.gpu}] * (point.gpus or 1)} if point.gpu else {},
+        imported={
+            "tool": kind.tool,
+            "version": point.version,
+            "file": path.name,
+            "sha256": digest,
+            "measured": point.measured,
+            "figures": [dataclasses.asdict(figure) for figure in point.figures],
+            "notes": list(point.notes),
+        },
+    )
+
+
+def _content(text: str) -> Any:
+    """JSON, or JSON lines as a list, or else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return [json.loads(line) for line in text.splitlines() if line.strip()] or text
+    except ValueError:
+        return text
+
+
+def _is_records(content: list[Any]) -> bool:
+    return _has(content[0], "metadata.request_start_ns")
+
+
+def _has(content: Any, key: str) -> bool:
+    if isinstance(content, str):
+        return key in content
+    if isinstance(content, list):
+        return bool(content) and _has(content[0], key)
+    first, _, rest = key.partition(".")
+    return isinstance(content, Mapping) and first in content and (not rest or _has(content[first], rest))

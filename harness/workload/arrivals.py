@@ -1,0 +1,260 @@
+"""Load shapes: when each request is due, and each user there. Pure values; the loop that waits is elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+ARRIVALS = 3
+"""Second word of the seed of arrival times, so that they share no random numbers with the requests."""
+
+
+def _quantity(units: Mapping[str, float], form: str = "above 0") -> BeforeValidator:
+    """Reads a number above 0, or from 0 where `form` says so, alone or with one of `units` (unit -> size in SI)."""
+
+    def read(value: object) -> float:
+        match = re.fullmatch(r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*(.*)", str(value).strip())
+        try:
+            number = float(match[1]) * {"": 1.0, **units}[match[2]] if match else math.nan
+        except (KeyError, ValueError):
+            number = math.nan
+        if not 0 <= number < math.inf or (number == 0 and form == "above 0"):
+            message = "should be a number {form}, alone or with one of the units {units}"
+            raise PydanticCustomError("quantity", message, {"form": form, "units": ", ".join(units)})
+        return number
+
+    return BeforeValidator(read, json_schema_input_type=float | str)
+
+
+_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+Seconds = Annotated[float, _quantity(_UNITS_S)]
+_RATES = {f"/{unit}": 1 / size for unit, size in _UNITS_S.items()}
+PerSecond = Annotated[float, _quantity(_RATES)]
+PerSecondOr0 = Annotated[float, _quantity(_RATES, "from 0")]
+MOST = 10_000_000
+"""Of requests in a run, and of tokens in a request: what is above is a slip, and would only use up the memory."""
+WHOLE = "a whole number from 1 to 10 million"
+Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
+UsersOr0 = Annotated[int, Field(ge=0, le=100_000, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+TAKES: Mapping[str, str] = {
+    "closed": "users duration_s?",
+    "offline": "",
+    "constant": "rate_per_s duration_s? max_in_flight?",
+    "poisson": "rate_per_s duration_s? max_in_flight?",
+    "gamma": "rate_per_s burstiness duration_s? max_in_flight?",
+    "trace": "trace time_scale? duration_s? max_in_flight?",
+    "ramp of users": "from_users to_users over_s duration_s?",
+    "ramp of the rate": "from_rate_per_s to_rate_per_s over_s arrivals? duration_s? max_in_flight?",
+    "steps of users": "steps duration_s?",
+    "steps of the rate": "steps arrivals? duration_s? max_in_flight?",
+}
+"""Shape, and what it changes -> the keys that go with it; `?` marks those that may be left out."""
+_BLOCK = 4096
+"""Due times are made so many at once."""
+
+
+def check_keys(given: Mapping[str, object], chosen: str, takes: Mapping[str, str]) -> None:
+    """Refuse a key that does not go with the choice, or the lack of one that must; None counts as absent.
+
+    `takes` is a table like `TAKES`. The error's context carries the key, for whoever words the message.
+    """
+    keys = takes[chosen].split()
+    for key in keys:
+        if not key.endswith("?") and given[key] is None:
+            raise PydanticCustomError("lacks", "is missing; {chosen} needs it", {"key": key, "chosen": chosen})
+    for key in sorted({key.rstrip("?") for key in " ".join(takes.values()).split()}):
+        if given[key] is not None and key not in keys and f"{key}?" not in keys:
+            raise PydanticCustomError("stray", "does not go with {chosen}", {"key": key, "chosen": chosen})
+
+
+class Step(BaseModel):
+    """One step of a load: a number of users or a rate, and how long it lasts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    users: UsersOr0 | None = Field(None, description="a whole number from 0 to 100,000")
+    rate_per_s: PerSecondOr0 | None = Field(None, description="requests per second from 0")
+    duration_s: Seconds = Field(description="seconds above 0: 60 or '1 min'")
+
+
+class Load(BaseModel):
+    """When requests are sent; `TAKES` says which keys go with which shape."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: Literal["closed", "offline", "constant", "poisson", "gamma", "trace", "ramp", "steps"] = Field(
+        description="one of closed, offline, constant, poisson, gamma, trace, ramp, steps"
+    )
+    users: Annotated[UsersOr0, Field(gt=0)] | None = Field(
+        None, description="requests in flight at any time, a whole number from 1 to 100,000"
+    )
+    rate_per_s: PerSecond | None = Field(None, description="requests per second above 0: 3, '3 /s' or '180 /min'")
+    burstiness: Positive | None = Field(None, description="a number above 0: 1 is Poisson, less is burstier")
+    from_users: UsersOr0 | None = Field(None, description="users at the start, a whole number from 0 to 100,000")
+    to_users: UsersOr0 | None = Field(None, description="users at the end of the ramp, a whole number from 0")
+    from_rate_per_s: PerSecondOr0 | None = Field(None, description="requests per second at the start, from 0")
+    to_rate_per_s: PerSecondOr0 | None = Field(None, description="requests per second at the end of the ramp, from 0")
+    over_s: Seconds | None = Field(None, description="seconds above 0 that the ramp takes: 60 or '1 min'")
+    steps: Annotated[tuple[Step, ...], Field(min_length=1)] | None = Field(
+        None, description="a list of {users or rate_per_s, duration_s}, all of one kind"
+    )
+    arrivals: Literal["poisson", "constant"] | None = Field(None, description="one of poisson, constant")
+    trace: str | None = Field(None, description="a shipped trace's name or a file, for its arrival times")
+    time_scale: Positive | None = Field(None, description="a factor above 0 on the trace's times: 0.5 is twice as fast")
+    duration_s: Seconds | None = Field(
+        None, description="seconds above 0 after which no request is sent: 60 or '1 min'"
+    )
+    max_in_flight: Count | None = Field(None, description=f"the most requests in flight, {WHOLE}")
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Load:
+        varied = " of users" if self.closed else " of the rate"
+        check_keys(dict(self), self.shape + varied * (self.shape in ("ramp", "steps")), TAKES)
+        if self.steps and {(step.users is None, step.rate_per_s is None) for step in self.steps} != {
+            (not self.closed, self.closed)
+        }:
+            raise PydanticCustomError("order", "has not users in every step, or a rate in every step", {"key": "steps"})
+        levels = [self.from_users, self.to_users, self.from_rate_per_s, self.to_rate_per_s]
+        levels += [level for step in self.steps or () for level in (step.users, step.rate_per_s)]
+        if self.shape in ("ramp", "steps") and not any(levels):
+            raise PydanticCustomError("order", "never rises above 0", {"key": "shape"})
+        return self
+
+    @property
+    def closed(self) -> bool:
+        """Whether users send, each when its last answer has come; else requests have due times."""
+        by_step = self.steps is not None and self.steps[0].users is not None
+        return self.users is not None or self.from_users is not None or self.to_users is not None or by_step
+
+    @property
+    def end_s(self) -> float:
+        """No request is sent from this time on; infinite where the count or the trace ends the load."""
+        steps_s = _starts(self.steps)[-1] if self.steps else math.inf
+        return min(steps_s, math.inf if self.duration_s is None else self.duration_s)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """Recorded traffic, one element a request in order of arrival."""
+
+    arrival_s: NDArray[np.float64]
+    """Seconds, never decreasing."""
+    input_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    block_ids: NDArray[np.int64] | None = None
+    """Of all requests in turn, the names of the blocks that the prompt begins with; equal names, equal tokens."""
+    block_ends: NDArray[np.int64] | None = None
+    """Where in those each request's end; the first element is where the first request's begin."""
+
+    def blocks(self, row: int) -> list[int]:
+        """The names of that request's blocks; none where the trace has none."""
+        if self.block_ids is None or self.block_ends is None:
+            return []
+        names: list[int] = self.block_ids[self.block_ends[row] : self.block_ends[row + 1]].tolist()
+        return names
+
+
+def user_spans(load: Load) -> list[list[tuple[float, float]]]:
+    """When each user of a closed loop is there: (from, until) in seconds, in order; until is infinite for who stays.
+
+    On a ramp a user comes, or the last who came goes, as the level passes each whole number. ValueError where requests
+    have due times.
+
+    >>> user_spans(Load(shape="ramp", from_users=1, to_users=3, over_s=10))
+    [[(0.0, inf)], [(5.0, inf)], [(10.0, inf)]]
+    """
+    changes = [(0.0, load.users or 0)]
+    if load.steps is not None:
+        changes = [(start, step.users or 0) for start, step in zip(_starts(load.steps), load.steps, strict=False)]
+    elif load.from_users is not None and load.to_users is not None and load.over_s is not None:
+        n, sign = abs(load.to_users - load.from_users), 1 if load.to_users > load.from_users else -1
+        changes = [(load.over_s * i / max(n, 1), load.from_users + sign * i) for i in range(n + 1)]
+    if not load.closed:
+        raise ValueError(f"a load of shape {load.shape} has no users")
+    spans: list[list[tuple[float, float]]] = [[] for _ in range(max(level for _, level in changes))]
+    there = 0
+    for at_s, level in [*(change for change in changes if change[0] < load.end_s), (load.end_s, 0)]:
+        for user in range(there, level):
+            spans[user].append((at_s, math.inf))
+        for user in range(level, there):
+            spans[user][-1] = spans[user][-1][0], at_s
+        there = level
+    return spans
+
+
+def _starts(steps: Sequence[Step]) -> list[float]:
+    """When each step begins, and when the last one ends."""
+    return [0.0, *itertools.accumulate(step.duration_s for step in steps)]
+
+
+def due_times(load: Load, count: int | None, seed: int, trace: Trace | None = None) -> Iterator[float]:
+    """When each request is due, in seconds since the load began: `count` times at most, all before `load.end_s`.
+
+    offline: 0 for all. constant: i / rate. poisson and gamma: the gaps, the first one from 0, are gamma distributed
+    with mean 1 / rate and shape k = burstiness, so that CV^2 = 1/k (poisson: k = 1), as in `vllm bench serve`; unlike
+    there, drawn gaps are not rescaled to hit the mean rate. trace: its arrivals from 0, times `time_scale`, once.
+    ramp and steps: arrivals at a rate of 1, taken through the inverse of the rate's integral L(t), which makes Poisson
+    arrivals of that varying rate (time rescaling: Cinlar 1975); constant: L(t) = 0, 1, 2...
+    A closed loop has no due times: ValueError.
+
+    >>> list(due_times(Load(shape="constant", rate_per_s=4, duration_s=0.6), None, seed=0))
+    [0.0, 0.25, 0.5]
+    """
+    if load.closed:
+        raise ValueError(f"a load of users ({load.shape}) has no due times")
+    blocks = _blocks(load, seed, trace)
+    times = itertools.islice(itertools.chain.from_iterable(block.tolist() for block in blocks), count)
+    end_s = load.end_s
+    return itertools.takewhile(lambda due: due < end_s, times)
+
+
+def _blocks(load: Load, seed: int, trace: Trace | None) -> Iterator[NDArray[np.float64]]:
+    """Due times without limit, a block at a time."""
+    if load.shape == "trace":
+        if trace is None:
+            raise ValueError("the load's trace was not given")
+        yield (trace.arrival_s - trace.arrival_s[0]) * (1.0 if load.time_scale is None else load.time_scale)
+        return
+    k = 1.0 if load.burstiness is None else load.burstiness
+    rate = 1.0 if load.rate_per_s is None else load.rate_per_s
+    rng, last = np.random.default_rng([seed, ARRIVALS]), 0.0
+    for first in itertools.count(0, _BLOCK):
+        if load.shape == "offline":
+            due = np.zeros(_BLOCK)
+        elif "constant" in (load.shape, load.arrivals):
+            due = np.arange(first, first + _BLOCK) / rate
+        else:
+            gaps = rng.standard_gamma(k, _BLOCK) / k / rate
+            gaps[0] += last
+            due = np.cumsum(gaps)
+            last = due[-1]
+        yield _when(load, due) if load.rate_per_s is None and load.shape != "offline" else due
+
+
+def _when(load: Load, expected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The times by which so many requests are expected; infinite for more than ever are."""
+    if load.steps is not None:
+        starts, rates = np.array(_starts(load.steps)), np.array([*(step.rate_per_s or 0.0 for step in load.steps), 0.0])
+        slopes = np.zeros(len(starts))
+    else:
+        over_s = load.over_s or 0.0
+        starts, rates = np.array([0.0, over_s]), np.array([load.from_rate_per_s or 0.0, load.to_rate_per_s or 0.0])
+        slopes = np.array([(rates[1] - rates[0]) / over_s, 0.0])
+    spans = np.diff(starts)
+    sums = np.concatenate([[0.0], np.cumsum(spans * (rates[:-1] + slopes[:-1] * spans / 2))])
+    piece = np.searchsorted(sums, expected, side="right") - 1
+    rest, rate = expected - sums[piece], rates[piece]
+    # rest = rate t + slope t^2 / 2, solved for t in the form that a slope of 0 does not divide by
+    root = np.sqrt(np.maximum(rate**2 + 2 * slopes[piece] * rest, 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return starts[piece] + np.where(rest > 0, 2 * rest / (rate + root), 0.0)

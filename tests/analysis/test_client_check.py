@@ -1,0 +1,200 @@
+"""What the harness sees of itself: each finding provoked and not, and the figures of a load known by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from places import ROOT
+
+from harness.analysis.client_check import check_client
+from harness.analysis.latency import summarise
+from harness.measure.eventloop import Watch, event_loop
+from harness.model import Record, Summary
+from harness.store.directory import frame_of
+
+OPEN = {"shape": "constant", "rate_per_s": 10.0}
+CLOSED = {"shape": "closed", "users": 2}
+
+
+def record(index: int, due_s: float, late_s: float = 0.0, ttft_s: float = 0.1, last_s: float | None = None) -> Record:
+    """Sent `late_s` after it was due; the first token after `ttft_s`, 8 tokens 10 ms apart, over at `last_s`."""
+    sent_s = due_s + late_s
+    arrival_s = tuple(sent_s + ttft_s + 0.01 * k for k in range(8))
+    return Record(index, due_s, sent_s, last_s or arrival_s[-1], arrival_s, (1,) * 8, 16, 8, 16, 8)
+
+
+def opened(late_s: Sequence[float] | NDArray[np.float64] | float = 0.0001, n: int = 400) -> list[Record]:
+    """Ten requests a second, each late by its own."""
+    return [record(i, i / 10, late) for i, late in enumerate(np.broadcast_to(late_s, n).tolist())]
+
+
+def closed(idle_s: float = 0.0, users: int = 2, each: int = 50) -> list[Record]:
+    """Users who send again `idle_s` after each answer, which takes 170 ms."""
+    rounds = [(user, k) for k in range(each) for user in range(users)]
+    return [record(i, k * (0.17 + idle_s), last_s=k * (0.17 + idle_s) + 0.17) for i, (_, k) in enumerate(rounds)]
+
+
+def client(p99_s: float, n: int = 1000, **more: Any) -> dict[str, Any]:
+    return {"elapsed_s": 40.0, "cpu_s": 10.0, "loop_delay_s": {"p50": 1e-4, "p99": p99_s, "max": 0.1, "n": n}, **more}
+
+
+def judged(
+    records: Sequence[Record],
+    load: Mapping[str, Any],
+    clients: Sequence[Mapping[str, Any]] = (),
+    served: bool = True,
+    count: int | None = None,
+) -> Summary:
+    frame = frame_of(list(records))
+    summary = summarise("r", "complete", frame, {}, simulated=False)
+    return check_client(summary, frame, load, clients=clients, served=served, count=count)
+
+
+GROWING = np.linspace(0, 4, 400)  # 400 requests due in 40 s take 44 s to leave
+BURST = np.r_[np.linspace(0.2, 0, 20), np.full(380, 0.0001)]  # 5% of all leave late, and reach the p99
+SHORT_BURST = np.r_[np.linspace(0.2, 0, 3), np.full(397, 0.0001)]  # 1% do not
+IRREGULAR = np.random.default_rng(0).uniform(0, 0.09, 400)
+
+PROVOKED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+    # code, what it says, a run that has it, the nearest run that has not
+    (
+        "client-limited",
+        "the ITL p99 of 10 ms by 6%: its event loop's p99 0.6 ms",
+        {"records": opened(), "load": OPEN, "clients": [client(1e-4), client(6e-4)]},
+        {"records": opened(), "load": OPEN, "clients": [client(1e-4), client(4e-4)]},
+    ),
+    (
+        "client-limited",
+        "the ITL p99 of 10 ms by 6%",
+        {"records": opened(), "load": OPEN, "clients": [client(6e-4)]},
+        {"records": opened(), "load": OPEN, "clients": [client(6e-4)], "served": False},  # the engine's own work
+    ),
+    (
+        "client-limited",
+        "the ITL p99 of 10 ms by 6%",
+        {"records": opened(), "load": OPEN, "clients": [client(6e-4, n=299)]},
+        {"records": opened(), "load": OPEN, "clients": [client(6e-4, n=298)]},  # too few looks for a p99
+    ),
+    (
+        "client-limited",
+        "the TTFT p99 of 100 ms by 6%: sending late 6 ms",
+        {"records": opened(0.006), "load": OPEN},
+        {"records": opened(0.004), "load": OPEN},
+    ),
+    (
+        "client-limited",
+        "the TTFT p99 of 100 ms by",
+        {"records": opened(BURST), "load": OPEN},
+        {"records": opened(SHORT_BURST), "load": OPEN},
+    ),
+    (
+        "client-limited",
+        "the TTFT p99 of 100 ms by",
+        {"records": opened(BURST), "load": OPEN},
+        {"records": opened(BURST), "load": {"shape": "offline"}},
+    ),
+    (
+        "load-not-held",
+        "1.889 of 2 streams, -5.6%, and throughput with it",
+        {"records": closed(0.01), "load": CLOSED},
+        {"records": closed(0.008), "load": CLOSED},
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "said", "has", "has_not"), PROVOKED)
+def test_each_finding_is_provoked_and_is_not(
+    code: str, said: str, has: dict[str, Any], has_not: dict[str, Any]
+) -> None:
+    (finding,) = judged(**has).findings
+    assert (finding.code, finding.serious) == (code, True)
+    assert said in finding.text
+    assert judged(**has_not).findings == ()
+
+
+def test_a_rate_that_falls_behind_is_said_and_one_late_request_is_none() -> None:
+    found = {finding.code: finding.text for finding in judged(opened(GROWING), OPEN).findings}
+    assert found.keys() == {"client-limited", "load-not-held"}
+    assert "9.171 of 10 requests/s, -8.3%, and every rate and queue with it" in found["load-not-held"]
+    assert judged(opened([*[0.0] * 399, 0.3]), OPEN).findings == ()
+
+
+def test_a_cap_on_requests_in_flight_is_no_fault_of_the_harness() -> None:
+    (finding,) = judged(opened(GROWING), {**OPEN, "max_in_flight": 3}).findings
+    assert (finding.code, finding.serious) == ("load-not-held", False)
+    assert finding.text.endswith("3 in flight at most")
+
+
+def test_gaps_that_are_not_those_of_the_shape_are_said() -> None:
+    found = [finding.text for finding in judged(opened(IRREGULAR), OPEN).findings if "CV" in finding.text]
+    assert len(found) == 1
+    assert "where 0.00 was due: a queue's mean wait would move by +" in found[0]
+
+
+def test_what_was_offered_and_what_the_clients_saw_are_figures() -> None:
+    summary = judged(opened(), OPEN, [client(1e-4, cpu_s=30.0), client(3e-4)])
+    assert summary["load.rate_per_s"].value == pytest.approx(10.0)
+    assert summary["load.gap_cv.asked"].value == pytest.approx(0.0, abs=1e-9)
+    assert summary["client.loop_delay_s.p99"].value == 3e-4
+    assert summary["client.cpu_share"].value == 0.75
+    assert summary["client.connected"].value == 0.0
+
+
+def test_a_user_who_thinks_between_turns_holds_a_stream() -> None:
+    talk = [
+        replace(record(turn, turn * 1.0), conversation=0, turn=turn)  # 170 ms of answer, 830 of thought
+        for turn in range(20)
+    ]
+    assert judged(talk, {"shape": "closed", "users": 1}).findings == ()
+    assert judged(
+        [replace(each, conversation=None, turn=None) for each in talk], {"shape": "closed", "users": 1}
+    ).findings
+
+
+def test_clocks_that_may_differ_widen_what_compares_them() -> None:
+    near = judged(opened(), OPEN, [client(1e-4)])
+    far = judged(opened(), OPEN, [client(1e-4), client(1e-4, clock_bound_s=0.002)])
+    for name in ("response_s.p50", "lag_s.p50"):
+        assert (far[name].low, far[name].high) == pytest.approx((near[name].low - 0.002, near[name].high + 0.002))  # type: ignore[operator]
+    assert far["ttft_s.p50"] == near["ttft_s.p50"]
+
+
+@pytest.mark.parametrize("records", [[], opened(n=1), closed(each=1)])
+def test_runs_of_next_to_nothing_are_judged_without_a_crash(records: list[Record]) -> None:
+    for load in (OPEN, CLOSED, {"shape": "offline"}, {"shape": "of another version"}):
+        assert judged(records, load).findings == ()
+
+
+def test_a_loop_that_stalls_is_seen_for_as_long_as_it_did() -> None:
+    """100 ms of work in 400: a quarter of all instants fall into it, and half of those wait 50 ms or more."""
+
+    async def busy() -> Mapping[str, Any]:
+        with Watch() as watch:
+            watch.begin()
+            await asyncio.sleep(0.15)
+            end_s = time.monotonic() + 0.1
+            while time.monotonic() < end_s:
+                pass
+            await asyncio.sleep(0.15)
+            return watch.seen()
+
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        seen = runner.run(busy())
+    delay_s = seen["loop_delay_s"]
+    assert 40 < delay_s["n"] < 160
+    assert delay_s["p50"] < 0.05
+    assert 0.05 < delay_s["p99"] <= delay_s["max"]
+    assert 0.09 < delay_s["max"] < 0.3
+    assert 0 < seen["cpu_s"] < seen["elapsed_s"]
+
+
+def test_every_code_is_documented() -> None:
+    page = (ROOT / "docs" / "findings.md").read_text()
+    assert {f"## {code}" for code, *_ in PROVOKED} <= set(page.splitlines())

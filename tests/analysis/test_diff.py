@@ -1,0 +1,325 @@
+"""Runs against runs: how often a difference is seen where there is one and where there is none; gates; refusals."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer.main
+import yaml
+from commands import QUICK, Command
+from places import ROOT
+from scipy import stats as reference
+
+from harness import cli
+from harness.analysis import diff
+from harness.analysis.latency import summarise, window_of
+from harness.errors import HarnessError
+from harness.model import Figure, Summary
+from harness.store.directory import frame_of
+from harness.workload.library import read_workload
+
+USERS, TOKENS = 8, 16
+EMPTY = frame_of([])
+
+
+def simulated(seed: int, speed: float = 1.0, *, requests: int = 304, jitter: float = 0.4) -> Summary:
+    """A run of the simulated engine under a closed loop, its rows made at once: each request on its own noisy schedule,
+    sent when the same user's last one has ended."""
+    rng, shape = np.random.default_rng(seed), jitter**-2
+    gaps = rng.gamma(shape, 0.01 / shape / speed, (requests, TOKENS))
+    gaps[:, 0] *= 10  # the first token
+    offsets_s = gaps.cumsum(axis=1)
+    service_s = offsets_s[:, -1].reshape(USERS, -1)
+    sent_s = (service_s.cumsum(axis=1) - service_s).ravel()
+    arrival_s = sent_s[:, None] + offsets_s
+    known = {
+        "index": np.arange(requests), "scheduled_s": sent_s, "sent_s": sent_s, "end_s": arrival_s[:, -1],
+        "arrival_s": list(arrival_s), "arrival_tokens": [np.ones(TOKENS, int)] * requests,
+        "input_asked": 16, "input_tokens": 16, "output_asked": TOKENS, "output_tokens": TOKENS,
+    }  # fmt: skip
+    rows = pd.DataFrame({name: known.get(name) for name in EMPTY.columns}).astype(EMPTY.dtypes.to_dict())
+    window = window_of(rows, "complete", "closed", USERS)
+    return summarise(f"run-{seed}", "complete", rows, {}, True, window)
+
+
+def judged(changes: tuple[diff.Change, ...]) -> dict[str, str]:
+    return {change.ratio.name: change.judgement for change in changes}
+
+
+def test_of_two_runs_of_one_engine_it_says_no_difference_in_at_least_93_of_100() -> None:
+    """By the verdict, and by the throughput alone; no other judgement strays far from its 5%."""
+    runs = [simulated(seed) for seed in range(161)]
+    pairs = [diff.compare([base], [new]) for base, new in itertools.pairwise(runs)]
+    assert sum(not diff.verdict(pair) for pair in pairs) >= 0.93 * len(pairs)
+    wrong = pd.DataFrame([judged(pair) for pair in pairs]).isin(["improved", "regressed"]).mean()
+    assert wrong["output_tokens_per_s"] <= 0.07
+    assert wrong.max() <= 0.12
+
+
+def test_a_change_of_3_percent_is_found_at_a_precision_of_1_percent() -> None:
+    runs = [simulated(seed, 1.03 ** -(seed % 2), requests=800, jitter=0.3) for seed in range(80)]
+    pairs = [diff.compare([base], [new]) for base, new in zip(runs[::2], runs[1::2], strict=True)]
+    rates = [next(c for c in pair if c.ratio.name == "output_tokens_per_s") for pair in pairs]
+    halves = [(c.base.high - c.base.low) / 2 / c.base.value for c in rates]  # type: ignore[operator]
+    assert np.median(halves) < 0.01
+    assert sum(c.judgement == "regressed" for c in rates) >= 0.95 * len(rates)
+    assert sum("output_tokens_per_s" in {c.ratio.name for c in diff.verdict(pair)} for pair in pairs) >= 36
+    (cost,) = (c for c in pairs[0] if c.ratio.name == "usd_per_million_output_tokens")
+    assert cost.judgement == "regressed"
+    assert cost.ratio.value == pytest.approx(1 / rates[0].ratio.value)  # type: ignore[operator]
+
+
+def summary(name: str, value: float | None, *ends: float, **more: Any) -> Summary:
+    low, high = ends or (None, None)
+    return Summary("r", "complete", (Figure(name, value, "u", "measured", low, high, **more),), {})
+
+
+def one(base: list[Summary], new: list[Summary]) -> diff.Change:
+    return diff.compare(base, new)[0]
+
+
+def test_two_intervals_make_that_of_their_ratio() -> None:
+    """ln 2 and ln 1.5 below, ln 1.25 and ln 3 above: the base's upper half joins the ratio's lower one."""
+    change = one([summary("ttft_s.p50", 10, 5, 12.5)], [summary("ttft_s.p50", 20, 20 / 1.5, 60)])
+    assert change.ratio.value == pytest.approx(2)
+    assert change.ratio.low == pytest.approx(2 * math.exp(-math.hypot(math.log(1.5), math.log(1.25))))
+    assert change.ratio.high == pytest.approx(2 * math.exp(math.hypot(math.log(3), math.log(2))))
+    assert change.judgement == "regressed"
+
+
+def test_repeats_are_compared_by_welchs_t() -> None:
+    base, new = [100.0, 101, 99, 102], [105.0, 107, 103]
+    change = one(*([summary("output_tokens_per_s", x) for x in side] for side in (base, new)))
+    expected = reference.ttest_ind(np.log(new), np.log(base), equal_var=False)
+    low, high = expected.confidence_interval(0.95)
+    assert change.ratio.low == pytest.approx(math.exp(low))
+    assert change.ratio.high == pytest.approx(math.exp(high))
+    assert change.p == pytest.approx(expected.pvalue)
+    assert change.judgement == "improved"
+    assert change.base.value == pytest.approx(reference.gmean(base))
+
+
+def test_a_single_run_is_held_against_repeats_by_their_spread() -> None:
+    """As a prediction of one more run: s sqrt(1 + 1/4), t with 3 degrees of freedom."""
+    base = [100.0, 101, 99, 102]
+    change = one([summary("requests_per_s", x) for x in base], [summary("requests_per_s", 100.5)])
+    half = reference.t.ppf(0.975, 3) * np.log(base).std(ddof=1) * math.sqrt(1.25)
+    assert math.log(change.ratio.high / change.ratio.value) == pytest.approx(half)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("base", "new", "reason"),
+    [
+        (summary("ttft_s.p99", 1.0, reason="needs 299 requests"), summary("ttft_s.p99", 1.0, 0.9, 1.1), "needs 299"),
+        (summary("ttft_s.p50", None, reason="none came"), summary("ttft_s.p50", 1.0, 0.9, 1.1), "none came"),
+        (summary("goodput_per_s", 0.0), summary("goodput_per_s", 1.0, 0.9, 1.1), "it is 0"),
+        (
+            summary("joules_per_request", 1.0, 0.9, 1.1, interval="hard bound"),
+            summary("joules_per_request", 1.0, 0.9, 1.1),
+            "no 95% interval",
+        ),
+    ],
+)
+def test_what_has_no_interval_is_not_judged_and_says_why(base: Summary, new: Summary, reason: str) -> None:
+    change = one([base], [new])
+    assert change.judgement == "not judged"
+    assert reason in (change.ratio.reason or "")
+    with pytest.raises(HarnessError, match=reason):
+        diff.outcomes([diff.parse_gate(f"{change.ratio.name}>+5%")], [change])
+
+
+def test_measured_is_not_set_against_simulated() -> None:
+    base, new = summary("ttft_s.p50", 1.0, 0.9, 1.1), simulated(1)
+    assert one([base], [new]).ratio.reason == "measured against simulated"
+
+
+def test_the_verdict_holds_the_headlines_together() -> None:
+    """Three p of 0.03 are each below 5%, and none below 5% / 3; one of 0.01 and one of 0.02 pass at 5/3 and 5/2."""
+
+    def changes(*ps: float) -> list[diff.Change]:
+        found = []
+        for name, p in zip(diff.HEADLINES, ps, strict=False):
+            figure = Figure(name, 1.0, "u", "measured")
+            found.append(diff.Change(figure, figure, figure, p, 1))
+        return found
+
+    assert diff.verdict(changes(0.03, 0.03, 0.03)) == ()
+    assert [c.p for c in diff.verdict(changes(0.02, 0.01, 0.9))] == [0.01, 0.02]
+
+
+RATIO = Figure("output_tokens_per_s", 0.96, "ratio", "measured", 0.95, 0.97)
+
+
+@pytest.mark.parametrize(
+    ("gate", "outcome"),
+    [
+        ("output_tps<-2%", "failed"),  # all of -5% to -3% lies beyond
+        ("output_tokens_per_s < -3 %", "undecided"),  # the limit itself is not beyond
+        ("output_tps<-4%", "undecided"),
+        ("output_tps<-5%", "passed"),
+        ("output_tps>-6%", "failed"),
+        ("output_tps>+3%", "passed"),
+    ],
+)
+def test_a_gate_fails_where_the_whole_interval_lies_beyond_its_limit(gate: str, outcome: str) -> None:
+    change = diff.Change(RATIO, RATIO, RATIO, 0.0, 1)
+    ((_, found),) = diff.outcomes([diff.parse_gate(gate)], [change])
+    assert found == outcome
+
+
+@pytest.mark.parametrize("text", ["output_tps", "output_tps<3", "<3%", "output_tps<-100%", "output_tps=3%"])
+def test_what_is_no_gate_is_refused_with_the_form(text: str) -> None:
+    with pytest.raises(HarnessError, match="FIGURE<PERCENT%"):
+        diff.parse_gate(text)
+
+
+def test_a_gate_on_a_figure_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(HarnessError, match="choose one of output_tokens_per_s"):
+        diff.outcomes([diff.parse_gate("joules_per_token>+2%")], [diff.Change(RATIO, RATIO, RATIO, 0.0, 1)])
+
+
+RUN: dict[str, Any] = {
+    "engine_asked": "vllm",
+    "workload": {"requests": {"count": 100, "output_tokens": {"tokens": 64}}, "load": {"shape": "closed", "users": 4},
+                 "objectives": {"ttft_s": None}, "warmup": {"requests": 1}, "seed": 0},
+    "engine": {"version": "0.11", "device": "cuda", "device_count": 1, "options": {"max_num_seqs": 256},
+               "model": {"source": "Qwen/Qwen3-8B", "precision": "bfloat16", "weights_sha256": "abc"}},
+    "environment": {"gpus": [{"name": "H100", "power_limit_w": 700.0}], "driver": "570", "packages": {"torch": "2.9"},
+                    "cpu": {"model": "EPYC", "cores_usable": 16}, "git": {"revision": "a", "dirty": False}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "refused", "noted"),
+    [
+        ("engine_asked", "transformers", "engine differs: vllm vs transformers", None),
+        ("engine.model.precision", "fp8", "precision differs: bfloat16 vs fp8", None),
+        ("engine.model.weights_sha256", "abd", "weights_sha256 differs: abc vs abd", None),
+        ("engine.model.source", "/models/qwen", None, None),  # by another name, but the same weights
+        ("engine.model.weights_sha256", None, None, "weights_sha256 is known of one side alone"),
+        ("engine.device_count", 2, "device_count differs: 1 vs 2", None),
+        ("environment.gpus", [{"name": "H100", "power_limit_w": 450.0}], "power_limit_w differs: 700 vs 450", None),
+        ("environment.gpus", [{"name": "A100", "power_limit_w": 700.0}], "gpu differs: H100 vs A100", None),
+        ("workload.requests.output_tokens", {"tokens": 128}, "requests.output_tokens.tokens differs: 64 vs 128", None),
+        ("workload.load.users", 8, "load.users differs: 4 vs 8", None),
+        ("workload.objectives.ttft_s", 0.2, "objectives.ttft_s differs: not set vs 0.2", None),
+        ("workload.requests.count", 200, None, "requests.count differs: 100 vs 200"),
+        ("workload.seed", 1, None, "seed differs: 0 vs 1"),
+        ("engine.version", "0.12", None, "engine_version differs: 0.11 vs 0.12"),
+        ("engine.options.max_num_seqs", 512, None, "options.max_num_seqs differs: 256 vs 512"),
+        ("environment.driver", "575", None, "driver differs: 570 vs 575"),
+        ("environment.packages.torch", "2.10", None, "packages.torch differs: 2.9 vs 2.10"),
+        ("environment.git.dirty", True, None, "git.dirty differs: False vs True"),
+        ("environment.cpu.model", "Xeon", None, None),  # beside a GPU
+    ],
+)
+def test_what_differs_is_refused_or_noted_by_name(
+    path: str, value: Any, refused: str | None, noted: str | None
+) -> None:
+    other = copy.deepcopy(RUN)
+    *parents, leaf = path.split(".")
+    at = other
+    for parent in parents:
+        at = at[parent]
+    at[leaf] = value
+    must, may = diff.differences(RUN, other)
+    assert must == ([refused] if refused else [])
+    assert may == ([noted] if noted else [])
+
+
+def test_on_a_cpu_the_processor_counts() -> None:
+    base, new = copy.deepcopy(RUN), copy.deepcopy(RUN)
+    for run in (base, new):
+        run["engine"]["device"] = "cpu"
+    new["environment"]["cpu"]["cores_usable"] = 8
+    assert diff.differences(base, new) == (["cores_usable differs: 16 vs 8"], [])
+
+
+# ---- the verb ----
+
+KEYS = ("requests.count=320", "requests.output_tokens=8", "load.users=40", "engine.jitter=0.5")
+NOISY = ("run", "smoke", "--engine", "simulated", *(word for key in KEYS for word in ("--set", key)))
+"""Of noise of its own beside which that of a busy machine's timers is small."""
+
+
+@pytest.fixture
+def runs(harness: Command) -> tuple[str, str, str]:
+    """Two runs of one engine, and one of an engine whose answers take twice as long."""
+    for seed, ttft_s, itl_s in ((0, 0.05, 0.005), (1, 0.05, 0.005), (0, 0.1, 0.01)):
+        words = (f"engine.seed={seed}", f"engine.ttft_s={ttft_s}", f"engine.itl_s={itl_s}")
+        assert harness(*NOISY, *(word for key in words for word in ("--set", key))).code == 0
+    first, second, third = sorted(path.name for path in Path("results").iterdir() if not path.is_symlink())
+    return first, second, third
+
+
+def test_the_verb_judges_gates_tells_github_and_leaves_with_the_gates_outcome(
+    runs: tuple[str, str, str],
+    harness: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, same, slow = runs
+    alike = harness("diff", base, same, "--fail-on", "output_tps<-30%", "--format", "json")
+    assert alike.code == 0, alike.err
+    tables = {table["name"]: table for table in json.loads(alike.out)["tables"]}
+    assert "no difference seen" in dict(tables["verdict"]["rows"])["verdict"]
+    assert "options.seed differs: 0 vs 1" in dict(tables["verdict"]["rows"])["differs too"]
+    assert [row[2] for row in tables["gates"]["rows"]] == ["passed"]
+    (seen,) = (row[3]["value"] for row in tables["diff"]["rows"] if row[0] == "ttft_s.p50")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    unsure = harness("diff", base, same, "--fail-on", f"ttft_s.p50>{100 * seen - 100:+.2f}%")
+    assert unsure.code == 0
+    assert "::warning title=harness diff::undecided: ttft_s.p50>" in unsure.err
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    worse = harness("diff", base, slow, "--fail-on", "output_tps<-3%")
+    assert worse.code == 1
+    assert "::error title=harness diff::failed: output_tps<-3%25: -" in worse.err
+    assert "| regressed |" in Path("summary.md").read_text()
+    repeats = harness("diff", f"{base},{same}", f"{slow},{slow}", "--format", "json")
+    assert "Welch" in repeats.out
+    assert harness("diff", "results", base).code == 0  # a directory stands for the runs in it
+
+
+def test_what_does_not_compare_is_refused_unless_forced_and_then_stamped(harness: Command) -> None:
+    for users in ("4", "8"):
+        harness(*QUICK, "--set", f"load.users={users}")
+    base, new = sorted(path.name for path in Path("results").iterdir() if not path.is_symlink())
+    refused = harness("diff", base, new)
+    assert refused.code == 2
+    assert "not comparable: load.users differs: 4 vs 8" in refused.err
+    forced = harness("diff", base, new, "--force")
+    assert forced.code == 0
+    assert "NEW against BASE (FORCED)" in forced.out
+    assert "load.users differs: 4 vs 8" in forced.out
+    file = Path("results") / new / "run.json"
+    file.write_text(file.read_text().replace('"state": "complete"', '"state": "interrupted"'))
+    assert f"{new} is interrupted" in harness("diff", base, new).err
+
+
+PAGE = (ROOT / "docs/ci.md").read_text()
+
+
+@pytest.mark.parametrize("text", re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S))
+def test_the_workflows_on_the_page_parse_and_give_commands_that_exist(text: str) -> None:
+    workflow = yaml.safe_load(text)
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert all(("run" in step) != ("uses" in step) for step in steps)
+    lines = [line for step in steps for line in step.get("run", "").replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("harness ")]
+    verbs = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]  # typer hides click's type of a group
+    assert {words[0] for words in commands} >= {"doctor", "run", "diff"}
+    for verb, *arguments in commands:
+        given = verbs[verb].make_context(verb, arguments).params
+        if verb == "run":
+            assert read_workload(given["workload"], given["set_"] or [])
+        for gate in given.get("fail_on") or ():
+            assert diff.parse_gate(gate).figure.partition(".")[0] in diff.BETTER

@@ -1,0 +1,423 @@
+"""Energy windows, figures and findings: against closed forms, scripted GPUs, and a real board with a real meter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import power_trace
+import pytest
+from fake_nvml import library
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from places import ROOT
+
+from harness.analysis import energy as figures
+from harness.analysis import energy_findings, readings
+from harness.analysis import joules as windows
+from harness.analysis.energy import measure_energy
+from harness.analysis.readings import meter_infos
+from harness.model import MeterInfo
+
+Run = tuple[pd.DataFrame, tuple[MeterInfo, ...]]
+"""power.parquet and what the meters said of themselves."""
+
+
+def requests(count: int, *, each_s: float = 0.5, tokens: int = 10, input_tokens: int = 100) -> pd.DataFrame:
+    """Requests one after the other, the first sent at 0: tokens at even steps, the last as the next is sent."""
+    steps = np.arange(1, tokens + 1) / tokens * each_s
+    return pd.DataFrame(
+        {
+            "sent_s": np.arange(count) * each_s,
+            "end_s": (np.arange(count) + 1) * each_s,
+            "arrival_s": [i * each_s + steps for i in range(count)],
+            "arrival_tokens": [np.ones(tokens, int)] * count,
+            "input_asked": input_tokens,
+            "input_tokens": pd.array([input_tokens] * count, dtype="Int64"),
+            "error": None,
+        }
+    )
+
+
+def seen(answer: dict[str, Any]) -> Run:
+    return pd.DataFrame(answer["rows"]), meter_infos([answer["info"]])
+
+
+# ---- windows ----
+
+
+@pytest.mark.parametrize("period_s", [0.1, 0.02])
+@pytest.mark.parametrize("name", library.WAVES)
+def test_windows_against_the_truth(fake_nvml: Path, name: str, period_s: float) -> None:
+    """At least 2,000 windows in all: the hard interval holds the truth, aligned windows are close to it."""
+    rng = np.random.default_rng(7)
+    wave = library.WAVES[name]
+    spans = library.sampled_windows(rng, name, (0.05, 0.2, 1.0, 10.0, 30.0), 45)
+    seconds = max(end for *_, end in spans) + 1
+    answer = library.simulate(fake_nvml, f"{wave.script}\ncounter {period_s} 0 0.007", seconds=seconds)
+    power, infos = seen(answer)
+    reads = readings.sources(power, infos)[0].reads
+    assert reads is not None
+    limit = {1.0: 0.005, 10.0: 0.0005}
+    for nominal, start, end in spans:
+        window = windows.counter_window(reads, start, end)
+        assert window is not None
+        assert window.low_j <= np.diff(wave.joules([start, end]))[0] <= window.high_j
+        assert window.low_j <= window.energy_j <= window.high_j
+        moved = windows.align(reads, [start, end])
+        if moved[1] > moved[0]:
+            aligned = windows.counter_window(reads, float(moved[0]), float(moved[1]), 400.0)
+            truth = np.diff(wave.joules(moved))[0]
+            assert aligned is not None
+            assert abs(aligned.energy_j - truth) <= aligned.boundary_j
+            assert abs(aligned.energy_j / truth - 1) <= limit.get(nominal, 1.0)
+
+
+@given(
+    watts=st.lists(st.floats(1, 700), min_size=3, max_size=30),
+    update_s=st.floats(0.01, 0.3),
+    jitter=st.floats(0, 0.9),
+    gaps=st.lists(st.floats(0.0005, 0.2), min_size=30, max_size=80),
+    ends=st.tuples(st.floats(0.1, 0.9), st.floats(0.1, 0.9)),
+    within=st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5)),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_hard_interval_holds_the_truth_whatever_the_counter_does(
+    watts: list[float],
+    update_s: float,
+    jitter: float,
+    gaps: list[float],
+    ends: tuple[float, float],
+    within: tuple[float, float],
+    seed: int,
+) -> None:
+    """Irregular updates, slow readings, windows that end while one is taken, and no period known."""
+    rng = np.random.default_rng(seed)
+    edge = np.linspace(0, 20, len(watts) + 1)
+    joules = np.concatenate([[0.0], np.cumsum(np.diff(edge) * watts)])
+    updates = np.sort(
+        np.arange(-1, 20, update_s) + jitter * update_s * rng.uniform(-0.5, 0.5, len(np.arange(-1, 20, update_s)))
+    )
+    before = np.cumsum(gaps)
+    after = before + rng.uniform(0, 0.99, len(gaps)) * np.append(np.diff(before), 0.001)
+    shown = updates[np.searchsorted(updates, rng.uniform(before, after), side="right") - 1]
+    reads = windows.Reads(before, after, np.floor(1000 * np.interp(shown, edge, joules)) / 1000)
+    at = (np.array(ends) * len(before)).astype(int)
+    start, end = np.sort(before[at] + (after - before)[at] * within)
+    window = windows.counter_window(reads, start, end)
+    if window is not None:
+        truth = float(np.diff(np.interp([start, end], edge, joules))[0])
+        assert window.low_j - 1e-9 <= truth <= window.high_j + 1e-9
+
+
+def test_an_update_while_a_slow_reading_was_on_its_way_bounds_nothing_before_it() -> None:
+    """1 W, updates at 0.5, 1.2, 2.5 and 3.5; the reading asked for at 1.0 was answered at once but came at 1.9.
+
+    The one of 2.0 says what was used at 1.2, which is less than at 1.5.
+    """
+    before, after = np.array([0.0, 1.0, 2.0, 3.0, 4.0]), np.array([0.1, 1.9, 2.1, 3.1, 4.1])
+    reads = windows.Reads(before, after, np.array([0.0, 0.5, 1.2, 2.5, 3.5]))
+    window = windows.counter_window(reads, 0.2, 1.5)
+    assert window is not None
+    assert window.high_j == pytest.approx(2.5 - 0.0, abs=0.002)
+
+
+def test_a_window_that_readings_do_not_reach_over_is_none() -> None:
+    reads = windows.Reads(np.arange(10.0), np.arange(10.0) + 0.01, 300 * np.arange(10.0))
+    assert windows.counter_window(reads, -1, 5) is None
+    assert windows.counter_window(reads, 5, 9.5) is None
+
+
+AVERAGES = [
+    ("square 1 s", "1.0 1.0"),
+    ("prefill/decode", "0.1 0.1"),
+    ("square 100 ms", "0.1 0.1"),
+    ("prefill/decode", "0.02 1.0"),
+]
+
+
+@pytest.fixture(scope="module")
+def averages(fake_nvml: Path) -> Run:
+    """A GPU for each of `AVERAGES`: no counter, power only as means over so long, so often."""
+    script = [f"gpus {len(AVERAGES)}", "fault unsupported 0 counter"]
+    for i, (name, average) in enumerate(AVERAGES):
+        script += [f"gpu {i} {library.WAVES[name].script}", f"gpu {i} average {average}"]
+    return seen(library.simulate(fake_nvml, "\n".join(script), seconds=45.0))
+
+
+@pytest.mark.parametrize("gpu", range(len(AVERAGES)))
+def test_power_integral_bound_holds_the_truth(averages: Run, gpu: int) -> None:
+    rng = np.random.default_rng(3)
+    name, average = AVERAGES[gpu]
+    source = readings.sources(*averages)[gpu]
+    assert source.device.period_s is None
+    device = replace(source.device, average_window_s=float(average.split()[1]))
+    source = replace(source, device=device)
+    for _, start, end in library.sampled_windows(rng, name, (1.0, 10.0, 30.0), 20):
+        window = readings.source_window(source, start, end)
+        assert window is not None
+        assert window.source == "power_integral"
+        assert window.low_j <= np.diff(library.WAVES[name].joules([start, end]))[0] <= window.high_j
+
+
+def test_constant_power_is_integrated_though_no_sample_differs() -> None:
+    t = np.arange(0, 20, 0.05)
+    window = windows.power_window(t, np.full(len(t), 250.0), 3.0, 13.0, update_s=0.1, mean_s=None)
+    assert window is not None
+    assert (window.energy_j, window.low_j, window.high_j) == pytest.approx((2500, 2500, 2500))
+
+
+def test_a_running_mean_is_moved_back_by_half_its_window_and_half_its_age() -> None:
+    """100 W until 10 s, then 300 W, told ten times a second as the mean of the last second: 400 J from 9 to 11."""
+    read_s = np.arange(5, 15, 0.02)
+    updated_s = np.floor(read_s / 0.1) * 0.1
+    watts = 100 + 200 * np.clip(updated_s - 10, 0, 1)
+    window = windows.power_window(read_s, watts, 9.0, 11.0, update_s=0.1, mean_s=1.0)
+    assert window is not None
+    assert window.energy_j == pytest.approx(400, abs=4)
+
+
+# ---- a real board ----
+
+
+def test_a100_against_its_external_meter() -> None:
+    """The sensor looks for 25 ms in every 100: the bound must hold what it does not see, with the sensor's gain."""
+    source, seconds, joules = power_trace.a100()
+    whole = readings.source_window(source, 0.0, float(seconds[-1]))
+    assert whole is not None
+    assert whole.energy_j == pytest.approx(joules[-1], rel=0.01)
+    assert whole.low_j <= joules[-1] <= whole.high_j
+    rng = np.random.default_rng(2)
+    for length in (1.0, 2.0, 4.0, 8.0):
+        for start in rng.uniform(0, 9.97 - length, 50):
+            window = readings.source_window(source, start, start + length)
+            assert window is not None
+            truth = float(np.diff(np.interp([start, start + length], seconds, joules))[0])
+            assert window.low_j * (1 - figures.GAIN) <= truth <= window.high_j * (1 + figures.GAIN)
+
+
+# ---- figures ----
+
+
+@pytest.fixture(scope="module")
+def steady(fake_nvml: Path) -> Run:
+    """Two GPUs at 300 W for 35 s."""
+    script = "gpus 2\nwave constant 300\ncounter 0.1\naverage 0.1 1.0\ninstant 0.1 0.025"
+    return seen(library.simulate(fake_nvml, script, seconds=38.0))
+
+
+def test_figures_of_a_steady_run(steady: Run) -> None:
+    """600 W and 20 tokens a second are 30 J a token; 2 requests a second, 300 J a request; 3 J per input token."""
+    result = measure_energy(*steady, requests(76), 5.0, 30.0, slots=1, host_w=100.0, pue=1.2)
+    expected = {
+        "energy_j.gpu": 600 * 25,
+        "gpu_power_w": 600,
+        "gpu_memory_power_w": 120,
+        "joules_per_output_token": 30,
+        "energy_j.rest_of_host": 100 * 25,
+        "energy_j.facility": 1.2 * (600 + 100) * 25,
+        "energy_uncertainty.tokens": 0.05 / 25,
+    }
+    for name, value in expected.items():
+        assert result[name].value == pytest.approx(value, rel=5e-3), name
+    for name in ("energy_j.gpu", "gpu_power_w", "joules_per_output_token"):
+        figure = result[name]
+        assert None not in (figure.low, figure.value, figure.high)
+        assert figure.low < figure.value < figure.high  # type: ignore[operator]
+    for name, value in {"joules_per_request": 300, "joules_per_input_token": 3}.items():  # whole requests: 2% steps
+        assert result[name].low <= value <= result[name].high  # type: ignore[operator]
+    assert result["joules_per_output_token"].high == pytest.approx(30, rel=0.03)
+    assert result["energy_j.cpu_package"].text() == "n/a (no meter read it)"
+    assert result["energy_cross_check.average"].value == pytest.approx(0, abs=0.002)
+    assert {f.status for f in result.figures if f.name in ("gpu_power_w", "energy_j.gpu")} == {"simulated"}
+    assert result.source == "counter"
+    assert result.findings == ()
+
+
+def test_energy_per_token_is_not_available_without_tokens(steady: Run) -> None:
+    result = measure_energy(*steady, requests(0), 5.0, 30.0)
+    assert result["joules_per_output_token"].text() == "n/a (no output_token came in the window)"
+    assert result["energy_j.gpu"].value == pytest.approx(15000, rel=5e-3)
+
+
+def test_idle_is_reported_by_phase_and_net_beside_gross(fake_nvml: Path) -> None:
+    wave = "wave steps 10 50 5 80 20 300 100 60"
+    power, infos = seen(library.simulate(fake_nvml, f"{wave}\ncounter 0.1", seconds=45.0))
+    power[["before_s", "after_s"]] -= 15
+    idle = {
+        "bare": (-11.9, -5.2),
+        "loaded": (-4.5, -0.5),
+        "after": (21.0, 30.1),
+    }  # one as the meter starts, one as it stops
+    result = measure_energy(power, infos, requests(40), 1.0, 19.0, idle=idle)
+    for phase, watts in {"bare": 50, "loaded": 80, "after": 60}.items():
+        assert result[f"gpu_idle_power_w.{phase}"].value == pytest.approx(watts, rel=0.01)
+    assert result["gpu_net_energy_j"].value == pytest.approx(220 * 18, rel=0.02)
+    assert result["energy_j.gpu"].value == pytest.approx(300 * 18, rel=0.02)
+
+
+def test_tokens_are_counted_at_the_window_s_instants() -> None:
+    came = readings.tokens(requests(2, tokens=4, input_tokens=10))
+    parts = readings.between(came, np.array([0.2, 0.5, 1.0]))
+    # 0.25, 0.375, 0.5: a token at the end belongs to the window, one at the start does not
+    assert parts["output_token"].tolist() == [3, 4]
+    assert parts["input_token"].tolist() == [0, 10]  # the first prompt was read by 0.125
+    assert parts["context"].tolist() == [11.5 + 12.5 + 13.5, 10.5 + 11.5 + 12.5 + 13.5]
+    assert parts["request"].tolist() == [1, 1]
+    at = readings.counted(came, np.array([-1.0, 0.25, 0.75, 2.0]))
+    assert (at["sent"] - at["ended"]).tolist() == [0, 1, 1, 0]
+
+
+def test_a_constant_power_is_static_where_requests_differ_in_shape_and_not_told_where_they_are_alike(
+    steady: Run,
+) -> None:
+    alike = measure_energy(*steady, requests(76), 5.0, 30.0)
+    assert all("the windows do not tell" in alike[f"split.{name}"].text() for name in figures.SPLIT)
+    shapes = np.random.default_rng(0).integers(1, 400, (76, 2))
+    kinds = [requests(76, tokens=n_out, input_tokens=n_in)[i : i + 1] for i, (n_in, n_out) in enumerate(shapes)]
+    static = measure_energy(*steady, pd.concat(kinds), 5.0, 30.0)["split.static_w"]
+    assert static.value == pytest.approx(600, rel=0.01)
+    assert static.n == 24  # between the 25 updates of the counter that are nearest to even cuts
+
+
+# ---- faults ----
+
+FAULTS = {
+    # script: (code, whether there is energy all the same)
+    "fault lost 9": ("gpu-lost", False),
+    "fault reset 9": ("counter-backwards", False),
+    "fault stuck 9": ("counter-stuck", False),
+    "fault uuid 9": ("gpu-changed", False),
+    "fault unsupported 0 counter": ("counter-absent", True),
+    "fault no_permission 0 counter": ("meter-error", True),
+    "fault no_permission 9 counter": ("window-not-bracketed", False),
+    "fault unsupported 0 fields": ("counter-absent", True),
+    "fault tenant 9": ("foreign-process", True),
+    "fault tenant 0": ("unknown-process", True),
+    "fault mig 0": ("mig", True),
+    "fault module 0": ("module-scope", True),
+    "fault throttle 9 64": ("throttled", True),
+    "limit 250": ("power-limit", True),
+    "celsius_per_s 1": ("temperature-drift", True),
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(fake_nvml: Path) -> Run:
+    """A GPU for each of `FAULTS`, all read by one meter."""
+    script = [f"gpus {len(FAULTS)}\nwave constant 200", *(f"gpu {i} {fault}" for i, fault in enumerate(FAULTS))]
+    return seen(library.simulate(fake_nvml, "\n".join(script), seconds=17.0))
+
+
+@pytest.mark.parametrize("script", FAULTS)
+def test_faults_have_their_code_and_no_invented_joule(faulty: Run, script: str) -> None:
+    code, there_is = FAULTS[script]
+    power, (info,) = faulty
+    own = tuple(d for d in info.devices if d.device == str(list(FAULTS).index(script)))
+    result = measure_energy(power, (replace(info, devices=own),), requests(34), 5.0, 15.0)
+    assert code in {finding.code for finding in result.findings}
+    joules = result["energy_j.gpu"].value
+    if there_is:
+        assert joules == pytest.approx(2000, rel=0.02)
+    else:
+        assert joules is None
+        assert (result["joules_per_output_token"].reason or "").startswith(f"{code}:")
+        assert all(f.value is None for f in result.figures if f.name.startswith(("joules_per", "split", "gpu_power")))
+
+
+def test_one_faulty_gpu_leaves_no_total(faulty: Run) -> None:
+    """The sum of the GPUs that answered is no energy of the run."""
+    result = measure_energy(*faulty, requests(34), 5.0, 15.0)
+    assert result["energy_j.gpu"].text().startswith("n/a (gpu-lost: gpu 0: the GPU was lost 9.")
+    assert result.source is None
+
+
+def test_a_clean_run_has_no_finding(fake_nvml: Path) -> None:
+    power, infos = seen(library.simulate(fake_nvml, "wave constant 200", seconds=17.0))
+    assert measure_energy(power, infos, requests(34), 5.0, 15.0).findings == ()
+
+
+@pytest.fixture
+def plain(steady: Run) -> pd.DataFrame:
+    return steady[0].copy()
+
+
+def codes(power: pd.DataFrame, infos: tuple[MeterInfo, ...], **options: Any) -> dict[str, bool]:
+    result = measure_energy(power, infos, requests(76), 5.0, 30.0, **options)
+    return {finding.code: finding.serious for finding in result.findings}
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [(1.02, {}), (1.06, {"counter-doubtful": False}), (0.85, {"counter-disagrees": True})],
+)
+def test_counter_and_average_power_must_agree(
+    plain: pd.DataFrame, steady: Run, factor: float, expected: dict[str, bool]
+) -> None:
+    plain["average_w"] *= factor
+    assert codes(plain, steady[1]) == expected
+    voided = measure_energy(plain, steady[1], requests(76), 5.0, 30.0)["energy_j.gpu"].value is None
+    assert voided == ("counter-disagrees" in expected)
+
+
+def test_newest_power_in_step_with_the_load_says_nothing_against_the_counter(plain: pd.DataFrame, steady: Run) -> None:
+    plain["power_w"] *= 0.4
+    assert codes(plain, steady[1]) == {}
+    plain["average_w"] = np.nan
+    assert codes(plain, steady[1]) == {"counter-doubtful": False}
+
+
+def test_a_gap_is_a_finding_and_the_counter_bridges_it(plain: pd.DataFrame, steady: Run) -> None:
+    holed = plain[(plain["before_s"] < 12) | (plain["before_s"] > 14)]
+    assert codes(holed, steady[1]) == {"meter-gap": False}
+    assert measure_energy(holed, steady[1], requests(76), 5.0, 30.0)["energy_j.gpu"].value == pytest.approx(
+        15000, rel=5e-3
+    )
+
+
+def test_a_lost_meter_and_an_empty_file(steady: Run) -> None:
+    power, (info,) = steady
+    lost = MeterInfo(info.meter, info.status, info.devices, error="the reading process hung")
+    assert codes(power[power["before_s"] < 9], (lost,)) == {"meter-lost": True, "window-not-bracketed": True}
+    assert codes(power.iloc[:0], (info,)) == {"meter-absent": True}
+    nothing = measure_energy(power.iloc[:0], (), requests(3), 0.0, 1.0)
+    assert nothing["energy_j.gpu"].text() == "n/a (no meter read a GPU)"
+
+
+def test_a_counter_that_counted_nothing_is_no_zero(plain: pd.DataFrame, steady: Run) -> None:
+    """Two updates and nothing between them: the window fits in the gap, and 0 J would be made up."""
+    plain.loc[plain["before_s"] < 40, "energy_j"] = 5.0
+    result = measure_energy(plain, steady[1], requests(76), 5.0, 30.0)
+    assert result["energy_j.gpu"].value is None
+    assert "counter-stuck" in {finding.code for finding in result.findings}
+
+
+@pytest.mark.parametrize(("mhz", "told"), [((1400, 1980), True), ((1950, 1980), False)])
+def test_clocks_that_range_are_told(plain: pd.DataFrame, steady: Run, mhz: tuple[int, int], told: bool) -> None:
+    plain["sm_clock_hz"] = np.where(np.arange(len(plain)) % 4 == 0, mhz[0] * 1e6, mhz[1] * 1e6)
+    found = measure_energy(plain, steady[1], requests(76), 5.0, 30.0)
+    text = "its SM clock went between 1400 and 1980 MHz"
+    assert [each.text for each in found.findings] == [f"gpu 0: {text}", f"gpu 1: {text}"] * told
+
+
+def test_too_few_requests_for_the_slots(steady: Run) -> None:
+    assert codes(*steady, slots=8) == {}
+    assert codes(*steady, slots=32) == {"few-turnovers": False, "few-requests-per-slot": False}
+
+
+def test_a_short_window(steady: Run) -> None:
+    result = measure_energy(*steady, requests(76), 5.0, 5.5)
+    assert {f.code for f in result.findings} == {"window-short"}
+    assert result["energy_uncertainty.repeats"].value is None
+
+
+def test_every_finding_and_figure_is_documented(steady: Run) -> None:
+    text = (ROOT / "docs" / "energy.md").read_text()
+    assert [code for code in energy_findings.CODES if f"`{code}`" not in text] == []
+    result = measure_energy(*steady, requests(76), 5.0, 30.0, idle={"loaded": (5.0, 10.0)})
+    stems = {figure.name.partition(".")[0] for figure in result.figures}
+    assert [stem for stem in stems if f"`{stem}" not in text] == []

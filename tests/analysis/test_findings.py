@@ -1,0 +1,215 @@
+"""Every finding, provoked and not; and no finding on a run that is as it should be."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from places import ROOT
+
+from harness.analysis.findings import across, check_conditions, check_requests
+from harness.analysis.latency import summarise
+from harness.analysis.window import Change, Window
+from harness.model import Finding, Record
+from harness.store.directory import frame_of
+
+
+def record(index: int, **changes: Any) -> Record:
+    """Request `index` of a closed loop: sent 0.1 ms late, first token after 0.1 s, 8 tokens 10 ms apart."""
+    due = index * 0.2
+    sent = due + 0.0001
+    arrival_s = tuple(sent + 0.1 + 0.01 * k for k in range(8))
+    plain = Record(index, due, sent, arrival_s[-1], arrival_s, (1,) * 8, 16, 8, 16, 8, 0, "length")
+    return replace(plain, **changes)
+
+
+GOOD = [record(i) for i in range(300)]
+
+
+def changed(count: int, **changes: Any) -> list[Record]:
+    """The good run with its last `count` requests changed."""
+    return [*GOOD[:-count], *(replace(old, **changes) for old in GOOD[-count:])] if count else GOOD
+
+
+def check(
+    records: Sequence[Record],
+    state: str = "complete",
+    simulated: bool = False,
+    asked: int | None = 300,
+    ignore_eos: bool = True,
+    warmup_requests: int = 1,
+    window: Window | None = None,
+) -> tuple[Finding, ...]:
+    frame = frame_of(list(records))
+    summary = summarise("r", state, frame, {}, simulated, window)
+    return check_requests(frame, summary, window, asked=asked, ignore_eos=ignore_eos, warmup_requests=warmup_requests)
+
+
+def test_a_good_run_has_no_findings() -> None:
+    assert check(GOOD) == ()
+
+
+STEADY = Window(5.0, 60.0, 1.0, closed=True)
+WHOLE = Window(0.0, 60.2, 1.0, closed=True, whole="the rate shifted")
+SHIFT, DRIFT = Change("shift", 80.0, 60.0, 0.5), Change("drift", 80.0, 60.0)
+LONG = (193, *(1,) * 7)
+GROUPED = {"arrival_s": (50.0, 50.01), "arrival_tokens": (1, 7), "sent_s": 49.9, "end_s": 50.01}
+
+WATCHED = {"client-limited", "load-not-held"}
+"""Those of `harness.analysis.client_check`."""
+PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    # code, a run that has it, the nearest run that has not
+    ("incomplete", {"records": GOOD, "state": "interrupted"}, {"records": GOOD}),
+    (
+        "failed-requests",
+        {"records": [*GOOD, *(record(300 + i, error="rejected") for i in range(4))]},  # 4 of 304 is above 1%
+        {"records": [*GOOD, *(record(300 + i, error="rejected") for i in range(3))]},
+    ),
+    ("few-requests", {"records": GOOD[:298]}, {"records": GOOD[:299]}),
+    ("no-warmup", {"records": GOOD, "warmup_requests": 0}, {"records": GOOD, "warmup_requests": 1}),
+    ("no-warmup", {"records": GOOD, "warmup_requests": 0, "window": WHOLE}, {"records": GOOD, "window": STEADY}),
+    (
+        "not-steady",
+        {"records": GOOD, "window": replace(WHOLE, code="not-steady", change=DRIFT)},
+        {"records": GOOD, "window": WHOLE},
+    ),
+    (
+        "level-shift",
+        {"records": GOOD, "window": replace(WHOLE, code="level-shift", change=SHIFT, shift_s=30.0)},
+        {"records": GOOD, "window": STEADY},
+    ),
+    (
+        "queue-grows",
+        {"records": GOOD, "window": replace(WHOLE, code="queue-grows")},
+        {"records": GOOD, "window": STEADY},
+    ),
+    (
+        "output-coverage",
+        {"records": [record(0, output_tokens=200, output_asked=200, arrival_tokens=LONG), *GOOD[1:]], "window": STEADY},
+        {"records": GOOD, "window": STEADY},
+    ),
+    (
+        "short-output",
+        {"records": changed(1, output_asked=9)},
+        {"records": changed(1, output_asked=9), "ignore_eos": False},
+    ),
+    ("input-differs", {"records": changed(1, input_tokens=17)}, {"records": changed(1, input_tokens=None)}),
+    ("count-differs", {"records": changed(1, output_tokens=9)}, {"records": changed(1, output_tokens=None)}),
+    ("grouped-tokens", {"records": changed(40, **GROUPED)}, {"records": changed(30, **GROUPED)}),  # 6/7 of them unseen
+    ("cached-input", {"records": changed(1, cached_tokens=8)}, {"records": changed(1, cached_tokens=0)}),
+]
+
+
+@pytest.mark.parametrize(("code", "has", "has_not"), PROVOKED, ids=[code for code, _, _ in PROVOKED])
+def test_each_finding_is_provoked_and_is_not(code: str, has: dict[str, Any], has_not: dict[str, Any]) -> None:
+    assert [finding.code for finding in check(**has)] == [code]
+    assert check(**has_not) == ()
+
+
+TEXTS = {"prompts": "questions"}
+CACHING = {"enable_prefix_caching": True}
+PLACES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    # code, arguments of `conditions` that have it, the nearest that have not
+    (
+        "debug-build",
+        {"environment": {"debug": ["CUDA_LAUNCH_BLOCKING=1"]}},
+        {"environment": {"debug": []}},
+    ),
+    (
+        "swap",
+        {"environment": {"swap": {"in_bytes": 3 << 20, "out_bytes": 3 << 20}}},
+        {"environment": {"swap": {"in_bytes": 0, "out_bytes": 1 << 20}}},
+    ),
+    (
+        "cpu-frequency",
+        {"environment": {"governors": ["performance", "powersave"]}},
+        {"environment": {"governors": ["performance"]}},
+    ),
+    (
+        "dirty-tree",
+        {"environment": {"git": {"revision": "abc", "dirty": True}}},
+        {"environment": {"git": {"revision": "abc", "dirty": False}}},
+    ),
+    (
+        "prefix-cache",
+        {"requests": TEXTS, "options": CACHING, "cached": None},
+        {"requests": TEXTS, "options": CACHING, "cached": 0},
+    ),
+    (
+        "prefix-cache",
+        {"requests": {"parts": [{"input_tokens": 8}, {"turns": 3}]}, "options": CACHING, "cached": None},
+        {"requests": {"parts": [{"input_tokens": 8}]}, "options": CACHING, "cached": None},
+    ),
+]
+
+
+def conditions(
+    environment: Mapping[str, Any] | None = None,
+    requests: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    cached: int | None = 0,
+    simulated: bool = False,
+) -> list[str]:
+    summary = summarise("r", "complete", frame_of([record(0, cached_tokens=cached)]), {}, simulated)
+    return [each.code for each in check_conditions(environment or {}, requests or {}, options or {}, summary)]
+
+
+@pytest.mark.parametrize(("code", "has", "has_not"), PLACES)
+def test_each_condition_is_provoked_and_is_not(code: str, has: dict[str, Any], has_not: dict[str, Any]) -> None:
+    assert conditions(**has) == [code]
+    assert conditions(**has_not) == conditions(**has, simulated=True) == []
+
+
+def test_software_that_differs_between_runs_is_named() -> None:
+    same = {"vllm": "0.11", "driver": None}
+    assert across([same, dict(same)]) is None
+    found = across([same, {"vllm": "0.12"}])
+    assert found is not None
+    assert (found.code, found.text, found.serious) == ("mixed-versions", "vllm differs: 0.11, 0.12", True)
+
+
+def test_a_level_shift_that_was_cut_is_told_and_is_not_serious() -> None:
+    (cut,) = check(GOOD, window=replace(STEADY, code="level-shift", change=SHIFT, shift_s=5.0))
+    assert not cut.serious
+    assert cut.text == "the rate shifted from 80 to 60 tokens/s at 5.0 s; figures are of what followed"
+    (whole,) = check(GOOD, window=replace(WHOLE, code="level-shift", change=SHIFT, shift_s=30.0))
+    assert whole.serious
+    assert whole.text.endswith("figures are of the whole run, both levels")
+
+
+def test_a_simulated_engine_needs_no_warm_up() -> None:
+    assert check(GOOD, simulated=True, warmup_requests=0) == ()
+
+
+def test_serious_findings_come_first_and_say_what_was_seen() -> None:
+    found = check(changed(30, error="timeout", cached_tokens=8)[100:], "interrupted", asked=None, warmup_requests=0)
+    assert [(finding.code, finding.serious) for finding in found] == [
+        ("incomplete", True),
+        ("failed-requests", True),
+        ("few-requests", False),
+        ("no-warmup", False),
+    ]
+    assert found[0].text == "the run is interrupted: 170 requests completed"
+    assert found[1].text.startswith("15.0% of the requests failed (timeout 30)")
+
+
+def test_requests_cut_off_are_said_to_bias_the_rest_and_do_not_count_as_failed() -> None:
+    found = check(changed(30, error="aborted"), "interrupted")
+    assert [finding.code for finding in found] == ["incomplete", "few-requests"]
+    assert found[0].text.startswith("the run is interrupted: 270 of 300 requests completed; 30 were cut off")
+
+
+@pytest.mark.parametrize("records", [[], [record(0, error="rejected")], [record(0, end_s=math.nan)]])
+def test_runs_without_success_are_checked_without_a_crash(records: list[Record]) -> None:
+    assert {finding.code for finding in check(records, "failed")} <= {"incomplete", "failed-requests"}
+
+
+def test_every_code_is_documented() -> None:
+    page = (ROOT / "docs" / "findings.md").read_text()
+    assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == sorted(
+        {code for code, *_ in (*PROVOKED, *PLACES)} | WATCHED | {"mixed-versions"}
+    )

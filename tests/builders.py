@@ -1,0 +1,131 @@
+"""Requests and stored runs that several test modules build."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.model import MeterDevice, MeterInfo, PowerSample, Record
+from harness.store.directory import RunWriter
+from harness.store.run_file import Anchor, RunFile, Timings
+
+
+def by_hand(index: int = 0, **changes: object) -> Record:
+    """Due at 1, sent at 1.5, tokens at 2, 2.25 and 3, over at 3.25."""
+    plain = Record(index, 1.0, 1.5, 3.25, (2.0, 2.25, 3.0), (1, 1, 1), 10, 3, 10, 3, 0, "length")
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def record(index: int, **changes: object) -> Record:
+    due = index * 0.01
+    arrival_s = tuple(due + 0.1 + 0.001 * (index % 7) + 0.01 * k for k in range(4))
+    plain = Record(index, due, due, arrival_s[-1], arrival_s, (1,) * 4, 10, 4, 10, 4, 0, "length")
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def run_file(**changes: Any) -> RunFile:
+    plain = RunFile(
+        id="20261121T120000Z-m-demo",
+        state="complete",
+        created_utc=datetime(2026, 11, 21, 12, tzinfo=UTC),
+        pid=1,
+        workload={
+            "name": "demo",
+            "description": "a demonstration",
+            "model": "m",
+            "requests": {"count": 40, "input_tokens": {"distribution": "fixed", "tokens": 10}, "trace": None},
+            "load": {"shape": "poisson", "rate_per_s": 100.0, "users": None},
+            "warmup": {"requests": 1},
+            "objectives": {"ttft_s": 0.2, "e2e_s": None},
+        },
+        engine_asked="vllm",
+        environment={
+            "cpu": {"model": "Epyc", "cores_usable": 2},
+            "gpus": [],
+            "packages": {"vllm": "0.11"},
+            "git": None,
+        },
+        engine={
+            "engine": "vllm",
+            "version": "0.11",
+            "device": "cpu",
+            "device_count": 1,
+            "model": {
+                "asked": "m",
+                "architecture": "LlamaForCausalLM",
+                "parameters": 134515008,
+                "active_parameters": 134515008,
+                "precision": "float32",
+                "stored_precision": "Q4_1",
+            },
+            "options": {"dtype": "float32"},
+        },
+        timings=Timings(engine_start_s=12.3456, measured_s=1.0),
+    )
+    return plain.model_copy(update=changes)
+
+
+GPU = {
+    "engine": "vllm", "version": "0.11", "device": "cuda", "device_count": 1, "options": {"dtype": "bfloat16"},
+    "model": {
+        "asked": "Qwen/Qwen3-8B", "source": "Qwen/Qwen3-8B", "architecture": "Qwen3ForCausalLM", "parameters": 8.19e9,
+        "active_parameters": 8.19e9, "precision": "bfloat16", "stored_precision": "bfloat16", "weights_sha256": None,
+    },
+}  # fmt: skip
+
+
+def stored(root: Path, users: int = 8) -> Path:
+    """A run of 320 requests, `users` at a time, on an H100 that draws 500 W, its counter read ten times a second."""
+    gpu = MeterDevice("0", "gpu", "NVIDIA H100", period_s=0.1, quantum_j=0.001)
+    meter = MeterInfo("nvml", "measured", (gpu,), "580")
+    file = run_file(
+        id=f"20261121T120000Z-qwen3-8b-{users}",
+        state="running",
+        engine=GPU,
+        environment={"gpus": [{"name": "NVIDIA H100 80GB HBM3"}], "packages": {"vllm": "0.11"}},
+        meters=[asdict(meter)],
+        declared={"host_w": 200.0, "pue": 1.2},
+        clock=Anchor(utc=run_file().created_utc, monotonic_s=100.0),
+        workload=run_file().workload | {"load": {"shape": "closed", "users": users}, "requests": {"count": 320}},
+    )
+    writer = RunWriter(root, file)
+    rng = np.random.default_rng(0)
+    for index in range(320):
+        due = 5.0 * (index // users)
+        wait = 0.1 + 0.001 * users * rng.uniform(1, 2)
+        arrivals = due + wait + np.cumsum(rng.uniform(0.009, 0.011, 50)) * (1 + users / 40)
+        times = tuple(arrivals.round(6).tolist())
+        failed = {"error": "rejected", "error_text": "a|b_c"} if index == 319 else {}
+        tokens = {"input_asked": 300, "input_tokens": 300, "output_asked": 50, "output_tokens": 50}
+        came = {"end_s": times[-1], "arrival_s": times, "arrival_tokens": (1,) * 50}
+        writer.add(record(index, scheduled_s=due, sent_s=due, **tokens, **came, **failed))
+    seconds = np.arange(-1, 5 * 320 / users + 6, 0.1)
+    writer.add_power(
+        PowerSample(100 + t - 1e-4, 100 + t, "0", "gpu", energy_j=1e4 + 500 * t, power_w=505.0, average_w=495.0)
+        for t in map(float, seconds.round(3))
+    )
+    writer.finish("complete")
+    return writer.directory
+
+
+TRUE = np.array([1e-4, 5e-3, 2e-6, 0.02])
+
+
+MIXES = [(2000, 20), (100, 400), (800, 150)]
+"""Prefill-heavy, decode-heavy and mixed: (input, output) tokens of a request."""
+
+
+def run_of(
+    tokens_in: int, tokens_out: int, noise: float = 0.01, blocks: int = 12, seed: int = 0
+) -> NDArray[np.float64]:
+    rng = np.random.default_rng([seed, tokens_in, tokens_out])
+    requests = rng.integers(8, 16, blocks).astype(float)
+    per_request = np.array([tokens_in, tokens_out, tokens_out * (tokens_in + tokens_out / 2), 1.0])
+    # Block edges cut requests, so the terms do not move quite together.
+    counts = requests[:, None] * per_request * rng.normal(1, 0.1, (blocks, 4))
+    return np.column_stack([counts, counts @ TRUE * rng.normal(1, noise, blocks)])

@@ -1,0 +1,124 @@
+"""The command as users call it: what it prints, and how it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import QUICK, Command
+
+
+def test_a_run_is_stored_and_reported_with_cost_and_the_reported_figures(harness: Command) -> None:
+    run = harness(*QUICK)
+    assert run.code == 0, run.err
+    for expected in ("Throughput", "Latency", "What it costs", "Reported inference spend", "<=", "SIMULATED", "A15"):
+        assert expected in run.out
+    again = harness("report")
+    assert again.code == 0
+    assert again.out == run.out.rpartition("run: ")[0]
+    assert max(map(len, again.out.splitlines())) <= 80
+
+
+def test_json_has_every_figure_with_unit_status_and_run(harness: Command) -> None:
+    harness(*QUICK)
+    document = json.loads(harness("report", "--format", "json").out)
+    (run,) = document["runs"]
+    assert run["run"].endswith("-smoke")
+    assert {figure["status"] for figure in run["figures"].values()} == {"simulated"}
+    assert run["figures"]["ttft_s.p50"]["unit"] == "s"
+    assert {"throughput", "latency", "cost", "reported", "environment"} <= {
+        table["name"] for table in document["tables"]
+    }
+
+
+def test_deleted_summaries_are_rebuilt_alike(harness: Command, tmp_path: Path) -> None:
+    harness(*QUICK)
+    before = harness("report", "--format", "json").out
+    summary = tmp_path / "results" / "latest" / "summary.json"
+    summary.unlink()
+    assert harness("report", "--format", "json").out == before
+    assert summary.is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "smoke", "--engine", "tgi"), ("engine.name is 'tgi'", "simulated")),
+        (("run", "smokes"), ("no workload 'smokes'", "did you mean 'smoke'")),
+        (("run", "smoke", "--set", "load.users=-3"), ("load.users", "-3")),
+        (("run", "smoke", "--set", "lod.users=3"), ("lod", "load")),
+        (("run", "smoke", "--engine", "simulated", "--meter", "wattson"), ("unknown meter 'wattson'", "nvml")),
+        (("run", "smoke", "--engine", "simulated", "--scenario", "free"), ("no scenario 'free'", "cpu-smoke")),
+        (("run", "smoke", "--engine", "simulated", "--out", "/dev/null"), ("cannot write to /dev/null", "--out")),
+        (("list", "runs", "--root", "s3://bucket/runs"), ("'s3://bucket/runs' is a URL", "mount the store")),
+        (("report", "nowhere"), ("no run 'nowhere'", "harness list runs")),
+        (("facts", "Z99"), ("Z99",)),
+        (("compare", "--table", "gossip"), ("gossip", "spend-revenue")),
+    ],
+)
+def test_mistakes_are_named_with_the_way_out_and_no_traceback(
+    harness: Command, words: tuple[str, ...], said: tuple[str, ...]
+) -> None:
+    left = harness(*words)
+    assert left.code == 2
+    assert left.err.startswith("error: ") or "\nerror: " in left.err
+    assert "fix: " in left.err
+    assert "Traceback" not in left.err
+    for each in said:
+        assert each in left.err
+
+
+def test_what_a_terminal_cannot_show_does_not_stop_the_command() -> None:
+    for encoding in ("ascii", "latin-1"):
+        command = [sys.executable, "-m", "harness", "facts", "A15"]
+        shown = subprocess.run(
+            command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False
+        )
+        assert (shown.returncode, shown.stderr) == (0, b"")
+        assert b"OpenAI" in shown.stdout
+
+
+def test_beside_a_live_bar_what_is_printed_stays_where_it_belongs() -> None:
+    terminal, end = pty.openpty()
+    code = "from harness.cli.display import Display\nwith Display(): print('from the engine')"
+    lively = os.environ | {"TERM": "xterm"}
+    shown = subprocess.run([sys.executable, "-c", code], env=lively, stdout=subprocess.PIPE, stderr=end, check=True)
+    os.close(end)
+    assert shown.stdout == b"from the engine\n"
+    assert b"engine" not in os.read(terminal, 10_000)
+
+
+def test_names_on_the_command_line_are_text(harness: Command) -> None:
+    run = harness(*QUICK, "--model", "1e3")
+    assert run.code == 0, run.err
+
+
+def test_a_run_without_a_success_is_incomplete(harness: Command) -> None:
+    run = harness(*QUICK, "--set", "engine.failure_share=1", "--set", "warmup.requests=0")
+    assert run.code == 3
+    assert "no request succeeded" in run.err
+    assert "n/a" in run.out
+    checked = harness("check")
+    assert checked.code == 1
+    assert "failed-requests" in checked.out
+
+
+def test_lists(harness: Command) -> None:
+    harness(*QUICK)
+    assert "offline-throughput" in harness("list", "workloads").out
+    assert "simulated" in harness("list", "engines").out
+    assert "smollm2-135m" in harness("list", "models").out
+    assert "cpu-smoke" in harness("list", "scenarios").out
+    assert "complete" in harness("list", "runs").out
+
+
+def test_facts_and_comparisons_need_no_run(harness: Command) -> None:
+    assert "أنفقت OpenAI" in harness("facts", "A15").out
+    compared = harness("compare", "--table", "spend-revenue")
+    assert "No GPU run given" in compared.out
+    assert "1.539" in compared.out

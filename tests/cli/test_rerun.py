@@ -1,0 +1,68 @@
+"""A stored run measured once more: as it was asked, and set against what it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import QUICK, Command
+
+from harness.measure import run
+
+
+def stored() -> list[tuple[Path, dict[str, Any]]]:
+    """Every run's directory and run.json, oldest first."""
+    files = [path for path in Path("results").glob("*/run.json") if not path.parent.is_symlink()]
+    runs = [(path.parent, json.loads(path.read_text())) for path in files]
+    return sorted(runs, key=lambda each: str(each[1]["created_utc"]))
+
+
+def test_a_run_is_repeated_as_it_was_asked_and_set_against_itself(
+    harness: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "IDLE_S", 0.1)
+    asked = ("--set", "seed=7", "--set", "requests.count=24", "--meter", "constant:watts=90", "--pue", "1.2")
+    assert harness(*QUICK, *asked).code == 0
+    again = harness("rerun", "latest")
+    assert again.code == 0, again.err
+    assert "NEW against BASE" in again.out
+    (_, before), (_, after) = stored()
+    for same in ("workload", "engine_asked", "meters_asked", "declared"):
+        assert after[same] == before[same]
+    assert after["meters_asked"] == ["constant:watts=90"]
+    assert after["declared"] == {"pue": 1.2}
+    lengths = [raw["engine"]["options"] for raw in (before, after)]
+    assert lengths[0] == lengths[1]
+
+
+def test_another_machine_is_refused_and_another_version_is_named(harness: Command) -> None:
+    harness(*QUICK, "--set", "requests.count=8")
+    ((directory, raw),) = stored()
+    raw["environment"]["packages"]["numpy"] = "0.9"
+    raw["engine"]["device"] = "cpu"  # a real engine's run
+    (directory / "run.json").write_text(json.dumps(raw))
+    same = harness("rerun")
+    assert "packages.numpy differs: 0.9 vs" in same.err
+    assert same.code == 0
+    raw["environment"]["cpu"]["model"] = "Another CPU"
+    (directory / "run.json").write_text(json.dumps(raw))
+    refused = harness("rerun", directory.name)
+    assert refused.code == 2
+    assert "was measured: cpu differs: Another CPU vs" in refused.err
+    forced = harness("rerun", directory.name, "--force")
+    assert forced.code == 0, forced.err
+    assert "FORCED" in forced.out
+
+
+def test_a_stored_workload_of_another_version_is_an_error_that_names_the_file(harness: Command) -> None:
+    harness(*QUICK, "--set", "requests.count=8")
+    ((directory, raw),) = stored()
+    raw["workload"]["requests"]["colour"] = "blue"
+    (directory / "run.json").write_text(json.dumps(raw))
+    refused = harness("rerun")
+    assert refused.code == 2
+    assert "run.json" in refused.err
+    assert "requests.colour" in refused.err

@@ -1,0 +1,110 @@
+"""Scenarios: every shipped one reads, and every mistake is refused with its file, key, value and the expected form."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from places import ROOT
+
+import harness
+from harness.cost import units
+from harness.cost.bill import Device, priced
+from harness.cost.gpus import Gpu, read_rows
+from harness.cost.scenario import KEYS, PRICE, Scenario, parse_prices, parse_scenario
+from harness.errors import HarnessError
+
+DATA = Path(harness.__file__).parent / "data"
+CPU = (DATA / "scenarios/cpu-smoke.yaml").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "scenarios").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_scenario_reads_and_names_its_sources(path: Path) -> None:
+    scenario = parse_scenario(path.read_text(), path.name)
+    assert scenario.name == path.stem
+    assert all(given.source and given.date for given in scenario.inputs.values())
+
+
+def test_the_example_in_the_documentation_reads() -> None:
+    text = (ROOT / "docs/economics.md").read_text().split("```yaml\n")[1].split("```")[0]
+    scenario = parse_scenario(text, "docs/economics.md")
+    assert scenario.correlations == (("query.visible_tokens", "measured", 0.5),)
+
+
+def test_a_correlation_of_what_is_not_there_is_refused() -> None:
+    for link in (
+        "[serving.overhead, query.speed, 0.5]",
+        "[serving.overhead, serving.overhead, 0.5]",
+        "[serving.overhead, measured, 1]",
+    ):
+        with pytest.raises(HarnessError, match="correlations"):
+            parse_scenario(f"{CPU}correlations: [{link}]\n", "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("price.usd_per_hour=-1", ["price.usd_per_hour", "-1", "above 0"]),
+        ("price.usd_per_hour=0", ["price.usd_per_hour", "above 0"]),
+        ("price.usd_per_hour={value: 3, unit: W}", ["price.usd_per_hour", "'W'", "USD/hour"]),
+        ("price.usd_per_hour={value: 3, unit: zorkmid/hour}", ["zorkmid/hour", "USD/hour"]),
+        ("price.usd_per_hour={lognormal: {p5: 3, p95: 1}}", ["p5 3.0", "p95 1.0"]),
+        ("price.usd_per_hour={lognormal: {p5: 3}}", ["lognormal", "p95"]),
+        ("price.usd_per_hour={value: 3, lognormal: {p5: 3, p95: 4}}", ["exactly one"]),
+        ("price.usd_per_hour={value: .nan}", ["finite"]),
+        ("price.usd_per_hour=cheap", ["price.usd_per_hour", "cheap"]),
+        ("price.usd_per_hour={value: '3'}", ["price.usd_per_hour.value", "'3'"]),
+        ("serving.utilisation=1.2", ["serving.utilisation", "1.2", "at most 1"]),
+        ("serving.utilisation={lognormal: {p5: 0.3, p95: 0.6}}", ["serving.utilisation", "above 0 without end"]),
+        ("serving.utilisation={value: 120, unit: percent}", ["percent", "at most 1"]),
+        ("serving.utilization=0.5", ["serving.utilization", "serving.utilisation"]),
+        ("price", ["key=value"]),
+    ],
+)
+def test_a_wrong_input_is_refused_by_name(override: str, words: list[str]) -> None:
+    with pytest.raises(HarnessError) as refused:
+        parse_scenario(CPU, "cpu-smoke.yaml", [override])
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+    assert "--set" in str(refused.value)
+
+
+def test_a_wrong_file_names_itself() -> None:
+    without = yaml.safe_load(CPU)
+    del without["inputs"]["serving.overhead"]
+    for text, words in (
+        (CPU.replace("unit: USD/hour", "unit: kg"), ["mine.yaml", "price.usd_per_hour", "'kg'"]),
+        (CPU.replace("tier: machine", "tier: spot"), ["mine.yaml", "tier", "spot"]),
+        (yaml.safe_dump(without), ["mine.yaml", "serving.overhead", "missing"]),
+        ("[1, 2]", ["mine.yaml", "mapping"]),
+        ("a: [", ["mine.yaml", "YAML"]),
+    ):
+        with pytest.raises(HarnessError) as refused:
+            parse_scenario(text, "mine.yaml")
+        assert all(word in str(refused.value) for word in words), str(refused.value)
+
+
+def test_every_input_has_a_unit_that_is_known() -> None:
+    assert {units.factor(key.unit, key.unit) for key in KEYS.values()} == {1.0}
+
+
+def test_the_documentation_names_every_word_of_a_unit() -> None:
+    text = (ROOT / "docs/economics.md").read_text()
+    assert [word for word in units.WORDS if f"`{word}`" not in text] == []
+
+
+GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)
+PRICES = parse_prices(*((DATA / "prices" / f"{name}.csv").read_text() for name in ("gpu_rental_ranges", "gpu_prices")))
+
+
+def price_of(scenario: Scenario) -> tuple[float, ...]:
+    return priced(scenario, Device("gpu", "H100", 1), GPUS, PRICES).inputs[PRICE].distribution.parameters
+
+
+def test_a_price_comes_from_the_scenario_then_the_table_and_never_from_nowhere() -> None:
+    on_demand = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml")
+    reserved = parse_scenario((DATA / "scenarios/reserved.yaml").read_text(), "reserved.yaml")
+    assert price_of(on_demand) == (1.75, 6.16)
+    assert price_of(reserved) == (1.3, 1.3)
+    given = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "x", ["price.usd_per_hour=2.5"])
+    assert price_of(given) == (2.5,)
+    for gpu in ("L4", None):
+        assert "--set price.usd_per_hour" in (priced(on_demand, Device("gpu", gpu, 1), GPUS, PRICES).no_price or "")

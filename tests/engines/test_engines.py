@@ -1,0 +1,96 @@
+"""The table of engines, and the simulated one against its own schedule. Real engines have files of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from harness.engines.base import ENGINES, create_engine
+from harness.engines.simulated import SimulatedEngine
+from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.measure.eventloop import event_loop
+from harness.model import Completion, Request
+from harness.workload.schema import Engine
+
+
+def serve(engine: SimulatedEngine, *requests: Request) -> list[tuple[list[float], Completion | Exception]]:
+    """Each request's arrival times since all were sent, and how it ended."""
+
+    async def one(request: Request) -> tuple[list[float], Completion | Exception]:
+        arrivals: list[float] = []
+        sent = time.monotonic()
+        try:
+            end: Completion | Exception = await engine.generate(
+                request, lambda _: arrivals.append(time.monotonic() - sent)
+            )
+        except Exception as failure:
+            end = failure
+        return arrivals, end
+
+    async def all_of_them() -> list[tuple[list[float], Completion | Exception]]:
+        await engine.start()
+        try:
+            return await asyncio.gather(*map(one, requests))
+        finally:
+            await engine.stop()
+
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        return runner.run(all_of_them())
+
+
+def request(index: int, tokens: int = 5) -> Request:
+    return Request(index, (1, 2, 3), tokens)
+
+
+def test_tokens_come_on_schedule() -> None:
+    ((arrivals, end),) = serve(SimulatedEngine(None, {"ttft_s": 0.02, "itl_s": 0.004}), request(0))
+    assert end == Completion(3, 5, finish_reason="length")
+    assert np.allclose(arrivals, 0.02 + 0.004 * np.arange(5), atol=0.01)
+    assert min(arrivals) >= 0.02
+
+
+def test_capacity_makes_requests_wait_in_order() -> None:
+    served = serve(SimulatedEngine(None, {"ttft_s": 0.03, "itl_s": 0, "capacity": 1}), *map(request, range(3)))
+    firsts = [arrivals[0] for arrivals, _ in served]
+    assert np.allclose(firsts, [0.03, 0.06, 0.09], atol=0.02)
+
+
+def test_jitter_has_the_mean_and_spread_it_is_given_and_follows_from_the_seed() -> None:
+    engine = SimulatedEngine(None, {"ttft_s": 0.1, "itl_s": 0.01, "jitter": 0.2})
+    offsets = engine.offsets_s(20_000, np.random.default_rng(1))
+    gaps = np.diff(offsets)
+    assert gaps.mean() == pytest.approx(0.01, rel=0.01)
+    assert gaps.std() / gaps.mean() == pytest.approx(0.2, rel=0.05)
+    assert offsets == engine.offsets_s(20_000, np.random.default_rng(1))
+
+
+def test_failures_and_death() -> None:
+    served = serve(SimulatedEngine(None, {"ttft_s": 0, "itl_s": 0, "failure_share": 1}), request(0))
+    assert isinstance(served[0][1], RequestFailed)
+    served = serve(SimulatedEngine(None, {"ttft_s": 0, "itl_s": 0, "dies_after": 1}), request(0), request(1))
+    assert isinstance(served[0][1], Completion)
+    assert isinstance(served[1][1], EngineDied)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"speed": 1}, "speed"),
+        ({"ttft_s": -1}, "ttft_s = -1"),
+        ({"jitter": 2}, "jitter"),
+        ({"capacity": 0}, "capacity"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, object], named: str) -> None:
+    with pytest.raises(HarnessError, match=named):
+        create_engine("simulated", None, options)
+
+
+def test_workloads_know_every_engine() -> None:
+    known = set(get_args(Engine.model_fields["name"].annotation))
+    assert known == {"auto", *ENGINES}
+    assert set(Engine.model_fields) == {"name", "options", *ENGINES}

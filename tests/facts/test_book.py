@@ -1,0 +1,184 @@
+"""The schema of published figures: every shipped row passes, and each mistake is refused by row and column."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from harness.errors import HarnessError
+from harness.facts.book import SHIPPED, Fact, assume, period, read_book, unit_powers
+from harness.facts.measured import shipped_book
+from harness.report.facts import fact_text
+
+DATA = ROOT / "harness" / "data"
+TEXTS = {name: (DATA / name).read_text("utf-8") for name in SHIPPED}
+ROW = {
+    **{"id": "U1", "layer": "user", "entity": "Acme", "metric": "inference spend", "value_low": "", "value": "2e6"},
+    **{"value_high": "", "bound": "=", "unit": "USD", "currency": "USD", "period_start": "2024", "period_end": "2024"},
+    **{"status": "reported", "basis": "flow inference", "cited": "", "source": "Acme's report", "wording": ""},
+    **{"quote": "", "gloss": "", "note": ""},
+}
+
+
+def table(*rows: dict[str, str]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [field.name for field in fields(Fact)])
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def test_every_shipped_row_is_valid() -> None:
+    layers = [fact.layer for fact in shipped_book().facts.values()]
+    assert (layers.count("articles"), layers.count("outside"), len(layers)) == (88, 25, 113)
+
+
+def test_quotes_are_kept_to_the_letter() -> None:
+    quotes = "\n".join(f"{fact.id} {fact.quote}" for fact in shipped_book().select(layer="articles"))
+    # of the collected rows, before they came into this schema: Arabic, French, Hebrew and Chinese
+    assert hashlib.sha256(quotes.encode()).hexdigest() == (
+        "1802d398b380fe0185707ed74f076f07d83ef47f811150adaa8930b1e5080fcc"
+    )
+
+
+def test_every_contradiction_and_source_names_a_fact() -> None:
+    shipped = shipped_book()
+    assert all(i in shipped.facts for item in shipped.contradictions for i in item.ids)
+    assert {fact.source for fact in shipped.select(layer="articles")} == set("ABCDE") == set(shipped.sources)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("id", "A01", "an id that no other row has"),
+        ("id", "my id", "letters, digits, dots and dashes only"),
+        ("source", "", "text, not an empty cell"),
+        ("layer", "press", "'articles', 'outside' or 'user'"),
+        ("unit", "dollars", "words among USD"),
+        ("unit", "none", "the number's unit"),
+        ("currency", "EUR", "the currency in the unit 'USD'"),
+        ("value", "2,5", "a number of at least 0"),
+        ("value", "2_5", "a number of at least 0"),
+        ("value", "nan", "a number of at least 0"),
+        ("value", "-1", "a number of at least 0"),
+        ("value", "inf", "a number of at least 0"),
+        ("value_low", "1", "value_low and value_high with range"),
+        ("value", "", "value_low and value_high with range"),
+        ("bound", ">", "'=', '>='"),
+        ("bound", "range", "value_low and value_high with range"),
+        ("period_end", "", "a date as YYYY, YYYY-MM or YYYY-MM-DD"),
+        ("period_end", "2024-13", "a date as YYYY"),
+        ("period_end", "2024-02-30", "a date as YYYY"),
+        ("period_end", "2023", "a date on or after period_start 2024"),
+        ("period_start", "H1 2024", "a date as YYYY"),
+        ("status", "gossip", "'rumour'"),
+        ("basis", "", "unstated"),
+        ("basis", "flow stock", "at most one of each group"),
+        ("basis", "cashflow", "cash or non-cash"),
+    ],
+)
+def test_a_mistake_is_refused_with_row_and_column(column: str, value: str, expected: str) -> None:
+    text = table(ROW, {**ROW, "id": "U2", column: value})
+    with pytest.raises(HarnessError) as refused:
+        read_book(TEXTS, [("mine.csv", text)])
+    named = {"value_low": "bound", "bound": "bound"}.get(column, column)
+    if column == "value" and not value:
+        named = "bound"
+    assert refused.value.what == f"mine.csv row 3, column {named}: '{(ROW | {column: value})[named]}'"
+    assert expected in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"source": "Z"}, "column source: 'Z'"),  # no such article
+        ({"source": "A"}, "column quote: ''"),  # an article's figure without its words
+    ],
+)
+def test_a_figure_of_an_article_needs_article_and_quote(change: dict[str, str], what: str) -> None:
+    with pytest.raises(HarnessError, match=f"mine.csv row 2, {what}"):
+        read_book(TEXTS, [("mine.csv", table({**ROW, "layer": "articles", **change}))])
+
+
+def test_a_file_with_other_columns_or_too_many_cells_is_refused() -> None:
+    with pytest.raises(HarnessError, match="row 1: columns missing, unknown or twice: quote, words"):
+        read_book(TEXTS, [("mine.csv", table().replace("quote", "words"))])
+    with pytest.raises(HarnessError, match="columns missing, unknown or twice: note"):
+        read_book(TEXTS, [("mine.csv", table().replace("note", "note,note"))])
+    with pytest.raises(HarnessError, match=r"mine\.csv row 2 has not 20 cells"):
+        read_book(TEXTS, [("mine.csv", table(ROW).rstrip() + ",one more\n")])
+    with pytest.raises(HarnessError, match=r"mine\.csv row 2: unexpected end of data"):
+        read_book(TEXTS, [("mine.csv", table() + '"A')])
+
+
+def test_filters_meet() -> None:
+    shipped = shipped_book()
+    assert [f.id for f in shipped.select(metric="inference spend", layer="articles")] == ["A15", "A16"]
+    assert [f.id for f in shipped.select(entity="openai", status="rumour", period="2025-11")] == ["A04"]
+    assert [f.id for f in shipped.select(period="Jan-Sep 2025", status="leaked")] == ["A02", "A16"]
+    with pytest.raises(HarnessError, match="unknown status 'true'"):
+        shipped.select(status="true")
+    with pytest.raises(HarnessError, match="no fact 'Z9'"):
+        shipped["Z9"]
+
+
+def test_another_company_in_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("\ufeff" + table({**ROW, "wording": "à peu près"}), encoding="utf-8")  # with a byte-order mark
+    assert [fact.wording for fact in shipped_book([path]).select(layer="user")] == ["à peu près"]
+    path.write_text(table({**ROW, "note": "alarm \x1b[31m\nbelow"}), encoding="utf-8")
+    assert "  note: alarm  [31m below\n" in fact_text(shipped_book([path]), "U1")  # nothing in it moves the terminal
+    with pytest.raises(HarnessError, match="cannot read the facts file"):
+        shipped_book([tmp_path / "none.csv"])
+
+
+def test_assumptions_change_by_value_or_interval() -> None:
+    changed = assume(shipped_book(), ["chat_share=0.3", "utilisation=0.1:0.4"]).assumptions
+    assert (changed["chat_share"].low, changed["chat_share"].value) == (None, 0.3)
+    assert [changed["utilisation"].low, changed["utilisation"].value] == pytest.approx([0.1, 0.2])
+    for wrong in ("=lots", "=0.5:0.1", "=0", "=0.1:0.2:0.3", "=0.5:1.1", "=nan"):
+        with pytest.raises(HarnessError, match="write NAME=VALUE or NAME=LOW:HIGH, above 0 and at most 1"):
+            assume(shipped_book(), [f"chat_share{wrong}"])
+    with pytest.raises(HarnessError, match="unknown assumption 'chat'"):
+        assume(shipped_book(), ["chat=1"])
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "text", "days", "months"),
+    [
+        ("2024", "2024", "2024", 366, 12),
+        ("2025-01", "2025-06", "Jan-Jun 2025", 181, 6),
+        ("2023-11", "2023-11", "Nov 2023", 30, 1),
+        ("9999", "9999", "9999", 365, 12),  # the last year that a date can have
+        ("2025-11", "2033-10", "Nov 2025-Oct 2033", 2922, 96),
+        ("2025-02-27", "2025-02-28", "2025-02-27 to 2025-02-28", 2, 2 / 28),
+    ],
+)
+def test_periods(start: str, end: str, text: str, days: int, months: float) -> None:
+    found = period(start, end)
+    assert (str(found), found.days) == (text, days)
+    assert found.months == pytest.approx(months)
+
+
+def test_the_date_of_a_state_has_no_length() -> None:
+    with pytest.raises(HarnessError, match="'as of 2025-07' is a date, not a span"):
+        _ = period("", "2025-07").days
+
+
+def test_units() -> None:
+    assert unit_powers("Wh/kW-hour") == {"Wh": 1, "kW": -1, "hour": -1}
+    assert unit_powers("user/user") == {}
+
+
+def test_the_documentation_names_every_column_and_shows_the_error_as_it_is() -> None:
+    text = (DATA.parents[1] / "docs" / "reported.md").read_text("utf-8")
+    assert [field.name for field in fields(Fact) if f"`{field.name}`" not in text] == []
+    with pytest.raises(HarnessError) as refused:
+        read_book(TEXTS, [("mine.csv", table(ROW, {**ROW, "id": "U2", "period_start": "", "period_end": "H1 2024"}))])
+    assert f"    error: {refused.value}".replace("\n", "\n    ") in text

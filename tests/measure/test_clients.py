@@ -1,0 +1,194 @@
+"""Several client processes: together they send what one would; however one of them or the parent ends, so do all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from scipy import stats
+
+from harness.errors import HarnessError
+from harness.measure import run as measuring
+from harness.store.directory import Run, read_run, read_run_file
+from harness.workload.schema import parse_workload
+
+BASE = """
+name: shared
+engine: {name: simulated, simulated: {ttft_s: 0.03, itl_s: 0.002, jitter: 0.3}}
+requests: {count: 24, input_tokens: {distribution: uniform, min: 5, max: 50}, output_tokens: 5}
+load: {shape: closed, users: 4}
+warmup: {requests: 2}
+"""
+POISSON = "load={shape: poisson, rate_per_s: 400}"
+ENDLESS = ("--set", "requests.count=null", "--set", "load.duration_s=600")
+
+
+def measure(root: Path, clients: int, *overrides: str) -> Run:
+    spec = parse_workload(BASE, "test", overrides)
+    return read_run(measuring.run(spec, root, lambda _: None, clients=clients))
+
+
+@pytest.mark.parametrize("load", ["load={shape: closed, users: 4}", POISSON])
+def test_the_clients_together_send_what_one_sends(tmp_path: Path, load: str) -> None:
+    rows = measure(tmp_path, 1, load).requests.sort_values("index", ignore_index=True)
+    for n in (2, 3):
+        several = measure(tmp_path, n, load)
+        assert several.file.state == "complete"
+        assert several.requests["index"].tolist() == list(range(24))
+        assert several.requests["client"].value_counts().size == n
+        columns = ["input_asked", "output_asked", "input_tokens", "output_tokens", "error"]
+        assert several.requests[columns].equals(rows[columns])
+        if load == POISSON:
+            assert several.requests["scheduled_s"].equals(rows["scheduled_s"])
+        assert [client["client"] for client in several.file.clients] == list(range(n))
+        assert all(client["loop_delay_s"]["n"] > 5 for client in several.file.clients)
+        assert sorted(path.name for path in several.directory.iterdir()) == [
+            "engine.log",
+            "requests.parquet",
+            "run.json",
+        ]
+
+
+def test_users_who_do_not_divide_evenly_all_stay_to_the_end(tmp_path: Path) -> None:
+    rows = measure(tmp_path, 2, "load.users=3", "requests.count=30").requests
+    assert rows["client"].value_counts().to_dict() == {0: 20, 1: 10}
+    for moment in rows["sent_s"]:
+        assert ((rows["sent_s"] <= moment) & (rows["end_s"] > moment)).sum() <= 3
+    ends = rows.groupby("client")["end_s"].max()
+    assert abs(ends[0] - ends[1]) < 0.5 * ends.max()
+
+
+@pytest.mark.parametrize("shape", ["constant", "poisson"])
+def test_arrivals_of_several_clients_are_what_they_are_called(tmp_path: Path, shape: str) -> None:
+    """Sent gaps, not due ones: Kolmogorov-Smirnov and lag-1 correlation for poisson, the CV for constant."""
+    quick = ("engine.ttft_s=0.001", "engine.itl_s=0", "requests.output_tokens=1", "requests.count=500")
+    rows = measure(tmp_path, 3, f"load={{shape: {shape}, rate_per_s: 200}}", *quick).requests
+    gaps = np.diff(np.sort(rows["sent_s"]))
+    if shape == "constant":
+        # The median gap: a machine that is busy elsewhere for a moment moves some, and no generator is to blame for it.
+        assert np.median(np.abs(gaps - 0.005)) < 0.0015  # 2.7 ms if they were exponential
+    else:
+        assert stats.kstest(gaps, "expon", args=(0, 1 / 200)).pvalue > 0.001
+        assert abs(np.corrcoef(gaps[1:], gaps[:-1])[0, 1]) < 4 / np.sqrt(len(gaps))
+
+
+def test_a_run_ends_when_enough_is_known(tmp_path: Path) -> None:
+    for clients in (1, 2):
+        spec = parse_workload(BASE, "test", ENDLESS[1::2])
+        run = read_run(
+            measuring.run(
+                spec,
+                tmp_path,
+                lambda _: None,
+                clients=clients,
+                enough=lambda directory: len(read_run(directory).requests) > 20,
+            )
+        )
+        assert run.file.state == "complete"
+        assert run.requests["error"].isna().all()
+        assert 20 < len(run.requests) < 2000
+
+
+def test_an_engine_that_dies_under_one_client_ends_all(tmp_path: Path) -> None:
+    run = measure(tmp_path, 2, "engine.dies_after=6", "warmup.requests=0", "requests.count=1000")
+    assert run.file.state == "failed"
+    assert run.file.error is not None
+    assert "the engine died" in run.file.error
+    assert run.requests["error"].isna().sum() >= 6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "clients", "said"),
+    [
+        (("engine.name=transformers",), 2, "works inside the harness's own process"),
+        (("load.users=1",), 2, "cannot share load.users=1"),
+        (("load={shape: constant, rate_per_s: 9, max_in_flight: 2}",), 3, "cannot share load.max_in_flight=2"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(tmp_path: Path, overrides: tuple[str, ...], clients: int, said: str) -> None:
+    with pytest.raises(HarnessError, match=said):
+        measure(tmp_path, clients, *overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_client_cannot_do_is_said(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="a warm-up request failed"):
+        measure(tmp_path, 2, "engine.failure_share=1")
+    (run,) = (read_run_file(path) for path in tmp_path.iterdir())
+    assert run.state == "failed"
+
+
+class Started:
+    """`harness run --clients 2` in a process of its own, until it has journalled some requests."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        path, self.out = tmp_path / "shared.yaml", tmp_path / "runs"
+        path.write_text(BASE)
+        words = ["run", str(path), "--out", str(self.out), *ENDLESS, "--clients", "2"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "harness", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            journals = list(self.out.glob("2*/requests-*.jsonl"))
+            if len(journals) == 2 and all(path.stat().st_size > 10_000 for path in journals):
+                break
+            time.sleep(0.02)
+        self.directory = journals[0].parent
+        harness = psutil.Process(self.process.pid)
+        self.clients = [child for child in harness.children() if "clients" in " ".join(child.cmdline())]
+        assert len(self.clients) == 2
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Started]:
+    run = Started(tmp_path)
+    yield run
+    run.process.kill()
+    run.process.communicate()
+    assert psutil.wait_procs(run.clients, 10)[1] == []
+
+
+def test_one_interrupt_ends_all_clients_in_good_order(started: Started) -> None:
+    started.process.send_signal(signal.SIGINT)
+    _, errors = started.process.communicate(timeout=30)
+    assert started.process.returncode == 3, errors
+    run = read_run(started.directory)
+    assert (run.file.state, run.file.error) == ("interrupted", "interrupted while measuring")
+    assert set(run.requests["error"].dropna()) == {"aborted"}
+    assert run.requests.groupby("client")["error"].apply(lambda kind: kind.isna().sum()).min() > 20
+    assert len(run.file.clients) == 2
+
+
+def test_a_client_that_is_killed_fails_the_run_and_what_was_measured_is_kept(started: Started) -> None:
+    started.clients[0].kill()
+    _, errors = started.process.communicate(timeout=30)
+    assert started.process.returncode == 3, errors
+    run = read_run(started.directory)
+    assert run.file.state == "failed"
+    assert run.file.error is not None
+    assert run.file.error.startswith("client process ")
+    assert "signal 9" in run.file.error
+    assert run.requests.groupby("client")["error"].apply(lambda kind: kind.isna().sum()).min() > 20
+
+
+def test_clients_end_with_a_parent_that_is_killed(started: Started) -> None:
+    before = len(read_run(started.directory).requests)  # while it runs, all journals are read
+    assert before > 40
+    os.kill(started.process.pid, signal.SIGKILL)
+    started.process.wait()
+    assert psutil.wait_procs(started.clients, 10)[1] == []
+    run = read_run(started.directory)
+    assert run.file.state == "interrupted"
+    assert len(run.requests) >= before
+    assert run.requests["index"].is_monotonic_increasing
+    assert json.loads((started.directory / "run.json").read_text())["state"] == "running"

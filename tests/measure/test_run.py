@@ -1,0 +1,292 @@
+"""The measuring loop against the simulated engine, whose tokens come on a known schedule."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from harness.errors import HarnessError
+from harness.measure import run as measuring
+from harness.measure.eventloop import event_loop
+from harness.measure.sender import Progress
+from harness.store.directory import Run, read_run
+from harness.workload.schema import parse_workload
+
+BASE = """
+name: known
+engine: {name: simulated, simulated: {ttft_s: 0.03, itl_s: 0.002}}
+requests: {count: 12, input_tokens: 7, output_tokens: 5}
+load: {shape: closed, users: 4}
+warmup: {requests: 1}
+"""
+
+
+def measure(root: Path, *overrides: str) -> Run:
+    phases: list[str] = []
+    directory = measuring.run(
+        parse_workload(BASE, "test", overrides), root, lambda progress: phases.append(progress.phase)
+    )
+    assert phases[0] == "starting"
+    assert phases[-1] == "stopping"
+    return read_run(directory)
+
+
+def test_every_request_is_recorded_once_with_its_tokens(tmp_path: Path) -> None:
+    run = measure(tmp_path)
+    rows = run.requests.sort_values("index")
+    assert run.file.state == "complete"
+    assert rows["index"].tolist() == list(range(12))
+    assert rows["input_asked"].tolist() == [7] * 12
+    assert rows["output_tokens"].tolist() == [5] * 12
+    for row in rows.to_dict("records"):
+        assert row["arrival_tokens"].tolist() == [1] * 5
+        assert 0 <= row["scheduled_s"] <= row["sent_s"] < row["arrival_s"][0]
+        assert row["end_s"] >= row["arrival_s"][-1]
+        # each token on its schedule, within what a busy machine adds
+        assert np.allclose(row["arrival_s"] - row["sent_s"], 0.03 + 0.002 * np.arange(5), atol=0.02)
+
+
+def test_the_run_file_says_what_was_asked_and_where(tmp_path: Path) -> None:
+    run = measure(tmp_path, "seed=3")
+    file = run.file
+    assert file.workload == parse_workload(BASE, "test", ["seed=3"]).model_dump(mode="json")
+    assert file.engine is not None
+    assert file.engine["options"]["ttft_s"] == 0.03
+    assert file.environment["python"] == sys.version.split()[0]
+    assert file.environment["cpu"]["cores_usable"] >= 1
+    assert file.timings.measured_s is not None
+    assert file.timings.measured_s >= 3 * (0.03 + 4 * 0.002)
+    assert file.clock is not None
+    assert (tmp_path / "latest").resolve() == run.directory
+
+
+def test_a_closed_loop_never_exceeds_its_users(tmp_path: Path) -> None:
+    rows = measure(tmp_path, "requests.count=20", "load.users=3").requests
+    for moment in rows["sent_s"]:
+        assert ((rows["sent_s"] <= moment) & (rows["end_s"] > moment)).sum() <= 3
+
+
+def test_a_duration_ends_a_run_without_a_count(tmp_path: Path) -> None:
+    overrides = ("requests.count=null", "load.duration_s=0.2")
+    run = measure(tmp_path, *overrides)
+    assert run.requests["scheduled_s"].max() < 0.2
+    assert len(run.requests) >= 8
+    assert run.requests["error"].isna().all()
+
+
+def test_a_slow_engine_shows_its_queue_in_response_when_the_loop_is_open(tmp_path: Path) -> None:
+    """One request at a time takes 38 ms and 100 come each second: the wait grows by 28 ms a request."""
+    slow = ("engine.capacity=1", "requests.count=20", "warmup.requests=0")
+    opened = measure(tmp_path, *slow, "load={shape: constant, rate_per_s: 100, max_in_flight: 1}").requests
+    response_s = opened["arrival_s"].str[-1] - opened["scheduled_s"]
+    e2e_s = opened["arrival_s"].str[-1] - opened["sent_s"]
+    assert response_s.max() > 0.038 + 19 * 0.028 - 0.03
+    assert e2e_s.median() < 0.1
+    closed = measure(tmp_path, *slow, "load={shape: closed, users: 1}").requests
+    response_s = closed["arrival_s"].str[-1] - closed["scheduled_s"]
+    assert response_s.median() < 0.1
+
+
+def test_offline_sends_everything_at_once(tmp_path: Path) -> None:
+    rows = measure(tmp_path, "load={shape: offline}", "requests.count=50", "engine.ttft_s=0.3").requests
+    assert rows["scheduled_s"].tolist() == [0.0] * 50
+    assert rows["sent_s"].max() < rows["end_s"].min()
+
+
+def test_sending_goes_on_while_requests_are_made(tmp_path: Path) -> None:
+    """At a rate that nothing can keep up with, the first request leaves at once and its tokens are stamped in time."""
+    late = ("load={shape: constant, rate_per_s: 1e6}", "requests.count=2000", "requests.input_tokens=2000")
+    rows = measure(tmp_path, *late).requests.sort_values("index")
+    assert rows["sent_s"].iloc[0] < 0.2 * rows["sent_s"].iloc[-1]
+    assert rows["arrival_s"].iloc[0][0] < rows["sent_s"].iloc[-1]
+
+
+def test_failed_requests_are_records_and_the_run_goes_on(tmp_path: Path) -> None:
+    rows = measure(tmp_path, "engine.failure_share=0.5", "requests.count=40", "warmup.requests=0").requests
+    failed = rows[rows["error"].notna()]
+    assert set(failed["error"]) == {"simulated"}
+    assert 8 <= len(failed) <= 32
+    assert failed["output_tokens"].isna().all()
+    assert failed["arrival_s"].map(len).tolist() == [1] * len(failed)
+
+
+def test_an_engine_that_dies_leaves_what_was_measured(tmp_path: Path) -> None:
+    run = measure(tmp_path, "engine.dies_after=6", "warmup.requests=0")
+    assert run.file.state == "failed"
+    assert run.file.error is not None
+    assert "the engine died" in run.file.error
+    assert run.requests["error"].isna().sum() in range(2, 7)
+    assert "engine_died" in set(run.requests["error"].dropna())
+
+
+def test_an_engine_that_dies_in_its_warm_up_is_a_failed_run(tmp_path: Path) -> None:
+    run = measure(tmp_path, "engine.dies_after=0")
+    assert run.file.state == "failed"
+    assert len(run.requests) == 0
+
+
+def test_a_wrong_set_up_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="speed"):
+        measure(tmp_path, "engine.speed=3")
+    with pytest.raises(HarnessError, match="wattson"):
+        measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, ["wattson"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_meters_are_heard_while_the_engine_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting takes minutes; a meter that nobody hears fills its pipe, and would miss what the loaded engine draws."""
+    monkeypatch.setattr(measuring, "IDLE_S", 0.1)
+    power = tmp_path / "power.csv"
+    power.write_text("\n".join(f"{i / 50},100" for i in range(500)))
+    sizes: list[int] = []
+
+    def notify(progress: Progress) -> None:
+        if progress.phase == "starting":
+            sizes.append(sum(path.stat().st_size for path in (tmp_path / "runs").glob("*/power.jsonl")))
+
+    spec = parse_workload(BASE, "test", ["engine.start_s=1"])
+    measuring.run(spec, tmp_path / "runs", notify, [f"replay:path={power}"])
+    assert 0 < sizes[1] < sizes[2] < sizes[3]
+
+
+def test_what_the_only_process_saw_of_itself_is_kept(tmp_path: Path) -> None:
+    (client,) = measure(tmp_path).file.clients
+    assert client["client"] == 0
+    assert 0 < client["cpu_s"] <= 2 * client["elapsed_s"]
+    assert 0 < client["loop_delay_s"]["p50"] <= client["loop_delay_s"]["p99"] <= client["loop_delay_s"]["max"]
+
+
+def test_a_refused_warm_up_names_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match=r"warmup\.requests=0"):
+        measure(tmp_path, "engine.failure_share=1")
+    (directory,) = tmp_path.iterdir()
+    assert read_run(directory).file.state == "failed"
+
+
+def test_what_the_engine_prints_goes_to_its_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with measuring._output_to(tmp_path / "log"):
+        os.write(1, b"from here\n")
+        subprocess.run(["sh", "-c", "echo from a child; echo its error >&2"], check=True)
+    os.write(1, b"after\n")
+    assert (tmp_path / "log").read_text() == "from here\nfrom a child\nits error\n"
+    assert capfd.readouterr().out == "after\n"
+
+
+def test_timers_are_better_than_a_millisecond() -> None:
+    async def lateness_s() -> list[float]:
+        late = []
+        for _ in range(60):
+            due = asyncio.get_running_loop().time() + 0.0023
+            await asyncio.sleep(0.0023)
+            late.append(asyncio.get_running_loop().time() - due)
+        return late
+
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        assert np.median(runner.run(lateness_s())) < 0.0004
+
+
+ENDLESS = ("requests.count=null", "load.duration_s=600")
+
+
+def command_line(tmp_path: Path, *overrides: str) -> tuple[list[str], Path]:
+    """The command that runs the known workload, and where its run goes."""
+    path, out = tmp_path / "known.yaml", tmp_path / "runs"
+    path.write_text(BASE)
+    words = (word for override in overrides for word in ("--set", override))
+    return [sys.executable, "-m", "harness", "run", str(path), "--out", str(out), *words], out
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "state"),
+    [
+        (signal.SIGINT, 3, "interrupted"),
+        (signal.SIGTERM, 3, "interrupted"),
+        (signal.SIGHUP, 3, "interrupted"),  # the terminal was closed
+        (signal.SIGKILL, -9, "interrupted"),
+    ],
+)
+def test_a_run_that_is_stopped_still_reads(tmp_path: Path, number: signal.Signals, code: int, state: str) -> None:
+    command, out = command_line(tmp_path, *ENDLESS)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, which a child would inherit
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGHUP, before)
+    journal = None
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        journal = next(out.glob("*/requests.jsonl"), None)
+        if journal is not None and journal.stat().st_size > 20_000:
+            break
+        time.sleep(0.02)
+    assert journal is not None
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code, errors
+    run = read_run(journal.parent)
+    assert run.file.state == state
+    assert run.requests["error"].isna().sum() > 20
+    assert not [child for child in psutil.Process().children() if child.pid == process.pid]
+    shown = subprocess.run(
+        [sys.executable, "-m", "harness", "report", str(journal.parent), "--format", "json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(shown.stdout)
+    text = subprocess.run(
+        [sys.executable, "-m", "harness", "report", str(journal.parent)], capture_output=True, text=True, check=True
+    ).stdout
+    assert "incomplete" in text
+
+
+def test_an_interrupt_before_the_load_is_said(tmp_path: Path) -> None:
+    command, _ = command_line(tmp_path, "engine.start_s=60")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "starting …\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted before the measured part began" in process.communicate(timeout=30)[1]
+    assert process.returncode == 3
+
+
+def test_a_second_interrupt_while_the_report_is_made_leaves_quietly(tmp_path: Path) -> None:
+    command, out = command_line(tmp_path, *ENDLESS)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line, wait_s in (("measuring …\n", 0.2), ("stopping …\n", 0.3)):
+        while process.stderr.readline() != line:
+            assert process.poll() is None
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) in ((130, ""), (-2, ""), (3, "incomplete: interrupted while measuring\n"))
+    assert read_run(next(out.glob("2*"))).file.state == "interrupted"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_no_harm(tmp_path: Path, closed: str) -> None:
+    command, out = command_line(tmp_path, "requests.count=5")
+    ended = subprocess.run(
+        ["bash", "-c", f'exec "$@" {closed}', "-", *command], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
+    assert len(read_run(next(out.glob("2*"))).requests) == 5
+
+
+def test_a_full_disk_ends_the_run_and_what_was_written_reads(tmp_path: Path) -> None:
+    command, out = command_line(tmp_path, "requests.count=3000")
+    limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "-", *command]
+    ended = subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, "error: cannot write to" in ended.stderr) == (2, True), ended.stderr
+    assert "Traceback" not in ended.stderr
+    run = read_run(next(out.glob("2*")))
+    assert run.file.state != "complete"
+    assert len(run.requests) > 10

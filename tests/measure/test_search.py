@@ -1,0 +1,138 @@
+"""Sweeps: their points and order, and a search over loads against systems whose curves are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import HarnessError
+from harness.measure.search import (
+    Auto,
+    Outcome,
+    Point,
+    Sweep,
+    highest_feasible,
+    next_load,
+    parse_sweep,
+    points,
+    saturation,
+)
+
+TEXT = """
+workload: smoke
+set: {requests.count: 20}
+grid:
+  load.users: [1, 2, 4]
+  engine.name: [simulated]
+zip:
+  - {model: [a, b], engine.options.tensor_parallel_size: [1, 2]}
+repeat: 2
+"""
+
+
+def test_points_are_every_combination_by_engine() -> None:
+    sweep = parse_sweep(TEXT, "study.yaml")
+    made = points(sweep)
+    assert sweep.name == "study"
+    assert len(made) == 3 * 2 * 2
+    assert len({point.key for point in made}) == len(made)
+    assert [point.values["model"] for point in made] == ["a"] * 6 + ["b"] * 6
+    assert {(p.values["model"], p.values["engine.options.tensor_parallel_size"]) for p in made} == {("a", 1), ("b", 2)}
+
+
+def test_a_point_is_what_it_was_when_the_sweep_is_made_wider() -> None:
+    narrow, wide = (Sweep(name="s", workload="smoke", grid={"load.users": list(range(1, n))}) for n in (3, 9))
+    assert {point.key for point in points(narrow)} < {point.key for point in points(wide)}
+
+
+def test_each_point_has_a_seed_of_its_own_unless_one_is_given() -> None:
+    sweep = Sweep(name="s", workload="smoke", grid={"load.users": [1, 2]})
+    seeds = {point.overrides(sweep)[0] for point in points(sweep)}
+    assert len(seeds) == 2
+    given_one = Sweep(name="s", workload="smoke", set={"seed": 7}, grid={"load.users": [1, 2]})
+    assert {point.overrides(given_one)[0] for point in points(given_one)} == {"seed=7"}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "map"),
+        ("grid: {a: [1]}", "workload"),
+        ("workload: smoke\ngrid: {a: []}", "x.yaml:2: grid.a"),
+        ("workload: smoke\ngrid: {a: 3}", "x.yaml:2: grid.a"),
+        ("workload: smoke\nzip: [{a: [1, 2], b: [1]}]", "different lengths: a, b"),
+        ("workload: smoke\ngrid: {a: [1]}\nzip: [{a: [2]}]", "a more than once"),
+        ("workload: smoke\nauto: {axis: model}", "x.yaml:2: auto.axis"),
+        ("workload: smoke\nbudget: 3", "x.yaml:2: budget"),
+        ("workload: smoke\nname: a/b", "x.yaml:2: name"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(text: str, word: str) -> None:
+    with pytest.raises(HarnessError, match=word):
+        parse_sweep(text, "x.yaml")
+
+
+def search(auto: Auto, system: Callable[[float], Outcome], most: int = 100) -> dict[float, Outcome]:
+    measured: dict[float, Outcome] = {}
+    while (load := next_load(auto, measured)) is not None:
+        assert load not in measured
+        measured[load] = system(load)
+        assert len(measured) < most
+    return measured
+
+
+def server(slots: float, tpot_s: float = 0.02, limit_s: float = math.inf) -> Callable[[float], Outcome]:
+    """Serves up to `slots` at full speed, and then shares it: rate = min(n, slots) / tpot."""
+
+    def measure(n: float) -> Outcome:
+        each_s = tpot_s * max(1.0, n / slots)
+        return Outcome(n / each_s, each_s, each_s <= limit_s)
+
+    return measure
+
+
+@given(slots=st.integers(1, 900), share=st.floats(0.05, 3))
+def test_a_search_finds_saturation_and_the_highest_load_that_meets_the_objective(slots: int, share: float) -> None:
+    auto = Auto(axis="load.users", objective={"tpot_s.p50": 1}, limit=1024)
+    limit = slots * max(share, 1.0)  # above it a token takes longer than allowed
+    measured = search(auto, server(slots, limit_s=0.02 * limit / slots + 1e-12))
+    found, saturated = highest_feasible(measured), saturation(measured)
+    assert found is not None
+    assert saturated is not None
+    if max(measured) > limit:
+        assert found <= limit + 1e-6
+        assert limit < found * 1.06 + 1.01
+    assert saturated <= 2 * slots
+    assert saturated >= 0.9 * slots or slots > 1024
+
+
+def test_nothing_beyond_a_load_that_fails_is_tried_and_the_search_ends() -> None:
+    def out_of_memory(n: float) -> Outcome:
+        return Outcome(n * 50, 0.02, True) if n <= 20 else Outcome(None, None, False)
+
+    measured = search(Auto(axis="load.users", objective={"ttft_s.p99": 1}, most=0), out_of_memory)
+    assert max(measured) == 32
+    assert highest_feasible(measured) in (19, 20)
+
+
+def test_a_start_that_already_misses_the_objective_is_not_bisected() -> None:
+    measured = search(Auto(axis="load.rate_per_s", start=0.5, limit=4, most=0), lambda n: Outcome(n, 0.1, False))
+    assert list(measured) == [0.5, 1, 2, 4]
+    assert highest_feasible(measured) is None
+
+
+def test_points_are_added_where_the_curve_bends() -> None:
+    auto = Auto(axis="load.users", limit=256, most=12)
+    measured = set(search(auto, server(40)))
+    added = measured - {2**i for i in range(9)}
+    assert added
+    assert len(measured) <= 12
+    assert all(16 < load < 256 for load in added)
+
+
+def test_a_key_does_not_depend_on_the_order_of_its_values() -> None:
+    assert Point({"a": 1, "b": 2}).key == Point({"b": 2, "a": 1}).key

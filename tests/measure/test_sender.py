@@ -1,0 +1,181 @@
+"""The load loop: what is sent when, made ahead, stamped, and recorded, on engines whose answers are known."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness.engines.simulated import SimulatedEngine
+from harness.errors import HarnessError, RequestFailed
+from harness.measure import sender
+from harness.measure.eventloop import event_loop
+from harness.measure.sender import Sender
+from harness.model import Completion, EngineInfo, Record, Request
+from harness.workload.schema import Workload, parse_workload
+
+
+def workload(load: dict[str, Any], count: int | None = None) -> Workload:
+    requests = {"input_tokens": 4, "output_tokens": 3} | ({} if count is None else {"count": count})
+    return parse_workload(json.dumps({"requests": requests, "load": load}), "test.yaml")
+
+
+class Scripted:
+    """Answers in no time as it is told to, and keeps what it was asked in `log`."""
+
+    def __init__(self, answer: Callable[[Request], Completion] | None = None) -> None:
+        self.log: list[tuple[str, int]] = []
+        self._answer = answer or (lambda _: Completion(4, 3, arrival_tokens=(0, 1, 2)))
+
+    async def start(self) -> EngineInfo:
+        raise NotImplementedError
+
+    def prepare(self, request: Request) -> None:
+        self.log.append(("prepared", request.index))
+
+    async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
+        return (await self.exchange(request, arrived))()
+
+    async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
+        self.log.append(("sent", request.index))
+        for _ in range(3):
+            arrived(1)
+            await asyncio.sleep(0)
+
+        def answer() -> Completion:
+            self.log.append(("read", request.index))
+            return self._answer(request)
+
+        return answer
+
+    async def stop(self) -> None:
+        pass
+
+
+def send(
+    asked: Workload,
+    engine: Any,
+    share: tuple[int, int] = (0, 1),
+    add: Callable[[Record], None] | None = None,
+    make: Callable[[int], Request] = lambda index: Request(index, (1, 2, 3, 4), 3),
+) -> tuple[list[Record], Sender]:
+    records: list[Record] = []
+
+    async def load() -> Sender:
+        sending = Sender(asked, None, engine, make, add or records.append, share=share)
+        await sending.run(time.monotonic_ns())
+        return sending
+
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        return records, runner.run(load())
+
+
+def test_requests_of_a_known_count_are_made_before_the_load() -> None:
+    engine = Scripted()
+    records, sending = send(workload({"shape": "closed", "users": 2}, count=50), engine)
+    assert engine.log[:50] == [("prepared", index) for index in range(50)]
+    assert sorted(record.index for record in records) == list(range(50))
+    assert (sending.sent, sending.finished, sending.failed, sending.output_tokens) == (50, 50, 0, 150)
+
+
+def test_of_an_unknown_count_a_few_for_each_user_and_one_more_for_each_that_left() -> None:
+    engine = Scripted()
+    records, _ = send(workload({"shape": "closed", "users": 2, "duration_s": 0.02}), engine)
+    made = [index for what, index in engine.log if what == "prepared"]
+    first = next(i for i, (what, _) in enumerate(engine.log) if what == "sent")
+    assert made == list(range(len(made)))
+    assert first == 2 * sender.LOOK_AHEAD
+    assert len(records) <= len(made) <= len(records) + first
+
+
+def test_an_answer_is_read_when_the_next_request_is_on_its_way() -> None:
+    engine = Scripted()
+    send(workload({"shape": "closed", "users": 1}, count=3), engine)
+    told = [entry for entry in engine.log if entry[0] != "prepared"]
+    assert told == [("sent", 0), ("sent", 1), ("read", 0), ("sent", 2), ("read", 1), ("read", 2)]
+
+
+def test_answers_that_wait_to_be_read_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "MOST_UNREAD", 5)
+    engine = Scripted()
+    records, _ = send(workload({"shape": "closed", "users": 100}, count=500), engine)
+    waiting = np.cumsum([{"sent": 1, "read": -1}.get(what, 0) for what, _ in engine.log])
+    assert len(records) == 500
+    assert waiting.max() <= 100 + 5 + 1
+
+
+def test_what_the_answer_says_of_its_arrivals_replaces_what_was_seen() -> None:
+    records, _ = send(workload({"shape": "offline"}, count=1), Scripted())
+    assert records[0].arrival_tokens == (1, 2)
+    assert len(records[0].arrival_s) == 2
+    assert records[0].sent_s < records[0].arrival_s[0] < records[0].arrival_s[1] <= records[0].end_s
+
+
+def test_an_answer_that_cannot_be_read_is_one_failed_request() -> None:
+    def answer(request: Request) -> Completion:
+        if request.index != 1:
+            return Completion(4, 3, arrival_tokens=(1, 1, 1))
+        failed = RequestFailed("malformed", "not JSON")
+        failed.arrival_tokens = (1, 0, 0)  # type: ignore[attr-defined]
+        raise failed
+
+    records, sending = send(workload({"shape": "offline"}, count=3), Scripted(answer))
+    ended = [(r.index, r.error, r.error_text, r.arrival_tokens) for r in sorted(records, key=lambda r: r.index)]
+    assert ended == [
+        (0, None, None, (1, 1, 1)),
+        (1, "malformed", "not JSON", (1,)),
+        (2, None, None, (1, 1, 1)),
+    ]
+    assert sending.failed == 1
+
+
+def refuse(_: object) -> Any:
+    raise HarnessError("the disk is full", "make room")
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_a_record_that_cannot_be_kept_ends_the_load(count: int) -> None:
+    with pytest.raises(ExceptionGroup) as ended:
+        send(workload({"shape": "closed", "users": 1}, count=count), Scripted(), add=refuse)
+    assert ended.value.subgroup(HarnessError) is not None
+
+
+def test_a_request_that_cannot_be_made_ends_the_load() -> None:
+    def make(index: int) -> Request:
+        return Request(index, (1,), 3) if index < 20 else refuse(index)
+
+    with pytest.raises(ExceptionGroup) as ended:
+        send(workload({"shape": "closed", "users": 1, "duration_s": 10}), Scripted(), make=make)
+    assert ended.value.subgroup(HarnessError) is not None
+
+
+def test_a_user_who_gives_up_leaves_a_record() -> None:
+    engine = SimulatedEngine(None, {"ttft_s": 0.01, "itl_s": 10})
+    records, _ = send(
+        workload({"shape": "closed", "users": 1}, count=2),
+        engine,
+        make=lambda index: Request(index, (1,), 3, cancel_after_s=0.05),
+    )
+    assert [(r.error, r.error_text, r.arrival_tokens) for r in records] == [
+        ("cancelled", "the user gave up after 0.05 s", (1,))
+    ] * 2
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3])
+def test_clients_share_one_schedule(clients: int) -> None:
+    """Together they send Poisson arrivals, whatever their number: seeded alike, each would send the same ones."""
+    asked = workload({"shape": "poisson", "rate_per_s": 20_000}, count=2000)
+    shares = [send(asked, Scripted(), share=(k, clients))[0] for k in range(clients)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    together = sorted((record for share in shares for record in share), key=lambda record: record.index)
+    assert [record.index for record in together] == list(range(2000))
+    gaps = np.diff([record.scheduled_s for record in together])
+    assert stats.kstest(gaps, "expon", args=(0, 1 / 20_000)).pvalue > 0.01
+    assert abs(np.corrcoef(gaps[:-1], gaps[1:])[0, 1]) < 3 / len(gaps) ** 0.5
+    assert {record.client for record in together} == ({None} if clients == 1 else set(range(clients)))

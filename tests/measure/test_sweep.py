@@ -1,0 +1,231 @@
+"""Sweeps carried out for real on the simulated engine: killed, resumed, failing, searched, on one worker and on two."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from harness.analysis.summary import summary_of
+from harness.errors import HarnessError
+from harness.measure.search import Sweep
+from harness.measure.sweep import Status, carry_out, planned, start_workers
+from harness.measure.workers import Done, LocalWorker, Task, WorkerLost
+from harness.store.directory import adopt, list_runs, read_run
+
+WORKLOAD = """
+engine: {name: simulated, simulated: {ttft_s: 0.002, itl_s: 0.001, jitter: 0.2}}
+requests: {count: 4, input_tokens: 8, output_tokens: 4}
+load: {shape: closed, users: 1}
+warmup: {requests: 0}
+"""
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(WORKLOAD)
+    return str(path)
+
+
+def complete(root: Path) -> dict[str, str]:
+    """Point's key -> run, of every complete run; fails where a point is there twice."""
+    found: dict[str, str] = {}
+    for path, file in list_runs(root):
+        assert not isinstance(file, HarnessError)
+        if file.state == "complete":
+            assert file.sweep is not None
+            assert file.sweep["key"] not in found
+            found[file.sweep["key"]] = path.name
+    return found
+
+
+def figures(root: Path) -> dict[str, dict[str, float | None]]:
+    """Point's key -> what of its figures does not depend on the machine."""
+    return {
+        key: {
+            figure.name: figure.value
+            for figure in summary_of(read_run(root / run)).figures
+            if figure.unit in ("tokens", "requests")
+        }
+        for key, run in complete(root).items()
+    }
+
+
+def test_every_point_is_a_run_and_a_second_time_there_is_nothing_to_do(workload: str, tmp_path: Path) -> None:
+    sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 2, 4]}, repeat=2)
+    root, seen = tmp_path / "runs", list[Status]()
+    done = carry_out(planned(sweep, root), [LocalWorker()], seen.append)
+    assert [each.state for each in done.values()] == ["complete"] * 6
+    assert len(complete(root)) == 6
+    assert (seen[-1].finished, seen[-1].failed, seen[-1].known) == (6, 0, 6)
+    begun: list[Status] = []
+    again = carry_out(planned(sweep, root), [LocalWorker()], begun.append)
+    assert {point.key: each.run for point, each in again.items()} == {p.key: each.run for p, each in done.items()}
+    assert begun == []
+
+
+def test_two_workers_give_the_figures_of_one(workload: str, tmp_path: Path) -> None:
+    sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 2], "requests.output_tokens": [3, 5, 7]})
+    carry_out(planned(sweep, tmp_path / "one"), [LocalWorker()], lambda _: None)
+    carry_out(planned(sweep, tmp_path / "two"), [LocalWorker(), LocalWorker()], lambda _: None)
+    assert len(figures(tmp_path / "one")) == 6
+    assert figures(tmp_path / "one") == figures(tmp_path / "two")
+
+
+def test_a_failing_point_is_recorded_and_the_others_go_on(workload: str, tmp_path: Path) -> None:
+    sweep = Sweep(name="s", workload=workload, grid={"engine.simulated.dies_after": [None, 2, None]}, set={"seed": 1})
+    sweep = sweep.model_copy(update={"grid": {"engine.simulated.dies_after": [2, None]}})
+    done = carry_out(planned(sweep, tmp_path / "runs"), [LocalWorker()], lambda _: None)
+    assert [each.state for each in done.values()] == ["failed", "complete"]
+    failed = next(iter(done.values()))
+    assert failed.run is not None
+    assert "died" in (failed.error or "")
+    log = (tmp_path / "runs/sweep-s.jsonl").read_text()
+    assert log.count('"state": "failed"') == 1
+
+
+def test_a_process_that_is_killed_is_one_failed_point(workload: str, tmp_path: Path) -> None:
+    sweep = Sweep(name="s", workload=workload, grid={"engine.simulated.start_s": [30, 0]})
+    worker = LocalWorker()
+
+    def kill_the_first(status: Status) -> None:
+        if status.done is None and status.finished == 0:
+            deadline = time.monotonic() + 20
+
+            def kill() -> None:
+                while not list((tmp_path / "runs").glob("*/run.json")) and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                assert worker._child is not None
+                worker._child.process.kill()
+
+            threading.Thread(target=kill).start()
+
+    done = carry_out(planned(sweep, tmp_path / "runs"), [worker], kill_the_first)
+    assert [each.state for each in done.values()] == ["failed", "complete"]
+    assert "signal 9" in (next(iter(done.values())).error or "")
+
+
+class Fickle:
+    """A worker whose machine is lost now and then."""
+
+    def __init__(self, losses: int) -> None:
+        self.worker, self.losses = LocalWorker(), losses
+
+    def ready(self) -> bool:
+        return True
+
+    def measure(self, task: Task) -> Done:
+        self.losses -= 1
+        if self.losses >= 0:
+            raise WorkerLost("the node is gone")
+        return self.worker.measure(task)
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+@pytest.mark.parametrize(("losses", "state"), [(2, "complete"), (3, "failed")])
+def test_a_point_whose_worker_is_lost_is_tried_again(losses: int, state: str, workload: str, tmp_path: Path) -> None:
+    done = carry_out(planned(Sweep(name="s", workload=workload), tmp_path / "runs"), [Fickle(losses)], lambda _: None)
+    assert [each.state for each in done.values()] == [state]
+    assert len(complete(tmp_path / "runs")) == (state == "complete")
+
+
+def test_a_spent_budget_begins_no_further_point(workload: str, tmp_path: Path) -> None:
+    sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 2, 4]})
+    done = carry_out(planned(sweep, tmp_path / "runs"), [LocalWorker()], lambda _: None, budget_gpu_hours=1e-9)
+    assert len(done) == 1
+    assert len(carry_out(planned(sweep, tmp_path / "runs"), [LocalWorker()], lambda _: None)) == 3
+
+
+def test_a_search_ends_at_the_capacity_and_is_resumed_from_what_is_stored(workload: str, tmp_path: Path) -> None:
+    auto = {"axis": "load.users", "limit": 16, "objective": {"response_s.p50": 0.03}, "most": 0}
+    options = {"engine.simulated.capacity": 4, "engine.simulated.jitter": 0.0, "requests.count": 32}
+    options |= {"engine.simulated.ttft_s": 0.01, "engine.simulated.itl_s": 0.0}
+    sweep = Sweep.model_validate({"name": "s", "workload": workload, "set": options, "auto": auto})
+    done = carry_out(planned(sweep, tmp_path / "runs"), [LocalWorker()], lambda _: None)
+    loads = [point.values["load.users"] for point in done]
+    assert loads[:4] == [1, 2, 4, 8]
+    begun: list[Status] = []
+    assert carry_out(planned(sweep, tmp_path / "runs"), [LocalWorker()], begun.append).keys() == done.keys()
+    assert begun == []
+
+
+def test_a_point_that_is_no_workload_is_refused_before_anything_is_measured(workload: str, tmp_path: Path) -> None:
+    sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 0]})
+    with pytest.raises(HarnessError, match=r"load\.users"):
+        planned(sweep, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+KILLED = """
+import sys
+from harness.measure.search import Sweep
+from harness.measure.sweep import carry_out, planned
+from harness.measure.workers import LocalWorker
+from pathlib import Path
+sweep = Sweep(name="s", workload=sys.argv[1], grid={"load.users": [1, 2], "requests.output_tokens": list(range(1, 13))})
+carry_out(planned(sweep, Path(sys.argv[2])), [LocalWorker()], lambda _: None)
+"""
+
+
+def test_killed_twice_and_resumed_every_point_is_there_once(workload: str, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    command = [sys.executable, "-c", KILLED, workload, str(root)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for least in (6, 14):
+        process = subprocess.Popen(command, env=environment)
+        while len(list(root.glob("*/requests.parquet"))) < least:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    time.sleep(0.5)
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert len(complete(root)) == 24
+    assert sum(not isinstance(file, HarnessError) for _, file in list_runs(root)) <= 26
+
+
+def test_a_run_from_elsewhere_gets_a_name_of_its_own(workload: str, tmp_path: Path) -> None:
+    carry_out(planned(Sweep(name="s", workload=workload), tmp_path / "there"), [LocalWorker()], lambda _: None)
+    (name,) = complete(tmp_path / "there").values()
+    files = {path.name: path.read_bytes() for path in (tmp_path / "there" / name).iterdir()}
+    assert [adopt(tmp_path / "here", files) for _ in range(2)] == [name, f"{name}-2"]
+    second = read_run(tmp_path / "here" / f"{name}-2")
+    assert (second.file.id, len(second.requests)) == (f"{name}-2", 4)
+    assert [path.name for path in (tmp_path / "here").iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
+def test_a_node_of_a_ray_cluster_that_is_lost_loses_and_doubles_no_point(workload: str, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 2], "requests.output_tokens": [3, 4, 5, 6]})
+    slow = sweep.model_copy(update={"set": {"engine.simulated.ttft_s": 0.05, "requests.count": 12}})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    other = cluster.add_node(num_cpus=1)
+    plan, lost = planned(slow, tmp_path / "runs"), threading.Event()
+
+    def lose_a_node(status: Status) -> None:
+        if status.finished == 3 and not lost.is_set():
+            lost.set()
+            cluster.remove_node(other, allow_graceful=False)
+
+    try:
+        with start_workers(plan, jobs=2, ray=cluster.address) as remote:
+            done = carry_out(plan, remote, lose_a_node)
+    finally:
+        cluster.shutdown()
+    assert lost.is_set()
+    assert [each.state for each in done.values()] == ["complete"] * 8
+    assert len(complete(tmp_path / "runs")) == 8
+    carry_out(planned(slow, tmp_path / "local"), [LocalWorker()], lambda _: None)
+    assert figures(tmp_path / "runs") == figures(tmp_path / "local")

@@ -1,0 +1,227 @@
+"""The NVML meter through the real pynvml and the scripted library, on the real clock where seconds matter."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_nvml import library
+
+from harness.analysis.energy import measure_energy
+from harness.analysis.readings import meter_infos
+from harness.errors import HarnessError
+from harness.measure import run
+from harness.meters import tracker
+from harness.meters.base import create_meter
+from harness.model import MeterInfo, PowerSample
+from harness.store.directory import read_run
+from harness.workload.schema import parse_workload
+
+Script = Callable[[str], None]
+
+
+@pytest.fixture
+def script(fake_nvml: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Makes the meter's process see GPUs that follow a script from now on."""
+
+    def use(text: str) -> None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        for name, value in library.environment(fake_nvml, text).items():
+            monkeypatch.setenv(name, value)
+
+    return use
+
+
+def gather(seconds: float, **options: object) -> tuple[MeterInfo, list[PowerSample], MeterInfo]:
+    meter = create_meter("nvml", {"probe_s": 0.7, **options})
+    opened = meter.start()
+    samples = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.2)
+        samples += meter.drain()
+    closed = meter.stop()
+    return opened, samples + meter.drain(), closed
+
+
+def test_a_run_of_two_gpus_end_to_end(script: Script) -> None:
+    """Probe, samples, own cost, and energy from real seconds: 300 W and 200 W."""
+    script("gpus 2\ngpu 0 wave constant 300\ngpu 1 wave constant 200\ncounter 0.1\nmemory_share 0.25")
+    began = time.monotonic()
+    opened, samples, closed = gather(2.0)
+    assert opened.status == "simulated"
+    assert [(d.device, d.domain) for d in opened.devices] == [
+        ("0", "gpu"),
+        ("1", "gpu"),
+        ("0", "gpu memory"),
+        ("1", "gpu memory"),
+    ]
+    assert opened.devices[0].period_s == pytest.approx(0.1, rel=0.1)
+    assert opened.devices[0].power_limit_default_w == 400
+    assert all(began < s.before_s <= s.after_s < time.monotonic() for s in samples)
+    gpu = [s for s in samples if s.device == "0" and s.domain == "gpu"]
+    read_s = gpu[-1].before_s - gpu[0].before_s
+    assert read_s <= (closed.elapsed_s or 0) <= time.monotonic() - began
+    assert 10 * read_s < len(gpu) < 75 * read_s  # a busy machine reads late, never more
+    assert {s.power_w for s in gpu} == {300.0}
+    slow = [s for s in gpu if s.temperature_c is not None]
+    assert 2 <= len(slow) <= 1 + read_s
+    first = slow[0]
+    assert (first.temperature_c, first.sm_clock_hz, first.utilisation, first.foreign_processes) == (55, 1.41e9, 0.9, 0)
+    assert {s.average_w for s in samples if s.domain == "gpu memory" and s.device == "1"} == {50.0}
+    assert closed.error is None
+    assert 0 < (closed.cpu_s or 0) < 0.25 * read_s
+    power = pd.DataFrame(samples)
+    power[["before_s", "after_s"]] -= gpu[0].before_s
+    nobody = pd.DataFrame(
+        {c: [] for c in ("arrival_s", "arrival_tokens", "error", "sent_s", "end_s", "input_tokens", "input_asked")}
+    )
+    figure = measure_energy(power, (closed,), nobody, 0.4, 1.6)["gpu_power_w"]
+    assert figure.value == pytest.approx(500, rel=0.05)
+    assert figure.low <= 500 <= figure.high  # type: ignore[operator]
+    assert figure.status == "simulated"
+
+
+def test_what_a_probe_found_is_kept_per_gpu_and_driver(script: Script) -> None:
+    script("counter 0.05")
+    gather(0.0)
+    cache = Path(os.environ["XDG_CACHE_HOME"]) / "inference-cost-harness" / "nvml-sensors.json"
+    ((key, seen),) = json.loads(cache.read_text()).items()
+    assert key == "GPU-00000051-0000-0000-0000-000000000000 570.00-simulated"
+    assert seen["period_s"] == pytest.approx(0.05, rel=0.1)
+    began = time.monotonic()
+    opened, _, _ = gather(0.0, probe_s=60.0)
+    assert time.monotonic() - began < 60
+    assert opened.devices[0].period_s == seen["period_s"]
+
+
+def test_a_driver_call_that_never_returns_does_not_hang_the_run(script: Script) -> None:
+    script("wave constant 200\nfault hang 4")  # seconds enough to start in, on a busy machine
+    began = time.monotonic()
+    _, samples, closed = gather(4.0, probe_s=0.3)
+    assert time.monotonic() - began < 30
+    assert samples
+    assert closed.error == "the reading process hung"
+
+
+def test_a_killed_reader_is_told_and_what_it_read_is_kept(script: Script) -> None:
+    script("wave constant 200")
+    meter = create_meter("nvml", {"probe_s": 0.3})
+    meter.start()
+    assert meter._child.pipe.poll(10.0)  # type: ignore[attr-defined]
+    meter._child.process.kill()  # type: ignore[attr-defined]
+    closed = meter.stop()
+    assert meter.drain()
+    assert closed.error == "the reading process was ended by signal 9"
+
+
+def test_the_reader_ends_with_the_run_that_started_it(script: Script) -> None:
+    script("wave constant 200")
+    code = (
+        "import os, sys, time; from harness.meters.base import create_meter;"
+        "m = create_meter('nvml', {'probe_s': 0.2}); m.start();"
+        "print(m._child.process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    reader = Path(f"/proc/{int(started.stdout)}/stat")
+    deadline = time.monotonic() + 20
+    while reader.exists() and reader.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert time.monotonic() < deadline
+
+
+def test_no_gpu_and_no_driver_say_what_to_do(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script("gpus 0")
+    with pytest.raises(HarnessError, match="finds no GPU"):
+        create_meter("nvml").start()
+    script("gpus 2")
+    with pytest.raises(HarnessError, match="no GPU '7'"):
+        create_meter("nvml", {"devices": [7]}).start()
+    with pytest.raises(HarnessError, match="does not take"):
+        create_meter("nvml", {"rate": 7}).start()
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    with pytest.raises(HarnessError, match="NVML does not answer"):
+        create_meter("nvml").start()
+
+
+def test_a_gpu_lost_in_mid_run_leaves_the_other_figures_intact(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole run of the simulated engine; the GPU answers no more from its second second on."""
+    monkeypatch.setattr(run, "IDLE_S", 0.2)
+    script("wave constant 200\nfault lost 2.5")
+    text = """
+        name: lost
+        engine: {name: simulated, simulated: {ttft_s: 0.1, itl_s: 0.01}}
+        requests: {count: 40, input_tokens: 16, output_tokens: 32}
+        load: {shape: closed, users: 8}
+    """
+    stored = read_run(run.run(parse_workload(text, "lost"), tmp_path, lambda _: None, ["nvml:probe_s=0.3"]))
+    assert stored.file.state == "complete"
+    assert len(stored.requests) == 40
+    assert stored.requests["error"].isna().all()
+    end_s = float(stored.requests["end_s"].max())
+    result = measure_energy(stored.power, meter_infos(stored.file.meters), stored.requests, 0.0, end_s)
+    assert result["joules_per_output_token"].text().startswith("n/a (gpu-lost: gpu 0: the GPU was lost")
+    assert "gpu-lost" in {finding.code for finding in result.findings}
+
+
+def test_cuda_visible_devices_is_respected(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    script("gpus 4")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-00000051-0000-0000-0000-000000000003")
+    opened, samples, _ = gather(0.3, probe_s=0.1)
+    assert {d.device for d in opened.devices} == {"2", "3"}
+    assert {s.device for s in samples} == {"2", "3"}
+
+
+# ---- when to read ----
+
+
+@pytest.mark.parametrize(
+    ("counter", "fill_s", "half_ms"),
+    [
+        ("0.1 0 0.03", 0.04, 1.2),
+        ("0.02 0 0.003", 0.04, 1.2),
+        ("0.1003 0 0.03 0.0005", 0.04, 1.6),
+        ("0.1 0 0.03", 0.02, 1.2),
+    ],
+)
+def test_updates_are_known_to_a_millisecond_at_fifty_readings_a_second(
+    fake_nvml: Path,
+    counter: str,
+    fill_s: float,
+    half_ms: float,
+) -> None:
+    answer = library.simulate(
+        fake_nvml, f"wave constant 300\ncounter {counter}", seconds=33.0, reader={"fill_s": fill_s}
+    )
+    rows = pd.DataFrame([r for r in answer["rows"] if r["domain"] == "gpu" and r["before_s"] > 4])
+    assert len(rows) / 29 < 2.2 / fill_s
+    changed = np.flatnonzero(np.diff(rows["energy_j"])) + 1
+    width = rows["after_s"].to_numpy()[changed] - rows["before_s"].to_numpy()[changed - 1]
+    tracked = np.sort(width)[: 29 * 9]
+    assert np.median(tracked) < half_ms / 1000
+
+
+def test_without_a_period_readings_fill_with_jitter() -> None:
+    edges = tracker.EdgeTracker(random.Random(1))
+    gaps = np.array([edges.due_s(10.0) - 10.0 for _ in range(200)])
+    assert gaps.min() >= 0.8 * tracker.FILL_S
+    assert gaps.max() <= 1.2 * tracker.FILL_S
+    assert gaps.std() > 0.1 * tracker.FILL_S
+
+
+def test_a_counter_that_stops_is_still_read(fake_nvml: Path) -> None:
+    answer = library.simulate(fake_nvml, "wave constant 300\nfault stuck 6", seconds=12.0)
+    late = [r["before_s"] for r in answer["rows"] if r["domain"] == "gpu" and r["before_s"] > 7]
+    assert 5 * 20 < len(late) < 5 * 60
+    assert max(np.diff(late)) < 0.06

@@ -1,0 +1,59 @@
+"""A server's own metrics: read by another process while the load runs."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from harness.meters.sampler import Polled
+from harness.meters.server import ServerReader
+from harness.model import ServerSample
+
+
+class Busy(http.server.BaseHTTPRequestHandler):
+    """Each answer finds one more request running; there are metrics only below /metrics."""
+
+    protocol_version = "HTTP/1.1"
+    asked = 0
+
+    def do_GET(self) -> None:
+        Busy.asked += 1
+        text = f'vllm:num_requests_running{{engine="0"}} {Busy.asked}.0\n' if self.path == "/metrics" else ""
+        self.send_response(200 if text else 404)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    Busy.asked = 0
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_readings_are_there_from_before_the_load_until_after_it(url: str) -> None:
+    server = Polled("server", ServerSample, ServerReader, [f"{url}/v1", "http://127.0.0.1:9"])  # the second one refuses
+    server.start()
+    begun_s = time.monotonic()
+    time.sleep(1.2)
+    ended_s = time.monotonic()
+    server.stop()
+    samples = server.drain()
+    assert [(each.name, each.value) for each in samples] == [("running", 1.0), ("running", 2.0), ("running", 3.0)]
+    assert samples[0].time_s < begun_s < samples[1].time_s < ended_s < samples[2].time_s
+
+
+def test_a_server_without_metrics_leaves_none(url: str) -> None:
+    server = Polled("server", ServerSample, ServerReader, [f"{url}/elsewhere"])
+    server.start()
+    assert server.stop().error is None
+    assert server.drain() == []

@@ -1,0 +1,108 @@
+"""Extrapolation as the verb sees it: names, memory, CPU runs, calibration by a run of one's own, limits of a run."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.model import EngineInfo, Figure, ModelIdentity, Summary
+from harness.predict.extrapolate import calibration, extrapolate, hardware_limits
+from harness.report.predict import validation_table
+from harness.store.directory import engine_record
+from harness.store.run_file import RunFile
+
+
+def run_file(device: str = "cuda", model: str = "Qwen/Qwen3-8B", gpu: str = "NVIDIA H100 80GB HBM3") -> RunFile:
+    identity = ModelIdentity(model, model, precision="bfloat16")
+    return RunFile(
+        id="mine", created_utc=datetime(2026, 1, 1, tzinfo=UTC), pid=1, engine_asked="vllm", workload={},
+        engine=engine_record(EngineInfo("vllm", "1", identity, device, 1, 100, None)),
+        environment={"gpus": [{"name": gpu}], "cpu": {}},
+    )  # fmt: skip
+
+
+def summary(rate: float = 1000.0) -> Summary:
+    # Little's law: 2 requests/s of 4 s are 8 in flight; 500 tokens out and 500 in.
+    values = {
+        "output_tokens_per_s": rate,
+        "total_tokens_per_s": 2 * rate,
+        "requests_per_s": rate / 500,
+        "e2e_s.mean": 4000 / rate,
+    }
+    return Summary("mine", "complete", tuple(Figure(k, v, "", "measured") for k, v in values.items()), {})
+
+
+def test_an_unmeasured_model_on_a_measured_gpu_has_a_cost_with_an_interval() -> None:
+    found = {figure.name: figure for figure in extrapolate("openai/gpt-oss-120b", "H100", 1, "mxfp4").figures}
+    usd = found["usd_per_million_output_tokens"]
+    assert usd.low is not None
+    assert usd.value is not None
+    assert usd.high is not None
+    assert 0 < usd.low < usd.value < usd.high
+
+
+def test_cost_is_the_bill_for_the_predicted_time() -> None:
+    certain = ("price.usd_per_hour=3.6", "serving.utilisation=0.5", "serving.overhead=1.2")
+    found = {f.name: f.value or 0.0 for f in extrapolate("Qwen3-8B", "B200", 1, overrides=certain).figures}
+    expected = 0.001 * 1.2 / 0.5 * found["device_s_per_output_token"] * 1e6
+    assert found["usd_per_million_output_tokens"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("Qwen9-1T", "H100"), "model 'Qwen9-1T' is not in models.csv"),
+        (("Qwen3-8B", "H900"), "GPU 'H900' is not in gpus.csv"),
+        (("Llama-3.1-70B", "H100"), "takes 141 GB, 1 x H100 have 80 GB"),
+        (("Qwen3-8B", "H100", 1, "int2"), "precision 'int2'"),
+    ],
+)
+def test_what_cannot_be_extrapolated_is_refused(arguments: tuple[str, str], words: str) -> None:
+    with pytest.raises(HarnessError, match=words):
+        extrapolate(*arguments)
+
+
+def test_a_cpu_run_is_no_ground_to_extrapolate_to_a_gpu() -> None:
+    with pytest.raises(HarnessError, match="measured on a CPU: it says nothing about a GPU"):
+        extrapolate("Qwen3-8B", "H100", run=(run_file("cpu"), summary()))
+    with pytest.raises(HarnessError, match=r"model 'x/y' is not in models.csv"):
+        extrapolate("Qwen3-8B", "H100", run=(run_file(model="x/y"), summary()))
+
+
+def test_a_run_of_ones_own_scales_the_prediction() -> None:
+    once = calibration(run_file(), summary())
+    assert calibration(run_file(), summary(500.0)) == pytest.approx(2 * once)
+    scaled, plain = (
+        extrapolate("Qwen3-14B", "H100", run=run).figures[0].value for run in ((run_file(), summary()), None)
+    )
+    assert scaled == pytest.approx((plain or 0.0) * once)
+
+
+def test_the_limits_of_a_run_on_a_known_gpu() -> None:
+    found = {figure.name: figure.value for figure in hardware_limits(run_file(), summary())}
+    bytes_moved = 2 * 8.19e9 + 2 * 36 * 8 * 128 * 2 * 750 * 8
+    assert found["mbu"] == pytest.approx(bytes_moved / 3.35e12 / (8 / 1000))
+    assert found["mfu"] == pytest.approx(2 * 8.19e9 * 2000 / 989.4e12)
+    assert found["floor_s_per_output_token"] == pytest.approx(bytes_moved / 3.35e12 / 8)
+    assert found["floor_joules_per_output_token"] == pytest.approx(700 * bytes_moved / 3.35e12 / 8)
+
+
+@pytest.mark.parametrize(
+    ("file", "of", "words"),
+    [
+        (run_file("cpu"), summary(), "not a GPU run"),
+        (run_file(gpu="NVIDIA Zonk"), summary(), "GPU 'NVIDIA Zonk' is not in gpus.csv"),
+        (run_file(model="x/y"), summary(), "model 'x/y' is not in models.csv"),
+        (run_file(), Summary("r", "complete", (), {}), "output_tokens_per_s is not recorded"),
+    ],
+)
+def test_limits_that_are_not_known_say_why(file: RunFile, of: Summary, words: str) -> None:
+    assert {figure.text() for figure in hardware_limits(file, of)} == {f"n/a ({words})"}
+
+
+def test_the_validation_table_states_errors_and_coverage_of_both_gpus() -> None:
+    table = validation_table()
+    assert [row[0] for row in table.rows] == [
+        "H100 dense", "H100 moe", "H100 hybrid", "H100 all", "A100-40GB dense", "A100-40GB moe", "A100-40GB all"
+    ]  # fmt: skip
+    assert all(len(row) == len(table.columns) for row in table.rows)

@@ -1,0 +1,152 @@
+"""Charts draw the figures of the tables: bounds as bounds, axes with units, inside the width that is asked for."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from builders import stored
+
+from harness.model import Figure
+from harness.report import charts, document
+from harness.report.charts import NARROW, WIDTH, Chart
+from harness.report.cost import ONE_USER
+from harness.report.table import Table
+from harness.store.directory import read_run
+from harness.store.run_file import RunFile
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
+    """Of three runs that differ in load, and of one of them."""
+    root = tmp_path_factory.mktemp("charts")
+    sweep = [document.load(stored(root, users)) for users in (4, 8, 32)]
+    return [*document.report(sweep, "on-demand"), *document.report(sweep[:1], "on-demand")]
+
+
+@pytest.fixture(scope="module")
+def made(tables: list[Table]) -> dict[str, Chart]:
+    return {chart.name: chart for chart in charts.of_tables(tables)}
+
+
+def data(chart: Chart) -> list[dict[str, Any]]:
+    """Every row that the chart draws."""
+    return [row for rows in chart.spec.to_dict()["datasets"].values() for row in rows]
+
+
+def drawn(chart: Chart, width: int) -> str:
+    """As SVG; it has to be no wider than asked."""
+    svg = charts.svg(chart)
+    found = re.search(r'<svg[^>]* width="(\d+)"', svg)
+    assert found is not None
+    assert int(found[1]) <= width + 20, (chart.name, found[1])
+    return svg
+
+
+@pytest.mark.parametrize("width", [WIDTH, NARROW])
+def test_every_chart_of_the_tables_is_drawn_within_the_width_and_names_its_unit(
+    tables: list[Table], width: int
+) -> None:
+    units = {
+        "throughput-interactivity": "token/s", "cost-concurrency": "USD per query", "energy-boundary": "Wh per query",
+        "tornado": "share of the variance", "spend-revenue": "spend / revenue", "gap-ladder": "cost of a query times",
+    }  # fmt: skip
+    found = {chart.name: drawn(chart, width) for chart in charts.of_tables(tables, width)}
+    assert found.keys() == units.keys()
+    assert [name for name, unit in units.items() if unit not in found[name]] == []
+
+
+def test_charts_draw_the_figures_of_the_tables(tables: list[Table], made: dict[str, Chart]) -> None:
+    tiers = next(table for table in tables if table.name == "tiers")
+    costs = [(cell.value, cell.low, cell.high) for row in tiers.rows if isinstance(cell := row[5], Figure)]
+    assert [(row["value"], row["low"], row["high"]) for row in data(made["cost-concurrency"])] == costs
+    assert [row["x"] for row in data(made["cost-concurrency"])] == [4.0] * 3 + [8.0] * 3 + [32.0] * 3
+    cost = {row[0]: row[1] for table in tables if table.name == "cost" for row in table.rows}
+    rungs = [cost[f"wh_per_query.{rung}"] for rung in ("accelerator", "host", "idle", "overhead")]
+    assert [row["value"] for row in data(made["energy-boundary"])] == [
+        rung.value for rung in rungs if isinstance(rung, Figure)
+    ]
+
+
+def test_a_bound_is_open_on_the_side_that_it_says_nothing_about() -> None:
+    def row(bound: str, value: float, low: float | None = None, high: float | None = None) -> tuple[Any, ...]:
+        figure = Figure("r", value, "ratio", "derived", low, high, interval=f"bound {bound}")
+        return (f"inference spend / {bound}", bound, figure, "ratio", "2024", "cash", "leaked", "articles", "A")
+
+    columns = ("quantity", "bound", "value", "unit", "period", "basis", "status", "layer", "source")
+    rows = (row("<=", 1.5), row(">=", 0.5), row("~", 0.9), row("range", 1.1, 1.0, 1.25))
+    (chart,) = charts.of_tables([Table("reported", "T", columns, rows)])
+    spans = {row["series"]: (row["from"], row["to"], row["value"]) for row in data(chart) if "series" in row}
+    top = 1.5 * 1.12
+    assert spans["at most"] == (0.0, 1.5, 1.5)
+    assert spans["at least"] == (0.5, pytest.approx(top), 0.5)
+    assert spans["about"] == (0.9, 0.9, 0.9)
+    assert spans["between"] == (1.0, 1.25, None)  # no one value is more likely than another
+
+
+def test_a_front_without_points_is_not_drawn_and_one_point_has_round_labels() -> None:
+    columns = ("run", ONE_USER, "per gpu", "per million output tokens")
+    figures = [Figure("x", 715.610200147, "tokens/s", "measured"), Figure("y", 2100.0, "tokens/s", "measured")]
+    assert charts.of_tables([Table("interactivity", "T", columns, ())]) == []
+    (chart,) = charts.of_tables([Table("interactivity", "T", columns, (("run", *figures, None),))])
+    assert "715.610200147" not in re.sub('aria-label="[^"]*"', "", drawn(chart, WIDTH))
+
+
+def test_rows_are_drawn_as_distributions_and_over_time_with_the_phases(tmp_path: Path) -> None:
+    directory = stored(tmp_path)
+    run, (_, summary) = read_run(directory), document.load(directory)
+    run = replace(run, file=run.file.model_copy(update={"idle": {"bare": (-9.0, -5.0), "after": (200.0, 204.0)}}))
+    found = {chart.name: chart for chart in charts.of_runs([(run, summary)])}
+    assert found.keys() == {"ttft", "itl", "over-time"}
+    ttft = data(found["ttft"])
+    assert (ttft[0]["y"], ttft[-1]["y"]) == (0.0, 1.0)
+    middle = next(row["x"] for row in ttft if row["y"] == 0.5)
+    assert middle == pytest.approx(summary["ttft_s.p50"].value * 1e3, rel=0.01)  # type: ignore[operator]
+    over_time = data(found["over-time"])
+    assert {row["phase"] for row in over_time if "phase" in row} == {"idle: bare", "idle: after", "load"}
+    watts = [row["v"] for row in over_time if row.get("v", 0) > 400]
+    assert watts == pytest.approx([505.0] * len(watts))
+    assert "power of GPUs in W" in drawn(found["over-time"], WIDTH)
+
+
+def test_a_sweep_over_two_settings_is_a_map_and_over_one_is_none(tmp_path: Path) -> None:
+    file, summary = document.load(stored(tmp_path))
+
+    def at(users: int, tokens: int) -> RunFile:
+        return file.model_copy(update={"workload": {"load": {"users": users}, "requests": {"input_tokens": tokens}}})
+
+    (chart,) = charts.of_sweep([(at(users, tokens), summary) for users in (1, 2, 4) for tokens in (64, 512)])
+    assert {(row["x"], row["y"]) for row in data(chart)} == {(u, n) for u in (1, 2, 4) for n in (64, 512)}
+    assert charts.of_sweep([(at(users, 64), summary) for users in (1, 2)]) == []
+
+
+def test_one_specification_gives_every_format(made: dict[str, Chart], tmp_path: Path) -> None:
+    tornado = [made["tornado"]]
+    begins = {"svg": b"<svg", "png": b"\x89PNG", "pdf": b"%PDF", "html": b"<!DOCTYPE html>"}
+    for format_, magic in begins.items():
+        (path,) = charts.write(tornado, tmp_path, format_)  # type: ignore[arg-type]
+        assert path.read_bytes().lstrip().startswith(magic)
+    assert "<script src" not in (tmp_path / "tornado.html").read_text(encoding="utf-8")  # it opens offline
+
+
+def test_a_report_from_the_command_line_writes_its_tables_and_charts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness", "report", str(stored(tmp_path)), "--table", "latency"]
+    written = ["--format", "parquet", "--out", str(tmp_path / "t.parquet"), "--charts", str(tmp_path / "drawn")]
+    subprocess.run([*command, *written], check=True, capture_output=True)
+    assert set(pd.read_parquet(tmp_path / "t.parquet")["table"]) == {"latency"}
+    assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"ttft.svg", "itl.svg", "over-time.svg"}
+
+
+def test_a_missing_extra_says_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['altair'] = None; from harness.cli import main; main()"
+    command = [sys.executable, "-c", code, "compare", "--charts", str(tmp_path / "drawn")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "charts need altair" in done.stderr
+    assert "pip install 'inference-cost-harness[charts]'" in done.stderr

@@ -1,0 +1,301 @@
+"""The page: nothing that a run says acts in it, it asks for nothing, and its what-if shows what the verbs print."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import chromium
+import numpy as np
+import pytest
+
+from harness import cli
+from harness.cost.bill import Costs
+from harness.cost.by_token import cost_of_query
+from harness.cost.pricing import phase_split, price_run, priced_for
+from harness.facts.book import assume
+from harness.facts.comparisons import Context
+from harness.facts.gap import gap, ladder, reported_per_query
+from harness.facts.measured import run_point, shipped_book
+from harness.model import EngineInfo, Figure, ModelIdentity, Record, Summary
+from harness.report import page, whatif
+from harness.report.facts import compare_runs, facts_table
+from harness.report.table import Table
+from harness.store.directory import RunWriter, engine_record, frame_of
+from harness.store.run_file import RunFile
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+HEBREW = "„הכנסות של 4.3 מיליארד דולר” (A11)"
+BOOK = shipped_book()
+
+
+def requests(tokens_in: int, tokens_out: int) -> list[Record]:
+    """One after the other: each takes 1 ms an input token, 10 ms an output token and 5 ms more."""
+    records, now = [], 0.0
+    for index in range(40):
+        n_in, n_out = tokens_in + 7 * (index % 5), tokens_out + index % 7
+        first = now + 0.005 + 0.001 * n_in
+        times = tuple(first + 0.01 * (i + 1) for i in range(n_out))
+        records.append(Record(index, now, now, times[-1], times, (1,) * n_out, n_in, n_out, n_in, n_out, 0, "length"))
+        now = times[-1]
+    return records
+
+
+def run(tokens_in: int, tokens_out: int) -> whatif.Stored:
+    """A run of two H100."""
+    info = EngineInfo("vllm", "1", ModelIdentity("m", "m", parameters=8 * 10**9), "cuda", 2, 100, None)
+    file = RunFile(
+        id=f"run-{tokens_in}-{tokens_out}", created_utc=datetime(2026, 1, 1, tzinfo=UTC), pid=1, workload={},
+        engine_asked="vllm", engine=engine_record(info), environment={"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]},
+    )  # fmt: skip
+    figures = (
+        Figure("output_tokens_per_s", 3000.0, "1/s", "measured", 2900.0, 3100.0),
+        Figure("total_tokens_per_s", 9000.0, "1/s", "measured"),
+        Figure("requests_per_s", 12.0, "1/s", "measured", 11.7, 12.4),
+        Figure("joules_per_request", 90.0, "J", "measured", 85.0, 95.0),
+        Figure("joules_per_output_token", 0.36, "J", "measured"),
+    )
+    return file, Summary(file.id, "complete", figures, {}), lambda: frame_of(requests(tokens_in, tokens_out))
+
+
+RUNS = (run(300, 3), run(20, 60), run(150, 25))
+"""A phase split, and a start from each."""
+
+
+@pytest.fixture(scope="module")
+def tab() -> Iterator[chromium.Page]:
+    if chromium.PROGRAM is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as files,
+        chromium.page(Path(files) / "profile") as tab,
+    ):
+        tab.size(1280)
+        yield tab
+
+
+@pytest.fixture(scope="module")
+def starts() -> list[whatif.Json]:
+    return whatif.starts(RUNS, Context(BOOK))
+
+
+def shown(tab: chromium.Page) -> dict[str, tuple[float, ...]]:
+    """By figure, every number that its row shows: the value, then p5, p95 and mean where there are any."""
+    rows = tab.evaluate(
+        "[...document.querySelectorAll('[data-figure]:not([hidden])')].map(row => "
+        "[row.dataset.figure, row.querySelector('.value').textContent, row.querySelector('.aside').textContent])"
+    )
+    number = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?")
+    return {
+        name: tuple(float(x.replace(",", "")) for x in number.findall(value + aside.replace("p5–p95", "")))
+        for name, value, aside in rows
+    }
+
+
+def move(tab: chromium.Page, sliders: dict[str, float]) -> None:
+    """Type each value into its field, as a user would."""
+    for name, value in sliders.items():
+        tab.evaluate(
+            f"(() => {{ const field = document.querySelector('[data-slider={name}] [type=number]');"
+            f"field.value = {value!r}; field.dispatchEvent(new Event('input')); }})()"
+        )
+
+
+def settings(start: whatif.Json, seed: int) -> dict[str, float]:
+    """A random value for each slider that can be moved."""
+    rng = np.random.default_rng(seed)
+    movable = {name: given for name, given in start["sliders"].items() if isinstance(given, dict)}
+    return {name: float(f"{rng.uniform(given['low'], given['high']):.6g}") for name, given in movable.items()}
+
+
+def printed(found: Costs, name: str, factor: float = 1.0) -> tuple[float, ...]:
+    """Value, p5, p95 and mean of a figure of `harness cost`, in four digits; the value alone of one without spread."""
+    figures = {figure.name: figure for figure in found.figures}
+    each, mean = figures[name], figures.get(f"{name}.mean")
+    return digits(each.value, each.low, each.high, None if mean is None else mean.value, factor=factor)
+
+
+def digits(*values: float | None, factor: float = 1.0) -> tuple[float, ...]:
+    return tuple(float(f"{value * factor:.4g}") for value in values if value is not None)
+
+
+SPLIT = phase_split([(file, read()) for file, _, read in RUNS])
+
+
+def costs_at(which: int, x: dict[str, float]) -> Costs:
+    """What `harness cost`, with --split or of one run, makes of the same inputs."""
+    sets = [f"{key}={x[slider]!r}" for slider, key in (*whatif.COST, *whatif.TOKENS) if slider in x]
+    if which == 0:
+        device, split, mix = SPLIT
+        priced = priced_for(device, "on-demand", [*sets, "query.reasoning_tokens=0"])
+        return cost_of_query(split, mix, device, priced)
+    return price_run(*RUNS[0][:2], None, [each for each in sets if not each.startswith("query.")])
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["split", "run"])
+def test_at_20_random_settings_the_page_shows_what_the_verbs_print(
+    tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path, which: int
+) -> None:
+    tab.open(written(tmp_path, page.render("t", [], (), [starts[which]])))
+    file, summary, _ = RUNS[0]
+    for seed in range(20):
+        x = settings(starts[which], seed)
+        move(tab, x)
+        found, costs = shown(tab), costs_at(which, x)
+        measured = 250.0  # output tokens a request: 3000 a second over 12 requests a second
+        longer = x["output"] / measured if which == 1 else 1.0
+        assert found["usd_per_query"] == printed(costs, "usd_per_query", longer), x
+        if which == 1:
+            assert found["usd_per_million_output_tokens"] == printed(costs, "usd_per_million_output_tokens"), x
+            assert found["wh_per_query"] == printed(costs, "wh_per_query", longer), x
+        # `harness compare` where the fleet has that price and utilisation too; the split has priced the tokens already.
+        tokens = x["output"] if which == 1 else measured
+        fleet = {"gpu_price": x["price"], "utilisation": x["utilisation"], "chat_share": x["chat_share"]}
+        book = assume(BOOK, [f"{name}={value!r}" for name, value in (fleet | {"tokens_per_query": tokens}).items()])
+        point = run_point(file, summary, price_run(file, summary, None, [
+            f"{key}={x[slider]!r}" for slider, key in whatif.COST if slider in x
+        ]))  # fmt: skip
+        if which == 0:
+            usd = next(figure for figure in costs.figures if figure.name == "usd_per_query")
+            point = replace(point, usd_per_query=usd)
+        left = ladder(book, gap(Context(book), point), point).left
+        assert found["left"] == digits(left.value, left.low, left.high), x
+        assert found["agreeing_usd_per_hour"][:1] == digits(left.value, factor=x["price"]), x
+        reported_usd = reported_per_query(Context(BOOK)).value
+        assert found["reported_usd_per_query"] == digits(reported_usd, factor=x["chat_share"])
+        assert found["queries_per_subscription"][0] == pytest.approx(20 / found["usd_per_query"][0], rel=1e-3)
+
+
+def test_the_commands_on_a_page_print_what_the_page_shows(
+    tab: chromium.Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def harness(command: str) -> str:
+        monkeypatch.setattr("sys.argv", command.split())
+        with contextlib.suppress(SystemExit):
+            cli.main()
+        return capfd.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    file = RUNS[1][0]
+    writer = RunWriter(tmp_path / "results", file)
+    for record in requests(20, 60):
+        writer.add(record)
+    writer.finish("complete")
+    harness(f"harness report {file.id} --format html --out page.html")
+    tab.open(tmp_path / "page.html")
+    assert tab.complaints == []
+    move(
+        tab, {"price": 2.34, "utilisation": 0.43, "chat_share": 0.27}
+    )  # at the run's own length: `cost` knows no other
+    cost, compare = (
+        {
+            str(row[0]): row[1:]
+            for table in json.loads(harness(f"{command} --format json"))["tables"]
+            for row in table["rows"]
+        }
+        for command in tab.evaluate("document.querySelector('.commands').textContent").split("\n")
+    )
+    found, left = shown(tab), compare["left over: gap / product"][0]
+    for name in ("usd_per_query", "usd_per_million_output_tokens"):
+        each, mean = cost[name][0], cost[f"{name}.mean"][0]
+        assert found[name] == digits(each["value"], each["low"], each["high"], mean["value"])
+    assert found["left"] == digits(left["value"], left["low"], left["high"])
+
+
+def test_published_measurements_move_as_compare_moves_them(
+    tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path
+) -> None:
+    start = next(start for start in starts if start["label"].startswith("published"))
+    tab.open(written(tmp_path, page.render("t", [], (), [start])))
+    x = settings(start, 0)
+    move(tab, x)
+    names = {
+        "price": "gpu_price",
+        "output": "tokens_per_query",
+        "utilisation": "utilisation",
+        "chat_share": "chat_share",
+    }
+    book = assume(BOOK, [f"{name}={x[slider]!r}" for slider, name in names.items()])
+    table = compare_runs(Context(book), [])[1]
+    left = next(row[1] for row in table.rows if str(row[0]).startswith("left over"))
+    assert isinstance(left, Figure)
+    assert shown(tab)["left"] == digits(left.value, left.low, left.high)
+
+
+def test_a_page_asks_for_nothing_and_no_name_in_it_acts(
+    tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path
+) -> None:
+    named = Table(HOSTILE, HOSTILE, ("model", HOSTILE), ((HOSTILE, HEBREW),), (HOSTILE,))
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"><clipPath id="clip0"/><g clip-path="url(#clip0)"/></svg>'
+    hostile = {**starts[1], "label": HOSTILE}
+    html = page.render(HOSTILE, [named], [(HOSTILE, svg, svg), ("second", svg, svg)], [hostile, *starts])
+    assert len(html.encode()) < 3e6
+    tab.open(written(tmp_path, html))
+    assert tab.complaints == []
+    assert [url for url in tab.requests if not url.startswith("data:")] == [(tmp_path / "page.html").as_uri()]
+    assert tab.evaluate("document.scripts.length") == 2
+    assert tab.evaluate("document.images.length") == 0
+    assert tab.evaluate("document.querySelector('h1').textContent") == HOSTILE
+    assert tab.evaluate("document.querySelector('#what-if option').textContent") == HOSTILE
+    assert tab.evaluate("getComputedStyle(document.querySelector('[data-table] td')).direction") == "rtl"
+    targets = (
+        "[...document.querySelectorAll('nav a')].map(a => document.querySelector(a.getAttribute('href')) !== null)"
+    )
+    assert tab.evaluate(targets) == [True] * 4
+    assert tab.evaluate("new Set([...document.querySelectorAll('clipPath')].map(x => x.id)).size") == 4
+
+
+def test_a_table_too_long_for_a_page_is_cut_and_says_so() -> None:
+    html = page.render("t", [Table("n", "t", ("n",), tuple((str(i),) for i in range(1234)))])
+    assert html.count("<tr>") == 1 + page.MOST_ROWS
+    assert "the first 500 of 1,234 rows" in html
+
+
+def test_a_script_that_got_in_would_not_run(tab: chromium.Page, tmp_path: Path) -> None:
+    html = page.render("t", []).replace(
+        "<main", "<script>window.ran = 1</script><img src='https://127.0.0.1:9/x'><main"
+    )
+    tab.open(written(tmp_path, html))
+    assert tab.evaluate("window.ran === undefined")
+    assert len(tab.complaints) == 2
+
+
+def test_keys_move_a_slider_and_a_listener_hears_it(
+    tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path
+) -> None:
+    tab.open(written(tmp_path, page.render("t", [], (), starts)))
+    heard = "document.querySelector('[aria-live=polite]').textContent"
+    before, said = shown(tab)["left"], tab.evaluate(heard)
+    tab.evaluate("document.querySelector('label[for=slide-chat_share]').control.focus()")
+    for kind in ("rawKeyDown", "keyUp"):
+        tab.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
+    assert shown(tab)["left"] == pytest.approx([x * 0.41 / 0.40 for x in before], rel=1e-3)
+    assert tab.evaluate(heard) != said
+    tab.evaluate("document.querySelector('#what-if button').click()")
+    assert shown(tab)["left"] == before
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_scrolls_tables_and_never_the_page(
+    tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path, scheme: str
+) -> None:
+    tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    tab.size(360, 740)
+    tab.open(written(tmp_path, page.render("t", [facts_table(BOOK.facts.values())], (), starts)))
+    assert tab.evaluate("document.documentElement.scrollWidth") == 360
+    assert tab.evaluate("(box => box.scrollWidth > box.clientWidth)(document.querySelector('.scroll'))")
+    ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+    tab.size(1280)
+
+
+def written(directory: Path, html: str) -> Path:
+    path = directory / "page.html"
+    path.write_text(html, encoding="utf-8")
+    return path

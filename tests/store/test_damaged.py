@@ -1,0 +1,217 @@
+"""Damaged runs: every verb says which file is wrong, none prints a traceback, and the other runs still work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from commands import Command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.analysis import index
+from harness.analysis.summary import summary_of
+from harness.errors import HarnessError
+from harness.measure import run
+from harness.report import changes, document
+from harness.store.directory import find_run, list_runs, read_run
+from harness.workload.schema import parse_workload
+
+FILES = ("run.json", "requests.parquet", "power.parquet", "summary.json")
+TINY = """
+name: tiny
+engine: {name: simulated, simulated: {ttft_s: 0.01, itl_s: 0.002}}
+requests: {count: 40, input_tokens: 16, output_tokens: 8}
+load: {shape: closed, users: 8}
+objectives: {ttft_s: 0.5}
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run with every file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "IDLE_S", 0.1)
+        root = tmp_path_factory.mktemp("runs")
+        directory = run.run(parse_workload(TINY, "tiny"), root, lambda _: None, ["constant:watts=100"])
+    summary_of(read_run(directory))
+    assert set(FILES) < {path.name for path in directory.iterdir()}
+    return directory
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        raw = json.loads((directory / "run.json").read_text())
+        change(raw)
+        (directory / "run.json").write_text(json.dumps(raw))
+
+    return damage
+
+
+def cut(name: str, share: float) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        content = (directory / name).read_bytes()
+        (directory / name).write_bytes(content[: int(share * len(content))])
+
+    return damage
+
+
+def journal(line: bytes) -> Callable[[Path], None]:
+    """As a killed run has it, with such a line."""
+
+    def damage(directory: Path) -> None:
+        (directory / "requests.parquet").unlink()
+        (directory / "requests.jsonl").write_bytes(line + b"\n")
+
+    return damage
+
+
+def replaced_by_directory(name: str) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        (directory / name).unlink()
+        (directory / name).mkdir()
+
+    return damage
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    # what is wrong: (how it is made so, what the error names)
+    "empty run.json": (cut("run.json", 0), "run.json"),
+    "half a run.json": (cut("run.json", 0.5), "run.json"),
+    "no UTF-8": (lambda d: (d / "run.json").write_bytes(b"\xff\xfe{}"), "run.json"),
+    "run.json is a directory": (replaced_by_directory("run.json"), "run.json"),
+    "future schema": (edited(lambda raw: raw.update(schema_version=99, new_field=1)), "schema version 99"),
+    "a field of another kind": (edited(lambda raw: raw.update(engine=[])), "run.json"),
+    "a sweep without a name": (edited(lambda raw: raw.update(sweep={})), "run.json"),
+    "an inner field of another kind": (edited(lambda raw: raw["workload"]["load"].update(users="x")), "run.json"),
+    "half of the rows": (cut("requests.parquet", 0.5), "requests.parquet"),
+    "no rows": (lambda d: (d / "requests.parquet").unlink(), "requests.parquet"),
+    "rows are a directory": (replaced_by_directory("requests.parquet"), "requests.parquet"),
+    "half of the readings": (cut("power.parquet", 0.5), "power.parquet"),
+    "a journal's row is no object": (journal(b"5"), "requests.jsonl"),
+    "a journal's row is of another kind": (journal(b'{"index": "x", "arrival_s": 3}'), "requests.jsonl"),
+}
+
+VERBS = (
+    "report damaged", "report good damaged --format json", "check damaged", "cost damaged", "cost good damaged",
+    "compare damaged", "compare good damaged", "diff good damaged", "diff damaged good", "rerun damaged",
+    "list runs", "export figures.csv", "extrapolate Qwen3-32B H100 --run damaged",
+)  # fmt: skip
+WITH_OTHERS = ("report good", "cost good", "compare good", "list runs", "export")
+EACH_VERB = ("future schema", "an inner field of another kind", "half of the rows")
+"""What all verbs are tried on; the rest is a matter of reading, which two of them show."""
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_every_verb_names_what_is_damaged_and_goes_on_with_the_others(
+    kind: str,
+    whole: Path,
+    harness: Command,
+    tmp_path: Path,
+) -> None:
+    damage, named = DAMAGE[kind]
+    for name in ("good", "damaged"):
+        shutil.copytree(whole, tmp_path / "results" / name)
+    (tmp_path / "results/damaged/summary.json").unlink()
+    damage(tmp_path / "results/damaged")
+    for verb in VERBS if kind in EACH_VERB else ("check damaged", "list runs"):
+        left = harness(*verb.split())
+        of_all = verb.startswith(("list runs", "export"))
+        assert left.code == (0 if of_all else 2), (verb, left.err)
+        assert "Traceback" not in left.err, verb
+        assert of_all or named in left.err, verb
+        assert not verb.startswith(WITH_OTHERS) or left.out, verb
+    assert "damaged" in harness("list", "runs").out
+
+
+def refused(directory: Path) -> bool:
+    """Whether the verbs refuse the run; anything but a HarnessError comes through."""
+    try:
+        stored = read_run(directory)
+        document.report([document.load(directory)])
+        changes.difference([stored], [stored], force=True)
+    except HarnessError:
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def victim(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy to be damaged again and again."""
+    return shutil.copytree(whole, tmp_path_factory.mktemp("damaged") / "run")
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(FILES),
+    place=st.floats(0, 1, exclude_max=True),
+    byte=st.none() | st.integers(0, 255),
+)
+def test_a_file_cut_anywhere_or_with_a_byte_changed_is_read_or_refused(
+    whole: Path, victim: Path, name: str, place: float, byte: int | None
+) -> None:
+    """Rows that are read are those that were written: run.json has the digest of their file."""
+    shutil.copytree(whole, victim, dirs_exist_ok=True)
+    content = bytearray((whole / name).read_bytes())
+    at = int(place * len(content))
+    content[at:] = b"" if byte is None else bytes([byte]) + content[at + 1 :]
+    (victim / name).write_bytes(content)
+    if name != "summary.json":
+        (victim / "summary.json").unlink()
+    if not refused(victim) and name != "run.json":
+        before, after = read_run(whole), read_run(victim)
+        pd.testing.assert_frame_equal(before.requests, after.requests)
+        pd.testing.assert_frame_equal(before.power, after.power)
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value inside, maps and lists too."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from leaves(value[key], (*path, key))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data(), value=st.sampled_from([None, "x", 5, [], {}, [1], {"a": 1}, 1e300]))
+def test_a_value_of_another_kind_anywhere_in_run_json_is_read_or_refused(
+    whole: Path, victim: Path, data: st.DataObject, value: object
+) -> None:
+    raw = json.loads((whole / "run.json").read_text())
+    *parents, last = data.draw(st.sampled_from(list(leaves(raw))))
+    at = raw
+    for key in parents:
+        at = at[key]
+    at[last] = value
+    shutil.copytree(whole, victim, dirs_exist_ok=True)
+    (victim / "run.json").write_text(json.dumps(raw))
+    (victim / "summary.json").unlink()
+    if not refused(victim):
+        pd.testing.assert_frame_equal(read_run(victim).requests, read_run(whole).requests)
+
+
+def test_a_run_that_may_not_be_entered_is_named_and_the_others_are_listed(whole: Path, tmp_path: Path) -> None:
+    for name in ("good", "closed"):
+        shutil.copytree(whole, tmp_path / name)
+    (tmp_path / "closed").chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:  # root may enter everywhere, so this is tried as nobody
+            for above in tmp_path.parents[:2]:
+                above.chmod(0o755)
+            tmp_path.chmod(0o755)
+            os.seteuid(65534)
+        with pytest.raises(HarnessError, match=r"run\.json.*Permission denied"):
+            read_run(find_run("closed", tmp_path))
+        states = index.runs(tmp_path)["state"].tolist()
+        listed = [isinstance(file, HarnessError) for _, file in list_runs(tmp_path)]
+    finally:
+        os.seteuid(user)
+        (tmp_path / "closed").chmod(0o700)
+    assert sorted(states) == ["complete", "damaged"]
+    assert listed == [True, False]

@@ -1,0 +1,405 @@
+"""What requests hold: the same from the seed to the byte, and conversations that grow by what was answered."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from harness.engines.base import create_engine
+from harness.errors import HarnessError
+from harness.measure.sender import Sender
+from harness.model import Completion, Record, Request
+from harness.workload.arrivals import Trace
+from harness.workload.requests import RESERVED_IDS, Conversations
+from harness.workload.schema import Prompt, Workload, parse_workload
+
+PLAIN = "requests: {count: 4, input_tokens: 8, output_tokens: 4}\nload: {shape: closed, users: 2}\n"
+VOCABULARY = 49_152
+
+
+def plain(*overrides: str) -> Workload:
+    return parse_workload(PLAIN, "w.yaml", overrides)
+
+
+def digest(requests: list[Request]) -> str:
+    text = "\n".join(f"{r.index} {r.output_tokens} {' '.join(map(str, r.prompt))}" for r in requests)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+VARIED = (
+    "requests.input_tokens={distribution: lognormal, median: 60, p95: 300, max: 500}",
+    "requests.output_tokens={distribution: normal, mean: 40, std: 20}",
+    "seed=11",
+)
+
+
+def test_requests_are_the_same_to_the_byte_on_every_machine_and_in_every_version() -> None:
+    make = Conversations(plain(*VARIED), VOCABULARY).make
+    assert digest([make(i) for i in range(64)]) == "3c00602f233f14fd34122de87d28a6704fec59160f9a705e97790de218b85f72"
+
+
+@given(indices=st.lists(st.integers(0, 2**40), min_size=1, max_size=5), seed=st.integers(0, 2**63 - 1))
+def test_a_request_depends_on_seed_and_index_alone(indices: list[int], seed: int) -> None:
+    workload = plain(*VARIED[:2], f"seed={seed}")
+    make = Conversations(workload, VOCABULARY).make
+    made = {index: make(index) for index in indices}
+    assert {index: Conversations(workload, VOCABULARY).make(index) for index in reversed(indices)} == made
+
+
+def test_prompts_of_other_indices_and_seeds_share_nothing() -> None:
+    makers = [Conversations(plain(f"seed={seed}"), VOCABULARY).make for seed in range(20)]
+    prompts = {make(i).prompt for make in makers for i in range(50)}
+    assert len(prompts) == 1000
+
+
+def test_lengths_are_exactly_those_asked_and_ids_are_uniform_over_the_allowed() -> None:
+    make = Conversations(plain("requests.input_tokens=1000"), vocabulary=1128).make
+    requests = [make(i) for i in range(200)]
+    assert {(len(r.prompt), r.output_tokens, r.ignore_eos) for r in requests} == {(1000, 4, True)}
+    seen = np.bincount(np.concatenate([r.prompt for r in requests]), minlength=1128)
+    assert seen[:RESERVED_IDS].sum() == 0
+    expected = 200_000 / 1000
+    chi2 = ((seen[RESERVED_IDS:] - expected) ** 2 / expected).sum()
+    assert abs(chi2 - 999) < 4 * (2 * 999) ** 0.5  # chi-squared with 999 degrees of freedom, 4 standard deviations
+
+
+def test_a_small_vocabulary_still_gives_prompts() -> None:
+    make = Conversations(plain(), vocabulary=100).make
+    assert {token // 50 for i in range(20) for token in make(i).prompt} == {1}
+
+
+def test_input_and_output_lengths_are_drawn_independently() -> None:
+    make = Conversations(plain(*VARIED), VOCABULARY).make
+    pairs = np.array([(len(r.prompt), r.output_tokens) for r in map(make, range(2000))])
+    assert abs(np.corrcoef(np.log(pairs.T))[0, 1]) < 3 / 2000**0.5
+    assert np.median(pairs[:, 0]) == pytest.approx(60, rel=0.1)
+
+
+RECORDED = Trace(np.array([0.0, 1, 2]), np.array([10, 20, 30]), np.array([1, 2, 3]))
+TRACED = ("requests={count: 9, trace: t}",)
+
+
+def asked(workload: Workload, n: int, **given: Any) -> list[tuple[int, int]]:
+    make = Conversations(workload, VOCABULARY, **given).make
+    return [(len(r.prompt), r.output_tokens) for r in map(make, range(n))]
+
+
+def test_rows_of_a_trace_are_sampled_whole() -> None:
+    pairs = asked(plain(*TRACED), 3000, files={"t": RECORDED})
+    shares = [pairs.count(row) / 3000 for row in ((10, 1), (20, 2), (30, 3))]
+    assert sum(shares) == pytest.approx(1)
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_rows_of_a_trace_in_recorded_order_start_over() -> None:
+    workload = plain(*TRACED, "requests.trace_order=recorded")
+    assert asked(workload, 4, files={"t": RECORDED}) == [(10, 1), (20, 2), (30, 3), (10, 1)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "pairs"),
+    [
+        (["max_input_tokens=15"], [(10, 1), (15, 2), (15, 3)]),
+        (["max_total_tokens=20"], [(10, 1), (18, 2), (17, 3)]),  # the input makes room
+        (["max_total_tokens=3"], [(2, 1), (1, 2), (1, 2)]),  # the answer is cut where nothing else is left
+        (["max_input_tokens=15", "max_total_tokens=16"], [(10, 1), (14, 2), (13, 3)]),
+    ],
+)
+def test_cuts(limits: list[str], pairs: list[tuple[int, int]]) -> None:
+    workload = plain(*TRACED, "requests.trace_order=recorded", *(f"requests.{limit}" for limit in limits))
+    assert asked(workload, 3, files={"t": RECORDED}) == pairs
+
+
+def encode(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+PROMPTED = ("requests={count: 4, prompts: p.jsonl, ignore_eos: false}",)
+
+
+def test_texts_are_encoded_and_start_over() -> None:
+    texts = ((Prompt(prompt="ab"),), (Prompt.model_validate({"prompt": "xyz", "output_tokens": 7}),))
+    make = Conversations(
+        plain(*PROMPTED, "requests.output_tokens=5"), VOCABULARY, files={"p.jsonl": texts}, encode=encode
+    ).make
+    first = Request(0, (97, 98), 5, False, ("ab",))
+    second = Request(1, (120, 121, 122), 7, False, ("xyz",))
+    assert [make(0), make(1), make(2)] == [first, second, Request(2, (97, 98), 5, False, ("ab",))]
+
+
+def test_texts_are_cut_at_their_end() -> None:
+    workload = plain(*PROMPTED, "requests.output_tokens=5", "requests.max_input_tokens=2")
+    assert Conversations(workload, VOCABULARY, files={"p.jsonl": ((Prompt(prompt="xyz"),),)}, encode=encode).make(
+        0
+    ).prompt == (120, 121)
+
+
+def test_texts_need_a_tokenizer() -> None:
+    with pytest.raises(HarnessError, match=r"p\.jsonl holds texts; this engine has no tokenizer"):
+        Conversations(plain(*PROMPTED), VOCABULARY, files={"p.jsonl": ((Prompt(prompt="ab"),),)})
+
+
+def test_texts_need_an_answer_length() -> None:
+    texts = ((Prompt.model_validate({"prompt": "a", "output_tokens": 7}),), (Prompt(prompt="b"),))
+    with pytest.raises(HarnessError, match="prompt 2 has no output_tokens"):
+        Conversations(plain(*PROMPTED), VOCABULARY, files={"p.jsonl": texts}, encode=encode)
+
+
+@pytest.mark.parametrize("source", [*TRACED, "requests={count: 4, prompts: p.jsonl, output_tokens: 5}"])
+def test_a_source_that_was_not_passed_is_not_replaced_by_random_tokens(source: str) -> None:
+    with pytest.raises(ValueError, match="were not passed"):
+        Conversations(plain(source), VOCABULARY, encode=encode)
+
+
+def test_what_never_fits_is_refused_before_the_run() -> None:
+    with pytest.raises(HarnessError, match=r"every request has 12 tokens or more.*the engine takes 11") as raised:
+        Conversations(plain(), VOCABULARY, max_length=11)
+    assert "requests.max_total_tokens=11" in raised.value.fix
+    assert asked(plain("requests.max_total_tokens=11"), 1, max_length=11) == [(7, 4)]
+    assert asked(plain(), 1, max_length=12) == [(8, 4)]
+
+
+def test_what_fits_only_sometimes_is_left_to_the_engine() -> None:
+    varied = plain("requests.input_tokens={distribution: uniform, min: 1, max: 100}")
+    assert max(total for total, _ in asked(varied, 50, max_length=11)) > 11
+
+
+# Conversations
+
+
+def talk(*overrides: str, **given: Any) -> Conversations:
+    return Conversations(plain(*overrides), VOCABULARY, **given)
+
+
+def answers(talk: Conversations, conversation: int, completion: Completion) -> list[tuple[Request, float]]:
+    """Every request of a conversation in which each answer is the same, and the thought before it."""
+    turns = [(talk.make(conversation), 0.0)]
+    while (following := talk.follow(turns[-1][0], completion)) is not None:
+        turns.append(following)
+    return turns
+
+
+def test_a_prompt_grows_by_what_was_answered_and_what_the_user_says_next() -> None:
+    turns = answers(talk("requests.turns=4"), 7, Completion(None, 3, token_ids=(1, 2, 3)))
+    assert [(request.index, request.conversation, request.turn) for request, _ in turns] == [
+        (7000, 7, 0), (7001, 7, 1), (7002, 7, 2), (7003, 7, 3),
+    ]  # fmt: skip
+    for (before, _), (after, _) in pairwise(turns):
+        assert after.prompt[: len(before.prompt) + 3] == (*before.prompt, 1, 2, 3)
+        assert len(after.prompt) == len(before.prompt) + 3 + 8
+    assert [request.stand_in_tokens for request, _ in turns] == [None, 0, 0, 0]
+    said = [turns[0][0].prompt, *(request.prompt[-8:] for request, _ in turns[1:])]
+    assert len(set(said)) == 4
+
+
+def test_an_answer_in_text_is_encoded_without_another_beginning() -> None:
+    turns = answers(talk("requests.turns=2", encode=lambda text: [9, *encode(text)]), 0, Completion(None, 2, text="hi"))
+    assert turns[1][0].prompt[8:10] == (104, 105)
+    assert turns[1][0].stand_in_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("completion", "n"), [(Completion(None, 3), 3), (Completion(None, None), 4), (Completion(None, 3, text=""), 3)]
+)
+def test_what_the_engine_does_not_give_is_stood_in_for_and_counted(completion: Completion, n: int) -> None:
+    turns = answers(talk("requests.turns=3", encode=encode), 1, completion)
+    assert [len(request.prompt) for request, _ in turns] == [8, 16 + n, 24 + 2 * n]
+    assert [request.stand_in_tokens for request, _ in turns] == [None, n, 2 * n]
+    assert min(turns[1][0].prompt) >= RESERVED_IDS
+
+
+def test_without_turns_nothing_follows_and_nothing_is_a_conversation() -> None:
+    plainly = talk()
+    request = plainly.make(3)
+    assert (request.index, request.conversation, request.turn, request.part) == (3, None, None, None)
+    assert plainly.follow(request, Completion(None, 4)) is None
+
+
+def test_indices_are_unique_over_conversations_and_turns_also_of_clients_that_share_them() -> None:
+    varied = "requests.turns={distribution: lognormal, median: 3, p95: 900}", "seed=3"
+    seen: list[int] = []
+    for client in range(3):  # client k takes every third conversation, in a process of its own
+        one = talk(*varied)
+        for conversation in range(client, 30, 3):
+            seen += [request.index for request, _ in answers(one, conversation, Completion(None, 1))]
+    assert len(set(seen)) == len(seen) > 60
+    assert max(index % 1000 for index in seen) > 100
+
+
+def test_turns_and_thought_are_of_the_distributions_asked_for() -> None:
+    of = talk(
+        "requests.turns={distribution: uniform, min: 1, max: 4}",
+        "requests.think_time_s={distribution: exponential, mean: 5 s}",
+    )
+    talks = [answers(of, i, Completion(None, 1)) for i in range(400)]
+    counts = np.bincount([len(turns) for turns in talks], minlength=5)[1:]
+    assert stats.chisquare(counts).pvalue > 0.01
+    thought = [think_s for turns in talks for _, think_s in turns[1:]]
+    assert stats.kstest(thought, "expon", args=(0, 5)).pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("limits", "given", "turns"),
+    [
+        ([], {}, 5),
+        (["requests.max_input_tokens=30"], {}, 2),  # prompts of 8, 20, 32…
+        (["requests.max_total_tokens=36"], {}, 3),  # 32 and 4
+        ([], {"max_length": 36}, 3),
+        ([], {"max_length": 35}, 2),
+    ],
+)
+def test_a_conversation_ends_before_a_turn_that_exceeds_a_limit(
+    limits: list[str], given: dict[str, Any], turns: int
+) -> None:
+    assert len(answers(talk("requests.turns=5", *limits, **given), 0, Completion(None, 4))) == turns
+
+
+SAID = (
+    (Prompt(prompt="ab", answer="xyz"), Prompt(prompt="cd", answer="uv")),
+    (Prompt(prompt="ef", answer="w"),),
+)
+SHAREGPT = "requests={count: 2, prompts: s.json, turns: 9}"
+
+
+def test_recorded_conversations_go_on_with_the_real_answer_and_ask_for_the_recorded_length() -> None:
+    of = talk(SHAREGPT, files={"s.json": SAID}, encode=encode)
+    (first, _), (second, _) = answers(of, 0, Completion(None, 2, text="AB"))
+    assert (first.prompt, first.output_tokens, first.messages) == (tuple(b"ab"), 3, ("ab",))
+    assert (second.prompt, second.output_tokens) == (tuple(b"abABcd"), 2)
+    assert second.messages == ("ab", "AB", "cd")
+    assert len(answers(of, 1, Completion(None, 1, text="W"))) == 1
+    ids_only = answers(of, 0, Completion(None, 1, token_ids=(5,)))
+    assert (ids_only[1][0].prompt, ids_only[1][0].messages) == ((97, 98, 5, 99, 100), None)
+
+
+def test_of_recorded_conversations_the_first_turn_alone_is_sent_where_no_turns_are_asked_for() -> None:
+    of = talk("requests={count: 2, prompts: s.json}", files={"s.json": SAID}, encode=encode)
+    assert of.follow(of.make(0), Completion(None, 1, text="W")) is None
+
+
+# Prefixes, mixtures, cancelling
+
+
+def test_a_share_of_the_requests_begins_with_one_of_the_prefixes() -> None:
+    make = talk("requests.prefix={share: 0.3, count: 4, tokens: 20}").make
+    requests = [make(i) for i in range(4000)]
+    prefixed = [request.prompt[:20] for request in requests if len(request.prompt) == 28]
+    assert {len(request.prompt) for request in requests} == {8, 28}
+    assert stats.binomtest(len(prefixed), 4000, 0.3).pvalue > 0.01
+    assert stats.chisquare(list(Counter(prefixed).values())).pvalue > 0.01
+    assert len(set(prefixed)) == 4
+    assert requests[0].prompt[-8:] == talk().make(0).prompt  # what comes after is as it would be without
+
+
+def test_texts_begin_with_texts() -> None:
+    given = {"files": {"p.jsonl": ((Prompt(prompt="ab"),),)}, "encode": encode}
+    request = talk(*PROMPTED, "requests.output_tokens=5", "requests.prefix={texts: [You are.]}", **given).make(0)
+    assert (request.prompt, request.messages) == (tuple(b"You are.\n\nab"), ("You are.\n\nab",))
+
+
+MIXED = (
+    "requests={count: 9, output_tokens: 4, parts: [{name: short, weight: 3, input_tokens: 5},"
+    " {name: long, input_tokens: 50}, {name: talk, weight: 2, input_tokens: 7, turns: 2}]}"
+)
+
+
+def test_parts_are_drawn_by_weight_and_each_has_its_own_lengths() -> None:
+    make = talk(MIXED, "requests.prefix={tokens: 10}").make
+    requests = [make(i) for i in range(3000)]
+    assert {(request.part, len(request.prompt)) for request in requests} == {("short", 15), ("long", 60), ("talk", 17)}
+    names = Counter(request.part for request in requests)
+    assert stats.chisquare([names["short"], names["long"], names["talk"]], [1500, 500, 1000]).pvalue > 0.01
+    assert len({request.prompt[:10] for request in requests}) == 1  # handed down, so shared by all
+
+
+def test_only_the_part_with_turns_goes_on() -> None:
+    of = talk(MIXED)
+    assert {(r.part, len(answers(of, i, Completion(None, 1)))) for i in range(50) for r in [of.make(i)]} == {
+        ("short", 1), ("long", 1), ("talk", 2),
+    }  # fmt: skip
+
+
+def test_a_share_of_the_users_gives_up() -> None:
+    make = talk("requests.cancel_after_s={distribution: uniform, min: 1, max: 3}", "requests.cancel_share=0.2").make
+    given_up = [after for i in range(4000) if (after := make(i).cancel_after_s) is not None]
+    assert stats.binomtest(len(given_up), 4000, 0.2).pvalue > 0.01
+    assert stats.kstest(given_up, "uniform", args=(1, 2)).pvalue > 0.01
+    assert talk("requests.cancel_after_s=2 s").make(5).cancel_after_s == 2
+
+
+@pytest.mark.parametrize("key", ["cancel_after_s=1", "prefix={tokens: 5}", "parts=[{name: a}, {name: b}]"])
+def test_a_key_that_is_added_leaves_the_tokens_as_they_were(key: str) -> None:
+    assert talk(f"requests.{key}").make(6).prompt[-8:] == talk().make(6).prompt
+
+
+def test_equal_hash_ids_are_equal_blocks_of_tokens() -> None:
+    trace = Trace(
+        np.zeros(3), np.array([1000, 1030, 700]), np.ones(3, int),
+        np.array([4, 5, 4, 5, 6, 4, 9]), np.array([0, 2, 5, 7]),
+    )  # fmt: skip
+    make = talk("requests={count: 3, trace: m, trace_order: recorded}", files={"m": trace}).make
+    a, b, c = (make(i).prompt for i in range(3))
+    assert [len(prompt) for prompt in (a, b, c)] == [1000, 1030, 700]
+    assert a == b[:1000]
+    assert c[:512] == a[:512]
+    assert c[512:] != a[512:700]
+
+
+# As the sender sends them
+
+
+def sent(*overrides: str, stop_after_s: float | None = None) -> tuple[list[Record], float]:
+    """The records of a run on the simulated engine, 1 ms to the first token and 1 ms a token, and how long it took."""
+    workload, records = plain(*overrides), list[Record]()
+    engine = create_engine("simulated", None, {"ttft_s": 0.001, "itl_s": 0.001})
+
+    async def load() -> float:
+        info = await engine.start()
+        talk = Conversations(workload, info.vocabulary)
+        sender = Sender(workload, None, engine, talk.make, records.append, talk.follow)
+        if stop_after_s is not None:
+            asyncio.get_running_loop().call_later(stop_after_s, sender.stop)
+        began = time.monotonic_ns()
+        await sender.run(began)
+        return (time.monotonic_ns() - began) / 1e9
+
+    return records, asyncio.run(load())
+
+
+def test_each_turn_of_each_conversation_has_one_record_and_is_due_after_the_thought() -> None:
+    records, _ = sent("requests.turns=3", "requests.think_time_s=30 ms")
+    assert sorted(record.index for record in records) == [1000 * c + t for c in range(4) for t in range(3)]
+    ends = {(record.conversation, record.turn): record.end_s for record in records}
+    for record in records:
+        if record.turn:
+            thought_s = record.scheduled_s - ends[record.conversation, record.turn - 1]
+            assert thought_s == pytest.approx(0.03, abs=0.01)
+            assert record.stand_in_tokens == 4 * record.turn
+
+
+def test_users_who_come_later_are_not_waited_for_once_all_has_been_sent() -> None:
+    records, took_s = sent("load={shape: steps, steps: [{users: 1, duration_s: 60}, {users: 2, duration_s: 60}]}")
+    assert len(records) == 4
+    assert took_s < 10
+
+
+def test_a_user_who_thinks_when_the_load_is_stopped_says_no_more() -> None:
+    records, took_s = sent("requests.turns=3", "requests.think_time_s=60", stop_after_s=0.1)
+    assert [record.turn for record in records] == [0, 0]
+    assert took_s < 10
+
+
+def test_no_turn_is_due_after_the_end_of_the_load() -> None:
+    records, _ = sent("requests.turns=9", "requests.think_time_s=20 ms", "load.duration_s=100 ms")
+    assert max(record.scheduled_s for record in records) < 0.1
+    assert max(record.turn or 0 for record in records) > 0
