@@ -24,16 +24,21 @@ def sweep(
         float | None, typer.Option(min=0, metavar="GPU-HOURS", help="Begin no point once so much is spent.")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Points at a time; one for each set of GPUs that a point needs, else 1.")
+        int | None, typer.Option(min=1, help="With --ray: points at a time; else as many as its GPUs allow.")
     ] = None,
     meter: Annotated[list[str] | None, typer.Option(help="As for `run`; repeatable.")] = None,
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Measure on the nodes of a Ray cluster: auto, or HOST:PORT.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Measure several points at a time by Ray: local (this machine), auto, or a cluster's HOST:PORT.",
+        ),
     ] = None,
 ) -> None:
     """Measure every point of a grid, or search for the highest load; each point is a run."""
     from harness.cli.tables import ended_table, plan_table
-    from harness.measure.sweep import carry_out, read_plan, start_workers
+    from harness.measure.sweep import carry_out, hint_of, read_plan
+    from harness.measure.workers import start_workers
 
     plan = read_plan(file, root)
     if dry_run:
@@ -45,8 +50,10 @@ def sweep(
             "add --resume to measure the others, or give the sweep another name",
         )
     power = meter or ([] if plan.simulated else ["auto"])
-    with start_workers(plan, jobs, ray) as workers:
-        ended = carry_out(plan, workers, _say, power, budget)
+    with start_workers(ray, 0 if plan.simulated else plan.gpus, jobs) as found:
+        if ray is None and (hint := hint_of(plan)) is not None:
+            typer.echo(hint, err=True)
+        ended = carry_out(plan, found, _say, power, budget)
     show([ended_table(plan, ended)], "text")
     if any(done.state != "complete" for done in ended.values()):
         raise typer.Exit(errors.INCOMPLETE)

@@ -76,7 +76,8 @@ class Relay:
 
 
 class Cluster:
-    """A Ray cluster; called with a job, it starts a client on the next of its nodes."""
+    """A Ray cluster by its address, `local` for a new one on this machine. Called with a job, it starts a client on the
+    next of its nodes."""
 
     def __init__(self, address: str) -> None:
         try:
@@ -84,10 +85,12 @@ class Cluster:
         except ImportError:
             raise HarnessError("--ray needs the package ray", "pip install inference-cost-harness[ray]") from None
         try:
-            ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as refused:
             what = f"no Ray cluster at {address}: {str(refused).partition('. ')[0]}"
-            raise HarnessError(what, "start one with `ray start --head`, and give its address, or auto") from None
+            raise HarnessError(
+                what, "give local, or start one with `ray start --head`, and give its address or auto"
+            ) from None
         self.ray = ray
         self.nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
         self._turns = itertools.cycle(self.nodes)

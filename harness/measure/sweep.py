@@ -1,7 +1,4 @@
-"""A sweep carried out: points on workers, each point a run, everything needed to resume it in the store.
-
-On this machine there is one worker for each set of GPUs that a point needs; with Ray they are on many machines.
-"""
+"""A sweep carried out: points on workers, each point a run, everything needed to resume it in the store."""
 
 from __future__ import annotations
 
@@ -10,11 +7,10 @@ import fcntl
 import json
 import math
 import os
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +26,14 @@ from harness.measure.search import (
     parse_sweep,
     points,
 )
-from harness.measure.workers import Done, LocalWorker, Task, Worker, WorkerLost, remote_workers
-from harness.model import Figure
+from harness.measure.workers import Done, Task, Worker
+from harness.model import SERVED, Figure
 from harness.store.directory import list_runs, read_run
 from harness.workload.library import read_workload
 from harness.workload.schema import Workload
 
+LOOK_S = 0.05
+"""Between two looks at the workers."""
 ATTEMPTS = 3
 """How often a point is begun whose worker is lost with its machine."""
 PLACED_S = 120.0
@@ -69,7 +67,12 @@ class Plan:
     """Key of a point -> its complete run, the first where there are several."""
     gpus: int
     """GPUs that a point needs, the most of any."""
-    simulated: bool
+    engines: frozenset[str]
+    """The names of its points' engines."""
+
+    @property
+    def simulated(self) -> bool:
+        return self.engines == {"simulated"}
 
     def workload(self, point: Point) -> Workload:
         return read_workload(self.sweep.workload, point.overrides(self.sweep))
@@ -92,59 +95,8 @@ def planned(sweep: Sweep, root: Path) -> Plan:
     first = tuple(points(sweep))
     full = [replace(point, values={**point.values, **load}).overrides(sweep) for point in first]
     workloads = [read_workload(sweep.workload, overrides) for overrides in full]
-    simulated = all(workload.engine.name == "simulated" for workload in workloads)
-    return Plan(sweep, root, first, _stored(sweep, root), max(map(gpus_of, workloads)), simulated)
-
-
-@contextlib.contextmanager
-def start_workers(plan: Plan, jobs: int | None = None, ray: str | None = None) -> Iterator[list[Worker]]:
-    """Workers on this machine, or on the nodes of a Ray cluster: `jobs` of them, else as many as its GPUs allow."""
-    if ray is not None:
-        with remote_workers(ray, 0 if plan.simulated else plan.gpus, jobs) as remote:
-            yield remote
-        return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(i) for i in range(len(environment.capture()["gpus"]))]
-    sets = [gpus[i : i + plan.gpus] for i in range(0, len(gpus) - plan.gpus + 1, plan.gpus)]
-    if plan.simulated or not sets:
-        yield [LocalWorker() for _ in range(jobs or 1)]
-    else:
-        yield [LocalWorker(each) for each in sets[: jobs or len(sets)]]
-
-
-@dataclass(slots=True)
-class _Queue:
-    """Which points are left, and which a search wants next. Every method is called under one lock."""
-
-    sweep: Sweep
-    waiting: deque[Point]
-    searches: dict[Point, dict[float, Outcome]] = field(default_factory=dict)
-    """Of a sweep with `auto`: by combination, what its loads have shown."""
-
-    def begin(self) -> None:
-        if self.sweep.auto is not None:
-            self.searches = {combination: {} for combination in self.waiting}
-            self.waiting.clear()
-            for combination in self.searches:
-                self._search(self.sweep.auto, combination)
-
-    def next(self, engine: str | None) -> Point | None:
-        """A point, if possible for the engine that the worker has loaded."""
-        if not self.waiting:
-            return None
-        point = next((each for each in self.waiting if each.engine == engine), self.waiting[0])
-        self.waiting.remove(point)
-        return point
-
-    def ended(self, point: Point, outcome: Outcome) -> None:
-        if (auto := self.sweep.auto) is not None:
-            combination = point.without(auto.axis)
-            self.searches[combination][point.values[auto.axis]] = outcome
-            self._search(auto, combination)
-
-    def _search(self, auto: Auto, combination: Point) -> None:
-        if (load := next_load(auto, self.searches[combination])) is not None:
-            self.waiting.append(Point({**combination.values, auto.axis: load}, combination.repeat))
+    names = frozenset(workload.engine.name for workload in workloads)
+    return Plan(sweep, root, first, _stored(sweep, root), max(map(gpus_of, workloads)), names)
 
 
 def _stored(sweep: Sweep, root: Path) -> dict[str, str]:
@@ -170,7 +122,7 @@ def carry_out(
     Raises HarnessError where another process carries out a sweep of this name in this root.
     """
     with _alone(plan.sweep, plan.root):
-        return _Carried(plan, notify, tuple(power), budget_gpu_hours).run(workers)
+        return _Carried(plan, workers, notify, tuple(power), budget_gpu_hours).run()
 
 
 @contextlib.contextmanager
@@ -185,123 +137,118 @@ def _alone(sweep: Sweep, root: Path) -> Iterator[None]:
 
 
 class _Carried:
+    """A sweep while it is carried out."""
+
     def __init__(
-        self, plan: Plan, notify: Callable[[Status], None], power: tuple[str, ...], budget: float | None
+        self,
+        plan: Plan,
+        workers: Sequence[Worker],
+        notify: Callable[[Status], None],
+        power: tuple[str, ...],
+        budget: float | None,
     ) -> None:
-        self.plan, self.notify, self.power, self.budget = plan, notify, power, budget
-        self.queue = _Queue(plan.sweep, deque(plan.points))
-        self.queue.begin()
+        self.plan, self.workers, self.notify, self.power, self.budget = plan, workers, notify, power, budget
+        self.waiting = list(plan.points)
+        self.running: dict[Worker, tuple[Point, Task, float]] = {}
+        """With the time at which it began."""
         self.ended: dict[Point, Done] = {}
-        self.running = 0
-        self.losses: Counter[str] = Counter()
-        self.stopping = False
-        self.fault: BaseException | None = None
-        self.changed = threading.Condition()
+        self.loaded: dict[Worker, str] = {}
+        """The engine of the last point of each worker."""
+        self.losses: Counter[Point] = Counter()
+        self.searches: dict[Point, dict[float, Outcome]] = {}
+        """Of a sweep with `auto`: by combination, what its loads have shown."""
+        if (auto := plan.sweep.auto) is not None:
+            self.waiting, self.searches = [], {combination: {} for combination in plan.points}
+            for combination in self.searches:
+                self._search(auto, combination)
 
-    def run(self, workers: Sequence[Worker]) -> dict[Point, Done]:
-        threads = [threading.Thread(target=self._work, args=(worker, len(workers)), daemon=True) for worker in workers]
-        for thread in threads:
-            thread.start()
+    def run(self) -> dict[Point, Done]:
+        placed_s = time.monotonic()
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)
+            while True:
+                self._begin()
+                if self.running:
+                    placed_s = time.monotonic()
+                elif self._next(None) is None:
+                    return self.ended
+                elif time.monotonic() - placed_s > PLACED_S:
+                    what = f"no worker has had room for {PLACED_S:g} s"
+                    raise HarnessError(what, "see `ray status`, then --resume")
+                time.sleep(LOOK_S)
+                for worker in tuple(self.running):
+                    if (done := worker.ended()) is not None:
+                        self._take(worker, done)
         finally:
-            with self.changed:
-                self.stopping = True
-                self.changed.notify_all()
-            for worker in workers:
-                worker.close()
-        if self.fault is not None:
-            raise self.fault
-        return self.ended
+            for worker in self.workers:
+                if (done := worker.close()) is not None and worker in self.running:
+                    self._take(worker, done)
 
-    def _work(self, worker: Worker, of: int) -> None:
-        engine, ready_s = None, time.monotonic()
-        try:
-            while not self._over():
-                if not worker.ready():
-                    if self.running == 0 and time.monotonic() - ready_s > PLACED_S:
-                        raise HarnessError(
-                            f"no worker has had room for {PLACED_S:g} s", "see `ray status`, then --resume"
-                        )
-                    continue
-                if (point := self._take(engine)) is None:
-                    return
-                engine = point.engine
-                done = self._measured(worker, point)
-                ready_s = time.monotonic()
-                with self.changed:
-                    self.running -= 1
-                    if done is None:
-                        self.queue.waiting.appendleft(point)
-                        self.changed.notify_all()
-                    else:
-                        self._end(point, done)
-                        self._tell(point, done, of)
-        except BaseException as fault:  # the disk is full, say: no worker can go on
-            with self.changed:
-                self.fault, self.stopping = fault, True
-                self.changed.notify_all()
+    def _begin(self) -> None:
+        """Give each worker that is free the next point."""
+        for worker in self.workers:
+            point = None if worker in self.running else self._next(self.loaded.get(worker))
+            if point is not None and worker.ready():
+                name, values = self.plan.sweep.name, dict(point.values)
+                about = {"name": name, "key": point.key, "values": values, "repeat": point.repeat}
+                task = Task(self.plan.workload(point), self.plan.root, about, self.power)
+                self.waiting.remove(point)
+                self.running[worker], self.loaded[worker] = (point, task, time.monotonic()), point.engine
+                worker.begin(task)
+                self._tell(point, None)
 
-    def _over(self) -> bool:
-        with self.changed:
-            return self.stopping or self._spent() or (self.running == 0 and not self.queue.waiting)
+    def _next(self, engine: str | None) -> Point | None:
+        """The next point to measure, if possible for that engine; None: there is none, or the budget is spent."""
+        while self.waiting and not self._spent():
+            point = next((each for each in self.waiting if each.engine == engine), self.waiting[0])
+            if (run := self.plan.stored.get(point.key)) is None:
+                return point
+            self.waiting.remove(point)
+            self._end(point, Done("complete", run))
+        return None
 
-    def _take(self, engine: str | None) -> Point | None:
-        with self.changed:
-            while not self.stopping and not self._spent():
-                point = self.queue.next(engine)
-                if point is not None and (run := self.plan.stored.get(point.key)) is not None:
-                    self._end(point, Done("complete", run))
-                elif point is not None:
-                    self.running += 1
-                    self._tell(point, None, 1)
-                    return point
-                elif self.running == 0:
-                    return None
-                else:
-                    self.changed.wait()
-            return None
+    def _take(self, worker: Worker, done: Done) -> None:
+        """The worker's point has ended."""
+        point, task, begun_s = self.running.pop(worker)
+        if done.state == "lost":
+            del self.loaded[worker]
+            self.losses[point] += 1
+            if self.losses[point] < ATTEMPTS:
+                self.waiting.insert(0, point)
+                return
+            done = replace(done, state="failed", error=f"its worker was lost {ATTEMPTS} times: {done.error}")
+        done = replace(done, seconds=time.monotonic() - begun_s)
+        with (self.plan.root / f"sweep-{self.plan.sweep.name}.jsonl").open("a") as log:
+            log.write(json.dumps({**task.sweep, **asdict(done)}) + "\n")
+        self._end(point, done)
+        self._tell(point, done)
 
     def _end(self, point: Point, done: Done) -> None:
         self.ended[point] = done
-        figures = figures_of(self.plan.root, done) if self.plan.sweep.auto is not None else {}
-        self.queue.ended(point, outcome_of(self.plan.sweep.auto, figures))
-        self.changed.notify_all()
+        if (auto := self.plan.sweep.auto) is not None:
+            combination = point.without(auto.axis)
+            outcome = outcome_of(auto, figures_of(self.plan.root, done))
+            self.searches[combination][point.values[auto.axis]] = outcome
+            self._search(auto, combination)
 
-    def _measured(self, worker: Worker, point: Point) -> Done | None:
-        """How the point ended; None where its worker was lost and another is to try."""
-        workload = self.plan.workload(point)
-        about = {"name": self.plan.sweep.name, "key": point.key, "values": dict(point.values), "repeat": point.repeat}
-        try:
-            done = worker.measure(
-                Task(workload.model_dump(mode="json"), self.plan.root, about, point.engine, self.power)
-            )
-        except WorkerLost as lost:
-            self.losses[point.key] += 1
-            if self.losses[point.key] < ATTEMPTS:
-                return None
-            done = Done("failed", error=f"its worker was lost {ATTEMPTS} times: {lost}")
-        with (self.plan.root / f"sweep-{self.plan.sweep.name}.jsonl").open("a") as log:
-            log.write(json.dumps({**about, **asdict(done)}) + "\n")
-        return done
+    def _search(self, auto: Auto, combination: Point) -> None:
+        if (load := next_load(auto, self.searches[combination])) is not None:
+            self.waiting.append(Point({**combination.values, auto.axis: load}, combination.repeat))
 
     def _spent(self) -> bool:
         spent_s = sum(done.seconds for done in self.ended.values()) * self.plan.gpus
         return self.budget is not None and spent_s / 3600 >= self.budget
 
-    def _tell(self, point: Point, done: Done | None, of: int) -> None:
+    def _tell(self, point: Point, done: Done | None) -> None:
         took = [each.seconds for each in self.ended.values() if each.seconds > 0]
-        left = len(self.queue.waiting) + self.running
+        left = len(self.waiting) + len(self.running)
         failed = sum(each.state != "complete" for each in self.ended.values())
-        left_s = sum(took) / len(took) * left / of if took else None
+        left_s = sum(took) / len(took) * left / len(self.workers) if took else None
         self.notify(Status(point, done, len(self.ended), failed, len(self.ended) + left, left_s))
 
 
-def outcome_of(auto: Auto | None, figures: Mapping[str, Figure]) -> Outcome:
+def outcome_of(auto: Auto, figures: Mapping[str, Figure]) -> Outcome:
     """What a search needs to know of a point."""
-    if auto is None or not figures:
+    if not figures:
         return Outcome(None, None, False)
     values = {name: figure.value for name, figure in figures.items()}
     limits = [(values.get(name), limit) for name, limit in auto.objective.items()]
@@ -314,6 +261,17 @@ def gpus_of(workload: Workload) -> int:
     options = [workload.engine_options(name) for name in type(workload.engine).model_fields if name != "name"]
     sizes = [[int(each.get(f"{kind}_parallel_size") or 1) for kind in ("tensor", "pipeline")] for each in options]
     return max(math.prod(pair) for pair in sizes)
+
+
+def hint_of(plan: Plan) -> str | None:
+    """How a sweep without Ray could use more of this machine; None: it could not."""
+    if plan.engines & {*SERVED} or len(plan.points) == 1:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = len(visible.split(",") if visible else environment.capture()["gpus"])
+    if (at_a_time := gpus // plan.gpus) < 2:
+        return None
+    return f"this machine has {gpus} GPUs and a point needs {plan.gpus}: --ray local measures {at_a_time} at a time"
 
 
 def figures_of(root: Path, done: Done) -> dict[str, Figure]:

@@ -7,11 +7,9 @@ that brings it down (out of memory, say) is one failed point.
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,8 +20,6 @@ from harness.process import Child, Gone
 from harness.store.directory import adopt, read_run_file
 from harness.workload.schema import Workload
 
-LOOK_S = 2.0
-"""How long one look at whether a cluster has room for a worker takes."""
 INTERRUPTED_S = 30.0
 """How long a worker may take to store a point as interrupted."""
 
@@ -32,12 +28,10 @@ INTERRUPTED_S = 30.0
 class Task:
     """What a worker is asked: one point."""
 
-    workload: dict[str, Any]
+    workload: Workload
     root: Path
     sweep: dict[str, Any]
     """What run.json says of the sweep: its name, the point's key and values."""
-    engine: str
-    """Points with the same word can share a loaded engine."""
     power: tuple[str, ...] = ()
 
 
@@ -46,97 +40,91 @@ class Done:
     """How a point ended."""
 
     state: str
-    """complete, interrupted or failed."""
+    """complete, interrupted, failed, or lost: with the worker's machine, for no fault of the point's that is known."""
     run: str | None = None
     error: str | None = None
     seconds: float = 0.0
 
 
-class WorkerLost(Exception):
-    """The worker's machine or process is gone, for no fault of the point's that is known."""
-
-
 class Worker(Protocol):
-    """Measures points, one at a time; `measure` blocks, and `close` may be called from another thread.
+    """Measures one point at a time, none while it has no room (`ready`). Nothing waits but `close`.
 
-    `ready` is asked before a point is given: False, after a while, where there is no room for the worker at present.
+    `ended` is None until the point has ended. `close` is how the point ended that was cut short, where that is known.
     """
 
     def ready(self) -> bool: ...
 
-    def measure(self, task: Task) -> Done: ...
+    def begin(self, task: Task) -> None: ...
 
-    def close(self) -> None: ...
+    def ended(self) -> Done | None: ...
+
+    def close(self) -> Done | None: ...
 
 
 class LocalWorker:
-    """A process on this machine, with the GPUs that it may use (None: whatever is there)."""
+    """A process on this machine. One that dies over a point is a failed point, and the next gets another process."""
 
-    def __init__(self, gpus: Sequence[str] | None = None) -> None:
-        self._environment = dict(os.environ)
-        if gpus is not None:
-            self._environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    def __init__(self) -> None:
         self._child: Child | None = None
 
     def ready(self) -> bool:
         return True
 
-    def measure(self, task: Task) -> Done:
-        """One point; a process that dies over it is a failed point, and the next one gets another process."""
-        begun = time.monotonic()
-        if self._child is None:
-            self._child = Child(work, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def begin(self, task: Task) -> None:
+        self._child = self._child or Child(work, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._child.send(task)
+
+    def ended(self, wait_s: float | None = 0) -> Done | None:
+        assert self._child is not None
         try:
-            self._child.send(task)
-            done: Done = self._child.receive(None)
+            done: Done | None = self._child.receive(wait_s)
         except Gone as how:
             self._child, done = None, Done("failed", error=f"the measuring process {how} (out of memory?)")
-        return replace(done, seconds=time.monotonic() - begun)
+        return done
 
-    def close(self) -> None:
+    def close(self) -> Done | None:
         """End the process; a point that it measures is stored as interrupted."""
-        if (child := self._child) is not None:
-            child.process.terminate()
-            child.end(INTERRUPTED_S)
+        if (child := self._child) is None:
+            return None
+        child.process.terminate()
+        done = self.ended(INTERRUPTED_S)
+        child.end()
+        return done
 
 
 def work(pipe: Connection) -> None:
     """What a worker process does, until the pipe that brings tasks closes."""
     from harness.measure import run as measuring
 
-    kept, engine = None, None
+    kept, loaded = measuring.Kept(), None
     while True:
         task: Task = pipe.recv()
-        if kept is not None and task.engine != engine:
+        wanted = task.workload.engine, task.workload.model
+        if wanted != loaded:
             kept.close()
-            kept = None
-        kept, engine = kept or measuring.Kept(), task.engine
-        workload = Workload.model_validate(task.workload)
+            kept, loaded = measuring.Kept(), wanted
         try:
-            directory = measuring.run(workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept)
+            directory = measuring.run(task.workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept)
             file = read_run_file(directory)
             done = Done(file.state, directory.name, file.error)
         except HarnessError as wrong:
             done = Done("failed", error=wrong.what)
         if done.state != "complete":  # whatever is wrong with it, the next point gets another engine
             kept.close()
-            kept = None
+            kept = measuring.Kept()
         pipe.send(done)
 
 
 class RemoteWorker:
-    """The actor: a `LocalWorker` on a node, whose runs go back as files."""
+    """The actor: a `LocalWorker` on a node, with the GPUs that Ray shows it, whose runs go back as files."""
 
-    def __init__(self, gpus: int) -> None:
-        ids = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        self._worker = LocalWorker(ids.split(",") if gpus and ids else None)
+    def __init__(self) -> None:
+        self._worker = LocalWorker()
 
-    def ready(self) -> bool:
-        return True
-
-    def measure(self, task: Task) -> tuple[Done, dict[str, bytes]]:
+    def measure(self, task: Task) -> tuple[Done | None, dict[str, bytes]]:
         with tempfile.TemporaryDirectory(prefix="harness-") as place:
-            done = self._worker.measure(replace(task, root=Path(place)))
+            self._worker.begin(replace(task, root=Path(place)))
+            done = self._worker.ended(None)
             runs = [path for path in Path(place).iterdir() if path.is_dir() and not path.is_symlink()]
             return done, {file.name: file.read_bytes() for run in runs for file in run.iterdir() if file.is_file()}
 
@@ -145,29 +133,36 @@ class OnNode:
     """A worker on some node of a Ray cluster with room for it; after a loss, on another one."""
 
     def __init__(self, ray: Any, gpus: int) -> None:
-        self._ray, self._gpus = ray, gpus
+        self._ray, self._needs = ray, {"num_gpus": gpus} if gpus else {"num_cpus": 1}
         self._actor: Any = None
         self._placed: Any = None
+        self._answer: Any = None
+        self._root = Path()
 
     def ready(self) -> bool:
         if self._actor is None:
-            needs = {"num_gpus": self._gpus} if self._gpus else {"num_cpus": 1}
-            self._actor = self._ray.remote(RemoteWorker).options(**needs).remote(self._gpus)
-            self._placed = self._actor.ready.remote()
+            self._actor = self._ray.remote(RemoteWorker).options(**self._needs).remote()
+            self._placed = self._actor.__ray_ready__.remote()
         try:
-            return bool(self._ray.wait([self._placed], timeout=LOOK_S)[0] and self._ray.get(self._placed))
+            return bool(self._ray.wait([self._placed], timeout=0)[0] and self._ray.get(self._placed))
         except self._ray.exceptions.RayError:
             self.close()
             return False
 
-    def measure(self, task: Task) -> Done:
-        """One point, its files brought to the root here. WorkerLost where the node is gone."""
+    def begin(self, task: Task) -> None:
+        self._root, self._answer = task.root, self._actor.measure.remote(task)
+
+    def ended(self) -> Done | None:
+        """How the point ended, its files brought to the root here."""
+        if not self._ray.wait([self._answer], timeout=0)[0]:
+            return None
         try:
-            done, files = self._ray.get(self._actor.measure.remote(task))
+            done, files = self._ray.get(self._answer)
         except self._ray.exceptions.RayError as lost:
             self.close()
-            raise WorkerLost(str(lost).strip().splitlines()[0]) from None
-        return Done(done.state, adopt(task.root, files), done.error, done.seconds) if files else done
+            return Done("lost", error=str(lost).strip().splitlines()[0])
+        ended: Done = replace(done, run=adopt(self._root, files)) if files else done
+        return ended
 
     def close(self) -> None:
         if self._actor is not None:
@@ -177,12 +172,26 @@ class OnNode:
 
 
 @contextlib.contextmanager
-def remote_workers(address: str, gpus: int, jobs: int | None) -> Iterator[list[Worker]]:
-    """Workers on a Ray cluster, `gpus` for each: `jobs` of them, else one a set of GPUs, or one a node without GPUs."""
+def start_workers(ray: str | None, gpus: int, jobs: int | None) -> Iterator[list[Worker]]:
+    """One worker on this machine, or those on a Ray cluster: `jobs` of them, else one for each `gpus` GPUs there.
+
+    With no GPUs wanted, or none there, one for each node. HarnessError where no worker will ever have room.
+    """
+    if ray is None:
+        if jobs is not None:
+            raise HarnessError(
+                "--jobs without --ray", "add --ray local, which uses this machine's GPUs, or leave it out"
+            )
+        yield [LocalWorker()]
+        return
     from harness.measure.nodes import Cluster
 
-    with Cluster(address) as cluster:
-        room = int(cluster.ray.cluster_resources().get("GPU", 0) // gpus) if gpus else len(cluster.nodes)
+    with Cluster(ray) as cluster:
+        there = int(cluster.ray.cluster_resources().get("GPU", 0))
+        needed = gpus if there else 0
+        room = there // needed if needed else len(cluster.nodes)
         if room == 0:
-            raise HarnessError(f"the Ray cluster at {address} has no {gpus} GPUs", "see `ray status`")
-        yield [OnNode(cluster.ray, gpus) for _ in range(jobs or room)]
+            raise HarnessError(
+                f"the Ray cluster at {ray} has {there} GPUs and a point needs {gpus}", "see `ray status`"
+            )
+        yield [OnNode(cluster.ray, needed) for _ in range(jobs or room)]

@@ -1,24 +1,30 @@
-"""Sweeps carried out for real on the simulated engine: killed, resumed, failing, searched, on one worker and on two."""
+"""Sweeps carried out for real on the simulated engine: killed, resumed, failing, searched, by one worker and by Ray."""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from places import ROOT
 
 from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
+from harness.measure import sweep as sweeping
 from harness.measure.search import Sweep
-from harness.measure.sweep import Status, carry_out, planned, start_workers
-from harness.measure.workers import Done, LocalWorker, Task, WorkerLost
-from harness.store.directory import adopt, list_runs, read_run
+from harness.measure.sweep import Status, carry_out, planned
+from harness.measure.workers import Done, LocalWorker, Task, start_workers
+from harness.store.directory import adopt, list_runs, read_run, read_run_file
+
+ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
 
 WORKLOAD = """
 engine: {name: simulated, simulated: {ttft_s: 0.002, itl_s: 0.001, jitter: 0.2}}
@@ -72,12 +78,11 @@ def test_every_point_is_a_run_and_a_second_time_there_is_nothing_to_do(workload:
     assert begun == []
 
 
-def test_two_workers_give_the_figures_of_one(workload: str, tmp_path: Path) -> None:
-    sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 2], "requests.output_tokens": [3, 5, 7]})
-    carry_out(planned(sweep, tmp_path / "one"), [LocalWorker()], lambda _: None)
-    carry_out(planned(sweep, tmp_path / "two"), [LocalWorker(), LocalWorker()], lambda _: None)
-    assert len(figures(tmp_path / "one")) == 6
-    assert figures(tmp_path / "one") == figures(tmp_path / "two")
+def test_an_engine_stays_loaded_for_the_points_that_share_it(workload: str, tmp_path: Path) -> None:
+    sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 2], "engine.simulated.start_s": [0.4, 0.5]})
+    done = carry_out(planned(sweep, tmp_path), [LocalWorker()], lambda _: None)
+    took_s = [read_run_file(tmp_path / str(each.run)).timings.engine_start_s or 0.0 for each in done.values()]
+    assert [each > 0.3 for each in took_s] == [True, False, True, False]
 
 
 def test_a_failing_point_is_recorded_and_the_others_go_on(workload: str, tmp_path: Path) -> None:
@@ -113,23 +118,22 @@ def test_a_process_that_is_killed_is_one_failed_point(workload: str, tmp_path: P
     assert "signal 9" in (next(iter(done.values())).error or "")
 
 
-class Fickle:
+class Fickle(LocalWorker):
     """A worker whose machine is lost now and then."""
 
     def __init__(self, losses: int) -> None:
-        self.worker, self.losses = LocalWorker(), losses
+        super().__init__()
+        self.losses = losses
 
-    def ready(self) -> bool:
-        return True
+    def begin(self, task: Task) -> None:
+        if self.losses == 0:
+            super().begin(task)
 
-    def measure(self, task: Task) -> Done:
+    def ended(self, wait_s: float | None = 0) -> Done | None:
+        if self.losses == 0:
+            return super().ended(wait_s)
         self.losses -= 1
-        if self.losses >= 0:
-            raise WorkerLost("the node is gone")
-        return self.worker.measure(task)
-
-    def close(self) -> None:
-        self.worker.close()
+        return Done("lost", error="the node is gone")
 
 
 @pytest.mark.parametrize(("losses", "state"), [(2, "complete"), (3, "failed")])
@@ -137,6 +141,40 @@ def test_a_point_whose_worker_is_lost_is_tried_again(losses: int, state: str, wo
     done = carry_out(planned(Sweep(name="s", workload=workload), tmp_path / "runs"), [Fickle(losses)], lambda _: None)
     assert [each.state for each in done.values()] == [state]
     assert len(complete(tmp_path / "runs")) == (state == "complete")
+
+
+def test_a_cluster_that_never_has_room_is_given_up(
+    workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(LocalWorker):
+        def ready(self) -> bool:
+            return False
+
+    monkeypatch.setattr(sweeping, "PLACED_S", 0.2)
+    with pytest.raises(HarnessError, match="no worker has had room"):
+        carry_out(planned(Sweep(name="s", workload=workload), tmp_path / "runs"), [Full()], lambda _: None)
+
+
+def test_an_interrupt_stores_the_point_as_interrupted(workload: str, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+
+    def interrupt(status: Status) -> None:
+        if status.done is None:
+            while not any(path.stat().st_size for path in root.glob("*/requests.jsonl")):
+                time.sleep(0.02)
+            raise KeyboardInterrupt
+
+    sweep = Sweep(name="s", workload=workload, set={"requests.count": 100_000, "load.duration_s": 60})
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(planned(sweep, root), [LocalWorker()], interrupt)
+    assert time.monotonic() - begun < 20
+    ((path, file),) = list_runs(root)
+    assert not isinstance(file, HarnessError)
+    assert file.state == "interrupted"
+    (line,) = map(json.loads, (root / "sweep-s.jsonl").read_text().splitlines())
+    assert list(line) == ["name", "key", "values", "repeat", "state", "run", "error", "seconds"]
+    assert (line["state"], line["run"]) == ("interrupted", path.name)
 
 
 def test_a_spent_budget_begins_no_further_point(workload: str, tmp_path: Path) -> None:
@@ -164,6 +202,27 @@ def test_a_point_that_is_no_workload_is_refused_before_anything_is_measured(work
     with pytest.raises(HarnessError, match=r"load\.users"):
         planned(sweep, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_jobs_are_for_ray() -> None:
+    with pytest.raises(HarnessError, match="--jobs without --ray"), start_workers(None, 1, 2):
+        pass
+
+
+def test_several_gpus_are_a_reason_to_name_ray(workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hint_of(*gpus: str, points: int = 2, **values: Any) -> str | None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(gpus))
+        grid = {"load.users": [*range(1, points + 1)]}
+        return sweeping.hint_of(planned(Sweep(name="s", workload=workload, set=values, grid=grid), tmp_path))
+
+    real: dict[str, Any] = {"engine": {"name": "vllm", "options": {"tensor_parallel_size": 2}}, "model": "m"}
+    assert hint_of("0", "1", "2", "3", "4", **real) == (
+        "this machine has 5 GPUs and a point needs 2: --ray local measures 2 at a time"
+    )
+    assert hint_of("0", "1", "2", **real) is None
+    assert hint_of("0", "1", "2", "3", points=1, **real) is None
+    assert hint_of("0", "1", "2", "3") is None  # a simulated engine
+    assert hint_of("0", "1", "2", "3", engine={"name": "openai", "options": {"base_url": "http://127.0.0.1:9"}}) is None
 
 
 KILLED = """
@@ -204,7 +263,24 @@ def test_a_run_from_elsewhere_gets_a_name_of_its_own(workload: str, tmp_path: Pa
     assert [path.name for path in (tmp_path / "here").iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
+@ray
+def test_ray_on_this_machine_measures_several_points_at_a_time(workload: str, tmp_path: Path) -> None:
+    sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 2], "requests.output_tokens": [3, 5, 7]})
+    slow = sweep.model_copy(update={"set": {"engine.simulated.ttft_s": 0.2}})
+    carry_out(planned(slow, tmp_path / "one"), [LocalWorker()], lambda _: None)
+    with start_workers("local", 0, 2) as both:
+        done = carry_out(planned(slow, tmp_path / "two"), both, lambda _: None)
+    assert [each.state for each in done.values()] == ["complete"] * 6
+    assert figures(tmp_path / "one") == figures(tmp_path / "two")
+    spans = []
+    for run in complete(tmp_path / "two").values():
+        file = read_run_file(tmp_path / "two" / run)
+        assert file.clock is not None
+        spans.append((file.clock.monotonic_s, file.clock.monotonic_s + (file.timings.measured_s or 0)))
+    assert any(begun < ended for (_, ended), (begun, _) in itertools.pairwise(sorted(spans)))
+
+
+@ray
 def test_a_node_of_a_ray_cluster_that_is_lost_loses_and_doubles_no_point(workload: str, tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
@@ -220,7 +296,7 @@ def test_a_node_of_a_ray_cluster_that_is_lost_loses_and_doubles_no_point(workloa
             cluster.remove_node(other, allow_graceful=False)
 
     try:
-        with start_workers(plan, jobs=2, ray=cluster.address) as remote:
+        with start_workers(cluster.address, 0, 2) as remote:
             done = carry_out(plan, remote, lose_a_node)
     finally:
         cluster.shutdown()
