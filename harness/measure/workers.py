@@ -7,6 +7,7 @@ that brings it down (out of memory, say) is one failed point.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -118,7 +119,11 @@ def work(pipe: Connection) -> None:
 class RemoteWorker:
     """The actor: a `LocalWorker` on a node, with the GPUs that Ray shows it, whose runs go back as files."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: str | None) -> None:
+        """`threads` is OMP_NUM_THREADS where the sweep was started. Ray sets it to 1 where it is not set."""
+        os.environ.pop("OMP_NUM_THREADS", None)
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = threads
         self._worker = LocalWorker()
 
     def measure(self, task: Task) -> tuple[Done | None, dict[str, bytes]]:
@@ -141,7 +146,8 @@ class OnNode:
 
     def ready(self) -> bool:
         if self._actor is None:
-            self._actor = self._ray.remote(RemoteWorker).options(**self._needs).remote()
+            actor = self._ray.remote(RemoteWorker).options(**self._needs)
+            self._actor = actor.remote(os.environ.get("OMP_NUM_THREADS"))
             self._placed = self._actor.__ray_ready__.remote()
         try:
             return bool(self._ray.wait([self._placed], timeout=0)[0] and self._ray.get(self._placed))

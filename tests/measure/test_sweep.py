@@ -272,9 +272,11 @@ def test_ray_on_this_machine_measures_several_points_at_a_time(workload: str, tm
         done = carry_out(planned(slow, tmp_path / "two"), both, lambda _: None)
     assert [each.state for each in done.values()] == ["complete"] * 6
     assert figures(tmp_path / "one") == figures(tmp_path / "two")
+    alone = read_run_file(tmp_path / "one" / "latest").environment["settings"]
     spans = []
     for run in complete(tmp_path / "two").values():
         file = read_run_file(tmp_path / "two" / run)
+        assert file.environment["settings"] == alone  # Ray would set OMP_NUM_THREADS
         assert file.clock is not None
         spans.append((file.clock.monotonic_s, file.clock.monotonic_s + (file.timings.measured_s or 0)))
     assert any(begun < ended for (_, ended), (begun, _) in itertools.pairwise(sorted(spans)))
