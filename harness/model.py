@@ -188,6 +188,15 @@ class MeterInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """What was paid for: `count` GPUs of that name, or vCPUs of a CPU machine. `none`: a simulated engine."""
+
+    kind: Literal["gpu", "cpu", "none"]
+    name: str | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """Which weights answered. `asked` is what the user typed; None: unknown to this engine."""
 

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 from harness.errors import HarnessError
 from harness.process import Child, Gone
-from harness.store.directory import adopt, read_run_file
+from harness.store.directory import adopt
+from harness.store.run import read_run_file
 from harness.workload.schema import Workload
 
 LOOK_S = 2.0

@@ -17,7 +17,7 @@ from harness.analysis.client_check import check_client
 from harness.analysis.latency import summarise
 from harness.measure.eventloop import Watch, event_loop
 from harness.model import Record, Summary
-from harness.store.directory import frame_of
+from harness.store.rows import frame_of
 
 OPEN = {"shape": "constant", "rate_per_s": 10.0}
 CLOSED = {"shape": "closed", "users": 2}

@@ -25,7 +25,7 @@ from harness.analysis import diff
 from harness.analysis.latency import summarise, window_of
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
-from harness.store.directory import frame_of
+from harness.store.rows import frame_of
 from harness.workload.library import read_workload
 
 USERS, TOKENS = 8, 16

@@ -15,7 +15,7 @@ from harness.analysis.findings import across, check_conditions, check_requests
 from harness.analysis.latency import summarise
 from harness.analysis.window import Change, Window
 from harness.model import Finding, Record
-from harness.store.directory import frame_of
+from harness.store.rows import frame_of
 
 
 def record(index: int, **changes: Any) -> Record:

@@ -19,7 +19,8 @@ from harness.measure import run as measuring
 from harness.measure.stop import Stop
 from harness.model import Figure, Summary
 from harness.report.changes import precision_table, repeats_table
-from harness.store.directory import frame_of, read_run
+from harness.store.rows import frame_of
+from harness.store.run import read_run
 from harness.workload.library import read_workload
 
 

@@ -14,7 +14,7 @@ from places import ROOT
 from harness.cli.schemas import SCHEMAS, schema
 from harness.config import read_yaml
 from harness.measure import run
-from harness.store.directory import read_run, read_run_file
+from harness.store.run import read_run, read_run_file
 from harness.store.run_file import SCHEMA_VERSION
 from harness.workload.schema import parse_workload
 

@@ -13,7 +13,8 @@ from harness.cost.pricing import costs_at_objective, list_scenarios, price_run, 
 from harness.errors import HarnessError
 from harness.model import EngineInfo, Figure, ModelIdentity, Record, Summary
 from harness.report.cost import cost_tables, fleet_costs, interactivity_table, tornado_tables
-from harness.store.directory import engine_record, frame_of
+from harness.store.directory import engine_record
+from harness.store.rows import frame_of
 from harness.store.run_file import RunFile
 
 SUMMARY = Summary("r", "complete", (Figure("output_tokens_per_s", 100.0, "1/s", "measured", 90.0, 110.0),), {})

@@ -18,7 +18,7 @@ from scipy import stats
 
 from harness.errors import HarnessError
 from harness.measure import run as measuring
-from harness.store.directory import Run, read_run, read_run_file
+from harness.store.run import Run, read_run, read_run_file
 from harness.workload.schema import parse_workload
 
 BASE = """

@@ -15,7 +15,7 @@ from harness.errors import HarnessError
 from harness.measure import run as measuring
 from harness.measure.nodes import clock_offset
 from harness.measure.sender import Progress
-from harness.store.directory import read_run
+from harness.store.run import read_run
 from harness.workload.schema import parse_workload
 
 BASE = """

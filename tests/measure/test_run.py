@@ -19,7 +19,7 @@ from harness.errors import HarnessError
 from harness.measure import run as measuring
 from harness.measure.eventloop import event_loop
 from harness.measure.sender import Progress
-from harness.store.directory import Run, read_run
+from harness.store.run import Run, read_run
 from harness.workload.schema import parse_workload
 
 BASE = """

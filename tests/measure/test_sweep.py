@@ -18,7 +18,8 @@ from harness.errors import HarnessError
 from harness.measure.search import Sweep
 from harness.measure.sweep import Status, carry_out, planned, start_workers
 from harness.measure.workers import Done, LocalWorker, Task, WorkerLost
-from harness.store.directory import adopt, list_runs, read_run
+from harness.store.directory import adopt, list_runs
+from harness.store.run import read_run
 
 WORKLOAD = """
 engine: {name: simulated, simulated: {ttft_s: 0.002, itl_s: 0.001, jitter: 0.2}}

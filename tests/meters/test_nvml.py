@@ -23,7 +23,7 @@ from harness.measure import run
 from harness.meters import tracker
 from harness.meters.base import create_meter
 from harness.model import MeterInfo, PowerSample
-from harness.store.directory import read_run
+from harness.store.run import read_run
 from harness.workload.schema import parse_workload
 
 Script = Callable[[str], None]

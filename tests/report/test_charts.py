@@ -18,7 +18,7 @@ from harness.report import charts, document
 from harness.report.charts import NARROW, WIDTH, Chart
 from harness.report.cost import ONE_USER
 from harness.report.table import Table
-from harness.store.directory import read_run
+from harness.store.run import read_run
 from harness.store.run_file import RunFile
 
 

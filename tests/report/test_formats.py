@@ -27,7 +27,7 @@ from harness.report import changes, document, format, formats, latex, tables
 from harness.report.format import scale
 from harness.report.formats import Format
 from harness.report.table import Table
-from harness.store.directory import read_run
+from harness.store.run import read_run
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ from harness.model import EngineInfo, Figure, ModelIdentity, Record, Summary
 from harness.report import page, whatif
 from harness.report.facts import compare_runs, facts_table
 from harness.report.table import Table
-from harness.store.directory import RunWriter, engine_record, frame_of
+from harness.store.directory import RunWriter, engine_record
+from harness.store.rows import frame_of
 from harness.store.run_file import RunFile
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"

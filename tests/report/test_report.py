@@ -19,7 +19,7 @@ from harness.model import Figure, Finding, Record, Summary
 from harness.report import formats, tables, text
 from harness.report.format import ends, number, words
 from harness.report.table import PROPERTIES, Table
-from harness.store.directory import frame_of
+from harness.store.rows import frame_of
 
 
 def figure(**changes: Any) -> Figure:

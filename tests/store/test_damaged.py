@@ -20,7 +20,8 @@ from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
 from harness.measure import run
 from harness.report import changes, document
-from harness.store.directory import find_run, list_runs, read_run
+from harness.store.directory import find_run, list_runs
+from harness.store.run import read_run
 from harness.workload.schema import parse_workload
 
 FILES = ("run.json", "requests.parquet", "power.parquet", "summary.json")

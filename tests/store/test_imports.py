@@ -14,8 +14,8 @@ from places import ROOT
 from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
 from harness.files import read_data
-from harness.store.directory import read_run
 from harness.store.imports import points, store_points
+from harness.store.run import read_run
 
 DATA = ROOT / "tests/data/imported"
 
