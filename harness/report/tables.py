@@ -211,7 +211,7 @@ def _short(value: Any) -> str:
     """A part of run.json in a line, without what was left open."""
     if isinstance(value, dict):
         return in_short(_given(value))
-    return _joined(map(_short, value), " ") if isinstance(value, list) else "" if value is None else str(value)
+    return _joined(map(_short, value), " ") if isinstance(value, list | tuple) else "" if value is None else str(value)
 
 
 def _given(spec: Mapping[str, Any]) -> dict[str, Any]:
