@@ -24,15 +24,16 @@ from pathlib import Path
 import pandas as pd
 
 from harness.analysis import index
-from harness.analysis.summary import summary_of
-from harness.facts.comparisons import Context
-from harness.facts.measured import measured_cost, shipped_book
+from harness.analysis.summary import load
+from harness.cost.pricing import explained, price_run
+from harness.facts.appraisal import appraise
 from harness.measure import run as measuring
-from harness.report import document
+from harness.model import Summary
 from harness.report.cost import run_cost_tables
-from harness.report.facts import compare_runs
+from harness.report.facts import compare_tables
 from harness.report.formats import long_form
-from harness.store.directory import Run, find_run, read_run
+from harness.store.directory import find_run
+from harness.store.run import Run, read_run
 from harness.workload.library import read_workload
 
 Root = str | Path
@@ -69,8 +70,8 @@ def cost(
     runs: Sequence[str], root: Root = RESULTS, scenario: str | None = None, overrides: Sequence[str] = ()
 ) -> pd.DataFrame:
     """What each run costs under a scenario (None: its own), in the long form: what `harness cost` prints."""
-    read = [_read(name, root) for name in runs]
-    return long_form(run_cost_tables([(run.file, summary_of(run)) for run in read], scenario, overrides))
+    priced = [price_run(*_load(name, root), scenario, overrides) for name in runs]
+    return long_form(run_cost_tables([explained(priced[0])] if len(priced) == 1 else priced))
 
 
 def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None = None) -> pd.DataFrame:
@@ -78,9 +79,11 @@ def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None
 
     Without a run of a GPU, published GPU measurements stand in.
     """
-    costed = [document.costed(_read(name, root), scenario) for name in runs]
-    book = shipped_book()
-    return long_form(compare_runs(Context(book, measured_cost(book, costed)), costed))
+    return long_form(compare_tables(appraise([price_run(*_load(name, root), scenario) for name in runs])))
+
+
+def _load(run: str, root: Root) -> tuple[Run, Summary]:
+    return load(find_run(run, Path(root)))
 
 
 def _read(run: str, root: Root) -> Run:

@@ -6,12 +6,8 @@ Units are SI and stand in the names. A missing value is None, never 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -185,6 +181,15 @@ class MeterInfo:
     """How far its stamps may be from the harness's clock; widens every bound."""
     error: str | None = None
     """Why it stopped before it was asked to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What was paid for: `count` GPUs of that name, or vCPUs of a CPU machine. `none`: a simulated engine."""
+
+    kind: Literal["gpu", "cpu", "none"]
+    name: str | None
+    count: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from harness.analysis.latency import Times, times
 from harness.analysis.window import Window
 from harness.model import Figure, Finding, Summary
 from harness.stats import least_n
+from harness.store.run_file import ClientSeen
 from harness.workload.arrivals import Load, user_spans
 
 Array = NDArray[np.float64]
@@ -32,7 +33,7 @@ def check_client(
     load: Mapping[str, Any],
     *,
     count: int | None = None,
-    clients: Sequence[Mapping[str, Any]] = (),
+    clients: Sequence[ClientSeen] = (),
     served: bool = False,
     window: Window | None = None,
 ) -> Summary:
@@ -58,9 +59,9 @@ def check_client(
     return replace(summary, figures=figures, findings=tuple(sorted(findings, key=lambda each: not each.serious)))
 
 
-def clock_bound_s(clients: Sequence[Mapping[str, Any]]) -> float:
+def clock_bound_s(clients: Sequence[ClientSeen]) -> float:
     """How far the clocks of client processes on other machines may be from the parent's; 0 where all share one."""
-    return max((client.get("clock_bound_s", 0.0) for client in clients), default=0.0)
+    return max((client.clock_bound_s for client in clients), default=0.0)
 
 
 def _within(sent: pd.DataFrame, window: Window | None) -> pd.DataFrame:
@@ -142,14 +143,14 @@ def _not_held(offered: Mapping[str, Figure], load: Load) -> Iterator[Finding]:
 _ADVICE = "lower the load, share it out with --clients, or free a core for the harness"
 
 
-def _own(sent: pd.DataFrame, clients: Sequence[Mapping[str, Any]], served: bool) -> Iterator[Figure]:
+def _own(sent: pd.DataFrame, clients: Sequence[ClientSeen], served: bool) -> Iterator[Figure]:
     """The worst of the client processes, each by itself."""
-    delays = [client["loop_delay_s"] for client in clients if "loop_delay_s" in client]
+    delays = [client.loop_delay_s for client in clients if client.loop_delay_s is not None]
     for name in ("p50", "p99", "max") if delays else ():
         yield Figure(
-            f"client.loop_delay_s.{name}", max(delay[name] for delay in delays), "s", "measured", n=len(delays)
+            f"client.loop_delay_s.{name}", max(getattr(delay, name) for delay in delays), "s", "measured", n=len(delays)
         )
-    shares = [x["cpu_s"] / x["elapsed_s"] for x in clients if "cpu_s" in x and x.get("elapsed_s")]
+    shares = [x.cpu_s / x.elapsed_s for x in clients if x.cpu_s is not None and x.elapsed_s]
     if shares:
         yield Figure("client.cpu_share", max(shares), "share", "measured", n=len(shares))
     if served and len(sent):
@@ -157,10 +158,10 @@ def _own(sent: pd.DataFrame, clients: Sequence[Mapping[str, Any]], served: bool)
         yield Figure("client.connected", opened / len(sent), "share", "measured", n=len(sent))
 
 
-def _late(seen: Times, summary: Summary, load: Load, clients: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _late(seen: Times, summary: Summary, load: Load, clients: Sequence[ClientSeen]) -> Iterator[Finding]:
     """Where the harness's own delay could move a p99 by more than `MOVED`."""
-    enough = [delay for client in clients if (delay := client.get("loop_delay_s")) and delay["n"] >= least_n(0.99)]
-    loop_s = max((delay["p99"] for delay in enough), default=0.0)
+    enough = [delay for client in clients if (delay := client.loop_delay_s) is not None and delay.n >= least_n(0.99)]
+    loop_s = max((delay.p99 for delay in enough), default=0.0)
     done = seen.each[seen.completed]
     lag_s = 0.0
     # Offline nothing is due at a time of its own; under a cap on the requests in flight they wait because they are to.

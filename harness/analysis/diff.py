@@ -15,6 +15,7 @@ from scipy import special
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.stats import CONFIDENCE
+from harness.store.run import Run
 
 Array = NDArray[np.float64]
 BETTER: Mapping[str, int] = {
@@ -237,16 +238,11 @@ LENGTH = ("requests.count", "load.duration_s")
 """Keys of a workload that change how precise a figure is, not what it is of."""
 
 
-def differences(base: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Between two run.json: what forbids a comparison, then what it should be read with; each names its field.
+def differences(base: Run, new: Run) -> tuple[list[str], list[str]]:
+    """What forbids a comparison of two runs, then what it should be read with; each names its field.
 
     What only one of the two knows is among the latter, and so are versions and options of the engine: they are what
     people compare. A model is the same where its weights are, whatever it was called.
-
-    >>> one = {"engine_asked": "vllm", "workload": {"load": {"users": 4}}, "environment": {"python": "3.12"}}
-    >>> two = {"engine_asked": "vllm", "workload": {"load": {"users": 8}}, "environment": {"python": "3.13"}}
-    >>> differences(one, two)
-    (['load.users differs: 4 vs 8'], ['python differs: 3.12 vs 3.13'])
     """
     (asked, ran, rest), (asked_1, ran_1, rest_1) = _conditions(base), _conditions(new)
     if "weights_sha256" in ran and ran["weights_sha256"] == ran_1.get("weights_sha256"):
@@ -266,30 +262,31 @@ def _said(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _conditions(run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _conditions(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """What was asked, what ran and on what, and all else, by dotted name; what is not known is left out."""
-    workload, place, engine = run["workload"], run["environment"], run.get("engine") or {}
-    asked = _flat({part: workload.get(part) for part in ("requests", "load", "objectives")})
+    workload, place, engine, model = run.file.workload, run.environment, run.engine, run.model
+    asked = _flat(workload.model_dump(include={"requests", "load", "objectives"}))
     rest = {key: asked.pop(key, None) for key in LENGTH}
-    model, gpus, cpu = engine.get("model") or {}, place.get("gpus") or [], place.get("cpu") or {}
-    identity = {key: model.get(key) for key in ("precision", "stored_precision", "weights_sha256")}
-    ran = {"engine": run["engine_asked"], "model": model.get("source"), **identity}
-    ran |= {key: engine.get(key) for key in ("device", "device_count")}
-    if engine.get("device") == "cpu":
-        ran |= {"cpu": cpu.get("model"), "cores_usable": cpu.get("cores_usable")}
-    elif engine.get("device") == "cuda":
-        ran |= {"gpu": _one(gpus, "name"), "power_limit_w": _one(gpus, "power_limit_w")}
-    rest |= {"engine_version": engine.get("version"), "seed": workload.get("seed"), "git": place.get("git")}
-    rest |= {"clients": len(run.get("clients") or [0])}
-    rest |= {key: place.get(key) for key in ("driver", "python", "os", "harness")}
-    rest = _flat({**rest, "options": engine.get("options"), "warmup": workload.get("warmup")})
-    return asked, _flat(ran), rest | _flat({key: place.get(key) for key in ("packages", "settings")})
+    ran: dict[str, Any] = {"engine": run.file.engine_asked}
+    if engine is not None:
+        ran |= {"model": model.source, "precision": model.precision, "stored_precision": model.stored_precision}
+        ran |= {"weights_sha256": model.weights_sha256, "device": engine.device, "device_count": engine.device_count}
+        rest |= {"engine_version": engine.version, "options": engine.options}
+        if engine.device == "cpu":
+            ran |= {"cpu": place.cpu.model, "cores_usable": place.cpu.cores_usable}
+        elif run.on_gpu:
+            ran |= {"gpu": _one([gpu.name for gpu in place.gpus])}
+            ran |= {"power_limit_w": _one([gpu.power_limit_w for gpu in place.gpus])}
+    rest |= {"seed": workload.seed, "git": place.git and place.git.model_dump(), "clients": len(run.file.clients) or 1}
+    rest |= {"driver": place.driver, "python": place.python, "os": place.os, "harness": place.harness}
+    rest |= {"warmup": workload.warmup.model_dump()}
+    return asked, _flat(ran), _flat(rest) | _flat({"packages": place.packages, "settings": place.settings})
 
 
-def _one(gpus: Sequence[Mapping[str, Any]], key: str) -> Any:
+def _one(values: Sequence[Any]) -> Any:
     """What all GPUs of the machine share, or the list of what they have."""
-    values = list(dict.fromkeys(gpu.get(key) for gpu in gpus))
-    return values[0] if len(values) == 1 else values or None
+    found = list(dict.fromkeys(values))
+    return found[0] if len(found) == 1 else found or None
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,8 @@ from harness.analysis.latency import Times, times
 from harness.analysis.window import Window
 from harness.model import Finding, Summary
 from harness.stats import least_n
-from harness.store.run_file import RunFile
+from harness.store.run import Run
+from harness.store.run_file import AskedRequests, Environment
 
 FAILED_SHARE = 0.01
 """Share of failed requests above which the others had an easier time of it."""
@@ -48,27 +49,25 @@ def check_requests(
 
 
 def check_conditions(
-    environment: Mapping[str, Any], requests: Mapping[str, Any], options: Mapping[str, Any], summary: Summary
+    place: Environment, requests: AskedRequests, options: Mapping[str, Any], summary: Summary
 ) -> Iterator[Finding]:
-    """Of where a run took place, and how its engine was set. `requests` is the workload's, `options` the engine's."""
+    """Of where a run took place, and how its engine was set. `options` are the engine's."""
     if summary["duration_s"].status == "simulated":
         return
-    git = environment.get("git") or {}
-    swapped = sum((environment.get("swap") or {}).values())
-    if environment.get("debug"):
-        text = f"it ran with {', '.join(environment['debug'])}, which is slow"
+    swapped = sum(place.swap.values())
+    if place.debug:
+        text = f"it ran with {', '.join(place.debug)}, which is slow"
         yield Finding("debug-build", text, "unset it, or install a release build", serious=True)
     if swapped > SWAPPED_BYTES:
         text = f"the machine swapped {swapped / 1e6:.0f} MB while it ran"
         yield Finding("swap", text, "leave more memory free, or switch swap off")
-    if set(environment.get("governors") or ()) - {"performance"}:
-        text = f"processors change their frequency (governor {', '.join(environment['governors'])})"
+    if set(place.governors) - {"performance"}:
+        text = f"processors change their frequency (governor {', '.join(place.governors)})"
         yield Finding("cpu-frequency", text, "set it to performance: `cpupower frequency-set -g performance`")
-    if git.get("dirty"):
-        text = f"the harness ran from a clone with changes that {str(git.get('revision'))[:12]} does not have"
+    if place.git is not None and place.git.dirty:
+        text = f"the harness ran from a clone with changes that {str(place.git.revision)[:12]} does not have"
         yield Finding("dirty-tree", text, "commit them, so that the run can be repeated")
-    kinds = [requests, *(requests.get("parts") or ())]
-    repeats = any(kind.get(key) is not None for kind in kinds for key in ("prompts", "prefix", "turns"))
+    repeats = any(x is not None for kind in requests.kinds for x in (kind.prompts, kind.prefix, kind.turns))
     if options.get("enable_prefix_caching") and repeats and summary["cached_tokens"].value is None:
         text = "the prefix cache is on, prompts repeat, and the engine does not say what came from the cache"
         yield Finding("prefix-cache", text, "switch the prefix cache off, or say so beside the figures")
@@ -164,17 +163,17 @@ def _tokens(requests: pd.DataFrame, seen: Times, summary: Summary, ignore_eos: b
         yield Finding("cached-input", text, "switch the prefix cache off, or say so beside the figures")
 
 
-def mixed(files: Iterable[RunFile]) -> Finding | None:
+def mixed(runs: Iterable[Run]) -> Finding | None:
     """Software that can change a figure and is not the same in all of these runs."""
-    return across(
-        [
-            {
-                **file.environment.get("packages", {}),
-                "harness": (file.environment.get("git") or {}).get("revision") or file.environment.get("harness"),
-                "python": file.environment.get("python"),
-                "driver": file.environment.get("driver"),
-                "engine": (file.engine or {}).get("version"),
-            }
-            for file in files
-        ]
-    )
+    return across([_software(run) for run in runs])
+
+
+def _software(run: Run) -> dict[str, str | None]:
+    place = run.environment
+    return {
+        **place.packages,
+        "harness": (place.git.revision if place.git else None) or place.harness,
+        "python": place.python,
+        "driver": place.driver,
+        "engine": run.engine.version if run.engine else None,
+    }

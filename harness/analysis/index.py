@@ -18,27 +18,27 @@ import pyarrow as pa
 from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
 from harness.model import Figure
-from harness.store.directory import read_run, read_run_file, read_summary, source
-from harness.store.run_file import RunFile
+from harness.store.directory import read_summary, source
+from harness.store.run import Run, read_run
 
 FILE = ".index.parquet"
-FIELDS: Mapping[str, Callable[[RunFile], Any]] = {
-    "run": lambda file: file.id,
-    "state": lambda file: file.state,
-    "created_utc": lambda file: file.created_utc.isoformat(),
-    "workload": lambda file: file.workload.get("name"),
-    "model": lambda file: file.workload.get("model"),
-    "precision": lambda file: _engine(file).get("model", {}).get("precision"),
-    "engine": lambda file: file.engine_asked,
-    "engine_version": lambda file: _engine(file).get("version"),
-    "device": lambda file: _engine(file).get("device"),
-    "device_count": lambda file: _engine(file).get("device_count"),
-    "gpu": lambda file: next((gpu.get("name") for gpu in file.environment.get("gpus", ())), None),
-    "load": lambda file: file.workload.get("load", {}).get("shape"),
-    "users": lambda file: file.workload.get("load", {}).get("users"),
-    "rate_per_s": lambda file: file.workload.get("load", {}).get("rate_per_s"),
-    "harness": lambda file: file.environment.get("harness"),
-    "error": lambda file: file.error,
+FIELDS: Mapping[str, Callable[[Run], Any]] = {
+    "run": lambda run: run.id,
+    "state": lambda run: run.state,
+    "created_utc": lambda run: run.file.created_utc.isoformat(),
+    "workload": lambda run: run.file.workload.name,
+    "model": lambda run: run.file.workload.model,
+    "precision": lambda run: run.model.precision,
+    "engine": lambda run: run.file.engine_asked,
+    "engine_version": lambda run: run.engine and run.engine.version,
+    "device": lambda run: run.engine and run.engine.device,
+    "device_count": lambda run: run.engine and run.engine.device_count,
+    "gpu": lambda run: run.gpu,
+    "load": lambda run: run.file.workload.load.shape,
+    "users": lambda run: run.users,
+    "rate_per_s": lambda run: run.file.workload.load.rate_per_s,
+    "harness": lambda run: run.environment.harness,
+    "error": lambda run: run.file.error,
 }
 """Column -> where in run.json it stands; after these come the run's figures, each under its own name."""
 _KEY = ("directory", "stamp")
@@ -113,10 +113,6 @@ def _holds(column: pd.Series, sign: str, value: str) -> pd.Series:
     return kept
 
 
-def _engine(file: RunFile) -> Mapping[str, Any]:
-    return file.engine or {}
-
-
 def _fresh(root: Path) -> pd.DataFrame:
     """The index, brought up to date, and stored again where a run was added, changed or removed."""
     stamps = dict(_stamps(root))
@@ -162,7 +158,7 @@ def _stamps(root: Path) -> Iterator[tuple[str, str]]:
             continue
         try:
             changed_ns = (path / "run.json").stat().st_mtime_ns
-        except PermissionError:  # `store.read_file` will say so
+        except PermissionError:  # `read_run` will say so
             changed_ns = 0
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -172,10 +168,10 @@ def _stamps(root: Path) -> Iterator[tuple[str, str]]:
 def _row(directory: Path, stamp: str) -> dict[str, Any]:
     row: dict[str, Any] = {"directory": directory.name, "stamp": stamp, "run": directory.name}
     try:
-        file = read_run_file(directory)
-        row |= {name: read(file) for name, read in FIELDS.items()}
-        if file.state != "running":
-            summary = read_summary(directory) or summary_of(read_run(directory))
+        run = read_run(directory)
+        row |= {name: read(run) for name, read in FIELDS.items()}
+        if run.state != "running":
+            summary = read_summary(directory) or summary_of(run)
             row |= {figure.name: figure.value for figure in summary.figures}
     except HarnessError as damaged:
         row |= {"state": "damaged", "error": damaged.what}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -62,11 +62,6 @@ class Source:
             low_w, high_w = 0.0, max(high_w, device.power_limit_w)
         mean_s, watts = device.average_window_s if average else None, rows[column].to_numpy(float)
         return power_window(time, watts, start_s, end_s, update_s=update_s, mean_s=mean_s, range_w=high_w - low_w)
-
-
-def meter_infos(stored: Sequence[Mapping[str, Any]]) -> tuple[MeterInfo, ...]:
-    """MeterInfo values from the mappings that `dataclasses.asdict` made of them, as run.json holds."""
-    return tuple(MeterInfo(**{**info, "devices": tuple(MeterDevice(**d) for d in info["devices"])}) for info in stored)
 
 
 def sources(power: pd.DataFrame, infos: Sequence[MeterInfo]) -> tuple[Source, ...]:

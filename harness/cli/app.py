@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.model import Summary
     from harness.report.formats import Format as Formats
     from harness.report.table import Table
-    from harness.store.directory import Run
+    from harness.store.run import Run
 
 
 app = typer.Typer(
@@ -82,13 +82,14 @@ def emit(content: str | bytes, out: Path | None = None) -> None:
         typer.echo(content, nl=False)
 
 
-def show_run(directory: Path) -> Run:
+def show_run(directory: Path) -> tuple[Run, Summary]:
     """Print what a terminal shows of a run."""
+    from harness.analysis.summary import load
     from harness.report import document
-    from harness.store.directory import read_run
 
-    show(document.in_short(document.report([document.load(directory)])), "text")
-    return read_run(directory)
+    found = load(directory)
+    show(document.in_short(document.report([found])), "text")
+    return found
 
 
 @contextlib.contextmanager

@@ -59,7 +59,8 @@ def run(
     from harness.measure import run as measuring
     from harness.measure.stop import Stop
     from harness.report.changes import precision_table, repeats_table
-    from harness.store.directory import new_id, read_run
+    from harness.store.directory import new_id
+    from harness.store.run import read_run
     from harness.workload.library import read_workload
 
     named = {"engine.name": engine, "model": model, "scenario": scenario}
@@ -82,15 +83,15 @@ def run(
                     spec, out, display.show, power, declared, clients, ray, enough=judge, sweep=sweep
                 )
             runs.append(read_run(directory))
-            if runs[-1].file.state != "complete":
+            if runs[-1].state != "complete":
                 break
-    stored = show_run(runs[-1].directory)
+    stored, summary = show_run(runs[-1].directory)
     if repeat > 1:
-        show([repeats_table([(each.file, summary_of(each)) for each in runs])], "text")
+        show([repeats_table([(each, summary_of(each)) for each in runs])], "text")
     if targets:
-        show([precision_table(stored.file, summary_of(stored), targets)], "text")
+        show([precision_table(stored, summary, targets)], "text")
     typer.echo(f"run: {stored.directory}")
-    if stored.file.state != "complete" or not stored.requests["error"].isna().any():
+    if stored.state != "complete" or not stored.requests["error"].isna().any():
         typer.echo(f"incomplete: {stored.file.error or 'no request succeeded'}", err=True)
         raise typer.Exit(errors.INCOMPLETE)
 

@@ -60,23 +60,25 @@ def compare(
     Without a run of a GPU, published GPU measurements stand in. --set changes an assumption of the comparison
     (chat_share=0.3) or an input of the scenario (serving.utilisation=0.5).
     """
+    from harness.analysis.summary import load
+    from harness.cost.pricing import price_run
     from harness.cost.scenario import KEYS
+    from harness.facts.appraisal import appraise
     from harness.facts.book import assume
-    from harness.facts.comparisons import COMPARISONS, Context
-    from harness.facts.measured import measured_cost, shipped_book
-    from harness.report import document
-    from harness.report.facts import compare_runs, comparison_table, explained
-    from harness.store.directory import read_run
+    from harness.facts.comparisons import COMPARISONS
+    from harness.facts.measured import shipped_book
+    from harness.report.facts import compare_tables, comparison_table, explained
 
     inputs = [each for each in set_ or () if each.partition("=")[0] in KEYS]
-    with each_run(references or (), root, lambda path: document.costed(read_run(path), scenario, inputs)) as runs:
+    with each_run(references or (), root, lambda path: price_run(*load(path), scenario, inputs)) as priced:
         book = assume(shipped_book(file or ()), [each for each in set_ or () if each not in inputs])
-        context = Context(book, measured_cost(book, runs), force)
+        appraisal = appraise(priced, book, force)
+        context = appraisal.context
         if explain is not None:
             emit(explained(context, explain, format_))
             return
         names = [*COMPARISONS, "contradictions"] if table == ["all"] else table or []
-        made = [*compare_runs(context, runs), *(comparison_table(context, name) for name in names)]
+        made = [*compare_tables(appraisal), *(comparison_table(context, name) for name in names)]
         show(made, format_, charts=charts, chart_format=chart_format)
 
 
@@ -99,26 +101,25 @@ def cost(
     format_: Format = "text",
 ) -> None:
     """Price runs under a scenario: each alone, split by phase, at a latency objective, or as a fleet over a day."""
-    from harness.analysis.summary import summary_of
+    from harness.analysis.summary import load
     from harness.cost.fleet import Policy
-    from harness.cost.pricing import costs_at_objective, query_costs
-    from harness.report.cost import cost_tables, fleet_costs, interactivity_table, run_cost_tables
-    from harness.store.directory import read_run
+    from harness.cost.pricing import costs_at_objective, explained, fleet_costs, interactivity, price_run, query_costs
+    from harness.report.cost import cost_tables, fleet_table, interactivity_table, run_cost_tables
 
-    with each_run(references or ["latest"], root, read_run) as runs:
+    with each_run(references or ["latest"], root, load) as sweep:
         how = (scenario, set_ or ())
-        sweep = [] if split else [(each.file, summary_of(each)) for each in runs]
         made: Sequence[Table]
         if split:
-            made = cost_tables(query_costs([(each.file, each.requests) for each in runs], *how))
+            made = cost_tables(query_costs([run for run, _ in sweep], *how))
         elif objective is None:
-            made = run_cost_tables(sweep, *how)
+            priced = [price_run(run, summary, *how) for run, summary in sweep]
+            made = run_cost_tables([explained(priced[0])] if len(priced) == 1 else priced)
         elif fleet is None:
             found, _ = costs_at_objective(sweep, objective, *how)
-            made = [*cost_tables(found), interactivity_table(sweep, *how)]
+            made = [*cost_tables(found), interactivity_table(interactivity(sweep, *how))]
         else:
-            found, day = fleet_costs(sweep, objective, _pair(fleet), Policy(), *how)
-            made = [*cost_tables(found), day]
+            found, day, note = fleet_costs(sweep, objective, _pair(fleet), Policy(), *how)
+            made = [*cost_tables(found), fleet_table(day, note)]
         show(made, format_)
 
 
@@ -144,19 +145,16 @@ def extrapolate(
     format_: Format = "text",
 ) -> None:
     """Predict speed, energy and cost of a model and GPU that were not measured, from published GPU measurements."""
-    from harness.analysis.summary import summary_of
+    from harness.analysis.summary import load
     from harness.predict.extrapolate import extrapolate
     from harness.report.cost import cost_tables
     from harness.report.predict import validation_table
-    from harness.store.directory import find_run, read_run
+    from harness.store.directory import find_run
 
     if validate or model is None:
         show([validation_table()], format_)
         return
-    own = None
-    if reference is not None:
-        stored = read_run(find_run(reference, root))
-        own = stored.file, summary_of(stored)
+    own = None if reference is None else load(find_run(reference, root))
     found = extrapolate(model, gpu, devices, precision, batch, _pair(tokens), scenario, set_ or (), own)
     show(cost_tables(found), format_)
 

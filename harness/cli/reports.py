@@ -26,18 +26,18 @@ def report(
     A terminal gets a run in short; --table all prints every table, as every other format has. With several runs, a
     table of single runs that is named is printed for each. HTML is one file that needs no network, with a what-if.
     """
+    from harness.analysis.summary import load
     from harness.report import document
 
-    with each_run(references or ["latest"], root, lambda path: (path, document.load(path))) as found:
-        directories, sweep = [path for path, _ in found], [each for _, each in found]
+    with each_run(references or ["latest"], root, load) as sweep:
         made = document.report(sweep, scenario, table or ())
         if charts is not None:
             from harness.report import charts as drawing
 
-            drawn = drawing.of_report(made, document.with_rows(directories, sweep), sweep, drawing.WIDTH)
+            drawn = drawing.of_report(made, sweep, drawing.WIDTH)
             drawing.write(drawn, charts, chart_format)
         if format_ == "html":
-            emit(document.page_of(made, directories, sweep, scenario), out)
+            emit(document.page_of(made, sweep, scenario), out)
             return
         shown = document.in_short(made) if format_ == "text" and not table else made
         show(shown, format_, out, [summary for _, summary in sweep])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +14,7 @@ from harness.cli.display import Display
 
 if TYPE_CHECKING:
     from harness.report.changes import Difference
-    from harness.store.directory import Run
+    from harness.store.run import Run
 
 
 Force = Annotated[bool, typer.Option("--force", help="Compare what does not compare, and stamp it.")]
@@ -32,11 +31,12 @@ def check(
     from harness.analysis.summary import summary_of
     from harness.report import tables
     from harness.report.changes import precision_table
-    from harness.store.directory import find_run, read_run
+    from harness.store.directory import find_run
+    from harness.store.run import read_run
 
     stored = read_run(find_run(reference, root))
     summary, targets = summary_of(stored), precision.parse(precise or ())
-    wanted = [precision_table(stored.file, summary, targets)] if targets else []
+    wanted = [precision_table(stored, summary, targets)] if targets else []
     show([tables.findings_table(summary.findings), *wanted], "text")
     if any(finding.serious for finding in summary.findings):
         raise typer.Exit(errors.GATE_FAILED)
@@ -67,7 +67,8 @@ def diff(
 
 
 def _side(text: str, root: Path) -> list[Run]:
-    from harness.store.directory import find_run, read_run
+    from harness.store.directory import find_run
+    from harness.store.run import read_run
 
     found: list[Path] = []
     for each in text.split(","):
@@ -103,25 +104,28 @@ def rerun(
     from harness.measure import environment
     from harness.measure import run as measuring
     from harness.report.changes import difference
-    from harness.store.directory import find_run, read_run, read_run_file
+    from harness.store.directory import find_run
+    from harness.store.run import Run, read_run
+    from harness.store.run_file import Environment
     from harness.workload.schema import parse_workload
 
     before = read_run(find_run(reference, root))
     file = before.file
-    was = file.model_dump(mode="json")
-    must, noted = differences(was, {**was, "environment": environment.capture()})
+    here = file.model_copy(update={"environment": Environment.model_validate(environment.capture())})
+    must, noted = differences(before, Run(before.directory, here))
     if must and not force:
         raise errors.HarnessError(f"this is not where {file.id} was measured: {'; '.join(must)}", "add --force")
     for each in must + noted:
         typer.echo(each, err=True)
-    asked, engine = json.dumps(file.workload), f"engine.name={file.engine_asked}"
+    asked, engine = file.workload.model_dump_json(), f"engine.name={file.engine_asked}"
     spec = parse_workload(asked, f"{before.directory}/run.json", [engine])
     with Display() as display:
         clients = max(1, len(file.clients))
         directory = measuring.run(spec, root, display.show, file.meters_asked, file.declared, clients)
-    show(difference([before], [read_run(directory)], force=True).tables, format_)
+    after = read_run(directory)
+    show(difference([before], [after], force=True).tables, format_)
     typer.echo(f"run: {directory}", err=True)
-    if read_run_file(directory).state != "complete":
+    if after.state != "complete":
         raise typer.Exit(errors.INCOMPLETE)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import numpy as np
 
@@ -13,39 +12,11 @@ from harness.cost.draws import DEFAULT_DRAWS, Z95, Distribution, Draws, distribu
 from harness.cost.gpus import Gpu, find_gpu
 from harness.cost.scenario import MEASURED, OWNED, PRICE, Input, Scenario
 from harness.errors import HarnessError
-from harness.model import Figure, Status, Summary
+from harness.model import Device, Figure, Status, Summary
 
 HOURS_PER_YEAR = 8766
 HOURS_PER_MONTH = 730.5
 INTERVAL = "p5-p95"
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What was paid for: `count` GPUs of that name, or vCPUs of a CPU machine. `none`: a simulated engine."""
-
-    kind: Literal["gpu", "cpu", "none"]
-    name: str | None
-    count: int
-
-
-def device_of(engine: Mapping[str, Any], environment: Mapping[str, Any]) -> Device:
-    """The device of a run from its run.json: EngineInfo's fields, and what `environment.capture` gave.
-
-    A CPU counts its usable logical CPUs as vCPUs, whatever number of them the engine kept busy: all were paid for.
-
-    >>> device_of({"device": "cpu", "device_count": 1}, {"cpu": {"model": "Neoverse-V1", "cores_usable": 2}})
-    Device(kind='cpu', name='Neoverse-V1', count=2)
-    """
-    if engine["device"] == "cuda":
-        gpus = environment.get("gpus") or [{}]
-        return Device("gpu", gpus[0].get("name"), engine["device_count"])
-    if engine["device"] == "cpu":
-        cpu = environment["cpu"]
-        return Device("cpu", cpu.get("model"), cpu["cores_usable"])
-    if engine["device"] == "unknown":  # a server of which nobody said: without a name it has no price
-        return Device("gpu", None, engine["device_count"])
-    return Device("none", None, engine["device_count"])
 
 
 Factor = tuple[str, Draws]
@@ -64,6 +35,9 @@ class Costs:
     """By figure: shares of Var(ln cost) by status of its factors; empty where nothing varies, or the cost can be 0."""
     assumptions: tuple[Input, ...]
     notes: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Figure:
+        return next(figure for figure in self.figures if figure.name == name)
 
 
 TWO_DENOMINATORS = (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from harness.analysis.regression import Split
-from harness.cost.bill import Costs, Device, Row, bill_factors, costed, draw_inputs
+from harness.cost.bill import Costs, Row, bill_factors, costed, draw_inputs
 from harness.cost.draws import DEFAULT_DRAWS, Draws
 from harness.cost.phases import TERMS, allocate, usage_of
 from harness.cost.scenario import MEASURED, Scenario
-from harness.model import Figure, Status
+from harness.model import Device, Figure, Status
 
 NOT_IDENTIFIED = "the runs do not tell it apart: measure mixes of input and output that differ more"
 

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from harness.analysis.regression import Split, split_usage
 from harness.analysis.summary import Sweep
-from harness.cost.bill import (
-    DEFAULT_SCENARIO,
-    Costs,
-    Device,
-    cost_of_run,
-    device_of,
-    priced,
-)
+from harness.cost.bill import DEFAULT_SCENARIO, Costs, cost_of_run, measured, priced, tornado
 from harness.cost.by_token import cost_of_query
+from harness.cost.draws import distribution
+from harness.cost.fleet import Policy, curve_of, diurnal, plan
 from harness.cost.gpus import Gpu, read_rows
-from harness.cost.objective import Objective, best_feasible, parse_objectives
+from harness.cost.objective import Objective, best_feasible, pareto_front, parse_objectives, value
 from harness.cost.phases import time_blocks
 from harness.cost.scenario import Input, Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
 from harness.files import data_path, read_data, read_text
-from harness.model import Summary
-from harness.store.run_file import RunFile
+from harness.model import Device, Figure, Status, Summary
+from harness.store.run import Run
 
 
 def list_scenarios() -> tuple[tuple[str, str], ...]:
@@ -41,34 +36,68 @@ LOAD = ("load.shape", "load.users")
 """What the runs of a sweep may differ in."""
 
 
-def price_run(file: RunFile, summary: Summary, scenario: str | None = None, overrides: Sequence[str] = ()) -> Costs:
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """A run with what it costs."""
+
+    run: Run
+    summary: Summary
+    scenario: Scenario
+    """With the device's price in it."""
+    costs: Costs
+    tiers: tuple[Costs, ...] = ()
+    """The costs under every other shipped scenario that prices the run's device."""
+    shares: Mapping[str, tuple[Status, float]] = field(default_factory=dict)
+    """Input -> its status, and its share of the variance of ln cost, largest first; empty if nothing is uncertain."""
+
+
+def price_run(run: Run, summary: Summary, scenario: str | None = None, overrides: Sequence[str] = ()) -> Priced:
     """What the run's tokens cost under a scenario: a shipped name or a file; None: that of `scenario_for`."""
-    device, ready = device_and_scenario([file], scenario, overrides)
-    found, own = cost_of_run(summary, device, ready), file.workload.get("scenario")
-    if scenario is None and own is not None and own != scenario_for(file, device):
+    device, ready = device_and_scenario([run], scenario, overrides)
+    found, own = cost_of_run(summary, device, ready), run.file.workload.scenario
+    if scenario is None and own is not None and own != scenario_for(run):
         note = f"the workload's scenario {own} prices another kind of device: {ready.name} stands in"
         found = replace(found, notes=(note, *found.notes))
-    return found
+    return Priced(run, summary, ready, found)
 
 
-def query_costs(
-    runs: Sequence[tuple[RunFile, pd.DataFrame]], scenario: str | None = None, overrides: Sequence[str] = ()
-) -> Costs:
+def explained(priced: Priced) -> Priced:
+    """The same with what makes its cost uncertain."""
+    rate, inputs = measured(priced.summary, "output_tokens_per_s"), priced.scenario.inputs
+    shares = {} if priced.scenario.no_price or rate.value is None else tornado(priced.scenario, rate)
+    if not any(shares.values()):
+        return priced
+    status = {name: inputs[name].status if name in inputs else rate.status for name in shares}
+    return replace(priced, shares={name: (status[name], share) for name, share in shares.items()})
+
+
+def tiered(priced: Priced) -> Priced:
+    """The same with its costs under every other shipped scenario that prices its device."""
+    tiers = []
+    for name, _ in list_scenarios():
+        with suppress(HarnessError):  # it prices another kind of device
+            found = price_run(priced.run, priced.summary, name).costs
+            if name != priced.costs.scenario and found.figures[0].value is not None:
+                tiers.append(found)
+    return replace(priced, tiers=tuple(tiers))
+
+
+def query_costs(runs: Sequence[Run], scenario: str | None = None, overrides: Sequence[str] = ()) -> Costs:
     """What a query and a million tokens of each kind cost, from several runs of mixed shape."""
     _, split, mix = phase_split(runs)
-    return cost_of_query(split, mix, *device_and_scenario([file for file, _ in runs], scenario, overrides))
+    return cost_of_query(split, mix, *device_and_scenario(runs, scenario, overrides))
 
 
-def phase_split(runs: Sequence[tuple[RunFile, pd.DataFrame]]) -> tuple[Device, Split, tuple[float, float]]:
+def phase_split(runs: Sequence[Run]) -> tuple[Device, Split, tuple[float, float]]:
     """The device of runs of mixed shape, the split of its time, and their mean input and output tokens."""
-    device = _one_condition([file for file, _ in runs])
+    device = _one_condition(runs)
     blocks = []
-    for file, requests in runs:
+    for run in runs:
         try:
-            blocks.append(time_blocks(requests, device.count))
+            blocks.append(time_blocks(run.requests, device.count))
         except ValueError as empty:
-            raise HarnessError(f"run {file.id}: {empty}", "leave it out, or measure it again") from None
-    done = pd.concat([requests[requests["error"].isna()] for _, requests in runs])
+            raise HarnessError(f"run {run.id}: {empty}", "leave it out, or measure it again") from None
+    done = pd.concat([run.requests[run.requests["error"].isna()] for run in runs])
     tokens_out = done["output_tokens"].fillna(done["output_asked"])
     return device, split_usage(blocks), (float(done["input_asked"].mean()), float(tokens_out.mean()))
 
@@ -77,9 +106,123 @@ def costs_at_objective(
     sweep: Sweep, objective: str, scenario: str | None = None, overrides: Sequence[str] = ()
 ) -> tuple[Costs, Summary]:
     """What the best point of a sweep at a latency objective (`read_objective`) costs, and which point that is."""
-    ready = device_and_scenario([file for file, _ in sweep], scenario, overrides, LOAD)
+    ready = device_and_scenario([run for run, _ in sweep], scenario, overrides, LOAD)
     best = best_feasible([summary for _, summary in sweep], read_objective(objective))
     return cost_of_run(best, *ready), best
+
+
+def fleet_costs(
+    sweep: Sweep,
+    objective: str,
+    load: tuple[float, float],
+    policy: Policy,
+    scenario: str | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Costs, pd.DataFrame, str]:
+    """What a query costs over a whole day at a latency objective, the fleet by hour (`fleet.plan`), and a note.
+
+    `load` is (mean requests/s, peak / mean) of a `diurnal` curve; a replica is what the sweep's runs used. The costs
+    are `cost_of_run` at the best feasible point with the day's own utilisation, sum of load / (sum of replicas *
+    capacity), in place of the scenario's: all cost over all queries.
+    """
+    device, wanted = device_and_scenario([run for run, _ in sweep], scenario, overrides, LOAD)
+    summaries = [summary for _, summary in sweep]
+    best = best_feasible(summaries, read_objective(objective))
+    capacity = value(best, "requests_per_s")
+    day = plan(diurnal(*load), capacity, curve_of(summaries), policy)
+    used = distribution("value", float(day.load.sum() / (day.replicas.sum() * capacity)))
+    of_day = Input("serving.utilisation", used, "1", "computed: the day's load on the planned replicas", "", "assumed")
+    found = cost_of_run(best, device, replace(wanted, inputs={**wanted.inputs, of_day.name: of_day}))
+    note = (
+        f"{day.replicas.sum() * device.count} device-hours a day; a replica serves {capacity:.3g} requests/s at "
+        f"'{objective}'; headroom {policy.headroom:.0%}, availability {policy.availability:.3%} with replicas up "
+        f"{policy.up:.1%}, given back after {policy.hold_hours} h"
+    )
+    return found, day, note
+
+
+@dataclass(frozen=True, slots=True)
+class Interactive:
+    """A run that no other beats in output rate and median TPOT."""
+
+    run: str
+    per_user: Figure
+    """Output tokens/s of one user: 1 / median TPOT."""
+    per_device: Figure
+    """Output tokens/s of one device."""
+    cost: Figure
+    """USD per million output tokens."""
+    per: str
+    """What a device is: gpu or vcpu."""
+
+
+def interactivity(sweep: Sweep, scenario: str | None = None, overrides: Sequence[str] = ()) -> tuple[Interactive, ...]:
+    """Cost against interactivity: the Pareto front of runs that differ in nothing but load, by rising rate."""
+    device, wanted = device_and_scenario([run for run, _ in sweep], scenario, overrides, LOAD)
+    rows = []
+    for summary in pareto_front([summary for _, summary in sweep], ["tpot_s.p50"]):
+        cost = cost_of_run(summary, device, wanted)["usd_per_million_output_tokens"]
+        tpot, rate = summary["tpot_s.p50"], summary["output_tokens_per_s"]
+        user = _turned("tokens_per_s_of_a_user", tpot, lambda x: 1 / x)
+        each = _turned("tokens_per_s_per_device", rate, lambda x: x / device.count)
+        rows.append(Interactive(summary.run, user, each, cost, wanted.per))
+    return tuple(rows)
+
+
+def _turned(name: str, figure: Figure, by: Callable[[float], float]) -> Figure:
+    """A rate in tokens/s from another figure and its interval, by a monotone function."""
+    value, *ends = (None if x is None else by(x) for x in (figure.value, figure.low, figure.high))
+    low, high = ends if None in ends else sorted(x for x in ends if x is not None)
+    status: Status = "simulated" if figure.status == "simulated" else "derived"
+    return Figure(name, value, "tokens/s", status, low, high, figure.n, figure.reason, figure.interval)
+
+
+FASTEST = "the fastest run meets the objective, so more throughput may be had"
+NEEDED = ("output_tokens_per_s", "tpot_s.p50", "ttft_s.p99", "tpot_s.p99")
+"""Figures that a run must have to be compared at an objective."""
+
+
+@dataclass(frozen=True, slots=True)
+class AtObjective:
+    """The most throughput of runs that differ in nothing but load at one of the preset objectives."""
+
+    objective: str
+    limits: Objective
+    model: str
+    run: str
+    """The run, or the two between which the point lies; empty: no run meets the objective."""
+    rate: Figure
+    cost: Figure
+
+
+def alike(sweep: Sweep) -> list[Sweep]:
+    """Groups of two or more runs that differ in nothing but load; runs without the figures `NEEDED` are left out."""
+    groups: dict[str, list[tuple[Run, Summary]]] = {}
+    for run, summary in sweep:
+        if run.engine is not None and all(measured(summary, name).value is not None for name in NEEDED):
+            same = {name: has for name, has in conditions_of(run).items() if name not in LOAD}
+            groups.setdefault(repr(same), []).append((run, summary))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def at_objectives(sweep: Sweep, scenario: str | None = None) -> list[AtObjective]:
+    """The best point of runs that are `alike` at each preset objective."""
+    presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
+    return [_at(sweep, name, limits, scenario) for name, limits in presets.items()]
+
+
+def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtObjective:
+    model = str(conditions_of(sweep[0][0])["model"])
+    try:
+        found, best = costs_at_objective(sweep, name, scenario)
+    except HarnessError as none:
+        rate = Figure("output_tokens_per_s", None, "tokens/s", "derived", reason=none.what)
+        cost = Figure("usd_per_million_output_tokens", None, "USD/1e6 token", "derived", reason=none.what)
+        return AtObjective(name, limits, model, "", rate, cost)
+    rate, cost = best["output_tokens_per_s"], found["usd_per_million_output_tokens"]
+    if best.run in {summary.run for _, summary in sweep}:
+        rate, cost = replace(rate, reason=FASTEST), replace(cost, reason=FASTEST)
+    return AtObjective(name, limits, model, best.run, rate, cost)
 
 
 def read_objective(text: str) -> Objective:
@@ -98,48 +241,46 @@ def read_objective(text: str) -> Objective:
 
 
 def device_and_scenario(
-    files: Sequence[RunFile], scenario: str | None, overrides: Sequence[str], free: Sequence[str] = ()
+    runs: Sequence[Run], scenario: str | None, overrides: Sequence[str], free: Sequence[str] = ()
 ) -> tuple[Device, Scenario]:
     """The device of runs that differ in nothing but `free`, and the scenario for it."""
-    device = _one_condition(files, free)
-    return device, priced_for(device, scenario or scenario_for(files[0], device), overrides)
+    device = _one_condition(runs, free)
+    return device, priced_for(device, scenario or scenario_for(runs[0]), overrides)
 
 
-def scenario_for(file: RunFile, device: Device) -> str:
+def scenario_for(run: Run) -> str:
     """What prices a run where no scenario is named: its workload's own, unless that is for another kind of device."""
-    own: str | None = file.workload.get("scenario")
-    if own is not None and device.kind in ("none", {"gpu": "gpu", "vcpu": "cpu"}[read_scenario(own).per]):
+    own, kind = run.file.workload.scenario, run.device.kind
+    if own is not None and kind in ("none", {"gpu": "gpu", "vcpu": "cpu"}[read_scenario(own).per]):
         return own
-    return DEFAULT_SCENARIO[device.kind]
+    return DEFAULT_SCENARIO[kind]
 
 
-def _one_condition(files: Sequence[RunFile], free: Sequence[str] = ()) -> Device:
+def _one_condition(runs: Sequence[Run], free: Sequence[str] = ()) -> Device:
     """The device of runs that differ in no condition but those in `free`."""
-    if not files:
+    if not runs:
         raise HarnessError("no run to price", "name at least one; `harness list runs` shows them")
-    first = conditions_of(files[0])
-    for file in files:
-        for field, has in conditions_of(file).items():
-            if field not in free and has != first[field]:
+    first = conditions_of(runs[0])
+    for run in runs:
+        for name, has in conditions_of(run).items():
+            if name not in free and has != first[name]:
                 raise HarnessError(
-                    f"{field} differs: {files[0].id} has {first[field]}, {file.id} has {has}",
+                    f"{name} differs: {runs[0].id} has {first[name]}, {run.id} has {has}",
                     f"price runs together only if they differ in nothing but {'load' if free else 'lengths'}",
                 )
-    return device_of(files[0].engine or {}, files[0].environment)
+    return runs[0].device
 
 
-def conditions_of(file: RunFile) -> dict[str, Any]:
-    if file.engine is None:
-        raise HarnessError(f"run {file.id} never started its engine, so there is nothing to price", "choose another")
-    model = file.engine["model"]
-    gpus = file.environment.get("gpus") or [{}]
+def conditions_of(run: Run) -> dict[str, object]:
+    """What runs that are priced together must share, by name."""
+    model, device = run.model, run.device
     return {
-        "model": model["weights_sha256"] or model["source"] or model["asked"],
-        "precision": model["precision"],
-        "engine": file.engine["engine"],
-        "device": (file.engine["device"], gpus[0].get("name"), file.engine["device_count"]),
-        "load.shape": file.workload.get("load", {}).get("shape"),
-        "load.users": file.workload.get("load", {}).get("users"),
+        "model": model.weights_sha256 or model.source or model.asked,
+        "precision": model.precision,
+        "engine": run.engine.engine if run.engine else None,
+        "device": (device.kind, run.gpu, device.count),
+        "load.shape": run.shape,
+        "load.users": run.users,
     }
 
 

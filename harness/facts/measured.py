@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.cost.bill import Costs
 from harness.cost.draws import quantile
+from harness.cost.pricing import Priced
 from harness.errors import HarnessError
 from harness.facts.book import SHIPPED, Book, read_book
 from harness.facts.claims import Quantity
 from harness.facts.gap import Point, measured, published_points
 from harness.files import read_data
-from harness.model import Figure, Summary
-from harness.store.run_file import RunFile
+from harness.model import Figure
 
-StoredRun = tuple[RunFile, Summary, Costs]
 TOY_PARAMETERS = 1_000_000_000
 """Below this many parameters a model is too small to stand for one that a provider serves."""
 
@@ -32,8 +30,10 @@ def shipped_book(added: Iterable[Path] = ()) -> Book:
     return read_book({name: read_data(name) for name in SHIPPED}, mine)
 
 
-def standing(device: str, parameters: int | None) -> tuple[str, ...]:
+def standing(device: str, parameters: float | None) -> tuple[str, ...]:
     """What a run cannot speak for, said plainly; empty for a GPU run of a large model.
+
+    `device` is the engine's own word; empty: it never started.
 
     >>> standing("cpu", 134_515_008)
     ("CPU figures of a 135M model say nothing about a provider's fleet: they show that the method runs.",)
@@ -49,44 +49,45 @@ def standing(device: str, parameters: int | None) -> tuple[str, ...]:
     return (f"Figures of {size} say little about the models that a provider serves.",) if small else ()
 
 
-def run_point(file: RunFile, summary: Summary, costs: Costs) -> Point:
+def run_point(priced: Priced) -> Point:
     """A run as a place to start from. Raises HarnessError for one that never started its engine."""
-    if file.engine is None:
-        raise HarnessError(f"run {file.id} never started its engine", "compare another run")
-    figures = {figure.name: figure for figure in (*summary.figures, *costs.figures)}
+    run, costs = priced.run, priced.costs
+    if run.engine is None:
+        raise HarnessError(f"run {run.id} never started its engine", "compare another run")
+    figures = {figure.name: figure for figure in (*priced.summary.figures, *costs.figures)}
     tokens, requests = (getattr(figures.get(name), "value", None) for name in ("output_tokens_per_s", "requests_per_s"))
-    model, count = file.engine["model"], file.engine["device_count"]
-    price = figures["usd_per_hour"].value if file.engine["device"] == "cuda" else None
+    model, count = run.model, run.engine.device_count
+    price = figures["usd_per_hour"].value if run.on_gpu else None
     asked = {a.name: a.distribution for a in costs.assumptions}
     used, requests_per_query = (
         float(quantile(asked[name], np.array(0.5))) if name in asked else 1.0
         for name in ("serving.utilisation", "query.requests")
     )
     return Point(
-        file.id,
-        str(model["asked"] or model["source"]),
-        f"{count} x {file.engine['device']}, {file.engine['engine']}, scenario {costs.scenario}",
+        run.id,
+        str(model.asked or model.source),
+        f"{count} x {run.engine.device}, {run.engine.engine}, scenario {costs.scenario}",
         figures["usd_per_query"],
         figures.get("wh_per_query"),
         None if tokens is None or not requests else tokens / requests * requests_per_query,
-        model["active_parameters"] or model["parameters"],
+        model.active_parameters or model.parameters,
         price / count if price is not None else None,
         used,
     )
 
 
-def points_of(book: Book, runs: Sequence[StoredRun]) -> list[Point]:
+def points_of(book: Book, runs: Sequence[Priced]) -> list[Point]:
     """The runs as points; where none is of a GPU, published measurements stand in before them."""
-    points = [run_point(*run) for run in runs]
-    if any(file.engine is not None and file.engine["device"] == "cuda" for file, _, _ in runs):
+    points = [run_point(each) for each in runs]
+    if any(each.run.on_gpu for each in runs):
         return points
     price = book.assumptions["gpu_price"].value
     return [*published_points(read_data("published/mlenergy_v3_h100.csv"), price), *points]
 
 
-def measured_cost(book: Book, runs: Sequence[StoredRun]) -> Quantity | None:
+def measured_cost(points: Sequence[Point]) -> Quantity | None:
     """The first known cost of a million output tokens, for the comparisons that ask for it; None where none has one."""
-    for point in points_of(book, runs):
+    for point in points:
         cost = point.usd_per_query
         if cost.value is not None and point.output_tokens:
             million = Figure("cost", cost.value / point.output_tokens * 1e6, "USD/Mtoken", cost.status)

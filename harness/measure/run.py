@@ -118,7 +118,7 @@ def run(
     finally:
         if kept is None:
             here.runner.close()
-    writer.update(environment=environment.ended(writer.file.environment))
+    writer.update(environment=environment.ended(writer.file.environment.model_dump()))
     writer.finish(ended.state, ended.error)
     point_latest(root, writer.file.id)
     return writer.directory

@@ -10,7 +10,6 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from harness.analysis.precision import Looks, Target
 from harness.analysis.summary import made_of
 from harness.errors import HarnessError
 from harness.process import Child, Gone
-from harness.store.directory import Run, read_run
+from harness.store.run import Run, read_run
 
 PERIOD_S, PERIOD_SHARE = 0.1, 0.025
 """Between two readings of the journals, at first, and of the time that has passed, later."""
@@ -73,5 +72,5 @@ def look(pipe: Connection, targets: Sequence[Target]) -> None:
 def _precise(run: Run, known: pd.DataFrame, targets: Sequence[Target]) -> bool:
     """Whether every target is met by the requests that are known, as though the run had ended with them."""
     file = run.file.model_copy(update={"state": "complete"})
-    found = precision.reaches(made_of(replace(run, file=file, requests=known)), targets)
+    found = precision.reaches(made_of(Run(run.directory, file, known)), targets)
     return bool(found) and all(each.met for each in found)

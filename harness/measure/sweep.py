@@ -28,7 +28,8 @@ from harness.measure.search import (
 )
 from harness.measure.workers import Done, Task, Worker
 from harness.model import SERVED, Figure
-from harness.store.directory import list_runs, read_run
+from harness.store.directory import list_runs
+from harness.store.run import read_run
 from harness.workload.library import read_workload
 from harness.workload.schema import Workload
 
@@ -101,11 +102,11 @@ def planned(sweep: Sweep, root: Path) -> Plan:
 
 def _stored(sweep: Sweep, root: Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    for path, file in list_runs(root):
-        if isinstance(file, HarnessError) or file.state != "complete" or file.sweep is None:
+    for path, run in list_runs(root):
+        if isinstance(run, HarnessError) or run.state != "complete" or run.file.sweep is None:
             continue
-        if file.sweep["name"] == sweep.name:
-            found.setdefault(file.sweep["key"], path.name)
+        if run.file.sweep.name == sweep.name:
+            found.setdefault(run.file.sweep.key, path.name)
     return found
 
 

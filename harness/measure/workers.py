@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from harness.errors import HarnessError
 from harness.process import Child, Gone
-from harness.store.directory import adopt, read_run_file
+from harness.store.directory import adopt
+from harness.store.run import read_run
 from harness.workload.schema import Workload
 
 INTERRUPTED_S = 30.0
@@ -106,8 +107,8 @@ def work(pipe: Connection) -> None:
             kept, loaded = measuring.Kept(), wanted
         try:
             directory = measuring.run(task.workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept)
-            file = read_run_file(directory)
-            done = Done(file.state, directory.name, file.error)
+            run = read_run(directory)
+            done = Done(run.state, directory.name, run.file.error)
         except HarnessError as wrong:
             done = Done("failed", error=wrong.what)
         if done.state != "complete":  # whatever is wrong with it, the next point gets another engine

@@ -7,13 +7,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from harness.cost.bill import Costs, Device, Row, bill_factors, costed, draw_inputs, measured
+from harness.cost.bill import Costs, Row, bill_factors, costed, draw_inputs, measured
 from harness.cost.gpus import find_gpu, read_rows
 from harness.cost.pricing import price_tables, priced_for
 from harness.cost.scenario import MEASURED
 from harness.errors import HarnessError
 from harness.files import read_data
-from harness.model import Figure, Summary
+from harness.model import Device, Figure, Summary
 from harness.predict.roofline import (
     WEIGHT_BYTES,
     ServedModel,
@@ -25,7 +25,7 @@ from harness.predict.roofline import (
     stacked,
     work,
 )
-from harness.store.run_file import RunFile
+from harness.store.run import Run
 
 MEMORY_SHARE = 0.9
 """Share of a GPU's memory that weights and cache may take; engines keep the rest (vLLM's default)."""
@@ -42,7 +42,7 @@ def extrapolate(
     tokens: tuple[float, float] = (500, 500),
     scenario: str = "on-demand",
     overrides: Sequence[str] = (),
-    run: tuple[RunFile, Summary] | None = None,
+    run: tuple[Run, Summary] | None = None,
 ) -> Costs:
     """Device-seconds, joules and USD per output token of a model of models.csv on a GPU of gpus.csv, measured or not.
 
@@ -87,23 +87,23 @@ def extrapolate(
     return costed(used, rows, notes)
 
 
-def calibration(file: RunFile, summary: Summary) -> float:
+def calibration(run: Run, summary: Summary) -> float:
     """Measured / predicted device-seconds per output token of a run on a known GPU. HarnessError for any other run."""
-    if file.engine is None or file.engine["device"] != "cuda":
-        where = "a CPU" if file.engine and file.engine["device"] == "cpu" else "no GPU"
-        what = f"run {file.id} was measured on {where}: it says nothing about a GPU"
+    if not run.on_gpu:
+        where = "a CPU" if run.engine and run.engine.device == "cpu" else "no GPU"
+        what = f"run {run.id} was measured on {where}: it says nothing about a GPU"
         raise HarnessError(what, "name a GPU run, or none to extrapolate from the published measurements")
-    place = _place(file, summary)
+    place = _place(run, summary)
     if isinstance(place, str):
-        raise HarnessError(f"run {file.id}: {place}", "name another run, or none")
+        raise HarnessError(f"run {run.id}: {place}", "name another run, or none")
     row, rate, devices = place
     seconds, _ = predict(published()[0], row, devices, np.array([0.5]))
     return float(devices / rate / seconds[0])
 
 
-def hardware_limits(file: RunFile, summary: Summary) -> tuple[Figure, ...]:
+def hardware_limits(run: Run, summary: Summary) -> tuple[Figure, ...]:
     """MFU, MBU and the roofline's floor of a run; n/a with the reason where GPU or model has no row."""
-    place = _place(file, summary)
+    place = _place(run, summary)
     if isinstance(place, str):
         return tuple(Figure(name, None, unit, "derived", reason=place) for name, unit in LIMITS.items())
     row, rate, devices = place
@@ -112,25 +112,24 @@ def hardware_limits(file: RunFile, summary: Summary) -> tuple[Figure, ...]:
     return tuple(Figure(name, found[name], unit, "derived") for name, unit in LIMITS.items())
 
 
-def _place(file: RunFile, summary: Summary) -> tuple[tuple[float, ...], float, int] | str:
+def _place(run: Run, summary: Summary) -> tuple[tuple[float, ...], float, int] | str:
     """A run's work for one step, its output rate and devices; or why they are not known. Batch by Little's law."""
-    if file.engine is None or file.engine["device"] != "cuda":
+    if run.engine is None or not run.on_gpu:
         return "not a GPU run"
-    identity, gpus = file.engine["model"], file.environment.get("gpus") or [{}]
-    named = gpus[0].get("name") or "unknown"
-    gpu, model = find_gpu(named, price_tables()[0]), find_model(identity["source"] or identity["asked"] or "", models())
+    identity, named = run.model, run.gpu or "unknown"
+    gpu, model = find_gpu(named, price_tables()[0]), find_model(identity.source or identity.asked or "", models())
     if gpu is None:
         return f"GPU '{named}' is not in gpus.csv"
     if model is None:
-        return f"model '{identity['asked']}' is not in models.csv"
+        return f"model '{identity.asked}' is not in models.csv"
     names = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "e2e_s.mean")
     rates = [measured(summary, name) for name in names]
     for figure in rates:
         if figure.value is None:
             return figure.reason or "not recorded"
     out, total, requests, e2e = (figure.value or 0.0 for figure in rates)
-    devices = file.engine["device_count"]
-    precision = file.engine["options"].get("quantization") or identity["precision"] or "bfloat16"
+    devices = run.engine.device_count
+    precision = run.engine.options.get("quantization") or identity.precision or "bfloat16"
     try:
         row = work(model, gpu, precision, devices, requests * e2e, (total - out) / requests, out / requests)
     except HarnessError as unknown:

@@ -20,8 +20,7 @@ from harness.report.format import number
 from harness.report.table import PROPERTIES, Cell, Table
 from harness.report.tables import FINDING, finding_row
 from harness.stats import repeats_half
-from harness.store.directory import Run
-from harness.store.run_file import RunFile
+from harness.store.run import Run
 
 ONE_EACH = "intervals are of one run each: they know nothing of what changes from run to run, which repeats would show"
 BETWEEN = "intervals come from the spread between runs (Welch's t on logarithms)"
@@ -44,9 +43,9 @@ def refuse(base: Sequence[Run], new: Sequence[Run], force: bool) -> tuple[list[s
     Raises HarnessError naming every field that differs and every run that is not complete.
     """
     runs = [*base, *new]
-    must = [f"{run.file.id} is {run.file.state}" for run in runs if run.file.state != "complete"]
+    must = [f"{run.id} is {run.state}" for run in runs if run.state != "complete"]
     noted: list[str] = []
-    first, *others = (run.file.model_dump(mode="json") for run in runs)
+    first, *others = runs
     for other in others:
         forbids, beside = diff.differences(first, other)
         must, noted = must + forbids, noted + beside
@@ -68,8 +67,8 @@ def difference(
     judged = [(gate.text, _changed(ratios[gate.figure]), outcome) for gate, outcome in diff.outcomes(gates, changes)]
     title = "NEW against BASE" + (" (FORCED)" if must else "")
     properties = {
-        "base": ", ".join(run.file.id for run in base),
-        "new": ", ".join(run.file.id for run in new),
+        "base": ", ".join(run.id for run in base),
+        "new": ", ".join(run.id for run in new),
         "verdict": _verdict(changes),
         "forced, though": "; ".join(must),
         "differs too": "; ".join(noted),
@@ -79,7 +78,7 @@ def difference(
     notes = (ONE_EACH if len(base) == len(new) == 1 else BETWEEN, EACH_ALONE)
     doubts = [(summary.run, finding) for side in sides for summary in side for finding in summary.findings]
     repeats = (("base", base), ("new", new))
-    doubts += [(name, found) for name, side in repeats if (found := mixed([run.file for run in side]))]
+    doubts += [(name, found) for name, side in repeats if (found := mixed(side))]
     made = [
         Table("verdict", title, PROPERTIES, tuple((key, text) for key, text in properties.items() if text)),
         Table("diff", f"Figures of {title}", ("figure", "base", "new", "new / base", "judgement"), rows, notes),
@@ -127,13 +126,13 @@ def _annotation(kind: str, text: str) -> str:
 COLUMNS = ("figure", "value", "within", "wanted", "more requests", "or more such runs", "device-seconds for it")
 
 
-def precision_table(file: RunFile, summary: Summary, targets: Sequence[Target]) -> Table:
+def precision_table(run: Run, summary: Summary, targets: Sequence[Target]) -> Table:
     """Each figure's 95% half-width against the wanted one, and what a longer run, or more runs, would take."""
     begin_s, end_s = (summary[f"window.{end}_s"].value or 0.0 for end in ("begin", "end"))
-    device_s = ((file.engine or {}).get("device_count") or 1) * (end_s - begin_s)
+    device_s = (run.engine.device_count if run.engine else 1) * (end_s - begin_s)
     found = reaches(summary, targets)
     rows = tuple(_row(summary, each, device_s) for each in found)
-    return Table("precision", "Precision", COLUMNS, rows, _saved(file, summary, found, device_s), summary.run)
+    return Table("precision", "Precision", COLUMNS, rows, _saved(run, summary, found, device_s), summary.run)
 
 
 def _row(summary: Summary, reach: Reach, device_s: float) -> tuple[Cell, ...]:
@@ -145,9 +144,9 @@ def _row(summary: Summary, reach: Reach, device_s: float) -> tuple[Cell, ...]:
     return *begun, f"{reach.half * 100:.3g}%", wanted, number(reach.more), number(runs), number(round(seconds, 1))
 
 
-def _saved(file: RunFile, summary: Summary, found: Sequence[Reach], device_s: float) -> tuple[str, ...]:
+def _saved(run: Run, summary: Summary, found: Sequence[Reach], device_s: float) -> tuple[str, ...]:
     """What of the workload's budget was not needed, where every figure is precise enough."""
-    sent, asked = summary["requests.sent"].value, (file.workload.get("requests") or {}).get("count")
+    sent, asked = summary["requests.sent"].value, run.file.workload.requests.count
     if not found or not all(each.met for each in found) or asked is None or sent is None or sent >= asked:
         return ()
     spared = (asked - sent) * device_s / max(1, found[0].requests)
@@ -168,6 +167,6 @@ def repeats_table(runs: Sweep) -> Table:
             over = replace(known[0], value=mean, low=ends[0], high=ends[1], n=len(runs), reason=None)
             rows.append((name, over, *(replace(figure, low=None, high=None, reason=None) for figure in known)))
     notes = ["each run started its engine anew and sent the same requests; the interval is of the mean, between runs"]
-    if differs := mixed([file for file, _ in runs]):
+    if differs := mixed([run for run, _ in runs]):
         notes.append(f"{differs.code}: {differs.text}")
-    return Table("repeats", "Repeats", ("figure", "mean", *(file.id for file, _ in runs)), tuple(rows), tuple(notes))
+    return Table("repeats", "Repeats", ("figure", "mean", *(run.id for run, _ in runs)), tuple(rows), tuple(notes))

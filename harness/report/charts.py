@@ -24,7 +24,7 @@ from harness.errors import HarnessError
 from harness.files import read_data
 from harness.model import Figure, Status, Summary
 from harness.report.table import Cell, Table
-from harness.store.directory import Run
+from harness.store.run import Run
 
 try:
     import altair as alt
@@ -75,9 +75,9 @@ def of_sweep(sweep: Sweep, width: int = WIDTH) -> list[Chart]:
     return [] if chart is None else [chart]
 
 
-def of_report(tables: Iterable[Table], runs: Sequence[tuple[Run, Summary]], sweep: Sweep, width: int) -> list[Chart]:
-    """Every chart of a report. `runs`: the first of the sweep, with their rows."""
-    return [*of_tables(tables, width), *of_runs(runs, width), *of_sweep(sweep, width)]
+def of_report(tables: Iterable[Table], sweep: Sweep, width: int) -> list[Chart]:
+    """Every chart of a report; distributions are of the first `MOST_LINES` runs."""
+    return [*of_tables(tables, width), *of_runs(sweep[:MOST_LINES], width), *of_sweep(sweep, width)]
 
 
 def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -> list[Path]:
@@ -309,7 +309,7 @@ def _distribution(runs: Sequence[tuple[Run, Summary]], name: str, title: str, wi
     """The share of requests, or of gaps, that took at most so long; a line a run."""
     frames, share = [], np.linspace(0, 1, QUANTILES + 1)
     for run, summary in runs:
-        seen = times(run.requests, run.file.state)
+        seen = times(run.requests, run.state)
         values = seen.gaps_s if name == "itl_s" else seen.each[name].dropna().to_numpy()
         if len(values):
             frames.append(pd.DataFrame({"x": np.quantile(values, share) * 1e3, "y": share, "series": summary.run}))
@@ -363,13 +363,13 @@ def _over_time(run: Run, width: int) -> Chart | None:
         x, y = alt.X("t:Q", title=title, scale=span, axis=alt.Axis(labels=bottom)), alt.Y("v:Q", title=said)
         line = alt.Chart(pd.DataFrame({"t": when, "v": values})).mark_line(color=HUES[i], interpolate="step-after")
         drawn.append(_layered(width, 80, 150, bands, line.encode(x=x, y=y)))
-    note = f"Means over {step_s:g} s; run {run.file.id}."
+    note = f"Means over {step_s:g} s; run {run.id}."
     return _finish("over-time", "Power and tokens over time", note, width, alt.vconcat(*drawn, spacing=8))
 
 
 def _heat_map(sweep: Sweep, width: int) -> Chart | None:
     """The output rate over the two settings in which the runs of a sweep differ most."""
-    settings = pd.json_normalize([file.workload for file, _ in sweep]).map(
+    settings = pd.json_normalize([run.file.workload.model_dump() for run, _ in sweep]).map(
         lambda x: str(x) if isinstance(x, list) else x
     )
     varied = [name for name in settings if 1 < settings[name].nunique() <= 24 and settings[name].notna().all()]

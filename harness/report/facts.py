@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from harness.errors import HarnessError
+from harness.facts.appraisal import Appraisal
 from harness.facts.book import Book, Fact
 from harness.facts.claims import of_fact
 from harness.facts.comparisons import COMPARISONS, Context, Line, per_query, spend_revenue
-from harness.facts.gap import PUBLISHED_ENERGY, Ladder, Point, gap, ladder, layer_of
-from harness.facts.measured import StoredRun, points_of, standing
+from harness.facts.gap import PUBLISHED_ENERGY, Ladder, Point, layer_of
 from harness.model import Figure
 from harness.report import format, formats, text
 from harness.report.formats import Format
@@ -21,19 +20,17 @@ COLUMNS = ("quantity", "bound", "value", "unit", "period", "basis", "status", "l
 Row = tuple[Cell, ...]
 
 
-def first_table(
-    c: Context, run: str, costs: Sequence[tuple[str, Figure | None]], *, device: str, parameters: int | None
-) -> Table:
+def first_table(c: Context, run: str, costs: Sequence[tuple[str, Figure]] = (), caveats: Sequence[str] = ()) -> Table:
     """Inference spend against revenue, the spend a query, and the run's own `costs`, as (label, figure), beside them.
 
-    `device` and `parameters` are those of the run's engine and model: a note says what they do not stand for.
+    `caveats`: what the run cannot speak for.
     """
     revenue, query = spend_revenue(c), per_query(c)
     ratios = [Line(f"inference spend / {revenue[i].label}", revenue[i].result) for i in (0, 2, 3, 5)]
     body, notes = rows([*ratios, *query[::2]], c.book)
-    mine = tuple(measured_row(label, figure, run, "this machine") for label, figure in costs if figure is not None)
+    mine = tuple(measured_row(label, figure, run, "this machine") for label, figure in costs)
     title = "Reported inference spend, and the cost measured here"
-    return Table("reported", title, COLUMNS, (*body, *mine), (*standing(device, parameters), *notes))
+    return Table("reported", title, COLUMNS, (*body, *mine), (*caveats, *notes))
 
 
 def facts_table(facts: Iterable[Fact]) -> Table:
@@ -106,25 +103,17 @@ def _document(tables: list[Table], facts: list[Table], format_: Format) -> str |
     return (text.render(tables) if tables else "") + "\n\n".join(paragraphs) + "\n"
 
 
-def compare_runs(c: Context, runs: Sequence[StoredRun]) -> tuple[Table, ...]:
-    """`compare_tables` of the points of runs, with what the runs cannot speak for."""
-    first, *others = compare_tables(c, points_of(c.book, runs))
-    engines = [file.engine for file, _, _ in runs if file.engine is not None]
-    plain = {note for e in engines for note in standing(e["device"], e["model"]["parameters"])}
-    return replace(first, notes=(*sorted(plain), *first.notes)), *others
-
-
-def compare_tables(c: Context, points: Sequence[Point]) -> tuple[Table, ...]:
+def compare_tables(appraisal: Appraisal) -> tuple[Table, ...]:
     """The reported and the measured cost and energy of a query, side by side, then the gap as a ladder.
 
-    The ladder starts at the first point that has a cost (HarnessError where none has); where that is a published
-    measurement, since no GPU run was given, the first line says so.
+    HarnessError if no point has a cost. If the first point is a published measurement, since no GPU run was given, the
+    title says so.
     """
-    costed = [point for point in points if point.usd_per_query.value is not None]
-    if not costed:
+    c, points = appraisal.context, appraisal.points
+    if appraisal.ladder is None:
         raise HarnessError("no run given has a cost of a query", "compare a run with finished requests and a price")
-    start = costed[0]
-    over = [Line(f"reported / {point.model}", gap(c, point)) for point in costed]
+    start = appraisal.gaps[0][0]
+    over = [Line(f"reported / {point.model}", found) for point, found in appraisal.gaps]
     body, notes = rows([*per_query(c)[::2], *over], c.book)
     usd = [measured_row(f"cost, {p.model}", p.usd_per_query, p.source, p.conditions) for p in points]
     wh = [measured_row(f"energy, {p.model}", p.wh_per_query, p.source, p.conditions) for p in points if p.wh_per_query]
@@ -133,8 +122,9 @@ def compare_tables(c: Context, points: Sequence[Point]) -> tuple[Table, ...]:
     if start.usd_per_query.status == "published":
         title = f"No GPU run given: published GPU measurements ({start.source}) stand in. {title}"
     prices = {f"measured cost at {p.usd_per_gpu_hour:g} USD/GPU-hour" for p in points if p.usd_per_gpu_hour is not None}
-    first = Table("compare", title, COLUMNS, (*usd, *body, *wh, *said), (*sorted(prices), *notes))
-    return first, ladder_table(ladder(c.book, gap(c, start), start), start)
+    beneath = (*appraisal.caveats, *sorted(prices), *notes)
+    first = Table("compare", title, COLUMNS, (*usd, *body, *wh, *said), beneath)
+    return first, ladder_table(appraisal.ladder, start)
 
 
 def ladder_table(steps: Ladder, start: Point) -> Table:

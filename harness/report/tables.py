@@ -12,7 +12,7 @@ from harness.analysis.summary import Sweep
 from harness.model import Figure, Finding, Summary
 from harness.report.format import amount, number
 from harness.report.table import PROPERTIES, Cell, Table
-from harness.store.run_file import RunFile
+from harness.store.run import Run
 from harness.workload.library import in_short
 
 RATES: Mapping[str, str] = {
@@ -32,26 +32,25 @@ OBJECTIVES: Mapping[str, str] = {
 }
 
 
-def tables(file: RunFile, summary: Summary) -> list[Table]:
+def tables(run: Run, summary: Summary) -> list[Table]:
     """Every table of a run by itself, in reading order: `run` first, `environment` last."""
-    limits = {name: limit for name, limit in (file.workload.get("objectives") or {}).items() if limit is not None}
     return [
-        run_table(file),
+        run_table(run),
         throughput_table(summary),
         latency_table(summary),
-        *([goodput_table(summary, limits)] if limits else []),
+        *([goodput_table(summary, run.objectives)] if run.objectives else []),
         tokens_table(summary),
         *listed("client", "The load as sent, and what sent it", _named(summary, "load.", "client.")),
         *listed("server", "What the server says", _named(summary, "server.")),
         *([errors_table(summary)] if summary.errors else []),
         findings_table(summary.findings),
-        environment_table(file),
+        environment_table(run),
     ]
 
 
-def run_table(file: RunFile) -> Table:
+def run_table(run: Run) -> Table:
     """What ran, on what, under which load; parts that are not known are left out."""
-    engine, asked = file.engine or {}, file.workload
+    file, asked = run.file, run.file.workload
     took = (f"{name[:-2].replace('_', ' ')} {round(s, 3):g} s" for name, s in file.timings if s is not None)
     return _properties(
         "run",
@@ -59,19 +58,21 @@ def run_table(file: RunFile) -> Table:
         {
             "state": _joined([file.state, file.error], ": "),
             "started": f"{file.created_utc:%Y-%m-%d %H:%M:%S} UTC",
-            "model": _model(file),
-            "engine": _joined([file.engine_asked, engine.get("version")], " "),
-            "device": _device(engine, file.environment),
-            "workload": _joined([asked.get("name"), asked.get("description")], ": "),
-            **{part: _short(asked.get(part)) for part in ("requests", "load", "warmup")},
+            "model": _model(run),
+            "engine": _joined([file.engine_asked, run.engine and run.engine.version], " "),
+            "device": _device(run),
+            "workload": _joined([asked.name, asked.description], ": "),
+            "requests": _short(asked.requests.model_dump()),
+            "load": load_of(run),
+            "warmup": _short(asked.warmup.model_dump()),
             "took": _joined(took),
         },
     )
 
 
-def load_of(file: RunFile) -> str:
+def load_of(run: Run) -> str:
     """The load that a run was under, in a few words."""
-    return _short(file.workload.get("load"))
+    return _short(run.file.workload.load.model_dump())
 
 
 def runs_table(sweep: Sweep) -> Table:
@@ -80,22 +81,22 @@ def runs_table(sweep: Sweep) -> Table:
     A note names software that differs between the runs.
     """
     rows: list[tuple[Cell, ...]] = []
-    for file, summary in sweep:
+    for run, summary in sweep:
         figures = {figure.name: figure for figure in summary.figures}
-        what = (file.id, file.state, _model(file), _device(file.engine or {}, file.environment), load_of(file))
+        what = (run.id, run.state, _model(run), _device(run), load_of(run))
         serious = _joined(finding.code for finding in summary.findings if finding.serious)
         rows.append((*what, *(figures.get(name) for name in HEADLINES), serious))
     columns = ("run", "state", "model", "device", "load", *HEADLINES, "serious findings")
-    differs = mixed([file for file, _ in sweep])
+    differs = mixed([run for run, _ in sweep])
     notes = (f"{differs.code}: {differs.text}",) if differs else ()
     return Table("runs", f"{len(rows)} runs", columns, tuple(rows), notes)
 
 
-def environment_table(file: RunFile) -> Table:
+def environment_table(run: Run) -> Table:
     """Where the run took place, and every setting that changes an engine."""
-    engine = file.engine or {}
-    weights = {key: (engine.get("model") or {}).get(key) for key in ("source", "revision", "weights_sha256")}
-    found = {**file.environment, "weights": weights, "engine options": engine.get("options")}
+    model, options = run.model, run.engine.options if run.engine else None
+    weights = {"source": model.source, "revision": model.revision, "weights_sha256": model.weights_sha256}
+    found = {**run.environment.model_dump(), "weights": weights, "engine options": options}
     if (memory := found.pop("memory_bytes", None)) is not None:
         found["memory"] = f"{memory / 1e9:.1f} GB"
     return _properties("environment", "Environment", {key.replace("_", " "): _short(found[key]) for key in found})
@@ -210,7 +211,7 @@ def _short(value: Any) -> str:
     """A part of run.json in a line, without what was left open."""
     if isinstance(value, dict):
         return in_short(_given(value))
-    return _joined(map(_short, value), " ") if isinstance(value, list) else "" if value is None else str(value)
+    return _joined(map(_short, value), " ") if isinstance(value, list | tuple) else "" if value is None else str(value)
 
 
 def _given(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,27 +219,29 @@ def _given(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in inner.items() if value is not None and value != {}}
 
 
-def _model(file: RunFile) -> str:
+def _model(run: Run) -> str:
     """For instance `smollm2-135m: LlamaForCausalLM, 134.5 M parameters, float32 (stored as Q4_1)`."""
-    if file.engine_asked == "simulated":
+    if run.simulated:
         return "none: the engine is simulated"
-    model = (file.engine or {}).get("model") or {"asked": file.workload.get("model")}
-    total, active, stored = (model.get(key) for key in ("parameters", "active_parameters", "stored_precision"))
+    model = run.model
+    total, active = model.parameters, model.active_parameters
     known = [
-        model.get("architecture"),
+        model.architecture,
         f"{number(total)} parameters" if total is not None else None,
         f"{number(active)} active" if active not in (None, total) else None,
-        model.get("precision"),
+        model.precision,
     ]
-    text = _joined([model.get("asked"), _joined(known)], ": ")
-    return text if stored in (None, model.get("precision")) else f"{text} (stored as {stored})"
+    text = _joined([model.asked, _joined(known)], ": ")
+    stored = model.stored_precision
+    return text if stored in (None, model.precision) else f"{text} (stored as {stored})"
 
 
-def _device(engine: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    if engine.get("device") == "cuda":
-        gpu = (environment.get("gpus") or [{}])[0].get("name") or "GPU"
-        return f"{engine.get('device_count', 1)} × {gpu}"
-    if engine.get("device") == "cpu":
-        cpu = environment.get("cpu") or {}
-        return f"{cpu.get('model') or 'CPU'}, {cpu.get('cores_usable')} cores usable"
+def _device(run: Run) -> str:
+    if run.engine is None:
+        return ""
+    if run.on_gpu:
+        return f"{run.engine.device_count} × {run.gpu or 'GPU'}"
+    if run.engine.device == "cpu":
+        cpu = run.environment.cpu
+        return f"{cpu.model or 'CPU'}, {cpu.cores_usable} cores usable"
     return ""

@@ -17,27 +17,25 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from harness.analysis.summary import Sweep
 from harness.cost.bill import (
     ENERGY,
     Costs,
-    Device,
     bill_factors,
     cost_of_run,
-    device_of,
     draw_inputs,
     measured,
     rate_distribution,
     watt_hours,
 )
 from harness.cost.draws import Draws, quantile
-from harness.cost.pricing import phase_split, priced_for, scenario_for
+from harness.cost.pricing import phase_split, price_run, priced_for, scenario_for
 from harness.cost.scenario import MEASURED, PRICE, Scenario
 from harness.errors import HarnessError
 from harness.facts.book import assume
@@ -45,12 +43,10 @@ from harness.facts.comparisons import Context
 from harness.facts.gap import Point, gap, ladder, published_points, reported_per_query
 from harness.facts.measured import run_point, standing
 from harness.files import read_data
-from harness.model import Figure, Summary
-from harness.store.run_file import RunFile
+from harness.model import Device, Figure, Summary
+from harness.store.run import Run
 
 Json = dict[str, Any]
-Stored = tuple[RunFile, Summary, Callable[[], pd.DataFrame]]
-"""A run, its summary, and what reads its requests, which only a phase split asks for."""
 MOST_RUNS = 6
 """Runs that a what-if starts from, or splits: their draws make a page large, and a fit of many runs takes long."""
 COST = (("price", PRICE), ("utilisation", "serving.utilisation"), ("pue", "energy.pue"))
@@ -62,31 +58,30 @@ NO_ENERGY = "no energy was measured, or the scenario has no inputs for it"
 BILL = {"price": 1, "utilisation": -1}
 
 
-def starts(runs: Sequence[Stored], c: Context, scenario: str | None = None) -> list[Json]:
+def starts(runs: Sweep, c: Context, scenario: str | None = None) -> list[Json]:
     """What a what-if can start from: the phase split of the runs, each of the first runs, published measurements.
 
     A run without a cost is left out, and so is a split that the runs do not identify.
     """
     found = [_of_split(runs, c, scenario)] if 1 < len(runs) <= MOST_RUNS else []
-    found += [_of_run(file, summary, c, scenario) for file, summary, _ in runs[:MOST_RUNS]]
+    found += [_of_run(run, summary, c, scenario) for run, summary in runs[:MOST_RUNS]]
     price = c.book.assumptions["gpu_price"].value
     points = published_points(read_data("published/mlenergy_v3_h100.csv"), price)
     return [start for start in (*found, *(_of_published(point, c) for point in points)) if start]
 
 
-def _of_run(file: RunFile, summary: Summary, c: Context, scenario: str | None) -> Json | None:
+def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Json | None:
     """Cost and energy in proportion to output tokens, which is what `compare` assumes."""
-    if file.engine is None:
+    if run.engine is None:
         return None
-    device = device_of(file.engine, file.environment)
-    name = scenario or scenario_for(file, device)
-    given = priced_for(device, name, ())
+    priced, device, name = price_run(run, summary, scenario), run.device, scenario or scenario_for(run)
+    given, point = priced.scenario, run_point(priced)
     # What no slider moves stays uncertain: points of Sobol's differ with the number of dimensions.
     metered = set(ENERGY) <= set(given.inputs) and measured(summary, "joules_per_request").value is not None
     sets = COST if metered else COST[:2]
     fixed = priced_for(device, name, [f"{key}=1" for _, key in sets])
-    unit, point = cost_of_run(summary, device, fixed), run_point(file, summary, cost_of_run(summary, device, given))
-    cost, status = _stats(unit, "usd_per_query"), next(x.status for x in unit.figures if x.name == "usd_per_query")
+    unit = cost_of_run(summary, device, fixed)
+    cost, status = _stats(unit, "usd_per_query"), unit["usd_per_query"].status
     if cost is None or point.output_tokens is None:
         return None
     per_token = [None if x is None else x / point.output_tokens for x in cost]
@@ -96,26 +91,25 @@ def _of_run(file: RunFile, summary: Summary, c: Context, scenario: str | None) -
         *(_energy(summary, device, fixed, point.output_tokens) if metered else ()),
     ]
     sliders = _sliders(given, metered) | {"output": around(point.output_tokens)}
-    run = f"{file.id} --scenario {name}"
-    commands = [(f"harness cost {run}", sets)]
+    words = f"{run.id} --scenario {name}"
+    commands = [(f"harness cost {words}", sets)]
     if point.usd_per_gpu_hour is not None:  # beside any other run `compare` starts from published measurements
-        commands.append((f"harness compare {run}", (*sets, ("price", "gpu_price"), *ASSUMED)))
-    said = " ".join(standing(file.engine["device"], file.engine["model"]["parameters"]))
-    return _start(f"run {file.id}, scenario {name}", given.per, sliders, figures, c, point, commands) | {
+        commands.append((f"harness compare {words}", (*sets, ("price", "gpu_price"), *ASSUMED)))
+    said = " ".join(standing(run.engine.device, run.model.parameters))
+    return _start(f"run {run.id}, scenario {name}", given.per, sliders, figures, c, point, commands) | {
         "standing": said
     }
 
 
-def _of_split(runs: Sequence[Stored], c: Context, scenario: str | None) -> Json | None:
+def _of_split(runs: Sweep, c: Context, scenario: str | None) -> Json | None:
     """Cost by input, output and cached share: `cost_of_query` with its draws of overhead and of the fit."""
     try:
-        device, split, mix = phase_split([(file, read()) for file, _, read in runs])
+        device, split, mix = phase_split([run for run, _ in runs])
     except HarnessError:
         return None  # runs of different models or devices
     if not all(split.identified):
         return None
-    file, summary, _ = runs[0]
-    name = scenario or scenario_for(file, device)
+    name = scenario or scenario_for(runs[0][0])
     sets = [f"{key}=1" for _, key in (*COST[:2], *TOKENS)]
     given, fixed = (priced_for(device, name, sets) for sets in ((), [*sets, "query.reasoning_tokens=0"]))
     x = draw_inputs(fixed)
@@ -137,10 +131,10 @@ def _of_split(runs: Sequence[Stored], c: Context, scenario: str | None) -> Json 
         "output": around(_median(given, "query.visible_tokens", mix[1])),
         "cached": between(_median(given, "serving.cached_share", 0.0), 0, 0.95),
     }
-    point = run_point(file, summary, cost_of_run(summary, device, given))
-    run = f"--split {' '.join(file.id for file, _, _ in runs)} --scenario {name} --set query.reasoning_tokens=0"
+    point = run_point(price_run(*runs[0], scenario))
+    words = f"--split {' '.join(each.id for each, _ in runs)} --scenario {name} --set query.reasoning_tokens=0"
     label = f"phase split of {len(runs)} runs, scenario {name}"
-    return _start(label, given.per, sliders, figures, c, point, [(f"harness cost {run}", [*COST[:2], *TOKENS])])
+    return _start(label, given.per, sliders, figures, c, point, [(f"harness cost {words}", [*COST[:2], *TOKENS])])
 
 
 def _of_published(point: Point, c: Context) -> Json:

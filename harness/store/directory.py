@@ -17,64 +17,20 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 import harness
 from harness.errors import HarnessError
 from harness.model import EngineInfo, Figure, Finding, PowerSample, Record, ServerSample, Summary
-from harness.store import journal
+from harness.store import journal, rows
+from harness.store.run import Run, read_run
 from harness.store.run_file import SCHEMA_VERSION, RunFile, State
-
-_RESTORE = "restore the file, or measure the run again"
-_TYPES = {
-    "int": pa.int64(),
-    "float": pa.float64(),
-    "str": pa.string(),
-    "tuple[float, ...]": pa.list_(pa.float64()),
-    "tuple[int, ...]": pa.list_(pa.int32()),
-}
-
-
-def _schema(noun: type, types: Mapping[str, pa.DataType]) -> pa.Schema:
-    """A column for each field; all may be missing."""
-    return pa.schema([(each.name, types[str(each.type).removesuffix(" | None")]) for each in dataclasses.fields(noun)])
-
-
-REQUESTS = _schema(Record, _TYPES)
-"""The columns of requests.parquet: the fields of Record, in their order."""
-POWER = _schema(PowerSample, _TYPES | {"int": pa.float64()})
-"""The columns of power.parquet: the fields of PowerSample in their order; all numbers float, so that missing is NaN."""
-SERVER = _schema(ServerSample, _TYPES)
-"""The columns of server.parquet: the fields of ServerSample in their order."""
-_COLUMNS = {"requests": REQUESTS, "power": POWER, "server": SERVER}
-_CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("time_s",)}
-"""Columns that a journal has on CLOCK_MONOTONIC, and a finished file from second zero on."""
-_INTEGERS = ("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client")
-"""Columns that may be missing: nullable in pandas, so that None never becomes a float."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run as read from disk."""
-
-    directory: Path
-    file: RunFile
-    requests: pd.DataFrame
-    power: pd.DataFrame
-    server: pd.DataFrame
-
-    @property
-    def simulated(self) -> bool:
-        return self.file.engine_asked == "simulated"
 
 
 class RunWriter:
@@ -119,14 +75,14 @@ class RunWriter:
 
     def update(self, **changes: Any) -> None:
         """Rewrite run.json with these fields changed."""
-        self.file = self.file.model_copy(update=changes)
+        self.file = RunFile.model_validate({**dict(self.file), **changes})
         with _writing(self.directory):
             _write(self.directory / "run.json", self.file.model_dump_json(indent=2))
 
     def finish(self, state: State, error: str | None = None) -> None:
         """Turn the journals into Parquet files, and state how the run ended."""
         with _writing(self.directory):
-            written = [name for name in _COLUMNS if (self.directory / f"{name}.jsonl").is_file()]
+            written = [name for name in rows.COLUMNS if (self.directory / f"{name}.jsonl").is_file()]
             self.update(state=state, error=error, sha256=dict(map(self._save, written)))
             for each in self._journals.values():
                 each.close()
@@ -136,8 +92,8 @@ class RunWriter:
     def _save(self, name: str) -> tuple[str, str]:
         """The file that it made of the journal, and its digest."""
         path, partial = self.directory / f"{name}.parquet", self.directory / f".{name}.parquet.part"
-        pq.write_table(_journalled(self.directory, name, self.file), partial, compression="zstd")
-        digest = _sha256(partial)
+        pq.write_table(rows.journalled(self.directory, name, self.file), partial, compression="zstd")
+        digest = rows.digest_of(partial)
         partial.rename(path)
         return path.name, digest
 
@@ -211,7 +167,7 @@ def find_run(reference: str, root: Path) -> Path:
         try:
             (candidate / "run.json").lstat()
         except PermissionError:
-            pass  # it is there: `read` will say what is wrong with it
+            pass  # it is there: `read_run` will say what is wrong with it
         except (OSError, ValueError):  # too long a name, or a null byte in it, among others
             continue
         return candidate.resolve()
@@ -228,66 +184,14 @@ def find_run(reference: str, root: Path) -> Path:
     )
 
 
-def read_run(directory: Path) -> Run:
-    """A run, whether finished or not: rows come from requests.parquet or else from the journals.
-
-    Raises HarnessError naming the file that is missing, damaged or of a newer schema.
-    """
-    file = read_run_file(directory)
-    requests, power, server = (_rows(directory, name, file) for name in _COLUMNS)
-    if requests is None:
-        raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
-    others = [(table or schema.empty_table()).to_pandas() for table, schema in ((power, POWER), (server, SERVER))]
-    return Run(directory, file, _frame(requests), *others)
-
-
-def _rows(directory: Path, name: str, file: RunFile) -> pa.Table | None:
-    """Rows from the Parquet file or else from the journal; None where there is neither."""
-    path, begun = directory / f"{name}.parquet", directory / f"{name}.jsonl"
-    try:
-        if path.is_file():
-            if file.sha256.get(path.name, digest := _sha256(path)) != digest:
-                raise ValueError("it is not what the run wrote, by its SHA-256 in run.json")
-            return pq.read_table(path, schema=_COLUMNS[name])
-        path = begun
-        return _journalled(directory, name, file) if path.is_file() else None
-    except (OSError, pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as damaged:
-        raise HarnessError(f"{path}: cannot be read: {damaged}", _RESTORE) from None
-
-
-def read_run_file(directory: Path) -> RunFile:
-    """run.json alone. A run that says `running` but whose process is gone reads as `interrupted`."""
-    path = directory / "run.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        version = raw.get("schema_version")
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise HarnessError(
-                f"{path}: schema version {version} is newer than this harness reads ({SCHEMA_VERSION})",
-                f"install a newer inference-cost-harness than {harness.__version__}",
-            )
-        file = RunFile.model_validate(raw)
-    except FileNotFoundError:
-        raise HarnessError(
-            f"{path} does not exist", "give a run's directory, as `harness list runs` prints it"
-        ) from None
-    except (OSError, ValueError, AttributeError) as damaged:
-        reason = damaged.errors()[0]["msg"] if isinstance(damaged, ValidationError) else str(damaged)
-        raise HarnessError(f"{path}: not a readable run.json: {reason}", _RESTORE) from None
-    if file.state == "running" and not _locked(directory / "requests.jsonl"):
-        killed = "the measuring process ended without finishing the run (killed, or the machine stopped)"
-        return file.model_copy(update={"state": "interrupted", "error": killed})
-    return file
-
-
-def list_runs(root: Path) -> Iterator[tuple[Path, RunFile | HarnessError]]:
+def list_runs(root: Path) -> Iterator[tuple[Path, Run | HarnessError]]:
     """Every run under `root`, oldest first; a damaged one gives its error, and the others still come."""
     for path in sorted(root.iterdir()) if root.is_dir() else ():
-        with contextlib.suppress(PermissionError):  # which `read_file` says in words
+        with contextlib.suppress(PermissionError):  # which `read_run` says in words
             if path.name.startswith(".") or path.is_symlink() or not (path / "run.json").exists():
                 continue
         try:
-            yield path, read_run_file(path)
+            yield path, read_run(path)
         except HarnessError as damaged:
             yield path, damaged
 
@@ -327,55 +231,7 @@ def source() -> str:
     return f"{harness.__version__}+{hashlib.sha256(code).hexdigest()[:12]}"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _locked(path: Path) -> bool:
-    """Whether the process that writes the run has it open; a process number can be another's, or a container's."""
-    with contextlib.suppress(OSError), path.open() as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def _journalled(directory: Path, name: str, file: RunFile) -> pa.Table:
-    """The rows of the journals, those of several client processes in the order of the schedule.
-
-    Their times are made to count from second zero; they stay as they are where the load never began.
-    """
-    zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
-    tables = []
-    for path in sorted(directory.glob(f"{name}*.jsonl")):
-        rows = ({**row, **{key: row[key] - zero_s for key in _CLOCK_TIMES[name]}} for row in journal.rows(path))
-        tables.append(_table(rows, _COLUMNS[name]))
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("index")
-
-
-def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Made in batches: as Python objects, the rows of a long run take several times the memory of the table."""
-    batches = iter(lambda: list(itertools.islice(rows, 500)), [])
-    return pa.Table.from_batches((pa.RecordBatch.from_pylist(batch, schema=schema) for batch in batches), schema)
-
-
-def _frame(table: pa.Table) -> pd.DataFrame:
-    frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True)
-    return frame.astype(dict.fromkeys(_INTEGERS, "Int64"))
-
-
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.part")
     partial.write_text(text, encoding="utf-8")
     partial.rename(path)
-
-
-def frame_of(records: list[Record]) -> pd.DataFrame:
-    """Records as the table that `read` gives.
-
-    >>> frame_of([]).columns.tolist()[:3]
-    ['index', 'scheduled_s', 'sent_s']
-    """
-    return _frame(_table(({name: getattr(record, name) for name in REQUESTS.names} for record in records), REQUESTS))

@@ -1,21 +1,53 @@
-"""run.json as a model: what was asked, where, and how it ended; what is read of it is checked for its kind."""
+"""run.json, typed: what was asked, where, and how it ended. Keys that this version does not know are kept."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from harness.model import Figure, MeterInfo, ModelIdentity
 
 SCHEMA_VERSION = 2
 """Of run.json and the Parquet files. History: 1 (0.1.0) the first; 2 adds conversations, connections and clients."""
+
 State = Literal["running", "complete", "interrupted", "failed"]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Open(BaseModel):
+    """A part that other versions and tools write too: every key that was given is written again, in the same order."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    _order: tuple[str, ...] = ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def ordered(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """The part, which remembers the order of its keys."""
+        made = validate(given)
+        if isinstance(given, Mapping):
+            made._order = tuple(given)
+        return made
+
+    @model_serializer(mode="wrap")
+    def as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The part as JSON values, without the keys that were not given."""
+        values = plain(self)
+        given = dict.fromkeys((*self._order, *self.model_fields_set))
+        return {key: values[key] for key in given if key in values}
 
 
 class Anchor(_Part):
@@ -34,58 +66,92 @@ class Timings(_Part):
     engine_stop_s: float | None = None
 
 
-def _like(form: Any, *, filled: bool = False) -> AfterValidator:
-    """Refuses a value in which what `form` names is of another kind. `filled`: what it lacks gets its default."""
-    adapter = TypeAdapter(form)
+class AskedRequests(_Open):
+    """The requests of a stored workload, or one part of a mix."""
 
-    def check(value: Any) -> Any:
-        read = adapter.validate_python(value)
-        return adapter.dump_python(read, mode="json") if filled else value
-
-    return AfterValidator(check)
-
-
-class _Requests(BaseModel):
     count: int | None = None
-    parts: list[dict[str, Any]] | None = None
+    parts: tuple[AskedRequests, ...] | None = None
+    turns: Any = None
+    prompts: str | None = None
+    prefix: Any = None
+    ignore_eos: bool = True
+
+    @property
+    def kinds(self) -> tuple[AskedRequests, ...]:
+        """The requests themselves, and each part of the mix."""
+        return (self, *(self.parts or ()))
 
 
-class _Load(BaseModel):
+class AskedLoad(_Open):
+    """The load of a stored workload."""
+
     shape: str | None = None
-    users: float | None = None
+    users: int | None = None
     rate_per_s: float | None = None
 
 
-class _Asked(BaseModel):
-    """What is read of a stored workload, whatever version wrote it."""
+class AskedWarmup(_Open):
+    """The warm-up of a stored workload."""
+
+    requests: int = 0
+
+
+class Asked(_Open):
+    """A stored workload, whichever version wrote it."""
 
     name: str | None = None
+    description: str | None = None
     model: str | None = None
-    requests: _Requests = _Requests()
-    load: _Load = _Load()
-    warmup: dict[str, Any] = {}
+    requests: AskedRequests = AskedRequests()
+    load: AskedLoad = AskedLoad()
+    warmup: AskedWarmup = AskedWarmup()
     objectives: dict[str, float | None] = {}
     scenario: str | None = None
+    seed: int | None = None
 
 
-class _Place(BaseModel):
-    """What is read of a stored environment."""
+class Cpu(_Open):
+    """The processors of the machine."""
 
-    cpu: dict[str, Any] = {}
-    gpus: list[dict[str, Any]] = []
-    memory_bytes: float | None = None
+    model: str | None = None
+    cores_usable: int | None = None
+
+
+class GpuFound(_Open):
+    """A GPU of the machine, as NVML described it."""
+
+    name: str | None = None
+    power_limit_w: float | None = None
+
+
+class Git(_Open):
+    """The clone that the harness ran from."""
+
+    revision: str | None = None
+    dirty: bool = False
+
+
+class Environment(_Open):
+    """Where a run took place (`harness.measure.environment.capture`)."""
+
+    cpu: Cpu = Cpu()
+    gpus: tuple[GpuFound, ...] = ()
+    memory_bytes: int | None = None
+    os: str | None = None
+    python: str | None = None
+    harness: str | None = None
+    driver: str | None = None
     packages: dict[str, str] = {}
     settings: dict[str, str] = {}
-    git: dict[str, Any] | None = None
-    governors: list[str] = []
+    git: Git | None = None
+    governors: tuple[str, ...] = ()
     swap: dict[str, int] = {}
-    debug: list[str] = []
+    debug: tuple[str, ...] = ()
 
 
-class _Started(BaseModel):
-    """What is read of an engine's own account; the rest stays."""
+class Started(_Open):
+    """What a started engine said of itself: the fields of `harness.model.EngineInfo`."""
 
-    model_config = ConfigDict(extra="allow")
     engine: str
     device: str
     device_count: int
@@ -94,34 +160,36 @@ class _Started(BaseModel):
     options: dict[str, Any] = {}
 
 
-class _Delay(BaseModel):
+class Delay(_Open):
+    """How late an event loop ran, in seconds."""
+
     n: int
     p50: float
     p99: float
     max: float
 
 
-class _Client(BaseModel):
-    """What is read of a client's account of itself."""
+class ClientSeen(_Open):
+    """What a process that sent load saw of itself."""
 
-    cpu_s: float = 0
-    elapsed_s: float = 0
-    loop_delay_s: _Delay = _Delay(n=0, p50=0, p99=0, max=0)
+    cpu_s: float | None = None
+    elapsed_s: float | None = None
+    loop_delay_s: Delay | None = None
+    clock_bound_s: float = 0.0
+    """How far its clock may be from that of the parent process."""
 
 
-class _Imported(BaseModel):
-    """What is read of another tool's result; the rest stays."""
-
-    model_config = ConfigDict(extra="allow")
+class Imported(_Open):
+    """Another tool's result: the figures that it printed, and how it defines them."""
 
     tool: str
     file: str
-    figures: list[Figure]
-    notes: list[str]
+    figures: tuple[Figure, ...]
+    notes: tuple[str, ...]
 
 
-class _Swept(BaseModel):
-    """What is read of a point of a sweep."""
+class SweepPoint(_Open):
+    """The sweep and the point of it that a run belongs to."""
 
     name: str
     key: str
@@ -135,28 +203,25 @@ class RunFile(_Part):
     state: State = "running"
     created_utc: datetime
     pid: int
-    workload: Annotated[dict[str, Any], _like(_Asked)]
+    workload: Asked
     """The workload in full, as validated."""
     engine_asked: str
-    environment: Annotated[dict[str, Any], _like(_Place)]
-    engine: Annotated[dict[str, Any], _like(_Started, filled=True)] | None = None
-    """What the engine said of itself (the fields of EngineInfo); None: it never started."""
-    meters: list[Annotated[dict[str, Any], _like(MeterInfo, filled=True)]] = []
-    """What each meter said of itself (the fields of MeterInfo)."""
-    meters_asked: list[str] = []
+    environment: Environment
+    engine: Started | None = None
+    """None: it never started."""
+    meters: tuple[MeterInfo, ...] = ()
+    """What each meter said of itself."""
+    meters_asked: tuple[str, ...] = ()
     """The words that named the meters, as `harness run --meter` takes them."""
     declared: dict[str, float] = {}
     """What the user declared of power that no meter reads: `host_w` (the rest of the host), `pue`."""
-    meters_absent: list[str] = []
+    meters_absent: tuple[str, ...] = ()
     """Why each meter that was looked for is not among them."""
-    clients: list[Annotated[dict[str, Any], _like(_Client)]] = []
-    """What each process that sent load saw of itself (`harness.measure.eventloop.Watch.seen`), and of its clock."""
+    clients: tuple[ClientSeen, ...] = ()
     server: dict[str, Any] | None = None
     """The server that the harness started: its command, version and log."""
-    sweep: Annotated[dict[str, Any], _like(_Swept)] | None = None
-    """Of a point of a sweep: the sweep's `name`, the point's `key`, `values` and `repeat`."""
-    imported: Annotated[dict[str, Any], _like(_Imported, filled=True)] | None = None
-    """Of another tool's result: the tool, the file, the figures that it printed, and how it defines them."""
+    sweep: SweepPoint | None = None
+    imported: Imported | None = None
     idle: dict[str, tuple[float, float]] = {}
     """Spans without load, in seconds since it began: `bare` (no engine yet), `loaded` (before the load), `after`."""
     timings: Timings = Timings()

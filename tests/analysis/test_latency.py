@@ -19,7 +19,7 @@ from harness.analysis.latency import LATENCIES, STATISTICS, summarise, times, wi
 from harness.analysis.window import Window
 from harness.errors import HarnessError
 from harness.model import Figure, Record, Summary
-from harness.store.directory import frame_of
+from harness.store.rows import frame_of
 
 
 def summary(

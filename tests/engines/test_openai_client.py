@@ -24,7 +24,7 @@ from harness.measure import run
 from harness.measure.eventloop import event_loop
 from harness.measure.sender import Sender
 from harness.model import Completion, EngineInfo, Record, Request
-from harness.store.directory import read_run
+from harness.store.run import read_run
 from harness.workload.schema import Workload, parse_workload
 
 

@@ -23,7 +23,7 @@ from harness.engines.openai.server import SERVERS, ServedEngine, Server, create
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.measure import run as measuring
 from harness.model import Request
-from harness.store.directory import read_run
+from harness.store.run import read_run
 from harness.workload.schema import parse_workload
 
 SERVER = """

@@ -22,7 +22,8 @@ from harness.measure import sweep as sweeping
 from harness.measure.search import Sweep
 from harness.measure.sweep import Status, carry_out, planned
 from harness.measure.workers import Done, LocalWorker, Task, start_workers
-from harness.store.directory import adopt, list_runs, read_run, read_run_file
+from harness.store.directory import adopt, list_runs
+from harness.store.run import read_run
 
 ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
 
@@ -44,12 +45,12 @@ def workload(tmp_path: Path) -> str:
 def complete(root: Path) -> dict[str, str]:
     """Point's key -> run, of every complete run; fails where a point is there twice."""
     found: dict[str, str] = {}
-    for path, file in list_runs(root):
-        assert not isinstance(file, HarnessError)
-        if file.state == "complete":
-            assert file.sweep is not None
-            assert file.sweep["key"] not in found
-            found[file.sweep["key"]] = path.name
+    for path, run in list_runs(root):
+        assert not isinstance(run, HarnessError)
+        if run.state == "complete":
+            assert run.file.sweep is not None
+            assert run.file.sweep.key not in found
+            found[run.file.sweep.key] = path.name
     return found
 
 
@@ -81,7 +82,7 @@ def test_every_point_is_a_run_and_a_second_time_there_is_nothing_to_do(workload:
 def test_an_engine_stays_loaded_for_the_points_that_share_it(workload: str, tmp_path: Path) -> None:
     sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 2], "engine.simulated.start_s": [0.4, 0.5]})
     done = carry_out(planned(sweep, tmp_path), [LocalWorker()], lambda _: None)
-    took_s = [read_run_file(tmp_path / str(each.run)).timings.engine_start_s or 0.0 for each in done.values()]
+    took_s = [read_run(tmp_path / str(each.run)).file.timings.engine_start_s or 0.0 for each in done.values()]
     assert [each > 0.3 for each in took_s] == [True, False, True, False]
 
 
@@ -272,11 +273,11 @@ def test_ray_on_this_machine_measures_several_points_at_a_time(workload: str, tm
         done = carry_out(planned(slow, tmp_path / "two"), both, lambda _: None)
     assert [each.state for each in done.values()] == ["complete"] * 6
     assert figures(tmp_path / "one") == figures(tmp_path / "two")
-    alone = read_run_file(tmp_path / "one" / "latest").environment["settings"]
+    alone = read_run(tmp_path / "one" / "latest").environment.settings
     spans = []
     for run in complete(tmp_path / "two").values():
-        file = read_run_file(tmp_path / "two" / run)
-        assert file.environment["settings"] == alone  # Ray would set OMP_NUM_THREADS
+        file = read_run(tmp_path / "two" / run).file
+        assert file.environment.settings == alone  # Ray would set OMP_NUM_THREADS
         assert file.clock is not None
         spans.append((file.clock.monotonic_s, file.clock.monotonic_s + (file.timings.measured_s or 0)))
     assert any(begun < ended for (_, ended), (begun, _) in itertools.pairwise(sorted(spans)))

@@ -20,7 +20,8 @@ from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
 from harness.measure import run
 from harness.report import changes, document
-from harness.store.directory import find_run, list_runs, read_run
+from harness.store.directory import find_run, list_runs
+from harness.store.run import read_run
 from harness.workload.schema import parse_workload
 
 FILES = ("run.json", "requests.parquet", "power.parquet", "summary.json")
@@ -134,7 +135,7 @@ def refused(directory: Path) -> bool:
     """Whether the verbs refuse the run; anything but a HarnessError comes through."""
     try:
         stored = read_run(directory)
-        document.report([document.load(directory)])
+        document.report([(stored, summary_of(stored))])
         changes.difference([stored], [stored], force=True)
     except HarnessError:
         return True
