@@ -144,7 +144,10 @@ def read_run(directory: Path) -> Run:
             f"{path} does not exist", "give a run's directory, as `harness list runs` prints it"
         ) from None
     except (OSError, ValueError, AttributeError) as damaged:
-        reason = damaged.errors()[0]["msg"] if isinstance(damaged, ValidationError) else str(damaged)
+        reason = str(damaged)
+        if isinstance(damaged, ValidationError):
+            wrong = damaged.errors()[0]
+            reason = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
         raise HarnessError(f"{path}: not a readable run.json: {reason}", rows.RESTORE) from None
     if file.state == "running" and not _locked(directory / "requests.jsonl"):
         killed = "the measuring process ended without finishing the run (killed, or the machine stopped)"
