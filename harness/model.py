@@ -6,15 +6,18 @@ Units are SI and stand in the names. A missing value is None, never 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
+ENGINES: dict[str, str] = {
+    "openai": "harness.engines.openai.server:create",
+    "simulated": "harness.engines.simulated:SimulatedEngine",
+    "transformers": "harness.engines.transformers:TransformersEngine",
+    "vllm": "harness.engines.vllm:VLLMEngine",
+}
+"""Name -> `module:class`; the module is imported only when the engine is chosen."""
 SERVED = ("openai", "simulated")
 """Engines that several processes can send to; any other works inside the harness's own process."""
 

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-from pydantic import ValidationError
 
 import harness
+from harness.config import checked
 from harness.errors import HarnessError
 from harness.model import SERVED, Device, ModelIdentity
 from harness.store import rows
@@ -148,14 +148,13 @@ def read_run_file(directory: Path) -> RunFile:
                 f"{path}: schema version {version} is newer than this harness reads ({SCHEMA_VERSION})",
                 f"install a newer inference-cost-harness than {harness.__version__}",
             )
-        file = RunFile.model_validate(raw)
+        file = checked(RunFile, raw, f"{path}: not a readable run.json", fix=rows.RESTORE)
     except FileNotFoundError:
         raise HarnessError(
             f"{path} does not exist", "give a run's directory, as `harness list runs` prints it"
         ) from None
     except (OSError, ValueError, AttributeError) as damaged:
-        reason = damaged.errors()[0]["msg"] if isinstance(damaged, ValidationError) else str(damaged)
-        raise HarnessError(f"{path}: not a readable run.json: {reason}", rows.RESTORE) from None
+        raise HarnessError(f"{path}: not a readable run.json: {damaged}", rows.RESTORE) from None
     if file.state == "running" and not _locked(directory / "requests.jsonl"):
         killed = "the measuring process ended without finishing the run (killed, or the machine stopped)"
         return file.model_copy(update={"state": "interrupted", "error": killed})
