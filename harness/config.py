@@ -179,12 +179,12 @@ def _in_words(error: ErrorDetails, form: Any, origin: str, places: Mapping[str, 
     choices = re.findall("'([^']*)'", str(context.get("expected", "")))
     if kind in ("extra_forbidden", "invalid_key", "unknown") or "[key]" in error["loc"]:
         choices = choices or beside
+        given = "" if "[key]" in error["loc"] else f", given {shown(value)}"
         advice = f"{near(str(path[-1]), choices)}the keys here are {', '.join(choices)}"
-        return f"{where}: unknown key {key}, given {shown(value)}", advice
+        return f"{where}: unknown key {key}{given}", advice
     leaf = next(part for part in reversed(path) if isinstance(part, str))
-    expected = f"expected {leaf}: {description}"
-    if not description:
-        expected = re.sub("^(Input should be|Value error,)", f"expected {leaf}:", message)
+    plain = re.sub(r"^(Input should be|Value error,) | or instance of \w+$|, unable to parse.*$", "", message)
+    expected = f"expected {leaf}: {description or plain.replace('valid dictionary', 'map')}"
     if kind in ("missing", "lacks"):
         return f"{where}: {key} {message if kind == 'lacks' else 'is missing'}", expected if description else "add it"
     if kind == "stray":
