@@ -3,7 +3,7 @@
 >>> import tempfile
 >>> from harness import api
 >>> root = tempfile.mkdtemp()
->>> name = api.measure("smoke", root, ["engine.name=simulated", "requests.count=8"])
+>>> name = api.measure("smoke", root, {"engine.name": "simulated", "requests.count": 8})
 >>> api.runs(root, "workload=smoke")[["state", "requests.completed"]].to_numpy().tolist()
 [['complete', 8.0]]
 >>> len(api.requests(name, root))
@@ -18,13 +18,15 @@ Tables come in one long form, a row a cell (`harness.report.formats.COLUMNS`), i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from harness.analysis import index
 from harness.analysis.summary import load
+from harness.config import overrides as values
 from harness.cost.pricing import explained, price_run
 from harness.facts.appraisal import appraise
 from harness.measure import run as measuring
@@ -37,12 +39,14 @@ from harness.store.run import Run, read_run
 from harness.workload.library import read_workload
 
 Root = str | Path
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Values by dotted key, or `KEY=VALUE` words as `--set` takes them."""
 RESULTS = "results"
 
 
-def measure(workload: str, root: Root = RESULTS, overrides: Sequence[str] = (), meters: Sequence[str] = ()) -> str:
-    """Measure a workload (a shipped name or a file, `overrides` as for --set); the name of its run under `root`."""
-    spec = read_workload(workload, overrides)
+def measure(workload: str, root: Root = RESULTS, overrides: Overrides = (), meters: Sequence[str] = ()) -> str:
+    """Measure a workload (a shipped name or a file) with these overrides; the name of its run under `root`."""
+    spec = read_workload(workload, values(overrides))
     return measuring.run(spec, Path(root), lambda _: None, meters).name
 
 
@@ -67,10 +71,10 @@ def power(run: str, root: Root = RESULTS) -> pd.DataFrame:
 
 
 def cost(
-    runs: Sequence[str], root: Root = RESULTS, scenario: str | None = None, overrides: Sequence[str] = ()
+    runs: Sequence[str], root: Root = RESULTS, scenario: str | None = None, overrides: Overrides = ()
 ) -> pd.DataFrame:
     """What each run costs under a scenario (None: its own), in the long form: what `harness cost` prints."""
-    priced = [price_run(*_load(name, root), scenario, overrides) for name in runs]
+    priced = [price_run(*_load(name, root), scenario, values(overrides)) for name in runs]
     return long_form(run_cost_tables([explained(priced[0])] if len(priced) == 1 else priced))
 
 

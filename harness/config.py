@@ -1,14 +1,24 @@
-"""YAML as people write it by hand: one document, with the line of each key for error messages. Pure: opens no file."""
+"""What users write: YAML, `--set` words, and the one wording of what is wrong with them. Pure: opens no file."""
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
 import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from harness.errors import HarnessError
+
+Form = TypeVar("Form", bound=BaseModel)
+Values = Mapping[str, Any]
+"""Values by dotted key, as `--set` gives them."""
+AS_WRITTEN: Values = {}
+"""No value is changed."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,3 +76,136 @@ def _places(node: yaml.Node | None, origin: str, prefix: str = "") -> Iterator[t
         for i, item in enumerate(node.value):
             yield f"{prefix}{i}", f"{origin}:{item.start_mark.line + 1}"
             yield from _places(item, origin, f"{prefix}{i}.")
+
+
+def read_map(text: str, origin: str, form: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """`read_yaml` of a text that has to be a map; `form` says which."""
+    data, places = read_yaml(text, origin)
+    if not isinstance(data, dict):
+        raise HarnessError(f"{origin}: {shown(data)} is not a map", f"write {form}")
+    return data, places
+
+
+def overrides(words: Values | Iterable[str]) -> dict[str, Any]:
+    """Values by dotted key from `KEY=VALUE` words as `--set` takes them, VALUE in YAML; the last of a key wins.
+
+    A map holds such values already. HarnessError, with the word or its key, for what is not of that form.
+
+    >>> overrides(["load.users=4", "requests.prefix={tokens: 8}", "chat_share=0.3:0.6"])
+    {'load.users': 4, 'requests.prefix': {'tokens': 8}, 'chat_share': '0.3:0.6'}
+    """
+    if isinstance(words, Mapping):
+        return dict(words)
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise HarnessError(f"--set '{word}' is not of the form KEY=VALUE", "write for instance --set load.users=4")
+        found.pop(key, None)  # a key takes effect where it is given last
+        found[key], _ = read_yaml(text, f"--set {key}")
+    return found
+
+
+def overridden(places: Mapping[str, str], *keys: str) -> dict[str, str]:
+    """The places of keys where these, with all below them, come from `--set`."""
+    below = tuple(f"{key}." for key in keys)
+    return {key: where for key, where in places.items() if not key.startswith(below)} | dict.fromkeys(keys, "--set")
+
+
+def low_high(value: Any) -> tuple[float, float]:
+    """The ends of a range, given as LOW:HIGH, or of a number, which is both. ValueError for anything else.
+
+    >>> low_high("0.3:0.6"), low_high(2)
+    ((0.3, 0.6), (2.0, 2.0))
+    """
+    ends = value.split(":") if isinstance(value, str) else [value]
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or len(ends) > 2:
+        raise ValueError("neither a number nor LOW:HIGH")
+    return float(ends[0]), float(ends[-1])
+
+
+def checked(
+    form: type[Form] | TypeAdapter[Form], data: Any, origin: str, places: Mapping[str, str] = {}, fix: str = ""
+) -> Form:
+    """`data` as `form`. HarnessError for the first mistake: place, dotted key, value, and what is expected there.
+
+    `places` are those of `read_yaml`; what is in none of them is at `origin`. `fix` is the way out where it is not to
+    mend the value.
+    """
+    try:
+        return form.validate_python(data) if isinstance(form, TypeAdapter) else form.model_validate(data)
+    except ValidationError as invalid:
+        what, expected = _in_words(invalid.errors()[0], form, origin, places)
+        raise HarnessError(what, fix or expected) from None
+
+
+def refused(where: str, key: str, value: object, expected: str) -> HarnessError:
+    """The error of a value that is not what is expected there."""
+    return HarnessError(f"{where}: {key} is {shown(value)}", f"expected {key}: {expected}")
+
+
+def near(word: str, choices: Iterable[str]) -> str:
+    """A question after the choice that the word is almost, or nothing."""
+    match = difflib.get_close_matches(word, list(choices), 1)
+    return f"did you mean '{match[0]}'? " if match else ""
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: in at most 80 characters."""
+    text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _in_words(error: ErrorDetails, form: Any, origin: str, places: Mapping[str, str]) -> tuple[str, str]:
+    """What is wrong, and what is expected.
+
+    A model's own check may put into the error's context the `key` at fault, where it looks at several, and the choices
+    that are `expected`. Of its errors, `lacks` says why a key is needed, `stray` that a key has to go, and `unknown`
+    that there is no such key.
+    """
+    kind, message, value, context = error["type"], error["msg"], error["input"], error.get("ctx", {})
+    path = [part for part in error["loc"] if part != "[key]"]
+    if "key" in context:
+        path += context["key"].split(".")
+        value = value.get(context["key"]) if isinstance(value, dict) else value
+    key = place = ".".join(map(str, path))
+    while place and place not in places:
+        place = place.rpartition(".")[0]
+    where = places.get(place, origin)
+    if not path:
+        return f"{where}: {message}", "see the documentation for the form"
+    description, beside = _known(form, path)
+    choices = re.findall("'([^']*)'", str(context.get("expected", "")))
+    if kind in ("extra_forbidden", "invalid_key", "unknown") or "[key]" in error["loc"]:
+        choices = choices or beside
+        given = "" if "[key]" in error["loc"] else f", given {shown(value)}"
+        advice = f"{near(str(path[-1]), choices)}the keys here are {', '.join(choices)}"
+        return f"{where}: unknown key {key}{given}", advice
+    leaf = next(part for part in reversed(path) if isinstance(part, str))
+    plain = re.sub(r"^(Input should be|Value error,) | or instance of \w+$|, unable to parse.*$", "", message)
+    expected = f"expected {leaf}: {description or plain.replace('valid dictionary', 'map')}"
+    if kind in ("missing", "lacks"):
+        return f"{where}: {key} {message if kind == 'lacks' else 'is missing'}", expected if description else "add it"
+    if kind == "stray":
+        expected = f"remove it, or --set {key}=null"
+    why = f", which {message}" if "key" in context else ""
+    return f"{where}: {key} is {shown(value)}{why}", f"{near(str(value), choices)}{expected}"
+
+
+def _known(form: Any, path: Sequence[int | str]) -> tuple[str, list[str]]:
+    """Of the key at that place in a model: its description, and the keys beside it."""
+    models, fields, field = list(_models(form)), {}, None
+    for part in path:
+        fields = {name: each for model in models for name, each in model.model_fields.items()}
+        if isinstance(part, str):  # and not a place in a list
+            field = fields.get(part)
+        models = list(_models(field.annotation)) if field else models
+    return (field and field.description) or "", list(fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

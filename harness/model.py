@@ -11,6 +11,13 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
+ENGINES: dict[str, str] = {
+    "openai": "harness.engines.openai.server:create",
+    "simulated": "harness.engines.simulated:SimulatedEngine",
+    "transformers": "harness.engines.transformers:TransformersEngine",
+    "vllm": "harness.engines.vllm:VLLMEngine",
+}
+"""Name -> `module:class`; the module is imported only when the engine is chosen."""
 SERVED = ("openai", "simulated")
 """Engines that several processes can send to; any other works inside the harness's own process."""
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.config import read_yaml
+from harness.config import low_high, overrides, read_yaml
 from harness.errors import HarnessError
 
 
@@ -25,3 +25,38 @@ def test_what_is_not_yaml_is_said_in_a_line(text: str) -> None:
     with pytest.raises(HarnessError, match="not YAML") as raised:
         read_yaml(text, "x.yaml")
     assert "\n" not in raised.value.what
+
+
+def test_set_takes_yaml_and_the_last_of_a_key() -> None:
+    words = ["a.b=1e3", " c = {d: [x, '2']}", "a.b=null", "c.e=2026-01-02", "f="]
+    assert overrides(words) == {"c": {"d": ["x", "2"]}, "a.b": None, "c.e": "2026-01-02", "f": None}
+    assert list(overrides(["a=1", "b=2", "a=3"])) == ["b", "a"]
+
+
+def test_values_that_are_a_map_already_stay_as_they_are() -> None:
+    assert overrides({"a.b": "1e3"}) == {"a.b": "1e3"}
+
+
+@pytest.mark.parametrize(
+    ("word", "what", "fix"),
+    [
+        ("load.users", "--set 'load.users' is not of the form KEY=VALUE", "--set load.users=4"),
+        ("=4", "--set '=4' is not of the form KEY=VALUE", "--set load.users=4"),
+        ("load.=4", "--set 'load.=4' is not of the form KEY=VALUE", "--set load.users=4"),
+        ("seed=[1", "--set seed: not YAML: expected ',' or ']'", "quotes"),
+        ("seed=&x [*x]", "--set seed: not YAML: an alias is not taken here", "quotes"),
+        ("seed=" + "[" * 5000, "--set seed: not YAML: ", "quotes"),
+        ("seed=" + "9" * 5000, "--set seed: not YAML: ", "quotes"),
+    ],
+)
+def test_a_word_of_another_form_is_refused_by_name(word: str, what: str, fix: str) -> None:
+    with pytest.raises(HarnessError) as raised:
+        overrides([word])
+    assert raised.value.what.startswith(what)
+    assert fix in raised.value.fix
+
+
+@pytest.mark.parametrize("value", ["", "lots", "1:2:3", "1:", ":", True, None, [1, 2], {"low": 1}])
+def test_what_is_neither_a_number_nor_a_range_is_no_range(value: object) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        low_high(value)

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from places import ROOT
 
 from harness.cli import app
+from harness.config import overrides
 from harness.errors import HarnessError
 from harness.workload.library import read_workload
 
@@ -219,10 +220,10 @@ def test_a_documented_command_can_be_given(command: str, error: str, monkeypatch
     given = VERBS[verb].make_context(verb, arguments).params
     if error:
         with pytest.raises(HarnessError) as raised:
-            read_workload(given["workload"], given["set_"])
+            read_workload(given["workload"], overrides(given["set_"]))
         assert f"error: {raised.value}\n" == error
     elif verb == "run":
-        assert read_workload(given["workload"], given["set_"] or [])
+        assert read_workload(given["workload"], overrides(given["set_"] or []))
 
 
 def test_the_readme_starts_with_the_two_commands() -> None:

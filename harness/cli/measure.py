@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -55,6 +53,7 @@ def run(
     """
     from harness.analysis import precision
     from harness.analysis.summary import summary_of
+    from harness.config import overrides
     from harness.cost.pricing import read_scenario
     from harness.measure import run as measuring
     from harness.measure.stop import Stop
@@ -64,7 +63,9 @@ def run(
     from harness.workload.library import read_workload
 
     named = {"engine.name": engine, "model": model, "scenario": scenario}
-    spec = read_workload(workload, [*(set_ or ()), *_words(named, serve)])
+    if serve:
+        named = {"engine.name": engine or "openai", "engine.openai.serve": "vllm", **named}
+    spec = read_workload(workload, overrides(set_ or ()) | {key: x for key, x in named.items() if x is not None})
     if spec.scenario is not None:
         read_scenario(spec.scenario)  # a mistake in it should not show after the measuring
     if targets := precision.parse(precise or ()):
@@ -94,9 +95,3 @@ def run(
     if stored.state != "complete" or not stored.requests["error"].isna().any():
         typer.echo(f"incomplete: {stored.file.error or 'no request succeeded'}", err=True)
         raise typer.Exit(errors.INCOMPLETE)
-
-
-def _words(named: Mapping[str, str | None], serve: bool) -> list[str]:
-    """What the options say, as `--set` takes it."""
-    words = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
-    return ["engine.name=openai", "engine.openai.serve=vllm", *words] if serve else words

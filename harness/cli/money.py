@@ -61,6 +61,7 @@ def compare(
     (chat_share=0.3) or an input of the scenario (serving.utilisation=0.5).
     """
     from harness.analysis.summary import load
+    from harness.config import overrides
     from harness.cost.pricing import price_run
     from harness.cost.scenario import KEYS
     from harness.facts.appraisal import appraise
@@ -69,9 +70,10 @@ def compare(
     from harness.facts.measured import shipped_book
     from harness.report.facts import compare_tables, comparison_table, explained
 
-    inputs = [each for each in set_ or () if each.partition("=")[0] in KEYS]
+    given = overrides(set_ or ())
+    inputs = {key: value for key, value in given.items() if key in KEYS}
     with each_run(references or (), root, lambda path: price_run(*load(path), scenario, inputs)) as priced:
-        book = assume(shipped_book(file or ()), [each for each in set_ or () if each not in inputs])
+        book = assume(shipped_book(file or ()), {key: value for key, value in given.items() if key not in KEYS})
         appraisal = appraise(priced, book, force)
         context = appraisal.context
         if explain is not None:
@@ -102,12 +104,13 @@ def cost(
 ) -> None:
     """Price runs under a scenario: each alone, split by phase, at a latency objective, or as a fleet over a day."""
     from harness.analysis.summary import load
+    from harness.config import overrides
     from harness.cost.fleet import Policy
     from harness.cost.pricing import costs_at_objective, explained, fleet_costs, interactivity, price_run, query_costs
     from harness.report.cost import cost_tables, fleet_table, interactivity_table, run_cost_tables
 
     with each_run(references or ["latest"], root, load) as sweep:
-        how = (scenario, set_ or ())
+        how = (scenario, overrides(set_ or ()))
         made: Sequence[Table]
         if split:
             made = cost_tables(query_costs([run for run, _ in sweep], *how))
@@ -146,6 +149,7 @@ def extrapolate(
 ) -> None:
     """Predict speed, energy and cost of a model and GPU that were not measured, from published GPU measurements."""
     from harness.analysis.summary import load
+    from harness.config import overrides
     from harness.predict.extrapolate import extrapolate
     from harness.report.cost import cost_tables
     from harness.report.predict import validation_table
@@ -155,7 +159,7 @@ def extrapolate(
         show([validation_table()], format_)
         return
     own = None if reference is None else load(find_run(reference, root))
-    found = extrapolate(model, gpu, devices, precision, batch, _pair(tokens), scenario, set_ or (), own)
+    found = extrapolate(model, gpu, devices, precision, batch, _pair(tokens), scenario, overrides(set_ or ()), own)
     show(cost_tables(found), format_)
 
 

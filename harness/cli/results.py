@@ -107,7 +107,7 @@ def rerun(
     from harness.store.directory import find_run
     from harness.store.run import Run, read_run
     from harness.store.run_file import Environment
-    from harness.workload.schema import parse_workload
+    from harness.workload.schema import workload_of
 
     before = read_run(find_run(reference, root))
     file = before.file
@@ -117,8 +117,8 @@ def rerun(
         raise errors.HarnessError(f"this is not where {file.id} was measured: {'; '.join(must)}", "add --force")
     for each in must + noted:
         typer.echo(each, err=True)
-    asked, engine = file.workload.model_dump_json(), f"engine.name={file.engine_asked}"
-    spec = parse_workload(asked, f"{before.directory}/run.json", [engine])
+    asked = file.workload.model_dump(mode="json")
+    spec = workload_of(asked, f"{before.directory}/run.json", {"engine.name": file.engine_asked})
     with Display() as display:
         clients = max(1, len(file.clients))
         directory = measuring.run(spec, root, display.show, file.meters_asked, file.declared, clients)

@@ -14,11 +14,12 @@ import pandas as pd
 
 from harness.analysis.index import runs
 from harness.cost.pricing import list_scenarios
-from harness.engines.base import ENGINES, NEEDS
+from harness.engines.base import NEEDS
 from harness.files import read_data
 from harness.measure.search import Outcome, Point, highest_feasible, saturation
 from harness.measure.sweep import Plan, figures_of, outcome_of
 from harness.measure.workers import Done
+from harness.model import ENGINES
 from harness.report.table import Cell, Table
 from harness.workload.library import list_workloads
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from harness.analysis.regression import Split, split_usage
 from harness.analysis.summary import Sweep
+from harness.config import AS_WRITTEN, Values
 from harness.cost.bill import DEFAULT_SCENARIO, Costs, cost_of_run, measured, priced, tornado
 from harness.cost.by_token import cost_of_query
 from harness.cost.draws import distribution
@@ -51,7 +52,7 @@ class Priced:
     """Input -> its status, and its share of the variance of ln cost, largest first; empty if nothing is uncertain."""
 
 
-def price_run(run: Run, summary: Summary, scenario: str | None = None, overrides: Sequence[str] = ()) -> Priced:
+def price_run(run: Run, summary: Summary, scenario: str | None = None, overrides: Values = AS_WRITTEN) -> Priced:
     """What the run's tokens cost under a scenario: a shipped name or a file; None: that of `scenario_for`."""
     device, ready = device_and_scenario([run], scenario, overrides)
     found, own = cost_of_run(summary, device, ready), run.file.workload.scenario
@@ -82,7 +83,7 @@ def tiered(priced: Priced) -> Priced:
     return replace(priced, tiers=tuple(tiers))
 
 
-def query_costs(runs: Sequence[Run], scenario: str | None = None, overrides: Sequence[str] = ()) -> Costs:
+def query_costs(runs: Sequence[Run], scenario: str | None = None, overrides: Values = AS_WRITTEN) -> Costs:
     """What a query and a million tokens of each kind cost, from several runs of mixed shape."""
     _, split, mix = phase_split(runs)
     return cost_of_query(split, mix, *device_and_scenario(runs, scenario, overrides))
@@ -103,7 +104,7 @@ def phase_split(runs: Sequence[Run]) -> tuple[Device, Split, tuple[float, float]
 
 
 def costs_at_objective(
-    sweep: Sweep, objective: str, scenario: str | None = None, overrides: Sequence[str] = ()
+    sweep: Sweep, objective: str, scenario: str | None = None, overrides: Values = AS_WRITTEN
 ) -> tuple[Costs, Summary]:
     """What the best point of a sweep at a latency objective (`read_objective`) costs, and which point that is."""
     ready = device_and_scenario([run for run, _ in sweep], scenario, overrides, LOAD)
@@ -117,7 +118,7 @@ def fleet_costs(
     load: tuple[float, float],
     policy: Policy,
     scenario: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Values = AS_WRITTEN,
 ) -> tuple[Costs, pd.DataFrame, str]:
     """What a query costs over a whole day at a latency objective, the fleet by hour (`fleet.plan`), and a note.
 
@@ -156,7 +157,7 @@ class Interactive:
     """What a device is: gpu or vcpu."""
 
 
-def interactivity(sweep: Sweep, scenario: str | None = None, overrides: Sequence[str] = ()) -> tuple[Interactive, ...]:
+def interactivity(sweep: Sweep, scenario: str | None = None, overrides: Values = AS_WRITTEN) -> tuple[Interactive, ...]:
     """Cost against interactivity: the Pareto front of runs that differ in nothing but load, by rising rate."""
     device, wanted = device_and_scenario([run for run, _ in sweep], scenario, overrides, LOAD)
     rows = []
@@ -241,7 +242,7 @@ def read_objective(text: str) -> Objective:
 
 
 def device_and_scenario(
-    runs: Sequence[Run], scenario: str | None, overrides: Sequence[str], free: Sequence[str] = ()
+    runs: Sequence[Run], scenario: str | None, overrides: Values, free: Sequence[str] = ()
 ) -> tuple[Device, Scenario]:
     """The device of runs that differ in nothing but `free`, and the scenario for it."""
     device = _one_condition(runs, free)
@@ -291,21 +292,15 @@ def price_tables() -> tuple[tuple[Gpu, ...], dict[tuple[str, str], Input]]:
     return read_rows(read_data("gpus.csv"), Gpu), parse_prices(ranges, owned)
 
 
-def priced_for(device: Device, scenario: str, overrides: Sequence[str]) -> Scenario:
+def priced_for(device: Device, scenario: str, overrides: Values) -> Scenario:
     """The scenario of that name or file with the shipped price of the device in it."""
-    return priced(read_scenario(scenario, tuple(overrides)), device, *price_tables())
+    return priced(read_scenario(scenario, overrides), device, *price_tables())
 
 
-@lru_cache(maxsize=32)
-def read_scenario(name_or_path: str, overrides: tuple[str, ...] = ()) -> Scenario:
-    """The scenario in a file, or the shipped one of that name, with `--set` overrides; read once a process."""
-    path = Path(name_or_path)
-    try:
-        if path.is_file():
-            return parse_scenario(path.read_text(encoding="utf-8"), str(path), overrides)
-    except (OSError, UnicodeDecodeError) as unreadable:
-        raise HarnessError(f"{path}: {unreadable}", "give a readable YAML file") from None
-    known = [name for name, _ in list_scenarios()]
-    if name_or_path not in known:
-        raise HarnessError(f"no scenario '{name_or_path}'", f"give a file, or one of {', '.join(known)}")
-    return parse_scenario(read_data(f"scenarios/{name_or_path}.yaml"), f"{name_or_path}.yaml", overrides)
+def read_scenario(name_or_path: str, overrides: Values = AS_WRITTEN) -> Scenario:
+    """The scenario in a file, or the shipped one of that name, with overrides as for `parse_scenario`."""
+    shipped = {file.stem: file for file in data_path("scenarios").glob("*.yaml")}
+    path = Path(name_or_path) if Path(name_or_path).is_file() else shipped.get(name_or_path)
+    if path is None:
+        raise HarnessError(f"no scenario '{name_or_path}'", f"give a file, or one of {', '.join(sorted(shipped))}")
+    return parse_scenario(read_text(path), str(path), overrides)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import lru_cache
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from harness.config import read_yaml
+from harness.config import AS_WRITTEN, Values, checked, low_high, overridden, read_map, refused
 from harness.cost import units
 from harness.cost.draws import PARAMETERS, Distribution, distribution, scaled, support
 from harness.errors import HarnessError
 
 Tier = Literal["machine", "on-demand", "reserved", "owned"]
 InputStatus = Literal["measured", "reported", "assumed"]
-Form = TypeVar("Form", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,10 @@ class Scenario:
     """Why there is no price of the device at hand, and one is needed; see `cost.priced`."""
 
 
+Loose = Annotated[str, BeforeValidator(str, json_schema_input_type=str | float)]
+"""Text that YAML may read as something else: 1 and 2026."""
+
+
 class InputFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     value: float | None = None
@@ -97,15 +101,10 @@ class InputFile(BaseModel):
     triangular: dict[str, float] | None = None
     beta: dict[str, float] | None = None
     empirical: list[float] | None = None
-    unit: str
+    unit: Loose
     source: str
-    date: str
+    date: Loose
     status: InputStatus
-
-    @field_validator("unit", "date", mode="before")
-    @classmethod
-    def _text(cls, value: Any) -> str:
-        return str(value)  # YAML reads 1, 2026 and 2026-06-01 as something else than text
 
 
 class ScenarioFile(BaseModel):
@@ -115,32 +114,26 @@ class ScenarioFile(BaseModel):
     tier: Tier
     per: Literal["gpu", "vcpu"] = "gpu"
     gpu: str | None = None
-    inputs: dict[str, Any]
+    inputs: dict[Literal[*KEYS], InputFile]  # type: ignore[valid-type]
     correlations: list[tuple[str, str, float]] = []
 
 
-def parse_scenario(text: str, origin: str, overrides: Sequence[str] = ()) -> Scenario:
+_content = lru_cache(maxsize=32)(read_map)  # reading YAML is slow, and a scenario is read for each run that it prices
+
+
+def parse_scenario(text: str, origin: str, overrides: Values = AS_WRITTEN) -> Scenario:
     """The scenario in `text` (YAML); `origin` is its file for error messages.
 
-    `overrides` are `key=value`, the value YAML: a number in the key's own unit, a distribution
-    (`serving.utilisation={uniform: {low: 0.3, high: 0.6}}`) or a whole input; unless they say otherwise their source is
-    `--set` and their status assumed. Raises HarnessError with file, key, value and the expected form.
+    Each of `overrides` is an input by its key: a number, LOW:HIGH (p5 and p95 of a lognormal), a distribution
+    (`{uniform: {low: 0.3, high: 0.6}}`) or a whole input; unless they say otherwise they are in the unit of the key,
+    their source is `--set` and their status assumed. HarnessError with file, key, value and the expected form.
     """
-    data, _ = read_yaml(text, origin)
-    if not isinstance(data, dict):
-        raise HarnessError(f"{origin}: a scenario is a mapping, got {data!r:.60}", "see docs/economics.md for the form")
-    file = _checked(ScenarioFile, data, origin)
-    inputs = {key: _input(key, spec, origin) for key, spec in file.inputs.items()}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise HarnessError(f"--set '{override}' is not of the form key=value", f"for instance --set {PRICE}=2.99")
-        spec, _ = read_yaml(value, f"--set {key}")
-        if isinstance(spec, int | float):
-            spec = {"value": spec}
-        if isinstance(spec, dict) and key in KEYS:
-            spec = {"unit": KEYS[key].unit, "source": "--set", "date": "given", "status": "assumed", **spec}
-        inputs[key] = _input(key, spec, "--set")
+    data, places = _content(text, origin, "a scenario, whose form docs/economics.md describes")
+    if isinstance(data.get("inputs"), dict):
+        data = {**data, "inputs": data["inputs"] | {key: _given(key, value) for key, value in overrides.items()}}
+    places = overridden(places, *(f"inputs.{key}" for key in overrides))
+    file = checked(ScenarioFile, data, origin, places)
+    inputs = {key: _input(key, given, places.get(f"inputs.{key}", origin)) for key, given in file.inputs.items()}
     needed = {"machine": (PRICE,), "owned": () if PRICE in inputs else OWNED}.get(file.tier, ())
     for key in (*ALWAYS, *needed):
         if key not in inputs:
@@ -154,11 +147,20 @@ def parse_scenario(text: str, origin: str, overrides: Sequence[str] = ()) -> Sce
     return Scenario(file.name, file.description, file.tier, file.per, file.gpu, inputs, links, origin)
 
 
-def _input(key: str, spec: Any, origin: str) -> Input:
-    where = f"{origin}: inputs.{key}"
-    if key not in KEYS:
-        raise HarnessError(f"{where}: unknown key", f"choose one of {', '.join(KEYS)}")
-    known, given = KEYS[key], _checked(InputFile, spec, origin, f"inputs.{key}")
+def _given(key: str, value: Any) -> dict[str, Any]:
+    """What `--set` says of an input, as a scenario's file has it."""
+    if not isinstance(value, dict):
+        try:
+            low, high = low_high(value)
+        except ValueError:
+            raise refused("--set", key, value, "a number, LOW:HIGH, a distribution or a whole input") from None
+        value = {"value": low} if low == high else {"lognormal": {"p5": low, "p95": high}}
+    unit = KEYS[key].unit if key in KEYS else ""
+    return {"unit": unit, "source": "--set", "date": "given", "status": "assumed", **value}
+
+
+def _input(key: str, given: InputFile, where: str) -> Input:
+    known, where = KEYS[key], f"{where}: inputs.{key}"
     raws = {kind: raw for kind in PARAMETERS if (raw := getattr(given, kind)) is not None}
     if len(raws) != 1:
         raise HarnessError(f"{where}: has {list(raws) or 'no value'}", f"give exactly one of {', '.join(PARAMETERS)}")
@@ -180,18 +182,6 @@ def _input(key: str, spec: Any, origin: str) -> Input:
             limits += "; a lognormal takes every value above 0 without end: use beta, triangular or uniform"
         raise HarnessError(f"{where}: {raw} ({given.unit})", f"expected {known.meaning}: {limits}")
     return Input(key, made, known.unit, given.source, given.date, given.status)
-
-
-def _checked(form: type[Form], data: Any, origin: str, prefix: str = "") -> Form:
-    """`data` as `form`. HarnessError with the key (`prefix` and what is below it) and value of the first mistake."""
-    try:
-        return form.model_validate(data)
-    except ValidationError as bad:
-        first = bad.errors()[0]
-        path = ".".join(filter(None, [prefix, *map(str, first["loc"])]))
-        got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        what = f"{origin}: {path}: {first['msg']}{got}"
-        raise HarnessError(what, "expected the form in docs/economics.md, Scenarios") from None
 
 
 def parse_prices(rental_ranges: str, three_years: str) -> dict[tuple[str, str], Input]:

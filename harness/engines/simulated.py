@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.engines.base import options_of
+from harness.config import checked
 from harness.errors import EngineDied, RequestFailed
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
 
@@ -40,7 +40,7 @@ class SimulatedEngine:
     """Serves each request alone on its schedule; a request's times depend only on the seed and its index."""
 
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
-        self.schedule = options_of(Schedule, "simulated", options)
+        self.schedule = checked(Schedule, options, "simulated engine")
         self._model = model
         self._slots: asyncio.Semaphore | None = None
         self._served = 0

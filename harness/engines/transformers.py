@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.config import checked
 from harness.engines import weights
-from harness.engines.base import options_of
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.model import Completion, EngineInfo, Request
 
@@ -62,7 +62,7 @@ class TransformersEngine:
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
         if model is None:
             raise HarnessError("the transformers engine needs a model", "name one, for instance smollm2-135m")
-        self._given, self._model = options_of(Options, "transformers", options), model
+        self._given, self._model = checked(Options, options, "transformers engine"), model
         self._manager: Any = None
         self._vocabulary = self._max_length = 0
         self._names = map("request {}".format, itertools.count())

@@ -14,8 +14,9 @@ from datetime import date, timedelta
 from typing import Annotated, Any, Literal, get_args
 
 import pydantic
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter
 
+from harness.config import checked, low_high, near, refused
 from harness.cost import units
 from harness.errors import HarnessError
 from harness.model import Status
@@ -289,7 +290,7 @@ def read_book(shipped: Mapping[str, str], added: Iterable[tuple[str, str]] = ())
         for where, fact in _rows(text, file, Fact):
             _check(fact, where, sources)
             if fact.id in facts:
-                raise _refusal(where, "id", fact.id, "an id that no other row has")
+                raise refused(where, "id", fact.id, "an id that no other row has")
             facts[fact.id] = fact
     contradictions = tuple(
         item for _, item in _rows(shipped["contradictions.csv"], "contradictions.csv", Contradiction)
@@ -298,21 +299,19 @@ def read_book(shipped: Mapping[str, str], added: Iterable[tuple[str, str]] = ())
     return Book(facts, sources, contradictions, assumptions)
 
 
-def assume(book: Book, changes: Iterable[str]) -> Book:
-    """The Book with assumptions changed: NAME=VALUE makes a what-if, NAME=LOW:HIGH an interval about sqrt(LOW HIGH)."""
+def assume(book: Book, changes: Mapping[str, object]) -> Book:
+    """The Book with assumptions changed: a number makes a what-if, LOW:HIGH an interval about sqrt(LOW HIGH)."""
     found = dict(book.assumptions)
-    for change in changes:
-        name, _, text = change.partition("=")
+    for name, given in changes.items():
         if name not in found:
-            raise HarnessError(f"unknown assumption '{name}'", f"choose one of {', '.join(found)}")
+            raise HarnessError(f"unknown assumption '{name}'", f"{near(name, found)}choose one of {', '.join(found)}")
         try:
-            low, high = (float(end) for end in (text.split(":") if ":" in text else (text, text)))
+            low, high = low_high(given)
             if not 0 < low <= high < math.inf or (found[name].unit == "fraction" and high > 1):
                 raise ValueError
         except ValueError:
             most = " and at most 1" if found[name].unit == "fraction" else ""
-            form = f"write NAME=VALUE or NAME=LOW:HIGH, above 0{most}"
-            raise HarnessError(f"'{change}' is no assumption", form) from None
+            raise refused("--set", name, given, f"a number or LOW:HIGH, above 0{most}") from None
         ends = (low, high) if low < high else (None, None)
         value, source = math.sqrt(low * high), "set by the user"
         found[name] = replace(found[name], low=ends[0], value=value, high=ends[1], status="assumed", source=source)
@@ -326,19 +325,13 @@ def _rows(text: str, file: str, kind: Any) -> Iterable[tuple[str, Any]]:
     if wrong := sorted((found - Counter(columns)) + (Counter(columns) - found)):
         what = f"{file} row 1: columns missing, unknown or twice: {', '.join(wrong)}"
         raise HarnessError(what, f"use {','.join(columns)}")
-    number = 1
+    number, form = 1, TypeAdapter(kind)
     try:
         for number, row in enumerate(reader, start=2):
             where = f"{file} row {number}"
             if "" in row or None in row.values():
                 raise HarnessError(f"{where} has not {len(columns)} cells", "put cells that hold a comma in quotes")
-            try:
-                yield where, kind(**row)
-            except pydantic.ValidationError as error:
-                first = error.errors()[0]
-                column = str(first["loc"][0])
-                expected = str(first.get("ctx", {}).get("error") or first["msg"].removeprefix("Input should be "))
-                raise _refusal(where, column, row[column], expected) from None
+            yield where, checked(form, row, where)
     except csv.Error as error:
         raise HarnessError(f"{file} row {number + 1}: {error}", "write comma-separated UTF-8 text") from None
 
@@ -348,7 +341,7 @@ def _check(fact: Fact, where: str, sources: Mapping[str, Source]) -> None:
     try:
         _ = fact.period
     except ValueError as error:
-        raise _refusal(where, "period_end", fact.period_end, str(error)) from None
+        raise refused(where, "period_end", fact.period_end, str(error)) from None
     given = [number is not None for number in (fact.value_low, fact.value, fact.value_high)]
     numbers = {"": [False] * 3, "range": [True, False, True]}.get(fact.bound, [False, True, False])
     form = "value with = >= ~ or <=, value_low and value_high with range, and no number with an empty bound"
@@ -362,8 +355,4 @@ def _check(fact: Fact, where: str, sources: Mapping[str, Source]) -> None:
         ("quote", cited and not fact.quote.strip(), "the article's own words"),
     ):
         if wrong:
-            raise _refusal(where, column, getattr(fact, column), expected)
-
-
-def _refusal(where: str, column: str, value: object, expected: str) -> HarnessError:
-    return HarnessError(f"{where}, column {column}: '{value}'", f"write {expected}")
+            raise refused(where, column, getattr(fact, column), expected)

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from harness.config import read_yaml
-from harness.errors import HarnessError
+from harness.config import checked, read_map
 
 ENGINE_KEYS = ("engine", "model")
 """Where keys that need the engine loaded anew begin."""
@@ -25,7 +24,7 @@ BISECTED = 1.05
 """The highest load that meets an objective is known once the lowest that does not is at most this much more."""
 BENT = 0.15
 """Share of the whole range, of rate or interactivity, beyond which two neighbours on the front get one between them."""
-Values = list[Any]
+Axis = Annotated[list[Any], Field(min_length=1)]
 
 
 class _Part(BaseModel):
@@ -36,12 +35,12 @@ class Auto(_Part):
     """Find the load at which the system saturates and the highest that meets an objective, then fill the front."""
 
     axis: Literal["load.users", "load.rate_per_s"]
-    start: Annotated[float, Field(gt=0)] = 1
-    limit: Annotated[float, Field(gt=0)] = 1024
+    start: float = Field(1, gt=0)
+    limit: float = Field(1024, gt=0)
     """No point beyond this load."""
     objective: dict[str, float] = {}
     """Figure -> its upper limit in seconds: `ttft_s.p99: 0.5`."""
-    most: Annotated[int, Field(ge=0, le=1000)] = 16
+    most: int = Field(16, ge=0, le=1000)
     """Points are added to those that the search needed up to so many."""
 
 
@@ -52,22 +51,24 @@ class Sweep(_Part):
     workload: str
     set: dict[str, Any] = {}
     """Keys that all points share, as for `--set`."""
-    grid: dict[str, Annotated[Values, Field(min_length=1)]] = {}
+    grid: dict[str, Axis] = {}
     """Every combination of these axes."""
-    zip: list[dict[str, Annotated[Values, Field(min_length=1)]]] = []
-    """Axes that move together, each map as one axis of the grid."""
-    repeat: Annotated[int, Field(ge=1, le=1000)] = 1
-    auto: Auto | None = None
+    zip: list[dict[str, Axis]] = Field([], description="a list of maps: axes that move together, equally long")
+    """Each map counts as one axis of the grid."""
+    repeat: int = Field(1, ge=1, le=1000)
+    auto: Auto | None = Field(None, description="a map: an axis that is not given elsewhere, and how far to search it")
     """Searched at each combination of the grid."""
 
     @model_validator(mode="after")
     def _fits(self) -> Sweep:
         for axes in self.zip:
             if len({len(values) for values in axes.values()}) > 1:
-                raise PydanticCustomError("zip", "has axes of different lengths: {axes}", {"axes": ", ".join(axes)})
+                named = {"key": "zip", "axes": ", ".join(axes)}
+                raise PydanticCustomError("order", "has axes of different lengths: {axes}", named)
         keys = [*self.grid, *itertools.chain.from_iterable(self.zip), *([self.auto.axis] if self.auto else [])]
         if twice := {key for key in keys if keys.count(key) > 1}:
-            raise PydanticCustomError("twice", "gives {keys} more than once", {"keys": ", ".join(sorted(twice))})
+            named = {"key": "zip" if self.zip else "auto", "keys": ", ".join(sorted(twice))}
+            raise PydanticCustomError("order", "with the other axes gives {keys} more than once", named)
         return self
 
 
@@ -96,14 +97,13 @@ class Point:
         """The combination that a search along this axis is at."""
         return Point({key: value for key, value in self.values.items() if key != axis}, self.repeat)
 
-    def overrides(self, sweep: Sweep) -> list[str]:
-        """What `--set` takes to make the sweep's workload into this point's.
+    def overrides(self, sweep: Sweep) -> dict[str, Any]:
+        """Axis by key that make the sweep's workload into this point's.
 
         The seed follows from the point, unless the sweep gives one: the same prompts again on an engine that stays
         loaded would come from its prefix cache.
         """
-        values = {"seed": int(self.key[:8], 16), **sweep.set, **self.values}
-        return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        return {"seed": int(self.key[:8], 16), **sweep.set, **self.values}
 
     @property
     def engine(self) -> str:
@@ -127,17 +127,8 @@ def parse_sweep(text: str, origin: str) -> Sweep:
 
     Raises HarnessError naming the key, the value and what was expected.
     """
-    data, places = read_yaml(text, origin)
-    if not isinstance(data, dict):
-        raise HarnessError(f"{origin}: not a sweep", "write a map with at least workload, and grid, zip or auto")
-    try:
-        return Sweep.model_validate({"name": PurePath(origin).stem, **data})
-    except ValidationError as invalid:
-        error = invalid.errors()[0]
-        key = ".".join(str(part) for part in error["loc"])
-        where = places.get(key, places.get(key.partition(".")[0], origin))
-        fix = f"the keys are {', '.join(Sweep.model_fields)}, and of auto {', '.join(Auto.model_fields)}"
-        raise HarnessError(f"{where}: {key or 'the sweep'}: {error['msg']}", fix) from None
+    data, places = read_map(text, origin, "a map with at least workload, and grid, zip or auto")
+    return checked(Sweep, {"name": PurePath(origin).stem, **data}, origin, places)
 
 
 def points(sweep: Sweep) -> list[Point]:

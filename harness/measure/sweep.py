@@ -27,7 +27,7 @@ from harness.measure.search import (
     points,
 )
 from harness.measure.workers import Done, Task, Worker
-from harness.model import SERVED, Figure
+from harness.model import ENGINES, SERVED, Figure
 from harness.store.directory import list_runs
 from harness.store.run import read_run
 from harness.workload.library import read_workload
@@ -259,7 +259,7 @@ def outcome_of(auto: Auto, figures: Mapping[str, Figure]) -> Outcome:
 
 def gpus_of(workload: Workload) -> int:
     """GPUs that its engine needs: tensor x pipeline parallel, by the options of whichever engine has them."""
-    options = [workload.engine_options(name) for name in type(workload.engine).model_fields if name != "name"]
+    options = [workload.engine_options(name) for name in ENGINES]
     sizes = [[int(each.get(f"{kind}_parallel_size") or 1) for kind in ("tensor", "pipeline")] for each in options]
     return max(math.prod(pair) for pair in sizes)
 

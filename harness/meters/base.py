@@ -10,8 +10,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-import yaml
-
+from harness.config import read_yaml
 from harness.errors import HarnessError
 from harness.model import MeterInfo, PowerSample, ServerSample
 
@@ -98,7 +97,7 @@ def start_meters(asked: Sequence[str]) -> tuple[list[tuple[Meter, MeterInfo]], l
         for word in asked:
             name, _, rest = word.partition(":")
             pairs = [pair.partition("=") for pair in rest.split(",") if pair]
-            options = {key: yaml.safe_load(value) for key, _, value in pairs}
+            options = {key: read_yaml(value, f"--meter {word}")[0] for key, _, value in pairs}
             for found in {"auto": AUTO, "none": ()}.get(name, (name,)):
                 meter = create_meter(found, options)
                 try:

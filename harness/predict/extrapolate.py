@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
+from harness.config import AS_WRITTEN, Values
 from harness.cost.bill import Costs, Row, bill_factors, costed, draw_inputs, measured
 from harness.cost.gpus import find_gpu, read_rows
 from harness.cost.pricing import price_tables, priced_for
@@ -41,7 +41,7 @@ def extrapolate(
     batch: float = 64,
     tokens: tuple[float, float] = (500, 500),
     scenario: str = "on-demand",
-    overrides: Sequence[str] = (),
+    overrides: Values = AS_WRITTEN,
     run: tuple[Run, Summary] | None = None,
 ) -> Costs:
     """Device-seconds, joules and USD per output token of a model of models.csv on a GPU of gpus.csv, measured or not.

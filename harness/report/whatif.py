@@ -79,7 +79,7 @@ def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Jso
     # What no slider moves stays uncertain: points of Sobol's differ with the number of dimensions.
     metered = set(ENERGY) <= set(given.inputs) and measured(summary, "joules_per_request").value is not None
     sets = COST if metered else COST[:2]
-    fixed = priced_for(device, name, [f"{key}=1" for _, key in sets])
+    fixed = priced_for(device, name, {key: 1 for _, key in sets})
     unit = cost_of_run(summary, device, fixed)
     cost, status = _stats(unit, "usd_per_query"), unit["usd_per_query"].status
     if cost is None or point.output_tokens is None:
@@ -110,8 +110,8 @@ def _of_split(runs: Sweep, c: Context, scenario: str | None) -> Json | None:
     if not all(split.identified):
         return None
     name = scenario or scenario_for(runs[0][0])
-    sets = [f"{key}=1" for _, key in (*COST[:2], *TOKENS)]
-    given, fixed = (priced_for(device, name, sets) for sets in ((), [*sets, "query.reasoning_tokens=0"]))
+    ones = {key: 1 for _, key in (*COST[:2], *TOKENS)}
+    given, fixed = (priced_for(device, name, sets) for sets in ({}, {**ones, "query.reasoning_tokens": 0}))
     x = draw_inputs(fixed)
     places = np.minimum((x[MEASURED] * len(split.replicates)).astype(int), len(split.replicates) - 1)
     weights = np.prod([values for _, values in bill_factors(fixed, x)], axis=0) * x["query.requests"] / 3600
@@ -170,7 +170,7 @@ def _start(
     here = {"utilisation": point.utilisation, "tokens_per_query": point.output_tokens, "chat_share": 1.0}
     if point.usd_per_gpu_hour is not None:
         here["gpu_price"] = point.usd_per_gpu_hour
-    unit = replace(c, book=assume(c.book, [f"{name}={value!r}" for name, value in here.items()]))
+    unit = replace(c, book=assume(c.book, here))
     one = replace(point, usd_per_query=Figure("usd_per_query", 1.0, "USD/query", point.usd_per_query.status))
     left = ladder(unit.book, gap(unit, one), one).left
     chat, plan = c.book.assumptions["chat_share"], c.book.assumptions["subscription"]

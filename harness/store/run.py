@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-from pydantic import ValidationError
 
 import harness
+from harness.config import checked
 from harness.errors import HarnessError
 from harness.model import SERVED, Device, ModelIdentity
 from harness.store import rows
@@ -138,17 +138,13 @@ def read_run(directory: Path) -> Run:
                 f"{path}: schema version {version} is newer than this harness reads ({SCHEMA_VERSION})",
                 f"install a newer inference-cost-harness than {harness.__version__}",
             )
-        file = RunFile.model_validate(raw)
+        file = checked(RunFile, raw, f"{path}: not a readable run.json", fix=rows.RESTORE)
     except FileNotFoundError:
         raise HarnessError(
             f"{path} does not exist", "give a run's directory, as `harness list runs` prints it"
         ) from None
     except (OSError, ValueError, AttributeError) as damaged:
-        reason = str(damaged)
-        if isinstance(damaged, ValidationError):
-            wrong = damaged.errors()[0]
-            reason = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
-        raise HarnessError(f"{path}: not a readable run.json: {reason}", rows.RESTORE) from None
+        raise HarnessError(f"{path}: not a readable run.json: {damaged}", rows.RESTORE) from None
     if file.state == "running" and not _locked(directory / "requests.jsonl"):
         killed = "the measuring process ended without finishing the run (killed, or the machine stopped)"
         file = file.model_copy(update={"state": "interrupted", "error": killed})

@@ -14,8 +14,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv, json
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
+from pydantic_core import from_json
 
+from harness.config import checked
 from harness.errors import HarnessError
 from harness.workload.arrivals import MOST, WHOLE, Trace
 from harness.workload.schema import Prompt, Prompts
@@ -148,9 +150,6 @@ class _Recorded(BaseModel):
         return (said[0].model_copy(update={"prompt": system + said[0].prompt}), *said[1:]) if said else ()
 
 
-_SHAREGPT = TypeAdapter(list[_Recorded])
-
-
 def parse_prompts(text: str, path: Path) -> Prompts:
     """Conversations from JSON lines of one prompt each, or from a JSON array of ShareGPT's form.
 
@@ -158,19 +157,19 @@ def parse_prompts(text: str, path: Path) -> Prompts:
     conversation, for any mistake.
     """
     form = 'expected lines of {"prompt": "text", "output_tokens": 64}, the latter optional, or ShareGPT\'s JSON array'
-    place, prompts = "", []
+    place, prompts = str(path), []
     try:
         if text.lstrip().startswith("["):
-            prompts = [turns for each in _SHAREGPT.validate_json(text) if (turns := each.turns())]
+            for number, content in enumerate(from_json(text), start=1):
+                prompts.append(checked(_Recorded, content, f"{path}: conversation {number}", fix=form).turns())
         else:
             for number, line in enumerate(text.split("\n"), start=1):
+                place = f"{path}:{number}"
                 if line.strip():
-                    place = f":{number}: '{line[:60]}'"
-                    prompts.append((Prompt.model_validate_json(line),))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = place or f": conversation {int(first['loc'][0]) + 1}" if first["loc"] else place
-        raise HarnessError(f"{path}{place}: {first['msg']}", form) from None
+                    prompts.append((checked(Prompt, from_json(line), place, fix=form),))
+    except ValueError as error:
+        raise HarnessError(f"{place}: not JSON: {error}", form) from None
+    prompts = [turns for turns in prompts if turns]
     if not prompts:
         raise HarnessError(f"{path}: no prompts", form)
     return tuple(prompts)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from harness.config import AS_WRITTEN, Values, near
 from harness.errors import HarnessError
 from harness.files import PACKAGE, data_path, read_text
 from harness.workload.arrivals import Load, Trace
@@ -16,7 +16,7 @@ from harness.workload.datasets import parse_prompts, parse_trace
 from harness.workload.schema import MixedPart, Prompts, Requests, Workload, parse_workload
 
 
-def read_workload(name_or_path: str, overrides: Sequence[str] = ()) -> Workload:
+def read_workload(name_or_path: str, overrides: Values = AS_WRITTEN) -> Workload:
     """The workload in that file, else of that name in ./workloads, else of that name among the shipped ones.
 
     A trace or prompts file that it names is looked for beside it first. HarnessError for an unknown workload, or any
@@ -96,9 +96,9 @@ def _workload_files() -> dict[str, Path]:
 
 
 def _unknown(kind: str, name: str, asked: str, known: Iterable[str]) -> NoReturn:
-    match = difflib.get_close_matches(name, known, 1)
-    near = f"did you mean '{match[0]}'? " if match else ""
-    raise HarnessError(f"no {kind} '{asked:.80}'", f"{near}give a file, or one of {', '.join(sorted(known))}")
+    raise HarnessError(
+        f"no {kind} '{asked:.80}'", f"{near(name, known)}give a file, or one of {', '.join(sorted(known))}"
+    )
 
 
 def _is_file(path: Path) -> bool:

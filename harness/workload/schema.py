@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import json
+import copy
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from harness.config import read_yaml
+from harness.config import AS_WRITTEN, Values, checked, overridden, read_map, shown
 from harness.errors import HarnessError
+from harness.model import ENGINES
 from harness.workload.arrivals import WHOLE, Count, Load, Positive, Seconds, check_keys, user_spans
 from harness.workload.lengths import LENGTHS_FORM, TIMES_FORM, LengthsOrInt, TimesOrSeconds
 
@@ -126,17 +126,35 @@ class Requests(Content):
         return None if any(content.turns for content in self.contents) else self.count
 
 
-class Engine(_Part):
-    """Which engine, and its options: free maps, which the engine itself checks."""
+def _engine_name(name: str) -> str:
+    if name not in ("auto", *ENGINES):
+        raise PydanticKnownError("literal_error", {"expected": str(["auto", *ENGINES])})
+    return name
 
-    name: Literal["auto", "openai", "simulated", "transformers", "vllm"] = Field(
-        "auto", description="one of auto, openai, simulated, transformers, vllm"
+
+class Engine(_Part):
+    """Which engine, and maps of options, which the engine itself checks: `options`, and one by each engine's name."""
+
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"propertyNames": {"enum": ["name", "options", *ENGINES]}}
+    )
+    __pydantic_extra__: dict[str, dict[str, Any]]
+
+    name: Annotated[str, AfterValidator(_engine_name)] = Field(
+        "auto", description=f"one of auto, {', '.join(ENGINES)}", json_schema_extra={"enum": ["auto", *ENGINES]}
     )
     options: dict[str, Any] = Field({}, description="a map of options for whichever engine runs")
-    openai: dict[str, Any] = Field({}, description="a map of options for a server")
-    simulated: dict[str, Any] = Field({}, description="a map of options for the simulated engine")
-    transformers: dict[str, Any] = Field({}, description="a map of options for transformers")
-    vllm: dict[str, Any] = Field({}, description="a map of options for vllm")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_known(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = [*cls.model_fields, *ENGINES]
+        for key in data:
+            if key not in known:
+                raise PydanticCustomError("unknown", "is no engine", {"key": str(key), "expected": known})
+        return {name: {} for name in ENGINES} | data
 
 
 class WarmUp(_Part):
@@ -191,7 +209,7 @@ class Workload(_Part):
 
         To a server as many connections are opened beforehand as the load says that there may be requests in flight.
         """
-        given = _merged(getattr(self.engine, name, {}), self.engine.options)
+        given = _merged((self.engine.model_extra or {}).get(name, {}), self.engine.options)
         most = len(user_spans(self.load)) if self.load.closed else self.load.max_in_flight
         return {"connections": most, **given} if name == "openai" and most is not None else given
 
@@ -203,28 +221,10 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return out
 
 
-def keys(model: type[BaseModel] = Workload, prefix: str = "") -> dict[str, str]:
-    """Every key that a workload may have, dotted, with the form that its value takes."""
-    found = {}
-    for name, field in model.model_fields.items():
-        found[prefix + name] = field.description or ""
-        for inner in _models(field.annotation):
-            found |= keys(inner, f"{prefix}{name}.")
-    return found
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models(inner)
-
-
-def parse_workload(text: str, origin: str, overrides: Sequence[str] = ()) -> Workload:
+def parse_workload(text: str, origin: str, overrides: Values = AS_WRITTEN) -> Workload:
     """A workload from YAML text; `origin`, its file, stands in errors and gives the name where the text has none.
 
-    `overrides` are `key.path=value`, the value YAML; `engine.KEY=value`, where KEY is neither `name` nor an engine's
-    name, goes to whichever engine runs. HarnessError for any mistake: the place, the key, the value, the expected form.
+    `overrides` are values by dotted key. HarnessError for any mistake: place, key, value, and the expected form.
 
     >>> parse_workload("requests: {count: 2, input_tokens: 8, output_tokens: 4}\\nload: {shape: ofline}", "x.yaml")
     Traceback (most recent call last):
@@ -232,32 +232,30 @@ def parse_workload(text: str, origin: str, overrides: Sequence[str] = ()) -> Wor
     harness.errors.HarnessError: x.yaml:2: load.shape is 'ofline'
       fix: did you mean 'offline'? expected shape: one of closed, offline, constant, poisson, gamma, trace, ramp, steps
     """
-    data, places = read_yaml(text, origin)
-    if not isinstance(data, dict):
-        raise HarnessError(f"{origin}: {_show(data)} is not a workload", "write a map with at least requests and load")
-    data = {"name": PurePath(origin).stem, **data}
-    for override in overrides:
-        path = _set(data, override)
-        places[path] = "--set"
-        places.setdefault(path.partition(".")[0], "--set")
+    data, places = read_map(text, origin, "a map with at least requests and load")
+    return workload_of({"name": PurePath(origin).stem, **data}, origin, overrides, places)
+
+
+def workload_of(data: dict[str, Any], origin: str, overrides: Values, places: Mapping[str, str] = {}) -> Workload:
+    """A workload from its content as `parse_workload` makes it from a text; the overrides are put into `data`."""
+    for key, value in overrides.items():
+        path = _put(data, key, copy.deepcopy(value))
+        places = {path.partition(".")[0]: "--set", **overridden(places, path)}
+    workload = checked(Workload, data, origin, places)
     try:
-        workload = Workload.model_validate(data)
         workload.model_dump_json()
-    except ValidationError as error:
-        raise _explained(error.errors()[0], origin, places) from None
     except ValueError as error:
         raise HarnessError(f"{origin}: engine: {error}", "give options that JSON can hold: they are stored") from None
     return workload
 
 
-def _set(data: dict[str, Any], override: str) -> str:
-    """Puts one `key.path=value` into `data`, and returns the path under which it went."""
-    key, equals, text = override.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise HarnessError(f"--set '{override}' is not of the form key=value", "write for instance --set load.users=4")
-    value, _ = read_yaml(text, f"--set {key}")
-    if path[0] == "engine" and len(path) > 1 and path[1] not in Engine.model_fields:
+def _put(data: dict[str, Any], key: str, value: Any) -> str:
+    """Put a value into `data` at a dotted key, and return the key under which it went.
+
+    `engine.KEY`, where KEY is neither a field of `Engine` nor an engine's name, is an option of whichever engine runs.
+    """
+    path = key.split(".")
+    if path[0] == "engine" and len(path) > 1 and path[1] not in (*Engine.model_fields, *ENGINES):
         path.insert(1, "options")
     at: Any = {"": data}
     step: Any
@@ -265,7 +263,7 @@ def _set(data: dict[str, Any], override: str) -> str:
         step = int(part) if isinstance(at, list) and re.fullmatch("[0-9]{1,6}", part) and int(part) < len(at) else part
         if not isinstance(at, list if isinstance(step, int) else dict):
             whole = ".".join(path[: i - 1])
-            kind = "a list without that place" if isinstance(at, list) else f"{_show(at)}, not a map"
+            kind = "a list without that place" if isinstance(at, list) else f"{shown(at)}, not a map"
             raise HarnessError(f"--set {key}: {whole} is {kind}", f"set {whole} as a whole")
         if i == len(path):
             at[step] = value
@@ -273,36 +271,6 @@ def _set(data: dict[str, Any], override: str) -> str:
             at[step] = {}
         at = at[step]
     return ".".join(path)
-
-
-def _show(value: object) -> str:
-    text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _explained(error: ErrorDetails, origin: str, places: Mapping[str, str]) -> HarnessError:
-    """The error in a user's words: where, which key, which value, and what was expected."""
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    dotted = ".".join(map(str, error["loc"]))
-    if "key" in context:  # a check of several keys together names the one at fault
-        dotted = f"{dotted}.{context['key']}".lstrip(".")
-        value = value.get(context["key"]) if isinstance(value, dict) else value
-    parent, _, leaf = dotted.rpartition(".")
-    where = next((places[key] for key in (dotted, parent, parent.rpartition(".")[0]) if key in places), origin)
-    forms = keys()
-    form, parent_form = (re.sub(r"\.[0-9]+(?=\.|$)", "", key) for key in (dotted, parent))
-    fix = f"expected {leaf}: {forms.get(form, 'a value of another kind')}"
-    choices = re.findall(r"'(\w+)'", context.get("expected", ""))
-    if kind in ("extra_forbidden", "invalid_key"):
-        choices = [key.rpartition(".")[2] for key in forms if key.rpartition(".")[0] == parent_form]
-        what, fix = f"unknown key {dotted}, given {_show(value)}", f"the keys here are {', '.join(choices)}"
-    elif kind in ("missing", "lacks"):
-        what = f"{dotted} {error['msg'] if kind == 'lacks' else 'is missing'}"
-    else:
-        what = f"{dotted} is {_show(value)}{', which ' + error['msg'] if 'key' in context else ''}"
-        fix = f"remove it, or --set {dotted}=null" if kind == "stray" else fix
-    match = difflib.get_close_matches(leaf if kind == "extra_forbidden" else str(value), choices, 1)
-    return HarnessError(f"{where}: {what}", f"did you mean '{match[0]}'? {fix}" if match else fix)
 
 
 class Prompt(_Part):

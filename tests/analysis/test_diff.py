@@ -24,6 +24,7 @@ from scipy import stats as reference
 from harness import cli
 from harness.analysis import diff
 from harness.analysis.latency import summarise, window_of
+from harness.config import overrides
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.store.rows import frame_of
@@ -322,6 +323,6 @@ def test_the_workflows_on_the_page_parse_and_give_commands_that_exist(text: str)
     for verb, *arguments in commands:
         given = verbs[verb].make_context(verb, arguments).params
         if verb == "run":
-            assert read_workload(given["workload"], given["set_"] or [])
+            assert read_workload(given["workload"], overrides(given["set_"] or []))
         for gate in given.get("fail_on") or ():
             assert diff.parse_gate(gate).figure.partition(".")[0] in diff.BETTER

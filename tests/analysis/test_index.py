@@ -26,7 +26,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with two runs, of one user and of two."""
     root = tmp_path_factory.mktemp("runs")
     for users in (1, 2):
-        run.run(parse_workload(WORKLOAD, "tiny", [f"load.users={users}"]), root, lambda _: None)
+        run.run(parse_workload(WORKLOAD, "tiny", {"load.users": users}), root, lambda _: None)
     return root
 
 

@@ -138,13 +138,15 @@ def test_requests_after_one_in_flight_are_left_out() -> None:
     assert whole_prefix(frame_of(turns))["sent_s"].max() == 4.0
 
 
-WORDS = ["engine.name=simulated", "engine.simulated.ttft_s=0.1", "engine.simulated.jitter=0.5", "load.users=64",
-         "requests.output_tokens=4", "requests.input_tokens=4"]  # fmt: skip
+QUICK = {
+    "engine": {"name": "simulated", "simulated": {"ttft_s": 0.1, "jitter": 0.5}},
+    **{"load.users": 64, "requests.output_tokens": 4, "requests.input_tokens": 4},
+}
 
 
 def test_a_run_ends_when_it_is_precise_and_says_what_that_saved(tmp_path: Path) -> None:
     """TTFT with a coefficient of variation of 0.5 needs 96 requests for 10%, and 64 users 320 for a steady part."""
-    workload = read_workload("smoke", [*WORDS, "requests.count=6000"])
+    workload = read_workload("smoke", {**QUICK, "requests.count": 6000})
     targets = parse(["ttft_s.mean=10%"])
     with Stop(targets) as judge:
         directory = measuring.run(workload, tmp_path, lambda _: None, enough=judge)
@@ -169,7 +171,7 @@ def test_a_judge_that_is_left_early_ends_and_one_that_dies_never_says_enough(tmp
 
 
 def test_repeats_have_the_interval_between_them_and_tell_other_software(tmp_path: Path) -> None:
-    workload = read_workload("smoke", [*WORDS, "requests.count=64"])
+    workload = read_workload("smoke", {**QUICK, "requests.count": 64})
     (run,) = [read_run(measuring.run(workload, tmp_path, lambda _: None))]
     summary = summary_of(run)
     rate = summary["output_tokens_per_s"]

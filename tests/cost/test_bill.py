@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import harness
+from harness.config import overrides
 from harness.cost.bill import Costs, annuity, cost_of_run, owned_usd_per_hour, priced, tornado
 from harness.cost.gpus import Gpu, find_gpu, read_rows
 from harness.cost.scenario import Scenario, parse_prices, parse_scenario
@@ -34,8 +35,8 @@ def summary(
     return Summary("r", "complete", figures, {})
 
 
-def scenario(name: str, *overrides: str) -> Scenario:
-    return parse_scenario((DATA / f"scenarios/{name}.yaml").read_text(), f"{name}.yaml", overrides)
+def scenario(name: str, *words: str) -> Scenario:
+    return parse_scenario((DATA / f"scenarios/{name}.yaml").read_text(), f"{name}.yaml", overrides(words))
 
 
 def cost(found_scenario: Scenario, device: Device = H100, of: Summary | None = None, n: int = 2**14) -> Costs:
@@ -143,8 +144,8 @@ def test_twice_the_price_is_twice_the_cost() -> None:
 
 
 def test_electricity_is_in_the_price_of_an_owned_gpu_and_never_on_top_of_a_rent() -> None:
-    def hourly(name: str, *overrides: str) -> float:
-        return cost(scenario(name, *overrides)).figures[0].value or 0.0
+    def hourly(name: str, *words: str) -> float:
+        return cost(scenario(name, *words)).figures[0].value or 0.0
 
     assert hourly("owned-h100", "owned.usd_per_kwh=0.4") > hourly("owned-h100", "owned.usd_per_kwh=0.1")
     assert hourly("reserved", "owned.usd_per_kwh=0.4", "energy.pue=3") == hourly("reserved") == pytest.approx(2.6)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import harness
 from harness.analysis.regression import Split, split_usage
+from harness.config import Values
 from harness.cost.bill import Costs, priced
 from harness.cost.by_token import cost_of_query
 from harness.cost.gpus import Gpu, read_rows
@@ -75,11 +76,11 @@ def test_blocks_count_every_token_where_it_arrived() -> None:
         time_blocks(requests[requests["error"].notna()], 1)
 
 
-CERTAIN = ["price.usd_per_hour=3.6", "serving.utilisation=0.5", "serving.overhead=1.2", "query.requests=2"]
+CERTAIN = {"price.usd_per_hour": 3.6, "serving.utilisation": 0.5, "serving.overhead": 1.2, "query.requests": 2}
 
 
-def query(overrides: list[str], mixes: list[tuple[int, int]] = MIXES, noise: float = 0.0) -> dict[str, float | None]:
-    scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml", CERTAIN + overrides)
+def query(given: Values, mixes: list[tuple[int, int]] = MIXES, noise: float = 0.0) -> dict[str, float | None]:
+    scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml", {**CERTAIN, **given})
     split = split_usage([run_of(*mix, noise=noise) for mix in mixes], replicates=20)
     found = cost(split, scenario, n=256)
     return {figure.name: figure.value for figure in found.figures}
@@ -87,7 +88,7 @@ def query(overrides: list[str], mixes: list[tuple[int, int]] = MIXES, noise: flo
 
 def test_a_query_by_hand() -> None:
     # USD 0.0024 a device-second; 600 uncached of 800, 100 visible and 50 reasoning tokens, twice.
-    found = query(["serving.cached_share=0.25", "query.visible_tokens=100", "query.reasoning_tokens=50"])
+    found = query({"serving.cached_share": 0.25, "query.visible_tokens": 100, "query.reasoning_tokens": 50})
     seconds = 2 * (0.06 + 0.75 + 2e-6 * 150 * 875 + 0.02)
     assert found["usd_per_query"] == pytest.approx(0.0024 * seconds)
     assert found["usd_per_million_input_tokens"] == pytest.approx(0.0024 * 1e-4 * 1e6)
@@ -97,12 +98,12 @@ def test_a_query_by_hand() -> None:
 
 def test_long_answers_that_are_also_slow_widen_the_interval() -> None:
     text = (DATA / "scenarios/on-demand.yaml").read_text()
-    lengths = "query.visible_tokens={lognormal: {p5: 50, p95: 500}}"
+    lengths = {"query.visible_tokens": {"lognormal": {"p5": 50, "p95": 500}}}
     widths = []
     for rho in (-0.9, 0.0, 0.9):
         linked = f"{text}correlations: [[query.visible_tokens, measured, {rho}]]\n"
         split = split_usage([run_of(*mix, noise=0.6) for mix in MIXES])
-        scenario = parse_scenario(linked, "mine.yaml", [*CERTAIN, lengths])
+        scenario = parse_scenario(linked, "mine.yaml", {**CERTAIN, **lengths})
         found = cost(split, scenario)
         figure = next(figure for figure in found.figures if figure.name == "usd_per_query")
         widths.append((figure.high or 0.0) / (figure.low or 1.0))
@@ -110,7 +111,7 @@ def test_long_answers_that_are_also_slow_widen_the_interval() -> None:
 
 
 def test_the_split_prices_add_up_to_the_query() -> None:
-    found = {name: value or 0.0 for name, value in query([]).items()}
+    found = {name: value or 0.0 for name, value in query({}).items()}
     parts = found["usd_per_million_input_tokens"] * 800e-6 + found["usd_per_million_output_tokens_alone"] * 150e-6
     assert 2 * (parts + found["usd_per_request_alone"]) == pytest.approx(found["usd_per_query"])
 

@@ -63,9 +63,7 @@ def test_a_stored_run_gets_its_default_scenario_and_every_assumption_is_shown() 
     by_name = {row[0]: row for row in cost.rows}
     assert by_name["usd_per_million_output_tokens"][2] == "measured 100%"
     assert by_name["usd_per_hour"][2] == "no spread given"
-    spread = cost_tables(
-        price_run(loaded(), SUMMARY, None, ["price.usd_per_hour={lognormal: {p5: 0.03, p95: 0.04}}"]).costs
-    )[0]
+    spread = cost_tables(price_run(loaded(), SUMMARY, None, {"price.usd_per_hour": "0.03:0.04"}).costs)[0]
     rests = {row[0]: row[2] for row in spread.rows}
     assert rests["usd_per_hour"] == "assumed 100%"
     # ln(4/3) / 3.290 and ln(110/90) / 3.920 squared are 0.00765 and 0.00262.
@@ -153,7 +151,7 @@ def test_the_tornado_names_every_input_that_can_move_the_cost() -> None:
 def test_a_cost_that_is_not_there_or_certain_has_no_tornado() -> None:
     nothing = Summary("r", "complete", (), {})
     assert tornado_tables(explained(price_run(loaded(), nothing))) == []
-    certain = [f"{key}=1" for key in ("price.usd_per_hour", "serving.overhead", "serving.utilisation")]
+    certain = dict.fromkeys(("price.usd_per_hour", "serving.overhead", "serving.utilisation"), 1)
     rate = replace(SUMMARY["output_tokens_per_s"], low=None, high=None)
     known = price_run(loaded(), replace(SUMMARY, figures=(rate,)), None, certain)
     assert tornado_tables(explained(known)) == []

@@ -7,6 +7,7 @@ import yaml
 from places import ROOT
 
 import harness
+from harness.config import overrides
 from harness.cost import units
 from harness.cost.bill import priced
 from harness.cost.gpus import Gpu, read_rows
@@ -58,12 +59,12 @@ def test_a_correlation_of_what_is_not_there_is_refused() -> None:
         ("serving.utilisation={lognormal: {p5: 0.3, p95: 0.6}}", ["serving.utilisation", "above 0 without end"]),
         ("serving.utilisation={value: 120, unit: percent}", ["percent", "at most 1"]),
         ("serving.utilization=0.5", ["serving.utilization", "serving.utilisation"]),
-        ("price", ["key=value"]),
+        ("price", ["KEY=VALUE"]),
     ],
 )
 def test_a_wrong_input_is_refused_by_name(override: str, words: list[str]) -> None:
     with pytest.raises(HarnessError) as refused:
-        parse_scenario(CPU, "cpu-smoke.yaml", [override])
+        parse_scenario(CPU, "cpu-smoke.yaml", overrides([override]))
     assert all(word in str(refused.value) for word in words), str(refused.value)
     assert "--set" in str(refused.value)
 
@@ -75,7 +76,7 @@ def test_a_wrong_file_names_itself() -> None:
         (CPU.replace("unit: USD/hour", "unit: kg"), ["mine.yaml", "price.usd_per_hour", "'kg'"]),
         (CPU.replace("tier: machine", "tier: spot"), ["mine.yaml", "tier", "spot"]),
         (yaml.safe_dump(without), ["mine.yaml", "serving.overhead", "missing"]),
-        ("[1, 2]", ["mine.yaml", "mapping"]),
+        ("[1, 2]", ["mine.yaml", "not a map", "docs/economics.md"]),
         ("a: [", ["mine.yaml", "YAML"]),
     ):
         with pytest.raises(HarnessError) as refused:
@@ -105,7 +106,7 @@ def test_a_price_comes_from_the_scenario_then_the_table_and_never_from_nowhere()
     reserved = parse_scenario((DATA / "scenarios/reserved.yaml").read_text(), "reserved.yaml")
     assert price_of(on_demand) == (1.75, 6.16)
     assert price_of(reserved) == (1.3, 1.3)
-    given = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "x", ["price.usd_per_hour=2.5"])
+    given = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "x", {"price.usd_per_hour": 2.5})
     assert price_of(given) == (2.5,)
     for gpu in ("L4", None):
         assert "--set price.usd_per_hour" in (priced(on_demand, Device("gpu", gpu, 1), GPUS, PRICES).no_price or "")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import get_args
+from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Command
 
-from harness.engines.base import ENGINES, create_engine
+from harness.engines.base import create_engine
 from harness.engines.simulated import SimulatedEngine
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.measure.eventloop import event_loop
-from harness.model import Completion, Request
-from harness.workload.schema import Engine
+from harness.model import ENGINES, Completion, Request
+from harness.store.run import read_run
 
 
 def serve(engine: SimulatedEngine, *requests: Request) -> list[tuple[list[float], Completion | Exception]]:
@@ -80,7 +81,7 @@ def test_failures_and_death() -> None:
     ("options", "named"),
     [
         ({"speed": 1}, "speed"),
-        ({"ttft_s": -1}, "ttft_s = -1"),
+        ({"ttft_s": -1}, "simulated engine: ttft_s is -1"),
         ({"jitter": 2}, "jitter"),
         ({"capacity": 0}, "capacity"),
     ],
@@ -90,7 +91,60 @@ def test_wrong_options_are_named(options: dict[str, object], named: str) -> None
         create_engine("simulated", None, options)
 
 
-def test_workloads_know_every_engine() -> None:
-    known = set(get_args(Engine.model_fields["name"].annotation))
-    assert known == {"auto", *ENGINES}
-    assert set(Engine.model_fields) == {"name", "options", *ENGINES}
+TORTOISE = """
+import asyncio
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.config import checked
+from harness.model import Completion, EngineInfo, ModelIdentity
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    pace_s: float = Field(0.001, gt=0)
+
+
+class Tortoise:
+    def __init__(self, model, options):
+        self.model, self.options = model, checked(Options, options, "tortoise engine")
+
+    async def start(self):
+        model = ModelIdentity(self.model)
+        return EngineInfo("tortoise", "1.0", model, "cpu", 1, 1000, None, self.options.model_dump())
+
+    def prepare(self, request):
+        pass
+
+    async def generate(self, request, arrived):
+        for _ in range(request.output_tokens):
+            await asyncio.sleep(self.options.pace_s)
+            arrived(1)
+        return Completion(len(request.prompt), request.output_tokens)
+
+    async def stop(self):
+        pass
+"""
+
+
+def test_an_engine_is_added_by_a_module_and_a_line_in_the_table(
+    harness: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tortoise.py").write_text(TORTOISE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(ENGINES, "tortoise", "tortoise:Tortoise")
+    words = ("run", "smoke", "--engine", "tortoise", "--meter", "none")
+    ran = harness(*words, "--set", "engine.tortoise.pace_s=0.002")
+    assert ran.code == 0, ran.err
+    assert "tortoise" in ran.out
+    engine = read_run(tmp_path / "results" / "latest").engine
+    assert engine is not None
+    assert (engine.engine, engine.version, engine.options) == ("tortoise", "1.0", {"pace_s": 0.002})
+    assert harness("report").code == 0
+    assert harness("rerun").code == 0
+    assert "tortoise" in harness("list", "engines").out
+    for option, said in (("pace_s=-1", "pace_s is -1"), ("pase_s=1", "did you mean 'pace_s'?")):
+        refused = harness(*words, "--set", f"engine.{option}")
+        assert refused.code == 2
+        assert "error: tortoise engine: " in refused.err
+        assert said in refused.err

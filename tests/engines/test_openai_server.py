@@ -204,8 +204,8 @@ def test_a_wrong_server_is_refused_before_anything_is_started(how: str, model: s
     ("options", "what"),
     [
         ({"base_url": "http://here:1"}, "engine.serve starts a server, and engine.base_url names one"),
-        ({"serve_options": "--fast"}, "openai engine: serve_options = '--fast'"),
-        ({"steam": False}, "openai engine: steam"),
+        ({"serve_options": "--fast"}, "openai engine: serve_options is '--fast'"),
+        ({"steam": False}, "openai engine: unknown key steam"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, object], what: str) -> None:

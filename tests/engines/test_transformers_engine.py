@@ -79,10 +79,10 @@ def request(index: int, given: int, wanted: int) -> Request:
     ("options", "what", "fix"),
     [
         ({"num_block": 4}, "num_block", "num_blocks"),  # unknown: the known ones are named
-        ({"dtype": "int3"}, "dtype = 'int3'", "dtype"),
-        ({"device": "tpu"}, "device = 'tpu'", "device"),
-        ({"num_blocks": 0}, "num_blocks = 0", "num_blocks"),
-        ({"temperature": -1.0}, "temperature = -1.0", "temperature"),
+        ({"dtype": "int3"}, "dtype is 'int3'", "dtype"),
+        ({"device": "tpu"}, "device is 'tpu'", "device"),
+        ({"num_blocks": 0}, "num_blocks is 0", "num_blocks"),
+        ({"temperature": -1.0}, "temperature is -1.0", "temperature"),
     ],
 )
 def test_a_wrong_option_is_named_before_anything_is_loaded(options: dict[str, Any], what: str, fix: str) -> None:

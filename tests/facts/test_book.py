@@ -90,19 +90,19 @@ def test_a_mistake_is_refused_with_row_and_column(column: str, value: str, expec
     named = {"value_low": "bound", "bound": "bound"}.get(column, column)
     if column == "value" and not value:
         named = "bound"
-    assert refused.value.what == f"mine.csv row 3, column {named}: '{(ROW | {column: value})[named]}'"
+    assert refused.value.what == f"mine.csv row 3: {named} is '{(ROW | {column: value})[named]}'"
     assert expected in refused.value.fix
 
 
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"source": "Z"}, "column source: 'Z'"),  # no such article
-        ({"source": "A"}, "column quote: ''"),  # an article's figure without its words
+        ({"source": "Z"}, "source is 'Z'"),  # no such article
+        ({"source": "A"}, "quote is ''"),  # an article's figure without its words
     ],
 )
 def test_a_figure_of_an_article_needs_article_and_quote(change: dict[str, str], what: str) -> None:
-    with pytest.raises(HarnessError, match=f"mine.csv row 2, {what}"):
+    with pytest.raises(HarnessError, match=f"mine.csv row 2: {what}"):
         read_book(TEXTS, [("mine.csv", table({**ROW, "layer": "articles", **change}))])
 
 
@@ -139,14 +139,16 @@ def test_another_company_in_a_file_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_assumptions_change_by_value_or_interval() -> None:
-    changed = assume(shipped_book(), ["chat_share=0.3", "utilisation=0.1:0.4"]).assumptions
+    changed = assume(shipped_book(), {"chat_share": 0.3, "utilisation": "0.1:0.4"}).assumptions
     assert (changed["chat_share"].low, changed["chat_share"].value) == (None, 0.3)
     assert [changed["utilisation"].low, changed["utilisation"].value] == pytest.approx([0.1, 0.2])
-    for wrong in ("=lots", "=0.5:0.1", "=0", "=0.1:0.2:0.3", "=0.5:1.1", "=nan"):
-        with pytest.raises(HarnessError, match="write NAME=VALUE or NAME=LOW:HIGH, above 0 and at most 1"):
-            assume(shipped_book(), [f"chat_share{wrong}"])
-    with pytest.raises(HarnessError, match="unknown assumption 'chat'"):
-        assume(shipped_book(), ["chat=1"])
+    for wrong in ("lots", "0.5:0.1", 0, "0.1:0.2:0.3", "0.5:1.1", "nan", True, None):
+        with pytest.raises(
+            HarnessError, match=r"--set: chat_share is .*\n.* a number or LOW:HIGH, above 0 and at most 1"
+        ):
+            assume(shipped_book(), {"chat_share": wrong})
+    with pytest.raises(HarnessError, match=r"unknown assumption 'chat'\n.*choose one of"):
+        assume(shipped_book(), {"chat": 1})
 
 
 @pytest.mark.parametrize(

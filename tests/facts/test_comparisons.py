@@ -168,7 +168,7 @@ def test_measured_cost_buys_tokens_and_stands_beside_list_price() -> None:
 
 
 def test_assumptions_move_the_comparisons() -> None:
-    c = Context(assume(CONTEXT.book, ["gross_margin=0.5", "chat_share=0.2:0.5"]))
+    c = Context(assume(CONTEXT.book, {"gross_margin": 0.5, "chat_share": "0.2:0.5"}))
     assert six(COMPARISONS["break-even"][1](c)[1]) == "<= 0.675132"  # 1 - 0.5 * 2.469 / 3.8
     assert six(COMPARISONS["per-query"][1](c)[1]) == "~ 0.00328324"  # 0.0103825 * sqrt(0.2 * 0.5)
 

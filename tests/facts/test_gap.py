@@ -56,11 +56,10 @@ RUN = Point(
 )
 
 
-def only(*changes: str) -> Book:
+def only(**changes: object) -> Book:
     """The facts with none but these assumptions on the ladder."""
     book = assume(BOOK, changes)
-    names = {change.partition("=")[0] for change in changes}
-    return replace(book, assumptions={name: book.assumptions[name] for name in names})
+    return replace(book, assumptions={name: book.assumptions[name] for name in changes})
 
 
 def test_a_published_point_by_hand() -> None:
@@ -91,7 +90,7 @@ def test_the_gap_by_hand() -> None:
 
 def test_one_unknown_takes_the_whole_gap() -> None:
     # 20 = 2 (half of the spend is chat) x 10, so the fleet is used at 1/10 whatever was believed before
-    found = ladder(only("chat_share=0.5", "utilisation=0.1:0.4"), exact(20, "ratio", "gap"), RUN)
+    found = ladder(only(chat_share=0.5, utilisation="0.1:0.4"), exact(20, "ratio", "gap"), RUN)
     chat, used = (rung for rung in sorted(found.rungs, key=lambda rung: rung.assumption.name))
     assert [chat.multiplier.value, chat.needed.value] == pytest.approx([2, 0.5])
     assert [used.multiplier.low, used.multiplier.value, used.multiplier.high] == pytest.approx([2.5, 5, 10])
@@ -101,7 +100,7 @@ def test_one_unknown_takes_the_whole_gap() -> None:
 
 def test_two_alike_share_the_gap() -> None:
     # both believed 0.2 (0.1 to 0.4), so 25 in all; a gap of 100 asks a factor of 10 of each, with half the variance
-    found = ladder(only("chat_share=0.1:0.4", "utilisation=0.1:0.4"), exact(100, "ratio", "gap"), RUN)
+    found = ladder(only(chat_share="0.1:0.4", utilisation="0.1:0.4"), exact(100, "ratio", "gap"), RUN)
     spread = math.exp(Z95 * (math.log(4) / (2 * Z95)) / math.sqrt(2))
     for rung in found.rungs:
         assert [rung.needed.low, rung.needed.value, rung.needed.high] == pytest.approx(
@@ -117,10 +116,10 @@ def test_the_most_uncertain_factor_moves_most_and_a_divisor_moves_the_other_way(
 
 
 def test_a_point_scales_what_is_in_proportion_to_it() -> None:
-    found = ladder(only("active_parameters=200e9", "gpu_price=2.6"), exact(8, "ratio", "gap"), RUN)
+    found = ladder(only(active_parameters=200e9, gpu_price=2.6), exact(8, "ratio", "gap"), RUN)
     assert sorted(rung.multiplier.value or 0 for rung in found.rungs) == pytest.approx([2, 2])
     assert found.left.value == pytest.approx(2)  # nothing is unknown: the rest stays unexplained
-    half = ladder(only("utilisation=0.25"), exact(8, "ratio", "gap"), replace(RUN, utilisation=0.5))
+    half = ladder(only(utilisation=0.25), exact(8, "ratio", "gap"), replace(RUN, utilisation=0.5))
     assert [half.rungs[0].multiplier.value, half.rungs[0].needed.value] == pytest.approx([2, 0.25])
 
 
@@ -143,7 +142,7 @@ def test_what_is_needed_multiplies_to_the_gap(wanted: float) -> None:
 
 def test_the_posterior_is_that_of_draws_that_come_to_the_gap() -> None:
     rng = np.random.default_rng(0)
-    book = only("chat_share=0.2:0.8", "utilisation=0.1:0.9", "serving_share=0.5:0.9")
+    book = only(chat_share="0.2:0.8", utilisation="0.1:0.9", serving_share="0.5:0.9")
     draws = []
     for a in book.assumptions.values():
         low, high = math.log(a.low or 0), math.log(a.high or 0)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from scipy import stats
 
+from harness.config import overrides
 from harness.errors import HarnessError
 from harness.measure import run as measuring
 from harness.store.run import Run, read_run
@@ -32,8 +33,8 @@ POISSON = "load={shape: poisson, rate_per_s: 400}"
 ENDLESS = ("--set", "requests.count=null", "--set", "load.duration_s=600")
 
 
-def measure(root: Path, clients: int, *overrides: str) -> Run:
-    spec = parse_workload(BASE, "test", overrides)
+def measure(root: Path, clients: int, *words: str) -> Run:
+    spec = parse_workload(BASE, "test", overrides(words))
     return read_run(measuring.run(spec, root, lambda _: None, clients=clients))
 
 
@@ -83,7 +84,7 @@ def test_arrivals_of_several_clients_are_what_they_are_called(tmp_path: Path, sh
 
 def test_a_run_ends_when_enough_is_known(tmp_path: Path) -> None:
     for clients in (1, 2):
-        spec = parse_workload(BASE, "test", ENDLESS[1::2])
+        spec = parse_workload(BASE, "test", overrides(ENDLESS[1::2]))
         run = read_run(
             measuring.run(
                 spec,
@@ -107,16 +108,16 @@ def test_an_engine_that_dies_under_one_client_ends_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "clients", "said"),
+    ("words", "clients", "said"),
     [
         (("engine.name=transformers",), 2, "works inside the harness's own process"),
         (("load.users=1",), 2, "cannot share load.users=1"),
         (("load={shape: constant, rate_per_s: 9, max_in_flight: 2}",), 3, "cannot share load.max_in_flight=2"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(tmp_path: Path, overrides: tuple[str, ...], clients: int, said: str) -> None:
+def test_what_cannot_be_shared_is_refused(tmp_path: Path, words: tuple[str, ...], clients: int, said: str) -> None:
     with pytest.raises(HarnessError, match=said):
-        measure(tmp_path, clients, *overrides)
+        measure(tmp_path, clients, *words)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -59,7 +59,7 @@ def test_a_node_that_is_lost_fails_the_run_and_what_came_is_kept(cluster: Any, t
             lost.append(None)
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
-    endless = parse_workload(BASE, "test", ["requests.count=null", "load.duration_s=600"])
+    endless = parse_workload(BASE, "test", {"requests.count": None, "load.duration_s": 600})
     run = read_run(measuring.run(endless, tmp_path, lose, ray=cluster.address))
     assert run.file.state == "failed"
     assert run.file.error is not None

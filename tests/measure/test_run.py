@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from harness.config import overrides
 from harness.errors import HarnessError
 from harness.measure import run as measuring
 from harness.measure.eventloop import event_loop
@@ -31,10 +32,10 @@ warmup: {requests: 1}
 """
 
 
-def measure(root: Path, *overrides: str) -> Run:
+def measure(root: Path, *words: str) -> Run:
     phases: list[str] = []
     directory = measuring.run(
-        parse_workload(BASE, "test", overrides), root, lambda progress: phases.append(progress.phase)
+        parse_workload(BASE, "test", overrides(words)), root, lambda progress: phases.append(progress.phase)
     )
     assert phases[0] == "starting"
     assert phases[-1] == "stopping"
@@ -59,7 +60,7 @@ def test_every_request_is_recorded_once_with_its_tokens(tmp_path: Path) -> None:
 def test_the_run_file_says_what_was_asked_and_where(tmp_path: Path) -> None:
     run = measure(tmp_path, "seed=3")
     file = run.file
-    assert file.workload.model_dump() == parse_workload(BASE, "test", ["seed=3"]).model_dump(mode="json")
+    assert file.workload.model_dump() == parse_workload(BASE, "test", {"seed": 3}).model_dump(mode="json")
     assert file.engine is not None
     assert file.engine.options["ttft_s"] == 0.03
     assert file.environment.python == sys.version.split()[0]
@@ -154,7 +155,7 @@ def test_meters_are_heard_while_the_engine_starts(tmp_path: Path, monkeypatch: p
         if progress.phase == "starting":
             sizes.append(sum(path.stat().st_size for path in (tmp_path / "runs").glob("*/power.jsonl")))
 
-    spec = parse_workload(BASE, "test", ["engine.start_s=1"])
+    spec = parse_workload(BASE, "test", {"engine.start_s": 1})
     measuring.run(spec, tmp_path / "runs", notify, [f"replay:path={power}"])
     assert 0 < sizes[1] < sizes[2] < sizes[3]
 

@@ -51,10 +51,10 @@ def test_a_point_is_what_it_was_when_the_sweep_is_made_wider() -> None:
 
 def test_each_point_has_a_seed_of_its_own_unless_one_is_given() -> None:
     sweep = Sweep(name="s", workload="smoke", grid={"load.users": [1, 2]})
-    seeds = {point.overrides(sweep)[0] for point in points(sweep)}
+    seeds = {point.overrides(sweep)["seed"] for point in points(sweep)}
     assert len(seeds) == 2
     given_one = Sweep(name="s", workload="smoke", set={"seed": 7}, grid={"load.users": [1, 2]})
-    assert {point.overrides(given_one)[0] for point in points(given_one)} == {"seed=7"}
+    assert {point.overrides(given_one)["seed"] for point in points(given_one)} == {7}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_each_point_has_a_seed_of_its_own_unless_one_is_given() -> None:
         ("workload: smoke\nzip: [{a: [1, 2], b: [1]}]", "different lengths: a, b"),
         ("workload: smoke\ngrid: {a: [1]}\nzip: [{a: [2]}]", "a more than once"),
         ("workload: smoke\nauto: {axis: model}", "x.yaml:2: auto.axis"),
-        ("workload: smoke\nbudget: 3", "x.yaml:2: budget"),
+        ("workload: smoke\nbudget: 3", "x.yaml:2: unknown key budget"),
         ("workload: smoke\nname: a/b", "x.yaml:2: name"),
     ],
 )

@@ -36,7 +36,7 @@ def test_an_unmeasured_model_on_a_measured_gpu_has_a_cost_with_an_interval() -> 
 
 
 def test_cost_is_the_bill_for_the_predicted_time() -> None:
-    certain = ("price.usd_per_hour=3.6", "serving.utilisation=0.5", "serving.overhead=1.2")
+    certain = {"price.usd_per_hour": 3.6, "serving.utilisation": 0.5, "serving.overhead": 1.2}
     found = {f.name: f.value or 0.0 for f in extrapolate("Qwen3-8B", "B200", 1, overrides=certain).figures}
     expected = 0.001 * 1.2 / 0.5 * found["device_s_per_output_token"] * 1e6
     assert found["usd_per_million_output_tokens"] == pytest.approx(expected)

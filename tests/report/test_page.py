@@ -133,12 +133,12 @@ SPLIT = phase_split([run for run, _ in RUNS])
 
 def costs_at(which: int, x: dict[str, float]) -> Costs:
     """What `harness cost`, with --split or of one run, makes of the same inputs."""
-    sets = [f"{key}={x[slider]!r}" for slider, key in (*whatif.COST, *whatif.TOKENS) if slider in x]
+    sets = {key: x[slider] for slider, key in (*whatif.COST, *whatif.TOKENS) if slider in x}
     if which == 0:
         device, split, mix = SPLIT
-        priced = priced_for(device, "on-demand", [*sets, "query.reasoning_tokens=0"])
+        priced = priced_for(device, "on-demand", {**sets, "query.reasoning_tokens": 0})
         return cost_of_query(split, mix, device, priced)
-    return price_run(*RUNS[0], None, [each for each in sets if not each.startswith("query.")]).costs
+    return price_run(*RUNS[0], None, {key: value for key, value in sets.items() if not key.startswith("query.")}).costs
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["split", "run"])
@@ -159,8 +159,8 @@ def test_at_20_random_settings_the_page_shows_what_the_verbs_print(
         # `harness compare` where the fleet has that price and utilisation too; the split has priced the tokens already.
         tokens = x["output"] if which == 1 else measured
         fleet = {"gpu_price": x["price"], "utilisation": x["utilisation"], "chat_share": x["chat_share"]}
-        book = assume(BOOK, [f"{name}={value!r}" for name, value in (fleet | {"tokens_per_query": tokens}).items()])
-        sets = [f"{key}={x[slider]!r}" for slider, key in whatif.COST if slider in x]
+        book = assume(BOOK, fleet | {"tokens_per_query": tokens})
+        sets = {key: x[slider] for slider, key in whatif.COST if slider in x}
         point = run_point(price_run(*RUNS[0], None, sets))
         if which == 0:
             point = replace(point, usd_per_query=costs["usd_per_query"])
@@ -221,7 +221,7 @@ def test_published_measurements_move_as_compare_moves_them(
         "utilisation": "utilisation",
         "chat_share": "chat_share",
     }
-    book = assume(BOOK, [f"{name}={x[slider]!r}" for slider, name in names.items()])
+    book = assume(BOOK, {name: x[slider] for slider, name in names.items()})
     table = compare_tables(appraise([], book))[1]
     left = next(row[1] for row in table.rows if str(row[0]).startswith("left over"))
     assert isinstance(left, Figure)

@@ -87,7 +87,7 @@ def test_a_workload_of_ones_own_comes_before_a_shipped_one_of_that_name(elsewher
     (elsewhere / "workloads" / "smoke.yaml").write_text(PLAIN)
     assert read_workload("smoke").requests.count == 4
     assert read_workload("smoke.yaml").requests.count == 4
-    assert read_workload("workloads/smoke.yaml", ["requests.count=5"]).requests.count == 5
+    assert read_workload("workloads/smoke.yaml", {"requests.count": 5}).requests.count == 5
 
 
 @pytest.mark.parametrize("asked", ["smok", "workloads/smoke.yaml", "nowhere/smoke.yml"])
@@ -303,9 +303,12 @@ def test_conversations_of_sharegpt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        (SHAREGPT.replace('"value": "Be brief."', '"text": "Be brief."'), ": conversation 4: Field required"),
-        (SHAREGPT.replace('"value": "Here"', '"value": 3'), ": conversation 1: Input should be a valid string"),
-        (SHAREGPT[:-3], ": Invalid JSON"),
+        (
+            SHAREGPT.replace('"value": "Be brief."', '"text": "Be brief."'),
+            ": conversation 4: conversations.0.value is missing",
+        ),
+        (SHAREGPT.replace('"value": "Here"', '"value": 3'), ": conversation 1: conversations.3.value is 3"),
+        (SHAREGPT[:-3], ": not JSON: "),
         ('["text"]', ": conversation 1: "),
         ("[]", ": no prompts"),
     ],

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from harness.config import overrides
 from harness.engines.base import create_engine
 from harness.errors import HarnessError
 from harness.measure.sender import Sender
@@ -27,8 +28,8 @@ PLAIN = "requests: {count: 4, input_tokens: 8, output_tokens: 4}\nload: {shape: 
 VOCABULARY = 49_152
 
 
-def plain(*overrides: str) -> Workload:
-    return parse_workload(PLAIN, "w.yaml", overrides)
+def plain(*words: str) -> Workload:
+    return parse_workload(PLAIN, "w.yaml", overrides(words))
 
 
 def digest(requests: list[Request]) -> str:
@@ -177,8 +178,8 @@ def test_what_fits_only_sometimes_is_left_to_the_engine() -> None:
 # Conversations
 
 
-def talk(*overrides: str, **given: Any) -> Conversations:
-    return Conversations(plain(*overrides), VOCABULARY, **given)
+def talk(*words: str, **given: Any) -> Conversations:
+    return Conversations(plain(*words), VOCABULARY, **given)
 
 
 def answers(talk: Conversations, conversation: int, completion: Completion) -> list[tuple[Request, float]]:
@@ -358,9 +359,9 @@ def test_equal_hash_ids_are_equal_blocks_of_tokens() -> None:
 # As the sender sends them
 
 
-def sent(*overrides: str, stop_after_s: float | None = None) -> tuple[list[Record], float]:
+def sent(*words: str, stop_after_s: float | None = None) -> tuple[list[Record], float]:
     """The records of a run on the simulated engine, 1 ms to the first token and 1 ms a token, and how long it took."""
-    workload, records = plain(*overrides), list[Record]()
+    workload, records = plain(*words), list[Record]()
     engine = create_engine("simulated", None, {"ttft_s": 0.001, "itl_s": 0.001})
 
     async def load() -> float:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.engines.base import options_of
+from harness.config import checked
 from harness.engines.openai import http
 from harness.engines.openai.stream import Reading, message
 from harness.errors import HarnessError, RequestFailed
@@ -67,7 +67,7 @@ class OpenAIEngine:
     """Sends each request to a server, and reads its answer when it is over."""
 
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
-        self.options = given = options_of(Options, "openai", options)
+        self.options = given = checked(Options, options, "openai engine")
         self._bases = [
             http.base(url) for url in ([given.base_url] if isinstance(given.base_url, str) else given.base_url)
         ]

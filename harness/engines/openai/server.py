@@ -27,8 +27,8 @@ from typing import IO, Any
 
 from pydantic import BaseModel, Field
 
+from harness.config import checked
 from harness.engines import weights
-from harness.engines.base import options_of
 from harness.engines.openai.client import OpenAIEngine
 from harness.engines.vllm import CPU_DEFAULTS
 from harness.engines.vllm_errors import WAYS_OUT, raised
@@ -218,7 +218,7 @@ class ServedEngine(OpenAIEngine):
         if "base_url" in options:
             raise HarnessError("engine.serve starts a server, and engine.base_url names one", "leave one of them out")
         ours = {key: options[key] for key in Serve.model_fields if key in options}
-        self._serve = how = options_of(Serve, "openai", ours)
+        self._serve = how = checked(Serve, ours, "openai engine")
         self.client_options = {key: value for key, value in options.items() if key not in ours}
         """What a further client of the started server is made with."""
         super().__init__(model, self.client_options)  # a mistake should not show after minutes of loading
