@@ -49,8 +49,8 @@ def test_the_clients_together_send_what_one_sends(tmp_path: Path, load: str) -> 
         assert several.requests[columns].equals(rows[columns])
         if load == POISSON:
             assert several.requests["scheduled_s"].equals(rows["scheduled_s"])
-        assert [client["client"] for client in several.file.clients] == list(range(n))
-        assert all(client["loop_delay_s"]["n"] > 5 for client in several.file.clients)
+        assert [client.model_dump()["client"] for client in several.file.clients] == list(range(n))
+        assert all(client.loop_delay_s is not None and client.loop_delay_s.n > 5 for client in several.file.clients)
         assert sorted(path.name for path in several.directory.iterdir()) == [
             "engine.log",
             "requests.parquet",
