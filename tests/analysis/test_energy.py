@@ -14,7 +14,6 @@ from fake_nvml import library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
-from pydantic import TypeAdapter
 
 from harness.analysis import energy as figures
 from harness.analysis import joules as windows
@@ -43,7 +42,7 @@ def requests(count: int, *, each_s: float = 0.5, tokens: int = 10, input_tokens:
 
 
 def seen(answer: dict[str, Any]) -> Run:
-    return pd.DataFrame(answer["rows"]), (TypeAdapter(MeterInfo).validate_python(answer["info"]),)
+    return pd.DataFrame(answer["rows"]), (answer["info"],)
 
 
 # ---- windows ----

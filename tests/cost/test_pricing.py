@@ -156,7 +156,7 @@ def test_a_cost_that_is_not_there_or_certain_has_no_tornado() -> None:
     certain = [f"{key}=1" for key in ("price.usd_per_hour", "serving.overhead", "serving.utilisation")]
     rate = replace(SUMMARY["output_tokens_per_s"], low=None, high=None)
     known = price_run(loaded(), replace(SUMMARY, figures=(rate,)), None, certain)
-    assert tornado_tables(explained(known, None, certain)) == []
+    assert tornado_tables(explained(known)) == []
 
 
 def test_a_workload_names_the_scenario_of_its_runs() -> None:
