@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from harness.analysis.findings_table import finding
 from harness.analysis.latency import Times, times
 from harness.analysis.window import Window
 from harness.model import Figure, Finding, Summary
@@ -121,26 +122,20 @@ def _cv(instants: Array) -> float:
 
 def _not_held(offered: Mapping[str, Figure], load: Load) -> Iterator[Finding]:
     """Where less load was offered than asked, or its gaps vary otherwise than the shape has them."""
-    for name, moves in (("load.streams", "throughput"), ("load.rate_per_s", "every rate and queue")):
+    for name, lowers in (("load.streams", "throughput"), ("load.rate_per_s", "every rate and queue")):
         if name in offered:
             held, asked = offered[name].value or 0.0, offered[f"{name}.asked"].value or 0.0
             if held < (1 - MOVED) * asked:
                 capped = load.max_in_flight is not None
-                text = f"the load was not held: {held:.4g} of {asked:.4g} {offered[name].unit}, {held / asked - 1:.1%}"
-                yield Finding(
-                    "load-not-held",
-                    f"{text}, and {moves} with it" + (f": {load.max_in_flight} in flight at most" if capped else ""),
-                    "raise load.max_in_flight, or lower the rate" if capped else _ADVICE,
-                    serious=not capped,
-                )
+                off = f"{held:.4g} of {asked:.4g} {offered[name].unit} ({held / asked - 1:.1%}), which lowers {lowers}"
+                off += f"; load.max_in_flight={load.max_in_flight} limited it" if capped else ""
+                yield finding("load-not-held", difference=off, serious=not capped)
     if "load.gap_cv" in offered and load.max_in_flight is None:
         sent, due = offered["load.gap_cv"].value or 0.0, offered["load.gap_cv.asked"].value or 0.0
         if abs(moved := (sent**2 - due**2) / (1 + due**2)) > MOVED:
-            text = f"the gaps between requests have a CV of {sent:.2f} where {due:.2f} was due"
-            yield Finding("load-not-held", f"{text}: a queue's mean wait would move by {moved:+.0%}", _ADVICE)
-
-
-_ADVICE = "lower the load, share it out with --clients, or free a core for the harness"
+            off = f"the gaps between requests have a CV of {sent:.2f} where {due:.2f} was due"
+            off += f", which moves a queue's mean wait by {moved:+.0%}"
+            yield finding("load-not-held", difference=off, serious=False)
 
 
 def _own(sent: pd.DataFrame, clients: Sequence[ClientSeen], served: bool) -> Iterator[Figure]:
@@ -170,9 +165,7 @@ def _late(seen: Times, summary: Summary, load: Load, clients: Sequence[ClientSee
     for name, moved_s in (("TTFT", loop_s + lag_s), ("ITL", loop_s)):
         latency_s = summary[f"{name.lower()}_s.p99"].value
         if latency_s is not None and moved_s > MOVED * latency_s > 0:
-            parts = {"its event loop's p99": loop_s, "sending late": lag_s if name == "TTFT" else 0.0}
-            why = ", ".join(f"{part} {part_s * 1e3:.3g} ms" for part, part_s in parts.items() if part_s > 0)
-            text = (
-                f"the harness could move the {name} p99 of {latency_s * 1e3:.3g} ms by {moved_s / latency_s:.0%}: {why}"
-            )
-            yield Finding("client-limited", text, _ADVICE, serious=True)
+            parts = {"event loop's p99 delay": loop_s, "late sending": lag_s if name == "TTFT" else 0.0}
+            delays = ", ".join(f"{part} {part_s * 1e3:.3g} ms" for part, part_s in parts.items() if part_s > 0)
+            share = moved_s / latency_s
+            yield finding("client-limited", latency=name, p99_ms=latency_s * 1e3, share=share, delays=delays)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.analysis.findings_table import finding
 from harness.analysis.joules import Array, Reads, Window, align, counter_window, edges, power_window
-from harness.model import MeterDevice, MeterInfo, Status
+from harness.model import Finding, MeterDevice, MeterInfo, Status
 
 STALE_PERIODS = 5
 """A counter that did not move, or was not read, for so many of its periods is a doubt."""
@@ -32,7 +33,7 @@ class Source:
 
     @property
     def label(self) -> str:
-        return f"{self.device.domain} {self.device.device}"
+        return f"{self.device.domain} {self.device.device}".replace("gpu", "GPU", 1)
 
     @property
     def reads(self) -> Reads | None:
@@ -75,38 +76,35 @@ def sources(power: pd.DataFrame, infos: Sequence[MeterInfo]) -> tuple[Source, ..
     )
 
 
-def fault(source: Source, start_s: float, end_s: float) -> tuple[str, str] | None:
-    """Why this source gives no energy for the window, as (reason code, what was seen); None: nothing found.
-
-    Codes: `gpu-changed`, `gpu-lost`, `meter-absent`, `counter-backwards`, `counter-stuck`, `window-not-bracketed`.
-    """
-    rows = source.rows
+def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
+    """Why this source gives no energy for the window; None: nothing found."""
+    gpu, device, rows = source.label, source.device.device, source.rows
     near = rows[(rows["after_s"] >= start_s - 1) & (rows["before_s"] <= end_s + 1)]
     errors = " ".join(near["error"].dropna().unique())
     if "uuid_changed" in errors:
-        return "gpu-changed", "another GPU answers under its index"
+        return finding("gpu-changed", gpu=gpu)
     if "gpu_is_lost" in errors:
-        at_s = near["before_s"][near["error"].str.contains("gpu_is_lost", na=False)].min()
-        return "gpu-lost", f"the GPU was lost {at_s:.1f} s into the load"
+        after_s = near["before_s"][near["error"].str.contains("gpu_is_lost", na=False)].min()
+        return finding("gpu-lost", gpu=gpu, after_s=after_s)
     if rows.empty:
-        return "meter-absent", "it gave no sample"
+        return finding("meter-absent", gpu=gpu, why="no reading is stored")
     reads = source.reads
     if reads is None:
         if rows["average_w"].notna().sum() + rows["power_w"].notna().sum() < 2:
-            return "meter-absent", f"neither counter nor power could be read ({errors or 'not supported'})"
+            return finding("meter-absent", gpu=gpu, why=errors or "not supported")
         return None
     limit_s = STALE_PERIODS * max(reads.period_s or 0.1, 0.1)  # readings may be further apart than updates
     inside = (reads.after_s >= start_s - limit_s) & (reads.before_s <= end_s + limit_s)
     steps = np.diff(reads.energy_j[inside])
     if (steps < 0).any():
-        return "counter-backwards", "the energy counter went backwards: the driver was reloaded or the counter reset"
+        return finding("counter-backwards", gpu=gpu, device=device)
     turn = np.cumsum(np.append(0, steps != 0))[: inside.sum()]
     stood = pd.Series(reads.before_s[inside]).groupby(turn).max() - pd.Series(reads.after_s[inside]).groupby(turn).min()
     if stood.max() > limit_s:
-        return "counter-stuck", f"the energy counter stood still for {stood.max():.2g} s while it was read"
+        return finding("counter-stuck", gpu=gpu, stood_s=stood.max())
     if counter_window(reads, start_s, end_s) is None:
-        seen = f"its readings do not reach over {start_s:.1f} s to {end_s:.1f} s"
-        return "window-not-bracketed", f"{seen} ({errors})" if errors else seen
+        why = errors or "no reading failed"
+        return finding("window-not-bracketed", gpu=gpu, start_s=start_s, end_s=end_s, errors=why)
     return None
 
 

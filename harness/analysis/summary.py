@@ -9,11 +9,12 @@ from pathlib import Path
 from harness.analysis.client_check import check_client, clock_bound_s
 from harness.analysis.energy import measure_energy
 from harness.analysis.findings import check_conditions, check_requests
+from harness.analysis.findings_table import finding
 from harness.analysis.latency import summarise, window_of
 from harness.analysis.readings import watts_between
 from harness.analysis.server import server_figures
 from harness.analysis.window import Window
-from harness.model import Finding, MeterInfo, Summary
+from harness.model import MeterInfo, Summary
 from harness.store.directory import read_summary, write_summary
 from harness.store.run import Run, read_run
 from harness.store.run_file import Imported
@@ -102,10 +103,9 @@ def _imported(origin: Imported, computed: Summary, rows: bool) -> Summary:
         if figure.name not in printed
     )
     notes = "; ".join(origin.notes) or "none that is known"
-    text = f"figures are those of {origin.tool} in {origin.file}; its definitions differ: {notes}"
-    advice = "compare them with figures of the same tool, or read docs/importing.md first"
+    found = finding("imported", tool=origin.tool, file=origin.file, notes=notes)
     return replace(
         computed,
         figures=(*printed.values(), *others),
-        findings=(Finding("imported", text, advice), *(computed.findings if rows else ())),
+        findings=(found, *(computed.findings if rows else ())),
     )

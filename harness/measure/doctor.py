@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from harness.analysis.energy_findings import THROTTLE
+from harness.analysis.findings_table import finding
 from harness.engines.base import NEEDS
 from harness.engines.weights import short_names
 from harness.errors import HarnessError
@@ -41,9 +42,9 @@ def examine(results: Path) -> Iterator[Seen]:
     place = environment.capture()
     yield "harness", f"{place['harness']}, Python {place['python']}, {place['os']}"
     if (place["git"] or {}).get("dirty"):
-        yield Finding("dirty-tree", "the harness's clone has changes that no revision has", "git commit -a")
+        yield finding("dirty-tree", revision=str(place["git"]["revision"]))
     if place["debug"]:
-        yield Finding("debug-build", f"what runs here has {', '.join(place['debug'])}, which is slow", "env -u NAME …")
+        yield finding("debug-build", debug=", ".join(place["debug"]), serious=False)
     yield from _engines(place)
     yield from _gpus(place)
     yield from _host(place)
@@ -58,11 +59,9 @@ def _engines(place: Mapping[str, Any]) -> Iterator[Seen]:
     yield "packages", ", ".join(f"{name} {version}" for name, version in place["packages"].items())
     yield "models", ", ".join(_models()) or "none is cached"
     if len(missing) == len(NEEDS):
-        advice = "pip install 'inference-cost-harness[cpu]', or [vllm] where there is an NVIDIA GPU"
-        yield Finding("no-engine", "no engine is installed that runs a model here; a server can be measured", advice)
+        yield finding("no-engine")
     elif place["gpus"] and "vllm" in missing:
-        advice = "pip install 'inference-cost-harness[vllm]'"
-        yield Finding("gpu-unused", "there is a GPU, and no vllm to serve from it", advice)
+        yield finding("gpu-unused")
 
 
 def _models() -> Iterator[str]:
@@ -83,7 +82,7 @@ def _gpus(place: Mapping[str, Any]) -> Iterator[Seen]:
     except HarnessError as absent:
         yield "GPUs", absent.what
         if Path("/proc/driver/nvidia").exists():
-            yield Finding("nvml-absent", f"there is an NVIDIA driver, but {absent.what}", absent.fix)
+            yield finding("nvml-absent", what=absent.what, fix=absent.fix)
         return
     yield "driver", str(place["driver"])
     samples = {sample.device: sample for sample in reader.read() if sample.domain != "gpu memory"}
@@ -96,21 +95,18 @@ def _gpu(device: MeterDevice, now: PowerSample, known: Mapping[str, Any]) -> Ite
     mhz = "n/a" if now.sm_clock_hz is None else f"{now.sm_clock_hz / 1e6:.0f}"
     by_hand = "set by hand" if bits & USER_CLOCKS else f"not seen to be set by hand (sudo nvidia-smi -i {i} -lgc)"
     limits = f"limit {'n/a' if limit_w is None else f'{limit_w:g} W'}, {device.note or 'has an energy counter'}"
-    yield f"GPU {i}", f"{device.name}, {limits}, clock {mhz} of {known['sm_clock_max_mhz']} MHz, {by_hand}"
+    gpu = f"GPU {i}"
+    yield gpu, f"{device.name}, {limits}, clock {mhz} of {known['sm_clock_max_mhz']} MHz, {by_hand}"
     if limit_w is not None and default_w is not None and limit_w < default_w:
-        text = f"its power limit is {limit_w:g} W, below the default {default_w:g} W"
-        yield Finding("power-limit", f"GPU {i}: {text}", f"sudo nvidia-smi -i {i} -pl {default_w:g}")
+        yield finding("power-limit", gpu=gpu, device=i, limit_w=limit_w, default_w=default_w)
     if known["persistence_mode"] == 0:
-        text = "persistence mode is off: between processes its driver unloads and the energy counter starts anew"
-        yield Finding("persistence-off", f"GPU {i}: {text}", f"sudo nvidia-smi -i {i} -pm 1")
+        yield finding("persistence-off", gpu=gpu, device=i)
     if device.mig:
-        text = "it is divided (MIG), and its power is the whole board's"
-        yield Finding("mig", f"GPU {i}: {text}", f"sudo nvidia-smi -i {i} -mig 0")
+        yield finding("mig", gpu=gpu, device=i, serious=False)
     if now.foreign_processes:
-        advice = f"nvidia-smi -i {i} --query-compute-apps=pid,name --format=csv"
-        yield Finding("foreign-process", f"GPU {i}: {now.foreign_processes} process(es) of others on it", advice)
+        yield finding("foreign-process", gpu=gpu, device=i, count=now.foreign_processes, serious=False)
     if held := [reason for bit, reason in THROTTLE.items() if bits & bit]:
-        yield Finding("throttled", f"GPU {i}: held back by {', '.join(held)}", f"nvidia-smi -i {i} -q -d PERFORMANCE")
+        yield finding("throttled", gpu=gpu, device=i, reasons=", ".join(held))
 
 
 def _host(place: Mapping[str, Any]) -> Iterator[Seen]:
@@ -123,16 +119,15 @@ def _host(place: Mapping[str, Any]) -> Iterator[Seen]:
     except HarnessError as refused:
         yield "RAPL", refused.what
         if refused.fix == GRANT:
-            yield Finding("rapl-permission", refused.what, GRANT)
+            yield finding("rapl-permission", what=refused.what, command=GRANT)
     if governor not in ("performance", ""):
-        text = f"processors change their frequency (governor {governor})"
-        yield Finding("cpu-frequency", text, "sudo cpupower frequency-set -g performance")
+        yield finding("cpu-frequency", governor=governor)
     if swap > SWAP_SHARE * memory:
-        yield Finding("swap", f"{swap / 1e9:.1f} GB lie in swap", "sudo swapoff -a && sudo swapon -a")
+        yield finding("swap", swapped=f"{swap / 1e9:.1f} GB are in swap")
     if busy > BUSY_SHARE * cores:
-        yield Finding("busy", f"others keep {busy:.1f} of {cores} cores busy", "top -o %CPU")
+        yield finding("busy", busy=busy, cores=cores)
     if cores < 3:
-        yield Finding("few-cores", f"{cores} core(s) for engine, load loop and meter", "take a larger machine")
+        yield finding("few-cores", cores=cores)
 
 
 def _room(results: Path) -> Iterator[Seen]:
@@ -142,7 +137,6 @@ def _room(results: Path) -> Iterator[Seen]:
         free = shutil.disk_usage(there).free
         yield f"room for {what}", f"{free / 1e9:.1f} GB at {path}"
         if what == "results" and (free < LEAST_BYTES or not os.access(there, os.W_OK)):
-            text = f"{there} cannot be written, or is full"
-            yield Finding("no-room", text, "export HARNESS_RESULTS=/a/directory/with/room", serious=True)
+            yield finding("no-room", directory=there)
         elif free < ROOM_BYTES:
-            yield Finding("little-room", f"{free / 1e9:.1f} GB are free for {what}", f"du -xh {there} | sort -h | tail")
+            yield finding("little-room", free_gb=free / 1e9, what=what, directory=there)

@@ -185,4 +185,4 @@ def test_repeats_have_the_interval_between_them_and_tell_other_software(tmp_path
     assert [figure.value for figure in each if isinstance(figure, Figure)] == [10.0, 12.0]
     assert len(table.notes) == 1
     newer = changed(run, environment=run.environment.model_copy(update={"python": "3.99"}))
-    assert "python differs" in repeats_table([(run, others[0]), (newer, others[1])]).notes[1]
+    assert "different software: python" in repeats_table([(run, others[0]), (newer, others[1])]).notes[1]

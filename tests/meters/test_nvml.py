@@ -170,7 +170,7 @@ def test_a_gpu_lost_in_mid_run_leaves_the_other_figures_intact(
     assert stored.requests["error"].isna().all()
     end_s = float(stored.requests["end_s"].max())
     result = measure_energy(stored.power, stored.file.meters, stored.requests, 0.0, end_s)
-    assert result["joules_per_output_token"].text().startswith("n/a (gpu-lost: gpu 0: the GPU was lost")
+    assert result["joules_per_output_token"].text().startswith("n/a (gpu-lost: GPU 0 was lost")
     assert "gpu-lost" in {finding.code for finding in result.findings}
 
 

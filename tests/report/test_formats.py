@@ -62,7 +62,7 @@ def test_the_tables_over_several_runs_come_before_those_of_each(several: list[Ta
 def test_software_that_differs_is_said_of_runs_side_by_side(tmp_path: Path) -> None:
     run, other = (read_run(stored(tmp_path, users)) for users in (4, 8))
     newer = changed(other, environment={"packages": {"vllm": "0.12"}})
-    said = "vllm differs: 0.11, 0.12"
+    said = "The runs were measured with different software: vllm 0.11, 0.12."
     (note,) = tables.runs_table([(each, summary_of(run)) for each in (run, newer)]).notes
     assert note == f"mixed-versions: {said}"
     within = changes.difference([run, newer], [run], force=True).tables[-1]
