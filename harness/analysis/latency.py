@@ -13,6 +13,7 @@ from harness import stats
 from harness.analysis.window import Window, find_window
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
+from harness.store.rows import flat
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -218,18 +219,16 @@ def _window(window: Window | None, seen: Times, whole: Times, rate: Figure, dura
 
 
 def _arrived(requests: pd.DataFrame) -> Array:
-    tokens, sizes = _flat(requests["arrival_tokens"])
+    tokens, sizes = flat(requests["arrival_tokens"])
     total = np.concatenate(([0.0], np.cumsum(tokens)))
     ends = np.cumsum(sizes)
     return np.asarray(total[ends] - total[ends - sizes])
 
 
-def _flat(column: pd.Series, keep: Mask | None = None) -> tuple[Array, NDArray[np.int64]]:
-    """A column of sequences as one array and the length of each; those not kept, and missing ones, count as empty."""
-    rows = column if keep is None else column.where(keep, None)
-    lists = [row if isinstance(row, np.ndarray | list | tuple) else () for row in rows]
-    sizes = np.fromiter(map(len, lists), np.int64, len(lists))
-    return np.concatenate([np.empty(0), *lists]).astype(float, copy=False), sizes
+def _flat(column: pd.Series, keep: Mask) -> tuple[Array, NDArray[np.int64]]:
+    """The values of a column of lists, and how many each row has; rows that are not kept count as empty."""
+    values, sizes = flat(column)
+    return values[np.repeat(keep, sizes)], np.where(keep, sizes, 0)
 
 
 def _numbers(column: pd.Series) -> Array:

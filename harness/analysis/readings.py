@@ -14,6 +14,7 @@ import pandas as pd
 from harness.analysis.findings_table import finding
 from harness.analysis.joules import Array, Reads, Window, align, counter_window, edges, power_window
 from harness.model import Finding, MeterDevice, MeterInfo, Status
+from harness.store.rows import flat
 
 STALE_PERIODS = 5
 """A counter that did not move, or was not read, for so many of its periods is a doubt."""
@@ -173,16 +174,15 @@ def tokens(requests: pd.DataFrame) -> pd.DataFrame:
     tokens times the length of the context they were made with; `request`, completed; `sent` and `ended`, requests too.
     Tokens of failed requests count: what they cost was spent.
     """
-    rows = requests[requests["arrival_s"].map(len) > 0]
-    inputs = rows["input_tokens"].fillna(rows["input_asked"]).to_numpy(float)
-    when, group = (np.concatenate([np.empty(0), *rows[c]]) for c in ("arrival_s", "arrival_tokens"))
-    request = np.repeat(np.arange(len(rows)), rows["arrival_s"].map(len).to_numpy(int))
+    (when, sizes), (group, _) = flat(requests["arrival_s"]), flat(requests["arrival_tokens"])
+    inputs = requests["input_tokens"].fillna(requests["input_asked"]).to_numpy(float)
+    request, first = np.repeat(np.arange(len(sizes)), sizes), (np.cumsum(sizes) - sizes)[sizes > 0]
     before = pd.Series(group).groupby(request).cumsum().to_numpy() - group / 2
     ends_s = requests["end_s"]
     instants = {"request": ends_s[requests["error"].isna()], "sent": requests["sent_s"], "ended": ends_s}
     events = [
         pd.DataFrame({"output_token": group, "context": group * (inputs[request] + before)}, when),
-        pd.DataFrame({"input_token": inputs}, np.array([arrival[0] for arrival in rows["arrival_s"]], float)),
+        pd.DataFrame({"input_token": inputs[sizes > 0]}, when[first]),
         *(pd.DataFrame({name: 1.0}, at.dropna().to_numpy(float)) for name, at in instants.items()),
     ]
     came = pd.concat([pd.DataFrame({"output_token": 0.0}, [-math.inf]), *events])
@@ -201,5 +201,8 @@ def between(came: pd.DataFrame, cuts: Array) -> pd.DataFrame:
 
 def step_s(requests: pd.DataFrame) -> float:
     """Median gap between a request's tokens: what a window's end can be off by in tokens. 0 where there is none."""
-    gaps = np.concatenate([np.empty(0), *map(np.diff, requests["arrival_s"])])
+    when, sizes = flat(requests["arrival_s"])
+    inside = np.ones(len(when), bool)
+    inside[(np.cumsum(sizes) - sizes)[sizes > 0]] = False  # the first arrival of a request ends no gap
+    gaps = np.diff(when, prepend=0.0)[inside]
     return float(np.median(gaps)) if len(gaps) else 0.0

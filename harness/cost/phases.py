@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from harness.cost.draws import Array, Draws
+from harness.store.rows import flat
 
 TERMS = ("input", "output", "context", "request")
 """What explains usage: uncached input tokens, output tokens, the sum of every output token's context, requests.
@@ -23,7 +24,7 @@ def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> 
     was paid for. Input tokens and the request itself count where the first token arrived, each output token where it
     arrived, with the input and the output before it as its context. ValueError where no request succeeded.
     """
-    done = requests[requests["error"].isna() & requests["arrival_s"].map(len).gt(0)]
+    done = requests[requests["error"].isna().to_numpy() & (flat(requests["arrival_s"])[1] > 0)]
     if done.empty:
         raise ValueError("no request succeeded")
     edges = np.linspace(float(requests["sent_s"].min()), float(requests["end_s"].max()), number + 1)
@@ -33,14 +34,15 @@ def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> 
 
     inputs = done["input_tokens"].fillna(done["input_asked"]).to_numpy(float)
     uncached = inputs - done["cached_tokens"].fillna(0).to_numpy(float)
-    first = np.array([times[0] for times in done["arrival_s"]], float)
-    tokens = [np.asarray(n, float) for n in done["arrival_tokens"]]
+    (times, sizes), (tokens, _) = flat(done["arrival_s"]), flat(done["arrival_tokens"])
+    starts = np.cumsum(sizes) - sizes
+    arrived = np.cumsum(tokens)
+    before = np.repeat(inputs - (arrived - tokens)[starts], sizes) + arrived - tokens
     # Tokens of one arrival have contexts c, c+1, …: their sum is n times the middle one.
-    context = [(start + np.cumsum(n) - (n + 1) / 2) * n for start, n in zip(inputs, tokens, strict=True)]
-    times = np.concatenate([np.asarray(t, float) for t in done["arrival_s"]])
+    context = (before + (tokens - 1) / 2) * tokens
     return np.column_stack([
-        place(first, uncached), place(times, np.concatenate(tokens)), place(times, np.concatenate(context)),
-        place(first, np.ones(len(done))), np.diff(edges) * device_count,
+        place(times[starts], uncached), place(times, tokens), place(times, context),
+        place(times[starts], np.ones(len(done))), np.diff(edges) * device_count,
     ])  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from harness.errors import HarnessError
 from harness.files import read_data
 from harness.model import Figure, Status, Summary
 from harness.report.table import Cell, Table
+from harness.store.rows import flat
 from harness.store.run import Run
 
 try:
@@ -331,10 +332,10 @@ def _distribution(runs: Sequence[tuple[Run, Summary]], name: str, title: str, wi
 
 def _over_time(run: Run, width: int) -> Chart | None:
     """Power and output tokens by time, with the phases of the run."""
-    came = run.requests[["arrival_s", "arrival_tokens"]].explode(["arrival_s", "arrival_tokens"]).dropna().astype(float)
-    if came.empty:
+    (arrival_s, _), (arrived, _) = flat(run.requests["arrival_s"]), flat(run.requests["arrival_tokens"])
+    if not len(arrival_s):
         return None
-    last = float(came["arrival_s"].max())
+    last = float(arrival_s.max())
     phases: list[dict[str, Any]] = [
         {"from": a, "to": b, "phase": f"idle: {name}"} for name, (a, b) in run.file.idle.items()
     ]
@@ -342,7 +343,7 @@ def _over_time(run: Run, width: int) -> Chart | None:
     low, high = (pick([end for each in phases for end in (each["from"], each["to"])]) for pick in (min, max))
     step_s = next(step for step in (m * 10.0**e for e in range(-3, 9) for m in (1, 2, 5)) if step * BINS >= high - low)
     edges = np.arange(low, high + step_s, step_s)
-    tokens, _ = np.histogram(came["arrival_s"], edges, weights=came["arrival_tokens"])
+    tokens, _ = np.histogram(arrival_s, edges, weights=arrived)
     panels = [("output token/s", edges[:-1], tokens / step_s)]
     power = run.power[run.power["domain"].isin(["gpu", "gpu module"])]
     seen_w, place = power["power_w"].fillna(power["average_w"]), np.digitize(power["after_s"], edges) - 1

@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from harness.errors import HarnessError
 from harness.model import PowerSample, Record, ServerSample
@@ -83,9 +86,25 @@ def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def frame(table: pa.Table) -> pd.DataFrame:
-    """Requests as a DataFrame; integers that may be missing are nullable."""
-    made: pd.DataFrame = table.to_pandas(integer_object_nulls=True)
+    """Requests as a DataFrame; integers that may be missing are nullable, and lists stay in Arrow (see `flat`)."""
+
+    def lists(kind: pa.DataType) -> pd.ArrowDtype | None:
+        return pd.ArrowDtype(kind) if pa.types.is_list(kind) else None
+
+    made: pd.DataFrame = table.to_pandas(integer_object_nulls=True, types_mapper=lists)
     return made.astype(dict.fromkeys(_INTEGERS, "Int64"))
+
+
+def flat(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """All values of a column of lists, one row after the other, and how many each row has; 0 if a row has no list.
+
+    >>> values, sizes = flat(pd.Series([[1.0, 2.0], None], dtype=pd.ArrowDtype(pa.list_(pa.float64()))))
+    >>> values.tolist(), sizes.tolist()
+    ([1.0, 2.0], [2, 0])
+    """
+    lists = pa.chunked_array(pa.array(column))
+    sizes = pc.fill_null(pc.list_value_length(lists), 0)
+    return pc.list_flatten(lists).to_numpy().astype(float), sizes.to_numpy().astype(np.int64)
 
 
 def digest_of(path: Path) -> str:
