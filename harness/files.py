@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import zlib
@@ -36,3 +37,12 @@ def cache_root() -> Path:
     if given := os.environ.get("HARNESS_CACHE"):
         return Path(given).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inference-cost-harness"
+
+
+def write_cache(path: Path, text: str) -> None:
+    """Write a cache file atomically: temporary name, then rename. Write errors are ignored, a cache only saves time."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
