@@ -35,10 +35,8 @@ CONVERTER = "1"
 """Version of the conversion below; part of the cache key, together with the version of transformers."""
 _FORMS = "give a Hugging Face id, a local directory, a GGUF file, or a short name (`harness list models`)"
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
-_NO_PARAMETER = re.compile(
-    r"(inv_freq|_scale|[._]scales|scale_inv|absmax|quant_map|qzeros|g_idx|zero_point)$|quant_state"
-)
-"""Names of tensors in a checkpoint that are not parameters."""
+_AUXILIARY = re.compile(r"(inv_freq|_scale|[._]scales|scale_inv|absmax|quant_map|qzeros|g_idx|zero_point)$|quant_state")
+"""Names of auxiliary tensors in a checkpoint, which are not parameters."""
 _BITS = {"I8": 8, "U8": 8, "I32": 32}
 """Integer types that quantised weights are packed in -> their width in bits."""
 
@@ -262,7 +260,7 @@ def _parameters(files: list[Path], quantised: dict[str, Any], tied: bool) -> dic
     width = _width(quantised)
     sizes: dict[str, int] = {}
     for name, tensor in tensors.items():
-        if _NO_PARAMETER.search(name) or tensor["dtype"] in ("I64", "BOOL"):
+        if _AUXILIARY.search(name) or tensor["dtype"] in ("I64", "BOOL"):
             continue
         sizes[name] = math.prod(tensor["shape"])
         if tensor["dtype"] in _BITS:

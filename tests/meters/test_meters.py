@@ -60,7 +60,7 @@ def test_rapl_says_how_to_get_permission(tmp_path: Path, monkeypatch: pytest.Mon
         return read_text(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "read_text", refusing)
-    with pytest.raises(HarnessError, match="may not be read") as refused:
+    with pytest.raises(HarnessError, match="no permission to read") as refused:
         RaplReader(root=str(tmp_path)).open()
     assert refused.value.fix.startswith("sudo chmod a+r /sys/class/powercap")
     with pytest.raises(HarnessError, match="no RAPL zone"):
@@ -163,7 +163,11 @@ def test_a_recording_is_simulated_and_comes_as_time_goes(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("0,1\nnow,2\n", "log.csv:2: 'now,2'"), ("0,1\n", "1 rows"), ("1,1\n1,2\n", "2 rows, or times that do not grow")],
+    [
+        ("0,1\nnow,2\n", "log.csv:2: 'now,2'"),
+        ("0,1\n", "1 rows"),
+        ("1,1\n1,2\n", "2 rows, or times that do not increase"),
+    ],
 )
 def test_a_bad_recording_names_the_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "log.csv"

@@ -213,8 +213,8 @@ def test_updates_are_known_to_a_millisecond_at_fifty_readings_a_second(
 
 
 def test_without_a_period_readings_fill_with_jitter() -> None:
-    edges = tracker.EdgeTracker(random.Random(1))
-    gaps = np.array([edges.due_s(10.0) - 10.0 for _ in range(200)])
+    edges = tracker.UpdateTracker(random.Random(1))
+    gaps = np.array([edges.next_read_s(10.0) - 10.0 for _ in range(200)])
     assert gaps.min() >= 0.8 * tracker.FILL_S
     assert gaps.max() <= 1.2 * tracker.FILL_S
     assert gaps.std() > 0.1 * tracker.FILL_S
