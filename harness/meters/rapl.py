@@ -59,9 +59,7 @@ class RaplReader:
         if not self.zones:
             if refused is not None:
                 raise HarnessError(f"no permission to read RAPL: {refused.filename}", GRANT)
-            raise HarnessError(
-                f"no RAPL zone under {self.root}", "use a machine whose CPU has RAPL, not a virtual machine"
-            )
+            raise HarnessError(f"no RAPL zone under {self.root}", "use a physical machine whose CPU has RAPL")
         devices = (MeterDevice(z.device, z.domain, z.path.name, period_s=UPDATE_S, quantum_j=1e-6) for z in self.zones)
         return MeterInfo("rapl", "measured", tuple(devices))
 

@@ -30,7 +30,7 @@ _STORED_NAME = {theirs: name for name, names in NAMES.items() for theirs in name
 
 
 def values_of(text: str) -> dict[str, float]:
-    """The stored metrics in an answer of /metrics. Of several engines, counts are summed and kv_cache_use is the maximum.
+    """The stored metrics in an answer of /metrics. Over several engines, counts add up and kv_cache_use is the maximum.
 
     >>> values_of('vllm:num_requests_running{engine="0"} 3.0\\nvllm:num_requests_running{engine="1"} 4.0\\n')
     {'running': 7.0}
