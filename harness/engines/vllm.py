@@ -108,10 +108,10 @@ class VLLMEngine:
         """End every process of the engine, also after a failed or interrupted `start`."""
         if self._children is None:
             return
-        while self._loading is not None and not self._loading.done():
-            self._children.kill()  # makes the loading thread fail
-            await asyncio.wait([self._loading], timeout=0.1)
         if self._loading is not None:
+            while not self._loading.done():
+                self._children.kill()  # makes the loading thread fail
+                await asyncio.wait([self._loading], timeout=0.1)
             self._loading.exception()  # retrieved, or asyncio would log it as never retrieved
         if self._llm is not None:
             self._llm.shutdown()

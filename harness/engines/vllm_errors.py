@@ -97,11 +97,6 @@ class Log:
         self._file = stdout.open("rb") if stdout.is_file() else None
         self._start = self._file.seek(0, os.SEEK_END) if self._file else 0
 
-    @property
-    def exists(self) -> bool:
-        """Whether stdout is a file."""
-        return self._file is not None
-
     def read(self) -> str | None:
         """The text written so far; None if stdout is not a file."""
         if self._file is None:

@@ -80,18 +80,12 @@ class PrometheusReader:
             fix = "check the exporter's list of fields, or give `metrics`"
             raise HarnessError(f"{self.url} has none of {', '.join(self.columns)}", fix)
         self.devices = sorted(found)
-        period_s = max(self.collect_s, self.every_s)
-        devices = (
-            MeterDevice(
-                name,
-                self.domain,
-                found[name].get("modelName"),
-                found[name].get("UUID"),
-                period_s=period_s if "energy_j" in found[name] else None,
-                average_period_s=period_s,
-            )
-            for name in self.devices
-        )
+        period_s, devices = max(self.collect_s, self.every_s), []
+        for name in self.devices:
+            labels = found[name]
+            counter_s = period_s if "energy_j" in labels else None
+            ids = labels.get("modelName"), labels.get("UUID")
+            devices.append(MeterDevice(name, self.domain, *ids, period_s=counter_s, average_period_s=period_s))
         return MeterInfo("prometheus", "measured", tuple(devices), clock_offset_s=self.collect_s)
 
     def read(self) -> list[PowerSample]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import math
 import time
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.errors import HarnessError
+from harness.files import read_text
 from harness.model import MeterDevice, MeterInfo, PowerSample
 
 MARGIN_S = 60.0
@@ -96,15 +96,11 @@ class ReplayMeter:
 def read_table(path: Path) -> list[tuple[float, float]]:
     """The (seconds, watts) rows of a CSV file; a header and lines that start with # are skipped.
 
-    Raises HarnessError with file and line if a row has another form, times do not increase, or there is only one row.
+    Raises HarnessError if the file is unreadable, a row has another form (naming its line), there are fewer than two
+    rows, or times do not increase.
     """
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-            lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError) as failed:
-        raise HarnessError(f"cannot read {path}: {failed}", "give a CSV file of seconds,watts") from None
     rows: list[tuple[float, float]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(csv.reader(read_text(path).splitlines()), 1):
         if not line or line[0].lstrip().startswith("#"):
             continue
         try:

@@ -90,7 +90,7 @@ def test_of_an_unknown_count_a_few_for_each_user_and_one_more_for_each_that_left
     made = [index for what, index in engine.log if what == "prepared"]
     first = next(i for i, (what, _) in enumerate(engine.log) if what == "sent")
     assert made == list(range(len(made)))
-    assert first == 2 * sender.LOOK_AHEAD
+    assert first == 2 * sender.PREBUILT_PER_USER
     assert len(records) <= len(made) <= len(records) + first
 
 
@@ -102,7 +102,7 @@ def test_an_answer_is_read_when_the_next_request_is_on_its_way() -> None:
 
 
 def test_answers_that_wait_to_be_read_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "MOST_UNREAD", 5)
+    monkeypatch.setattr(sender, "MAX_UNPARSED", 5)
     engine = Scripted()
     records, _ = send(workload({"shape": "closed", "users": 100}, count=500), engine)
     waiting = np.cumsum([{"sent": 1, "read": -1}.get(what, 0) for what, _ in engine.log])

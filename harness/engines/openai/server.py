@@ -168,7 +168,7 @@ class Server:
         environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **os.environ}
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=None if self._log.exists else subprocess.DEVNULL,
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL if self._log.read() is None else None,
                 stderr=subprocess.STDOUT, env=environment, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
