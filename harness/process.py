@@ -132,11 +132,11 @@ class Descendants:
         with contextlib.suppress(Gone):
             self._watchdog.receive(None)  # wait for the listing, or a SIGKILL before it would spare the youngest
 
-    def kill(self, timeout_s: float = 5.0) -> None:
+    def kill(self) -> None:
         """Kill the processes that still run, and wait for their end."""
         self._seen |= _descendants(psutil.Process(), self._spared)
         _kill(self._seen)
-        psutil.wait_procs(self._seen, timeout_s)
+        psutil.wait_procs(self._seen, 5.0)
 
     def close(self) -> None:
         """Kill the processes that still run, and end the watchdog.

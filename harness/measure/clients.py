@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 from harness.engines.base import create_engine
 from harness.errors import EngineDied, HarnessError
 from harness.measure.eventloop import LoopMonitor, event_loop
-from harness.measure.sender import Progress, Sender, warm_up
+from harness.measure.sender import Progress, Sender, measuring, warm_up
 from harness.model import EngineInfo
 from harness.process import Child, Gone
 from harness.store.journal import Journal
@@ -115,7 +115,6 @@ class Clients:
         self._progress: dict[int, Progress] = {}
         self._ended: dict[int, Ended] = {}
         self._began_ns = 0
-        self._deadline_s = math.inf
 
     async def ready(self) -> None:
         """Wait until every client is ready. Raises HarnessError if one fails."""
@@ -130,15 +129,15 @@ class Clients:
         self._began_ns = began_ns
         for link in self.links:
             link.send(("begin", began_ns + link.offset_ns))
-        cancelled = False
-        while len(self._ended) < len(self.links) and time.monotonic() < self._deadline_s:
+        cancelled, deadline_s = False, math.inf
+        while len(self._ended) < len(self.links) and time.monotonic() < deadline_s:
             try:
                 await asyncio.sleep(POLL_S)
             except asyncio.CancelledError:
                 cancelled = True
             self._receive()
-            if (cancelled or self._failed()) and self._deadline_s == math.inf:
-                self._deadline_s = time.monotonic() + GRACE_S
+            if (cancelled or self._failed()) and deadline_s == math.inf:
+                deadline_s = time.monotonic() + GRACE_S
                 self._send("cancel")
         if failed := self._failed():
             return failed
@@ -150,17 +149,9 @@ class Clients:
 
     def progress(self) -> Progress:
         """The sum over the clients' last reports."""
-        last = self._progress.values()
-        return Progress(
-            "measuring",
-            elapsed_s=(time.monotonic_ns() - self._began_ns) / 1e9,
-            finished=sum(each.finished for each in last),
-            failed=sum(each.failed for each in last),
-            in_flight=sum(each.in_flight for each in last),
-            output_tokens=sum(each.output_tokens for each in last),
-            count=self.workload.requests.in_all,
-            duration_s=self.workload.load.duration_s,
-        )
+        names = ("finished", "failed", "in_flight", "output_tokens")
+        sums = {name: sum(getattr(each, name) for each in self._progress.values()) for name in names}
+        return measuring(self.workload, self._began_ns, **sums)
 
     def close(self) -> list[dict[str, Any]]:
         """End all processes. Returns for each its number, facts about the link, and its monitor result."""

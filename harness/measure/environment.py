@@ -35,7 +35,13 @@ def capture() -> dict[str, Any]:
     """The environment as JSON values; unreadable values are None."""
     memory = psutil.virtual_memory()
     return {
-        "cpu": _cpu(),
+        "cpu": {
+            "model": _cpu_model(),
+            "architecture": platform.machine(),
+            "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores_physical": psutil.cpu_count(logical=False),
+            "cores_logical": psutil.cpu_count(),
+        },
         "memory_bytes": memory.total,
         "os": platform.platform(),
         "python": sys.version.split()[0],
@@ -110,16 +116,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu() -> dict[str, Any]:
-    return {
-        "model": _cpu_model(),
-        "architecture": platform.machine(),
-        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cores_physical": psutil.cpu_count(logical=False),
-        "cores_logical": psutil.cpu_count(),
-    }
 
 
 def _cpu_model() -> str | None:

@@ -46,6 +46,15 @@ class Progress:
     """The last line of the engine's log, during the start."""
 
 
+def measuring(
+    workload: Workload, began_ns: int, finished: int, failed: int, in_flight: int, output_tokens: int
+) -> Progress:
+    """The progress of a load that began at `began_ns` (CLOCK_MONOTONIC)."""
+    elapsed_s = (time.monotonic_ns() - began_ns) / 1e9
+    limits = workload.requests.in_all, workload.load.duration_s
+    return Progress("measuring", elapsed_s, finished, failed, in_flight, output_tokens, *limits)
+
+
 async def warm_up(engine: Engine, make: Callable[[int], Request], count: int) -> None:
     """Send `count` requests at once without recording them.
 
@@ -134,16 +143,8 @@ class Sender:
         self._drained.set()
 
     def progress(self) -> Progress:
-        return Progress(
-            "measuring",
-            elapsed_s=self._now_s(),
-            finished=self.finished,
-            failed=self.failed,
-            in_flight=self.sent - self.finished,
-            output_tokens=self.output_tokens,
-            count=self.workload.requests.in_all,
-            duration_s=self.workload.load.duration_s,
-        )
+        counts = self.finished, self.failed, self.sent - self.finished, self.output_tokens
+        return measuring(self.workload, self.began_ns, *counts)
 
     def _now_s(self) -> float:
         return (time.monotonic_ns() - self.began_ns) / 1e9

@@ -112,8 +112,7 @@ class Server:
             what = f"the server was not ready within {self._timeout_s:g} s: {self._last_errors()}"
             raise HarnessError(what, fix) from None
         self._children.settled()
-        start_s = time.monotonic() - began_s
-        self.record = {"command": shlex.join(command), "log": LOG, "start_s": start_s}
+        self.record = {"command": shlex.join(command), "log": LOG, "start_s": time.monotonic() - began_s}
         return url
 
     def devices(self) -> dict[str, Any]:
@@ -213,13 +212,10 @@ class ServedEngine(OpenAIEngine):
         super().__init__(model, self.client_options)  # validates the options before minutes of loading
         self._server = Server(how.serve, model, how.serve_options, how.serve_timeout_s)
 
-    @property
-    def server_record(self) -> dict[str, Any]:
-        return self._server.record
-
     async def start(self) -> EngineInfo:
         """Start the server, then query it."""
         url = await self._server.start()
+        self.server_record = self._server.record
         self.client_options = {"base_url": url, **self._server.devices(), **self.client_options}
         super().__init__(self._server.name, self.client_options)
         info = await super().start()
