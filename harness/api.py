@@ -71,7 +71,7 @@ def cost(
 ) -> pd.DataFrame:
     """What each run costs under a scenario (None: its own), in the long form: what `harness cost` prints."""
     priced = [price_run(*_load(name, root), scenario, overrides) for name in runs]
-    return long_form(run_cost_tables([explained(priced[0], scenario, overrides)] if len(priced) == 1 else priced))
+    return long_form(run_cost_tables([explained(priced[0])] if len(priced) == 1 else priced))
 
 
 def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None = None) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from harness.model import MeterDevice, MeterInfo, PowerSample, Record
 from harness.store.directory import RunWriter
+from harness.store.rows import frame_of
+from harness.store.run import Run
 from harness.store.run_file import Anchor, RunFile, Timings
 
 
@@ -28,48 +30,22 @@ def record(index: int, **changes: object) -> Record:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def run_file(**changes: Any) -> RunFile:
-    plain = RunFile(
-        id="20261121T120000Z-m-demo",
-        state="complete",
-        created_utc=datetime(2026, 11, 21, 12, tzinfo=UTC),
-        pid=1,
-        workload={
-            "name": "demo",
-            "description": "a demonstration",
-            "model": "m",
-            "requests": {"count": 40, "input_tokens": {"distribution": "fixed", "tokens": 10}, "trace": None},
-            "load": {"shape": "poisson", "rate_per_s": 100.0, "users": None},
-            "warmup": {"requests": 1},
-            "objectives": {"ttft_s": 0.2, "e2e_s": None},
-        },
-        engine_asked="vllm",
-        environment={
-            "cpu": {"model": "Epyc", "cores_usable": 2},
-            "gpus": [],
-            "packages": {"vllm": "0.11"},
-            "git": None,
-        },
-        engine={
-            "engine": "vllm",
-            "version": "0.11",
-            "device": "cpu",
-            "device_count": 1,
-            "model": {
-                "asked": "m",
-                "architecture": "LlamaForCausalLM",
-                "parameters": 134515008,
-                "active_parameters": 134515008,
-                "precision": "float32",
-                "stored_precision": "Q4_1",
-            },
-            "options": {"dtype": "float32"},
-        },
-        timings=Timings(engine_start_s=12.3456, measured_s=1.0),
-    )
-    return plain.model_copy(update=changes)
-
-
+WORKLOAD: dict[str, Any] = {
+    "name": "demo",
+    "description": "a demonstration",
+    "model": "m",
+    "requests": {"count": 40, "input_tokens": {"distribution": "fixed", "tokens": 10}, "trace": None},
+    "load": {"shape": "poisson", "rate_per_s": 100.0, "users": None},
+    "warmup": {"requests": 1},
+    "objectives": {"ttft_s": 0.2, "e2e_s": None},
+}
+CPU = {
+    "engine": "vllm", "version": "0.11", "device": "cpu", "device_count": 1, "options": {"dtype": "float32"},
+    "model": {
+        "asked": "m", "architecture": "LlamaForCausalLM", "parameters": 134515008, "active_parameters": 134515008,
+        "precision": "float32", "stored_precision": "Q4_1",
+    },
+}  # fmt: skip
 GPU = {
     "engine": "vllm", "version": "0.11", "device": "cuda", "device_count": 1, "options": {"dtype": "bfloat16"},
     "model": {
@@ -77,6 +53,37 @@ GPU = {
         "active_parameters": 8.19e9, "precision": "bfloat16", "stored_precision": "bfloat16", "weights_sha256": None,
     },
 }  # fmt: skip
+
+
+def run_file(**changes: Any) -> RunFile:
+    """run.json of a run on a CPU, with these fields changed."""
+    plain: dict[str, Any] = {
+        "id": "20261121T120000Z-m-demo",
+        "state": "complete",
+        "created_utc": datetime(2026, 11, 21, 12, tzinfo=UTC),
+        "pid": 1,
+        "workload": WORKLOAD,
+        "engine_asked": "vllm",
+        "environment": {
+            "cpu": {"model": "Epyc", "cores_usable": 2},
+            "gpus": [],
+            "packages": {"vllm": "0.11"},
+            "git": None,
+        },
+        "engine": CPU,
+        "timings": Timings(engine_start_s=12.3456, measured_s=1.0),
+    }
+    return RunFile.model_validate(plain | changes)
+
+
+def a_run(*records: Record, **changes: Any) -> Run:
+    """A run of `run_file` that has these requests, stored nowhere."""
+    return Run(Path(), run_file(**changes), frame_of(list(records)))
+
+
+def changed(run: Run, **changes: Any) -> Run:
+    """A stored run with these fields of run.json changed."""
+    return Run(run.directory, RunFile.model_validate(dict(run.file) | changes))
 
 
 def stored(root: Path, users: int = 8) -> Path:
@@ -88,10 +95,10 @@ def stored(root: Path, users: int = 8) -> Path:
         state="running",
         engine=GPU,
         environment={"gpus": [{"name": "NVIDIA H100 80GB HBM3"}], "packages": {"vllm": "0.11"}},
-        meters=[asdict(meter)],
+        meters=[meter],
         declared={"host_w": 200.0, "pue": 1.2},
-        clock=Anchor(utc=run_file().created_utc, monotonic_s=100.0),
-        workload=run_file().workload | {"load": {"shape": "closed", "users": users}, "requests": {"count": 320}},
+        clock=Anchor(utc=datetime(2026, 11, 21, 12, tzinfo=UTC), monotonic_s=100.0),
+        workload=WORKLOAD | {"load": {"shape": "closed", "users": users}, "requests": {"count": 320}},
     )
     writer = RunWriter(root, file)
     rng = np.random.default_rng(0)

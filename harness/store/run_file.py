@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from harness.model import Figure, MeterInfo, ModelIdentity
 
@@ -20,14 +28,26 @@ class _Part(BaseModel):
 
 
 class _Open(BaseModel):
-    """A part that other versions and tools write too: unknown keys stay, and only what was given is written."""
+    """A part that other versions and tools write too: every key that was given is written again, in the same order."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    _order: tuple[str, ...] = ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def ordered(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """The part, which remembers the order of its keys."""
+        made = validate(given)
+        if isinstance(given, Mapping):
+            made._order = tuple(given)
+        return made
 
     @model_serializer(mode="wrap")
     def as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The part as JSON values, without the keys that were not given."""
-        return {key: value for key, value in plain(self).items() if key in self.model_fields_set}
+        values = plain(self)
+        given = dict.fromkeys((*self._order, *self.model_fields_set))
+        return {key: values[key] for key in given if key in values}
 
 
 class Anchor(_Part):
@@ -116,7 +136,7 @@ class Environment(_Open):
 
     cpu: Cpu = Cpu()
     gpus: tuple[GpuFound, ...] = ()
-    memory_bytes: float | None = None
+    memory_bytes: int | None = None
     os: str | None = None
     python: str | None = None
     harness: str | None = None

@@ -18,6 +18,7 @@ from harness.analysis.latency import summarise
 from harness.measure.eventloop import LoopMonitor, event_loop
 from harness.model import Record, Summary
 from harness.store.rows import frame_of
+from harness.store.run_file import ClientSeen, Delay
 
 OPEN = {"shape": "constant", "rate_per_s": 10.0}
 CLOSED = {"shape": "closed", "users": 2}
@@ -41,14 +42,15 @@ def closed(idle_s: float = 0.0, users: int = 2, each: int = 50) -> list[Record]:
     return [record(i, k * (0.17 + idle_s), last_s=k * (0.17 + idle_s) + 0.17) for i, (_, k) in enumerate(rounds)]
 
 
-def client(p99_s: float, n: int = 1000, **more: Any) -> dict[str, Any]:
-    return {"elapsed_s": 40.0, "cpu_s": 10.0, "loop_delay_s": {"p50": 1e-4, "p99": p99_s, "max": 0.1, "n": n}, **more}
+def client(p99_s: float, n: int = 1000, cpu_s: float = 10.0, clock_bound_s: float = 0.0) -> ClientSeen:
+    delay = Delay(n=n, p50=1e-4, p99=p99_s, max=0.1)
+    return ClientSeen(elapsed_s=40.0, cpu_s=cpu_s, loop_delay_s=delay, clock_bound_s=clock_bound_s)
 
 
 def judged(
     records: Sequence[Record],
     load: Mapping[str, Any],
-    clients: Sequence[Mapping[str, Any]] = (),
+    clients: Sequence[ClientSeen] = (),
     served: bool = True,
     count: int | None = None,
 ) -> Summary:

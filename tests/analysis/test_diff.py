@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import typer.main
 import yaml
+from builders import a_run
 from commands import QUICK, Command
 from places import ROOT
 from scipy import stats as reference
@@ -188,12 +189,13 @@ def test_a_gate_on_a_figure_that_is_not_there_names_those_that_are() -> None:
         diff.outcomes([diff.parse_gate("joules_per_token>+2%")], [diff.Change(RATIO, RATIO, RATIO, 0.0, 1)])
 
 
-RUN: dict[str, Any] = {
+FIELDS: dict[str, Any] = {
     "engine_asked": "vllm",
     "workload": {"requests": {"count": 100, "output_tokens": {"tokens": 64}}, "load": {"shape": "closed", "users": 4},
                  "objectives": {"ttft_s": None}, "warmup": {"requests": 1}, "seed": 0},
-    "engine": {"version": "0.11", "device": "cuda", "device_count": 1, "options": {"max_num_seqs": 256},
-               "model": {"source": "Qwen/Qwen3-8B", "precision": "bfloat16", "weights_sha256": "abc"}},
+    "engine": {"engine": "vllm", "version": "0.11", "device": "cuda", "device_count": 1,
+               "options": {"max_num_seqs": 256},
+               "model": {"asked": "qwen", "source": "Qwen/Qwen3-8B", "precision": "bfloat16", "weights_sha256": "abc"}},
     "environment": {"gpus": [{"name": "H100", "power_limit_w": 700.0}], "driver": "570", "packages": {"torch": "2.9"},
                     "cpu": {"model": "EPYC", "cores_usable": 16}, "git": {"revision": "a", "dirty": False}},
 }  # fmt: skip
@@ -226,23 +228,23 @@ RUN: dict[str, Any] = {
 def test_what_differs_is_refused_or_noted_by_name(
     path: str, value: Any, refused: str | None, noted: str | None
 ) -> None:
-    other = copy.deepcopy(RUN)
+    other = copy.deepcopy(FIELDS)
     *parents, leaf = path.split(".")
     at = other
     for parent in parents:
         at = at[parent]
     at[leaf] = value
-    must, may = diff.differences(RUN, other)
+    must, may = diff.differences(a_run(**FIELDS), a_run(**other))
     assert must == ([refused] if refused else [])
     assert may == ([noted] if noted else [])
 
 
 def test_on_a_cpu_the_processor_counts() -> None:
-    base, new = copy.deepcopy(RUN), copy.deepcopy(RUN)
-    for run in (base, new):
-        run["engine"]["device"] = "cpu"
+    base = copy.deepcopy(FIELDS)
+    base["engine"]["device"] = "cpu"
+    new = copy.deepcopy(base)
     new["environment"]["cpu"]["cores_usable"] = 8
-    assert diff.differences(base, new) == (["cores_usable differs: 16 vs 8"], [])
+    assert diff.differences(a_run(**base), a_run(**new)) == (["cores_usable differs: 16 vs 8"], [])
 
 
 # ---- the verb ----

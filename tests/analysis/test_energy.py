@@ -19,7 +19,6 @@ from harness.analysis import energy as figures
 from harness.analysis import energy_findings, readings
 from harness.analysis import joules as windows
 from harness.analysis.energy import measure_energy
-from harness.analysis.readings import meter_infos
 from harness.model import MeterInfo
 
 Run = tuple[pd.DataFrame, tuple[MeterInfo, ...]]
@@ -43,7 +42,7 @@ def requests(count: int, *, each_s: float = 0.5, tokens: int = 10, input_tokens:
 
 
 def seen(answer: dict[str, Any]) -> Run:
-    return pd.DataFrame(answer["rows"]), meter_infos([answer["info"]])
+    return pd.DataFrame(answer["rows"]), (answer["info"],)
 
 
 # ---- windows ----

@@ -16,6 +16,7 @@ from harness.analysis.latency import summarise
 from harness.analysis.window import Change, Window
 from harness.model import Finding, Record
 from harness.store.rows import frame_of
+from harness.store.run_file import AskedRequests, Environment
 
 
 def record(index: int, **changes: Any) -> Record:
@@ -155,7 +156,8 @@ def conditions(
     simulated: bool = False,
 ) -> list[str]:
     summary = summarise("r", "complete", frame_of([record(0, cached_tokens=cached)]), {}, simulated)
-    return [each.code for each in check_conditions(environment or {}, requests or {}, options or {}, summary)]
+    place, asked = Environment.model_validate(environment or {}), AskedRequests.model_validate(requests or {})
+    return [each.code for each in check_conditions(place, asked, options or {}, summary)]
 
 
 @pytest.mark.parametrize(("code", "has", "has_not"), PLACES)

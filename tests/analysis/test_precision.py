@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import by_hand as record
+from builders import changed
 from closed_loop import closed_loops, truth
 
 from harness import stats
@@ -152,7 +153,7 @@ def test_a_run_ends_when_it_is_precise_and_says_what_that_saved(tmp_path: Path) 
     assert run.file.state == "complete"
     assert 300 < len(run.requests) < 5000
     assert run.requests["error"].isna().all()  # the load ended in good order
-    table = precision_table(run.file, summary_of(run), targets)
+    table = precision_table(run, summary_of(run), targets)
     assert table.rows[0][4:] == ("0", "0", "0")
     assert table.notes[0].startswith(f"reached after {len(run.requests):,} of 6,000 requests: about ")
 
@@ -173,7 +174,7 @@ def test_repeats_have_the_interval_between_them_and_tell_other_software(tmp_path
     summary = summary_of(run)
     rate = summary["output_tokens_per_s"]
     others = [replace(summary, figures=(replace(rate, value=value),)) for value in (10.0, 12.0)]
-    table = repeats_table([(run.file, each) for each in others])
+    table = repeats_table([(run, each) for each in others])
     assert table.columns == ("figure", "mean", run.file.id, run.file.id)
     name, mean, *each = table.rows[0]
     assert isinstance(mean, Figure)
@@ -181,5 +182,5 @@ def test_repeats_have_the_interval_between_them_and_tell_other_software(tmp_path
     assert mean.low == pytest.approx(11 - 12.706, rel=1e-3)
     assert [figure.value for figure in each if isinstance(figure, Figure)] == [10.0, 12.0]
     assert len(table.notes) == 1
-    newer = run.file.model_copy(update={"environment": {**run.file.environment, "python": "3.99"}})
-    assert "python differs" in repeats_table([(run.file, others[0]), (newer, others[1])]).notes[1]
+    newer = changed(run, environment=run.environment.model_copy(update={"python": "3.99"}))
+    assert "python differs" in repeats_table([(run, others[0]), (newer, others[1])]).notes[1]

@@ -14,7 +14,7 @@ from places import ROOT
 from harness.cli.schemas import SCHEMAS, schema
 from harness.config import read_yaml
 from harness.measure import run
-from harness.store.run import read_run, read_run_file
+from harness.store.run import read_run
 from harness.store.run_file import SCHEMA_VERSION
 from harness.workload.schema import parse_workload
 
@@ -65,7 +65,7 @@ def test_a_run_is_stored_as_its_schema_says(tmp_path: Path) -> None:
     check("workload", spec)
     directory = run.run(parse_workload(text + "engine: {name: simulated}", "x.yaml"), tmp_path, lambda _: None)
     check("run", json.loads((directory / "run.json").read_text()))
-    assert read_run_file(directory).schema_version == SCHEMA_VERSION
+    assert read_run(directory).file.schema_version == SCHEMA_VERSION
 
 
 def test_every_schema_version_has_its_migration_tested() -> None:

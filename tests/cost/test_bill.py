@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import harness
-from harness.cost.bill import Costs, Device, annuity, cost_of_run, owned_usd_per_hour, priced, tornado
+from harness.cost.bill import Costs, annuity, cost_of_run, owned_usd_per_hour, priced, tornado
 from harness.cost.gpus import Gpu, find_gpu, read_rows
 from harness.cost.scenario import Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
-from harness.model import Figure, Status, Summary
+from harness.model import Device, Figure, Status, Summary
 
 DATA = Path(harness.__file__).parent / "data"
 GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 import harness
 from harness.analysis.regression import Split, split_usage
-from harness.cost.bill import Costs, Device, priced
+from harness.cost.bill import Costs, priced
 from harness.cost.by_token import cost_of_query
 from harness.cost.gpus import Gpu, read_rows
 from harness.cost.phases import allocate, time_blocks, usage_of
 from harness.cost.scenario import Scenario, parse_prices, parse_scenario
+from harness.model import Device
 
 DATA = Path(harness.__file__).parent / "data"
 GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)

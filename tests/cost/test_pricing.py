@@ -2,34 +2,41 @@
 
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
-import pandas as pd
 import pytest
+from builders import CPU, a_run
 
 from harness.cost.fleet import Policy
-from harness.cost.pricing import costs_at_objective, list_scenarios, price_run, query_costs, read_objective
+from harness.cost.pricing import (
+    costs_at_objective,
+    explained,
+    fleet_costs,
+    interactivity,
+    list_scenarios,
+    price_run,
+    query_costs,
+    read_objective,
+)
 from harness.errors import HarnessError
-from harness.model import EngineInfo, Figure, ModelIdentity, Record, Summary
-from harness.report.cost import cost_tables, fleet_costs, interactivity_table, tornado_tables
-from harness.store.directory import engine_record
-from harness.store.rows import frame_of
-from harness.store.run_file import RunFile
+from harness.model import Figure, ModelIdentity, Record, Summary
+from harness.report.cost import cost_tables, fleet_table, interactivity_table, tornado_tables
+from harness.store.run import Run
 
 SUMMARY = Summary("r", "complete", (Figure("output_tokens_per_s", 100.0, "1/s", "measured", 90.0, 110.0),), {})
 
 
-def run_file(model: str = "a", users: int = 4, started: bool = True) -> RunFile:
-    info = EngineInfo("transformers", "5", ModelIdentity(model, model), "cpu", 1, 100, None)
-    return RunFile(
-        id=f"run-{model}-{users}", created_utc=datetime(2026, 1, 1, tzinfo=UTC), pid=1, engine_asked="transformers",
-        workload={"load": {"shape": "closed", "users": users}}, engine=engine_record(info) if started else None,
-        environment={"cpu": {"model": "Neoverse-V1", "cores_usable": 2}, "gpus": []},
-    )  # fmt: skip
+def loaded(*records: Record, model: str = "a", users: int = 4, started: bool = True, **workload: Any) -> Run:
+    """A run on two vCPUs under a closed loop."""
+    return a_run(
+        *records,
+        id=f"run-{model}-{users}",
+        workload={"load": {"shape": "closed", "users": users}, **workload},
+        engine=CPU | {"model": ModelIdentity(model, model)} if started else None,
+    )
 
 
-def run(tokens_in: int, tokens_out: int, **of: Any) -> tuple[RunFile, pd.DataFrame]:
+def run(tokens_in: int, tokens_out: int, **of: Any) -> Run:
     """One request after another: 1 ms an input token, 10 ms an output token, 5 ms a request."""
     records, now = [], 0.0
     for index in range(40):
@@ -40,11 +47,11 @@ def run(tokens_in: int, tokens_out: int, **of: Any) -> tuple[RunFile, pd.DataFra
             Record(index, now, now, times[-1], times, (1,) * n_out, n_in, n_out, n_in, n_out, None, "length")
         )
         now = times[-1]
-    return run_file(**of), frame_of(records)
+    return loaded(*records, **of)
 
 
 def test_a_stored_run_gets_its_default_scenario_and_every_assumption_is_shown() -> None:
-    found = price_run(run_file(), SUMMARY)
+    found = price_run(loaded(), SUMMARY).costs
     assert found.scenario == "cpu-smoke"
     cost, assumptions = cost_tables(found)
     assert {str(row[0]) for row in assumptions.rows} >= {
@@ -57,7 +64,7 @@ def test_a_stored_run_gets_its_default_scenario_and_every_assumption_is_shown() 
     assert by_name["usd_per_million_output_tokens"][2] == "measured 100%"
     assert by_name["usd_per_hour"][2] == "no spread given"
     spread = cost_tables(
-        price_run(run_file(), SUMMARY, None, ["price.usd_per_hour={lognormal: {p5: 0.03, p95: 0.04}}"])
+        price_run(loaded(), SUMMARY, None, ["price.usd_per_hour={lognormal: {p5: 0.03, p95: 0.04}}"]).costs
     )[0]
     rests = {row[0]: row[2] for row in spread.rows}
     assert rests["usd_per_hour"] == "assumed 100%"
@@ -80,18 +87,18 @@ def test_runs_of_different_shape_split_the_bill() -> None:
         ([run(10, 4), run(10, 4, model="b")], "model differs: run-a-4 has a, run-b-4 has b"),
         ([run(10, 4), run(10, 4, users=8)], "load.users differs"),
         ([run(10, 4, started=False)], "never started its engine"),
-        ([(run_file(), frame_of([]))], "no request succeeded"),
+        ([loaded()], "no request succeeded"),
     ],
 )
-def test_runs_that_cannot_be_priced_together_are_refused(runs: list[tuple[RunFile, pd.DataFrame]], words: str) -> None:
+def test_runs_that_cannot_be_priced_together_are_refused(runs: list[Run], words: str) -> None:
     with pytest.raises(HarnessError, match=words):
         query_costs(runs)
 
 
-def point(users: int, rate: float, ttft: float, model: str = "a") -> tuple[RunFile, Summary]:
+def point(users: int, rate: float, ttft: float, model: str = "a") -> tuple[Run, Summary]:
     values = {"output_tokens_per_s": rate, "total_tokens_per_s": rate, "requests_per_s": rate, "ttft_s.p99": ttft}
     figures = tuple(Figure(name, value, "", "measured") for name, value in values.items())
-    return run_file(model, users), Summary(f"u{users}", "complete", figures, {})
+    return loaded(model=model, users=users), Summary(f"u{users}", "complete", figures, {})
 
 
 def test_the_cost_at_an_objective_is_that_of_the_interpolated_point() -> None:
@@ -105,24 +112,25 @@ def test_the_cost_at_an_objective_is_that_of_the_interpolated_point() -> None:
 
 def test_a_day_of_a_fleet_costs_its_replicas_over_its_queries() -> None:
     sweep = [
-        (file, replace(of, figures=(*of.figures, Figure("e2e_s.mean", 2.0, "s", "measured"))))
-        for file, of in (point(1, 1.0, 0.1), point(4, 3.0, 0.5))
+        (run, replace(of, figures=(*of.figures, Figure("e2e_s.mean", 2.0, "s", "measured"))))
+        for run, of in (point(1, 1.0, 0.1), point(4, 3.0, 0.5))
     ]
     policy = Policy(headroom=0.0, availability=1e-9, up=1.0, hold_hours=0)
-    found, table = fleet_costs(sweep, "ttft_s.p99=0.3", (3.0, 1.0), policy)
+    found, day, note = fleet_costs(sweep, "ttft_s.p99=0.3", (3.0, 1.0), policy)
     # Half way between the runs a replica serves 2 requests/s: two replicas of USD 0.0816 an hour for 3 requests/s.
     assert found.figures[3].name == "usd_per_query"
     assert found.figures[3].value == pytest.approx(2 * 0.0816 / 3600 / 3)
+    table = fleet_table(day, note)
     assert [row[2] for row in table.rows] == ["2"] * 24
     assert "96 device-hours" in table.notes[0]
 
 
 def test_cost_falls_as_interactivity_does() -> None:
     sweep = [
-        (file, replace(of, figures=(*of.figures, Figure("tpot_s.p50", 0.01 * users, "s", "measured"))))
-        for users, (file, of) in ((1, point(1, 100.0, 0.1)), (4, point(4, 300.0, 0.5)))
+        (run, replace(of, figures=(*of.figures, Figure("tpot_s.p50", 0.01 * users, "s", "measured"))))
+        for users, (run, of) in ((1, point(1, 100.0, 0.1)), (4, point(4, 300.0, 0.5)))
     ]
-    rows = interactivity_table(sweep).rows
+    rows = interactivity_table(interactivity(sweep)).rows
     found = [(row[0], *(cell.value for cell in row[1:3] if isinstance(cell, Figure))) for row in rows]
     assert found == [("u1", 100.0, 50.0), ("u4", 25.0, 150.0)]
     costs_of_runs = [row[3].value for row in rows if isinstance(row[3], Figure)]
@@ -136,38 +144,39 @@ def test_an_objective_that_is_none_is_refused(text: str) -> None:
 
 
 def test_the_tornado_names_every_input_that_can_move_the_cost() -> None:
-    (table,) = tornado_tables(run_file(), SUMMARY)
+    (table,) = tornado_tables(explained(price_run(loaded(), SUMMARY)))
     assert table.rows[0][:2] == ("output_tokens_per_s", "measured")
     assert [cell.value for cell in table.rows[0][2:] if isinstance(cell, Figure)] == pytest.approx([1.0])
     assert len(table.rows) == 4
 
 
 def test_a_cost_that_is_not_there_or_certain_has_no_tornado() -> None:
-    assert tornado_tables(run_file(), Summary("r", "complete", (), {})) == []
+    nothing = Summary("r", "complete", (), {})
+    assert tornado_tables(explained(price_run(loaded(), nothing))) == []
     certain = [f"{key}=1" for key in ("price.usd_per_hour", "serving.overhead", "serving.utilisation")]
     rate = replace(SUMMARY["output_tokens_per_s"], low=None, high=None)
-    assert tornado_tables(run_file(), replace(SUMMARY, figures=(rate,)), None, certain) == []
+    known = price_run(loaded(), replace(SUMMARY, figures=(rate,)), None, certain)
+    assert tornado_tables(explained(known)) == []
 
 
 def test_a_workload_names_the_scenario_of_its_runs() -> None:
-    file = run_file()
-    own = file.model_copy(update={"workload": {**file.workload, "scenario": "mine.yaml"}})
+    own = loaded(scenario="mine.yaml")
     with pytest.raises(HarnessError, match="no scenario 'mine"):
         price_run(own, SUMMARY)
-    assert price_run(own, SUMMARY, "cpu-smoke").scenario == "cpu-smoke"
-    other = price_run(file.model_copy(update={"workload": {**file.workload, "scenario": "on-demand"}}), SUMMARY)
+    assert price_run(own, SUMMARY, "cpu-smoke").costs.scenario == "cpu-smoke"
+    other = price_run(loaded(scenario="on-demand"), SUMMARY).costs
     assert other.scenario == "cpu-smoke"
     assert other.notes[0] == ("the workload's scenario on-demand prices another kind of device: cpu-smoke stands in")
 
 
 def test_unknown_scenarios_name_the_known_ones() -> None:
     with pytest.raises(HarnessError) as refused:
-        price_run(run_file(), SUMMARY, "cheap")
+        price_run(loaded(), SUMMARY, "cheap")
     assert all(name in str(refused.value) for name, _ in list_scenarios())
 
 
 def test_a_thousand_runs_are_priced_in_seconds() -> None:
     began = time.process_time()
     for _ in range(100):
-        price_run(run_file(), SUMMARY)
+        price_run(loaded(), SUMMARY)
     assert time.process_time() - began < 1  # 10 s for a thousand

@@ -8,10 +8,11 @@ from places import ROOT
 
 import harness
 from harness.cost import units
-from harness.cost.bill import Device, priced
+from harness.cost.bill import priced
 from harness.cost.gpus import Gpu, read_rows
 from harness.cost.scenario import KEYS, PRICE, Scenario, parse_prices, parse_scenario
 from harness.errors import HarnessError
+from harness.model import Device
 
 DATA = Path(harness.__file__).parent / "data"
 CPU = (DATA / "scenarios/cpu-smoke.yaml").read_text()

@@ -10,27 +10,28 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from builders import GPU, a_run, changed
 from hypothesis import given
 from hypothesis import strategies as st
 from places import ROOT
 
 from harness.cost.bill import Costs
 from harness.cost.draws import Z95, distribution
+from harness.cost.pricing import Priced, read_scenario
 from harness.cost.scenario import Input
 from harness.errors import HarnessError
+from harness.facts.appraisal import appraise
 from harness.facts.book import Book, assume
 from harness.facts.claims import exact
 from harness.facts.comparisons import COMPARISONS, Context
 from harness.facts.gap import Ladder, Point, conditioned, gap, ladder, published_points, reported_per_query
-from harness.facts.measured import measured_cost, run_point, shipped_book, standing
+from harness.facts.measured import run_point, shipped_book, standing
 from harness.files import read_data
-from harness.model import Figure, Summary
+from harness.model import Figure, ModelIdentity, Summary
 from harness.report.facts import (
-    compare_runs,
     compare_tables,
     comparison_table,
     explained,
@@ -39,7 +40,6 @@ from harness.report.facts import (
     first_table,
 )
 from harness.report.table import Table
-from harness.store.run_file import RunFile
 
 BOOK = shipped_book()
 CONTEXT = Context(BOOK)
@@ -166,15 +166,13 @@ def test_without_a_cost_there_is_no_comparison() -> None:
     with pytest.raises(HarnessError, match=r"usd_per_query is n/a \(no price\)"):
         gap(CONTEXT, free)
     with pytest.raises(HarnessError, match="no run given has a cost of a query"):
-        compare_tables(CONTEXT, [free])
+        compare_tables(appraise([priced("r0", "cuda", None)], BOOK))
 
 
-def stored(name: str, device: str, price: float | None) -> tuple[RunFile, Summary, Costs]:
+def priced(name: str, device: str, price: float | None, *assumed: Input) -> Priced:
     """A finished run of a 135M model on two devices: 50 tokens/s and 2 requests/s."""
-    model = {"asked": "smollm2-135m", "source": None, "parameters": 134_515_008, "active_parameters": None}
-    engine = {"engine": "vllm", "device": device, "device_count": 2, "model": model}
-    now = datetime(2026, 11, 21, tzinfo=UTC)
-    file = RunFile(id=name, created_utc=now, pid=1, workload={}, engine_asked="vllm", environment={}, engine=engine)
+    model = ModelIdentity("smollm2-135m", parameters=134_515_008)
+    run = a_run(id=name, engine=GPU | {"device": device, "device_count": 2, "model": model})
     rates = (
         Figure("output_tokens_per_s", 50, "tokens/s", "measured"),
         Figure("requests_per_s", 2, "requests/s", "measured"),
@@ -182,56 +180,58 @@ def stored(name: str, device: str, price: float | None) -> tuple[RunFile, Summar
     prices = (
         Figure("usd_per_hour", price, "USD/hour", "derived"),
         Figure("usd_per_query", None if price is None else price / 3600 / 2, "USD/query", "derived"),
+        Figure("wh_per_query", None, "Wh/query", "measured", reason="no meter"),
     )
     half = Input("serving.utilisation", distribution("uniform", 0.4, 0.6), "1", "a test", "2026", "assumed")
-    return file, Summary(name, "complete", rates, {}), Costs("on-demand", prices, {}, (half,), ())
+    costs = Costs("on-demand", prices, {}, (half, *assumed), ())
+    return Priced(run, Summary(name, "complete", rates, {}), read_scenario("on-demand"), costs)
 
 
 def test_a_run_of_a_gpu_is_where_the_ladder_starts() -> None:
-    run = stored("r1", "cuda", 7.2)
-    point = run_point(*run)
+    run = priced("r1", "cuda", 7.2)
+    point = run_point(run)
     assert (point.output_tokens, point.active_parameters, point.usd_per_gpu_hour) == (25, 134_515_008, 3.6)
     assert (point.utilisation, point.usd_per_query.value) == (0.5, 0.001)
-    cost = measured_cost(BOOK, [run])
+    appraisal = appraise([run], BOOK)
+    cost = appraisal.context.measured
     assert (cost.text() if cost else "", cost.ids if cost else ()) == ("~ 40", ("r1",))  # 0.001 USD / 25 tokens
-    file, summary, costs = run
     thrice = Input("query.requests", distribution("value", 3), "1", "a test", "2026", "assumed")
-    many = replace(costs, assumptions=(*costs.assumptions, thrice))
-    assert run_point(file, summary, many).output_tokens == 75  # a query is three requests
-    first, steps = compare_runs(CONTEXT, [run])
+    assert run_point(priced("r1", "cuda", 7.2, thrice)).output_tokens == 75  # a query is three requests
+    first, steps = compare_tables(appraisal)
     assert first.title == "A query, reported and measured"
     assert first.notes[0] == "Figures of a 135M model say little about the models that a provider serves."
     assert steps.notes[0] == "from smollm2-135m, 2 x cuda, vllm, scenario on-demand (r1)"
 
 
 def test_a_run_of_a_cpu_stands_beside_published_measurements() -> None:
-    first, steps = compare_runs(CONTEXT, [stored("r2", "cpu", 0.1)])
+    first, steps = compare_tables(appraise([priced("r2", "cpu", 0.1)], BOOK))
     assert first.title.startswith("No GPU run given")
     assert first.notes[0].startswith("CPU figures of a 135M model say nothing about a provider's fleet")
     assert any(row[-1] == "r2" for row in first.rows)
     assert steps.notes[0].startswith("from Qwen3-235B-A22B-Instruct-2507-FP8")
-    assert compare_runs(CONTEXT, [])[0].title.startswith("No GPU run given")
-    cost = measured_cost(BOOK, [])  # of the published point where the ladder starts
+    published = appraise([], BOOK)
+    assert compare_tables(published)[0].title.startswith("No GPU run given")
+    cost = published.context.measured  # of the published point where the ladder starts
     assert cost is not None
     assert f"{cost.value:.6g} {cost.unit_text} {cost.layers}" == "0.478998 USD/Mtoken ('outside',)"
 
 
 def test_a_run_without_an_engine_is_refused() -> None:
-    file, summary, costs = stored("r3", "cuda", 1)
+    started = priced("r3", "cuda", 1)
     with pytest.raises(HarnessError, match="run r3 never started its engine"):
-        run_point(file.model_copy(update={"engine": None}), summary, costs)
+        run_point(replace(started, run=changed(started.run, engine=None)))
 
 
 def every_table(force: bool) -> Iterator[Table]:
-    measured = replace(exact(2, "USD/Mtoken", "20261121-run", status="derived"), ids=("20261121-run",))
-    c = Context(BOOK, measured, force)
+    run = priced(RUN.source, "cuda", 7.2)
+    appraisal = appraise([run], BOOK, force)
     yield facts_table(BOOK.facts.values())
     for name in (*COMPARISONS, "contradictions"):
-        yield comparison_table(c, name)
-    yield from compare_tables(c, PUBLISHED)
-    yield from compare_tables(c, [RUN])
-    costs = [("cost of a query", RUN.usd_per_query), ("cost of a million output tokens", None)]
-    yield first_table(c, RUN.source, costs, device="cpu", parameters=134_515_008)
+        yield comparison_table(appraisal.context, name)
+    yield from compare_tables(appraise([], BOOK, force))
+    yield from compare_tables(appraisal)
+    costs = [("cost of a query", run.costs["usd_per_query"])]
+    yield first_table(appraisal.context, RUN.source, costs, standing("cpu", 134_515_008))
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -256,9 +256,9 @@ def test_a_forced_table_shows_its_stamp() -> None:
 
 
 def test_the_first_line_says_that_published_measurements_stand_in() -> None:
-    first, _ = compare_tables(CONTEXT, PUBLISHED)
+    first, _ = compare_tables(appraise([], BOOK))
     assert first.title.startswith("No GPU run given: published GPU measurements (ml.energy leaderboard v3 0cd52da)")
-    assert not compare_tables(CONTEXT, [RUN])[0].title.startswith("No GPU")
+    assert not compare_tables(appraise([priced("r1", "cuda", 7.2)], BOOK))[0].title.startswith("No GPU")
 
 
 @pytest.mark.parametrize(
@@ -304,11 +304,8 @@ def test_the_documentation_names_every_comparison() -> None:
 
 def test_comparing_takes_less_than_three_seconds_from_a_cold_start() -> None:
     code = (
-        "from harness.facts.comparisons import Context; from harness.facts.gap import published_points\n"
-        "from harness.facts.measured import shipped_book; from harness.files import read_data\n"
-        "from harness.report.facts import compare_tables\n"
-        "points = published_points(read_data('published/mlenergy_v3_h100.csv'), 1.3)\n"
-        "compare_tables(Context(shipped_book()), points)"
+        "from harness.facts.appraisal import appraise; from harness.report.facts import compare_tables\n"
+        "compare_tables(appraise([]))"
     )
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)

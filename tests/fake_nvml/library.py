@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from pydantic import TypeAdapter
+
+from harness.model import MeterInfo
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -61,7 +64,7 @@ def simulate(library: Path, script: str, *, seconds: float, **options: Any) -> d
     if done.returncode:
         raise RuntimeError(done.stderr)
     answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    return answer | {"info": TypeAdapter(MeterInfo).validate_python(answer["info"])}
 
 
 @dataclass(frozen=True)

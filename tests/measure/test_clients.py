@@ -18,7 +18,7 @@ from scipy import stats
 
 from harness.errors import HarnessError
 from harness.measure import run as measuring
-from harness.store.run import Run, read_run, read_run_file
+from harness.store.run import Run, read_run
 from harness.workload.schema import parse_workload
 
 BASE = """
@@ -49,8 +49,8 @@ def test_the_clients_together_send_what_one_sends(tmp_path: Path, load: str) -> 
         assert several.requests[columns].equals(rows[columns])
         if load == POISSON:
             assert several.requests["scheduled_s"].equals(rows["scheduled_s"])
-        assert [client["client"] for client in several.file.clients] == list(range(n))
-        assert all(client["loop_delay_s"]["n"] > 5 for client in several.file.clients)
+        assert [client.model_dump()["client"] for client in several.file.clients] == list(range(n))
+        assert all(client.loop_delay_s is not None and client.loop_delay_s.n > 5 for client in several.file.clients)
         assert sorted(path.name for path in several.directory.iterdir()) == [
             "engine.log",
             "requests.parquet",
@@ -123,7 +123,7 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path, overrides: tuple[str, 
 def test_what_a_client_cannot_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="a warm-up request failed"):
         measure(tmp_path, 2, "engine.failure_share=1")
-    (run,) = (read_run_file(path) for path in tmp_path.iterdir())
+    (run,) = (read_run(path) for path in tmp_path.iterdir())
     assert run.state == "failed"
 
 

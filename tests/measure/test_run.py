@@ -59,11 +59,11 @@ def test_every_request_is_recorded_once_with_its_tokens(tmp_path: Path) -> None:
 def test_the_run_file_says_what_was_asked_and_where(tmp_path: Path) -> None:
     run = measure(tmp_path, "seed=3")
     file = run.file
-    assert file.workload == parse_workload(BASE, "test", ["seed=3"]).model_dump(mode="json")
+    assert file.workload.model_dump() == parse_workload(BASE, "test", ["seed=3"]).model_dump(mode="json")
     assert file.engine is not None
-    assert file.engine["options"]["ttft_s"] == 0.03
-    assert file.environment["python"] == sys.version.split()[0]
-    assert file.environment["cpu"]["cores_usable"] >= 1
+    assert file.engine.options["ttft_s"] == 0.03
+    assert file.environment.python == sys.version.split()[0]
+    assert (file.environment.cpu.cores_usable or 0) >= 1
     assert file.timings.measured_s is not None
     assert file.timings.measured_s >= 3 * (0.03 + 4 * 0.002)
     assert file.clock is not None
@@ -161,9 +161,12 @@ def test_meters_are_heard_while_the_engine_starts(tmp_path: Path, monkeypatch: p
 
 def test_what_the_only_process_saw_of_itself_is_kept(tmp_path: Path) -> None:
     (client,) = measure(tmp_path).file.clients
-    assert client["client"] == 0
-    assert 0 < client["cpu_s"] <= 2 * client["elapsed_s"]
-    assert 0 < client["loop_delay_s"]["p50"] <= client["loop_delay_s"]["p99"] <= client["loop_delay_s"]["max"]
+    assert client.model_dump()["client"] == 0
+    assert client.cpu_s is not None
+    assert client.elapsed_s is not None
+    assert client.loop_delay_s is not None
+    assert 0 < client.cpu_s <= 2 * client.elapsed_s
+    assert 0 < client.loop_delay_s.p50 <= client.loop_delay_s.p99 <= client.loop_delay_s.max
 
 
 def test_a_refused_warm_up_names_the_way_out(tmp_path: Path) -> None:

@@ -39,12 +39,12 @@ def workload(tmp_path: Path) -> str:
 def complete(root: Path) -> dict[str, str]:
     """Point's key -> run, of every complete run; fails where a point is there twice."""
     found: dict[str, str] = {}
-    for path, file in list_runs(root):
-        assert not isinstance(file, HarnessError)
-        if file.state == "complete":
-            assert file.sweep is not None
-            assert file.sweep["key"] not in found
-            found[file.sweep["key"]] = path.name
+    for path, run in list_runs(root):
+        assert not isinstance(run, HarnessError)
+        if run.state == "complete":
+            assert run.file.sweep is not None
+            assert run.file.sweep.key not in found
+            found[run.file.sweep.key] = path.name
     return found
 
 

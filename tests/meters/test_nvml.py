@@ -17,7 +17,6 @@ import pytest
 from fake_nvml import library
 
 from harness.analysis.energy import measure_energy
-from harness.analysis.readings import meter_infos
 from harness.errors import HarnessError
 from harness.measure import run
 from harness.meters import tracker
@@ -170,7 +169,7 @@ def test_a_gpu_lost_in_mid_run_leaves_the_other_figures_intact(
     assert len(stored.requests) == 40
     assert stored.requests["error"].isna().all()
     end_s = float(stored.requests["end_s"].max())
-    result = measure_energy(stored.power, meter_infos(stored.file.meters), stored.requests, 0.0, end_s)
+    result = measure_energy(stored.power, stored.file.meters, stored.requests, 0.0, end_s)
     assert result["joules_per_output_token"].text().startswith("n/a (gpu-lost: gpu 0: the GPU was lost")
     assert "gpu-lost" in {finding.code for finding in result.findings}
 

@@ -1,24 +1,18 @@
 """Extrapolation as the verb sees it: names, memory, CPU runs, calibration by a run of one's own, limits of a run."""
 
-from datetime import UTC, datetime
-
 import pytest
+from builders import GPU, a_run
 
 from harness.errors import HarnessError
-from harness.model import EngineInfo, Figure, ModelIdentity, Summary
+from harness.model import Figure, ModelIdentity, Summary
 from harness.predict.extrapolate import calibration, extrapolate, hardware_limits
 from harness.report.predict import validation_table
-from harness.store.directory import engine_record
-from harness.store.run_file import RunFile
+from harness.store.run import Run
 
 
-def run_file(device: str = "cuda", model: str = "Qwen/Qwen3-8B", gpu: str = "NVIDIA H100 80GB HBM3") -> RunFile:
+def run_on(device: str = "cuda", model: str = "Qwen/Qwen3-8B", gpu: str = "NVIDIA H100 80GB HBM3") -> Run:
     identity = ModelIdentity(model, model, precision="bfloat16")
-    return RunFile(
-        id="mine", created_utc=datetime(2026, 1, 1, tzinfo=UTC), pid=1, engine_asked="vllm", workload={},
-        engine=engine_record(EngineInfo("vllm", "1", identity, device, 1, 100, None)),
-        environment={"gpus": [{"name": gpu}], "cpu": {}},
-    )  # fmt: skip
+    return a_run(engine=GPU | {"device": device, "model": identity}, environment={"gpus": [{"name": gpu}]})
 
 
 def summary(rate: float = 1000.0) -> Summary:
@@ -64,22 +58,22 @@ def test_what_cannot_be_extrapolated_is_refused(arguments: tuple[str, str], word
 
 def test_a_cpu_run_is_no_ground_to_extrapolate_to_a_gpu() -> None:
     with pytest.raises(HarnessError, match="measured on a CPU: it says nothing about a GPU"):
-        extrapolate("Qwen3-8B", "H100", run=(run_file("cpu"), summary()))
+        extrapolate("Qwen3-8B", "H100", run=(run_on("cpu"), summary()))
     with pytest.raises(HarnessError, match=r"model 'x/y' is not in models.csv"):
-        extrapolate("Qwen3-8B", "H100", run=(run_file(model="x/y"), summary()))
+        extrapolate("Qwen3-8B", "H100", run=(run_on(model="x/y"), summary()))
 
 
 def test_a_run_of_ones_own_scales_the_prediction() -> None:
-    once = calibration(run_file(), summary())
-    assert calibration(run_file(), summary(500.0)) == pytest.approx(2 * once)
+    once = calibration(run_on(), summary())
+    assert calibration(run_on(), summary(500.0)) == pytest.approx(2 * once)
     scaled, plain = (
-        extrapolate("Qwen3-14B", "H100", run=run).figures[0].value for run in ((run_file(), summary()), None)
+        extrapolate("Qwen3-14B", "H100", run=run).figures[0].value for run in ((run_on(), summary()), None)
     )
     assert scaled == pytest.approx((plain or 0.0) * once)
 
 
 def test_the_limits_of_a_run_on_a_known_gpu() -> None:
-    found = {figure.name: figure.value for figure in hardware_limits(run_file(), summary())}
+    found = {figure.name: figure.value for figure in hardware_limits(run_on(), summary())}
     bytes_moved = 2 * 8.19e9 + 2 * 36 * 8 * 128 * 2 * 750 * 8
     assert found["mbu"] == pytest.approx(bytes_moved / 3.35e12 / (8 / 1000))
     assert found["mfu"] == pytest.approx(2 * 8.19e9 * 2000 / 989.4e12)
@@ -88,16 +82,16 @@ def test_the_limits_of_a_run_on_a_known_gpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "of", "words"),
+    ("run", "of", "words"),
     [
-        (run_file("cpu"), summary(), "not a GPU run"),
-        (run_file(gpu="NVIDIA Zonk"), summary(), "GPU 'NVIDIA Zonk' is not in gpus.csv"),
-        (run_file(model="x/y"), summary(), "model 'x/y' is not in models.csv"),
-        (run_file(), Summary("r", "complete", (), {}), "output_tokens_per_s is not recorded"),
+        (run_on("cpu"), summary(), "not a GPU run"),
+        (run_on(gpu="NVIDIA Zonk"), summary(), "GPU 'NVIDIA Zonk' is not in gpus.csv"),
+        (run_on(model="x/y"), summary(), "model 'x/y' is not in models.csv"),
+        (run_on(), Summary("r", "complete", (), {}), "output_tokens_per_s is not recorded"),
     ],
 )
-def test_limits_that_are_not_known_say_why(file: RunFile, of: Summary, words: str) -> None:
-    assert {figure.text() for figure in hardware_limits(file, of)} == {f"n/a ({words})"}
+def test_limits_that_are_not_known_say_why(run: Run, of: Summary, words: str) -> None:
+    assert {figure.text() for figure in hardware_limits(run, of)} == {f"n/a ({words})"}
 
 
 def test_the_validation_table_states_errors_and_coverage_of_both_gpus() -> None:

@@ -5,28 +5,27 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from builders import stored
+from builders import changed, stored
 
+from harness.analysis.summary import load
 from harness.model import Figure
 from harness.report import charts, document
 from harness.report.charts import NARROW, WIDTH, Chart
 from harness.report.cost import ONE_USER
 from harness.report.table import Table
-from harness.store.run import read_run
-from harness.store.run_file import RunFile
+from harness.store.run import Run
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
     """Of three runs that differ in load, and of one of them."""
     root = tmp_path_factory.mktemp("charts")
-    sweep = [document.load(stored(root, users)) for users in (4, 8, 32)]
+    sweep = [load(stored(root, users)) for users in (4, 8, 32)]
     return [*document.report(sweep, "on-demand"), *document.report(sweep[:1], "on-demand")]
 
 
@@ -99,10 +98,9 @@ def test_a_front_without_points_is_not_drawn_and_one_point_has_round_labels() ->
 
 
 def test_rows_are_drawn_as_distributions_and_over_time_with_the_phases(tmp_path: Path) -> None:
-    directory = stored(tmp_path)
-    run, (_, summary) = read_run(directory), document.load(directory)
-    run = replace(run, file=run.file.model_copy(update={"idle": {"bare": (-9.0, -5.0), "after": (200.0, 204.0)}}))
-    found = {chart.name: chart for chart in charts.of_runs([(run, summary)])}
+    run, summary = load(stored(tmp_path))
+    idled = changed(run, idle={"bare": (-9.0, -5.0), "after": (200.0, 204.0)})
+    found = {chart.name: chart for chart in charts.of_runs([(idled, summary)])}
     assert found.keys() == {"ttft", "itl", "over-time"}
     ttft = data(found["ttft"])
     assert (ttft[0]["y"], ttft[-1]["y"]) == (0.0, 1.0)
@@ -116,10 +114,10 @@ def test_rows_are_drawn_as_distributions_and_over_time_with_the_phases(tmp_path:
 
 
 def test_a_sweep_over_two_settings_is_a_map_and_over_one_is_none(tmp_path: Path) -> None:
-    file, summary = document.load(stored(tmp_path))
+    run, summary = load(stored(tmp_path))
 
-    def at(users: int, tokens: int) -> RunFile:
-        return file.model_copy(update={"workload": {"load": {"users": users}, "requests": {"input_tokens": tokens}}})
+    def at(users: int, tokens: int) -> Run:
+        return changed(run, workload={"load": {"users": users}, "requests": {"input_tokens": tokens}})
 
     (chart,) = charts.of_sweep([(at(users, tokens), summary) for users in (1, 2, 4) for tokens in (64, 512)])
     assert {(row["x"], row["y"]) for row in data(chart)} == {(u, n) for u in (1, 2, 4) for n in (64, 512)}

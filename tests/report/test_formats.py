@@ -10,17 +10,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from builders import stored
+from builders import changed, stored
 from markdown_it import MarkdownIt
 
-from harness.analysis.summary import summary_of
+from harness.analysis.summary import load, summary_of
 from harness.errors import HarnessError
 from harness.model import Figure
 from harness.report import changes, document, format, formats, latex, tables
@@ -33,14 +32,14 @@ from harness.store.run import read_run
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
     """Every table of one run."""
-    return document.report([document.load(stored(tmp_path_factory.mktemp("one")))], "on-demand")
+    return document.report([load(stored(tmp_path_factory.mktemp("one")))], "on-demand")
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
     """Every table over three runs that differ in load."""
     root = tmp_path_factory.mktemp("several")
-    return document.report([document.load(stored(root, users)) for users in (4, 8, 32)], "on-demand", ["all"])
+    return document.report([load(stored(root, users)) for users in (4, 8, 32)], "on-demand", ["all"])
 
 
 def test_the_tables_of_one_run(one: list[Table]) -> None:
@@ -62,9 +61,9 @@ def test_the_tables_over_several_runs_come_before_those_of_each(several: list[Ta
 
 def test_software_that_differs_is_said_of_runs_side_by_side(tmp_path: Path) -> None:
     run, other = (read_run(stored(tmp_path, users)) for users in (4, 8))
-    newer = replace(other, file=other.file.model_copy(update={"environment": {"packages": {"vllm": "0.12"}}}))
+    newer = changed(other, environment={"packages": {"vllm": "0.12"}})
     said = "vllm differs: 0.11, 0.12"
-    (note,) = tables.runs_table([(each.file, summary_of(run)) for each in (run, newer)]).notes
+    (note,) = tables.runs_table([(each, summary_of(run)) for each in (run, newer)]).notes
     assert note == f"mixed-versions: {said}"
     within = changes.difference([run, newer], [run], force=True).tables[-1]
     assert [row[:3] for row in within.rows if row[0] == "base"] == [("base", "mixed-versions (serious)", said)]
@@ -73,7 +72,7 @@ def test_software_that_differs_is_said_of_runs_side_by_side(tmp_path: Path) -> N
 
 
 def test_tables_by_name(tmp_path: Path) -> None:
-    sweep = [document.load(stored(tmp_path, users)) for users in (4, 8)]
+    sweep = [load(stored(tmp_path, users)) for users in (4, 8)]
     assert [table.name for table in document.report(sweep, names=["latency"])] == ["latency", "latency"]
     assert [table.name for table in document.report(sweep, names=["runs"])] == ["runs"]
     assert [table.name for table in document.report(sweep[:1], names=["tiers", "run"])] == ["run", "tiers"]

@@ -8,28 +8,28 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import chromium
 import numpy as np
 import pytest
+from builders import GPU, a_run
 
 from harness import cli
 from harness.cost.bill import Costs
 from harness.cost.by_token import cost_of_query
 from harness.cost.pricing import phase_split, price_run, priced_for
+from harness.facts.appraisal import appraise
 from harness.facts.book import assume
 from harness.facts.comparisons import Context
 from harness.facts.gap import gap, ladder, reported_per_query
 from harness.facts.measured import run_point, shipped_book
-from harness.model import EngineInfo, Figure, ModelIdentity, Record, Summary
+from harness.model import Figure, ModelIdentity, Record, Summary
 from harness.report import page, whatif
-from harness.report.facts import compare_runs, facts_table
+from harness.report.facts import compare_tables, facts_table
 from harness.report.table import Table
-from harness.store.directory import RunWriter, engine_record
-from harness.store.rows import frame_of
-from harness.store.run_file import RunFile
+from harness.store.directory import RunWriter
+from harness.store.run import Run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 HEBREW = "„הכנסות של 4.3 מיליארד דולר” (A11)"
@@ -48,13 +48,15 @@ def requests(tokens_in: int, tokens_out: int) -> list[Record]:
     return records
 
 
-def run(tokens_in: int, tokens_out: int) -> whatif.Stored:
+def run(tokens_in: int, tokens_out: int) -> tuple[Run, Summary]:
     """A run of two H100."""
-    info = EngineInfo("vllm", "1", ModelIdentity("m", "m", parameters=8 * 10**9), "cuda", 2, 100, None)
-    file = RunFile(
-        id=f"run-{tokens_in}-{tokens_out}", created_utc=datetime(2026, 1, 1, tzinfo=UTC), pid=1, workload={},
-        engine_asked="vllm", engine=engine_record(info), environment={"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]},
-    )  # fmt: skip
+    made = a_run(
+        *requests(tokens_in, tokens_out),
+        id=f"run-{tokens_in}-{tokens_out}",
+        workload={},
+        engine=GPU | {"device_count": 2, "model": ModelIdentity("m", "m", parameters=8 * 10**9)},
+        environment={"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]},
+    )
     figures = (
         Figure("output_tokens_per_s", 3000.0, "1/s", "measured", 2900.0, 3100.0),
         Figure("total_tokens_per_s", 9000.0, "1/s", "measured"),
@@ -62,7 +64,7 @@ def run(tokens_in: int, tokens_out: int) -> whatif.Stored:
         Figure("joules_per_request", 90.0, "J", "measured", 85.0, 95.0),
         Figure("joules_per_output_token", 0.36, "J", "measured"),
     )
-    return file, Summary(file.id, "complete", figures, {}), lambda: frame_of(requests(tokens_in, tokens_out))
+    return made, Summary(made.id, "complete", figures, {})
 
 
 RUNS = (run(300, 3), run(20, 60), run(150, 25))
@@ -126,7 +128,7 @@ def digits(*values: float | None, factor: float = 1.0) -> tuple[float, ...]:
     return tuple(float(f"{value * factor:.4g}") for value in values if value is not None)
 
 
-SPLIT = phase_split([(file, read()) for file, _, read in RUNS])
+SPLIT = phase_split([run for run, _ in RUNS])
 
 
 def costs_at(which: int, x: dict[str, float]) -> Costs:
@@ -136,7 +138,7 @@ def costs_at(which: int, x: dict[str, float]) -> Costs:
         device, split, mix = SPLIT
         priced = priced_for(device, "on-demand", [*sets, "query.reasoning_tokens=0"])
         return cost_of_query(split, mix, device, priced)
-    return price_run(*RUNS[0][:2], None, [each for each in sets if not each.startswith("query.")])
+    return price_run(*RUNS[0], None, [each for each in sets if not each.startswith("query.")]).costs
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["split", "run"])
@@ -144,7 +146,6 @@ def test_at_20_random_settings_the_page_shows_what_the_verbs_print(
     tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path, which: int
 ) -> None:
     tab.open(written(tmp_path, page.render("t", [], (), [starts[which]])))
-    file, summary, _ = RUNS[0]
     for seed in range(20):
         x = settings(starts[which], seed)
         move(tab, x)
@@ -159,12 +160,10 @@ def test_at_20_random_settings_the_page_shows_what_the_verbs_print(
         tokens = x["output"] if which == 1 else measured
         fleet = {"gpu_price": x["price"], "utilisation": x["utilisation"], "chat_share": x["chat_share"]}
         book = assume(BOOK, [f"{name}={value!r}" for name, value in (fleet | {"tokens_per_query": tokens}).items()])
-        point = run_point(file, summary, price_run(file, summary, None, [
-            f"{key}={x[slider]!r}" for slider, key in whatif.COST if slider in x
-        ]))  # fmt: skip
+        sets = [f"{key}={x[slider]!r}" for slider, key in whatif.COST if slider in x]
+        point = run_point(price_run(*RUNS[0], None, sets))
         if which == 0:
-            usd = next(figure for figure in costs.figures if figure.name == "usd_per_query")
-            point = replace(point, usd_per_query=usd)
+            point = replace(point, usd_per_query=costs["usd_per_query"])
         left = ladder(book, gap(Context(book), point), point).left
         assert found["left"] == digits(left.value, left.low, left.high), x
         assert found["agreeing_usd_per_hour"][:1] == digits(left.value, factor=x["price"]), x
@@ -183,7 +182,7 @@ def test_the_commands_on_a_page_print_what_the_page_shows(
         return capfd.readouterr().out
 
     monkeypatch.chdir(tmp_path)
-    file = RUNS[1][0]
+    file = RUNS[1][0].file
     writer = RunWriter(tmp_path / "results", file)
     for record in requests(20, 60):
         writer.add(record)
@@ -223,7 +222,7 @@ def test_published_measurements_move_as_compare_moves_them(
         "chat_share": "chat_share",
     }
     book = assume(BOOK, [f"{name}={x[slider]!r}" for slider, name in names.items()])
-    table = compare_runs(Context(book), [])[1]
+    table = compare_tables(appraise([], book))[1]
     left = next(row[1] for row in table.rows if str(row[0]).startswith("left over"))
     assert isinstance(left, Figure)
     assert shown(tab)["left"] == digits(left.value, left.low, left.high)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from builders import record, run_file
+from builders import CPU, a_run, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -80,8 +80,8 @@ FORTY = [record(i) for i in range(40)]
 
 def rendered(*records: Record, width: int = 80, simulated: bool = False, **changes: Any) -> str:
     state = changes.get("state", "complete")
-    file = run_file(**changes)
-    return text.render(tables.tables(file, summary(*records, state=state, simulated=simulated)), width, color=False)
+    made = summary(*records, state=state, simulated=simulated)
+    return text.render(tables.tables(a_run(**changes), made), width, color=False)
 
 
 def test_the_latency_table_at_80_columns() -> None:
@@ -140,7 +140,8 @@ took      engine start 12.346 s, measured 1 s
     ("engine", "environment", "model", "device"),
     [
         (
-            {
+            CPU
+            | {
                 "device": "cuda",
                 "device_count": 2,
                 "model": {"asked": "m", "parameters": 47e9, "active_parameters": 13e9},
@@ -295,7 +296,7 @@ def test_color_is_for_terminals_and_empty_tables_say_so(monkeypatch: pytest.Monk
 
 def test_json_gives_back_every_figure_in_full() -> None:
     made = summary(*FORTY)
-    shown = tables.tables(run_file(), made)
+    shown = tables.tables(a_run(), made)
     read = json.loads(formats.render(shown, "json", [made]))
     assert read["schema_version"] == 1
     (run,) = read["runs"]

@@ -135,7 +135,7 @@ def refused(directory: Path) -> bool:
     """Whether the verbs refuse the run; anything but a HarnessError comes through."""
     try:
         stored = read_run(directory)
-        document.report([document.load(directory)])
+        document.report([(stored, summary_of(stored))])
         changes.difference([stored], [stored], force=True)
     except HarnessError:
         return True

@@ -17,15 +17,14 @@ from harness.model import Figure, Finding, Record, Summary
 from harness.store.directory import (
     RunWriter,
     find_run,
-    frame_of,
     list_runs,
     new_id,
     point_latest,
-    read_run,
-    read_run_file,
     read_summary,
     write_summary,
 )
+from harness.store.rows import frame_of
+from harness.store.run import Run, read_run
 from harness.store.run_file import RunFile
 
 DONE = Record(0, 0.0, 0.001, 0.13, (0.1, 0.12), (1, 2), 5, 3, 5, 3, 0, "length")
@@ -59,7 +58,7 @@ def test_a_key_of_the_environment_that_no_code_reads_any_more_still_reads(tmp_pa
     environment = {"client_capacity": {"tokens_per_s": 16000.0, "requests_per_s": 2000.0, "limited_by": "server"}}
     writer = RunWriter(tmp_path, run_file(environment=environment))
     writer.finish("complete")
-    assert read_run_file(writer.directory).environment == environment
+    assert read_run(writer.directory).environment.model_dump() == environment
 
 
 def test_rows_of_a_long_run_keep_their_order(tmp_path: Path) -> None:
@@ -151,7 +150,7 @@ def test_damage_is_an_error_that_names_the_file(tmp_path: Path, damage: object) 
     assert callable(damage)
     named = damage(writer.directory)
     with pytest.raises(HarnessError) as caught:
-        read_run(writer.directory)
+        len(read_run(writer.directory).requests)
     assert named in str(caught.value)
 
 
@@ -163,7 +162,7 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     listed = list(list_runs(tmp_path))
     assert [path.name for path, _ in listed] == ["a", "b"]
     assert isinstance(listed[0][1], HarnessError)
-    assert isinstance(listed[1][1], RunFile)
+    assert isinstance(listed[1][1], Run)
 
 
 def test_runs_are_found_by_path_name_beginning_and_latest(tmp_path: Path) -> None:

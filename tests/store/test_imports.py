@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import changed
 from places import ROOT
 
 from harness.analysis.summary import summary_of
@@ -81,7 +81,7 @@ def test_rows_give_the_same_figures_as_the_tool(rows: str, summary: str, tmp_pat
     (from_rows,) = store_points(DATA / rows, tmp_path)
     run = read_run(from_rows)
     assert run.file.imported is not None
-    bare = replace(run, file=run.file.model_copy(update={"imported": None}))
+    bare = changed(run, imported=None)
     (from_summary,) = store_points(DATA / summary, tmp_path)
     computed, printed = summary_of(bare), summary_of(read_run(from_summary))
     for name in ("ttft_s.p50", "ttft_s.p90", "itl_s.mean", "itl_s.p50", "tpot_s.mean", "tpot_s.p50", "e2e_s.p50"):
@@ -105,8 +105,8 @@ def test_leaderboard_rows_are_points_with_their_gpu(tmp_path: Path) -> None:
     summary = summary_of(run)
     assert summary["joules_per_output_token"].value == float(rows[0]["energy_per_token_joules"])
     assert summary["itl_s.p50"].value == pytest.approx(float(rows[0]["median_itl_ms"]) / 1e3)
-    assert run.file.engine is not None
-    assert (run.file.engine["device"], run.file.environment["gpus"]) == ("cuda", [{"name": "H100"}])
+    assert run.on_gpu
+    assert [gpu.name for gpu in run.environment.gpus] == ["H100"]
 
 
 def test_energy_of_the_benchmark_is_that_of_its_steady_state(tmp_path: Path) -> None:
