@@ -1,4 +1,4 @@
-"""Files that the harness ships or keeps: package data, and the user's cache."""
+"""Package data, versions of installed packages, and the user's cache directory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import gzip
 import os
 import zlib
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -30,6 +30,14 @@ def read_text(path: Path) -> str:
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: no UTF-8, or a name with a null in it
         raise HarnessError(f"cannot read {path}: {error}", "give a readable UTF-8 text file") from None
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed Python package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def cache_root() -> Path:

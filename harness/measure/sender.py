@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from harness.engines.base import Engine, Exchanging
@@ -103,10 +103,8 @@ class Sender:
         self._stop, self._drained = asyncio.Event(), asyncio.Event()
         shape, count = workload.load, workload.requests.count
         users = user_spans(shape) if shape.closed else []
-        if shape.closed:
-            due_s: Iterator[float] = itertools.repeat(0.0) if count is None else itertools.repeat(0.0, count)
-        else:
-            due_s = due_times(shape, count, workload.seed, arrivals)
+        in_turn = itertools.islice(itertools.repeat(0.0), count)
+        due_s = in_turn if shape.closed else due_times(shape, count, workload.seed, arrivals)
         self._spans = users[self.client :: self.clients]
         # Requests are dealt to users, not to clients: with an uneven number of users per client, all users send alike.
         own = [turn % self.clients == self.client for turn in range(len(users) or self.clients)]

@@ -89,8 +89,8 @@ class ReplayMeter:
         # A logging meter reports the mean since its previous row.
         device = replace(self.info.devices[0], average_period_s=spacing_s, average_window_s=spacing_s)
         self.info = replace(self.info, devices=(device,))
-        at = ((zero_s + t, w) for t, w in rows)
-        self.samples = [PowerSample(t, t, device.device, device.domain, average_w=w) for t, w in at]
+        of = device.device, device.domain
+        self.samples = [PowerSample(zero_s + t, zero_s + t, *of, average_w=w) for t, w in rows]
 
 
 def read_table(path: Path) -> list[tuple[float, float]]:

