@@ -74,9 +74,8 @@ def cost(
     runs: Sequence[str], root: Root = RESULTS, scenario: str | None = None, overrides: Overrides = ()
 ) -> pd.DataFrame:
     """What each run costs under a scenario (None: its own), in the long form: what `harness cost` prints."""
-    how = (scenario, values(overrides))
-    priced = [price_run(*_load(name, root), *how) for name in runs]
-    return long_form(run_cost_tables([explained(priced[0], *how)] if len(priced) == 1 else priced))
+    priced = [price_run(*_load(name, root), scenario, values(overrides)) for name in runs]
+    return long_form(run_cost_tables([explained(priced[0])] if len(priced) == 1 else priced))
 
 
 def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None = None) -> pd.DataFrame:

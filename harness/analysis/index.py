@@ -25,7 +25,7 @@ FILE = ".index.parquet"
 FIELDS: Mapping[str, Callable[[Run], Any]] = {
     "run": lambda run: run.id,
     "state": lambda run: run.state,
-    "created_utc": lambda run: run.created_utc.isoformat(),
+    "created_utc": lambda run: run.file.created_utc.isoformat(),
     "workload": lambda run: run.file.workload.name,
     "model": lambda run: run.file.workload.model,
     "precision": lambda run: run.model.precision,

@@ -116,7 +116,7 @@ def cost(
             made = cost_tables(query_costs([run for run, _ in sweep], *how))
         elif objective is None:
             priced = [price_run(run, summary, *how) for run, summary in sweep]
-            made = run_cost_tables([explained(priced[0], *how)] if len(priced) == 1 else priced)
+            made = run_cost_tables([explained(priced[0])] if len(priced) == 1 else priced)
         elif fleet is None:
             found, _ = costs_at_objective(sweep, objective, *how)
             made = [*cost_tables(found), interactivity_table(interactivity(sweep, *how))]

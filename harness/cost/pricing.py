@@ -13,14 +13,7 @@ import pandas as pd
 from harness.analysis.regression import Split, split_usage
 from harness.analysis.summary import Sweep
 from harness.config import AS_WRITTEN, Values
-from harness.cost.bill import (
-    DEFAULT_SCENARIO,
-    Costs,
-    cost_of_run,
-    measured,
-    priced,
-    tornado,
-)
+from harness.cost.bill import DEFAULT_SCENARIO, Costs, cost_of_run, measured, priced, tornado
 from harness.cost.by_token import cost_of_query
 from harness.cost.draws import distribution
 from harness.cost.fleet import Policy, curve_of, diurnal, plan
@@ -50,6 +43,8 @@ class Priced:
 
     run: Run
     summary: Summary
+    scenario: Scenario
+    """With the device's price in it."""
     costs: Costs
     tiers: tuple[Costs, ...] = ()
     """The costs under every other shipped scenario that prices the run's device."""
@@ -64,17 +59,16 @@ def price_run(run: Run, summary: Summary, scenario: str | None = None, overrides
     if scenario is None and own is not None and own != scenario_for(run):
         note = f"the workload's scenario {own} prices another kind of device: {ready.name} stands in"
         found = replace(found, notes=(note, *found.notes))
-    return Priced(run, summary, found)
+    return Priced(run, summary, ready, found)
 
 
-def explained(priced: Priced, scenario: str | None = None, overrides: Values = AS_WRITTEN) -> Priced:
-    """The same with what makes its cost uncertain; `scenario` and `overrides` as `price_run` took them."""
-    _, ready = device_and_scenario([priced.run], scenario, overrides)
-    rate = measured(priced.summary, "output_tokens_per_s")
-    shares = {} if ready.no_price or rate.value is None else tornado(ready, rate)
+def explained(priced: Priced) -> Priced:
+    """The same with what makes its cost uncertain."""
+    rate, inputs = measured(priced.summary, "output_tokens_per_s"), priced.scenario.inputs
+    shares = {} if priced.scenario.no_price or rate.value is None else tornado(priced.scenario, rate)
     if not any(shares.values()):
         return priced
-    status = {name: ready.inputs[name].status if name in ready.inputs else rate.status for name in shares}
+    status = {name: inputs[name].status if name in inputs else rate.status for name in shares}
     return replace(priced, shares={name: (status[name], share) for name, share in shares.items()})
 
 
@@ -170,18 +164,18 @@ def interactivity(sweep: Sweep, scenario: str | None = None, overrides: Values =
     for summary in pareto_front([summary for _, summary in sweep], ["tpot_s.p50"]):
         cost = cost_of_run(summary, device, wanted)["usd_per_million_output_tokens"]
         tpot, rate = summary["tpot_s.p50"], summary["output_tokens_per_s"]
-        user = _turned("tokens_per_s_of_a_user", "tokens/s", tpot, lambda x: 1 / x)
-        each = _turned("tokens_per_s_per_device", "tokens/s", rate, lambda x: x / device.count)
+        user = _turned("tokens_per_s_of_a_user", tpot, lambda x: 1 / x)
+        each = _turned("tokens_per_s_per_device", rate, lambda x: x / device.count)
         rows.append(Interactive(summary.run, user, each, cost, wanted.per))
     return tuple(rows)
 
 
-def _turned(name: str, unit: str, figure: Figure, by: Callable[[float], float]) -> Figure:
-    """A figure and its interval under a monotone function."""
+def _turned(name: str, figure: Figure, by: Callable[[float], float]) -> Figure:
+    """A rate in tokens/s from another figure and its interval, by a monotone function."""
     value, *ends = (None if x is None else by(x) for x in (figure.value, figure.low, figure.high))
     low, high = ends if None in ends else sorted(x for x in ends if x is not None)
     status: Status = "simulated" if figure.status == "simulated" else "derived"
-    return Figure(name, value, unit, status, low, high, figure.n, figure.reason, figure.interval)
+    return Figure(name, value, "tokens/s", status, low, high, figure.n, figure.reason, figure.interval)
 
 
 FASTEST = "the fastest run meets the objective, so more throughput may be had"

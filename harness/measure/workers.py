@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from harness.errors import HarnessError
 from harness.process import Child, Gone
 from harness.store.directory import adopt
-from harness.store.run import read_run_file
+from harness.store.run import read_run
 from harness.workload.schema import Workload
 
 LOOK_S = 2.0
@@ -115,8 +115,8 @@ def work(pipe: Connection) -> None:
         workload = Workload.model_validate(task.workload)
         try:
             directory = measuring.run(workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept)
-            file = read_run_file(directory)
-            done = Done(file.state, directory.name, file.error)
+            run = read_run(directory)
+            done = Done(run.state, directory.name, run.file.error)
         except HarnessError as wrong:
             done = Done("failed", error=wrong.what)
         if done.state != "complete":  # whatever is wrong with it, the next point gets another engine

@@ -101,7 +101,7 @@ def _money(run: Run, summary: Summary, scenario: str | None) -> Iterator[Table]:
     if run.engine is None:
         yield first_table(Context(shipped_book()), run.id, caveats=standing("", None))
         return
-    appraisal = appraise([explained(tiered(price_run(run, summary, scenario)), scenario)])
+    appraisal = appraise([explained(tiered(price_run(run, summary, scenario)))])
     priced = appraisal.priced[0]
     cost, assumptions = cost_tables(priced.costs)
     yield cost

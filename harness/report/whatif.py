@@ -35,7 +35,7 @@ from harness.cost.bill import (
     watt_hours,
 )
 from harness.cost.draws import Draws, quantile
-from harness.cost.pricing import Priced, phase_split, priced_for, scenario_for
+from harness.cost.pricing import phase_split, price_run, priced_for, scenario_for
 from harness.cost.scenario import MEASURED, PRICE, Scenario
 from harness.errors import HarnessError
 from harness.facts.book import assume
@@ -74,17 +74,14 @@ def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Jso
     """Cost and energy in proportion to output tokens, which is what `compare` assumes."""
     if run.engine is None:
         return None
-    device, name = run.device, scenario or scenario_for(run)
-    given = priced_for(device, name, {})
+    priced, device, name = price_run(run, summary, scenario), run.device, scenario or scenario_for(run)
+    given, point = priced.scenario, run_point(priced)
     # What no slider moves stays uncertain: points of Sobol's differ with the number of dimensions.
     metered = set(ENERGY) <= set(given.inputs) and measured(summary, "joules_per_request").value is not None
     sets = COST if metered else COST[:2]
     fixed = priced_for(device, name, {key: 1 for _, key in sets})
-    unit, point = (
-        cost_of_run(summary, device, fixed),
-        run_point(Priced(run, summary, cost_of_run(summary, device, given))),
-    )
-    cost, status = _stats(unit, "usd_per_query"), next(x.status for x in unit.figures if x.name == "usd_per_query")
+    unit = cost_of_run(summary, device, fixed)
+    cost, status = _stats(unit, "usd_per_query"), unit["usd_per_query"].status
     if cost is None or point.output_tokens is None:
         return None
     per_token = [None if x is None else x / point.output_tokens for x in cost]
@@ -134,8 +131,7 @@ def _of_split(runs: Sweep, c: Context, scenario: str | None) -> Json | None:
         "output": around(_median(given, "query.visible_tokens", mix[1])),
         "cached": between(_median(given, "serving.cached_share", 0.0), 0, 0.95),
     }
-    first, summary = runs[0]
-    point = run_point(Priced(first, summary, cost_of_run(summary, device, given)))
+    point = run_point(price_run(*runs[0], scenario))
     words = f"--split {' '.join(each.id for each, _ in runs)} --scenario {name} --set query.reasoning_tokens=0"
     label = f"phase split of {len(runs)} runs, scenario {name}"
     return _start(label, given.per, sliders, figures, c, point, [(f"harness cost {words}", [*COST[:2], *TOKENS])])

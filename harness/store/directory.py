@@ -167,7 +167,7 @@ def find_run(reference: str, root: Path) -> Path:
         try:
             (candidate / "run.json").lstat()
         except PermissionError:
-            pass  # it is there: `read` will say what is wrong with it
+            pass  # it is there: `read_run` will say what is wrong with it
         except (OSError, ValueError):  # too long a name, or a null byte in it, among others
             continue
         return candidate.resolve()

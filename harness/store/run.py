@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 from collections.abc import Mapping
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -59,10 +58,6 @@ class Run:
     @property
     def state(self) -> State:
         return self.file.state
-
-    @property
-    def created_utc(self) -> datetime:
-        return self.file.created_utc
 
     @property
     def engine(self) -> Started | None:
@@ -130,12 +125,7 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """The run in a directory, finished or not. HarnessError as `read_run_file` raises it."""
-    return Run(directory, read_run_file(directory))
-
-
-def read_run_file(directory: Path) -> RunFile:
-    """run.json alone. A run that says `running` but whose process is gone reads as `interrupted`.
+    """The run in a directory, from its run.json; one that says `running` but whose process is gone is `interrupted`.
 
     HarnessError if the file is missing, damaged or of a newer schema.
     """
@@ -157,8 +147,8 @@ def read_run_file(directory: Path) -> RunFile:
         raise HarnessError(f"{path}: not a readable run.json: {damaged}", rows.RESTORE) from None
     if file.state == "running" and not _locked(directory / "requests.jsonl"):
         killed = "the measuring process ended without finishing the run (killed, or the machine stopped)"
-        return file.model_copy(update={"state": "interrupted", "error": killed})
-    return file
+        file = file.model_copy(update={"state": "interrupted", "error": killed})
+    return Run(directory, file)
 
 
 def _locked(path: Path) -> bool:

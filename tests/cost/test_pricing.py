@@ -154,7 +154,7 @@ def test_a_cost_that_is_not_there_or_certain_has_no_tornado() -> None:
     certain = dict.fromkeys(("price.usd_per_hour", "serving.overhead", "serving.utilisation"), 1)
     rate = replace(SUMMARY["output_tokens_per_s"], low=None, high=None)
     known = price_run(loaded(), replace(SUMMARY, figures=(rate,)), None, certain)
-    assert tornado_tables(explained(known, None, certain)) == []
+    assert tornado_tables(explained(known)) == []
 
 
 def test_a_workload_names_the_scenario_of_its_runs() -> None:

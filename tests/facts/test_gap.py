@@ -20,7 +20,7 @@ from places import ROOT
 
 from harness.cost.bill import Costs
 from harness.cost.draws import Z95, distribution
-from harness.cost.pricing import Priced
+from harness.cost.pricing import Priced, read_scenario
 from harness.cost.scenario import Input
 from harness.errors import HarnessError
 from harness.facts.appraisal import appraise
@@ -182,7 +182,8 @@ def priced(name: str, device: str, price: float | None, *assumed: Input) -> Pric
         Figure("wh_per_query", None, "Wh/query", "measured", reason="no meter"),
     )
     half = Input("serving.utilisation", distribution("uniform", 0.4, 0.6), "1", "a test", "2026", "assumed")
-    return Priced(run, Summary(name, "complete", rates, {}), Costs("on-demand", prices, {}, (half, *assumed), ()))
+    costs = Costs("on-demand", prices, {}, (half, *assumed), ())
+    return Priced(run, Summary(name, "complete", rates, {}), read_scenario("on-demand"), costs)
 
 
 def test_a_run_of_a_gpu_is_where_the_ladder_starts() -> None:

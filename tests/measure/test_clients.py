@@ -19,7 +19,7 @@ from scipy import stats
 from harness.config import overrides
 from harness.errors import HarnessError
 from harness.measure import run as measuring
-from harness.store.run import Run, read_run, read_run_file
+from harness.store.run import Run, read_run
 from harness.workload.schema import parse_workload
 
 BASE = """
@@ -124,7 +124,7 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path, words: tuple[str, ...]
 def test_what_a_client_cannot_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="a warm-up request failed"):
         measure(tmp_path, 2, "engine.failure_share=1")
-    (run,) = (read_run_file(path) for path in tmp_path.iterdir())
+    (run,) = (read_run(path) for path in tmp_path.iterdir())
     assert run.state == "failed"
 
 

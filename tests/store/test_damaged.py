@@ -90,7 +90,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "future schema": (edited(lambda raw: raw.update(schema_version=99, new_field=1)), "schema version 99"),
     "a field of another kind": (edited(lambda raw: raw.update(engine=[])), "run.json"),
     "a sweep without a name": (edited(lambda raw: raw.update(sweep={})), "run.json"),
-    "an inner field of another kind": (edited(lambda raw: raw["workload"]["load"].update(users="x")), "run.json"),
+    "an inner field of another kind": (edited(lambda raw: raw["workload"]["load"].update(users="x")), "load.users"),
     "half of the rows": (cut("requests.parquet", 0.5), "requests.parquet"),
     "no rows": (lambda d: (d / "requests.parquet").unlink(), "requests.parquet"),
     "rows are a directory": (replaced_by_directory("requests.parquet"), "requests.parquet"),
