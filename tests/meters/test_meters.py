@@ -19,10 +19,9 @@ from harness.meters.base import create_meter
 from harness.meters.prometheus import PrometheusReader
 from harness.meters.rapl import RaplReader
 from harness.model import MeterInfo, PowerSample
+from harness.store.rows import frame_of
 
-NO_REQUESTS = pd.DataFrame(
-    {c: [] for c in ("arrival_s", "arrival_tokens", "error", "sent_s", "end_s", "input_tokens", "input_asked")}
-)
+NO_REQUESTS = frame_of([])
 
 
 def zone(root: Path, name: str, label: str, energy_uj: int, range_uj: int = 1_000_000) -> Path:

@@ -22,6 +22,7 @@ from harness.measure import run
 from harness.meters import tracker
 from harness.meters.base import create_meter
 from harness.model import MeterInfo, PowerSample
+from harness.store.rows import frame_of
 from harness.store.run import read_run
 from harness.workload.schema import parse_workload
 
@@ -81,10 +82,7 @@ def test_two_gpus_are_probed_sampled_and_integrated(script: Script) -> None:
     assert 0 < (closed.cpu_s or 0) < 0.25 * read_s
     power = pd.DataFrame(samples)
     power[["before_s", "after_s"]] -= gpu[0].before_s
-    no_requests = pd.DataFrame(
-        {c: [] for c in ("arrival_s", "arrival_tokens", "error", "sent_s", "end_s", "input_tokens", "input_asked")}
-    )
-    figure = measure_energy(power, (closed,), no_requests, 0.4, 1.6)["gpu_power_w"]
+    figure = measure_energy(power, (closed,), frame_of([]), 0.4, 1.6)["gpu_power_w"]
     assert figure.value == pytest.approx(500, rel=0.05)
     assert figure.low <= 500 <= figure.high  # type: ignore[operator]
     assert figure.status == "simulated"
