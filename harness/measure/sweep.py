@@ -276,9 +276,7 @@ class _Carried:
         workload = self.plan.workload(point)
         about = {"name": self.plan.sweep.name, "key": point.key, "values": dict(point.values), "repeat": point.repeat}
         try:
-            done = worker.measure(
-                Task(workload.model_dump(mode="json"), self.plan.root, about, point.engine, self.power)
-            )
+            done = worker.measure(Task(workload, self.plan.root, about, point.engine, self.power))
         except WorkerLost as lost:
             self.losses[point.key] += 1
             if self.losses[point.key] < ATTEMPTS:

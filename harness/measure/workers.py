@@ -33,7 +33,7 @@ INTERRUPTED_S = 30.0
 class Task:
     """What a worker is asked: one point."""
 
-    workload: dict[str, Any]
+    workload: Workload
     root: Path
     sweep: dict[str, Any]
     """What run.json says of the sweep: its name, the point's key and values."""
@@ -112,9 +112,8 @@ def work(pipe: Connection) -> None:
             kept.close()
             kept = None
         kept, engine = kept or measuring.Kept(), task.engine
-        workload = Workload.model_validate(task.workload)
         try:
-            directory = measuring.run(workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept)
+            directory = measuring.run(task.workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept)
             run = read_run(directory)
             done = Done(run.state, directory.name, run.file.error)
         except HarnessError as wrong:
