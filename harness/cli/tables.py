@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import re
@@ -14,7 +13,7 @@ import pandas as pd
 
 from harness.analysis.index import runs
 from harness.cost.pricing import list_scenarios
-from harness.engines.base import NEEDS
+from harness.engines.base import missing
 from harness.files import read_data
 from harness.measure.search import Outcome, Point, highest_feasible, saturation
 from harness.measure.sweep import Plan, figures_of, outcome_of
@@ -43,12 +42,8 @@ def workloads() -> Table:
 
 def engine_table() -> Table:
     """Engines, and whether what they need is installed here."""
-    rows = []
-    for name in sorted(ENGINES):
-        package, extra = NEEDS.get(name, (None, None))
-        installed = package is None or importlib.util.find_spec(package) is not None
-        rows.append((name, "yes" if installed else f"no: pip install {extra}"))
-    return Table("engines", "Engines", ("engine", "installed"), tuple(rows))
+    rows = tuple((name, f"no: pip install {extra}" if (extra := missing(name)) else "yes") for name in sorted(ENGINES))
+    return Table("engines", "Engines", ("engine", "installed"), rows)
 
 
 def models() -> Table:

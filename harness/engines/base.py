@@ -64,8 +64,8 @@ def create_engine(name: str, model: str | None, options: Mapping[str, Any]) -> E
         name = choose_engine()
     if name not in ENGINES:
         raise HarnessError(f"unknown engine '{name}'", f"choose one of {', '.join(['auto', *sorted(ENGINES)])}")
-    if name in NEEDS and not _installed(NEEDS[name][0]):
-        package, extra = NEEDS[name]
+    if extra := missing(name):
+        package = NEEDS[name][0]
         raise HarnessError(
             f"engine '{name}' needs the package {package}, which is not installed", f"pip install {extra}"
         )
@@ -77,7 +77,7 @@ def create_engine(name: str, model: str | None, options: Mapping[str, Any]) -> E
 def choose_engine() -> str:
     """The engine that `auto` stands for: vllm if installed, else transformers. Raises HarnessError if neither is."""
     for name in ("vllm", "transformers"):
-        if _installed(NEEDS[name][0]):
+        if not missing(name):
             return name
     raise HarnessError(
         "no engine that runs a real model is installed",
@@ -85,5 +85,7 @@ def choose_engine() -> str:
     )
 
 
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+def missing(name: str) -> str | None:
+    """What installs the package that the engine needs; None: it is there, or the engine needs none."""
+    package, extra = NEEDS.get(name, (None, None))
+    return extra if package and importlib.util.find_spec(package) is None else None

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from harness.config import AS_WRITTEN, Values, checked, overridden, read_map, shown
 from harness.errors import HarnessError
@@ -126,12 +126,6 @@ class Requests(Content):
         return None if any(content.turns for content in self.contents) else self.count
 
 
-def _engine_name(name: str) -> str:
-    if name not in ("auto", *ENGINES):
-        raise PydanticKnownError("literal_error", {"expected": str(["auto", *ENGINES])})
-    return name
-
-
 class Engine(_Part):
     """Which engine, and maps of options, which the engine itself checks: `options`, and one by each engine's name."""
 
@@ -140,7 +134,7 @@ class Engine(_Part):
     )
     __pydantic_extra__: dict[str, dict[str, Any]]
 
-    name: Annotated[str, AfterValidator(_engine_name)] = Field(
+    name: str = Field(
         "auto", description=f"one of auto, {', '.join(ENGINES)}", json_schema_extra={"enum": ["auto", *ENGINES]}
     )
     options: dict[str, Any] = Field({}, description="a map of options for whichever engine runs")
@@ -150,10 +144,11 @@ class Engine(_Part):
     def _names_known(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        known = [*cls.model_fields, *ENGINES]
-        for key in data:
-            if key not in known:
-                raise PydanticCustomError("unknown", "is no engine", {"key": str(key), "expected": known})
+        if data.get("name", "auto") not in (names := ["auto", *ENGINES]):
+            raise PydanticCustomError("order", "is no engine", {"key": "name", "expected": names})
+        if unknown := [key for key in data if key not in (*cls.model_fields, *ENGINES)]:
+            known = [*cls.model_fields, *ENGINES]
+            raise PydanticCustomError("unknown", "is no engine", {"key": str(unknown[0]), "expected": known})
         return {name: {} for name in ENGINES} | data
 
 

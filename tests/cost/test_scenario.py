@@ -55,6 +55,8 @@ def test_a_correlation_of_what_is_not_there_is_refused() -> None:
         ("price.usd_per_hour={value: .nan}", ["finite"]),
         ("price.usd_per_hour=cheap", ["price.usd_per_hour", "cheap"]),
         ("price.usd_per_hour={value: '3'}", ["price.usd_per_hour.value", "'3'"]),
+        ("price.usd_per_hour=3:1", ["p5 3.0", "p95 1.0"]),
+        ("serving.utilisation=0.3:0.6", ["serving.utilisation", "above 0 without end"]),
         ("serving.utilisation=1.2", ["serving.utilisation", "1.2", "at most 1"]),
         ("serving.utilisation={lognormal: {p5: 0.3, p95: 0.6}}", ["serving.utilisation", "above 0 without end"]),
         ("serving.utilisation={value: 120, unit: percent}", ["percent", "at most 1"]),
@@ -67,6 +69,24 @@ def test_a_wrong_input_is_refused_by_name(override: str, words: list[str]) -> No
         parse_scenario(CPU, "cpu-smoke.yaml", overrides([override]))
     assert all(word in str(refused.value) for word in words), str(refused.value)
     assert "--set" in str(refused.value)
+
+
+def test_a_range_that_is_set_is_a_lognormal_from_p5_to_p95() -> None:
+    key = "price.usd_per_hour"
+    ranged, spelt = (
+        parse_scenario(CPU, "cpu-smoke.yaml", {key: value}).inputs[key]
+        for value in ("0.03:0.04", {"lognormal": {"p5": 0.03, "p95": 0.04}})
+    )
+    assert ranged == spelt
+    assert (ranged.unit, ranged.source, ranged.status) == ("USD/hour", "--set", "assumed")
+
+
+def test_a_mistake_in_a_scenario_names_its_line_unless_it_was_set() -> None:
+    number = next(i for i, line in enumerate(CPU.splitlines(), 1) if "price.usd_per_hour" in line)
+    with pytest.raises(HarnessError, match=f"^cpu-smoke.yaml:{number}: inputs.price.usd_per_hour.unit is missing"):
+        parse_scenario(CPU.replace("    unit: USD/hour\n", ""), "cpu-smoke.yaml")
+    with pytest.raises(HarnessError, match=r"^--set: inputs.price.usd_per_hour.status is 'sure'"):
+        parse_scenario(CPU, "cpu-smoke.yaml", {"price.usd_per_hour": {"value": 3, "status": "sure"}})
 
 
 def test_a_wrong_file_names_itself() -> None:
