@@ -28,8 +28,6 @@ class Appraisal:
     """The first of these gaps, factor by factor; None: no point has a cost."""
     caveats: tuple[str, ...]
     """What the runs cannot speak for."""
-    verdict: str | None = None
-    """Whether the reported spend is plausible, in a sentence; None: not judged."""
 
 
 def appraise(priced: Sequence[Priced], book: Book | None = None, force: bool = False) -> Appraisal:
@@ -42,9 +40,5 @@ def appraise(priced: Sequence[Priced], book: Book | None = None, force: bool = F
     context = Context(book, measured_cost(points), force)
     gaps = tuple((point, gap(context, point)) for point in points if (point.usd_per_query.value or 0.0) > 0)
     first = ladder(book, gaps[0][1], gaps[0][0]) if gaps else None
-    caveats = {
-        note
-        for each in priced
-        for note in standing(each.run.engine.device if each.run.engine else "", each.run.model.parameters)
-    }
+    caveats = {note for each in priced for note in standing(each.run)}
     return Appraisal(tuple(priced), context, tuple(points), gaps, first, tuple(sorted(caveats)))

@@ -16,6 +16,7 @@ from harness.facts.claims import Quantity
 from harness.facts.gap import Point, measured, published_points
 from harness.files import read_data
 from harness.model import Figure
+from harness.store.run import Run
 
 TOY_PARAMETERS = 1_000_000_000
 """Below this many parameters a model is too small to stand for one that a provider serves."""
@@ -30,21 +31,16 @@ def shipped_book(added: Iterable[Path] = ()) -> Book:
     return read_book({name: read_data(name) for name in SHIPPED}, mine)
 
 
-def standing(device: str, parameters: float | None) -> tuple[str, ...]:
-    """What a run cannot speak for, said plainly; empty for a GPU run of a large model.
-
-    `device` is the engine's own word; empty: it never started.
-
-    >>> standing("cpu", 134_515_008)
-    ("CPU figures of a 135M model say nothing about a provider's fleet: they show that the method runs.",)
-    """
+def standing(run: Run) -> tuple[str, ...]:
+    """What a run cannot speak for, said plainly; empty for a GPU run of a large model."""
+    parameters = run.model.parameters
     small = parameters is not None and parameters < TOY_PARAMETERS
     size = f"a {(parameters or 0) / 1e6:.0f}M model" if small else "this model"
-    if not device:
+    if run.engine is None:
         return ("The engine never started: nothing was measured here.",)
-    if device == "none":
+    if run.engine.device == "none":
         return ("The engine is simulated: its figures say nothing about any machine, nor about a provider's fleet.",)
-    if device == "cpu":
+    if run.engine.device == "cpu":
         return (f"CPU figures of {size} say nothing about a provider's fleet: they show that the method runs.",)
     return (f"Figures of {size} say little about the models that a provider serves.",) if small else ()
 

@@ -99,7 +99,7 @@ def in_short(made: Sequence[Table]) -> list[Table]:
 def _money(run: Run, summary: Summary, scenario: str | None) -> Iterator[Table]:
     """Cost, assumptions, and the reported figures; of a run that never started, the reported figures alone."""
     if run.engine is None:
-        yield first_table(Context(shipped_book()), run.id, caveats=standing("", None))
+        yield first_table(Context(shipped_book()), run.id, caveats=standing(run))
         return
     appraisal = appraise([explained(tiered(price_run(run, summary, scenario)))])
     priced = appraisal.priced[0]

@@ -95,7 +95,7 @@ def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Jso
     commands = [(f"harness cost {words}", sets)]
     if point.usd_per_gpu_hour is not None:  # beside any other run `compare` starts from published measurements
         commands.append((f"harness compare {words}", (*sets, ("price", "gpu_price"), *ASSUMED)))
-    said = " ".join(standing(run.engine.device, run.model.parameters))
+    said = " ".join(standing(run))
     return _start(f"run {run.id}, scenario {name}", given.per, sliders, figures, c, point, commands) | {
         "standing": said
     }
