@@ -130,7 +130,7 @@ FILES = [
     (PLAIN + "seed: " + "[" * 5000, "w.yaml: ", "not YAML: maximum recursion depth"),
     (PLAIN + "1: x\n", "w.yaml:3: ", "unknown key 1"),
     (PLAIN.replace("requests:", "request:"), "w.yaml: ", "requests is missing"),
-    (PLAIN + "engine: {vllm: &x {y: *x}}\n", "w.yaml:3: ", "not YAML: an alias is not taken here"),
+    (PLAIN + "engine: {vllm: &x {y: *x}}\n", "w.yaml:3: ", "not YAML: an alias is not allowed"),
     (
         PLAIN.replace("output_tokens: 4}", "output_tokens: 4,\n  parts: [{name: a},\n    {name: b, turns: x}]}"),
         "w.yaml:3: ",
