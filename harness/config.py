@@ -62,9 +62,7 @@ def read_yaml(text: str, origin: str) -> tuple[Any, dict[str, str]]:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = origin if mark is None or origin.startswith("--") else f"{origin}:{mark.line + 1}"
         what = f"{where}: not YAML: {problem or str(error).splitlines()[0]}"
-        raise HarnessError(
-            what, "correct that line or one above it; text with : # or [ needs quotes"
-        ) from None
+        raise HarnessError(what, "correct that line or one above it; text with : # or [ needs quotes") from None
 
 
 def _places(node: yaml.Node | None, origin: str, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -182,7 +182,7 @@ class MeterInfo:
     cpu_s: float | None = None
     """CPU time of the readings, without start-up and probing."""
     elapsed_s: float | None = None
-    """Time from the first to the last reading."""
+    """Duration of the readings."""
     clock_offset_s: Annotated[float, Ge(0)] = 0.0
     """Largest possible difference between the meter's clock and the harness's; widens every bound."""
     error: str | None = None
