@@ -96,7 +96,7 @@ MISTAKES = [
     (["requests.parts=[{name: a, weight: 0}]"], "requests.parts.0.weight is 0", "a number above 0"),
     (["requests.parts=[{name: a, wait: 1}]"], "unknown key requests.parts.0.wait, given 1", "the keys here are input_"),
     (["requests.parts=[{name: a, trace: t}]"], "parts.0.input_tokens is 8, which does not go with a trace", "remove"),
-    (["requests.parts=[{name: a}]", "requests.parts.1.weight=2"], "a list without that place", "as a whole"),
+    (["requests.parts=[{name: a}]", "requests.parts.1.weight=2"], "a list without that index", "as a whole"),
     (["load={shape: ramp, from_users: 1}"], "load.to_users is missing; ramp of users needs it", "users at the end"),
     (["load={shape: ramp, over_s: 1}"], "load.from_rate_per_s is missing; ramp of the rate needs it", "at the start"),
     (["load={shape: steps, steps: [{users: 1}]}"], "load.steps.0.duration_s is missing", "60 or '1 min'"),
