@@ -1,4 +1,4 @@
-"""One measured point of another tool, before it becomes a run."""
+"""One measured point from another tool's file, before it is stored as a run."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ UNITS: Mapping[str, str] = {
     "joules_per_request": "J",
     "gpu_power_w": "W",
 }
-"""Figure, or what stands before its dot -> unit; all others are in seconds."""
+"""Figure, or the part of its name before the dot -> unit; all other figures are in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What a file says of one measured point. None: it does not say."""
+    """One measured point of a file. None: not in the file."""
 
     figures: tuple[Figure, ...]
     model: str | None = None
     name: str = ""
-    """What tells the point from others of its file."""
+    """Distinguishes the points of one file."""
     engine: str = "openai"
     version: str | None = None
-    """Of the tool."""
+    """Version of the tool."""
     measured: str | None = None
-    """When, as the file writes it."""
+    """The run's date, as written in the file."""
     load: Mapping[str, Any] = field(default_factory=dict)
-    """Shape, users or rate, as `harness.workload.arrivals.Load` has them."""
+    """Shape, users or rate, with the keys of `harness.workload.arrivals.Load`."""
     precision: str | None = None
     gpu: str | None = None
     gpus: int | None = None
@@ -47,7 +47,7 @@ class Point:
 
 
 def figures(values: Mapping[str, float | None], n: int | None, scale: float = 1.0) -> tuple[Figure, ...]:
-    """Values by figure name as figures that another tool reported; a missing value leaves its figure out.
+    """Figures with status `reported` from figure name -> value; a missing value gives no figure.
 
     >>> [(each.name, each.value, each.unit) for each in figures({"ttft_s.p50": 12.5, "itl_s.p50": None}, 3, 1e-3)]
     [('ttft_s.p50', 0.0125, 's')]
