@@ -22,7 +22,7 @@ _SERVE_NOTES = (
 def _latency(name: str, seen: Mapping[str, Any], n: int | None, scale: float = 1.0) -> tuple[Figure, ...]:
     """Mean and percentiles of one latency from statistic -> value; of `n` requests unless `seen` has a count."""
     n = seen.get("count", n)
-    values = {f"{name}.{stat}": seen.get(stat, seen.get(_ALSO.get(stat))) for stat in ("mean", *_PERCENTILES)}
+    values = {f"{name}.{stat}": seen.get(stat, seen.get(_ALSO.get(stat, stat))) for stat in ("mean", *_PERCENTILES)}
     return figures(values, n and int(n), scale)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from harness.config import checked
 from harness.errors import HarnessError
 from harness.model import SERVED, Device, ModelIdentity
 from harness.store import rows
-from harness.store.run_file import SCHEMA_VERSION, Environment, RunFile, Started, State
+from harness.store.run_file import SCHEMA_VERSION, RunFile
 
 
 class Run:
@@ -24,6 +23,22 @@ class Run:
 
     def __init__(self, directory: Path, file: RunFile, requests: pd.DataFrame | None = None) -> None:
         self.directory, self.file = directory, file
+        self.id, self.state, self.environment = file.id, file.state, file.environment
+        self.engine = file.engine
+        """What the engine reported about itself; None: the engine never started."""
+        self.model = ModelIdentity(file.workload.model) if self.engine is None else self.engine.model
+        """The weights that answered; if the engine never started, the model of the workload."""
+        self.simulated = file.engine_asked == "simulated"
+        self.served = file.engine_asked in SERVED
+        """True if the engine runs outside the client process."""
+        self.on_gpu = self.engine is not None and self.engine.device == "cuda"
+        """True if the engine reported that it ran on NVIDIA GPUs."""
+        self.gpu = self.environment.gpus[0].name if self.environment.gpus else None
+        """NVML's name of the machine's first GPU."""
+        self.shape, self.users = file.workload.load.shape or "", file.workload.load.users
+        """Shape of the load, such as `closed` or `poisson`, and number of users."""
+        self.objectives = {name: limit for name, limit in file.workload.objectives.items() if limit is not None}
+        """Name -> upper limit in seconds, of the limits that were set."""
         if requests is not None:
             self.__dict__["requests"] = requests
 
@@ -45,47 +60,6 @@ class Run:
         return table
 
     @property
-    def id(self) -> str:
-        return self.file.id
-
-    @property
-    def state(self) -> State:
-        return self.file.state
-
-    @property
-    def engine(self) -> Started | None:
-        """What the engine reported about itself; None: the engine never started."""
-        return self.file.engine
-
-    @property
-    def environment(self) -> Environment:
-        return self.file.environment
-
-    @property
-    def simulated(self) -> bool:
-        return self.file.engine_asked == "simulated"
-
-    @property
-    def served(self) -> bool:
-        """True if the engine runs outside the client process."""
-        return self.file.engine_asked in SERVED
-
-    @property
-    def model(self) -> ModelIdentity:
-        """The weights that answered; if the engine never started, the model of the workload."""
-        return ModelIdentity(self.file.workload.model) if self.engine is None else self.engine.model
-
-    @property
-    def on_gpu(self) -> bool:
-        """True if the engine reported that it ran on NVIDIA GPUs."""
-        return self.engine is not None and self.engine.device == "cuda"
-
-    @property
-    def gpu(self) -> str | None:
-        """NVML's name of the machine's first GPU."""
-        return self.environment.gpus[0].name if self.environment.gpus else None
-
-    @property
     def device(self) -> Device:
         """The hardware to pay for; HarnessError if the engine never started.
 
@@ -101,20 +75,6 @@ class Run:
         if kind in ("cuda", "unknown"):
             return Device("gpu", self.gpu if self.on_gpu else None, count)
         return Device("none", None, count)
-
-    @property
-    def shape(self) -> str:
-        """Shape of the load, such as `closed` or `poisson`."""
-        return self.file.workload.load.shape or ""
-
-    @property
-    def users(self) -> int | None:
-        return self.file.workload.load.users
-
-    @property
-    def objectives(self) -> Mapping[str, float]:
-        """Name -> upper limit in seconds, of the limits that were set."""
-        return {name: limit for name, limit in self.file.workload.objectives.items() if limit is not None}
 
 
 def read_run(directory: Path) -> Run:
