@@ -37,9 +37,7 @@ def cost_of_query(
     dearness = usage_of(split.replicates, *typical)
     rank = np.minimum((x[MEASURED] * len(dearness)).astype(int), len(dearness) - 1)
     beta = split.replicates[np.argsort(dearness)][rank]
-    measured = np.maximum(
-        usage_of(beta, *typical), 1e-300
-    )  # avoids 0 / 0 for an empty split
+    measured = np.maximum(usage_of(beta, *typical), 1e-300)  # avoids 0 / 0 for an empty split
     asked = usage_of(beta, tokens_in, tokens_out, cached)
     requests = (scenario.inputs["query.requests"].status, x["query.requests"])
     output = beta[:, 1] + beta[:, 2] * (tokens_in + tokens_out / 2)

@@ -40,7 +40,7 @@ class RunWriter:
     """
 
     def __init__(self, root: Path, file: RunFile) -> None:
-        with _writing(root):
+        with journal.writing(root):
             root.mkdir(parents=True, exist_ok=True)
             for self.file in _numbered(file):
                 self.directory = root / self.file.id
@@ -76,12 +76,12 @@ class RunWriter:
     def update(self, **changes: Any) -> None:
         """Change these fields of run.json, and rewrite the file."""
         self.file = RunFile.model_validate({**dict(self.file), **changes})
-        with _writing(self.directory):
+        with journal.writing(self.directory):
             _write(self.directory / "run.json", self.file.model_dump_json(indent=2))
 
     def finish(self, state: State, error: str | None = None) -> None:
         """Convert the journals to Parquet files, and write the final state to run.json."""
-        with _writing(self.directory):
+        with journal.writing(self.directory):
             written = [name for name in rows.COLUMNS if (self.directory / f"{name}.jsonl").is_file()]
             self.update(state=state, error=error, sha256=dict(map(self._save, written)))
             for each in self._journals.values():
@@ -119,7 +119,7 @@ def _numbered(file: RunFile) -> Iterator[RunFile]:
 def adopt(root: Path, files: Mapping[str, bytes]) -> str:
     """Store a run from another machine, given as file name -> content, in one step; returns its id here."""
     file = RunFile.model_validate_json(files["run.json"])
-    with _writing(root):
+    with journal.writing(root):
         root.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".incoming-", dir=root))
         for name, content in files.items():
@@ -135,14 +135,6 @@ def adopt(root: Path, files: Mapping[str, bytes]) -> str:
                 if taken.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
     return named.id
-
-
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as refused:
-        raise journal.unwritable(directory, refused) from None
 
 
 def point_latest(root: Path, run_id: str) -> None:

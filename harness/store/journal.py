@@ -6,6 +6,7 @@ Uses orjson because the load loop writes here: a request with 64 arrivals takes 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -25,18 +26,14 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with writing(path.parent):
             self._file = path.open("wb")
-        except OSError as refused:
-            raise unwritable(path.parent, refused) from None
 
     def add(self, *rows: Row) -> None:
         """Write the rows, and flush them to the operating system."""
-        try:
+        with writing(self.path.parent):
             self._file.writelines(map(_line, rows))
             self._file.flush()
-        except OSError as refused:
-            raise unwritable(self.path.parent, refused) from None
 
     def fileno(self) -> int:
         return self._file.fileno()
@@ -57,11 +54,15 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"line {number} is damaged") from None
 
 
-def unwritable(directory: Path, refused: OSError) -> HarnessError:
-    return HarnessError(
-        f"cannot write to {directory}: {refused.strerror}",
-        "free space, or name another directory with --out; `harness report` reads what was written",
-    )
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turns an OSError into a HarnessError that names the directory."""
+    try:
+        yield
+    except OSError as refused:
+        what = f"cannot write to {directory}: {refused.strerror}"
+        fix = "free space, or name another directory with --out; `harness report` reads what was written"
+        raise HarnessError(what, fix) from None
 
 
 def _line(row: Row) -> bytes:

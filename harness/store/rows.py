@@ -91,11 +91,8 @@ def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 def frame(table: pa.Table) -> pd.DataFrame:
     """Requests as a DataFrame, with nullable integers; lists stay in Arrow (see `flat`)."""
-
-    def lists(kind: pa.DataType) -> pd.ArrowDtype | None:
-        return pd.ArrowDtype(kind) if pa.types.is_list(kind) else None
-
-    made: pd.DataFrame = table.to_pandas(integer_object_nulls=True, types_mapper=lists)
+    lists = {kind: pd.ArrowDtype(kind) for kind in table.schema.types if pa.types.is_list(kind)}
+    made: pd.DataFrame = table.to_pandas(integer_object_nulls=True, types_mapper=lists.get)
     return made.astype(dict.fromkeys(_INTEGERS, "Int64"))
 
 
