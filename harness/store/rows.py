@@ -37,12 +37,12 @@ def _schema(noun: type, types: Mapping[str, pa.DataType]) -> pa.Schema:
 
 
 REQUESTS = _schema(Record, _TYPES)
-"""Columns of requests.parquet: the fields of Record, in their order."""
-POWER = _schema(PowerSample, _TYPES | {"int": pa.float64()})
-"""Columns of power.parquet: the fields of PowerSample, in their order; all numbers are float, with NaN for missing."""
-SERVER = _schema(ServerSample, _TYPES)
-"""Columns of server.parquet: the fields of ServerSample, in their order."""
-COLUMNS = {"requests": REQUESTS, "power": POWER, "server": SERVER}
+COLUMNS = {
+    "requests": REQUESTS,
+    "power": _schema(PowerSample, _TYPES | {"int": pa.float64()}),  # all numbers float, so that missing is NaN
+    "server": _schema(ServerSample, _TYPES),
+}
+"""Columns of each Parquet file: the fields of Record, PowerSample and ServerSample, in their order."""
 _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("time_s",)}
 """Columns with times on CLOCK_MONOTONIC in a journal, and in seconds since the start of the load in a finished file."""
 _INTEGERS = ("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client")
@@ -92,8 +92,8 @@ def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 def frame(table: pa.Table) -> pd.DataFrame:
     """Requests as a DataFrame, with nullable integers; lists stay in Arrow (see `flat`)."""
     lists = {kind: pd.ArrowDtype(kind) for kind in table.schema.types if pa.types.is_list(kind)}
-    made: pd.DataFrame = table.to_pandas(integer_object_nulls=True, types_mapper=lists.get)
-    return made.astype(dict.fromkeys(_INTEGERS, "Int64"))
+    requests = pd.DataFrame(table.to_pandas(integer_object_nulls=True, types_mapper=lists.get))
+    return requests.astype(dict.fromkeys(_INTEGERS, "Int64"))
 
 
 def flat(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

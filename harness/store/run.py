@@ -50,14 +50,12 @@ class Run:
     @cached_property
     def power(self) -> pd.DataFrame:
         """One row per reading: the fields of `harness.model.PowerSample`; empty without a meter."""
-        table: pd.DataFrame = rows.read_rows(self.directory, "power", self.file).to_pandas()
-        return table
+        return pd.DataFrame(rows.read_rows(self.directory, "power", self.file).to_pandas())
 
     @cached_property
     def server(self) -> pd.DataFrame:
         """One row per value of a server metric: the fields of `harness.model.ServerSample`; empty without a server."""
-        table: pd.DataFrame = rows.read_rows(self.directory, "server", self.file).to_pandas()
-        return table
+        return pd.DataFrame(rows.read_rows(self.directory, "server", self.file).to_pandas())
 
     @property
     def device(self) -> Device:

@@ -158,8 +158,7 @@ class Trace:
         """Block ids of one request; empty if the trace has no blocks."""
         if self.block_ids is None or self.block_ends is None:
             return []
-        ids: list[int] = self.block_ids[self.block_ends[row] : self.block_ends[row + 1]].tolist()
-        return ids
+        return list(self.block_ids[self.block_ends[row] : self.block_ends[row + 1]].tolist())
 
 
 def user_spans(load: Load) -> list[list[tuple[float, float]]]:

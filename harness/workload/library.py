@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,26 +47,19 @@ def read_files(workload: Workload) -> dict[str, Trace | Prompts]:
     return files | {name: read_prompts(name) for content in contents if (name := content.prompts) is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A row of the list of workloads."""
+def list_workloads() -> tuple[tuple[str, str, str, str], ...]:
+    """(name, requests, load, description) of the workloads that `read_workload` finds by name, sorted by name.
 
-    name: str
-    description: str
-    requests: str
-    load: str
-
-
-def list_workloads() -> tuple[Listed, ...]:
-    """The workloads that `read_workload` finds by name, sorted by name; an invalid one has its error as description."""
+    The description of an invalid workload is its error.
+    """
     rows = []
     for name, path in sorted(_workload_files().items()):
         try:
             workload = read_workload(str(path))
-            cells = [in_short(part.model_dump(exclude_defaults=True)) for part in (workload.requests, workload.load)]
-            rows.append(Listed(name, workload.description, *cells))
+            requests, load = (part.model_dump(exclude_defaults=True) for part in (workload.requests, workload.load))
+            rows.append((name, in_short(requests), in_short(load), workload.description))
         except HarnessError as error:
-            rows.append(Listed(name, f"not usable: {error.what}", "", ""))
+            rows.append((name, "", "", f"not usable: {error.what}"))
     return tuple(rows)
 
 

@@ -187,8 +187,7 @@ class Conversations:
 
 def _uniform(words: np.random.Philox, n: int) -> list[float]:
     """Uniform random numbers above 0 and below 1."""
-    uniform: list[float] = (((words.random_raw(n) >> 12) + 0.5) * 2.0**-52).tolist()
-    return uniform
+    return list((((words.random_raw(n) >> 12) + 0.5) * 2.0**-52).tolist())
 
 
 def _source(

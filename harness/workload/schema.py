@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from harness.config import AS_WRITTEN, Section, Values, checked, overridden, read_map, shown
 from harness.errors import HarnessError
@@ -119,12 +119,6 @@ class Requests(Content):
         return None if any(content.turns for content in self.contents) else self.count
 
 
-def _engine_name(name: str) -> str:
-    if name not in ("auto", *ENGINES):
-        raise PydanticKnownError("literal_error", {"expected": str(["auto", *ENGINES])})
-    return name
-
-
 class Engine(Section):
     """The engine's name, and its options: `options` for any engine, and a map under each engine's name.
 
@@ -136,7 +130,7 @@ class Engine(Section):
     )
     __pydantic_extra__: dict[str, dict[str, Any]]
 
-    name: Annotated[str, AfterValidator(_engine_name)] = Field(
+    name: str = Field(
         "auto", description=f"one of auto, {', '.join(ENGINES)}", json_schema_extra={"enum": ["auto", *ENGINES]}
     )
     options: dict[str, Any] = Field({}, description="a map of options for any engine")
@@ -149,7 +143,10 @@ class Engine(Section):
         known = [*cls.model_fields, *ENGINES]
         for key in data:
             if key not in known:
-                raise PydanticCustomError("unknown", "is no engine", {"key": str(key), "expected": known})
+                raise PydanticCustomError("unknown", "is not an engine", {"key": str(key), "expected": known})
+        names = ["auto", *ENGINES]
+        if data.get("name", "auto") not in names:
+            raise PydanticCustomError("order", "is not an engine", {"key": "name", "expected": names})
         return {name: {} for name in ENGINES} | data
 
 
