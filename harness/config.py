@@ -1,4 +1,4 @@
-"""What users write: YAML, `--set` words, and the one wording of what is wrong with them. Pure: opens no file."""
+"""What users write: YAML texts, `--set` values, and the error messages for mistakes in them. Opens no file."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.errors import HarnessError
 
 Form = TypeVar("Form", bound=BaseModel)
 Values = Mapping[str, Any]
-"""Values by dotted key, as `--set` gives them."""
+"""Dotted key -> value, as given with `--set`."""
 AS_WRITTEN: Values = {}
-"""No value is changed."""
+"""No overrides."""
+
+
+class Section(BaseModel):
+    """Base of the maps that users write: immutable, unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than fits the memory
-            raise yaml.MarkedYAMLError(
-                problem="an alias is not taken here", problem_mark=parent.start_mark if parent else None
-            )
+        if self.check_event(yaml.AliasEvent):  # a few lines with aliases can expand to more than the memory holds
+            mark = parent.start_mark if parent else None
+            raise yaml.MarkedYAMLError(problem="an alias is not allowed", problem_mark=mark)
         return super().compose_node(parent, index)
 
 
@@ -40,10 +45,10 @@ for _tag, _form in (("int", r"[-+]?(0|[1-9][0-9]*)$"), ("float", _FLOAT)):
 
 
 def read_yaml(text: str, origin: str) -> tuple[Any, dict[str, str]]:
-    """The value of a YAML text, and `origin:line` of each dotted key in it.
+    """The value of a YAML text, and `origin:line` of each dotted key in the text.
 
-    Numbers are those of YAML 1.2: 1e3 is one, and 010, 1:30 and dates are text. Aliases and keys given twice are
-    refused. HarnessError, with `origin` and the line, for what is not YAML.
+    Numbers follow YAML 1.2: 1e3 is a number; 010, 1:30 and dates are text. Aliases and duplicate keys are refused.
+    HarnessError, with `origin` and the line, if the text is not valid YAML.
 
     >>> read_yaml("a: {b: 1e3}", "x.yaml")
     ({'a': {'b': 1000.0}}, {'a': 'x.yaml:1', 'a.b': 'x.yaml:1'})
@@ -57,18 +62,18 @@ def read_yaml(text: str, origin: str) -> tuple[Any, dict[str, str]]:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = origin if mark is None or origin.startswith("--") else f"{origin}:{mark.line + 1}"
         what = f"{where}: not YAML: {problem or str(error).splitlines()[0]}"
-        raise HarnessError(what, "mend it there or above; text with signs such as : # [ needs quotes") from None
+        raise HarnessError(what, "correct that line or one above it; text with : # or [ needs quotes") from None
 
 
 def _places(node: yaml.Node | None, origin: str, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key -> `origin:line`. Of a key given twice YAML itself drops the first without a word."""
+    """(dotted key, `origin:line`) pairs. Duplicate keys are refused: PyYAML would silently keep only the last."""
     seen = set()
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             dotted = f"{prefix}{key.value}"
             place = f"{origin}:{key.start_mark.line + 1}"
             if dotted in seen:
-                raise HarnessError(f"{place}: {dotted} is given twice", "remove one of the two")
+                raise HarnessError(f"{place}: {dotted} is given twice", "remove one of them")
             seen.add(dotted)
             yield dotted, place
             yield from _places(value, origin, f"{dotted}.")
@@ -79,7 +84,7 @@ def _places(node: yaml.Node | None, origin: str, prefix: str = "") -> Iterator[t
 
 
 def read_map(text: str, origin: str, form: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """`read_yaml` of a text that has to be a map; `form` says which."""
+    """`read_yaml` of a text that must be a map; `form` describes the map for the error message."""
     data, places = read_yaml(text, origin)
     if not isinstance(data, dict):
         raise HarnessError(f"{origin}: {shown(data)} is not a map", f"write {form}")
@@ -87,9 +92,9 @@ def read_map(text: str, origin: str, form: str) -> tuple[dict[str, Any], dict[st
 
 
 def overrides(words: Values | Iterable[str]) -> dict[str, Any]:
-    """Values by dotted key from `KEY=VALUE` words as `--set` takes them, VALUE in YAML; the last of a key wins.
+    """Dotted key -> value, from `--set` words `KEY=VALUE` with VALUE in YAML. The last value of a key wins.
 
-    A map holds such values already. HarnessError, with the word or its key, for what is not of that form.
+    A map is returned as a dict, unchanged. HarnessError, with the word or its key, if a word has another form.
 
     >>> overrides(["load.users=4", "requests.prefix={tokens: 8}", "chat_share=0.3:0.6"])
     {'load.users': 4, 'requests.prefix': {'tokens': 8}, 'chat_share': '0.3:0.6'}
@@ -102,19 +107,19 @@ def overrides(words: Values | Iterable[str]) -> dict[str, Any]:
         key = key.strip()
         if not equals or not all(key.split(".")):
             raise HarnessError(f"--set '{word}' is not of the form KEY=VALUE", "write for instance --set load.users=4")
-        found.pop(key, None)  # a key takes effect where it is given last
+        found.pop(key, None)  # a repeated key moves to its last position
         found[key], _ = read_yaml(text, f"--set {key}")
     return found
 
 
 def overridden(places: Mapping[str, str], *keys: str) -> dict[str, str]:
-    """The places of keys where these, with all below them, come from `--set`."""
+    """`places`, with `--set` as the place of `keys` and without the places of all keys below them."""
     below = tuple(f"{key}." for key in keys)
     return {key: where for key, where in places.items() if not key.startswith(below)} | dict.fromkeys(keys, "--set")
 
 
 def low_high(value: Any) -> tuple[float, float]:
-    """The ends of a range, given as LOW:HIGH, or of a number, which is both. ValueError for anything else.
+    """(low, high) from the text LOW:HIGH, or twice the same number from a number. ValueError for anything else.
 
     >>> low_high("0.3:0.6"), low_high(2)
     ((0.3, 0.6), (2.0, 2.0))
@@ -128,10 +133,10 @@ def low_high(value: Any) -> tuple[float, float]:
 def checked(
     form: type[Form] | TypeAdapter[Form], data: Any, origin: str, places: Mapping[str, str] = {}, fix: str = ""
 ) -> Form:
-    """`data` as `form`. HarnessError for the first mistake: place, dotted key, value, and what is expected there.
+    """`data` validated as `form`. HarnessError for the first mistake: place, dotted key, value, expected form.
 
-    `places` are those of `read_yaml`; what is in none of them is at `origin`. `fix` is the way out where it is not to
-    mend the value.
+    `places` come from `read_yaml`; a key without a place is reported at `origin`. `fix` replaces the advice to correct
+    the value.
     """
     try:
         return form.validate_python(data) if isinstance(form, TypeAdapter) else form.model_validate(data)
@@ -141,28 +146,27 @@ def checked(
 
 
 def refused(where: str, key: str, value: object, expected: str) -> HarnessError:
-    """The error of a value that is not what is expected there."""
+    """The error for a value that is not of the expected form."""
     return HarnessError(f"{where}: {key} is {shown(value)}", f"expected {key}: {expected}")
 
 
 def near(word: str, choices: Iterable[str]) -> str:
-    """A question after the choice that the word is almost, or nothing."""
+    """`did you mean 'X'? ` for the choice most similar to `word`; empty if none is similar."""
     match = difflib.get_close_matches(word, list(choices), 1)
     return f"did you mean '{match[0]}'? " if match else ""
 
 
 def shown(value: object) -> str:
-    """A value as an error quotes it: in at most 80 characters."""
+    """A value as error messages quote it, in at most 80 characters."""
     text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _in_words(error: ErrorDetails, form: Any, origin: str, places: Mapping[str, str]) -> tuple[str, str]:
-    """What is wrong, and what is expected.
+    """What is wrong, and what is expected, from an error of pydantic or of a model's own check.
 
-    A model's own check may put into the error's context the `key` at fault, where it looks at several, and the choices
-    that are `expected`. Of its errors, `lacks` says why a key is needed, `stray` that a key has to go, and `unknown`
-    that there is no such key.
+    The context of a model's own error may hold `key`, the wrong key of several that were checked, and `expected`, the
+    choices. Its types: `lacks` (a missing key is needed), `stray` (the key must be removed), `unknown` (no such key).
     """
     kind, message, value, context = error["type"], error["msg"], error["input"], error.get("ctx", {})
     path = [part for part in error["loc"] if part != "[key]"]
@@ -194,11 +198,11 @@ def _in_words(error: ErrorDetails, form: Any, origin: str, places: Mapping[str, 
 
 
 def _known(form: Any, path: Sequence[int | str]) -> tuple[str, list[str]]:
-    """Of the key at that place in a model: its description, and the keys beside it."""
+    """The description of the key at `path` in a model, and all keys of the map that holds it."""
     models, fields, field = list(_models(form)), {}, None
     for part in path:
         fields = {name: each for model in models for name, each in model.model_fields.items()}
-        if isinstance(part, str):  # and not a place in a list
+        if isinstance(part, str):  # an int is an index in a list
             field = fields.get(part)
         models = list(_models(field.annotation)) if field else models
     return (field and field.description) or "", list(fields)

@@ -1,15 +1,15 @@
-"""The ways in which the harness fails, and the exit codes that tell them apart."""
+"""Exceptions and exit codes."""
 
 from __future__ import annotations
 
 OK, GATE_FAILED, WRONG_USE, INCOMPLETE = 0, 1, 2, 3
-"""Exit codes: all well; a gate or check failed; wrong use or set-up; the run is incomplete."""
+"""Exit codes: success; a gate or check failed; wrong use or set-up; the run is incomplete."""
 
 
 class HarnessError(Exception):
-    """A wrong set-up or wrong use: printed without a traceback, exit code 2.
+    """Wrong use or set-up: printed without a traceback; the command exits with 2.
 
-    `what` quotes the bad value; `fix` names the way out.
+    `what` quotes the wrong value; `fix` says what to do.
 
     >>> print(HarnessError("unknown engine 'tgi'", "choose one of simulated, vllm"))
     unknown engine 'tgi'
@@ -26,10 +26,10 @@ class HarnessError(Exception):
 
 
 class RequestFailed(Exception):
-    """One request failed: it becomes a record with this `kind`, and the run goes on.
+    """One request failed: its record stores this `kind` as the error, and the run continues.
 
-    `kind` is a short stable word that summaries count by (`rejected`, `timeout`, `aborted`…);
-    the message is the engine's own.
+    `kind` is a short fixed word by which summaries count failures (`rejected`, `timeout`, `aborted`…);
+    `message` is the engine's text.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -39,4 +39,4 @@ class RequestFailed(Exception):
 
 
 class EngineDied(Exception):
-    """The engine is gone: the run ends here, what was measured is kept, exit code 3."""
+    """The engine process ended: the run stops, its rows are kept, and the command exits with 3."""

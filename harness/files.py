@@ -1,4 +1,4 @@
-"""Package data, versions of installed packages, and the user's cache directory."""
+"""Package data, users' files, versions of installed packages, and the user's cache directory."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ PACKAGE = Path(str(resources.files("harness")))
 
 
 def data_path(name: str) -> Path:
-    """Where one of the harness's own data files lies; `name` is relative to harness/data."""
+    """Path of a file in harness/data."""
     return PACKAGE / "data" / name
 
 
 def read_data(name: str) -> str:
-    """The text of one of the harness's own data files."""
+    """Text of a file in harness/data."""
     return data_path(name).read_text(encoding="utf-8")
 
 
 def read_text(path: Path) -> str:
+    """Text of a UTF-8 file, plain or .gz. HarnessError if it cannot be read."""
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: no UTF-8, or a name with a null in it
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the name
         raise HarnessError(f"cannot read {path}: {error}", "give a readable UTF-8 text file") from None
 
 
@@ -41,7 +42,7 @@ def installed_version(package: str) -> str | None:
 
 
 def cache_root() -> Path:
-    """Where conversions, hashes and sensors' periods are kept: HARNESS_CACHE, else below XDG_CACHE_HOME or ~/.cache."""
+    """Directory of converted models, hashes and sensor periods: HARNESS_CACHE, else in XDG_CACHE_HOME or ~/.cache."""
     if given := os.environ.get("HARNESS_CACHE"):
         return Path(given).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inference-cost-harness"

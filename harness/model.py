@@ -1,4 +1,4 @@
-"""The nouns that every part of the harness shares.
+"""The values that all parts of the harness share.
 
 Units are SI and stand in the names. A missing value is None, never 0.
 """
@@ -19,68 +19,67 @@ ENGINES: dict[str, str] = {
 }
 """Name -> `module:class`; the module is imported only when the engine is chosen."""
 SERVED = ("openai", "simulated")
-"""Engines that several processes can send to; any other works inside the harness's own process."""
-
+"""Engines to which several client processes can send; the others run in the harness's own process."""
 
 Status = Literal["measured", "derived", "assumed", "reported", "published", "simulated"]
-"""Where a figure comes from; stored with it and printed beside it."""
+"""How a figure was obtained; stored and printed with the figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call to the engine: what is sent, and how many tokens are asked for."""
+    """One call to the engine."""
 
     index: int
     prompt: tuple[int, ...]
-    """Token ids, exactly as many as the workload asked for."""
+    """Token ids."""
     output_tokens: int
-    """The most tokens to generate; exactly that many when `ignore_eos`."""
+    """Maximum number of tokens to generate; the exact number if `ignore_eos`."""
     ignore_eos: bool = True
     messages: tuple[str, ...] | None = None
-    """The prompt as texts, user and assistant in turn, the user last; None: random tokens, which stand for no text."""
+    """The prompt as texts of user and assistant alternately, the user's last; None if the prompt is random tokens."""
     cancel_after_s: float | None = None
-    """The user gives up so long after sending."""
+    """The client cancels the request this long after sending."""
     part: str | None = None
-    """Which part of a mixed workload it belongs to."""
+    """Name of its part in a mixed workload."""
     conversation: int | None = None
     turn: int | None = None
     """From 0."""
     stand_in_tokens: int | None = None
-    """Prompt tokens that stand in for earlier answers, which the engine gave neither as ids nor as text."""
+    """Number of random prompt tokens that replace earlier answers, because the engine returned no ids or text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the engine says of a finished request, by its own count (None: it does not say)."""
+    """What the engine reports about a finished request, by the engine's own count (None: not reported)."""
 
     input_tokens: int | None
     output_tokens: int | None
     cached_tokens: int | None = None
-    """Input tokens that came from a prefix cache."""
+    """Input tokens read from a prefix cache."""
     finish_reason: str | None = None
     arrival_tokens: tuple[int, ...] | None = None
-    """Tokens in each arrival, where the engine knows that only after parsing; replaces the live counts."""
+    """Tokens in each arrival, if known only after parsing; replaces the counts given while streaming."""
     connect_s: float | None = None
-    """How long it took to open a connection for this request; None: none was opened."""
+    """Time to open a connection for this request; None: none was opened."""
     token_ids: tuple[int, ...] | None = None
     text: str | None = None
-    """The answer, for the next turn of a conversation; None: the engine did not give it so."""
+    """The answer, for the next turn of a conversation; None: the engine returned no text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A request as it went: one row of requests.parquet. Times are seconds since the load began."""
+    """The outcome of one request: a row of requests.parquet. Times are seconds since the start of the load."""
 
     index: int
     scheduled_s: float
-    """When the load shape said that the request was due."""
+    """Due time by the load shape."""
     sent_s: float
     end_s: float
-    """When the engine said that the request was over, well or badly."""
+    """When the engine reported the end of the request, with or without success."""
     arrival_s: tuple[float, ...]
     """When each group of tokens arrived; never decreasing."""
     arrival_tokens: tuple[int, ...]
-    """Tokens in each of those groups."""
+    """Tokens in each group."""
     input_asked: int
     output_asked: int
     input_tokens: int | None = None
@@ -88,40 +87,40 @@ class Record:
     cached_tokens: int | None = None
     finish_reason: str | None = None
     error: str | None = None
-    """The kind of failure, None for success."""
+    """Kind of failure; None: success."""
     error_text: str | None = None
     part: str | None = None
     conversation: int | None = None
     turn: int | None = None
     stand_in_tokens: int | None = None
-    """As in `Request`; above 0, the prompt is not what a user would have sent, only as long."""
+    """As in `Request`. If above 0, the prompt has the length, but not the content, of a user's prompt."""
     connect_s: float | None = None
-    """Spent on opening a connection, between sent and the first arrival; None: none was opened."""
+    """Time to open a connection, between sent and the first arrival; None: none was opened."""
     client: int | None = None
-    """Which of several client processes sent it, from 0."""
+    """Number, from 0, of the client process that sent the request, if there were several."""
 
 
 @dataclass(frozen=True, slots=True)
 class PowerSample:
-    """One reading of one device: a row of power.parquet. What a meter does not give is None, never 0.
+    """One reading of one device: a row of power.parquet. A value that the meter does not provide is None, never 0.
 
-    A meter stamps with CLOCK_MONOTONIC; what is stored is seconds since the load began.
+    Times are on CLOCK_MONOTONIC while measuring, and seconds since the start of the load once stored.
     """
 
     before_s: float
-    """When the reading was asked for."""
+    """When the reading was requested."""
     after_s: float
-    """When it had come: the truth lies between the two."""
+    """When the reading returned; the value was taken between the two times."""
     device: str
-    """`0`, `1`… for GPUs in NVML's order, else the meter's own name."""
+    """`0`, `1`… for GPUs in NVML's order, else the meter's name for the device."""
     domain: str
     """`gpu`, `gpu module` (with its CPU and memory), `gpu memory`, `cpu package`, `dram` or `host`."""
     energy_j: float | None = None
-    """A counter that only grows, from an unknown start."""
+    """A growing counter with an unknown start value."""
     power_w: float | None = None
     """The device's newest reading."""
     average_w: float | None = None
-    """The device's own running mean."""
+    """The device's running mean."""
     temperature_c: float | None = None
     sm_clock_hz: float | None = None
     memory_clock_hz: float | None = None
@@ -131,26 +130,26 @@ class PowerSample:
     throttle: int | None = None
     """NVML's clock event reasons, as bits."""
     processes: int | None = None
-    """Processes on the GPU that are the harness's or its children."""
+    """Number of processes on the GPU that are the harness's or its children."""
     foreign_processes: int | None = None
-    """All others, and those that this process cannot see."""
+    """Number of all other processes on the GPU, those that the harness cannot identify included."""
     error: str | None = None
-    """What could not be read and why: `energy=gpu_is_lost`, separated by blanks."""
+    """Failed readings with their reasons, such as `energy=gpu_is_lost`, separated by spaces."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSample:
-    """One of a server's own metrics at one instant: a row of server.parquet."""
+    """One value of one of the server's metrics: a row of server.parquet."""
 
     time_s: float
-    """Of CLOCK_MONOTONIC; what is stored is seconds since the load began."""
+    """On CLOCK_MONOTONIC while measuring, and seconds since the start of the load once stored."""
     name: str
     value: float
 
 
 @dataclass(frozen=True, slots=True)
 class MeterDevice:
-    """What a meter found out about one device and domain before the load began, by asking it."""
+    """What a meter found out about one device and domain before the load started."""
 
     device: str
     domain: str
@@ -159,40 +158,40 @@ class MeterDevice:
     period_s: float | None = None
     """Time between updates of the energy counter; None: no counter."""
     quantum_j: float | None = None
-    """The counter's smallest step."""
+    """Smallest step of the counter."""
     power_period_s: float | None = None
     average_period_s: float | None = None
     average_window_s: float | None = None
-    """How long the running mean is; None: unknown."""
+    """Length of the running mean; None: unknown."""
     power_limit_w: float | None = None
     power_limit_default_w: float | None = None
     mig: bool = False
-    """The board is divided between instances; its power is still the whole board's."""
+    """The GPU is divided into MIG instances; the power is still that of the whole board."""
     note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MeterInfo:
-    """What a meter says of itself: at its start, and, with its own cost, at its stop."""
+    """What a meter reports about itself: at its start and, with its own CPU time, at its stop."""
 
     meter: str
     status: Status
-    """`measured`, `assumed` (a declared constant) or `simulated` (a recording, or a GPU that is not there)."""
+    """`measured`, `assumed` (a declared constant) or `simulated` (a recording, or a GPU that does not exist)."""
     devices: tuple[MeterDevice, ...]
     driver: str | None = None
     cpu_s: float | None = None
-    """Processor time that the reading took, start-up and probing apart."""
+    """CPU time of the readings, without start-up and probing."""
     elapsed_s: float | None = None
-    """How long it read."""
+    """Duration of the readings."""
     clock_offset_s: Annotated[float, Ge(0)] = 0.0
-    """How far its stamps may be from the harness's clock; widens every bound."""
+    """Largest possible difference between the meter's clock and the harness's; widens every bound."""
     error: str | None = None
-    """Why it stopped before it was asked to."""
+    """Why the meter stopped before the end of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What was paid for: `count` GPUs of that name, or vCPUs of a CPU machine. `none`: a simulated engine."""
+    """The hardware to pay for: `count` GPUs of this name, or `count` vCPUs of a CPU. `none`: a simulated engine."""
 
     kind: Literal["gpu", "cpu", "none"]
     name: str | None
@@ -201,26 +200,26 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """Which weights answered. `asked` is what the user typed; None: unknown to this engine."""
+    """The weights that answered. `asked` is the model as the user named it; None: the engine does not know."""
 
     asked: str | None
     source: str | None = None
-    """Hub id, package or file that the weights came from."""
+    """Hub id, package or file of the weights."""
     revision: str | None = None
     architecture: str | None = None
     parameters: int | None = None
     active_parameters: int | None = None
-    """Parameters that one token passes through; fewer than `parameters` in a mixture of experts."""
+    """Parameters used for one token; fewer than `parameters` in a mixture of experts."""
     precision: str | None = None
-    """What the weights are computed in, for instance bfloat16."""
+    """Precision of the computation, for instance bfloat16."""
     stored_precision: str | None = None
-    """What they were stored in before conversion, for instance Q4_1."""
+    """Precision of the stored weights before conversion, for instance Q4_1."""
     weights_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a started engine says of itself."""
+    """What a started engine reports about itself."""
 
     engine: str
     version: str | None
@@ -228,23 +227,23 @@ class EngineInfo:
     device: str
     """`cpu`, `cuda` or `none` (simulated)."""
     device_count: int
-    """Accelerators used (tensor x pipeline parallel), or 1 machine for a CPU: what a price is multiplied by."""
+    """Number of accelerators used (tensor x pipeline parallel), or 1 for a CPU machine."""
     vocabulary: int
-    """Prompts are made of token ids below this."""
+    """Token ids of prompts are below this number."""
     max_length: int | None
-    """The most tokens, input and output together, that one request may have."""
+    """Maximum number of tokens of one request, input and output together."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Every option in force, given or defaulted by the harness, as JSON values."""
+    """All options in force, set by the user or by the harness, as JSON values."""
     encode: Callable[[str], list[int]] | None = None
-    """Text to token ids, where the engine has a tokenizer."""
+    """Text to token ids; None: the engine has no tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A named quantity with its unit and its doubt.
+    """A named quantity with its unit and interval.
 
-    `value` None means that it is not known, and `reason` says why; beside a value, `reason` says why there is no
-    interval. `low` and `high` are the ends of what `interval` names; `n` is how many observations it rests on.
+    If `value` is None, `reason` says why the value is unknown; otherwise `reason` says why there is no interval.
+    `low` and `high` are the ends of the interval that `interval` names; `n` is the number of observations.
 
     >>> Figure("ttft_s.p99", None, "s", "measured", n=3, reason="needs 299 requests, has 3").text()
     'n/a (needs 299 requests, has 3)'
@@ -261,7 +260,7 @@ class Figure:
     interval: str = "95%"
 
     def text(self) -> str:
-        """The value alone in at most four significant digits, or why there is none."""
+        """The value with at most four significant digits, or n/a with the reason."""
         if self.value is None:
             return f"n/a ({self.reason or 'not recorded'})"
         return f"{self.value:.4g}"
@@ -269,7 +268,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A doubt about a run, as data: a stable code, what was seen, and what to do about it."""
+    """A doubt about a run: a fixed code, what was observed, and what to do about it."""
 
     code: str
     text: str
@@ -279,15 +278,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run's figures and findings: what summary.json holds."""
+    """A run's figures and findings: the content of summary.json."""
 
     run: str
-    """The run's directory name: where every figure here comes from."""
+    """Name of the run's directory."""
     state: str
-    """complete, interrupted, failed, or running (which on a dead process means killed)."""
+    """complete, interrupted, failed or running."""
     figures: tuple[Figure, ...]
     errors: Mapping[str, int]
-    """Failed requests by kind."""
+    """Kind of failure -> number of failed requests."""
     findings: tuple[Finding, ...] = ()
 
     def __getitem__(self, name: str) -> Figure:

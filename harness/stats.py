@@ -1,4 +1,4 @@
-"""Percentiles, means and ratios with their 95% intervals, from numbers alone."""
+"""Percentiles, means and ratios with their 95% confidence intervals. Pure numpy."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
-LEAST_CLUSTERS = 100  # with fewer the spread between them is too poorly known
+LEAST_CLUSTERS = 100  # with fewer, the variance between clusters is too uncertain
 LEAST_BATCHES, MOST_BATCHES = 10, 512
 MOST_DEPENDENCE = 0.6
-"""Autocorrelation of the largest batches above which a run is too short to tell its own variance."""
+"""Largest lag-1 autocorrelation of the longest batches; above it the run is too short to estimate its variance."""
 
 
 def percentile(ordered: Array, p: float) -> float:
-    """The value below which a share `p` of the `ordered` (ascending, at least one) values lies.
+    """Quantile `p` (0 to 1) of `ordered`, which holds at least one value in ascending order.
 
     Linear interpolation between the order statistics around position (n - 1) p: numpy's default, type 7 of
     Hyndman & Fan (1996), The American Statistician 50(4).
@@ -34,7 +34,9 @@ def percentile(ordered: Array, p: float) -> float:
 
 @lru_cache(maxsize=64)
 def least_n(p: float) -> int:
-    """The smallest n with 1 - p^n - (1 - p)^n >= 0.95: of so many, the least and greatest enclose the percentile `p`.
+    """Fewest values that give quantile `p` an interval: the smallest n with 1 - p^n - (1 - p)^n >= 0.95.
+
+    With n values, the smallest and largest enclose the quantile with 95% confidence.
 
     >>> [least_n(p) for p in (0.5, 0.9, 0.95, 0.99)]
     [6, 29, 59, 299]
@@ -47,11 +49,12 @@ def least_n(p: float) -> int:
 
 @lru_cache(maxsize=1024)
 def interval_ranks(n: int, p: float) -> tuple[int, int] | None:
-    """Ranks (from 1) of the order statistics that enclose the percentile `p` with at least 95% confidence.
+    """Ranks (from 1) of the order statistics that enclose quantile `p` with at least 95% confidence.
 
-    Of n independent observations B ~ Binomial(n, p) lie below the percentile, whatever their distribution, so ranks l
-    and u miss it with probability P(B < l) + P(B >= u): 2.5% each, or, where a small n needs more for one, what is left
-    of 5% for the other. None below `least_n`. Source: Conover, Practical Nonparametric Statistics (1999), section 3.2.
+    Of n independent values, B ~ Binomial(n, p) lie below the quantile, whatever their distribution, so ranks l and u
+    miss the quantile with probability P(B < l) + P(B >= u). Each side gets 2.5%; if a small n needs more on one side,
+    the other side gets the rest of the 5%. None for n below `least_n`.
+    Source: Conover, Practical Nonparametric Statistics (1999), section 3.2.
 
     >>> interval_ranks(100, 0.5)
     (40, 61)
@@ -67,7 +70,7 @@ def interval_ranks(n: int, p: float) -> tuple[int, int] | None:
         above, below = p**n, 1 - CONFIDENCE - p**n
     elif (1 - p) ** n > below:
         above, below = 1 - CONFIDENCE - (1 - p) ** n, (1 - p) ** n
-    reach = 10 * math.sqrt(n * p * (1 - p)) + 10  # further out P is 0 or 1 to within 1e-12
+    reach = 10 * math.sqrt(n * p * (1 - p)) + 10  # outside this range P is 0 or 1 to within 1e-12
     k = np.arange(max(0, int(n * p - reach)), min(n, int(n * p + reach)) + 1)
     at_most = bdtr(k, n, p)
     lower = int(k[0] + np.searchsorted(at_most, below, side="right"))
@@ -76,7 +79,7 @@ def interval_ranks(n: int, p: float) -> tuple[int, int] | None:
 
 
 def percentile_interval(ordered: Array, p: float) -> Interval | None:
-    """The 95% interval of a percentile of independent values, in ascending order; None where there are too few.
+    """95% interval of quantile `p` of independent values in ascending order; None if there are too few.
 
     >>> percentile_interval(np.arange(1.0, 101.0), 0.5)
     (40.0, 61.0)
@@ -86,19 +89,19 @@ def percentile_interval(ordered: Array, p: float) -> Interval | None:
 
 
 def least_clusters(p: float) -> int:
-    """The fewest clusters for which `pooled_interval` answers."""
+    """Fewest clusters for which `pooled_interval` gives an interval."""
     return max(LEAST_CLUSTERS, least_n(p))
 
 
 def pooled_interval(ordered: Array, values: Array, sizes: NDArray[np.int64], p: float) -> Interval | None:
-    """The 95% interval of a percentile of values that come in clusters, such as the gaps within each request.
+    """95% interval of quantile `p` of clustered values, such as the token gaps of each request.
 
     `values` holds the clusters one after the other, `sizes` (all above 0) their lengths; `ordered` is `values` sorted.
-    Values of one cluster may depend on each other in any way; clusters must not. The share of values above the
-    percentile is a ratio of cluster totals; its variance, from the clusters' residuals, says how many independent
-    values these are worth, and of those the interval is the order-statistic one. None with fewer clusters than
-    `least_clusters`, or where they are worth too few. Source: Korn & Graubard (1998), Survey Methodology 24(2),
-    without their t quantile, which changes n by 3% at most from 100 clusters on.
+    Values of one cluster may depend on each other in any way; clusters must be independent. The share of values above
+    the quantile is a ratio of cluster totals. Its variance, from the clusters' residuals, gives the effective number of
+    independent values, and the interval is that of `interval_ranks` for this number. None for fewer clusters than
+    `least_clusters`, or if the effective number is below `least_n`. Source: Korn & Graubard (1998), Survey Methodology
+    24(2), without their t quantile, which changes the number by at most 3% from 100 clusters on.
     """
     if (count := len(sizes)) < least_clusters(p):
         return None
@@ -113,14 +116,16 @@ def pooled_interval(ordered: Array, values: Array, sizes: NDArray[np.int64], p: 
 
 
 def ratio_half(top: Array, bottom: Array | None = None, together: float = 1.0) -> float | None:
-    """Half the 95% interval of sum(top) / sum(bottom), relative to it, of values in time order that may depend on each
-    other; without `bottom`, of the mean of `top`. None where there are too few, where they depend
-    for too long, or where the interval would reach 0.
+    """Relative half-width of the 95% interval of sum(top) / sum(bottom), or of the mean of `top` without `bottom`.
 
-    Batch means of the residuals top - ratio x bottom (their linearised error). A batch has `together` values at least,
-    since those requests shared the engine, and its size doubles while the batches' autocorrelation r shows; of r that
-    is left, the variance gets (1 + r) / (1 - r). Source: Law and Carson (1979), Operations Research 27(5); the factor
-    is SKART's: Tafazzoli, Wilson, Lada and Steiger (2011), INFORMS J. Computing 23(2).
+    Values are in time order and may be autocorrelated. None if there are too few values, if the autocorrelation lasts
+    too long, or if the interval would include 0.
+
+    Method: batch means of the residuals top - ratio x bottom (the linearised error). A batch has at least `together`
+    values, since those requests shared the engine; its size doubles while the lag-1 autocorrelation r of the batch
+    means is significant. The variance is multiplied by (1 + r) / (1 - r) for the r that remains.
+    Sources: Law and Carson (1979), Operations Research 27(5); the factor is that of SKART: Tafazzoli, Wilson, Lada and
+    Steiger (2011), INFORMS J. Computing 23(2).
 
     >>> round(ratio_half(np.random.default_rng(0).normal(10, 1, 400)), 4)
     0.0098
@@ -140,7 +145,7 @@ def ratio_half(top: Array, bottom: Array | None = None, together: float = 1.0) -
         means = errors[n - count * size :].reshape(count, size).mean(axis=1)
         about = means - means.mean()
         spread = float(about @ about)
-        # An estimate of r from few batches is low by 1 / count on average.
+        # The estimate of r is too low by 1 / count on average.
         r = float(about[1:] @ about[:-1]) / spread + 1 / count if spread > 0 else 0.0
         if r * math.sqrt(count) <= 1 or count // 2 < LEAST_BATCHES:
             break
@@ -153,7 +158,7 @@ def ratio_half(top: Array, bottom: Array | None = None, together: float = 1.0) -
 
 
 def repeats_half(values: Array) -> float | None:
-    """Half the 95% t interval of the mean of independent runs, in the values' unit; None for fewer than two.
+    """Half-width of the 95% t interval of the mean of independent runs, in the values' unit; None for fewer than two.
 
     >>> round(repeats_half(np.array([9.0, 10.0, 11.0])), 3)
     2.484

@@ -36,8 +36,7 @@ def runs_table(root: Path, where: str | None = None) -> Table:
 
 def workloads() -> Table:
     """Shipped workloads, and those under ./workloads."""
-    rows = tuple((each.name, each.requests, each.load, each.description) for each in list_workloads())
-    return Table("workloads", "Workloads", ("name", "requests", "load", "description"), rows)
+    return Table("workloads", "Workloads", ("name", "requests", "load", "description"), list_workloads())
 
 
 def engine_table() -> Table:
@@ -55,8 +54,7 @@ def models() -> Table:
 
 def scenarios() -> Table:
     """Shipped cost scenarios."""
-    rows = tuple((name, description) for name, description in list_scenarios())
-    return Table("scenarios", "Cost scenarios", ("name", "description"), rows)
+    return Table("scenarios", "Cost scenarios", ("name", "description"), list_scenarios())
 
 
 TABLES = {"workloads": workloads, "engines": engine_table, "models": models, "scenarios": scenarios}

@@ -1,1 +1,1 @@
-"""From tokens and joules to US dollars and watt-hours, under sourced assumptions."""
+"""From tokens and joules to US dollars and watt-hours, with sourced assumptions."""

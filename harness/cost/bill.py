@@ -1,4 +1,4 @@
-"""What the tokens of a run cost under a scenario, with how much of the interval is measured and how much assumed."""
+"""Cost of a run's tokens under a scenario, and how much of its uncertainty is measured or assumed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ from harness.model import Device, Figure, Status, Summary
 
 HOURS_PER_YEAR = 8766
 HOURS_PER_MONTH = 730.5
-INTERVAL = "p5-p95"
-
 
 Factor = tuple[str, Draws]
 """Status and draws of one factor of a cost; a cost is the product of its factors."""
 Row = tuple[str, str, Status, Sequence[Factor], float, str | None]
-"""Name, unit and status of a cost, its factors, what else it is multiplied by, and why there is none."""
+"""A cost: name, unit, status, factors, constant factor, and the reason if there is no value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Figures with what the spread of each rests on, and every assumption that went in."""
+    """Cost figures, the sources of their uncertainty, and all assumptions."""
 
     scenario: str
     figures: tuple[Figure, ...]
     shares: Mapping[str, Mapping[str, float]]
-    """By figure: shares of Var(ln cost) by status of its factors; empty where nothing varies, or the cost can be 0."""
+    """Figure -> status of factors -> share of Var(ln cost); empty if nothing varies, or if the cost can be 0."""
     assumptions: tuple[Input, ...]
     notes: tuple[str, ...]
 
@@ -41,16 +39,15 @@ class Costs:
 
 
 TWO_DENOMINATORS = (
-    "USD per million output tokens and per million total tokens are the same whole bill over two counts: "
-    "use one or the other, never their sum"
+    "USD per million output tokens and USD per million total tokens divide the same bill by two different counts: "
+    "never add them"
 )
-
 DEFAULT_SCENARIO = {"gpu": "on-demand", "cpu": "cpu-smoke", "none": "cpu-smoke"}
-"""The scenario that prices a run when the user names none, by kind of device."""
+"""Kind of device -> the scenario for a run without a named scenario."""
 
 
 def annuity(rate: np.ndarray | float, years: np.ndarray | float) -> Draws:
-    """Yearly payment per USD borrowed: rate / (1 - (1 + rate)^-years), and 1 / years at rate 0.
+    """Yearly payment per USD of a loan: rate / (1 - (1 + rate)^-years), and 1 / years at rate 0.
 
     >>> round(float(annuity(0.10, 4)), 4), float(annuity(0.0, 4))
     (0.3155, 0.25)
@@ -61,7 +58,7 @@ def annuity(rate: np.ndarray | float, years: np.ndarray | float) -> Draws:
 
 
 def owned_usd_per_hour(x: Mapping[str, Draws]) -> Draws:
-    """USD per hour of an owned GPU, from values by scenario key."""
+    """USD per hour of an owned GPU, from scenario key -> value."""
     capital = x["owned.capital_usd"] * annuity(x["owned.cost_of_capital"], x["owned.life_years"]) / HOURS_PER_YEAR
     electricity = x["owned.power_kw"] * x["energy.pue"] * x["owned.usd_per_kwh"]
     hosting = x["owned.power_kw"] * x["owned.hosting_usd_per_kw_month"] / HOURS_PER_MONTH
@@ -71,11 +68,11 @@ def owned_usd_per_hour(x: Mapping[str, Draws]) -> Draws:
 def priced(
     scenario: Scenario, device: Device, gpus: tuple[Gpu, ...], prices: Mapping[tuple[str, str], Input]
 ) -> Scenario:
-    """The scenario with the price of this device in it, or `no_price`, the reason why there is none.
+    """The scenario with the price of this device, or with `no_price`, the reason for a missing price.
 
-    Its own `price.usd_per_hour` comes first, then the row of `prices` for this GPU and the scenario's tier. An owned
-    scenario comes back as it is: its price is built up from the `owned.` inputs. Raises HarnessError where the scenario
-    prices another kind of device, or another GPU.
+    The scenario's own `price.usd_per_hour` comes first, then the row of `prices` for this GPU and the scenario's tier.
+    An owned scenario is returned unchanged: its price is computed from the `owned.` inputs. HarnessError if the
+    scenario prices another kind of device, or another GPU.
     """
     gpu = find_gpu(device.name, gpus) if device.kind == "gpu" and device.name is not None else None
     is_for = None
@@ -97,11 +94,11 @@ def priced(
 
 
 def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = DEFAULT_DRAWS) -> Costs:
-    """What this run's mix of requests costs under a scenario from `priced`: over output tokens, all tokens, queries.
+    """USD per output token, total token and query of a run, under a scenario from `priced`; Wh if energy was measured.
 
-    The formulas are in docs/economics.md. value is the median, low and high the 5th and 95th percentile; `.mean` is
-    what a budget needs. A rate's own 95% interval enters as a lognormal. Where the run measured energy, Wh follow by
-    `watt_hours`, with its stack. A simulated rate gives simulated costs, a missing one n/a with its reason.
+    docs/economics.md has the formulas. `value` is the median, `low` and `high` are the 5th and 95th percentile; use
+    `.mean` for a budget. The 95% interval of a measured rate enters as a lognormal. A simulated rate gives simulated
+    costs; a missing rate gives n/a with the reason.
     """
     x = draw_inputs(scenario, n)
     bill = bill_factors(scenario, x)
@@ -122,17 +119,18 @@ def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = D
     notes = [TWO_DENOMINATORS]
     rates = [measured(summary, name) for name in ("output_tokens_per_s", "requests_per_s")]
     if any(rate.value is not None and rate.low is None for rate in rates):
-        notes.append("the run states no interval for its rates: intervals here are those of the assumptions alone")
+        notes.append("the run's rates have no interval: the intervals here cover only the assumptions")
     if scenario.per == "vcpu":
-        notes.append("figures of a small model on a CPU say nothing about what a provider's fleet costs")
-    return costed(scenario, rows, notes, after=_energy_of_run(summary, device, scenario, x))
+        notes.append("the cost of a small model on a CPU says nothing about the cost of a provider's fleet")
+    found = costed(scenario, rows, notes)
+    return replace(found, figures=(*found.figures, *_energy_of_run(summary, device, scenario, x)))
 
 
 def draw_inputs(scenario: Scenario, n: int = DEFAULT_DRAWS) -> dict[str, Draws]:
-    """Joint draws of every input of a scenario, and uniforms under `MEASURED` at which what was measured is read.
+    """Joint draws of all inputs of a scenario, and under `MEASURED` uniform draws for the quantiles of measured values.
 
-    One joint set: two sets of Sobol points with different seeds are not independent of each other.
-    HarnessError where the scenario's correlations contradict each other.
+    One joint set, because two sets of Sobol points with different seeds are not independent of each other.
+    HarnessError if the scenario's correlations contradict each other.
     """
     inputs = {key: made.distribution for key, made in scenario.inputs.items()}
     try:
@@ -142,28 +140,26 @@ def draw_inputs(scenario: Scenario, n: int = DEFAULT_DRAWS) -> dict[str, Draws]:
 
 
 def bill_factors(scenario: Scenario, x: Mapping[str, Draws]) -> list[Factor]:
-    """Price of a device-hour, serving.overhead and 1 / serving.utilisation: USD per device-hour of serving.
+    """Factors of USD per device-hour of serving: price, serving.overhead and 1 / serving.utilisation.
 
-    None where the scenario has no price.
+    An empty list if the scenario has no price.
     """
     if scenario.no_price is not None:
         return []
-    own = PRICE in x
-    price = (scenario.inputs[PRICE].status, x[PRICE]) if own else ("assumed", owned_usd_per_hour(x))
-    overhead, used = (scenario.inputs[key].status for key in ("serving.overhead", "serving.utilisation"))
-    return [price, (overhead, x["serving.overhead"]), (used, 1 / x["serving.utilisation"])]
+    given = scenario.inputs
+    price = (given[PRICE].status, x[PRICE]) if PRICE in given else ("assumed", owned_usd_per_hour(x))
+    overhead = given["serving.overhead"].status, x["serving.overhead"]
+    return [price, overhead, (given["serving.utilisation"].status, 1 / x["serving.utilisation"])]
 
 
-def costed(
-    scenario: Scenario, rows: Iterable[Row], notes: Sequence[str], *, before: Iterable[Figure] = (),
-    after: Iterable[Figure] = (),
-) -> Costs:  # fmt: skip
-    """What a scenario costs: of each row the product of its factors (see `interval_figures`), among the figures given.
+def costed(scenario: Scenario, rows: Iterable[Row], notes: Sequence[str]) -> Costs:
+    """The costs of `rows`: for each, the product of its factors as figures (see `interval_figures`).
 
-    A factor's share is Cov(ln factor, ln cost) / Var(ln cost): exact for a product, summing to 1, under correlation
-    too.
+    A factor's share is Cov(ln factor, ln cost) / Var(ln cost): exact for a product, with sum 1, also if factors are
+    correlated.
     """
-    figures, shares = list(before), {}
+    figures: list[Figure] = []
+    shares = {}
     for name, unit, status, factors, scale, reason in rows:
         if reason is not None:
             figures.append(Figure(name, None, unit, status, reason=reason))
@@ -174,26 +170,24 @@ def costed(
         centred = np.log(cost) - np.log(cost).mean() if cost.min() > 0 else np.zeros(1)
         for of, values in factors if (variance := float(np.mean(centred**2))) > 1e-20 else ():
             part[of] = part.get(of, 0.0) + float(np.mean(np.log(values) * centred)) / variance
-    return Costs(scenario.name, (*figures, *after), shares, tuple(scenario.inputs.values()), tuple(notes))
+    return Costs(scenario.name, tuple(figures), shares, tuple(scenario.inputs.values()), tuple(notes))
 
 
 def interval_figures(name: str, unit: str, status: Status, cost: Draws) -> list[Figure]:
-    """Median with 5th and 95th percentile, and the mean where there is any spread."""
+    """Median with 5th and 95th percentile, and the mean; only the median if the draws do not vary."""
     low, middle, high = (float(q) for q in np.quantile(cost, (0.05, 0.5, 0.95)))
+    median = Figure(name, middle, unit, status, interval="p5-p95")
     if high - low <= 1e-12 * abs(middle):
-        return [Figure(name, middle, unit, status, interval=INTERVAL)]
-    return [
-        Figure(name, middle, unit, status, low, high, interval=INTERVAL),
-        Figure(f"{name}.mean", float(cost.mean()), unit, status),
-    ]
+        return [median]
+    return [replace(median, low=low, high=high), Figure(f"{name}.mean", float(cost.mean()), unit, status)]
 
 
 def tornado(scenario: Scenario, rate: Figure) -> dict[str, float]:
-    """Share of the variance of ln cost by input, largest first, of a scenario from `priced`.
+    """Input -> share of the variance of ln cost, largest first, for a scenario from `priced`.
 
-    The cost is the bill for a device-second over a measured `rate`. A share is the squared correlation of ln input with
-    ln cost over the draws; docs/economics.md says when that is exact. Unlike the shares of a figure this opens an owned
-    price up into the inputs that it is made of.
+    The cost is USD per device-second / measured `rate`. A share is the squared correlation of ln input with ln cost
+    over the draws; docs/economics.md says when that is exact. Unlike `Costs.shares`, an owned price is split into its
+    inputs.
     """
     x = draw_inputs(scenario)
     rates = quantile(rate_distribution(rate), 1 - x[MEASURED])
@@ -204,7 +198,7 @@ def tornado(scenario: Scenario, rate: Figure) -> dict[str, float]:
 
 
 def _explained(values: Draws, cost: Draws) -> float:
-    """Squared correlation of ln values with ln cost; of the values themselves where one is 0. 0: they do not vary."""
+    """Squared correlation of ln values (of the values, if one is 0) with ln cost; 0 if the values do not vary."""
     if np.ptp(values) == 0:
         return 0.0
     log = np.log(values) if values.min() > 0 else values
@@ -212,9 +206,9 @@ def _explained(values: Draws, cost: Draws) -> float:
 
 
 def watt_hours(x: Mapping[str, Draws], joules: Draws | float, device_s: Draws | float) -> dict[str, Draws]:
-    """Wh of something that took `joules` of accelerator energy and `device_s` device-seconds, as a stack that adds up.
+    """Wh by part for `joules` of accelerator energy and `device_s` device-seconds; the parts add up to the total.
 
-    PUE/3600 * [(1 + host) * J + P_idle * device_s * (1/U - 1)], as docs/economics.md explains.
+    Total: PUE/3600 * [(1 + host) * J + P_idle * device_s * (1/U - 1)]; docs/economics.md explains the terms.
     """
     stack = {
         "accelerator": np.asarray(joules / 3600 * np.ones_like(x["energy.pue"])),
@@ -251,7 +245,7 @@ def _energy_of_run(summary: Summary, device: Device, scenario: Scenario, x: Mapp
 
 
 def rate_distribution(figure: Figure) -> Distribution:
-    """A measured figure (above 0) as a lognormal by its 95% interval; the number alone where it has none."""
+    """A measured figure (above 0) as a lognormal with its 95% interval; as a constant if there is no interval."""
     value = float(figure.value or 0.0)
     if figure.low is None or figure.high is None or not 0 < figure.low < figure.high:
         return distribution("value", value)
@@ -260,7 +254,7 @@ def rate_distribution(figure: Figure) -> Distribution:
 
 
 def measured(summary: Summary, name: str) -> Figure:
-    """The figure of that name; one without a value, and a reason, where it is absent, missing or 0."""
+    """The figure `name`; without a value and with the reason if it is absent, unknown or 0."""
     for figure in summary.figures:
         if figure.name == name:
             if figure.value is None:

@@ -1,6 +1,8 @@
-"""What a query and a million tokens of each kind cost, from the phase split of measured runs and a scenario."""
+"""Cost of a query and of a million input or output tokens, from the phase split of measured runs and a scenario."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from harness.cost.phases import TERMS, allocate, usage_of
 from harness.cost.scenario import MEASURED, Scenario
 from harness.model import Device, Figure, Status
 
-NOT_IDENTIFIED = "the runs do not tell it apart: measure mixes of input and output that differ more"
+NOT_IDENTIFIED = "the runs do not identify it: measure mixes of input and output that differ more"
 
 
 def cost_of_query(
@@ -19,10 +21,10 @@ def cost_of_query(
 ) -> Costs:
     """Costs per query and per million tokens of each kind under a scenario from `priced`; `split` is in device-seconds.
 
-    The formulas are in docs/economics.md. The prices of input, output and request alone are parts of one bill: times
-    uncached input, output and requests they add up to it. Token counts that the scenario does not give are `mix`, the
-    runs' mean input and output. A term that the runs do not identify makes its price n/a, and the query's;
-    `cost_of_run` still gives the blended cost of the runs' own mix.
+    docs/economics.md has the formulas. The prices of input, output and request are parts of one bill: multiplied by
+    uncached input tokens, output tokens and requests, they add up to the bill. `mix` (the runs' mean input and output
+    tokens) replaces token counts missing in the scenario. If the runs do not identify a term, its price and that of a
+    query are n/a; `cost_of_run` still gives the cost of the runs' own mix.
     """
     x = draw_inputs(scenario, n)
 
@@ -35,7 +37,7 @@ def cost_of_query(
     dearness = usage_of(split.replicates, *typical)
     rank = np.minimum((x[MEASURED] * len(dearness)).astype(int), len(dearness) - 1)
     beta = split.replicates[np.argsort(dearness)][rank]
-    measured = np.maximum(usage_of(beta, *typical), 1e-300)  # 0: a split that explains nothing, and is not priced
+    measured = np.maximum(usage_of(beta, *typical), 1e-300)  # avoids 0 / 0 for an empty split
     asked = usage_of(beta, tokens_in, tokens_out, cached)
     requests = (scenario.inputs["query.requests"].status, x["query.requests"])
     output = beta[:, 1] + beta[:, 2] * (tokens_in + tokens_out / 2)
@@ -53,12 +55,14 @@ def cost_of_query(
         rows.append((name, unit, status, [*bill, *factors], scale / 3600, reason))
     notes = [
         f"phase split: {split.blocks} time blocks, rank {split.rank} of {len(TERMS)}, condition {split.condition:.3g}",
-        "prices of input, output and request are parts of one bill: times their counts they add up to it",
+        "prices of input, output and request are parts of one bill: multiplied by their counts, they add up to it",
     ]
     if all(split.identified):
         of_bill = allocate(split.coefficients, split.totals, 1.0).items()
         notes.append("of the runs' bill: " + ", ".join(f"{term} {share:.0%}" for term, share in of_bill))
-    return costed(scenario, rows, notes, before=(_coefficient(split, term, status) for term in range(len(TERMS))))
+    found = costed(scenario, rows, notes)
+    coefficients = (_coefficient(split, term, status) for term in range(len(TERMS)))
+    return replace(found, figures=(*coefficients, *found.figures))
 
 
 def _coefficient(split: Split, term: int, status: Status) -> Figure:

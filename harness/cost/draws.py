@@ -1,6 +1,6 @@
 """Distributions of uncertain inputs, and joint draws from them.
 
-A quantity is a numpy array of draws: the same formula takes a number or an array.
+A quantity is a numpy array of draws, so that a formula takes a number or an array.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "beta": ("low", "high", "a", "b"),
     "empirical": (),
 }
-"""Kind of distribution -> its parameters in order. `empirical` takes any list of equally likely values."""
+"""Kind of distribution -> its parameters in order. `empirical` takes a list of equally likely values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """One uncertain number: a kind of `PARAMETERS` and the parameters in that order. Build with `distribution`."""
+    """A distribution: one of `PARAMETERS` with its parameters in order. `distribution` makes a validated one."""
 
     kind: str
     parameters: tuple[float, ...]
@@ -43,7 +43,7 @@ class Distribution:
 
 
 def distribution(kind: str, *parameters: float) -> Distribution:
-    """A checked distribution; ValueError says what is wrong with the parameters.
+    """A validated distribution; ValueError if the parameters are wrong.
 
     >>> distribution("lognormal", 3.0, 1.0)
     Traceback (most recent call last):
@@ -67,10 +67,9 @@ def distribution(kind: str, *parameters: float) -> Distribution:
 
 
 def scaled(d: Distribution, factor: float) -> Distribution:
-    """The distribution in a unit `factor` times smaller; a and b of a beta have no unit."""
-    names = PARAMETERS[d.kind] or ("x",) * len(d.parameters)
-    scaled = (x if name in ("a", "b") else x * factor for name, x in zip(names, d.parameters, strict=True))
-    return Distribution(d.kind, tuple(scaled))
+    """The distribution of `factor` times the quantity; a and b of a beta have no unit."""
+    fixed = d.parameters[2:] if d.kind == "beta" else ()
+    return Distribution(d.kind, (*(x * factor for x in d.parameters[: len(d.parameters) - len(fixed)]), *fixed))
 
 
 def support(d: Distribution) -> tuple[float, float]:
@@ -82,18 +81,18 @@ def support(d: Distribution) -> tuple[float, float]:
 
 
 def log_moments(p5: float, p95: float) -> tuple[float, float]:
-    """Mean and standard deviation of ln x of a lognormal x, from its 5th and 95th percentiles (above 0)."""
+    """Mean and standard deviation of ln x for a lognormal x, from its 5th and 95th percentiles (above 0)."""
     low, high = math.log(p5), math.log(p95)
     return (low + high) / 2, (high - low) / (2 * Z95)
 
 
 def quantile(d: Distribution, u: Draws) -> Draws:
-    """Inverse cumulative distribution at `u` in (0, 1), any shape.
+    """Inverse of the cumulative distribution at `u` in (0, 1); `u` may have any shape.
 
     >>> quantile(distribution("triangular", 0, 1, 2), np.array([0.125, 0.5]))
     array([0.5, 1. ])
     """
-    from scipy import special  # here, so that the verbs that draw nothing stay quick to start
+    from scipy import special  # imported here because it is slow, and many commands do not need it
 
     p = d.parameters
     if d.certain:
@@ -115,53 +114,42 @@ def quantile(d: Distribution, u: Draws) -> Draws:
     return np.asarray(values[np.minimum((u * len(values)).astype(int), len(values) - 1)])
 
 
-@lru_cache(maxsize=8)
-def sobol(n: int, dimensions: int, seed: int) -> Draws:
-    """Scrambled Sobol points, shape (dimensions, n), strictly inside (0, 1); the same seed gives the same bytes.
-
-    Owen scrambling (scipy.stats.qmc.Sobol). n should be a power of two. The array is shared: read it only.
-    """
-    from scipy.stats import qmc
-
-    points = qmc.Sobol(dimensions, scramble=True, rng=np.random.default_rng(seed)).random(n)
-    inside = np.ascontiguousarray(np.clip(points.T, 2.0**-40, 1 - 2.0**-40))
-    inside.setflags(write=False)
-    return inside
-
-
 def draw(
     distributions: Mapping[str, Distribution],
     n: int = DEFAULT_DRAWS,
     seed: int = 0,
     correlations: Sequence[tuple[str, str, float]] = (),
 ) -> dict[str, Draws]:
-    """Joint draws, one array of length n by name. A certain input is a constant array and takes no dimension.
+    """Joint draws: name -> array of length n, which should be a power of two. A certain input is a constant array.
 
-    `correlations` are (name, name, rho) of a Gaussian copula: rho is the correlation of the normal scores.
-    ValueError where the rhos contradict each other. The arrays are shared: read them only.
+    The draws are quantiles at scrambled Sobol points (Owen scrambling, scipy.stats.qmc.Sobol); the same seed gives the
+    same bytes. `correlations` are (name, name, rho) of a Gaussian copula: rho is the correlation of the normal scores.
+    ValueError if the rhos contradict each other. The arrays are cached, and so read-only.
     """
     return dict(_draw(tuple(distributions.items()), n, seed, tuple(correlations)))
 
 
-@lru_cache(maxsize=8)  # a thousand runs are priced from the same draws
+@lru_cache(maxsize=8)  # the runs of a sweep share their draws
 def _draw(
     items: tuple[tuple[str, Distribution], ...], n: int, seed: int, correlations: tuple[tuple[str, str, float], ...]
 ) -> Mapping[str, Draws]:
-    distributions = dict(items)
-    uncertain = [name for name, d in distributions.items() if not d.certain]
-    u = dict(zip(uncertain, sobol(n, len(uncertain), seed), strict=True)) if uncertain else {}
+    from scipy.stats import qmc
+
+    uncertain = [name for name, d in items if not d.certain]
+    points = qmc.Sobol(len(uncertain), scramble=True, rng=np.random.default_rng(seed)).random(n) if uncertain else []
+    inside = np.ascontiguousarray(np.clip(np.transpose(points), 2.0**-40, 1 - 2.0**-40))
+    u = dict(zip(uncertain, inside, strict=True))
     linked = [x for x in correlations if x[0] in u and x[1] in u]
     if linked:
         u |= _copula(u, linked)
-    made = {
-        name: quantile(d, u[name]) if name in u else np.full(n, d.parameters[0]) for name, d in distributions.items()
-    }
+    made = {name: quantile(d, u.get(name, np.zeros(n))) for name, d in items}
     for values in made.values():
         values.setflags(write=False)
     return made
 
 
 def _copula(u: Mapping[str, Draws], linked: Sequence[tuple[str, str, float]]) -> dict[str, Draws]:
+    """The correlated inputs: uniform draws with the correlations of a Gaussian copula."""
     from scipy import special
 
     names = sorted({name for a, b, _ in linked for name in (a, b)})

@@ -1,4 +1,4 @@
-"""A day of a fleet: replicas by hour for a load that rises and falls, what they cost, and how requests fare on them."""
+"""A day of a fleet: replicas by hour for a varying load, their utilisation and requests in flight."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from harness.model import Summary
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How many replicas to keep. `up` is the chance that a replica works, `availability` that enough of them do."""
+    """Rules for the number of replicas. `up`: probability that a replica works; `availability`: that enough work."""
 
     headroom: float = 0.2
-    """Share of the capacity at the objective that is left free."""
+    """Unused share of the capacity at the objective."""
     availability: float = 0.999
     up: float = 0.995
     hold_hours: int = 2
-    """Replicas are given back only after the load has been lower for this many hours."""
+    """Hours of lower load before a replica is released."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Requests per second that a replica completes with `in_flight` at once; both rise, as on a Pareto front."""
+    """Requests per second of a replica with `in_flight` concurrent requests; both arrays rise."""
 
     in_flight: Array
     requests_per_s: Array
 
     def rate(self, n: Draws | float) -> Draws:
-        """Linear between runs and down to 0 at 0; beyond the largest run it stays there, never extrapolated."""
+        """Rate at `n` in flight: linear between runs and from 0 at 0; constant beyond the largest run."""
         return np.asarray(np.interp(n, np.r_[0.0, self.in_flight], np.r_[0.0, self.requests_per_s]))
 
 
 def curve_of(sweep: Sequence[Summary]) -> Curve:
-    """The measured concurrency curve of a replica: in flight by Little's law, requests_per_s * e2e_s.mean.
+    """The measured curve of a replica: requests in flight by Little's law, requests_per_s * e2e_s.mean.
 
-    Runs that another beats in output rate and mean E2E are left out. HarnessError for a run without those figures.
+    Runs beaten by another run in output rate and mean E2E are left out. HarnessError if a run lacks these figures.
     """
     front = pareto_front(sweep, ["e2e_s.mean"])
     rate, response = (np.array([value(run, name) for run in front]) for name in ("requests_per_s", "e2e_s.mean"))
@@ -51,7 +51,7 @@ def curve_of(sweep: Sequence[Summary]) -> Curve:
 
 
 def diurnal(mean_per_s: float, peak_to_mean: float) -> Array:
-    """Requests/s of 24 hours, a cosine around the mean that peaks at 15 h; `peak_to_mean` is from 1 (flat) to 2.
+    """Requests/s of 24 hours: a cosine around the mean with its peak at 15 h; `peak_to_mean` from 1 (flat) to 2.
 
     >>> diurnal(10.0, 1.5)[[3, 15]]
     array([ 5., 15.])
@@ -63,17 +63,17 @@ def diurnal(mean_per_s: float, peak_to_mean: float) -> Array:
 
 
 def plan(load: Array, capacity_per_s: float, curve: Curve, policy: Policy) -> pd.DataFrame:
-    """Replicas by hour that keep the objective, with spares for those that fail; docs/economics.md has the formulas.
+    """Replicas by hour that meet the objective, with spares for failed replicas; docs/economics.md has the formulas.
 
-    A row an hour: load in requests/s, replicas, utilisation of their capacity and mean requests in_flight on each.
-    `capacity_per_s` is one replica's rate at the latency objective (objective.best_feasible).
+    One row per hour: load in requests/s, replicas, utilisation of their capacity, mean requests in flight per replica.
+    `capacity_per_s` is the rate of one replica at the latency objective (objective.best_feasible).
     """
     if not (0 <= policy.headroom < 1 and 0 < policy.up <= 1 and 0 < policy.availability < 1 and capacity_per_s > 0):
         what = f"fleet policy {policy} with capacity {capacity_per_s:g}/s"
         raise HarnessError(what, "shares are in 0 to 1, rates above 0")
     needed = [max(1, math.ceil(rate / (capacity_per_s * (1 - policy.headroom)) - 1e-9)) for rate in load]
     spared = np.array([_with_spares(count, policy) for count in needed])
-    # The day repeats, so the hours before midnight hold replicas for the hours after it.
+    # The day repeats: replicas of the last hours are still held in the first hours.
     held = np.max([np.roll(spared, shift) for shift in range(policy.hold_hours + 1)], axis=0)
     flying = np.array([in_flight(rate / count, curve) for rate, count in zip(load, held, strict=True)])
     utilisation = load / (held * capacity_per_s)
@@ -90,16 +90,16 @@ def _with_spares(needed: int, policy: Policy) -> int:
 
 
 def in_flight(rate_per_s: float, curve: Curve) -> float:
-    """Mean requests in flight on one replica under Poisson arrivals; infinite where they outrun the curve.
+    """Mean requests in flight on one replica with Poisson arrivals; inf if the arrival rate exceeds the curve.
 
-    A birth-death chain with births `rate_per_s` and deaths curve.rate(n), since a replica shares its speed among its
-    requests; docs/economics.md says why that holds for any distribution of their sizes.
+    A birth-death chain with birth rate `rate_per_s` and death rate curve.rate(n), since a replica shares its speed
+    among its requests; docs/economics.md explains why it holds for any distribution of request sizes.
     """
     if rate_per_s >= curve.requests_per_s[-1]:
         return math.inf
     if rate_per_s <= 0:
         return 0.0
-    n = np.arange(1.0, 4097)  # so many at most
+    n = np.arange(1.0, 4097)  # maximum considered
     logs = np.cumsum(np.log(rate_per_s) - np.log(curve.rate(n)))
     weights = np.exp(np.r_[0.0, logs] - max(0.0, logs.max()))
     return float(np.sum(weights[1:] * n) / weights.sum())

@@ -1,4 +1,4 @@
-"""The table of GPUs: what a device can do at best, and which price is its own."""
+"""The table of GPUs: peak performance, and name in the price tables."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import Annotated, TypeVar
 from pydantic import BeforeValidator, Field, TypeAdapter
 
 OTHER = frozenset({"laptop", "mig", "d"})
-"""Words of NVML's names that mean another chip, or a slice of one, than the name without them."""
+"""Words in NVML's names that mark a different chip, or a slice of a chip."""
 Row = TypeVar("Row")
 
 
 def read_rows(text: str, form: type[Row]) -> tuple[Row, ...]:
-    """The rows of a CSV text as `form`, whose fields are columns; an empty cell is None."""
+    """The rows of a CSV text as values of `form`, whose fields are the columns; an empty cell is None."""
     rows = [{column: cell or None for column, cell in row.items()} for row in csv.DictReader(io.StringIO(text))]
     return tuple(TypeAdapter(list[form]).validate_python(rows))  # type: ignore[valid-type]
 
 
 def words(name: str) -> frozenset[str]:
-    """A name in lower case, cut where letters and digits end."""
+    """The words of a name in lower case; a word consists of letters and digits."""
     return frozenset(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A row of gpus.csv. FLOP/s are dense; None: the GPU has no such precision."""
+    """A row of gpus.csv. FLOP/s are for dense matrices; None: the GPU does not support the precision."""
 
     name: Annotated[str, Field(validation_alias="gpu")]
     match: Annotated[frozenset[str], BeforeValidator(words)]
-    """Words that NVML's name of this GPU holds."""
+    """Words in NVML's name of this GPU."""
     price_gpu: str | None
-    """Its name in the price tables; None: not priced there."""
+    """Name in the price tables; None: as `name`."""
     flops_bf16: float
     flops_fp8: float | None
     bandwidth_bytes_per_s: float
@@ -44,9 +44,9 @@ class Gpu:
 
 
 def find_gpu(name: str, gpus: tuple[Gpu, ...]) -> Gpu | None:
-    """The GPU of that name, in this table or as NVML prints it (`NVIDIA H100 80GB HBM3`); None where there is no row.
+    """The GPU with this name in the table, or with this NVML name (`NVIDIA H100 80GB HBM3`); None: not in the table.
 
-    The row whose words are all in the name wins, and the one with the most words among several.
+    For an NVML name: the row whose words are all in the name; of several rows, the one with the most words.
     """
     named = words(name)
     if named & OTHER:

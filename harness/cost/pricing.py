@@ -1,4 +1,4 @@
-"""Costs of stored runs: the scenario and price that fit a run's device, read from shipped and user files."""
+"""Costs of stored runs, with the scenario and price for their device, read from shipped and user files."""
 
 from __future__ import annotations
 
@@ -26,44 +26,37 @@ from harness.files import data_path, read_data, read_text
 from harness.model import Device, Figure, Status, Summary
 from harness.store.run import Run
 
-
-def list_scenarios() -> tuple[tuple[str, str], ...]:
-    """(name, description) of each shipped scenario."""
-    files = sorted(data_path("scenarios").glob("*.yaml"))
-    return tuple((file.stem, parse_scenario(read_text(file), str(file)).description) for file in files)
-
-
 LOAD = ("load.shape", "load.users")
-"""What the runs of a sweep may differ in."""
+"""The only differences allowed between the runs of a sweep."""
 
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """A run with what it costs."""
+    """A run with its costs."""
 
     run: Run
     summary: Summary
     scenario: Scenario
-    """With the device's price in it."""
+    """Includes the device's price."""
     costs: Costs
     tiers: tuple[Costs, ...] = ()
-    """The costs under every other shipped scenario that prices the run's device."""
+    """Costs under all other shipped scenarios for this kind of device."""
     shares: Mapping[str, tuple[Status, float]] = field(default_factory=dict)
-    """Input -> its status, and its share of the variance of ln cost, largest first; empty if nothing is uncertain."""
+    """Input -> status, and share of the variance of ln cost, largest first; empty if nothing is uncertain."""
 
 
 def price_run(run: Run, summary: Summary, scenario: str | None = None, overrides: Values = AS_WRITTEN) -> Priced:
-    """What the run's tokens cost under a scenario: a shipped name or a file; None: that of `scenario_for`."""
+    """Costs of a run under a scenario, given as a shipped name or a file; None: that of `scenario_for`."""
     device, ready = device_and_scenario([run], scenario, overrides)
     found, own = cost_of_run(summary, device, ready), run.file.workload.scenario
     if scenario is None and own is not None and own != scenario_for(run):
-        note = f"the workload's scenario {own} prices another kind of device: {ready.name} stands in"
+        note = f"the workload's scenario {own} prices another kind of device: {ready.name} is used instead"
         found = replace(found, notes=(note, *found.notes))
     return Priced(run, summary, ready, found)
 
 
 def explained(priced: Priced) -> Priced:
-    """The same with what makes its cost uncertain."""
+    """`priced` with the shares of its inputs in the uncertainty of the cost."""
     rate, inputs = measured(priced.summary, "output_tokens_per_s"), priced.scenario.inputs
     shares = {} if priced.scenario.no_price or rate.value is None else tornado(priced.scenario, rate)
     if not any(shares.values()):
@@ -73,7 +66,7 @@ def explained(priced: Priced) -> Priced:
 
 
 def tiered(priced: Priced) -> Priced:
-    """The same with its costs under every other shipped scenario that prices its device."""
+    """`priced` with the costs under all other shipped scenarios for its kind of device."""
     tiers = []
     for name, _ in list_scenarios():
         with suppress(HarnessError):  # it prices another kind of device
@@ -84,14 +77,14 @@ def tiered(priced: Priced) -> Priced:
 
 
 def query_costs(runs: Sequence[Run], scenario: str | None = None, overrides: Values = AS_WRITTEN) -> Costs:
-    """What a query and a million tokens of each kind cost, from several runs of mixed shape."""
+    """Costs of a query and of a million input or output tokens, from several runs with different lengths."""
     _, split, mix = phase_split(runs)
     return cost_of_query(split, mix, *device_and_scenario(runs, scenario, overrides))
 
 
 def phase_split(runs: Sequence[Run]) -> tuple[Device, Split, tuple[float, float]]:
-    """The device of runs of mixed shape, the split of its time, and their mean input and output tokens."""
-    device = _one_condition(runs)
+    """The device of runs with different lengths, the split of its time, and the runs' mean input and output tokens."""
+    device = _common_device(runs)
     blocks = []
     for run in runs:
         try:
@@ -106,7 +99,7 @@ def phase_split(runs: Sequence[Run]) -> tuple[Device, Split, tuple[float, float]
 def costs_at_objective(
     sweep: Sweep, objective: str, scenario: str | None = None, overrides: Values = AS_WRITTEN
 ) -> tuple[Costs, Summary]:
-    """What the best point of a sweep at a latency objective (`read_objective`) costs, and which point that is."""
+    """Costs of the best point of a sweep at a latency objective (see `read_objective`), and that point."""
     ready = device_and_scenario([run for run, _ in sweep], scenario, overrides, LOAD)
     best = best_feasible([summary for _, summary in sweep], read_objective(objective))
     return cost_of_run(best, *ready), best
@@ -120,11 +113,11 @@ def fleet_costs(
     scenario: str | None = None,
     overrides: Values = AS_WRITTEN,
 ) -> tuple[Costs, pd.DataFrame, str]:
-    """What a query costs over a whole day at a latency objective, the fleet by hour (`fleet.plan`), and a note.
+    """Costs over a day at a latency objective, the fleet by hour (`fleet.plan`), and a note.
 
-    `load` is (mean requests/s, peak / mean) of a `diurnal` curve; a replica is what the sweep's runs used. The costs
-    are `cost_of_run` at the best feasible point with the day's own utilisation, sum of load / (sum of replicas *
-    capacity), in place of the scenario's: all cost over all queries.
+    `load` is (mean requests/s, peak / mean) of a `diurnal` curve; a replica has the devices of the sweep's runs. The
+    costs are `cost_of_run` at the best feasible point, with the utilisation of the day, sum of load / (sum of
+    replicas * capacity), instead of the scenario's: all cost over all queries.
     """
     device, wanted = device_and_scenario([run for run, _ in sweep], scenario, overrides, LOAD)
     summaries = [summary for _, summary in sweep]
@@ -137,14 +130,14 @@ def fleet_costs(
     note = (
         f"{day.replicas.sum() * device.count} device-hours a day; a replica serves {capacity:.3g} requests/s at "
         f"'{objective}'; headroom {policy.headroom:.0%}, availability {policy.availability:.3%} with replicas up "
-        f"{policy.up:.1%}, given back after {policy.hold_hours} h"
+        f"{policy.up:.1%}, released after {policy.hold_hours} h"
     )
     return found, day, note
 
 
 @dataclass(frozen=True, slots=True)
 class Interactive:
-    """A run that no other beats in output rate and median TPOT."""
+    """A run that no other run beats in both output rate and median TPOT."""
 
     run: str
     per_user: Figure
@@ -154,50 +147,49 @@ class Interactive:
     cost: Figure
     """USD per million output tokens."""
     per: str
-    """What a device is: gpu or vcpu."""
+    """Kind of device: gpu or vcpu."""
 
 
 def interactivity(sweep: Sweep, scenario: str | None = None, overrides: Values = AS_WRITTEN) -> tuple[Interactive, ...]:
-    """Cost against interactivity: the Pareto front of runs that differ in nothing but load, by rising rate."""
+    """Cost against interactivity: the Pareto front of runs that differ only in load, by rising rate."""
     device, wanted = device_and_scenario([run for run, _ in sweep], scenario, overrides, LOAD)
     rows = []
     for summary in pareto_front([summary for _, summary in sweep], ["tpot_s.p50"]):
         cost = cost_of_run(summary, device, wanted)["usd_per_million_output_tokens"]
-        tpot, rate = summary["tpot_s.p50"], summary["output_tokens_per_s"]
-        user = _turned("tokens_per_s_of_a_user", tpot, lambda x: 1 / x)
-        each = _turned("tokens_per_s_per_device", rate, lambda x: x / device.count)
+        user = _rate("tokens_per_s_of_a_user", summary["tpot_s.p50"], lambda tpot_s: 1 / tpot_s)
+        each = _rate("tokens_per_s_per_device", summary["output_tokens_per_s"], lambda rate: rate / device.count)
         rows.append(Interactive(summary.run, user, each, cost, wanted.per))
     return tuple(rows)
 
 
-def _turned(name: str, figure: Figure, by: Callable[[float], float]) -> Figure:
-    """A rate in tokens/s from another figure and its interval, by a monotone function."""
-    value, *ends = (None if x is None else by(x) for x in (figure.value, figure.low, figure.high))
+def _rate(name: str, figure: Figure, of: Callable[[float], float]) -> Figure:
+    """A rate in tokens/s, as a monotone function of a figure and its interval."""
+    value, *ends = (None if x is None else of(x) for x in (figure.value, figure.low, figure.high))
     low, high = ends if None in ends else sorted(x for x in ends if x is not None)
     status: Status = "simulated" if figure.status == "simulated" else "derived"
-    return Figure(name, value, "tokens/s", status, low, high, figure.n, figure.reason, figure.interval)
+    return replace(figure, name=name, value=value, unit="tokens/s", status=status, low=low, high=high)
 
 
-FASTEST = "the fastest run meets the objective, so more throughput may be had"
+FASTEST = "the fastest run meets the objective, so a higher throughput may be possible"
 NEEDED = ("output_tokens_per_s", "tpot_s.p50", "ttft_s.p99", "tpot_s.p99")
-"""Figures that a run must have to be compared at an objective."""
+"""Figures that a run needs to be compared at an objective."""
 
 
 @dataclass(frozen=True, slots=True)
 class AtObjective:
-    """The most throughput of runs that differ in nothing but load at one of the preset objectives."""
+    """The best throughput at a preset objective, of runs that differ only in load."""
 
     objective: str
     limits: Objective
     model: str
     run: str
-    """The run, or the two between which the point lies; empty: no run meets the objective."""
+    """The run, or the two runs between which the point lies; empty: no run meets the objective."""
     rate: Figure
     cost: Figure
 
 
 def alike(sweep: Sweep) -> list[Sweep]:
-    """Groups of two or more runs that differ in nothing but load; runs without the figures `NEEDED` are left out."""
+    """Groups of two or more runs that differ only in load; runs without the figures `NEEDED` are left out."""
     groups: dict[str, list[tuple[Run, Summary]]] = {}
     for run, summary in sweep:
         if run.engine is not None and all(measured(summary, name).value is not None for name in NEEDED):
@@ -207,9 +199,8 @@ def alike(sweep: Sweep) -> list[Sweep]:
 
 
 def at_objectives(sweep: Sweep, scenario: str | None = None) -> list[AtObjective]:
-    """The best point of runs that are `alike` at each preset objective."""
-    presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
-    return [_at(sweep, name, limits, scenario) for name, limits in presets.items()]
+    """The best point of runs that are `alike`, at each preset objective."""
+    return [_at(sweep, name, limits, scenario) for name, limits in preset_objectives().items()]
 
 
 def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtObjective:
@@ -227,8 +218,8 @@ def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtO
 
 
 def read_objective(text: str) -> Objective:
-    """A preset's name (`70B interactive`), or limits in seconds (`ttft_s.p99=0.5,tpot_s.p99=0.03`)."""
-    presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
+    """Limits from a preset's name (`70B interactive`), or from seconds by figure (`ttft_s.p99=0.5,tpot_s.p99=0.03`)."""
+    presets = preset_objectives()
     if text in presets:
         return presets[text]
     try:
@@ -237,43 +228,48 @@ def read_objective(text: str) -> Objective:
         limits = {}
     if not limits or not all(limit > 0 for limit in limits.values()):
         known = ", ".join(f"'{name}'" for name in presets)
-        raise HarnessError(f"'{text}' is no objective", f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {known}")
+        raise HarnessError(f"'{text}' is not an objective", f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {known}")
     return limits
+
+
+def preset_objectives() -> dict[str, Objective]:
+    """Name -> limits of the shipped objectives."""
+    return parse_objectives(read_data("prices/mlperf_slo.csv"))
 
 
 def device_and_scenario(
     runs: Sequence[Run], scenario: str | None, overrides: Values, free: Sequence[str] = ()
 ) -> tuple[Device, Scenario]:
-    """The device of runs that differ in nothing but `free`, and the scenario for it."""
-    device = _one_condition(runs, free)
+    """The device of runs that differ only in the conditions `free`, and the scenario with its price."""
+    device = _common_device(runs, free)
     return device, priced_for(device, scenario or scenario_for(runs[0]), overrides)
 
 
 def scenario_for(run: Run) -> str:
-    """What prices a run where no scenario is named: its workload's own, unless that is for another kind of device."""
+    """Name of the scenario if the user gives none: the workload's, unless it is for another kind of device."""
     own, kind = run.file.workload.scenario, run.device.kind
     if own is not None and kind in ("none", {"gpu": "gpu", "vcpu": "cpu"}[read_scenario(own).per]):
         return own
     return DEFAULT_SCENARIO[kind]
 
 
-def _one_condition(runs: Sequence[Run], free: Sequence[str] = ()) -> Device:
-    """The device of runs that differ in no condition but those in `free`."""
+def _common_device(runs: Sequence[Run], free: Sequence[str] = ()) -> Device:
+    """The device of runs; HarnessError if they differ in a condition that is not in `free`."""
     if not runs:
         raise HarnessError("no run to price", "name at least one; `harness list runs` shows them")
     first = conditions_of(runs[0])
     for run in runs:
         for name, has in conditions_of(run).items():
             if name not in free and has != first[name]:
+                what = f"{name} differs: {runs[0].id} has {first[name]}, {run.id} has {has}"
                 raise HarnessError(
-                    f"{name} differs: {runs[0].id} has {first[name]}, {run.id} has {has}",
-                    f"price runs together only if they differ in nothing but {'load' if free else 'lengths'}",
+                    what, f"price only runs together that differ in {'load' if free else 'lengths'} alone"
                 )
     return runs[0].device
 
 
 def conditions_of(run: Run) -> dict[str, object]:
-    """What runs that are priced together must share, by name."""
+    """Name -> value of each condition that runs priced together must share."""
     model, device = run.model, run.device
     return {
         "model": model.weights_sha256 or model.source or model.asked,
@@ -287,20 +283,29 @@ def conditions_of(run: Run) -> dict[str, object]:
 
 @lru_cache(maxsize=1)
 def price_tables() -> tuple[tuple[Gpu, ...], dict[tuple[str, str], Input]]:
-    """The rows of gpus.csv and of the price tables; read once a process."""
+    """The rows of gpus.csv and of the price tables, read once per process."""
     ranges, owned = (read_data(f"prices/{name}.csv") for name in ("gpu_rental_ranges", "gpu_prices"))
     return read_rows(read_data("gpus.csv"), Gpu), parse_prices(ranges, owned)
 
 
 def priced_for(device: Device, scenario: str, overrides: Values) -> Scenario:
-    """The scenario of that name or file with the shipped price of the device in it."""
+    """The scenario of that name or file, with the shipped price of the device."""
     return priced(read_scenario(scenario, overrides), device, *price_tables())
+
+
+def list_scenarios() -> tuple[tuple[str, str], ...]:
+    """(name, description) of each shipped scenario."""
+    return tuple((name, read_scenario(str(file)).description) for name, file in _shipped_scenarios().items())
 
 
 def read_scenario(name_or_path: str, overrides: Values = AS_WRITTEN) -> Scenario:
     """The scenario in a file, or the shipped one of that name, with overrides as for `parse_scenario`."""
-    shipped = {file.stem: file for file in data_path("scenarios").glob("*.yaml")}
+    shipped = _shipped_scenarios()
     path = Path(name_or_path) if Path(name_or_path).is_file() else shipped.get(name_or_path)
     if path is None:
-        raise HarnessError(f"no scenario '{name_or_path}'", f"give a file, or one of {', '.join(sorted(shipped))}")
+        raise HarnessError(f"no scenario '{name_or_path}'", f"give a file, or one of {', '.join(shipped)}")
     return parse_scenario(read_text(path), str(path), overrides)
+
+
+def _shipped_scenarios() -> dict[str, Path]:
+    return {file.stem: file for file in sorted(data_path("scenarios").glob("*.yaml"))}

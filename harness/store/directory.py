@@ -1,6 +1,6 @@
 """A run's directory: written once, read many times; docs/architecture.md lists its files.
 
-While a run goes on its rows are in requests.jsonl (of several client processes requests-0.jsonl…), power.jsonl and
+During a run, its rows are in requests.jsonl (requests-0.jsonl… for several client processes), power.jsonl and
 server.jsonl. Finished files are written under a temporary name and renamed.
 """
 
@@ -34,54 +34,54 @@ from harness.store.run_file import SCHEMA_VERSION, RunFile, State
 
 
 class RunWriter:
-    """A run being written, in a directory of its own under `root`; open from the first file to the last rename.
+    """Writes a run into a new directory under `root`, from the start of the run until `finish`.
 
-    Every method raises HarnessError where the directory cannot be written. What was written by then still reads.
+    Every method raises HarnessError if the directory cannot be written. Rows written before can still be read.
     """
 
     def __init__(self, root: Path, file: RunFile) -> None:
-        with _writing(root):
+        with journal.writing(root):
             root.mkdir(parents=True, exist_ok=True)
             for self.file in _numbered(file):
                 self.directory = root / self.file.id
                 with contextlib.suppress(FileExistsError):
                     self.directory.mkdir()
                     break
-        self._journals = {"requests": journal.Journal(self.directory / "requests.jsonl")}
-        with contextlib.suppress(OSError):  # a file system without locks: the run will not read as running
-            fcntl.flock(self._journals["requests"], fcntl.LOCK_EX)
+        self._journals: dict[str, journal.Journal] = {}
+        with contextlib.suppress(OSError):  # a file system without locks: the run will read as interrupted
+            fcntl.flock(self._journal("requests"), fcntl.LOCK_EX)
         self.update()
 
     def add(self, record: Record) -> None:
-        """Journal a finished request."""
-        self._journals["requests"].add(record)
+        """Write a finished request to the journal."""
+        self._journal("requests").add(record)
 
     def add_power(self, samples: Iterable[PowerSample]) -> None:
-        """Journal a meter's readings, their times on CLOCK_MONOTONIC until `finish`."""
-        self._add("power", samples)
+        """Write power readings to the journal; their times are on CLOCK_MONOTONIC until `finish`."""
+        self._journal("power").add(*samples)
 
     def add_server(self, samples: Iterable[ServerSample]) -> None:
-        """Journal what a server says of itself, its times on CLOCK_MONOTONIC until `finish`."""
-        self._add("server", samples)
+        """Write server metrics to the journal; their times are on CLOCK_MONOTONIC until `finish`."""
+        self._journal("server").add(*samples)
 
-    def _add(self, name: str, samples: Iterable[PowerSample | ServerSample]) -> None:
+    def _journal(self, name: str) -> journal.Journal:
         if name not in self._journals:
             self._journals[name] = journal.Journal(self.directory / f"{name}.jsonl")
-        self._journals[name].add(*samples)
+        return self._journals[name]
 
     def client_journal(self, client: int) -> Path:
-        """Where the client process of that number keeps its finished requests."""
+        """Path of the journal of a client process."""
         return self.directory / f"requests-{client}.jsonl"
 
     def update(self, **changes: Any) -> None:
-        """Rewrite run.json with these fields changed."""
+        """Change these fields of run.json, and rewrite the file."""
         self.file = RunFile.model_validate({**dict(self.file), **changes})
-        with _writing(self.directory):
+        with journal.writing(self.directory):
             _write(self.directory / "run.json", self.file.model_dump_json(indent=2))
 
     def finish(self, state: State, error: str | None = None) -> None:
-        """Turn the journals into Parquet files, and state how the run ended."""
-        with _writing(self.directory):
+        """Convert the journals to Parquet files, and write the final state to run.json."""
+        with journal.writing(self.directory):
             written = [name for name in rows.COLUMNS if (self.directory / f"{name}.jsonl").is_file()]
             self.update(state=state, error=error, sha256=dict(map(self._save, written)))
             for each in self._journals.values():
@@ -90,7 +90,7 @@ class RunWriter:
                 path.unlink()
 
     def _save(self, name: str) -> tuple[str, str]:
-        """The file that it made of the journal, and its digest."""
+        """Write a Parquet file from the journals; returns the name of the file and its SHA-256."""
         path, partial = self.directory / f"{name}.parquet", self.directory / f".{name}.parquet.part"
         pq.write_table(rows.journalled(self.directory, name, self.file), partial, compression="zstd")
         digest = rows.digest_of(partial)
@@ -99,7 +99,7 @@ class RunWriter:
 
 
 def new_id(now: datetime, *names: str | None) -> str:
-    """A directory's name: the time, then the model and workload.
+    """Name of a run's directory: UTC time, model and workload.
 
     >>> from datetime import UTC
     >>> new_id(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "org/Model-7B", "smoke")
@@ -110,20 +110,20 @@ def new_id(now: datetime, *names: str | None) -> str:
 
 
 def _numbered(file: RunFile) -> Iterator[RunFile]:
-    """The run by its name, and then numbered: others may have started in the same second."""
+    """The run under its own id, then under numbered ids: another run may have started in the same second."""
     yield file
     for number in itertools.count(2):
         yield file.model_copy(update={"id": f"{file.id}-{number}"})
 
 
 def adopt(root: Path, files: Mapping[str, bytes]) -> str:
-    """Store a run that was measured elsewhere, from its files by name, all at once; the name that it got here."""
+    """Store a run from another machine, given as file name -> content, in one step; returns its id here."""
     file = RunFile.model_validate_json(files["run.json"])
-    with _writing(root):
+    with journal.writing(root):
         root.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".incoming-", dir=root))
         for name, content in files.items():
-            if name not in ("run.json", "summary.json"):  # the one may get another name, and the other is rebuilt
+            if name not in ("run.json", "summary.json"):  # run.json may get another id, summary.json is rebuilt
                 (partial / name).write_bytes(content)
         partial.chmod(0o755)
         for named in _numbered(file):
@@ -137,16 +137,8 @@ def adopt(root: Path, files: Mapping[str, bytes]) -> str:
     return named.id
 
 
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as refused:
-        raise journal.unwritable(directory, refused) from None
-
-
 def point_latest(root: Path, run_id: str) -> None:
-    """Make `root`/latest point to this run; left alone where it is no link, or where there can be none."""
+    """Make the link `root`/latest point to this run, unless `latest` is not a link or links are not supported."""
     latest, partial = root / "latest", root / f".latest.{os.getpid()}"
     if latest.is_symlink() or not latest.exists():
         with contextlib.suppress(OSError):
@@ -155,39 +147,36 @@ def point_latest(root: Path, run_id: str) -> None:
 
 
 def engine_record(info: EngineInfo) -> dict[str, Any]:
-    """EngineInfo as JSON values (its tokenizer left out)."""
+    """EngineInfo as JSON values, without the tokenizer."""
     fields = dataclasses.asdict(dataclasses.replace(info, encode=None))
     del fields["encode"]
     return fields
 
 
 def find_run(reference: str, root: Path) -> Path:
-    """A run's directory from a path, a name under `root`, or a name's unambiguous beginning (`latest` is a name)."""
+    """A run's directory from a path, a name under `root` (such as `latest`), or the unambiguous start of a name."""
     for candidate in (Path(reference), root / reference):
         try:
             (candidate / "run.json").lstat()
         except PermissionError:
-            pass  # it is there: `read_run` will say what is wrong with it
-        except (OSError, ValueError):  # too long a name, or a null byte in it, among others
+            pass  # the file exists; `read_run` reports the error
+        except (OSError, ValueError):  # for instance a name that is too long, or contains a null byte
             continue
         return candidate.resolve()
     matches = sorted(name for path in root.glob("*/run.json") if (name := path.parent.name).startswith(reference))
-    if len(matches) == 1:
-        return (root / matches[0]).resolve()
-    if matches:
-        raise HarnessError(
-            f"'{reference}' could be any of {len(matches)} runs: {', '.join(matches[:3])}…", "give more of the name"
-        )
-    raise HarnessError(
-        f"no run '{reference:.80}': neither a directory with a run.json nor a name under {root}",
-        "see `harness list runs`, or give the run's directory",
-    )
+    if len(matches) > 1:
+        what = f"'{reference}' could be any of {len(matches)} runs: {', '.join(matches[:3])}…"
+        raise HarnessError(what, "give more of the name")
+    if not matches:
+        what = f"no run '{reference:.80}': neither a directory with a run.json nor a name under {root}"
+        raise HarnessError(what, "see `harness list runs`, or give the run's directory")
+    return (root / matches[0]).resolve()
 
 
 def list_runs(root: Path) -> Iterator[tuple[Path, Run | HarnessError]]:
-    """Every run under `root`, oldest first; a damaged one gives its error, and the others still come."""
+    """Directory and run for every run under `root`, oldest first; a damaged run is replaced by its error."""
     for path in sorted(root.iterdir()) if root.is_dir() else ():
-        with contextlib.suppress(PermissionError):  # which `read_run` says in words
+        with contextlib.suppress(PermissionError):  # `read_run` reports it
             if path.name.startswith(".") or path.is_symlink() or not (path / "run.json").exists():
                 continue
         try:
@@ -197,7 +186,7 @@ def list_runs(root: Path) -> Iterator[tuple[Path, Run | HarnessError]]:
 
 
 def write_summary(directory: Path, summary: Summary) -> None:
-    """Store the derived figures beside the raw rows, where the directory can be written."""
+    """Write summary.json if the directory is writable."""
     content = {"schema_version": SCHEMA_VERSION, "harness": source(), **dataclasses.asdict(summary)}
     with contextlib.suppress(OSError):
         _write(directory / "summary.json", json.dumps(content, indent=1))
@@ -207,7 +196,7 @@ _SUMMARY = TypeAdapter(Summary)
 
 
 def read_summary(directory: Path) -> Summary | None:
-    """The stored summary; None where there is none that this very harness wrote."""
+    """The stored summary; None if it is missing, damaged, or written by other code than this."""
     try:
         raw = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
         if raw["harness"] != source():
@@ -226,7 +215,7 @@ def read_summary(directory: Path) -> Summary | None:
 
 @lru_cache(maxsize=1)
 def source() -> str:
-    """The version, and a digest of the code: in a clone the formulas change while the version stays."""
+    """The version and a digest of the code: in a clone, formulas can change without a new version."""
     code = b"".join(path.read_bytes() for path in sorted(Path(harness.__file__).parent.rglob("*.py")))
     return f"{harness.__version__}+{hashlib.sha256(code).hexdigest()[:12]}"
 

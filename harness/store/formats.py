@@ -1,26 +1,89 @@
-"""Each tool's file, read: which of its numbers is which figure here, and what the two mean by it."""
+"""Readers of other tools' files: which number becomes which figure, and where the definitions differ."""
 
 from __future__ import annotations
 
 import csv
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.model import Figure, Record
-from harness.store.imported import Point, figures
+
+UNITS: Mapping[str, str] = {
+    "requests_per_s": "requests/s",
+    "output_tokens_per_s": "tokens/s",
+    "input_tokens_per_s": "tokens/s",
+    "total_tokens_per_s": "tokens/s",
+    "requests": "requests",
+    "input_tokens": "tokens",
+    "output_tokens": "tokens",
+    "joules_per_output_token": "J",
+    "joules_per_request": "J",
+    "gpu_power_w": "W",
+}
+"""Figure, or the part of its name before the dot -> unit; all other figures are in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measured point of a file. None: not in the file."""
+
+    figures: tuple[Figure, ...]
+    model: str | None = None
+    name: str = ""
+    """Distinguishes the points of one file."""
+    engine: str = "openai"
+    version: str | None = None
+    """Version of the tool."""
+    measured: str | None = None
+    """The run's date, as written in the file."""
+    load: Mapping[str, Any] = field(default_factory=dict)
+    """Shape, users or rate, with the keys of `harness.workload.arrivals.Load`."""
+    precision: str | None = None
+    gpu: str | None = None
+    gpus: int | None = None
+    notes: tuple[str, ...] = ()
+    """Where the tool's definitions differ from this project's."""
+    records: tuple[Record, ...] = ()
+
+
+def figures(values: Mapping[str, float | None], n: int | None, scale: float = 1.0) -> tuple[Figure, ...]:
+    """Figures with status `reported` from figure name -> value; a missing value gives no figure.
+
+    >>> [(each.name, each.value, each.unit) for each in figures({"ttft_s.p50": 12.5, "itl_s.p50": None}, 3, 1e-3)]
+    [('ttft_s.p50', 0.0125, 's')]
+    """
+    return tuple(
+        Figure(
+            name, value * scale, UNITS.get(name) or UNITS.get(name.partition(".")[0], "s"), "reported", n=n,
+            reason="the tool gives no interval",
+        )
+        for name, value in values.items()
+        if value is not None
+    )  # fmt: skip
+
 
 _PERCENTILES = ("p50", "p90", "p95", "p99")
+_ALSO = {"mean": "avg", "p50": "median"}
+"""Other names of statistics in the tools' files."""
 _SERVE_NOTES = (
     "TPOT is 0 for an answer that came in one chunk",
     "the duration runs from the first request drawn to the last return",
 )
 
 
-def _spread(name: str, from_: Mapping[str, Any], keys: Mapping[str, str], scale: float) -> tuple[Figure, ...]:
-    """Mean and percentiles of one latency: `keys` maps the statistic to the tool's word for it."""
-    n = from_.get("count")
-    return figures({f"{name}.{stat}": from_.get(key) for stat, key in keys.items()}, n and int(n), scale)
+def _latency(name: str, seen: Mapping[str, Any], n: int | None, scale: float = 1.0) -> tuple[Figure, ...]:
+    """Mean and percentiles of one latency from statistic -> value; of `n` requests unless `seen` has a count."""
+    n = seen.get("count", n)
+    values = {f"{name}.{stat}": seen.get(stat, seen.get(_ALSO.get(stat, stat))) for stat in ("mean", *_PERCENTILES)}
+    return figures(values, n and int(n), scale)
+
+
+def _vllm_latency(name: str, content: Mapping[str, Any], word: str, n: int | None) -> tuple[Figure, ...]:
+    """One latency of vLLM's benchmarks, whose keys are such as `mean_ttft_ms`."""
+    seen = {stat: content.get(f"{stat}_{word}_ms") for stat in ("mean", "median", *_PERCENTILES[1:])}
+    return _latency(name, seen, n, 1e-3)
 
 
 def vllm_serve(content: Mapping[str, Any]) -> Iterator[Point]:
@@ -38,9 +101,7 @@ def vllm_serve(content: Mapping[str, Any]) -> Iterator[Point]:
         "output_tokens.got": content.get("total_output_tokens"),
     }
     for name, word in (("ttft_s", "ttft"), ("tpot_s", "tpot"), ("itl_s", "itl"), ("e2e_s", "e2el")):
-        values = {f"{name}.mean": content.get(f"mean_{word}_ms"), f"{name}.p50": content.get(f"median_{word}_ms")}
-        values |= {f"{name}.{p}": content.get(f"{p}_{word}_ms") for p in _PERCENTILES[1:]}
-        each += figures(values, done, 1e-3)
+        each += _vllm_latency(name, content, word, done)
     users, rate = content.get("max_concurrency"), content.get("request_rate")
     endless = rate is None or float(rate) == float("inf")
     load = {"shape": "closed", "users": users} if endless and users else {"shape": "offline"}
@@ -59,7 +120,7 @@ def vllm_serve(content: Mapping[str, Any]) -> Iterator[Point]:
 
 
 def _vllm_records(content: Mapping[str, Any]) -> Iterator[Record]:
-    """The rows that `--save-detailed` adds; its times of sending are on a clock with an unknown zero."""
+    """The rows that `--save-detailed` adds; their send times are on a clock with an unknown zero."""
     sent_s, ttft_s, gaps_s = (content.get(key) or () for key in ("start_times", "ttfts", "itls"))
     if not sent_s:
         return
@@ -89,17 +150,14 @@ def vllm_offline(content: Mapping[str, Any]) -> Iterator[Point]:
     yield Point(figures(values, n), content.get("model_id"), engine="vllm", load={"shape": "offline"})
 
 
-_GUIDELLM = (
-    "latencies are those of successful requests; rates are the means over time that it prints for all of them",
-)
-_GUIDELLM_TPOT = (
-    "what it calls ITL is a request's mean gap, weighted by tokens: here TPOT; its TPOT includes TTFT: left"
+_GUIDELLM_NOTES = (
+    "latencies are those of successful requests; rates are guidellm's means over time of all requests",
+    "guidellm's ITL is the mean gap of a request, weighted by tokens: here TPOT; its TPOT includes TTFT: left out",
 )
 
 
 def guidellm(content: Mapping[str, Any]) -> Iterator[Point]:
-    """guidellm's JSON: a point a benchmark."""
-    keys = {"mean": "mean", **{p: p for p in _PERCENTILES}}
+    """guidellm's JSON: one point per benchmark."""
     for benchmark in content["benchmarks"]:
         metrics, config = benchmark["metrics"], benchmark["config"]
         made = benchmark["scheduler_metrics"]["requests_made"]
@@ -121,7 +179,7 @@ def guidellm(content: Mapping[str, Any]) -> Iterator[Point]:
             ("e2e_s", "request_latency", 1.0),
         ):
             seen = metrics[word]["successful"]
-            found += _spread(name, {**seen, **seen["percentiles"]}, keys, scale)
+            found += _latency(name, {**seen, **seen["percentiles"]}, None, scale)
         strategy = config["strategy"]
         users, rate = strategy.get("streams"), strategy.get("rate")
         kind = {"concurrent": "closed", "synchronous": "closed", "throughput": "offline"}.get(strategy["type_"])
@@ -132,7 +190,7 @@ def guidellm(content: Mapping[str, Any]) -> Iterator[Point]:
             name=f"{strategy['type_']} {users or rate or ''}".strip(),
             version=content["metadata"]["guidellm_version"],
             load={key: value for key, value in load.items() if value is not None},
-            notes=(*_GUIDELLM, _GUIDELLM_TPOT),
+            notes=_GUIDELLM_NOTES,
         )
 
 
@@ -148,17 +206,16 @@ _AIPERF = {
     "output_tokens.got": "total_osl",
 }
 _AIPERF_NOTES = (
-    "what it calls ITL is a request's mean gap: here TPOT; its inter-chunk latency is the gaps: here ITL",
-    "tokens are counted by the client's tokenizer unless it was told to use the server's count",
+    "aiperf's ITL is the mean gap of a request: here TPOT; its inter-chunk latency is the gaps: here ITL",
+    "tokens are counted by the client's tokenizer, unless aiperf was set to use the server's count",
 )
 
 
 def aiperf(content: Mapping[str, Any]) -> Iterator[Point]:
     """aiperf's profile_export_aiperf.json, and genai-perf's profile_export_genai_perf.json."""
-    count = int((content.get("request_count") or {"avg": 0})["avg"])
     totals = {name: (content.get(key) or {}).get("avg") for name, key in _AIPERF.items()}
-    found = figures(totals, count or None)
-    keys = {"mean": "avg", **{p: p for p in _PERCENTILES}}
+    n = int(totals["requests.completed"] or 0) or None
+    found = figures(totals, n)
     for name, word in (
         ("ttft_s", "time_to_first_token"),
         ("tpot_s", "inter_token_latency"),
@@ -167,7 +224,7 @@ def aiperf(content: Mapping[str, Any]) -> Iterator[Point]:
     ):
         seen = content.get(word)
         if seen is not None:
-            found += _spread(name, {"count": count or None, **seen}, keys, {"ms": 1e-3, "sec": 1.0}[seen["unit"]])
+            found += _latency(name, seen, n, {"ms": 1e-3, "sec": 1.0}[seen["unit"]])
     config = content.get("input_config") or {}
     models = (config.get("models") or {}).get("items") if isinstance(config.get("models"), dict) else None
     phase: Mapping[str, Any] = next(iter(config.get("phases") or ()), {})
@@ -184,11 +241,11 @@ def aiperf(content: Mapping[str, Any]) -> Iterator[Point]:
 
 
 def aiperf_csv(text: str) -> Iterator[Point]:
-    """aiperf's profile_export_aiperf.csv, and genai-perf's: tables of `Metric (unit)`, as many as there are."""
+    """aiperf's profile_export_aiperf.csv, and genai-perf's: any number of tables of `Metric (unit)`."""
     content: dict[str, dict[str, Any]] = {}
     for block in re.split(r"\n\s*\n", text.replace("\r", "")):
         header, *rows = csv.reader(block.strip().splitlines())
-        for name, *cells in rows if header[0] == "Metric" else ():  # telemetry has tables of another form
+        for name, *cells in rows if header[0] == "Metric" else ():  # tables of telemetry have another form
             matched = re.fullmatch(r"(.+?)(?: \((.+)\))?", name)
             key, unit = (matched[1].lower().replace(" ", "_"), matched[2]) if matched else (name, None)
             stats = ("avg" if stat == "Value" else stat for stat in header[1:])
@@ -201,7 +258,7 @@ _AIPERF_WORDS = {"total_input_sequence_length": "total_isl", "total_output_seque
 
 
 def aiperf_records(rows: list[Mapping[str, Any]]) -> Iterator[Point]:
-    """aiperf's profile_export.jsonl: a line a request, with every gap. The figures are computed here."""
+    """aiperf's profile_export.jsonl: one line per request, with all gaps. The figures are computed from the rows."""
     zero_ns = min(row["metadata"]["request_start_ns"] for row in rows)
     yield Point((), records=tuple(_aiperf_record(i, row, zero_ns) for i, row in enumerate(rows)))
 
@@ -226,7 +283,7 @@ def _aiperf_record(index: int, row: Mapping[str, Any], zero_ns: int) -> Record:
 
 
 def _shared(tokens: int, arrivals: int) -> tuple[int, ...]:
-    """Tokens over arrivals as evenly as whole numbers go: the file does not say how many each chunk held.
+    """Tokens of each arrival, as equal as whole numbers allow: the file does not hold the tokens of each chunk.
 
     >>> _shared(5, 3)
     (2, 2, 1)
@@ -249,19 +306,19 @@ def inference_perf(content: Mapping[str, Any]) -> Iterator[Point]:
         "input_tokens.got": (good.get("prompt_tokens") or {}).get("total"),
         "output_tokens.got": (good.get("output_tokens") or {}).get("total"),
     }
-    found, keys = figures(totals, n), {"mean": "mean", "p50": "median", "p90": "p90", "p95": "p95", "p99": "p99"}
+    found = figures(totals, n)
     for name, word in (
         ("ttft_s", "time_to_first_token"),
         ("tpot_s", "time_per_output_token"),
         ("itl_s", "inter_token_latency"),
         ("e2e_s", "request_latency"),
     ):
-        found += _spread(name, {"count": n, **(latency.get(word) or {})}, keys, 1.0)
-    yield Point(found, notes=("its normalised time per output token includes TTFT and is left out",))
+        found += _latency(name, latency.get(word) or {}, n)
+    yield Point(found, notes=("the normalised time per output token includes TTFT and is left out",))
 
 
 def mlenergy_benchmark(content: Mapping[str, Any]) -> Iterator[Point]:
-    """results.json of the ML.ENERGY benchmark: `vllm bench serve` with the energy of its steady state."""
+    """results.json of the ML.ENERGY benchmark: `vllm bench serve` with the energy of the steady state."""
     joules, seconds = content["steady_state_energy"], content["steady_state_duration"]
     per_token = content.get("steady_state_energy_per_token")
     values = {
@@ -271,12 +328,12 @@ def mlenergy_benchmark(content: Mapping[str, Any]) -> Iterator[Point]:
     }
     whole = next(vllm_serve({"request_throughput": None, "output_throughput": None, **content}))
     kept = tuple(figure for figure in whole.figures if figure.name not in values)
-    notes = (*whole.notes, "energy and output rate are of its steady state; requests per second of the whole run")
+    notes = (*whole.notes, "energy and output rate are of the steady state; requests per second of the whole run")
     yield Point(figures(values, whole.figures[0].n) + kept, whole.model, engine="vllm", load=whole.load, notes=notes)
 
 
 def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Point]:
-    """A task's JSON of the ML.ENERGY leaderboard: a point a configuration."""
+    """A task's JSON of the ML.ENERGY leaderboard: one point per configuration."""
     for row in content["configurations"]:
         length, rate = row.get("avg_output_len"), row["output_throughput_tokens_per_sec"]
         values = {
@@ -286,12 +343,8 @@ def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Point]:
             "joules_per_request": row["energy_per_request_joules"],
             "gpu_power_w": row.get("avg_power_watts"),
         }
-        gaps = {
-            f"itl_s.{p}": row.get(f"{word}_itl_ms")
-            for p, word in zip(_PERCENTILES, ("median", *_PERCENTILES[1:]), strict=True)
-        }
         yield Point(
-            figures(values, None) + figures(gaps, None, 1e-3),
+            figures(values, None) + _vllm_latency("itl_s", row, "itl", None),
             model=row["model_id"],
             name=f"{content['task']} {row['gpu_model']}x{row['num_gpus']} {row.get('max_num_seqs') or ''}".strip(),
             engine="vllm",
@@ -299,9 +352,7 @@ def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Point]:
             precision=row.get("weight_precision"),
             gpu=row["gpu_model"],
             gpus=row["num_gpus"],
-            notes=(
-                "a steady state, without TTFT; requests per second are its output rate over the mean output length",
-            ),
+            notes=("steady state, without TTFT; requests per second are output rate / mean output length",),
         )
 
 
@@ -326,13 +377,12 @@ def loadgen(text: str) -> Iterator[Point]:
         spread |= {f"{name}.{p}": number(f"{p[1:]}.00 percentile {other}") for p in _PERCENTILES}
         found += figures(spread, None, 1e-9)
     verdict = () if said["Result is"] == "VALID" else (f"LoadGen calls this run {said['Result is']}",)
+    scenario = said["Scenario"]
     yield Point(
         found,
         model=said.get("SUT name"),
-        name=said["Scenario"].lower(),
+        name=scenario.lower(),
         engine="LoadGen",
-        load={"rate_per_s": number("target_qps")}
-        if said["Scenario"] == "Server"
-        else {"shape": said["Scenario"].lower()},
-        notes=(*verdict, "all latencies count from when the request was due, TTFT too"),
+        load={"rate_per_s": number("target_qps")} if scenario == "Server" else {"shape": scenario.lower()},
+        notes=(*verdict, "all latencies, TTFT included, count from the due time of the request"),
     )

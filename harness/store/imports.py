@@ -1,7 +1,7 @@
-"""Results of other tools, as runs: each file's own figures under this project's names, with how they were defined.
+"""Results of other tools, stored as runs: the file's figures under this project's names, with notes on definitions.
 
-`FORMATS` is the list of what is known; `tools` reads each. Figures keep the values that the tool printed, in SI units;
-what a file does not say stays None or absent. docs/importing.md sets the definitions side by side.
+`FORMATS` lists the supported files, and `formats` reads them. Figures keep the tool's values, in SI units; a value that
+the file does not hold stays None or absent. docs/importing.md compares the definitions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,18 +21,17 @@ from harness.errors import HarnessError
 from harness.model import EngineInfo, ModelIdentity
 from harness.store import formats
 from harness.store.directory import RunWriter, engine_record, new_id
-from harness.store.imported import Point
 from harness.store.run_file import RunFile
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One kind of file: what tells it from the others, and what reads it."""
+    """One kind of file: its tool, the keys that identify it, and its reader."""
 
     tool: str
     keys: tuple[str, ...]
-    """Keys that such a file has, dotted where they are nested."""
-    read: Callable[[Any], Iterator[Point]]
+    """Keys of such a file; dotted if nested."""
+    read: Callable[[Any], Iterator[formats.Point]]
 
 
 FORMATS = (
@@ -46,39 +46,40 @@ FORMATS = (
     Format("inference-perf", ("benchmark_time_seconds", "load_summary", "successes"), formats.inference_perf),
     Format("MLPerf LoadGen", ("MLPerf Results Summary", "Scenario"), formats.loadgen),
 )
-"""Every kind that is known, the one with the more telling keys first."""
+"""All supported kinds, the more specific keys first."""
 
 
-def points(path: Path) -> list[tuple[Format, Point]]:
-    """Every measured point in a file of another tool. HarnessError for an unknown or damaged one.
+def points(path: Path) -> list[tuple[Format, formats.Point]]:
+    """All measured points in a file of another tool. HarnessError for an unknown or damaged file.
 
-    A JSON list is one file in several parts, as a sweep writes it; of JSON lines, what all lines say together counts.
+    Each entry of a JSON list is read alone, as in the file of a sweep; request records are read together.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as refused:
         raise HarnessError(f"{path}: {refused}", "give a result file of another tool") from None
     content = _content(text)
-    parts = content if isinstance(content, list) and content and not _is_records(content) else [content]
-    found: list[tuple[Format, Point]] = []
+    records = _has(content, "metadata.request_start_ns")
+    parts = content if isinstance(content, list) and content and not records else [content]
+    found: list[tuple[Format, formats.Point]] = []
     for part in parts:
         kind = next((each for each in FORMATS if all(_has(part, key) for key in each.keys)), None)
         if kind is None:
             known = "; ".join(f"{each.tool}: {', '.join(each.keys)}" for each in FORMATS)
-            raise HarnessError(f"{path}: of no known tool", f"expected the keys of one of these: {known}")
+            raise HarnessError(f"{path}: not the file of a known tool", f"expected the keys of one of these: {known}")
         try:
             found += [(kind, point) for point in kind.read(part)]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as damaged:
             why = f"lacks {damaged}" if isinstance(damaged, KeyError) else str(damaged)
-            fix = f"fetch it again; it should hold {', '.join(kind.keys)} and what goes with them"
+            fix = f"get the file again; it should hold {', '.join(kind.keys)} and the other keys of {kind.tool}"
             raise HarnessError(f"{path}: looks like {kind.tool}, but {why}", fix) from None
     return found
 
 
 def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | None = None) -> list[Path]:
-    """Write each point of the file as a run under `root`, and return the runs' directories.
+    """Store each point of the file as a run under `root`; returns the runs' directories.
 
-    `gpu` and `gpus` say what the numbers were measured on, where the file does not; without them no price is known.
+    `gpu` and `gpus` name the hardware if the file does not; without them the run has no price.
     """
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
     directories = []
@@ -93,7 +94,7 @@ def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | Non
     return directories
 
 
-def _run_file(kind: Format, point: Point, now: datetime, path: Path, digest: str) -> RunFile:
+def _run_file(kind: Format, point: formats.Point, now: datetime, path: Path, digest: str) -> RunFile:
     model = ModelIdentity(asked=point.model, precision=point.precision)
     info = EngineInfo(point.engine, None, model, "cuda" if point.gpu else "unknown", point.gpus or 1, 0, None)
     return RunFile(
@@ -117,22 +118,16 @@ def _run_file(kind: Format, point: Point, now: datetime, path: Path, digest: str
 
 
 def _content(text: str) -> Any:
-    """JSON, or JSON lines as a list, or else the text."""
-    try:
+    """The value of JSON, a list from JSON lines, or else the text."""
+    with suppress(ValueError):
         return json.loads(text)
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         return [json.loads(line) for line in text.splitlines() if line.strip()] or text
-    except ValueError:
-        return text
-
-
-def _is_records(content: list[Any]) -> bool:
-    return _has(content[0], "metadata.request_start_ns")
+    return text
 
 
 def _has(content: Any, key: str) -> bool:
+    """True if a text contains `key`, or a map, or the first map of a list, has the dotted key."""
     if isinstance(content, str):
         return key in content
     if isinstance(content, list):

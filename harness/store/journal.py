@@ -1,11 +1,12 @@
-"""Journals: a row a line, through to the operating system as it comes, so that a run that was killed still reads.
+"""Journals: one row per line, passed to the operating system at once, so that a killed run can still be read.
 
-orjson writes the row of a request with 64 arrivals in 6 microseconds where the standard library's json takes 39 (one
-arrival: 3.4 for 11): this is on the path of the load loop.
+Uses orjson because the load loop writes here: a request with 64 arrivals takes 6 us, with the standard library 39 us
+(with one arrival 3.4 us and 11 us).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -21,22 +22,18 @@ Row = Record | PowerSample | ServerSample
 
 
 class Journal:
-    """An append-only file of rows. HarnessError where it cannot be written; what was written by then still reads."""
+    """An append-only file of rows. HarnessError if it cannot be written; rows written before can still be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with writing(path.parent):
             self._file = path.open("wb")
-        except OSError as refused:
-            raise unwritable(path.parent, refused) from None
 
     def add(self, *rows: Row) -> None:
-        """Write the rows, and leave none of them to this process alone."""
-        try:
+        """Write the rows, and flush them to the operating system."""
+        with writing(self.path.parent):
             self._file.writelines(map(_line, rows))
             self._file.flush()
-        except OSError as refused:
-            raise unwritable(self.path.parent, refused) from None
 
     def fileno(self) -> int:
         return self._file.fileno()
@@ -46,7 +43,7 @@ class Journal:
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a journal; the last line may have been cut short. ValueError for a damaged one."""
+    """The rows of a journal, without an incomplete last line. ValueError for a damaged line."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
@@ -57,16 +54,20 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"line {number} is damaged") from None
 
 
-def unwritable(directory: Path, refused: OSError) -> HarnessError:
-    return HarnessError(
-        f"cannot write to {directory}: {refused.strerror}",
-        "make room, or name another directory with --out; `harness report` reads what is there",
-    )
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turns an OSError into a HarnessError that names the directory."""
+    try:
+        yield
+    except OSError as refused:
+        what = f"cannot write to {directory}: {refused.strerror}"
+        fix = "free space, or name another directory with --out; `harness report` reads what was written"
+        raise HarnessError(what, fix) from None
 
 
 def _line(row: Row) -> bytes:
     try:
         return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-    except orjson.JSONEncodeError:  # half a surrogate pair in a server's words
+    except orjson.JSONEncodeError:  # half of a surrogate pair in a text from a server
         text = json.dumps(dataclasses.asdict(row), ensure_ascii=False)
         return text.encode("utf-8", "replace") + b"\n"

@@ -1,4 +1,4 @@
-"""The rows of a run as tables: requests, readings of power and a server's own metrics, finished or still journals."""
+"""Tables of a run: requests, power readings and server metrics, from Parquet files or from journals."""
 
 from __future__ import annotations
 
@@ -32,44 +32,48 @@ _TYPES = {
 
 
 def _schema(noun: type, types: Mapping[str, pa.DataType]) -> pa.Schema:
-    """A column for each field; all may be missing."""
+    """One nullable column per field."""
     return pa.schema([(each.name, types[str(each.type).removesuffix(" | None")]) for each in dataclasses.fields(noun)])
 
 
 REQUESTS = _schema(Record, _TYPES)
-"""The columns of requests.parquet: the fields of Record, in their order."""
-POWER = _schema(PowerSample, _TYPES | {"int": pa.float64()})
-"""The columns of power.parquet: the fields of PowerSample in their order; all numbers float, so that missing is NaN."""
-SERVER = _schema(ServerSample, _TYPES)
-"""The columns of server.parquet: the fields of ServerSample in their order."""
-COLUMNS = {"requests": REQUESTS, "power": POWER, "server": SERVER}
+COLUMNS = {
+    "requests": REQUESTS,
+    "power": _schema(PowerSample, _TYPES | {"int": pa.float64()}),  # all numbers float, so that missing is NaN
+    "server": _schema(ServerSample, _TYPES),
+}
+"""Columns of each Parquet file: the fields of Record, PowerSample and ServerSample, in their order."""
 _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("time_s",)}
-"""Columns that a journal has on CLOCK_MONOTONIC, and a finished file from second zero on."""
+"""Columns with times on CLOCK_MONOTONIC in a journal, and in seconds since the start of the load in a finished file."""
 _INTEGERS = ("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client")
-"""Columns that may be missing: nullable in pandas, so that None never becomes a float."""
+"""Integer columns with missing values: nullable in pandas, so that integers do not become floats."""
 
 
-def read_rows(directory: Path, name: str, file: RunFile) -> pa.Table | None:
-    """Rows from the Parquet file or else from the journals; None if there is neither.
+def read_rows(directory: Path, name: str, file: RunFile) -> pa.Table:
+    """Rows from the Parquet file, or else from the journals; no rows if a run has neither.
 
-    `name` is one of COLUMNS. HarnessError names the file that is damaged.
+    `name` is one of COLUMNS. HarnessError if a file is damaged, or if there are no requests.
     """
     path, begun = directory / f"{name}.parquet", directory / f"{name}.jsonl"
     try:
         if path.is_file():
             if file.sha256.get(path.name, digest := digest_of(path)) != digest:
-                raise ValueError("it is not what the run wrote, by its SHA-256 in run.json")
+                raise ValueError("its SHA-256 differs from that in run.json")
             return pq.read_table(path, schema=COLUMNS[name])
         path = begun
-        return journalled(directory, name, file) if path.is_file() else None
+        if path.is_file():
+            return journalled(directory, name, file)
     except (OSError, pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as damaged:
         raise HarnessError(f"{path}: cannot be read: {damaged}", RESTORE) from None
+    if name == "requests":
+        raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
+    return COLUMNS[name].empty_table()
 
 
 def journalled(directory: Path, name: str, file: RunFile) -> pa.Table:
-    """The rows of the journals, those of several client processes in the order of the schedule.
+    """The rows of the journals; those of several client processes are sorted by request index.
 
-    Times count from second zero, or are left as they are if the load never began.
+    Times are in seconds since the start of the load, or on CLOCK_MONOTONIC if the load never started.
     """
     zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
     tables = []
@@ -80,23 +84,20 @@ def journalled(directory: Path, name: str, file: RunFile) -> pa.Table:
 
 
 def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Made in batches: as Python objects, the rows of a long run take several times the memory of the table."""
+    """A table made in batches, because the rows of a long run as Python objects take several times its memory."""
     batches = iter(lambda: list(itertools.islice(rows, 500)), [])
     return pa.Table.from_batches((pa.RecordBatch.from_pylist(batch, schema=schema) for batch in batches), schema)
 
 
 def frame(table: pa.Table) -> pd.DataFrame:
-    """Requests as a DataFrame; integers that may be missing are nullable, and lists stay in Arrow (see `flat`)."""
-
-    def lists(kind: pa.DataType) -> pd.ArrowDtype | None:
-        return pd.ArrowDtype(kind) if pa.types.is_list(kind) else None
-
-    made: pd.DataFrame = table.to_pandas(integer_object_nulls=True, types_mapper=lists)
-    return made.astype(dict.fromkeys(_INTEGERS, "Int64"))
+    """Requests as a DataFrame, with nullable integers; lists stay in Arrow (see `flat`)."""
+    lists = {kind: pd.ArrowDtype(kind) for kind in table.schema.types if pa.types.is_list(kind)}
+    requests = pd.DataFrame(table.to_pandas(integer_object_nulls=True, types_mapper=lists.get))
+    return requests.astype(dict.fromkeys(_INTEGERS, "Int64"))
 
 
 def flat(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """All values of a column of lists, one row after the other, and how many each row has; 0 if a row has no list.
+    """All values of a column of lists, one row after the other, and the length of each list; 0 for a missing list.
 
     >>> values, sizes = flat(pd.Series([[1.0, 2.0], None], dtype=pd.ArrowDtype(pa.list_(pa.float64()))))
     >>> values.tolist(), sizes.tolist()
@@ -113,7 +114,7 @@ def digest_of(path: Path) -> str:
 
 
 def frame_of(records: list[Record]) -> pd.DataFrame:
-    """Records as `Run.requests` has them.
+    """Records in the form of `Run.requests`.
 
     >>> frame_of([]).columns.tolist()[:3]
     ['index', 'scheduled_s', 'sent_s']

@@ -1,20 +1,14 @@
-"""run.json, typed: what was asked, where, and how it ended. Keys that this version does not know are kept."""
+"""Types of run.json: the workload, the environment, and how the run ended. Unknown keys are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    ModelWrapValidatorHandler,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
+from harness.config import Section
 from harness.model import Figure, MeterInfo, ModelIdentity
 
 SCHEMA_VERSION = 2
@@ -23,42 +17,26 @@ SCHEMA_VERSION = 2
 State = Literal["running", "complete", "interrupted", "failed"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class _Open(BaseModel):
-    """A part that other versions and tools write too: every key that was given is written again, in the same order."""
+    """A part that other versions and tools write too: unknown keys are kept, and keys not given are not written."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    _order: tuple[str, ...] = ()
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def ordered(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        """The part, which remembers the order of its keys."""
-        made = validate(given)
-        if isinstance(given, Mapping):
-            made._order = tuple(given)
-        return made
 
     @model_serializer(mode="wrap")
     def as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The part as JSON values, without the keys that were not given."""
-        values = plain(self)
-        given = dict.fromkeys((*self._order, *self.model_fields_set))
-        return {key: values[key] for key in given if key in values}
+        """The keys that were given, as JSON values."""
+        return {key: value for key, value in plain(self).items() if key in self.model_fields_set}
 
 
-class Anchor(_Part):
-    """Second zero of a run, on both clocks."""
+class Anchor(Section):
+    """Start of the load (time zero of the run) on both clocks."""
 
     utc: datetime
     monotonic_s: float
 
 
-class Timings(_Part):
-    """How long each part took, in seconds; None: it was not reached."""
+class Timings(Section):
+    """Duration of each phase of the run in seconds; None: not reached."""
 
     engine_start_s: float | None = None
     warmup_s: float | None = None
@@ -67,7 +45,7 @@ class Timings(_Part):
 
 
 class AskedRequests(_Open):
-    """The requests of a stored workload, or one part of a mix."""
+    """The requests of a stored workload, or one part of a mixed workload."""
 
     count: int | None = None
     parts: tuple[AskedRequests, ...] | None = None
@@ -78,7 +56,7 @@ class AskedRequests(_Open):
 
     @property
     def kinds(self) -> tuple[AskedRequests, ...]:
-        """The requests themselves, and each part of the mix."""
+        """The requests themselves, and each part of a mixed workload."""
         return (self, *(self.parts or ()))
 
 
@@ -97,7 +75,7 @@ class AskedWarmup(_Open):
 
 
 class Asked(_Open):
-    """A stored workload, whichever version wrote it."""
+    """A stored workload, written by any version."""
 
     name: str | None = None
     description: str | None = None
@@ -125,14 +103,14 @@ class GpuFound(_Open):
 
 
 class Git(_Open):
-    """The clone that the harness ran from."""
+    """The git clone of the harness."""
 
     revision: str | None = None
     dirty: bool = False
 
 
 class Environment(_Open):
-    """Where a run took place (`harness.measure.environment.capture`)."""
+    """The machine and its software (`harness.measure.environment.capture`)."""
 
     cpu: Cpu = Cpu()
     gpus: tuple[GpuFound, ...] = ()
@@ -150,7 +128,7 @@ class Environment(_Open):
 
 
 class Started(_Open):
-    """What a started engine said of itself: the fields of `harness.model.EngineInfo`."""
+    """What a started engine reported about itself: the fields of `harness.model.EngineInfo`."""
 
     engine: str
     device: str
@@ -161,7 +139,7 @@ class Started(_Open):
 
 
 class Delay(_Open):
-    """How late an event loop ran, in seconds."""
+    """Delay of an event loop's timers in seconds."""
 
     n: int
     p50: float
@@ -170,17 +148,17 @@ class Delay(_Open):
 
 
 class ClientSeen(_Open):
-    """What a process that sent load saw of itself."""
+    """What a client process measured about itself."""
 
     cpu_s: float | None = None
     elapsed_s: float | None = None
     loop_delay_s: Delay | None = None
     clock_bound_s: float = 0.0
-    """How far its clock may be from that of the parent process."""
+    """Largest possible difference between its clock and that of the parent process."""
 
 
 class Imported(_Open):
-    """Another tool's result: the figures that it printed, and how it defines them."""
+    """Another tool's result: its figures, and notes on their definitions."""
 
     tool: str
     file: str
@@ -189,14 +167,14 @@ class Imported(_Open):
 
 
 class SweepPoint(_Open):
-    """The sweep and the point of it that a run belongs to."""
+    """The sweep to which a run belongs, and the run's point in the sweep."""
 
     name: str
     key: str
 
 
-class RunFile(_Part):
-    """run.json."""
+class RunFile(Section):
+    """The content of run.json."""
 
     schema_version: int = SCHEMA_VERSION
     id: str
@@ -204,29 +182,28 @@ class RunFile(_Part):
     created_utc: datetime
     pid: int
     workload: Asked
-    """The workload in full, as validated."""
+    """The full workload, validated."""
     engine_asked: str
     environment: Environment
     engine: Started | None = None
-    """None: it never started."""
+    """None: the engine never started."""
     meters: tuple[MeterInfo, ...] = ()
-    """What each meter said of itself."""
     meters_asked: tuple[str, ...] = ()
-    """The words that named the meters, as `harness run --meter` takes them."""
-    declared: dict[str, float] = {}
-    """What the user declared of power that no meter reads: `host_w` (the rest of the host), `pue`."""
+    """The meters that the user named with `--meter`."""
+    declared: Mapping[str, float] = {}
+    """Power that no meter reads, as declared by the user: `host_w` (rest of the host), `pue`."""
     meters_absent: tuple[str, ...] = ()
-    """Why each meter that was looked for is not among them."""
+    """Reasons why meters are missing, one for each meter that was tried."""
     clients: tuple[ClientSeen, ...] = ()
     server: dict[str, Any] | None = None
-    """The server that the harness started: its command, version and log."""
+    """Command, version and log of the server that the harness started."""
     sweep: SweepPoint | None = None
     imported: Imported | None = None
-    idle: dict[str, tuple[float, float]] = {}
-    """Spans without load, in seconds since it began: `bare` (no engine yet), `loaded` (before the load), `after`."""
+    idle: Mapping[str, tuple[float, float]] = {}
+    """Spans without load, in seconds since the start of the load: `bare` (before the engine), `loaded`, `after`."""
     timings: Timings = Timings()
     clock: Anchor | None = None
     error: str | None = None
     """Why the run is not complete."""
-    sha256: dict[str, str] = {}
-    """Of each finished file, by its name: what is read later is what was written."""
+    sha256: Mapping[str, str] = {}
+    """File name -> SHA-256 of the finished file, checked when the file is read."""

@@ -1,1 +1,1 @@
-"""What is asked, and when."""
+"""Workloads: the content of requests, and when they are due."""

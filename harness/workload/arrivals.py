@@ -1,4 +1,4 @@
-"""Load shapes: when each request is due, and each user there. Pure values; the loop that waits is elsewhere."""
+"""Load shapes: when each request is due, and when each user is active. Pure; the measuring loop is in `measure`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from harness.config import Section
 
 ARRIVALS = 3
 """Second word of the seed of arrival times, so that they share no random numbers with the requests."""
 
 
 def _quantity(units: Mapping[str, float], form: str = "above 0") -> BeforeValidator:
-    """Reads a number above 0, or from 0 where `form` says so, alone or with one of `units` (unit -> size in SI)."""
+    """Reads a number, alone or with one of `units` (unit -> size in SI). `form`: "above 0" or "from 0"."""
 
     def read(value: object) -> float:
         match = re.fullmatch(r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*(.*)", str(value).strip())
@@ -41,7 +43,7 @@ _RATES = {f"/{unit}": 1 / size for unit, size in _UNITS_S.items()}
 PerSecond = Annotated[float, _quantity(_RATES)]
 PerSecondOr0 = Annotated[float, _quantity(_RATES, "from 0")]
 MOST = 10_000_000
-"""Of requests in a run, and of tokens in a request: what is above is a slip, and would only use up the memory."""
+"""Largest number of requests in a run, and of tokens in a request; more would be a typing error and fill the memory."""
 WHOLE = "a whole number from 1 to 10 million"
 Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
 UsersOr0 = Annotated[int, Field(ge=0, le=100_000, strict=True)]
@@ -58,15 +60,15 @@ TAKES: Mapping[str, str] = {
     "steps of users": "steps duration_s?",
     "steps of the rate": "steps arrivals? duration_s? max_in_flight?",
 }
-"""Shape, and what it changes -> the keys that go with it; `?` marks those that may be left out."""
+"""Load shape -> its keys; `?` marks optional keys."""
 _BLOCK = 4096
-"""Due times are made so many at once."""
+"""Number of due times computed at once."""
 
 
 def check_keys(given: Mapping[str, object], chosen: str, takes: Mapping[str, str]) -> None:
-    """Refuse a key that does not go with the choice, or the lack of one that must; None counts as absent.
+    """Refuse a missing key and a key that `chosen` does not take; a value of None counts as absent.
 
-    `takes` is a table like `TAKES`. The error's context carries the key, for whoever words the message.
+    `takes` is a table like `TAKES`. The error's context holds the key, for the message that `config.checked` makes.
     """
     keys = takes[chosen].split()
     for key in keys:
@@ -77,20 +79,16 @@ def check_keys(given: Mapping[str, object], chosen: str, takes: Mapping[str, str
             raise PydanticCustomError("stray", "does not go with {chosen}", {"key": key, "chosen": chosen})
 
 
-class Step(BaseModel):
-    """One step of a load: a number of users or a rate, and how long it lasts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Step(Section):
+    """One step of a load: a number of users or a rate, and its duration."""
 
     users: UsersOr0 | None = Field(None, description="a whole number from 0 to 100,000")
     rate_per_s: PerSecondOr0 | None = Field(None, description="requests per second from 0")
     duration_s: Seconds = Field(description="seconds above 0: 60 or '1 min'")
 
 
-class Load(BaseModel):
-    """When requests are sent; `TAKES` says which keys go with which shape."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Load(Section):
+    """When requests are sent; `TAKES` lists the keys of each shape."""
 
     shape: Literal["closed", "offline", "constant", "poisson", "gamma", "trace", "ramp", "steps"] = Field(
         description="one of closed, offline, constant, poisson, gamma, trace, ramp, steps"
@@ -132,43 +130,42 @@ class Load(BaseModel):
 
     @property
     def closed(self) -> bool:
-        """Whether users send, each when its last answer has come; else requests have due times."""
-        by_step = self.steps is not None and self.steps[0].users is not None
-        return self.users is not None or self.from_users is not None or self.to_users is not None or by_step
+        """True for a closed loop, where each user sends after the last answer; False if requests have due times."""
+        levels = [self.users, self.from_users, self.to_users, *(step.users for step in self.steps or ())]
+        return any(level is not None for level in levels)
 
     @property
     def end_s(self) -> float:
-        """No request is sent from this time on; infinite where the count or the trace ends the load."""
+        """Time from which no request is sent; inf if the request count or the trace ends the load."""
         steps_s = _starts(self.steps)[-1] if self.steps else math.inf
         return min(steps_s, math.inf if self.duration_s is None else self.duration_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """Recorded traffic, one element a request in order of arrival."""
+    """Recorded traffic: one element per request, in order of arrival."""
 
     arrival_s: NDArray[np.float64]
     """Seconds, never decreasing."""
     input_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     block_ids: NDArray[np.int64] | None = None
-    """Of all requests in turn, the names of the blocks that the prompt begins with; equal names, equal tokens."""
+    """Ids of the blocks at the start of each prompt, of all requests one after the other; equal ids, equal tokens."""
     block_ends: NDArray[np.int64] | None = None
-    """Where in those each request's end; the first element is where the first request's begin."""
+    """The blocks of request i are `block_ids[block_ends[i] : block_ends[i + 1]]`."""
 
     def blocks(self, row: int) -> list[int]:
-        """The names of that request's blocks; none where the trace has none."""
+        """Block ids of one request; empty if the trace has no blocks."""
         if self.block_ids is None or self.block_ends is None:
             return []
-        names: list[int] = self.block_ids[self.block_ends[row] : self.block_ends[row + 1]].tolist()
-        return names
+        return list(self.block_ids[self.block_ends[row] : self.block_ends[row + 1]].tolist())
 
 
 def user_spans(load: Load) -> list[list[tuple[float, float]]]:
-    """When each user of a closed loop is there: (from, until) in seconds, in order; until is infinite for who stays.
+    """Active times of each user of a closed loop: (start, end) in seconds, in order; end is inf without a limit.
 
-    On a ramp a user comes, or the last who came goes, as the level passes each whole number. ValueError where requests
-    have due times.
+    On a ramp, a user starts, or the user who started last ends, when the level passes a whole number. ValueError if
+    requests have due times.
 
     >>> user_spans(Load(shape="ramp", from_users=1, to_users=3, over_s=10))
     [[(0.0, inf)], [(5.0, inf)], [(10.0, inf)]]
@@ -182,30 +179,30 @@ def user_spans(load: Load) -> list[list[tuple[float, float]]]:
     if not load.closed:
         raise ValueError(f"a load of shape {load.shape} has no users")
     spans: list[list[tuple[float, float]]] = [[] for _ in range(max(level for _, level in changes))]
-    there = 0
+    active = 0
     for at_s, level in [*(change for change in changes if change[0] < load.end_s), (load.end_s, 0)]:
-        for user in range(there, level):
+        for user in range(active, level):
             spans[user].append((at_s, math.inf))
-        for user in range(level, there):
+        for user in range(level, active):
             spans[user][-1] = spans[user][-1][0], at_s
-        there = level
+        active = level
     return spans
 
 
 def _starts(steps: Sequence[Step]) -> list[float]:
-    """When each step begins, and when the last one ends."""
+    """Start of each step, and end of the last one, in seconds."""
     return [0.0, *itertools.accumulate(step.duration_s for step in steps)]
 
 
 def due_times(load: Load, count: int | None, seed: int, trace: Trace | None = None) -> Iterator[float]:
-    """When each request is due, in seconds since the load began: `count` times at most, all before `load.end_s`.
+    """Due times in seconds since the start of the load: at most `count`, all before `load.end_s`.
 
-    offline: 0 for all. constant: i / rate. poisson and gamma: the gaps, the first one from 0, are gamma distributed
-    with mean 1 / rate and shape k = burstiness, so that CV^2 = 1/k (poisson: k = 1), as in `vllm bench serve`; unlike
-    there, drawn gaps are not rescaled to hit the mean rate. trace: its arrivals from 0, times `time_scale`, once.
-    ramp and steps: arrivals at a rate of 1, taken through the inverse of the rate's integral L(t), which makes Poisson
-    arrivals of that varying rate (time rescaling: Cinlar 1975); constant: L(t) = 0, 1, 2...
-    A closed loop has no due times: ValueError.
+    offline: all 0. constant: i / rate. poisson and gamma: the gaps (the first from 0) are gamma distributed with mean
+    1 / rate and shape k = burstiness, so CV^2 = 1/k (poisson: k = 1), as in `vllm bench serve`; unlike there, the gaps
+    are not rescaled to the exact mean rate. trace: arrivals of the trace, from 0, times `time_scale`, once.
+    ramp and steps: arrivals at rate 1, mapped by the inverse of the cumulative rate L(t), which gives Poisson arrivals
+    at the varying rate (time rescaling: Cinlar 1975); with constant arrivals, L(t) = 0, 1, 2...
+    ValueError for a closed loop, which has no due times.
 
     >>> list(due_times(Load(shape="constant", rate_per_s=4, duration_s=0.6), None, seed=0))
     [0.0, 0.25, 0.5]
@@ -219,7 +216,7 @@ def due_times(load: Load, count: int | None, seed: int, trace: Trace | None = No
 
 
 def _blocks(load: Load, seed: int, trace: Trace | None) -> Iterator[NDArray[np.float64]]:
-    """Due times without limit, a block at a time."""
+    """Blocks of due times, without limit of count or time."""
     if load.shape == "trace":
         if trace is None:
             raise ValueError("the load's trace was not given")
@@ -238,11 +235,11 @@ def _blocks(load: Load, seed: int, trace: Trace | None) -> Iterator[NDArray[np.f
             gaps[0] += last
             due = np.cumsum(gaps)
             last = due[-1]
-        yield _when(load, due) if load.rate_per_s is None and load.shape != "offline" else due
+        yield _rescaled(load, due) if load.shape in ("ramp", "steps") else due
 
 
-def _when(load: Load, expected: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The times by which so many requests are expected; infinite for more than ever are."""
+def _rescaled(load: Load, expected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse of the cumulative arrival rate of a ramp or steps; inf past its total."""
     if load.steps is not None:
         starts, rates = np.array(_starts(load.steps)), np.array([*(step.rate_per_s or 0.0 for step in load.steps), 0.0])
         slopes = np.zeros(len(starts))
@@ -254,7 +251,7 @@ def _when(load: Load, expected: NDArray[np.float64]) -> NDArray[np.float64]:
     sums = np.concatenate([[0.0], np.cumsum(spans * (rates[:-1] + slopes[:-1] * spans / 2))])
     piece = np.searchsorted(sums, expected, side="right") - 1
     rest, rate = expected - sums[piece], rates[piece]
-    # rest = rate t + slope t^2 / 2, solved for t in the form that a slope of 0 does not divide by
+    # Solves rest = rate t + slope t^2 / 2 for t, in the form that also holds for slope 0.
     root = np.sqrt(np.maximum(rate**2 + 2 * slopes[piece] * rest, 0.0))
     with np.errstate(divide="ignore", invalid="ignore"):
         return starts[piece] + np.where(rest > 0, 2 * rest / (rate + root), 0.0)

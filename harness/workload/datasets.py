@@ -1,23 +1,21 @@
-"""Recorded traffic in the forms in which others publish it: traces and prompts from the text of their files. Pure."""
+"""Traces and prompts from the text of published files. Opens no file."""
 
 from __future__ import annotations
 
-import bisect
-import contextlib
 import io
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv, json
-from pydantic import BaseModel, Field
+from pyarrow import csv
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
-from harness.config import checked
+from harness.config import Form, checked
 from harness.errors import HarnessError
 from harness.workload.arrivals import MOST, WHOLE, Trace
 from harness.workload.schema import Prompt, Prompts
@@ -27,25 +25,38 @@ _COLUMNS = (
     ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
     ("Timestamp", "Request tokens", "Response tokens"),
 )
-"""The harness's own, those of Azure's public traces with their dates and times, and those of BurstGPT."""
-_MOONCAKE = ("timestamp", "input_length", "output_length")
-"""Keys of each line of a Mooncake trace, the first in milliseconds; `hash_ids` may stand beside them."""
+"""Of the harness's own CSV, of Azure's public traces (dates with times), and of BurstGPT."""
 _TRACE_FORM = (
     f"expected CSV with the columns {' or '.join(','.join(names) for names in _COLUMNS)}, "
-    f"or JSON lines with {','.join(_MOONCAKE)}"
+    "or JSON lines with timestamp,input_length,output_length"
 )
+
+
+class _MooncakeRequest(BaseModel):
+    """A line of a Mooncake trace; `timestamp` is in milliseconds."""
+
+    model_config = ConfigDict(strict=True)
+
+    timestamp: float
+    input_length: float
+    output_length: float
+    hash_ids: list[Annotated[int, Field(ge=0, lt=2**63)]] = []
 
 
 def parse_trace(text: str, path: Path) -> Trace:
     """A trace from CSV with one of the headers in `_COLUMNS`, or from Mooncake's JSON lines.
 
-    Lines at the top of a CSV that begin with # are its notes. Requests that failed in a BurstGPT trace, and so have no
-    answer, are left out. HarnessError with file, line and column for any mistake.
+    Lines that begin with # at the top of a CSV are comments. Failed requests of a BurstGPT trace, which have no answer,
+    are left out. HarnessError with file, line and column for a mistake.
     """
     notes = "".join(itertools.takewhile(lambda line: line.startswith("#"), io.StringIO(text)))
     ids = ends = None
     if text.lstrip().startswith("{"):
-        rows, ids, ends = _json_rows(text, path)
+        requests = _json_lines(_MooncakeRequest, text, path, _TRACE_FORM)
+        rows = pd.DataFrame([dict(each) for each in requests.values()], list(requests))
+        blocks = rows.pop("hash_ids")
+        ids = np.array(list(itertools.chain.from_iterable(blocks)), np.int64)
+        ends = np.cumsum([0, *map(len, blocks)])
     else:
         rows = _csv_rows(text[len(notes) :], path, notes.count("\n") + 1)
     if rows.empty:
@@ -54,7 +65,7 @@ def parse_trace(text: str, path: Path) -> Trace:
 
 
 def _csv_rows(text: str, path: Path, first: int) -> pd.DataFrame:
-    """Time, input and output tokens of each request, as written, by line number; `first`: the header's."""
+    """Time, input and output tokens of each request as text, by line number; `first` is the header's line number."""
     header = [cell.strip() for cell in text.partition("\n")[0].split(",")]
     columns = next((names for names in _COLUMNS if set(names) <= set(header)), None)
     if columns is None:
@@ -62,14 +73,14 @@ def _csv_rows(text: str, path: Path, first: int) -> pd.DataFrame:
         raise HarnessError(what if text.strip() else f"{path}: no rows", _TRACE_FORM)
     wrong: list[Any] = []
 
-    def kept_aside(row: Any) -> str:
+    def collect(row: Any) -> str:
         wrong.append(row)
         return "skip"
 
     rows: pd.DataFrame = csv.read_csv(
         io.BytesIO(text.encode()),
         csv.ReadOptions(use_threads=False, column_names=header, skip_rows=1),
-        csv.ParseOptions(quote_char=False, ignore_empty_lines=False, invalid_row_handler=kept_aside),
+        csv.ParseOptions(quote_char=False, ignore_empty_lines=False, invalid_row_handler=collect),
         csv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(columns, pa.string())),
     ).to_pandas()
     if wrong:
@@ -80,38 +91,8 @@ def _csv_rows(text: str, path: Path, first: int) -> pd.DataFrame:
     return rows[kept & (rows["Response tokens"] != "0") if "Response tokens" in columns else kept]
 
 
-def _json_rows(text: str, path: Path) -> tuple[pd.DataFrame, NDArray[np.int64], NDArray[np.int64]]:
-    """The same of a Mooncake trace, with the ids of all blocks, and where in those each request's begin and end."""
-    lines = text.split("\n")
-    numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
-    types = [pa.float64(), pa.float64(), pa.float64(), pa.list_(pa.int64())]
-    form = json.ParseOptions(
-        pa.schema(zip((*_MOONCAKE, "hash_ids"), types, strict=True)), unexpected_field_behavior="ignore"
-    )
-
-    def parsed(upto: int) -> pa.Table | None:
-        data = io.BytesIO("\n".join(lines[:upto]).encode())
-        with contextlib.suppress(pa.ArrowInvalid):
-            return json.read_json(data, json.ReadOptions(block_size=1 << 26), form)
-        return None
-
-    table = parsed(len(lines))
-    if table is None:
-        bad = bisect.bisect_left(numbers, True, key=lambda number: parsed(number) is None)
-        raise HarnessError(f"{path}:{numbers[bad]}: '{lines[numbers[bad] - 1]:.60}' is not a request", _TRACE_FORM)
-    rows = table.select(_MOONCAKE).to_pandas().set_axis(numbers)
-    blocks = table["hash_ids"].combine_chunks()
-    ids, ends = blocks.values.to_numpy(zero_copy_only=False), blocks.offsets.to_numpy()
-    if not (ids >= 0).all():
-        row = np.searchsorted(ends, np.argmin(ids >= 0), side="right") - 1
-        raise HarnessError(
-            f"{path}:{numbers[row]}: hash_ids holds {ids[np.argmin(ids >= 0)]:g}", "expected whole numbers from 0"
-        )
-    return rows, ids, ends
-
-
 def _checked(rows: pd.DataFrame, path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Seconds since the first request, never decreasing, and token counts."""
+    """Arrival times in seconds since the first request, never decreasing, and input and output tokens."""
     times, *counts = (rows[column] for column in rows)
     if times.name == "TIMESTAMP":
         dates = pd.to_datetime(times, format="ISO8601", utc=True, errors="coerce")
@@ -141,7 +122,7 @@ class _Recorded(BaseModel):
     conversations: list[_Message]
 
     def turns(self) -> tuple[Prompt, ...]:
-        """What users said, and was answered; a system prompt stands before the first of it."""
+        """The user's prompts with their answers; a system prompt is put before the first prompt."""
         texts = [message.value for message in self.conversations]
         users = [message.speaker in ("human", "user") for message in self.conversations]
         system = f"{texts[0]}\n\n" if texts and self.conversations[0].speaker == "system" else ""
@@ -151,25 +132,35 @@ class _Recorded(BaseModel):
 
 
 def parse_prompts(text: str, path: Path) -> Prompts:
-    """Conversations from JSON lines of one prompt each, or from a JSON array of ShareGPT's form.
+    """Conversations from JSON lines with one prompt each, or from a JSON array in ShareGPT's form.
 
-    Of the latter, what a user said and nobody answered is left out. HarnessError with file and line, or number of the
-    conversation, for any mistake.
+    Prompts without an answer are left out of the latter. HarnessError with file and line, or number of the
+    conversation, for a mistake.
     """
     form = 'expected lines of {"prompt": "text", "output_tokens": 64}, the latter optional, or ShareGPT\'s JSON array'
-    place, prompts = str(path), []
-    try:
-        if text.lstrip().startswith("["):
-            for number, content in enumerate(from_json(text), start=1):
-                prompts.append(checked(_Recorded, content, f"{path}: conversation {number}", fix=form).turns())
-        else:
-            for number, line in enumerate(text.split("\n"), start=1):
-                place = f"{path}:{number}"
-                if line.strip():
-                    prompts.append((checked(Prompt, from_json(line), place, fix=form),))
-    except ValueError as error:
-        raise HarnessError(f"{place}: not JSON: {error}", form) from None
-    prompts = [turns for turns in prompts if turns]
+    if text.lstrip().startswith("["):
+        recorded = enumerate(_json(text, str(path), form), start=1)
+        each = (checked(_Recorded, one, f"{path}: conversation {i}", fix=form).turns() for i, one in recorded)
+    else:
+        each = ((prompt,) for prompt in _json_lines(Prompt, text, path, form).values())
+    prompts = tuple(turns for turns in each if turns)
     if not prompts:
         raise HarnessError(f"{path}: no prompts", form)
-    return tuple(prompts)
+    return prompts
+
+
+def _json_lines(form: type[Form], text: str, path: Path, fix: str) -> dict[int, Form]:
+    """Line number -> content of each line that is not empty."""
+    found = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            place = f"{path}:{number}"
+            found[number] = checked(form, _json(line, place, fix), place, fix=fix)
+    return found
+
+
+def _json(text: str, place: str, fix: str) -> Any:
+    try:
+        return from_json(text)
+    except ValueError as error:
+        raise HarnessError(f"{place}: not JSON: {error}", fix) from None

@@ -1,4 +1,4 @@
-"""Distributions as workloads write them: of lengths in tokens, and of times."""
+"""Distributions in workloads: of lengths in tokens, and of times in seconds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from harness.config import Section
 from harness.workload.arrivals import MOST, WHOLE, Count, Seconds, check_keys
 
 LENGTHS: Mapping[str, str] = {
@@ -19,15 +20,13 @@ LENGTHS: Mapping[str, str] = {
     "lognormal": "median p95 min? max?",
 }
 TIMES: Mapping[str, str] = {**LENGTHS, "fixed": "seconds", "exponential": "mean max?"}
-"""Distribution -> the keys that go with it; `?` marks those that may be left out."""
+"""Distribution -> its keys; `?` marks optional keys."""
 Tokens = Annotated[float, Field(ge=1, le=MOST, allow_inf_nan=False, strict=True)]
 _SECONDS = "seconds above 0: 0.2 or '200 ms'"
 
 
-class Lengths(BaseModel):
-    """How many tokens a prompt or an answer has; `LENGTHS` says which keys go with which distribution."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Lengths(Section):
+    """Distribution of the number of tokens of prompts or answers; `LENGTHS` lists the keys of each distribution."""
 
     distribution: Literal["fixed", "uniform", "normal", "lognormal"] = Field(
         description="one of fixed, uniform, normal, lognormal"
@@ -36,9 +35,9 @@ class Lengths(BaseModel):
     mean: Tokens | None = Field(None, description="mean tokens, from 1 to 10 million")
     std: Tokens | None = Field(None, description="standard deviation in tokens, from 1 to 10 million")
     median: Tokens | None = Field(None, description="median tokens, from 1 to 10 million")
-    p95: Tokens | None = Field(None, description="tokens that 95% of the requests stay below, above the median")
-    min: Count | None = Field(None, description=f"the fewest tokens, {WHOLE}")
-    max: Count | None = Field(None, description=f"the most tokens, {WHOLE}, not below min")
+    p95: Tokens | None = Field(None, description="95th percentile of the tokens, above the median")
+    min: Count | None = Field(None, description=f"minimum tokens, {WHOLE}")
+    max: Count | None = Field(None, description=f"maximum tokens, {WHOLE}, not below min")
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Lengths:
@@ -46,11 +45,11 @@ class Lengths(BaseModel):
         return self
 
     def shortest(self) -> int:
-        """No request has fewer tokens than this."""
+        """Lower limit of the length."""
         return next(least for least in (self.tokens, self.min, 1) if least is not None)
 
     def at(self, u: float) -> int:
-        """The quantile at 0 < u < 1, rounded, and moved to `min` (else 1) or `max` where it lies outside.
+        """The quantile at 0 < u < 1, rounded and limited to `min` (1 if not given) and `max`.
 
         >>> Lengths(distribution="lognormal", median=100, p95=400).at(0.95)
         400
@@ -63,10 +62,8 @@ class Lengths(BaseModel):
         return max(self.shortest(), round(min(length, MOST if self.max is None else self.max)))
 
 
-class Times(BaseModel):
-    """How long something takes; `TIMES` says which keys go with which distribution."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Times(Section):
+    """Distribution of a duration; `TIMES` lists the keys of each distribution."""
 
     distribution: Literal["fixed", "uniform", "normal", "lognormal", "exponential"] = Field(
         description="one of fixed, uniform, normal, lognormal, exponential"
@@ -75,9 +72,9 @@ class Times(BaseModel):
     mean: Seconds | None = Field(None, description=f"mean, {_SECONDS}")
     std: Seconds | None = Field(None, description=f"standard deviation, {_SECONDS}")
     median: Seconds | None = Field(None, description=f"median, {_SECONDS}")
-    p95: Seconds | None = Field(None, description=f"what 95% stay below, above the median, {_SECONDS}")
-    min: Seconds | None = Field(None, description=f"the least, {_SECONDS}")
-    max: Seconds | None = Field(None, description=f"the most, not below min, {_SECONDS}")
+    p95: Seconds | None = Field(None, description=f"95th percentile, above the median, {_SECONDS}")
+    min: Seconds | None = Field(None, description=f"minimum, {_SECONDS}")
+    max: Seconds | None = Field(None, description=f"maximum, not below min, {_SECONDS}")
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Times:
@@ -85,7 +82,7 @@ class Times(BaseModel):
         return self
 
     def at(self, u: float) -> float:
-        """The quantile at 0 < u < 1 in seconds, moved to `min` (else 0) or `max` where it lies outside.
+        """The quantile at 0 < u < 1 in seconds, limited to `min` (0 if not given) and `max`.
 
         >>> Times(distribution="uniform", min=2, max=4).at(0.75)
         3.5
@@ -100,7 +97,7 @@ class Times(BaseModel):
 def _quantile(of: Lengths | Times, u: float) -> float:
     """normal: mean + std z(u). lognormal: median exp(z(u) ln(p95 / median) / z(0.95)). exponential: -mean ln(1 - u).
 
-    z: the normal quantile.
+    z is the standard normal quantile.
     """
     z = NormalDist().inv_cdf
     if of.median is not None and of.p95 is not None:

@@ -1,12 +1,11 @@
-"""Files found by name: workloads, traces, prompts, and the data that the harness ships."""
+"""Workloads, traces and prompts, found by name or path."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import os.path
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from harness.config import AS_WRITTEN, Values, near
 from harness.errors import HarnessError
@@ -17,14 +16,12 @@ from harness.workload.schema import MixedPart, Prompts, Requests, Workload, pars
 
 
 def read_workload(name_or_path: str, overrides: Values = AS_WRITTEN) -> Workload:
-    """The workload in that file, else of that name in ./workloads, else of that name among the shipped ones.
+    """The workload in a file, or else of that name in ./workloads, or else a shipped one of that name.
 
-    A trace or prompts file that it names is looked for beside it first. HarnessError for an unknown workload, or any
-    mistake in it.
+    A trace or prompts file named in the workload is first looked for in the workload's directory. HarnessError for an
+    unknown workload, or a mistake in the file.
     """
-    path, known = Path(name_or_path), _workload_files()
-    if not _is_file(path):
-        path = known.get(name_or_path.removesuffix(".yaml")) or _unknown("workload", path.stem, name_or_path, known)
+    path = _find("workload", name_or_path, name_or_path.removesuffix(".yaml"), _workload_files())
     workload = parse_workload(read_text(path), str(path), overrides)
     requests = _beside(workload.requests, path.parent)
     if requests.parts:
@@ -37,78 +34,70 @@ _Named = TypeVar("_Named", Requests, MixedPart, Load)
 
 
 def _beside(spec: _Named, folder: Path) -> _Named:
-    """With the files that it names and that lie in that folder as paths."""
-    named = {key: getattr(spec, key, None) for key in ("prompts", "trace")}
-    found = {key: str(folder / name) for key, name in named.items() if name is not None and _is_file(folder / name)}
-    return spec.model_copy(update=found)
+    """`spec` with the path of each trace or prompts file that is in `folder`."""
+    named = {key: folder / name for key in ("prompts", "trace") if (name := getattr(spec, key, None)) is not None}
+    return spec.model_copy(update={key: str(path) for key, path in named.items() if _is_file(path)})
 
 
 def read_files(workload: Workload) -> dict[str, Trace | Prompts]:
-    """The traces and prompts that the workload names, by those names."""
+    """Name in the workload -> the trace or prompts of that name."""
     contents = workload.requests.contents
     traces = {workload.load.trace, *(content.trace for content in contents)}
     files: dict[str, Trace | Prompts] = {name: read_trace(name) for name in traces if name is not None}
     return files | {name: read_prompts(name) for content in contents if (name := content.prompts) is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A workload as the list of them shows it."""
+def list_workloads() -> tuple[tuple[str, str, str, str], ...]:
+    """(name, requests, load, description) of the workloads that `read_workload` finds by name, sorted by name.
 
-    name: str
-    description: str
-    requests: str
-    load: str
-
-
-def list_workloads() -> tuple[Listed, ...]:
-    """The workloads that `read_workload` finds by name, sorted; one with a mistake is listed with it."""
+    The description of an invalid workload is its error.
+    """
     rows = []
     for name, path in sorted(_workload_files().items()):
         try:
             workload = read_workload(str(path))
-            cells = [in_short(part.model_dump(exclude_defaults=True)) for part in (workload.requests, workload.load)]
-            rows.append(Listed(name, workload.description, *cells))
+            requests, load = (part.model_dump(exclude_defaults=True) for part in (workload.requests, workload.load))
+            rows.append((name, in_short(requests), in_short(load), workload.description))
         except HarnessError as error:
-            rows.append(Listed(name, f"not usable: {error.what}", "", ""))
+            rows.append((name, "", "", f"not usable: {error.what}"))
     return tuple(rows)
 
 
 def read_trace(name_or_path: str) -> Trace:
-    """A shipped trace by name, or a file, plain or .gz. HarnessError with file, line and column for any mistake."""
-    path = Path(name_or_path)
-    if not _is_file(path):
-        known = {file.name.removesuffix(".csv.gz"): file for file in data_path("traces").glob("*.csv.gz")}
-        path = known.get(name_or_path) or _unknown("trace", name_or_path, name_or_path, known)
+    """A trace in a file, plain or .gz, or a shipped trace by name. HarnessError with file, line and column."""
+    shipped = {file.name.removesuffix(".csv.gz"): file for file in data_path("traces").glob("*.csv.gz")}
+    path = _find("trace", name_or_path, name_or_path, shipped)
     return parse_trace(read_text(path), path)
 
 
 def read_prompts(path: str) -> Prompts:
-    """The conversations of a prompts file. HarnessError with file and line for any mistake."""
+    """The conversations of a prompts file. HarnessError with file and line for a mistake."""
     return parse_prompts(read_text(Path(path)), Path(path))
 
 
 def _workload_files() -> dict[str, Path]:
-    """Name -> file. A wheel carries the shipped ones in its data, a clone beside the package."""
+    """Name -> file. The shipped ones are in the package's data in a wheel, and beside the package in a clone."""
     packaged = data_path("workloads")
     shipped = packaged if packaged.is_dir() else PACKAGE.parent / "workloads"
     return {file.stem: file for folder in (shipped, Path("workloads")) for file in sorted(folder.glob("*.yaml"))}
 
 
-def _unknown(kind: str, name: str, asked: str, known: Iterable[str]) -> NoReturn:
-    raise HarnessError(
-        f"no {kind} '{asked:.80}'", f"{near(name, known)}give a file, or one of {', '.join(sorted(known))}"
-    )
+def _find(kind: str, asked: str, name: str, known: Mapping[str, Path]) -> Path:
+    """The path `asked` if it is a file, or else the known file of that name. HarnessError if there is neither."""
+    if _is_file(asked):
+        return Path(asked)
+    if name not in known:
+        fix = f"{near(Path(asked).stem, known)}give a file, or one of {', '.join(sorted(known))}"
+        raise HarnessError(f"no {kind} '{asked:.80}'", fix)
+    return known[name]
 
 
-def _is_file(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # a name that is too long
-        return path.is_file()
-    return False
+def _is_file(path: str | Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises OSError for a name that is too long
 
 
 def in_short(spec: Mapping[str, Any]) -> str:
-    """What a workload says there, in a line: `count 16, input_tokens 64`; the kind of a shape or distribution alone."""
+    """Keys and values of a part of a workload in one line, such as `closed, users 8` or `count 16, input_tokens 64`."""
     parts = []
     for key, value in sorted(spec.items(), key=lambda item: item[0] != "count"):
         if isinstance(value, dict):

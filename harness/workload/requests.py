@@ -1,10 +1,15 @@
-"""What each request holds, and what follows it in a conversation. Pure: the seed decides, and what was answered."""
+"""Content of each request, and of the requests that follow it in a conversation. Pure: set by the seed and the answers.
+
+Random numbers are raw words of Philox, a counter-based generator addressed by (seed, purpose, index). numpy guarantees
+the same words in every version, which it does not for its distributions (NEP 19).
+"""
 
 from __future__ import annotations
 
 import bisect
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,36 +20,33 @@ from harness.workload.lengths import Lengths
 from harness.workload.schema import Content, Prompt, Prompts, Workload
 
 RESERVED_IDS = 128
-"""Random prompts use no token id below this: tokenizers keep their special tokens there, where not at the end."""
+"""Random prompts use no token id below this: most tokenizers keep their special tokens there, the others at the end."""
 BLOCK_TOKENS = 512
-"""Prompt tokens that one hash id of a Mooncake trace stands for; its last id stands for what is left."""
+"""Prompt tokens per hash id of a Mooncake trace; the last id of a request stands for the remaining tokens."""
 MOST_TURNS = 1000
-"""Of a conversation. Where there may be several, turn t of conversation c is the request of index 1000 c + t."""
+"""Maximum turns of a conversation. With turns, the request of turn t of conversation c has index 1000 c + t."""
 _TOKENS, _CONVERSATION, _THINK, _CANCEL, _PREFIX, _BLOCK, _STAND_IN = range(7)
-"""Purposes, each with random numbers of its own: a key that is added to a workload changes nothing else in it."""
+"""Purposes with separate random numbers, so that adding a key to a workload does not change the other values."""
 _Encode = Callable[[str], list[int]]
 _Said = tuple[tuple[int, ...], int, str | None]
-"""What a user says in one turn: token ids, how many to answer with, and the text, where there is one."""
+"""The user's part of one turn: token ids, number of tokens to answer with, and the text, if any."""
 _Source = Trace | list[list[tuple[tuple[int, ...], Lengths, str]]] | None
-"""A trace; or of each conversation, of each turn, the token ids, answer lengths and text; or neither."""
+"""A trace; or per conversation and turn the token ids, answer lengths and text; or None for random tokens."""
 
 
 class Conversations:
-    """Makes the first request of each conversation, and what follows an answer.
+    """Makes the first request of each conversation, and the next request after an answer.
 
-    Both depend on the arguments and the seed alone: they are the same in any order, at any speed, in any process.
-    `files` are the traces and prompts that the workload names, by those names. A trace's rows in recorded order, and
-    prompts, start over after the last.
+    Both depend only on the arguments and the seed, so they are the same in any order and in any process.
+    `files` maps the names in the workload to traces and prompts. Prompts, and a trace in recorded order, start again
+    after the last one.
 
-    Random token ids are uniform over [RESERVED_IDS, vocabulary), or over the upper half of a smaller vocabulary. What
-    exceeds `max_input_tokens` or `max_total_tokens` is cut, the input first; what exceeds the engine's `max_length` is
-    left for it to reject.
+    Random token ids are uniform over [RESERVED_IDS, vocabulary), or over the upper half of a smaller vocabulary.
+    Requests above `max_input_tokens` or `max_total_tokens` are shortened, the input first. Requests above the engine's
+    `max_length` are sent, and the engine rejects them.
 
-    HarnessError where every request exceeds `max_length`, where prompts meet an engine without a tokenizer, and where a
-    prompt has no output length. ValueError where a file was not passed.
-
-    The random numbers are raw words of Philox, a counter-based generator that has the words of (seed, index) at hand;
-    numpy keeps those the same from version to version, and promises no such thing of its distributions (NEP 19).
+    HarnessError if every request exceeds `max_length`, if prompts meet an engine without a tokenizer, or if a prompt
+    has no output length. ValueError if a file is missing in `files`.
     """
 
     def __init__(
@@ -67,31 +69,41 @@ class Conversations:
                 least = sum(_cut(content, content.input_tokens.shortest(), content.output_tokens.shortest()))
                 if least > max_length:
                     what = f"every request has {least} tokens or more, input and output together"
-                    fix = f"set requests.max_total_tokens={max_length}, or give the engine more room"
+                    fix = f"set requests.max_total_tokens={max_length}, or raise the engine's maximum length"
                     raise HarnessError(f"{what}; the engine takes {max_length}", fix)
 
     def make(self, conversation: int) -> Request:
-        """The first request of the conversation of that number, from 0 up; where there are no turns, the only one."""
+        """The first request of a conversation, which is numbered from 0; the only one if there are no turns."""
         part, _, number = self._plan(conversation)
-        content = self.contents[part]
+        content, index = self.contents[part], conversation * self.stride
         ids, n_out, text = self._said(part, conversation, 0)
-        if number is not None and content.prefix is not None and content.prefix.tokens is not None:
-            # Parts of which the same prefixes are asked have the same ones.
-            first = next(i for i, each in enumerate(self.contents) if each.prefix == content.prefix)
-            ids = self._random(_PREFIX, first << 32 | number, content.prefix.tokens) + ids
-        elif number is not None and content.prefix is not None and content.prefix.texts and self.encode is not None:
-            text = f"{content.prefix.texts[number]}\n\n{text}"
+        prefix = content.prefix if number is not None else None
+        if prefix is not None and prefix.tokens is not None:
+            # Parts with equal prefix settings share the prefixes.
+            first = next(i for i, each in enumerate(self.contents) if each.prefix == prefix)
+            ids = self._random(_PREFIX, first << 32 | (number or 0), prefix.tokens) + ids
+        elif prefix is not None and prefix.texts and self.encode is not None:
+            text = f"{prefix.texts[number or 0]}\n\n{text}"
             ids = tuple(self.encode(text))
         n_in, n_out = _cut(content, len(ids), n_out)
-        messages = None if text is None or n_in < len(ids) else (text,)
-        return self._request(part, conversation, 0, (ids[:n_in], n_out, text), messages, None)
+        return Request(
+            index=index,
+            prompt=ids[:n_in],
+            output_tokens=n_out,
+            ignore_eos=content.ignore_eos,
+            messages=None if text is None or n_in < len(ids) else (text,),
+            cancel_after_s=self._cancel_after_s(content, index),
+            part=self.names[part] if self.names else None,
+            conversation=conversation if self.stride > 1 else None,
+            turn=0 if self.stride > 1 else None,
+        )
 
     def follow(self, request: Request, completion: Completion) -> tuple[Request, float] | None:
-        """The next request of the conversation, and the seconds of thought before it; None: it is over.
+        """The next request of the conversation, and the think time before it in seconds; None: the conversation ends.
 
-        Its prompt is the one before, the answer, and what the user says next. The answer is the completion's token ids,
-        or else its text, encoded; where the engine gives neither, so many random tokens stand in for it, and
-        `stand_in_tokens` counts them. A turn that exceeds a limit is not cut: the conversation ends before it.
+        Its prompt is the previous prompt, the answer, and the user's next text. The answer is the completion's token
+        ids, or else its encoded text; if the engine returns neither, random tokens of the same number replace the
+        answer, and `stand_in_tokens` counts them. A turn above a limit is not shortened: the conversation ends.
         """
         if request.conversation is None or request.turn is None:
             return None
@@ -117,10 +129,15 @@ class Conversations:
             messages = (*request.messages, completion.text, text)
         think = content.think_time_s
         think_s = 0.0 if think is None else think.at(_uniform(self._words(_THINK, request.index), 1)[0])
-        return self._request(part, conversation, turn, (prompt, n_out, text), messages, stand_in), think_s
+        index = request.index + 1
+        following = replace(
+            request, index=index, turn=turn, prompt=prompt, output_tokens=n_out, messages=messages,
+            stand_in_tokens=stand_in, cancel_after_s=self._cancel_after_s(content, index),
+        )  # fmt: skip
+        return following, think_s
 
     def _plan(self, conversation: int) -> tuple[int, int, int | None]:
-        """Part, number of turns, and number of the shared prefix."""
+        """Index of the part, number of turns, and index of the shared prefix (None: no prefix)."""
         if not self.edges and self.stride == 1 and self.contents[0].prefix is None:
             return 0, 1, None
         u, v, w, x = _uniform(self._words(_CONVERSATION, conversation), 4)
@@ -151,32 +168,11 @@ class Conversations:
             n_in, n_out = content.input_tokens.at(u), content.output_tokens.at(v)
         return shared + self._ids(words, n_in - len(shared)), n_out, None
 
-    def _request(
-        self,
-        part: int,
-        conversation: int,
-        turn: int,
-        said: _Said,
-        messages: tuple[str, ...] | None,
-        stand_in: int | None,
-    ) -> Request:
-        content, index = self.contents[part], conversation * self.stride + turn
-        cancel_s = None
-        if content.cancel_after_s is not None:
-            u, v = _uniform(self._words(_CANCEL, index), 2)
-            cancel_s = content.cancel_after_s.at(v) if u < (content.cancel_share or 1.0) else None
-        return Request(
-            index=index,
-            prompt=said[0],
-            output_tokens=said[1],
-            ignore_eos=content.ignore_eos,
-            messages=messages,
-            cancel_after_s=cancel_s,
-            part=self.names[part] if self.names else None,
-            conversation=conversation if self.stride > 1 else None,
-            turn=turn if self.stride > 1 else None,
-            stand_in_tokens=stand_in,
-        )
+    def _cancel_after_s(self, content: Content, index: int) -> float | None:
+        if content.cancel_after_s is None:
+            return None
+        u, v = _uniform(self._words(_CANCEL, index), 2)
+        return content.cancel_after_s.at(v) if u < (content.cancel_share or 1.0) else None
 
     def _words(self, purpose: int, index: int) -> np.random.Philox:
         return np.random.Philox(key=self.seed, counter=purpose << 128 | index << 64)
@@ -190,32 +186,28 @@ class Conversations:
 
 
 def _uniform(words: np.random.Philox, n: int) -> list[float]:
-    """Numbers above 0 and below 1."""
-    uniform: list[float] = (((words.random_raw(n) >> 12) + 0.5) * 2.0**-52).tolist()
-    return uniform
+    """Uniform random numbers above 0 and below 1."""
+    return list((((words.random_raw(n) >> 12) + 0.5) * 2.0**-52).tolist())
 
 
 def _source(
     content: Content, files: Mapping[str, Trace | Prompts], encode: _Encode | None, count: int | None
 ) -> _Source:
-    """Where lengths or texts come from. Texts are encoded here, as many as can be asked for: it takes a while."""
-    named = content.prompts if content.prompts is not None else content.trace
-    if named is None:
+    """The trace, or the prompts encoded as far as the run can need them: encoding is slow."""
+    name = content.trace if content.prompts is None else content.prompts
+    if name is None:
         return None
-    file = files.get(named)
-    if isinstance(file, Trace) and content.prompts is None:
+    if name not in files:
+        raise ValueError(f"the workload's trace or prompts were not passed: {name}")
+    file = files[name]
+    if isinstance(file, Trace):
         return file
-    if isinstance(file, Trace) or file is None:
-        raise ValueError(f"the workload's trace or prompts were not passed: {named}")
     if encode is None:
-        raise HarnessError(f"{named} holds texts; this engine has no tokenizer", "give input_tokens instead")
+        raise HarnessError(f"{name} holds texts; this engine has no tokenizer", "give input_tokens instead")
     most = 1 if content.turns is None else content.turns.at(1 - 2**-53)
     return [
-        [
-            _encoded(prompt, turn, content, encode, f"{named}: prompt {number}")
-            for turn, prompt in enumerate(prompts[:most])
-        ]
-        for number, prompts in enumerate(file[:count], start=1)
+        [_encoded(prompt, turn, content, encode, f"{name}: prompt {i}") for turn, prompt in enumerate(prompts[:most])]
+        for i, prompts in enumerate(file[:count], start=1)
     ]
 
 
@@ -231,12 +223,13 @@ def _encoded(
 
 
 def _inner(text: str, encode: _Encode) -> tuple[int, ...]:
-    """The tokens of a text that others come before: without the one for a beginning, where the tokenizer sets it."""
+    """Tokens of a text in the middle of a prompt: without the begin token, if the tokenizer adds one."""
     ids, begin = encode(text), encode("")
     return tuple(ids[len(begin) :] if ids[: len(begin)] == begin else ids)
 
 
 def _cut(content: Content, n_in: int, n_out: int) -> tuple[int, int]:
+    """Input and output tokens, reduced to the workload's limits."""
     n_in = n_in if content.max_input_tokens is None else min(n_in, content.max_input_tokens)
     if content.max_total_tokens is not None:
         n_out = min(n_out, content.max_total_tokens - 1)

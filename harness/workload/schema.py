@@ -1,18 +1,17 @@
-"""Workloads: what is asked of an engine, read from YAML text. Pure: opens no file."""
+"""Workloads: what is sent to an engine and when, from YAML text. Opens no file."""
 
 from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from harness.config import AS_WRITTEN, Values, checked, overridden, read_map, shown
+from harness.config import AS_WRITTEN, Section, Values, checked, overridden, read_map, shown
 from harness.errors import HarnessError
 from harness.model import ENGINES
 from harness.workload.arrivals import WHOLE, Count, Load, Positive, Seconds, check_keys, user_spans
@@ -24,24 +23,18 @@ SOURCES: Mapping[str, str] = {
     "prompts": "prompts output_tokens?",
 }
 PREFIXES: Mapping[str, str] = {"random tokens": "tokens count?", "texts": "texts"}
-"""Where requests come from, or prefixes -> the keys that go with it; `?` marks those that may be left out."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
+"""Source of requests, or of prefixes -> its keys; `?` marks optional keys."""
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
+_SHARE = "the share of the requests, above 0, up to 1"
+_LIMIT = "upper limit, seconds above 0: 0.2 or '200 ms'"
 
-_LIMIT = "the longest that is good enough, seconds above 0: 0.2 or '200 ms'"
 
+class Prefix(Section):
+    """Prompts that several requests share as the beginning of theirs."""
 
-class Prefix(_Part):
-    """What some requests begin with: one of a few prompts that they share."""
-
-    share: Share = Field(1.0, description="the share of the requests, above 0, up to 1")
+    share: Share = Field(1.0, description=_SHARE)
     tokens: Count | None = Field(None, description=f"length of each prefix, {WHOLE}")
-    count: Count | None = Field(None, description=f"how many prefixes there are, {WHOLE}")
+    count: Count | None = Field(None, description=f"number of different prefixes, {WHOLE}")
     texts: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(None, description="a list of texts")
 
     @model_validator(mode="after")
@@ -50,8 +43,8 @@ class Prefix(_Part):
         return self
 
 
-class Content(_Part):
-    """What each request holds: random tokens of given lengths, lengths from a trace, or texts."""
+class Content(Section):
+    """Content of requests: random tokens with given lengths, or with the lengths of a trace, or texts."""
 
     input_tokens: LengthsOrInt = Field(None, description=LENGTHS_FORM)
     output_tokens: LengthsOrInt = Field(None, description=LENGTHS_FORM)
@@ -62,16 +55,16 @@ class Content(_Part):
     think_time_s: TimesOrSeconds = Field(None, description=TIMES_FORM)
     prefix: Prefix | None = Field(None, description="a map: share, and tokens and count, or texts")
     cancel_after_s: TimesOrSeconds = Field(None, description=TIMES_FORM)
-    cancel_share: Share | None = Field(None, description="the share of the requests, above 0, up to 1")
-    ignore_eos: bool = Field(True, description="true (always the asked output length) or false", strict=True)
-    max_input_tokens: Count | None = Field(None, description=f"the longest prompt, {WHOLE}")
+    cancel_share: Share | None = Field(None, description=_SHARE)
+    ignore_eos: bool = Field(True, description="true (always the requested output length) or false", strict=True)
+    max_input_tokens: Count | None = Field(None, description=f"maximum prompt length, {WHOLE}")
     max_total_tokens: Annotated[Count, Field(gt=1)] | None = Field(
-        None, description="the most input and output tokens together, a whole number from 2 to 10 million"
+        None, description="maximum of input and output tokens together, a whole number from 2 to 10 million"
     )
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Content:
-        if getattr(self, "parts", None):  # which hold all that stands beside them, and were checked
+        if getattr(self, "parts", None):  # each part holds these keys too, and was checked
             return self
         chosen = "prompts" if self.prompts is not None else "a trace" if self.trace is not None else "random tokens"
         check_keys(dict(self), chosen, SOURCES)
@@ -86,24 +79,24 @@ class Content(_Part):
 
 
 class MixedPart(Content):
-    """One kind of request in a mixture."""
+    """One kind of request in a mixed workload."""
 
     name: str = Field(min_length=1, description="a short name, different for each part")
     weight: Positive = Field(1.0, description="a number above 0: its share is weight / sum of weights")
 
 
 class Requests(Content):
-    """What is sent: so many conversations (of one request each, where no `turns` are asked), of one kind or mixed."""
+    """Number and content of requests, or of conversations if `turns` is given; of one kind or mixed."""
 
-    count: Count | None = Field(None, description=f"how many requests, or conversations where turns are given, {WHOLE}")
+    count: Count | None = Field(None, description=f"number of requests, or of conversations if turns is given, {WHOLE}")
     parts: Annotated[tuple[MixedPart, ...], Field(min_length=1)] | None = Field(
-        None, description="a list of maps, each with a name, a weight, and the keys of requests but count"
+        None, description="a list of maps, each with a name, a weight, and the keys of requests except count"
     )
 
     @model_validator(mode="before")
     @classmethod
     def _hand_down(cls, data: Any) -> Any:
-        """A part takes over what stands beside `parts` and it does not give itself."""
+        """Keys beside `parts` are the defaults of each part."""
         if not isinstance(data, dict) or not isinstance(data.get("parts"), list):
             return data
         shared = {key: value for key, value in data.items() if key in Content.model_fields}
@@ -117,17 +110,20 @@ class Requests(Content):
 
     @property
     def contents(self) -> tuple[Content, ...]:
-        """The parts, or the one kind that there is."""
+        """The parts of a mixed workload, or else the requests themselves."""
         return self.parts or (self,)
 
     @property
     def in_all(self) -> int | None:
-        """How many requests there will be; None: that is not known before."""
+        """Total number of requests; None: unknown before the run."""
         return None if any(content.turns for content in self.contents) else self.count
 
 
-class Engine(_Part):
-    """Which engine, and maps of options, which the engine itself checks: `options`, and one by each engine's name."""
+class Engine(Section):
+    """The engine's name, and its options: `options` for any engine, and a map under each engine's name.
+
+    The engine validates its options.
+    """
 
     model_config = ConfigDict(
         extra="allow", json_schema_extra={"propertyNames": {"enum": ["name", "options", *ENGINES]}}
@@ -137,7 +133,7 @@ class Engine(_Part):
     name: str = Field(
         "auto", description=f"one of auto, {', '.join(ENGINES)}", json_schema_extra={"enum": ["auto", *ENGINES]}
     )
-    options: dict[str, Any] = Field({}, description="a map of options for whichever engine runs")
+    options: dict[str, Any] = Field({}, description="a map of options for any engine")
 
     @model_validator(mode="before")
     @classmethod
@@ -145,21 +141,21 @@ class Engine(_Part):
         if not isinstance(data, dict):
             return data
         if data.get("name", "auto") not in (names := ["auto", *ENGINES]):
-            raise PydanticCustomError("order", "is no engine", {"key": "name", "expected": names})
+            raise PydanticCustomError("order", "is not an engine", {"key": "name", "expected": names})
         if unknown := [key for key in data if key not in (*cls.model_fields, *ENGINES)]:
             known = [*cls.model_fields, *ENGINES]
-            raise PydanticCustomError("unknown", "is no engine", {"key": str(unknown[0]), "expected": known})
+            raise PydanticCustomError("unknown", "is not an engine", {"key": str(unknown[0]), "expected": known})
         return {name: {} for name in ENGINES} | data
 
 
-class WarmUp(_Part):
-    """Requests before the measured part."""
+class WarmUp(Section):
+    """Requests before the measurement."""
 
     requests: int = Field(1, ge=0, le=100_000, strict=True, description="a whole number from 0 to 100,000")
 
 
-class Objectives(_Part):
-    """Upper limits that one request must meet to count as good; an absent one is always met."""
+class Objectives(Section):
+    """Upper limits that a request must meet to count as good; a missing limit is always met."""
 
     ttft_s: Seconds | None = Field(None, description=_LIMIT)
     tpot_s: Seconds | None = Field(None, description=_LIMIT)
@@ -167,10 +163,10 @@ class Objectives(_Part):
     e2e_s: Seconds | None = Field(None, description=_LIMIT)
 
 
-class Workload(_Part):
-    """One workload: everything that a run is asked to do."""
+class Workload(Section):
+    """The full specification of a run."""
 
-    name: str = Field(min_length=1, description="a short name; the file's name where it is left out")
+    name: str = Field(min_length=1, description="a short name; the file's name if not given")
     description: str = Field("", description="one line of text")
     model: str = Field(
         "smollm2-135m", min_length=1, description="a short name, a hub id, a local directory or a GGUF file"
@@ -178,7 +174,7 @@ class Workload(_Part):
     engine: Engine = Field(Engine(), description="a map: the engine's name, and options by engine")
     requests: Requests = Field(description="a map: count, and lengths, a trace or prompts")
     load: Load = Field(description="a map: shape, and the keys of that shape")
-    warmup: WarmUp = Field(WarmUp(), description="a map: how many requests")
+    warmup: WarmUp = Field(WarmUp(), description="a map: number of requests")
     objectives: Objectives = Field(Objectives(), description="a map of upper limits")
     seed: int = Field(0, ge=0, lt=2**63, strict=True, description="a whole number, 0 or more")
     scenario: str | None = Field(None, description="the name of a scenario, or its file")
@@ -190,7 +186,7 @@ class Workload(_Part):
         return self
 
     def engine_model(self, name: str) -> str | None:
-        """The model for the engine of that name; None, where a server that runs already serves what it serves.
+        """The model for the engine `name`; None for a running server if the workload names no model.
 
         >>> text = "requests: {count: 1, input_tokens: 1, output_tokens: 1}\\nload: {shape: offline}"
         >>> parse_workload(text, "x.yaml").engine_model("openai") is None
@@ -200,9 +196,9 @@ class Workload(_Part):
         return None if attached and "model" not in self.model_fields_set else self.model
 
     def engine_options(self, name: str) -> dict[str, Any]:
-        """The options for the engine of that name: its own map, under those given for whichever engine runs.
+        """The options for the engine `name`: its own map, overridden by `options`.
 
-        To a server as many connections are opened beforehand as the load says that there may be requests in flight.
+        For a server, `connections` defaults to the load's maximum number of requests in flight, if known.
         """
         given = _merged((self.engine.model_extra or {}).get(name, {}), self.engine.options)
         most = len(user_spans(self.load)) if self.load.closed else self.load.max_in_flight
@@ -217,9 +213,9 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 
 def parse_workload(text: str, origin: str, overrides: Values = AS_WRITTEN) -> Workload:
-    """A workload from YAML text; `origin`, its file, stands in errors and gives the name where the text has none.
+    """A workload from YAML text; `origin` is its file, for error messages and for a missing `name`.
 
-    `overrides` are values by dotted key. HarnessError for any mistake: place, key, value, and the expected form.
+    `overrides` maps dotted keys to values. HarnessError for a mistake: place, key, value and the expected form.
 
     >>> parse_workload("requests: {count: 2, input_tokens: 8, output_tokens: 4}\\nload: {shape: ofline}", "x.yaml")
     Traceback (most recent call last):
@@ -232,7 +228,7 @@ def parse_workload(text: str, origin: str, overrides: Values = AS_WRITTEN) -> Wo
 
 
 def workload_of(data: dict[str, Any], origin: str, overrides: Values, places: Mapping[str, str] = {}) -> Workload:
-    """A workload from its content as `parse_workload` makes it from a text; the overrides are put into `data`."""
+    """A workload from its content, as in `parse_workload`; the overrides are written into `data`."""
     for key, value in overrides.items():
         path = _put(data, key, copy.deepcopy(value))
         places = {path.partition(".")[0]: "--set", **overridden(places, path)}
@@ -240,27 +236,27 @@ def workload_of(data: dict[str, Any], origin: str, overrides: Values, places: Ma
     try:
         workload.model_dump_json()
     except ValueError as error:
-        raise HarnessError(f"{origin}: engine: {error}", "give options that JSON can hold: they are stored") from None
+        raise HarnessError(f"{origin}: engine: {error}", "use options that JSON can store") from None
     return workload
 
 
 def _put(data: dict[str, Any], key: str, value: Any) -> str:
-    """Put a value into `data` at a dotted key, and return the key under which it went.
+    """Write a value into `data` at a dotted key, and return the key that was written.
 
-    `engine.KEY`, where KEY is neither a field of `Engine` nor an engine's name, is an option of whichever engine runs.
+    `engine.KEY` means `engine.options.KEY` if KEY is neither a field of `Engine` nor an engine's name.
     """
     path = key.split(".")
     if path[0] == "engine" and len(path) > 1 and path[1] not in (*Engine.model_fields, *ENGINES):
         path.insert(1, "options")
-    at: Any = {"": data}
-    step: Any
-    for i, part in enumerate(["", *path]):
-        step = int(part) if isinstance(at, list) and re.fullmatch("[0-9]{1,6}", part) and int(part) < len(at) else part
-        if not isinstance(at, list if isinstance(step, int) else dict):
-            whole = ".".join(path[: i - 1])
-            kind = "a list without that place" if isinstance(at, list) else f"{shown(at)}, not a map"
+    at: Any = data
+    for i, part in enumerate(path):
+        indices = {str(index): index for index in range(len(at))} if isinstance(at, list) else {}
+        step = indices.get(part, part)
+        if not isinstance(at, dict) and step not in indices.values():
+            whole = ".".join(path[:i])
+            kind = "a list without that index" if isinstance(at, list) else f"{shown(at)}, not a map"
             raise HarnessError(f"--set {key}: {whole} is {kind}", f"set {whole} as a whole")
-        if i == len(path):
+        if i == len(path) - 1:
             at[step] = value
         elif isinstance(at, dict) and at.get(step) is None:
             at[step] = {}
@@ -268,14 +264,14 @@ def _put(data: dict[str, Any], key: str, value: Any) -> str:
     return ".".join(path)
 
 
-class Prompt(_Part):
-    """A text to send, with its own answer length where it has one: a line of a prompts file."""
+class Prompt(Section):
+    """One prompt of a prompts file, or of a recorded conversation."""
 
     prompt: str = Field(min_length=1)
     output_tokens: LengthsOrInt = None
     answer: str | None = None
-    """As it was recorded; its length is asked for where no other is given."""
+    """The recorded answer; its length is requested if no other length is given."""
 
 
 Prompts = tuple[tuple[Prompt, ...], ...]
-"""Conversations, each with what the user says in turn."""
+"""Conversations; each holds the user's prompts in order."""

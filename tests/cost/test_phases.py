@@ -122,7 +122,7 @@ def test_a_split_that_is_not_identified_prices_nothing() -> None:
     scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml", CERTAIN)
     found = cost(split, scenario, n=16)
     assert {figure.value for figure in found.figures} == {None}
-    assert "do not tell it apart" in found.figures[-1].text()
+    assert "do not identify it" in found.figures[-1].text()
 
 
 def test_usage_takes_arrays_of_draws() -> None:

@@ -137,7 +137,7 @@ def test_cost_falls_as_interactivity_does() -> None:
 
 @pytest.mark.parametrize("text", ["fast", "ttft_s.p99=-1", "ttft_s.p99=0.1,tpot", ""])
 def test_an_objective_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(HarnessError, match="is no objective"):
+    with pytest.raises(HarnessError, match="is not an objective"):
         read_objective(text)
 
 
@@ -164,7 +164,9 @@ def test_a_workload_names_the_scenario_of_its_runs() -> None:
     assert price_run(own, SUMMARY, "cpu-smoke").costs.scenario == "cpu-smoke"
     other = price_run(loaded(scenario="on-demand"), SUMMARY).costs
     assert other.scenario == "cpu-smoke"
-    assert other.notes[0] == ("the workload's scenario on-demand prices another kind of device: cpu-smoke stands in")
+    assert other.notes[0] == (
+        "the workload's scenario on-demand prices another kind of device: cpu-smoke is used instead"
+    )
 
 
 def test_unknown_scenarios_name_the_known_ones() -> None:

@@ -96,7 +96,7 @@ MISTAKES = [
     (["requests.parts=[{name: a, weight: 0}]"], "requests.parts.0.weight is 0", "a number above 0"),
     (["requests.parts=[{name: a, wait: 1}]"], "unknown key requests.parts.0.wait, given 1", "the keys here are input_"),
     (["requests.parts=[{name: a, trace: t}]"], "parts.0.input_tokens is 8, which does not go with a trace", "remove"),
-    (["requests.parts=[{name: a}]", "requests.parts.1.weight=2"], "a list without that place", "as a whole"),
+    (["requests.parts=[{name: a}]", "requests.parts.1.weight=2"], "a list without that index", "as a whole"),
     (["load={shape: ramp, from_users: 1}"], "load.to_users is missing; ramp of users needs it", "users at the end"),
     (["load={shape: ramp, over_s: 1}"], "load.from_rate_per_s is missing; ramp of the rate needs it", "at the start"),
     (["load={shape: steps, steps: [{users: 1}]}"], "load.steps.0.duration_s is missing", "60 or '1 min'"),
@@ -130,7 +130,7 @@ FILES = [
     (PLAIN + "seed: " + "[" * 5000, "w.yaml: ", "not YAML: maximum recursion depth"),
     (PLAIN + "1: x\n", "w.yaml:3: ", "unknown key 1"),
     (PLAIN.replace("requests:", "request:"), "w.yaml: ", "requests is missing"),
-    (PLAIN + "engine: {vllm: &x {y: *x}}\n", "w.yaml:3: ", "not YAML: an alias is not taken here"),
+    (PLAIN + "engine: {vllm: &x {y: *x}}\n", "w.yaml:3: ", "not YAML: an alias is not allowed"),
     (
         PLAIN.replace("output_tokens: 4}", "output_tokens: 4,\n  parts: [{name: a},\n    {name: b, turns: x}]}"),
         "w.yaml:3: ",
