@@ -136,7 +136,7 @@ def _within_runs(base: Figure, new: Figure) -> tuple[float, float, float] | str:
 
 
 def _between_runs(base: Array, new: Array) -> tuple[float, float, float]:
-    """The same from the logarithms of each run's value, by Welch's t; a side of one run takes the other side's variance."""
+    """The same from the logarithms of each run's value, by Welch's t; a single run takes the other side's variance."""
     spreads = [float(np.var(side, ddof=1)) for side in (base, new) if len(side) > 1]
     parts = spreads[0] / len(base), spreads[-1] / len(new)
     df = float(len(base) + len(new) - 2)

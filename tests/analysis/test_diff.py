@@ -35,8 +35,7 @@ EMPTY = frame_of([])
 
 
 def simulated(seed: int, speed: float = 1.0, *, requests: int = 304, jitter: float = 0.4) -> Summary:
-    """A closed loop on a simulated engine, its rows computed at once: each user sends the next request when the last one
-    has ended; gaps are noisy."""
+    """A closed loop with noisy gaps, its rows computed at once: each user sends when the user's last request ended."""
     rng, shape = np.random.default_rng(seed), jitter**-2
     gaps = rng.gamma(shape, 0.01 / shape / speed, (requests, TOKENS))
     gaps[:, 0] *= 10  # the first token
@@ -91,7 +90,7 @@ def one(base: list[Summary], new: list[Summary]) -> diff.Change:
 
 
 def test_the_interval_of_a_ratio_follows_mover() -> None:
-    """Half-widths ln 2 and ln 1.25 of the base, ln 1.5 and ln 3 of new; the base's upper one widens the ratio's lower one."""
+    """Half-widths ln 2 and ln 1.25 of the base, ln 1.5 and ln 3 of new; the ratio falls as the base rises."""
     change = one([summary("ttft_s.p50", 10, 5, 12.5)], [summary("ttft_s.p50", 20, 20 / 1.5, 60)])
     assert change.ratio.value == pytest.approx(2)
     assert change.ratio.low == pytest.approx(2 * math.exp(-math.hypot(math.log(1.5), math.log(1.25))))

@@ -152,7 +152,7 @@ def test_a_cluster_that_never_has_room_is_given_up(
             return False
 
     monkeypatch.setattr(sweeping, "PLACED_S", 0.2)
-    with pytest.raises(HarnessError, match="no worker has had room"):
+    with pytest.raises(HarnessError, match="no room for a worker"):
         carry_out(planned(Sweep(name="s", workload=workload), tmp_path / "runs"), [Full()], lambda _: None)
 
 
