@@ -188,7 +188,7 @@ def start_workers(ray: str | None, gpus: int, jobs: int | None) -> Iterator[list
     """
     if ray is None:
         if jobs is not None:
-            raise HarnessError("--jobs without --ray", "add --ray local, which uses this machine's GPUs, or omit --jobs")
+            raise HarnessError("--jobs without --ray", "add --ray local, which uses all GPUs here, or omit --jobs")
         yield [LocalWorker()]
         return
     with Cluster(ray) as cluster:
