@@ -61,8 +61,11 @@ def figures(root: Root = RESULTS, where: str | None = None) -> pd.DataFrame:
 
 
 def requests(run: str, root: Root = RESULTS) -> pd.DataFrame:
-    """A row a request: the columns of `harness.model.Record`, times in seconds since the load began."""
-    return _read(run, root).requests
+    """A row a request: the columns of `harness.model.Record`, times in seconds since the load began.
+
+    `arrival_s` and `arrival_tokens` hold a list a row.
+    """
+    return _read(run, root).requests.astype({"arrival_s": object, "arrival_tokens": object})
 
 
 def power(run: str, root: Root = RESULTS) -> pd.DataFrame:

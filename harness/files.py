@@ -1,11 +1,12 @@
-"""Files that the harness ships or keeps: package data, and the user's cache."""
+"""Package data, versions of installed packages, and the user's cache directory."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import zlib
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -31,8 +32,25 @@ def read_text(path: Path) -> str:
         raise HarnessError(f"cannot read {path}: {error}", "give a readable UTF-8 text file") from None
 
 
+def installed_version(package: str) -> str | None:
+    """The version of an installed Python package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def cache_root() -> Path:
     """Where conversions, hashes and sensors' periods are kept: HARNESS_CACHE, else below XDG_CACHE_HOME or ~/.cache."""
     if given := os.environ.get("HARNESS_CACHE"):
         return Path(given).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inference-cost-harness"
+
+
+def write_cache(path: Path, text: str) -> None:
+    """Write a cache file atomically: temporary name, then rename. Write errors are ignored, a cache only saves time."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)

@@ -1,4 +1,4 @@
-"""Child processes that cannot outlive the harness, and a watcher for those that an engine starts."""
+"""Child processes that end with the harness, and a watchdog for the processes that an engine starts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ import psutil
 from harness.errors import HarnessError
 
 KILL_S = 2.0
-"""How long a killed process may take to end: one in a driver's hands is ended by the kernel when it can."""
+"""Limit on the wait for a killed process; one inside a driver call ends only when the kernel can end it."""
 _PIPES: weakref.WeakSet[Connection] = weakref.WeakSet()
-"""The ends that are the parent's alone. A forked process would keep them open after the parent's end."""
+"""The parent's ends of all pipes. A forked process must close its copies, or they stay open after the parent's end."""
 
 
 def _close_pipes() -> None:
@@ -35,15 +35,14 @@ os.register_at_fork(after_in_child=_close_pipes)
 
 
 class Gone(Exception):
-    """The process ended unasked; how."""
+    """A child process ended unexpectedly; the message says how."""
 
 
 class Child:
-    """Runs `main(pipe, *args)`, a function of a module, in another process; `options` are those of Popen.
+    """Runs `main(pipe, *args)`, a module's function, in another process. `options` are those of Popen.
 
-    It is out of reach of the terminal's Ctrl-C, which the parent hears for all, and is killed when the parent's end of
-    the pipe closes, which it does with the parent. With `outlives` it is not: `main` ends by itself, by the EOFError
-    that its next reading of the pipe raises.
+    The child ignores Ctrl-C: the parent decides. It is killed when the parent ends, which closes the pipe. With
+    `outlives` it is not killed; the next `pipe.recv()` in `main` then raises EOFError.
     """
 
     def __init__(self, main: Callable[..., None], *args: Any, outlives: bool = False, **options: Any) -> None:
@@ -60,19 +59,22 @@ class Child:
             )
         self.send(args)
 
-    def send(self, said: Any) -> None:
-        with contextlib.suppress(OSError):  # it is gone, which `receive` says
-            self.pipe.send(said)
+    def send(self, message: Any) -> None:
+        with contextlib.suppress(OSError):  # the child has ended, which `receive` reports
+            self.pipe.send(message)
 
     def receive(self, wait_s: float | None = 0) -> Any:
-        """What it said next; None where nothing came in that time. A HarnessError that it met is its last word."""
+        """The next message, or None if none arrives within `wait_s`. Raises Gone if the child has ended.
+
+        If `main` raised HarnessError, that exception is the last message.
+        """
         try:
             return self.pipe.recv() if self.pipe.poll(wait_s) else None
         except (EOFError, OSError):
             raise Gone(ended(self.process.wait())) from None
 
     def end(self, wait_s: float = 0) -> str:
-        """How it ended by itself in that time; else it is killed."""
+        """Wait for the child's end, and kill it after `wait_s`. Returns how it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return ended(self.process.wait(wait_s))
         self.process.kill()
@@ -81,92 +83,94 @@ class Child:
         return "hung"
 
 
-def ended(status: int) -> str:
-    """How a process of this return code ended.
+def ended(returncode: int) -> str:
+    """How a process with this return code ended.
 
     >>> ended(-9), ended(1)
     ('was ended by signal 9', 'ended with status 1')
     """
-    return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+    return f"was ended by signal {-returncode}" if returncode < 0 else f"ended with status {returncode}"
 
 
 def run(outlives: bool) -> None:
-    """The process itself."""
+    """The main function of a child process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe, main = Connection(int(sys.argv[1])), getattr(importlib.import_module(sys.argv[2]), sys.argv[3])
     if not outlives:
         threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has ended
         try:
             main(pipe, *pipe.recv())
-        except HarnessError as wrong:
-            pipe.send(wrong)
+        except HarnessError as error:
+            pipe.send(error)
 
 
 def _end_with_parent(pipe: Connection) -> None:
-    hung_up = select.poll()
-    hung_up.register(pipe, 0)
-    hung_up.poll()
+    hang_up = select.poll()
+    hang_up.register(pipe, 0)
+    hang_up.poll()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-PERIOD_S = 0.2
-"""Between two listings: a process younger than this is missed if the harness is killed at that moment."""
+LIST_PERIOD_S = 0.2
+"""Interval of the watchdog's listings. A process younger than this survives a SIGKILL of the harness."""
 
 
 class Descendants:
-    """What this process starts between here and `kill`, except what it had started before."""
+    """The processes that this process starts after the construction; they are killed at the latest when it ends."""
 
     def __init__(self) -> None:
-        self._before = {child.pid for child in psutil.Process().children(recursive=True)}
+        self._spared = {child.pid for child in psutil.Process().children(recursive=True)}
         self._seen: set[psutil.Process] = set()
-        self._watcher = Child(watch, os.getpid(), self._before, outlives=True)
-        self._before.add(self._watcher.process.pid)
+        self._watchdog = Child(watchdog, os.getpid(), self._spared, outlives=True)
+        self._spared.add(self._watchdog.process.pid)
 
     def settled(self) -> None:
-        """No more processes will be started: the watcher lists them once more, and then no longer."""
-        self._seen |= _others(psutil.Process(), self._before)
-        self._watcher.send("settled")
+        """Call when no more processes will be started: the watchdog makes its last listing and stops polling."""
+        self._seen |= _descendants(psutil.Process(), self._spared)
+        self._watchdog.send("settled")
         with contextlib.suppress(Gone):
-            self._watcher.receive(None)  # a kill -9 before that listing would spare the youngest
+            self._watchdog.receive(None)  # wait for the listing, or a SIGKILL before it would spare the youngest
 
-    def kill(self, timeout_s: float = 5.0) -> None:
-        """Kill those that still run, and wait until they are gone."""
-        self._seen |= _others(psutil.Process(), self._before)
+    def kill(self) -> None:
+        """Kill the processes that still run, and wait for their end."""
+        self._seen |= _descendants(psutil.Process(), self._spared)
         _kill(self._seen)
-        psutil.wait_procs(self._seen, timeout_s)
+        psutil.wait_procs(self._seen, 5.0)
 
     def close(self) -> None:
-        """Kill those that still run, and end the watcher, which kills what it saw: a dead process's children are no
-        longer ours."""
+        """Kill the processes that still run, and end the watchdog.
+
+        The watchdog also kills processes whose parent has ended: those are no longer listed as descendants.
+        """
         self.kill()
-        self._watcher.pipe.close()
-        self._watcher.process.wait()
+        self._watchdog.pipe.close()
+        self._watchdog.process.wait()
 
 
-def watch(pipe: Connection, parent: int, known: set[int]) -> None:
-    """What the watcher does: wait for the pipe to close, then kill the parent's descendants that are not `known`."""
-    known = {*known, os.getpid()}
+def watchdog(pipe: Connection, parent: int, spared: set[int]) -> None:
+    """List the parent's descendants until the pipe closes, then kill them, except those in `spared` (pids)."""
+    spared = {*spared, os.getpid()}
     seen: set[psutil.Process] = set()
     try:
         process = psutil.Process(parent)
-        while not pipe.poll(PERIOD_S):
-            seen |= _others(process, known)
+        while not pipe.poll(LIST_PERIOD_S):
+            seen |= _descendants(process, spared)
         pipe.recv()
-        seen |= _others(process, known)
+        seen |= _descendants(process, spared)
         pipe.send("listed")
         pipe.recv()
     except psutil.NoSuchProcess:
-        pass  # it ended in between
+        pass  # the parent ended during a listing
     finally:
         _kill(seen)
 
 
-def _others(process: psutil.Process, known: Iterable[int]) -> set[psutil.Process]:
-    return {child for child in process.children(recursive=True) if child.pid not in known}
+def _descendants(process: psutil.Process, spared: Iterable[int]) -> set[psutil.Process]:
+    return {child for child in process.children(recursive=True) if child.pid not in spared}
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):  # psutil sees to it that a pid's next owner is spared
+        with contextlib.suppress(psutil.NoSuchProcess):  # psutil detects a reused pid
             process.kill()

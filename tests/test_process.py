@@ -1,4 +1,4 @@
-"""A parent that is killed with -9 takes the processes along that it started under watch."""
+"""Processes of an engine are killed when the harness ends, also by SIGKILL."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ import os, subprocess, sys, time
 from harness.process import Descendants
 sleep = [sys.executable, "-c", {SLEEP!r}]
 before = subprocess.Popen(sleep)
-watched = Descendants()
+started = Descendants()
 child = subprocess.Popen([sys.executable, "-c", "import subprocess, sys, time; "
                           "print(subprocess.Popen([sys.executable, '-c', {SLEEP!r}]).pid, flush=True); time.sleep(60)"],
                          stdout=subprocess.PIPE, text=True)
 grandchild = child.stdout.readline().strip()
-forked = os.fork()  # which has copies of what this process has open
+forked = os.fork()  # inherits copies of all open file descriptors
 if forked == 0:
     time.sleep(60)
     os._exit(0)
 MODE
-print(before.pid, child.pid, grandchild, forked, watched._watcher.process.pid, flush=True)
+print(before.pid, child.pid, grandchild, forked, started._watchdog.process.pid, flush=True)
 time.sleep(60)
 """
 
 
 def gone(pid: int, within_s: float = 10.0) -> bool:
-    """Whether the process ends in time; one that only waits to be reaped has ended."""
+    """Whether the process ends in time. A zombie has ended."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         try:
@@ -49,12 +49,12 @@ def gone(pid: int, within_s: float = 10.0) -> bool:
 @pytest.mark.parametrize(
     ("mode", "kill"),
     [
-        ("watched.settled()", True),  # while it measures
-        ("time.sleep(1)", True),  # while the engine starts: the listing goes on
-        ("time.sleep(1); child.kill(); child.wait(); watched.close()", False),  # a grandchild whose parent died before
+        ("started.settled()", True),  # during the measurement
+        ("time.sleep(1)", True),  # during the engine's start, while the watchdog polls
+        ("time.sleep(1); child.kill(); child.wait(); started.close()", False),  # a grandchild whose parent ended first
     ],
 )
-def test_what_was_started_under_watch_is_killed(tmp_path: Path, mode: str, kill: bool) -> None:
+def test_processes_started_after_construction_are_killed(tmp_path: Path, mode: str, kill: bool) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT.replace("MODE", mode))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -68,7 +68,7 @@ def test_what_was_started_under_watch_is_killed(tmp_path: Path, mode: str, kill:
             parent.kill()
             parent.wait()
         assert [gone(pid) for pid in started] == [True] * 4
-        assert not gone(before, within_s=0.1)  # what ran before is not the engine's
+        assert not gone(before, within_s=0.1)  # started before, so not the engine's
     finally:
         os.kill(before, signal.SIGKILL)
         parent.kill()

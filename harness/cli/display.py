@@ -48,8 +48,8 @@ class Display:
             self._bar.reset(self._task, description=progress.phase, detail="")
             if self._bar.disable:
                 print(f"{progress.phase} …", file=self._stream, flush=True)
-        if progress.said:
-            self._bar.update(self._task, detail=progress.said)
+        if progress.log_line:
+            self._bar.update(self._task, detail=progress.log_line)
         if progress.phase == "measuring" and progress.elapsed_s > 0:
             rate = progress.output_tokens / progress.elapsed_s
             detail = f"{progress.finished} done, {progress.in_flight} in flight, {rate:.1f} tok/s"

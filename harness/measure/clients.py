@@ -1,8 +1,8 @@
-"""Several client processes as one load: one schedule, one clock, no broker.
+"""Several client processes that send one load, with one schedule and one clock.
 
-Each process builds the engine's client, prepares its share of the load and waits for the instant that the parent names
-as second zero for all. Processes of one machine share CLOCK_MONOTONIC. Each keeps a journal of its own; nothing of a
-request passes between processes, only progress, four times a second.
+Each process creates its own engine client and builds its share of the requests, then waits for the start time that the
+parent sets for all. Processes on one machine share CLOCK_MONOTONIC. Each writes its own journal; between processes
+only progress is sent, four times a second.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 
 from harness.engines.base import create_engine
 from harness.errors import EngineDied, HarnessError
-from harness.measure.eventloop import Watch, event_loop
-from harness.measure.sender import Progress, Sender, warm_up
+from harness.measure.eventloop import LoopMonitor, event_loop
+from harness.measure.sender import Progress, Sender, measuring, warm_up
 from harness.model import EngineInfo
 from harness.process import Child, Gone
 from harness.store.journal import Journal
@@ -30,14 +30,14 @@ from harness.workload.schema import Prompts, Workload
 
 PROGRESS_PERIOD_S = 0.25
 POLL_S = 0.05
-"""Between two looks at what the clients have said."""
+"""Interval at which the parent reads the clients' messages."""
 GRACE_S = 10.0
-"""How long a client may take to end its load in good order."""
+"""Limit on the time a client takes to end its load after a cancel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The files that the workload names, as read."""
+    """The contents of the files named in the workload."""
 
     files: Mapping[str, Trace | Prompts]
     arrivals: Trace | None
@@ -48,7 +48,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one client process is to do."""
+    """The task of one client process."""
 
     workload: Workload
     inputs: Inputs
@@ -56,56 +56,58 @@ class Job:
     options: Mapping[str, Any]
     journal: Path
     share: tuple[int, int]
-    """Client k of n."""
+    """(k, n) for client k of n."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How the load ended, why if not well, and what the process that sent it saw of itself."""
+    """How the load ended: state, error if not complete, and `LoopMonitor.result()` of the sending process."""
 
     state: Literal["complete", "interrupted", "failed"]
     error: str | None = None
-    seen: Mapping[str, Any] = field(default_factory=dict)
+    monitor: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Link(Protocol):
-    """A client process at the other end. `receive` gives what it said next, None where there is nothing, or Gone."""
+    """The parent's connection to a client process."""
 
     offset_ns: int
-    """Its clock less this process's."""
+    """The client's clock minus this process's."""
 
     def send(self, command: tuple[Any, ...]) -> None: ...
 
-    def receive(self) -> Any: ...
+    def receive(self) -> Any:
+        """The next message, None if there is none. Raises Gone if the client has ended."""
+        ...
 
     def close(self) -> Mapping[str, Any]:
-        """See that the process ends; what is known of the link goes beside what the client saw of itself."""
+        """End the process. Returns facts about the connection, which are stored with the client's monitor result."""
         ...
 
 
-async def measure(sender: Sender, began_ns: int, watch: Watch) -> Ended:
-    """The load from `began_ns`, a little ahead, to its end; cancelling it is the interrupt that ends it in good order.
+async def measure(sender: Sender, began_ns: int, monitor: LoopMonitor) -> Ended:
+    """Wait until `began_ns` and send the load to its end. Cancelling ends the load in order, as interrupted.
 
-    Raises HarnessError where what was measured cannot be written.
+    Raises HarnessError if the records cannot be written.
     """
     try:
         await asyncio.sleep((began_ns - time.monotonic_ns()) / 1e9)
-        watch.begin()
+        monitor.begin()
         await sender.run(began_ns)
     except asyncio.CancelledError:
-        return Ended("interrupted", "interrupted while measuring", watch.seen())
+        return Ended("interrupted", "interrupted while measuring", monitor.result())
     except ExceptionGroup as group:
-        if (wrong := group.subgroup(HarnessError)) is not None:  # the disk is full, say
-            raise wrong.exceptions[0] from None
+        if (errors := group.subgroup(HarnessError)) is not None:  # for instance a full disk
+            raise errors.exceptions[0] from None
         died, others = group.split(EngineDied)
         if died is None or others is not None:
             raise
-        return Ended("failed", f"the engine died: {died.exceptions[0]}", watch.seen())
-    return Ended("complete", None, watch.seen())
+        return Ended("failed", f"the engine died: {died.exceptions[0]}", monitor.result())
+    return Ended("complete", None, monitor.result())
 
 
 class Clients:
-    """All clients, in the place of one Sender."""
+    """All client processes; it has the interface of one Sender."""
 
     def __init__(self, workload: Workload, links: Sequence[Link]) -> None:
         self.workload, self.links = workload, links
@@ -113,86 +115,77 @@ class Clients:
         self._progress: dict[int, Progress] = {}
         self._ended: dict[int, Ended] = {}
         self._began_ns = 0
-        self._deadline_s = float("inf")
 
     async def ready(self) -> None:
-        """Until every client stands by. HarnessError where one cannot."""
+        """Wait until every client is ready. Raises HarnessError if one fails."""
         while len(self._ready) < len(self.links):
-            self._hear()
+            self._receive()
             if failed := self._failed():
-                raise HarnessError(f"{failed.error} before the load", "read engine.log in the run's directory")
+                raise HarnessError(f"{failed.error} before the load", "see engine.log in the run's directory")
             await asyncio.sleep(POLL_S)
 
     async def run(self, began_ns: int) -> Ended:
-        """As `measure` does, for all clients: where one fails the others end in good order."""
+        """Send the load with all clients. If one fails, the others end their load in order."""
         self._began_ns = began_ns
         for link in self.links:
             link.send(("begin", began_ns + link.offset_ns))
-        cancelled = False
-        while len(self._ended) < len(self.links) and time.monotonic() < self._deadline_s:
+        cancelled, deadline_s = False, math.inf
+        while len(self._ended) < len(self.links) and time.monotonic() < deadline_s:
             try:
                 await asyncio.sleep(POLL_S)
             except asyncio.CancelledError:
                 cancelled = True
-            self._hear()
-            if (cancelled or self._failed()) and self._deadline_s == float("inf"):
-                self._deadline_s = time.monotonic() + GRACE_S
-                self._tell("cancel")
+            self._receive()
+            if (cancelled or self._failed()) and deadline_s == math.inf:
+                deadline_s = time.monotonic() + GRACE_S
+                self._send("cancel")
         if failed := self._failed():
             return failed
         return Ended("interrupted", "interrupted while measuring") if cancelled else Ended("complete")
 
     def stop(self) -> None:
-        """Send no further request; those in flight go on to their end."""
-        self._tell("stop")
+        """Send no more requests; those in flight continue to their end."""
+        self._send("stop")
 
     def progress(self) -> Progress:
-        """The sum over the clients, as of what each said last."""
-        last = self._progress.values()
-        return Progress(
-            "measuring",
-            elapsed_s=(time.monotonic_ns() - self._began_ns) / 1e9,
-            finished=sum(each.finished for each in last),
-            failed=sum(each.failed for each in last),
-            in_flight=sum(each.in_flight for each in last),
-            output_tokens=sum(each.output_tokens for each in last),
-            count=self.workload.requests.in_all,
-            duration_s=self.workload.load.duration_s,
-        )
+        """The sum over the clients' last reports."""
+        names = ("finished", "failed", "in_flight", "output_tokens")
+        sums = {name: sum(getattr(each, name) for each in self._progress.values()) for name in names}
+        return measuring(self.workload, self._began_ns, **sums)
 
     def close(self) -> list[dict[str, Any]]:
-        """End the processes, all at once; what each saw of itself."""
-        self._tell("cancel")
-        seen = {k: ended.seen for k, ended in self._ended.items()}
-        return [{"client": k, **link.close(), **seen.get(k, {})} for k, link in enumerate(self.links)]
+        """End all processes. Returns for each its number, facts about the link, and its monitor result."""
+        self._send("cancel")
+        monitors = {k: ended.monitor for k, ended in self._ended.items()}
+        return [{"client": k, **link.close(), **monitors.get(k, {})} for k, link in enumerate(self.links)]
 
     def _failed(self) -> Ended | None:
         return next((ended for ended in self._ended.values() if ended.state == "failed"), None)
 
-    def _tell(self, *command: Any) -> None:
+    def _send(self, *command: Any) -> None:
         for k, link in enumerate(self.links):
             if k not in self._ended:
                 link.send(command)
 
-    def _hear(self) -> None:
-        """Take what the clients have said; raises the HarnessError that one of them met."""
+    def _receive(self) -> None:
+        """Take all messages. Raises a HarnessError that a client raised."""
         for k, link in enumerate(self.links):
             try:
-                while k not in self._ended and (said := link.receive()) is not None:
-                    if isinstance(said, HarnessError):
-                        raise said
-                    if isinstance(said, Ended):
-                        self._ended[k] = said
-                    elif isinstance(said, Progress):
-                        self._progress[k] = said
+                while k not in self._ended and (message := link.receive()) is not None:
+                    if isinstance(message, HarnessError):
+                        raise message
+                    if isinstance(message, Ended):
+                        self._ended[k] = message
+                    elif isinstance(message, Progress):
+                        self._progress[k] = message
                     else:
                         self._ready.add(k)
             except Gone as gone:
-                self._ended[k] = Ended("failed", f"client process {k} {gone} (engine.log says more)")
+                self._ended[k] = Ended("failed", f"client process {k} {gone} (see engine.log)")
 
 
 class Local(Child):
-    """A client process on this machine; what it prints goes where this process prints."""
+    """A client process on this machine. It inherits stdout and stderr."""
 
     offset_ns = 0
 
@@ -205,7 +198,7 @@ class Local(Child):
 
 
 def serve(pipe: Connection, job: Job) -> None:
-    """What a client process does."""
+    """The main function of a client process."""
     with contextlib.suppress(asyncio.CancelledError), asyncio.Runner(loop_factory=event_loop) as runner:
         pipe.send(runner.run(_serve(job, pipe)))
 
@@ -215,7 +208,7 @@ async def _serve(job: Job, pipe: Connection) -> Ended:
     assert task is not None
     began_ns: asyncio.Future[int] = loop.create_future()
 
-    def heard() -> None:
+    def on_message() -> None:
         word, *rest = pipe.recv()
         if word == "begin":
             began_ns.set_result(*rest)
@@ -235,14 +228,14 @@ async def _serve(job: Job, pipe: Connection) -> Ended:
     talk = job.inputs.conversations(job.workload, await engine.start())
     journal = Journal(job.journal)
     sender = Sender(job.workload, job.inputs.arrivals, engine, talk.make, journal.add, talk.follow, job.share)
-    loop.add_reader(pipe, heard)
+    loop.add_reader(pipe, on_message)
     reporter = asyncio.ensure_future(report())
     try:
         share = math.ceil(job.workload.warmup.requests / n)
         await warm_up(engine, lambda i: talk.make(i + k * share), share)
-        with Watch() as watch:
+        with LoopMonitor() as monitor:
             pipe.send("ready")
-            return await measure(sender, await began_ns, watch)
+            return await measure(sender, await began_ns, monitor)
     except EngineDied as died:
         return Ended("failed", str(died))
     finally:

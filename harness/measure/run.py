@@ -18,7 +18,7 @@ from harness.engines.base import Engine, choose_engine, create_engine
 from harness.errors import EngineDied, HarnessError
 from harness.measure import environment
 from harness.measure.clients import PROGRESS_PERIOD_S, Clients, Ended, Inputs, Job, Link, Local, measure
-from harness.measure.eventloop import Interrupt, Watch, event_loop
+from harness.measure.eventloop import Interrupt, LoopMonitor, event_loop
 from harness.measure.nodes import Cluster
 from harness.measure.sender import Progress, Sender, warm_up
 from harness.meters.base import start_meters
@@ -198,7 +198,7 @@ class _Session:
         """Start the engine, and show its last log line meanwhile, because a large model takes minutes."""
         start = asyncio.ensure_future(self.engine.start())
         while not (await asyncio.wait([start], timeout=PROGRESS_PERIOD_S))[0]:
-            self.notify(Progress("starting", said=_last_line(self.writer.directory / "engine.log")))
+            self.notify(Progress("starting", log_line=_last_line(self.writer.directory / "engine.log")))
             self.power.drain()
         return start.result()
 
@@ -242,20 +242,20 @@ class _Session:
         self, sender: Sender | Clients, metrics: Polled[ServerSample] | None, interrupt: Interrupt
     ) -> Ended:
         """Send the load from second zero to its end."""
-        with Watch() as watch:
+        with LoopMonitor() as monitor:
             lead_s = LEAD_S[isinstance(sender, Clients)]
             began_ns = time.monotonic_ns() + int(lead_s * 1e9)
             zero = datetime.now(UTC) + timedelta(seconds=lead_s)
             self.writer.update(clock=Anchor(utc=zero, monotonic_s=began_ns / 1e9))
-            load = measure(sender, began_ns, watch) if isinstance(sender, Sender) else sender.run(began_ns)
+            load = measure(sender, began_ns, monitor) if isinstance(sender, Sender) else sender.run(began_ns)
             task, ticker = asyncio.ensure_future(load), asyncio.ensure_future(self._tick(sender, metrics))
             try:
                 with interrupt.cancels(task):
                     ended = await task
             finally:
                 ticker.cancel()
-        if ended.seen:
-            self.writer.update(clients=[{"client": 0, **ended.seen}])
+        if ended.monitor:
+            self.writer.update(clients=[{"client": 0, **ended.monitor}])
         return ended
 
     async def _tick(self, sender: Sender | Clients, metrics: Polled[ServerSample] | None) -> None:

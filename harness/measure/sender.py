@@ -1,4 +1,4 @@
-"""The load loop: it sends each request when it is due, stamps its tokens as they come, and records how it ended."""
+"""The load loop: sends each request when it is due, stamps its tokens when they arrive, and records how it ended."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from harness.engines.base import Engine, Exchanging
 from harness.errors import EngineDied, HarnessError, RequestFailed
@@ -18,20 +17,20 @@ from harness.workload.arrivals import Trace, due_times, user_spans
 from harness.workload.schema import Workload
 
 WARM_UP_INDEX = 1 << 40
-"""Where the indices of warm-up requests begin: past every measured one, so that no prefix cache serves those later."""
-AHEAD_TOKENS = 2_000_000
-"""Of prompts made before the load begins: some 100 MB."""
-AHEAD_S = 2.0
-"""How long that may take; the others are made as they are sent."""
-MOST_UNREAD = 1000
-"""Answers that may wait to be read."""
-LOOK_AHEAD = 4
-"""Requests made ahead for each user where nobody knows how many there will be."""
+"""Index of the first warm-up request: above all measured ones, so that no prefix cache shares their prompts."""
+PREBUILT_TOKENS = 2_000_000
+"""Limit on the prompt tokens built before the load begins: some 100 MB."""
+PREBUILD_S = 2.0
+"""Limit on the time to build requests before the load begins."""
+PREBUILT_PER_USER = 4
+"""Requests pre-built per user when the total is unknown."""
+MAX_UNPARSED = 1000
+"""Limit on the number of answers that wait to be parsed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is: what a live display shows."""
+    """The progress of a run, for a live display."""
 
     phase: str
     """`starting`, `warming up`, `measuring` or `stopping`."""
@@ -43,22 +42,31 @@ class Progress:
     count: int | None = None
     """Requests that the run will send; None: as many as fit its duration."""
     duration_s: float | None = None
-    said: str = ""
-    """What the engine logged last, while it starts."""
+    log_line: str = ""
+    """The last line of the engine's log, during the start."""
+
+
+def measuring(
+    workload: Workload, began_ns: int, finished: int, failed: int, in_flight: int, output_tokens: int
+) -> Progress:
+    """The progress of a load that began at `began_ns` (CLOCK_MONOTONIC)."""
+    elapsed_s = (time.monotonic_ns() - began_ns) / 1e9
+    limits = workload.requests.in_all, workload.load.duration_s
+    return Progress("measuring", elapsed_s, finished, failed, in_flight, output_tokens, *limits)
 
 
 async def warm_up(engine: Engine, make: Callable[[int], Request], count: int) -> None:
-    """Send requests that are not recorded, all at once.
+    """Send `count` requests at once without recording them.
 
-    Raises EngineDied, or HarnessError where the engine refuses even these.
+    Raises EngineDied, and HarnessError if a request fails.
     """
 
     async def one(index: int) -> None:
         try:
             await engine.generate(make(index), lambda _: None)
-        except RequestFailed as refused:
+        except RequestFailed as failed:
             raise HarnessError(
-                f"a warm-up request failed: {refused.kind}: {refused.message}",
+                f"a warm-up request failed: {failed.kind}: {failed.message}",
                 "make the workload's requests fit the engine, or set warmup.requests=0 to measure the failures",
             ) from None
 
@@ -66,16 +74,16 @@ async def warm_up(engine: Engine, make: Callable[[int], Request], count: int) ->
 
 
 Follow = Callable[[Request, Completion], tuple[Request, float] | None]
-"""From a finished request to the next of its conversation and the seconds of thought before it; None: it is over."""
+"""From a completed request to the next request of its conversation and the think time in seconds; None: no more."""
 
 
 class Sender:
-    """Sends the requests as the load shape says, and hands each finished one to `add`.
+    """Sends the requests of a load shape, and calls `add` with the record of each finished one.
 
-    `share` (k, n): this is client k of n, which all know the whole schedule; it sends every n-th request from the k-th
-    on, or is every n-th user of a closed loop, with the requests that fall to those in turn. Requests that are sure to
-    come are made before the load begins, as far as memory goes; each one sent makes room for another, made once it is
-    on its way. Answers are read when there is time, unless a turn follows: first what arrives is stamped.
+    `share` is (k, n) for client k of n. All clients compute the whole schedule; client k sends every n-th request, or
+    runs every n-th user of a closed loop, starting from the k-th. Requests are built before the load begins up to
+    PREBUILT_TOKENS; each request sent is replaced by a new one right after it is on its way. Parsing an answer waits
+    until the loop has time, unless the next turn of a conversation needs it, so that arrivals are stamped first.
     """
 
     def __init__(
@@ -92,30 +100,27 @@ class Sender:
         self.client, self.clients = share
         self.sent = self.finished = self.failed = self.output_tokens = 0
         self.began_ns = 0
-        self.stopped = False
         self._stop, self._drained = asyncio.Event(), asyncio.Event()
         shape, count = workload.load, workload.requests.count
         users = user_spans(shape) if shape.closed else []
-        if shape.closed:
-            self._spans = users[self.client :: self.clients]
-            due_s: Iterator[float] = itertools.repeat(0.0) if count is None else itertools.repeat(0.0, count)
-        else:
-            due_s = due_times(shape, count, workload.seed, arrivals)
-        # Of users that the clients do not share evenly, each still has as many requests as any other.
+        in_turn = itertools.islice(itertools.repeat(0.0), count)
+        due_s = in_turn if shape.closed else due_times(shape, count, workload.seed, arrivals)
+        self._spans = users[self.client :: self.clients]
+        # Requests are dealt to users, not to clients: with an uneven number of users per client, all users send alike.
         own = [turn % self.clients == self.client for turn in range(len(users) or self.clients)]
         self._schedule = itertools.compress(enumerate(due_s), itertools.cycle(own))
-        self._ahead: deque[tuple[Request, float]] = deque()
-        self._more = True
-        self._unread: deque[_Sent] = deque()
-        self._wrong: Exception | None = None
-        self._exchange = engine.exchange if isinstance(engine, Exchanging) else self._whole
-        most = LOOK_AHEAD * len(self._spans) if shape.closed and count is None else None
-        tokens, until_s = 0, time.monotonic() + AHEAD_S
-        while tokens < AHEAD_TOKENS and time.monotonic() < until_s and len(self._ahead) != most and self._make_one():
-            tokens += len(self._ahead[-1][0].prompt)
+        self._prebuilt: deque[tuple[Request, float]] = deque()
+        self._exhausted = False
+        self._unparsed: deque[_InFlight] = deque()
+        self._error: Exception | None = None
+        self._exchange = engine.exchange if isinstance(engine, Exchanging) else self._generate
+        most = PREBUILT_PER_USER * len(self._spans) if shape.closed and count is None else None
+        tokens, until_s = 0, time.monotonic() + PREBUILD_S
+        while tokens < PREBUILT_TOKENS and time.monotonic() < until_s and len(self._prebuilt) != most and self._build():
+            tokens += len(self._prebuilt[-1][0].prompt)
 
     async def run(self, began_ns: int) -> None:
-        """Until every request is over. Raises an ExceptionGroup of EngineDied when the engine dies."""
+        """Send the load and wait for every request. Raises an ExceptionGroup of EngineDied if the engine dies."""
         self.began_ns = began_ns
         try:
             async with asyncio.TaskGroup() as group:
@@ -123,89 +128,88 @@ class Sender:
                     for spans in self._spans:
                         group.create_task(self._user(spans))
                 else:
-                    await self._open(group)
+                    await self._open_loop(group)
         finally:
-            while self._unread:
-                self._record(self._unread.popleft())
-        if self._wrong is not None:
-            raise ExceptionGroup("the load ended early", [self._wrong])
+            while self._unparsed:
+                self._record(self._unparsed.popleft())
+        if self._error is not None:
+            raise ExceptionGroup("the load ended early", [self._error])
 
     def stop(self) -> None:
-        """Send no further request; those in flight go on to their end."""
-        self.stopped = True
+        """Send no more requests; those in flight continue to their end."""
         self._stop.set()
         self._drained.set()
 
     def progress(self) -> Progress:
-        return Progress(
-            "measuring",
-            elapsed_s=self._now_s(),
-            finished=self.finished,
-            failed=self.failed,
-            in_flight=self.sent - self.finished,
-            output_tokens=self.output_tokens,
-            count=self.workload.requests.in_all,
-            duration_s=self.workload.load.duration_s,
-        )
+        counts = self.finished, self.failed, self.sent - self.finished, self.output_tokens
+        return measuring(self.workload, self.began_ns, *counts)
 
     def _now_s(self) -> float:
         return (time.monotonic_ns() - self.began_ns) / 1e9
 
-    def _make_one(self) -> bool:
-        """Make the next request of the schedule; False: there is none."""
+    def _build(self) -> bool:
+        """Build the next request of the schedule; False if there is none."""
         for index, due_s in self._schedule:
             request = self.make(index)
             self.engine.prepare(request)
-            self._ahead.append((request, due_s))
+            self._prebuilt.append((request, due_s))
             return True
-        self._more = False
+        self._exhausted = True
         return False
 
+    def _soon(self, work: Callable[[], object]) -> None:
+        """Do the work in the next iteration of the loop. If it raises, the load ends with that exception."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except Exception as error:  # asyncio would only log it
+                self._error = error
+
+        asyncio.get_running_loop().call_soon(guarded)
+
     def _next(self) -> tuple[Request, float] | None:
-        """The next request and when it is due; None: there is none. Another is made when this one has left."""
-        if self._wrong is not None:
-            raise self._wrong
-        if not self._ahead and not self._make_one():
+        """The next request and its due time, None if there is none. A replacement is built after it is sent."""
+        if self._error is not None:
+            raise self._error
+        if not self._prebuilt and not self._build():
             self._drained.set()
             return None
-        if self._more:
-            asyncio.get_running_loop().call_soon(self._make_another)
-        return self._ahead.popleft()
-
-    def _make_another(self) -> None:
-        try:
-            self._make_one()
-        except Exception as wrong:  # a callback's exception would be lost
-            self._wrong = wrong
+        if not self._exhausted:
+            self._soon(self._build)
+        return self._prebuilt.popleft()
 
     async def _user(self, spans: Sequence[tuple[float, float]]) -> None:
-        """One user of a closed loop, while there: the next request is due when the last one is over."""
+        """One user of a closed loop during its (from, until) spans: each request is due when the previous one ends."""
         for start_s, until_s in spans:
             await self._sleep(start_s, self._drained)
-            while (scheduled_s := self._now_s()) < until_s and not self.stopped:
+            while (scheduled_s := self._now_s()) < until_s and not self._stop.is_set():
                 if (following := self._next()) is None:
                     return
-                await self._talk(following[0], scheduled_s, until_s)
+                await self._converse(following[0], scheduled_s, until_s)
 
-    async def _open(self, group: asyncio.TaskGroup) -> None:
-        """Send each request when it is due, whatever became of those before it."""
+    async def _open_loop(self, group: asyncio.TaskGroup) -> None:
+        """Start each request when it is due, regardless of the others."""
         most = self.workload.load.max_in_flight
-        # Of a limit that the clients do not divide evenly, the first ones have one more.
-        share = None if most is None else len(range(self.client, most, self.clients))
-        slots = None if share is None else asyncio.Semaphore(share)
+        # If the clients cannot share the limit evenly, the first ones get one more.
+        slots = None if most is None else asyncio.Semaphore(len(range(self.client, most, self.clients)))
+
+        async def converse(request: Request, scheduled_s: float) -> None:
+            async with slots or contextlib.nullcontext():
+                await self._converse(request, scheduled_s, self.workload.load.end_s)
+
         while (following := self._next()) is not None:
             request, scheduled_s = following
-            # Also without a wait the loop must come round: what was sent has to leave, and tokens to be stamped.
+            # Yields even without a wait, so that sockets are written and tokens stamped.
             await asyncio.sleep(scheduled_s - self._now_s())
-            if self.stopped:
+            if self._stop.is_set():
                 return
-            talk = self._talk(request, scheduled_s, self.workload.load.end_s)
-            group.create_task(talk if slots is None else _when_free(slots, talk))
+            group.create_task(converse(request, scheduled_s))
 
-    async def _talk(self, request: Request, scheduled_s: float, until_s: float) -> None:
-        """Send a request and, where it opens a conversation, each turn due before `until_s`, until one fails."""
-        completion = await self._one(request, scheduled_s)
-        while self.follow is not None and completion is not None and not self.stopped:
+    async def _converse(self, request: Request, scheduled_s: float, until_s: float) -> None:
+        """Send a request and the later turns of its conversation that are due before `until_s`, until one fails."""
+        completion = await self._send(request, scheduled_s)
+        while self.follow is not None and completion is not None and not self._stop.is_set():
             if (following := self.follow(request, completion)) is None:
                 return
             request, think_s = following
@@ -213,20 +217,20 @@ class Sender:
                 return
             self.engine.prepare(request)
             await self._sleep(due_s, self._stop)
-            completion = None if self.stopped else await self._one(request, due_s)
+            completion = None if self._stop.is_set() else await self._send(request, due_s)
 
     async def _sleep(self, until_s: float, unless: asyncio.Event) -> None:
         if (wait_s := until_s - self._now_s()) > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(unless.wait(), wait_s)
 
-    async def _one(self, request: Request, scheduled_s: float) -> Completion | None:
-        """Send one request, and stamp its tokens as they come; what it came to, where a turn may follow it."""
-        sent = _Sent(request, scheduled_s)
+    async def _send(self, request: Request, scheduled_s: float) -> Completion | None:
+        """Send one request and stamp its tokens. Returns the completion only if a turn may follow."""
+        sent = _InFlight(request, scheduled_s)
         stamps_ns, counts, clock = sent.stamps_ns, sent.counts, time.monotonic_ns
 
         def arrived(tokens: int) -> None:
-            if tokens > 0:  # a chunk without tokens is no token
+            if tokens > 0:
                 stamps_ns.append(clock())
                 counts.append(tokens)
                 self.output_tokens += tokens
@@ -235,62 +239,64 @@ class Sender:
         sent.sent_ns = clock()
         try:
             if request.cancel_after_s is None:
-                sent.answer = await self._exchange(request, arrived)
+                sent.parse = await self._exchange(request, arrived)
             else:
                 async with asyncio.timeout(request.cancel_after_s):
-                    sent.answer = await self._exchange(request, arrived)
-        except BaseException as ended:
-            sent.ended = ended
-            if isinstance(ended, EngineDied) or not isinstance(ended, Exception):
-                raise  # one request's fault, whatever it is, must not end the others
+                    sent.parse = await self._exchange(request, arrived)
+        except BaseException as error:
+            sent.error = error
+            if isinstance(error, EngineDied) or not isinstance(error, Exception):
+                raise  # any other exception is the failure of this request only
         finally:
             sent.end_ns = clock()
             self.finished += 1
             completion = None
-            if sent.ended is not None or request.conversation is not None:
+            if sent.error is not None or request.conversation is not None:
                 completion = self._record(sent)
             else:
                 self._record_later(sent)
         return completion
 
-    async def _whole(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
+    async def _generate(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
         completion = await self.engine.generate(request, arrived)
         return lambda: completion
 
-    def _record_later(self, sent: _Sent) -> None:
-        """One for each round of the loop, so that no token waits for more than one to be stamped."""
-        self._unread.append(sent)
-        if len(self._unread) == 1:
-            asyncio.get_running_loop().call_soon(self._record_next)
-        elif len(self._unread) > MOST_UNREAD:
-            self._record(self._unread.popleft())
+    def _record_later(self, sent: _InFlight) -> None:
+        """Parse one answer per iteration of the loop, so that a token waits for at most one before it is stamped."""
+        self._unparsed.append(sent)
+        if len(self._unparsed) == 1:
+            self._soon(self._record_next)
+        elif len(self._unparsed) > MAX_UNPARSED:
+            self._record(self._unparsed.popleft())
 
     def _record_next(self) -> None:
         try:
-            if self._unread:
-                self._record(self._unread.popleft())
-        except Exception as wrong:  # a callback's exception would be lost
-            self._wrong = wrong
-        if self._unread:
-            asyncio.get_running_loop().call_soon(self._record_next)
+            if self._unparsed:
+                self._record(self._unparsed.popleft())
+        finally:
+            if self._unparsed:
+                self._soon(self._record_next)
 
-    def _record(self, sent: _Sent) -> Completion | None:
-        """Read a request's answer, and record how it ended; None: it failed."""
-        request, ended, began = sent.request, sent.ended, self.began_ns
+    def _record(self, sent: _InFlight) -> Completion | None:
+        """Parse a request's answer and record the request. Returns None if it failed."""
+        request, error, began = sent.request, sent.error, self.began_ns
         completion: Completion | None = None
-        if sent.answer is not None:
+        if sent.parse is not None:
             try:
-                completion = sent.answer()
-            except Exception as wrong:
-                ended = wrong
-        error, text = (None, None) if ended is None else _failure(ended, request)
-        told = getattr(ended.__cause__ if ended and error == "cancelled" else ended, "arrival_tokens", None)
-        stamps_ns, counts, done = sent.stamps_ns, sent.counts, completion or _UNKNOWN
-        if (told := done.arrival_tokens if ended is None else told) is not None:
-            self.output_tokens += sum(told) - sum(counts)
-            stamps_ns = [stamp for stamp, tokens in zip(stamps_ns, told, strict=True) if tokens]
-            counts = [tokens for tokens in told if tokens]
-        self.failed += error is not None
+                completion = sent.parse()
+            except Exception as failed:
+                error = failed
+        kind, text = (None, None) if error is None else _failure(error, request)
+        if completion is not None:
+            counted = completion.arrival_tokens
+        else:  # a timeout's cause is the exception that the engine raised when it was cancelled
+            counted = getattr(error.__cause__ if error and kind == "cancelled" else error, "arrival_tokens", None)
+        stamps_ns, counts, done = sent.stamps_ns, sent.counts, completion or Completion(None, None)
+        if counted is not None:  # replaces the counts of `arrived`
+            self.output_tokens += sum(counted) - sum(counts)
+            stamps_ns = [stamp for stamp, tokens in zip(stamps_ns, counted, strict=True) if tokens]
+            counts = [tokens for tokens in counted if tokens]
+        self.failed += kind is not None
         self.add(
             Record(
                 index=request.index,
@@ -305,7 +311,7 @@ class Sender:
                 output_tokens=done.output_tokens,
                 cached_tokens=done.cached_tokens,
                 finish_reason=done.finish_reason,
-                error=error,
+                error=kind,
                 error_text=text,
                 part=request.part,
                 conversation=request.conversation,
@@ -319,8 +325,8 @@ class Sender:
 
 
 @dataclass(slots=True)
-class _Sent:
-    """A request on its way, and what came back."""
+class _InFlight:
+    """A request that was sent, and its answer so far."""
 
     request: Request
     scheduled_s: float
@@ -328,27 +334,19 @@ class _Sent:
     end_ns: int = 0
     stamps_ns: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
-    answer: Callable[[], Completion] | None = None
-    ended: BaseException | None = None
+    parse: Callable[[], Completion] | None = None
+    error: BaseException | None = None
 
 
-_UNKNOWN = Completion(None, None)
-
-
-def _failure(ended: BaseException, request: Request) -> tuple[str, str]:
-    """A failed request's kind, and what there is to say of it."""
-    match ended:
+def _failure(error: BaseException, request: Request) -> tuple[str, str]:
+    """The kind and text of a request's error."""
+    match error:
         case TimeoutError() if request.cancel_after_s is not None:
             return "cancelled", f"the user gave up after {request.cancel_after_s} s"
         case RequestFailed():
-            return ended.kind, ended.message
+            return error.kind, error.message
         case EngineDied():
-            return "engine_died", str(ended)
+            return "engine_died", str(error)
         case Exception():
-            return type(ended).__name__, str(ended)
+            return type(error).__name__, str(error)
     return "aborted", "the run ended before the request did"
-
-
-async def _when_free(slots: asyncio.Semaphore, talk: Coroutine[Any, Any, None]) -> None:
-    async with slots:
-        await talk

@@ -1,1 +1,1 @@
-"""Power, energy, and what a server says of itself, read by another process."""
+"""Meters: power, energy and a server's own metrics, read by a separate process."""

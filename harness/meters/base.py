@@ -1,6 +1,7 @@
-"""Meters: what power and energy are now, and what a server says of itself, read without disturbing the load.
+"""The interface of a meter, the table of meters, and their start from the command line's words.
 
-To add one, write a module with a class that follows `Meter`, or `Reader` where it has to be polled, and add its line.
+To add a meter, write a module with a class that implements `Meter`, or `sampler.Reader` if it must be polled, and add a
+line to `METERS`.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from harness.config import read_yaml
 from harness.errors import HarnessError
-from harness.model import MeterInfo, PowerSample, ServerSample
+from harness.meters.sampler import Polled
+from harness.model import MeterInfo, PowerSample
 
-Row = TypeVar("Row", PowerSample, ServerSample)
 METERS: Mapping[str, str] = {
     "constant": "harness.meters.replay:ConstantMeter",
     "nvml": "harness.meters.nvml:NvmlReader",
@@ -22,17 +23,17 @@ METERS: Mapping[str, str] = {
     "rapl": "harness.meters.rapl:RaplReader",
     "replay": "harness.meters.replay:ReplayMeter",
 }
-"""Name -> `module:class`; a class named Reader is polled by `harness.meters.sampler`, from another process."""
+"""Name -> `module:class`. A class whose name ends in Reader is polled by a separate process (`sampler.Polled`)."""
 AUTO = ("nvml", "rapl")
-"""What `auto` looks for, in this order."""
+"""The meters that `auto` tries, in this order."""
 
 
 class Meter(Protocol):
-    """One source of power readings. Constructed as `Class(options)`; nothing is opened before `start`.
+    """One source of power readings, constructed as `Class(options)`.
 
-    `start` raises HarnessError where there is nothing to read. After it nothing raises: a meter that is lost gives no
-    more samples, or samples with an `error`, and the run goes on. `drain` never waits; call it about twice a second,
-    and once more after `stop`.
+    `start` opens it and raises HarnessError if there is nothing to read. Later methods do not raise: a meter that fails
+    returns no more samples, or samples with an `error`, and the run continues. `drain` returns the samples since the
+    last call without waiting; call it about twice a second, and once after `stop`.
     """
 
     def start(self) -> MeterInfo: ...
@@ -42,20 +43,10 @@ class Meter(Protocol):
     def stop(self) -> MeterInfo: ...
 
 
-class Reader(Protocol[Row]):
-    """What is polled when `next_s` comes. Lives in the reading process; times are CLOCK_MONOTONIC seconds."""
-
-    next_s: float
-
-    def open(self) -> MeterInfo: ...
-
-    def read(self) -> list[Row]: ...
-
-
 def create_meter(name: str, options: Mapping[str, Any] | None = None) -> Meter:
-    """The meter of that name, not yet started.
+    """Construct the meter of that name without starting it.
 
-    Raises HarnessError for an unknown name or an option that the meter does not know.
+    Raises HarnessError for an unknown name or an option the meter does not have.
 
     >>> create_meter("wattson")
     Traceback (most recent call last):
@@ -66,15 +57,13 @@ def create_meter(name: str, options: Mapping[str, Any] | None = None) -> Meter:
     if name not in METERS:
         raise HarnessError(f"unknown meter '{name}'", f"choose one of {', '.join(METERS)}")
     if METERS[name].endswith("Reader"):
-        from harness.meters.sampler import Polled
-
-        return Polled(name, PowerSample, construct_reader, name, options or {})
-    meter: Meter = construct_reader(name, options or {})
+        return Polled(name, PowerSample, construct, name, options or {})
+    meter: Meter = construct(name, options or {})
     return meter
 
 
-def construct_reader(name: str, options: Mapping[str, Any]) -> Any:
-    """The class of that name, with those options as keywords. Raises HarnessError for one that it does not take."""
+def construct(name: str, options: Mapping[str, Any]) -> Any:
+    """Construct the class in `METERS` with the options as keyword arguments. Raises HarnessError for an unknown one."""
     module, _, cls = METERS[name].partition(":")
     try:
         return getattr(importlib.import_module(module), cls)(**options)
@@ -83,10 +72,11 @@ def construct_reader(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def start_meters(asked: Sequence[str]) -> tuple[list[tuple[Meter, MeterInfo]], list[str]]:
-    """Meters from `NAME` or `NAME:KEY=VALUE,KEY=VALUE` words, started; and why each that `auto` looked for is absent.
+    """Start the meters for words of the form `NAME` or `NAME:KEY=VALUE,KEY=VALUE`.
 
-    `auto` starts what finds something to read on this machine; `none` is nothing. Raises HarnessError for a meter that
-    was named and cannot start; the others are stopped then.
+    `auto` starts each meter of `AUTO` that has something to read; `none` starts none. Returns the started meters, and
+    for each meter that `auto` could not start a text with the reason. Raises HarnessError if a meter given by name
+    cannot start; the meters started before it are stopped.
 
     >>> start_meters(["none"])
     ([], [])
@@ -98,14 +88,14 @@ def start_meters(asked: Sequence[str]) -> tuple[list[tuple[Meter, MeterInfo]], l
             name, _, rest = word.partition(":")
             pairs = [pair.partition("=") for pair in rest.split(",") if pair]
             options = {key: read_yaml(value, f"--meter {word}")[0] for key, _, value in pairs}
-            for found in {"auto": AUTO, "none": ()}.get(name, (name,)):
-                meter = create_meter(found, options)
+            for each in {"auto": AUTO, "none": ()}.get(name, (name,)):
+                meter = create_meter(each, options)
                 try:
                     started.append((meter, meter.start()))
                 except HarnessError as error:
                     if name != "auto":
                         raise
-                    absent.append(f"{found}: {error.what}")
+                    absent.append(f"{each}: {error.what}")
                 else:
                     undo.callback(meter.stop)
         undo.pop_all()

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs by NVML (package nvidia-ml-py). What a GPU supports is found by asking it, not from its architecture."""
+"""NVIDIA GPUs, read with NVML (package nvidia-ml-py). Supported features are found by asking each GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import random
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,48 +17,50 @@ import psutil
 import pynvml
 
 from harness.errors import HarnessError
-from harness.files import cache_root
-from harness.meters.tracker import FILL_S, GUARD_S, TRACK_S, EdgeTracker, period_s, quantum
+from harness.files import cache_root, write_cache
+from harness.meters.tracker import FILL_S, GUARD_S, TRACK_S, UpdateTracker, smallest_step, update_period_s
 from harness.model import MeterDevice, MeterInfo, PowerSample
 
 SLOW_S = 1.0
-"""Between readings of temperature, clocks, processes and limits, which cost more and change less; and of memory."""
+"""Interval of the slower readings: temperature, clocks, processes, limits and memory power."""
 PROBE_S = 3.0
 AVERAGE_WINDOW_S = 1.0
-"""NVML's documentation of field 185, which boards that average otherwise do not support."""
+"""Averaging window of field 185 according to NVML's documentation. Boards with another window do not support it."""
 _FIELDS = (
     ("energy", pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION),
     ("average", pynvml.NVML_FI_DEV_POWER_AVERAGE),
     ("instant", pynvml.NVML_FI_DEV_POWER_INSTANT),
     ("memory", pynvml.NVML_FI_DEV_POWER_AVERAGE),
 )
-"""What one reading asks for: millijoules, then milliwatts."""
+"""The fields of one reading, in mJ (energy) and mW."""
 _FIELD = struct.Struct("=IIqqIIQ")
-"""nvmlFieldValue_t: field, scope, timestamp, latency, type, status, value; pynvml's own class costs five times this."""
+"""nvmlFieldValue_t: field, scope, timestamp, latency, type, status, value. pynvml's class takes five times as long."""
 _CODES = {code: name[11:].lower() for name, code in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
-"""NVML's word for each return code, for instance gpu_is_lost."""
+"""NVML return code -> its name, for instance gpu_is_lost."""
 
 
 @dataclass(slots=True)
 class _Gpu:
     handle: Any
     device: MeterDevice
-    tracker: EdgeTracker
+    tracker: UpdateTracker
     fields: Any
-    """The batch that every reading fills: made once, since making it costs as much as the call."""
+    """The array that every reading fills. Reused, because allocating it takes as long as the NVML call."""
     power_usage: bool = False
-    """Neither power field is supported: ask as older drivers and GPUs want to be asked."""
+    """Neither power field is supported, so power is read with nvmlDeviceGetPowerUsage."""
     next_s: float = 0.0
     slow_s: float = 0.0
+    """When the next slower reading is due."""
     counter: int | None = None
+    """The energy counter at the last reading, in mJ."""
 
 
 class NvmlReader:
-    """Energy counter, newest and average power, memory power, and once a second what explains them.
+    """Reads energy counter, instantaneous and average power, memory power, and once a second what explains them.
 
-    Options: `devices`, a list of indices or UUIDs (default: CUDA_VISIBLE_DEVICES, else all); `probe_s`, for how long to
-    watch a GPU that was never seen before; `fill_s` between readings. Processes on a GPU that descend from this one's
-    parent are not foreign.
+    Options: `devices`, a list of indices or UUID prefixes (default: CUDA_VISIBLE_DEVICES, else all); `probe_s`, the
+    duration of the probe of a GPU that is not in the cache; `fill_s`, the interval between readings. Processes that
+    descend from this process's parent are the harness's own; the others are counted as foreign.
     """
 
     next_s = 0.0
@@ -77,16 +79,16 @@ class NvmlReader:
         self.gpus: list[_Gpu] = []
 
     def open(self) -> MeterInfo:
-        """Find the GPUs and what they support. Raises HarnessError where there is no driver or no GPU."""
+        """Find the GPUs and their features. Raises HarnessError without a driver or a GPU."""
         try:
             pynvml.nvmlInit()
             handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
             driver = str(pynvml.nvmlSystemGetDriverVersion())
-        except pynvml.NVMLError as absent:
+        except pynvml.NVMLError as error:
             fix = "install the NVIDIA driver, or choose another meter"
-            raise HarnessError(f"NVML does not answer: {absent}", fix) from None
+            raise HarnessError(f"NVML does not answer: {error}", fix) from None
         self._call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")
-        chosen = self._chosen([str(_ask(handle, "nvmlDeviceGetUUID")) for handle in handles])
+        chosen = self._chosen([str(ask(handle, "nvmlDeviceGetUUID")) for handle in handles])
         if not chosen:
             raise HarnessError("NVML finds no GPU", "check CUDA_VISIBLE_DEVICES and the option `devices`")
         self.gpus = [self._gpu(index, handles[index], len(chosen)) for index in chosen]
@@ -98,14 +100,14 @@ class NvmlReader:
         ]
         return MeterInfo(
             meter="nvml",
-            # A driver that calls itself simulated is a test bed's: nothing read through it may pass for a measurement.
+            # A test's driver has "simulated" in its version: its readings must not pass for measurements.
             status="simulated" if "simulated" in driver else "measured",
             devices=(*(gpu.device for gpu in self.gpus), *memory),
             driver=driver,
         )
 
     def read(self) -> list[PowerSample]:
-        """Read every GPU that is due, and those whose fill reading is due soon: waking up costs more than reading."""
+        """Read every GPU that is due now or soon: waking up for each one separately would cost more than reading."""
         now_s = self.clock()
         samples: list[PowerSample] = []
         for gpu in self.gpus:
@@ -117,26 +119,26 @@ class NvmlReader:
     def _read(self, gpu: _Gpu) -> list[PowerSample]:
         before_s, after_s, (counter, average, instant, memory), error = self._fetch(gpu)
         changed = counter is not None and gpu.counter is not None and counter != gpu.counter
-        gpu.tracker.saw(before_s, after_s, changed)
+        gpu.tracker.observe(before_s, after_s, changed)
         gpu.counter = counter if counter is not None else gpu.counter
         slow: dict[str, Any] = {}
         if before_s >= gpu.slow_s and not changed:
             gpu.slow_s = before_s + SLOW_S
             slow = self._slow(gpu.handle)
-            if (_ask(gpu.handle, "nvmlDeviceGetUUID") or gpu.device.uuid) != gpu.device.uuid:
+            if (ask(gpu.handle, "nvmlDeviceGetUUID") or gpu.device.uuid) != gpu.device.uuid:
                 error = f"{error or ''} device=uuid_changed".strip()
         if gpu.power_usage:
-            average = _ask(gpu.handle, "nvmlDeviceGetPowerUsage")
-        name, watts = gpu.device.device, (_thousandth(instant), _thousandth(average))
-        fast = (before_s, after_s, name, gpu.device.domain, _thousandth(counter), *watts)
+            average = ask(gpu.handle, "nvmlDeviceGetPowerUsage")
+        name, watts = gpu.device.device, (from_milli(instant), from_milli(average))
+        fast = (before_s, after_s, name, gpu.device.domain, from_milli(counter), *watts)
         samples = [PowerSample(*fast, error=error, **slow)]
         if slow and memory is not None:
             samples.append(PowerSample(before_s, after_s, name, "gpu memory", average_w=memory / 1000))
-        gpu.next_s = gpu.tracker.due_s(self.clock())
+        gpu.next_s = gpu.tracker.next_read_s(self.clock())
         return samples
 
     def _fetch(self, gpu: _Gpu) -> tuple[float, float, list[int | None], str | None]:
-        """Stamps, the four fields in NVML's units, and what went wrong beyond a plain `not supported`."""
+        """Times before and after the call, the values of `_FIELDS`, and errors other than `not supported`."""
         before_s = self.clock()
         code = self._call(gpu.handle, len(_FIELDS), gpu.fields)
         after_s = self.clock()
@@ -146,65 +148,66 @@ class NvmlReader:
         for i, (_, _, _, _, _, status, value) in enumerate(_FIELD.iter_unpack(gpu.fields)):
             if status and status != pynvml.NVML_ERROR_NOT_SUPPORTED:
                 error = f"{error or ''} {_FIELDS[i][0]}={_CODES.get(status, status)}".strip()
-            # Boards without a sensor answer 0 mW, and none draws nothing; the counter may well be 0.
+            # A board without a power sensor reports 0 mW. The energy counter may be 0.
             values.append(None if status or (i and not value) else value if i == 0 else value & 0xFFFFFFFF)
         return before_s, after_s, values, error
 
     def _slow(self, handle: Any) -> dict[str, Any]:
-        ask = functools.partial(_ask, handle)
-        sm_mhz, memory_mhz = (ask("nvmlDeviceGetClockInfo", clock) for clock in (1, 2))
-        use, memory = ask("nvmlDeviceGetUtilizationRates"), ask("nvmlDeviceGetMemoryInfo")
-        running = ask("nvmlDeviceGetComputeRunningProcesses")
+        get = functools.partial(ask, handle)
+        sm_mhz, memory_mhz = (get("nvmlDeviceGetClockInfo", clock) for clock in (1, 2))
+        use, memory = get("nvmlDeviceGetUtilizationRates"), get("nvmlDeviceGetMemoryInfo")
+        running = get("nvmlDeviceGetComputeRunningProcesses")
         own = None if running is None else sum(_descends(process.pid, self.harness_pid) for process in running)
         return {
-            "temperature_c": ask("nvmlDeviceGetTemperatureV", 0),
+            "temperature_c": get("nvmlDeviceGetTemperatureV", 0),
             "sm_clock_hz": sm_mhz and sm_mhz * 1e6,
             "memory_clock_hz": memory_mhz and memory_mhz * 1e6,
             "utilisation": use and use.gpu / 100,
             "memory_used_bytes": memory and int(memory.used),
-            "power_limit_w": _thousandth(ask("nvmlDeviceGetEnforcedPowerLimit")),
-            "throttle": ask("nvmlDeviceGetCurrentClocksEventReasons"),
+            "power_limit_w": from_milli(get("nvmlDeviceGetEnforcedPowerLimit")),
+            "throttle": get("nvmlDeviceGetCurrentClocksEventReasons"),
             "processes": own,
             "foreign_processes": None if own is None else len(running) - own,
         }
 
     def _chosen(self, uuids: list[str]) -> list[int]:
-        """Indices of the GPUs asked for, each by index or by how its UUID begins."""
-        wanted: Sequence[int | str] | None = self.devices
+        """Indices of the GPUs asked for, each by its index or a prefix of its UUID."""
+        wanted = self.devices
         if wanted is None and (visible := os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()):
-            wanted = [part.strip() for part in visible.split(",")]
+            wanted = [*visible.split(",")]
         chosen = []
-        for part in range(len(uuids)) if wanted is None else map(str, wanted):
-            found = [i for i, uuid in enumerate(uuids) if str(part) == str(i) or uuid.startswith(str(part))]
+        for part in range(len(uuids)) if wanted is None else wanted:
+            word = str(part).strip()
+            found = [i for i, uuid in enumerate(uuids) if word == str(i) or uuid.startswith(word)]
             if not found:
                 fix = f"choose indices below {len(uuids)}, or one of {', '.join(uuids)}"
-                raise HarnessError(f"no GPU '{part}'", fix)
+                raise HarnessError(f"no GPU '{word}'", fix)
             chosen += found
         return chosen
 
-    def _gpu(self, index: int, handle: Any, together: int) -> _Gpu:
-        """One of `together` GPUs, with what it supports. Only Grace-Hopper's tell just their module's power."""
-        ask = functools.partial(_ask, handle)
+    def _gpu(self, index: int, handle: Any, count: int) -> _Gpu:
+        """One of `count` GPUs with its features. Only Grace-Hopper reports power of the module but not of the GPU."""
+        get = functools.partial(ask, handle)
         gpu_scope, module_scope = pynvml.NVML_POWER_SCOPE_GPU, pynvml.NVML_POWER_SCOPE_MODULE
         asked = [(pynvml.NVML_FI_DEV_POWER_INSTANT, scope) for scope in (gpu_scope, module_scope)]
-        answers = ask("nvmlDeviceGetFieldValues", asked)
+        answers = get("nvmlDeviceGetFieldValues", asked)
         module_only = answers is not None and answers[0].nvmlReturn and not answers[1].nvmlReturn
         fields = (pynvml.c_nvmlFieldValue_t * len(_FIELDS))()
         scopes = {"energy": 0, "memory": pynvml.NVML_POWER_SCOPE_MEMORY}
         for value, (name, field_id) in zip(fields, _FIELDS, strict=True):
             value.fieldId = field_id
             value.scopeId = scopes.get(name, module_scope if module_only else gpu_scope)
-        mig = ask("nvmlDeviceGetMigMode")
+        mig = get("nvmlDeviceGetMigMode")
         device = MeterDevice(
             device=str(index),
             domain="gpu module" if module_only else "gpu",
-            name=ask("nvmlDeviceGetName"),
-            uuid=str(ask("nvmlDeviceGetUUID")),
-            power_limit_w=_thousandth(ask("nvmlDeviceGetEnforcedPowerLimit")),
-            power_limit_default_w=_thousandth(ask("nvmlDeviceGetPowerManagementDefaultLimit")),
+            name=get("nvmlDeviceGetName"),
+            uuid=str(get("nvmlDeviceGetUUID")),
+            power_limit_w=from_milli(get("nvmlDeviceGetEnforcedPowerLimit")),
+            power_limit_default_w=from_milli(get("nvmlDeviceGetPowerManagementDefaultLimit")),
             mig=mig is not None and mig[0] == 1,
         )
-        tracker = EdgeTracker(self.rng, fill_s=self.fill_s, track_s=TRACK_S * max(1.0, together / 2))
+        tracker = UpdateTracker(self.rng, fill_s=self.fill_s, track_s=TRACK_S * max(1.0, count / 2))
         gpu = _Gpu(handle, device, tracker, fields)
         _, _, (counter, average, instant, _), error = self._fetch(gpu)
         gpu.power_usage = average is None and instant is None
@@ -213,58 +216,60 @@ class NvmlReader:
         return gpu
 
     def _probe(self, driver: str) -> None:
-        """Add the sensors' periods to the descriptions: from the cache, else by watching all GPUs at once."""
+        """Add the sensors' update periods to the devices: from the cache, else by measuring all GPUs at once."""
         path = cache_root() / "nvml-sensors.json"
         known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError, ValueError):
             known = json.loads(path.read_text())
         keys = [f"{gpu.device.uuid} {driver}" for gpu in self.gpus]
         new = {key: gpu for key, gpu in zip(keys, self.gpus, strict=True) if key not in known}
-        known |= zip(new, self._watch(list(new.values())), strict=True)
+        known |= zip(new, self._measure_periods(list(new.values())), strict=True)
         now_s = self.clock()
         for gpu, key in zip(self.gpus, keys, strict=True):
             gpu.device = replace(gpu.device, **known[key])
             gpu.tracker.period_s, gpu.next_s = gpu.device.period_s, now_s
-        # A counter that did not move is not worth remembering: it may be the fault of the moment.
-        kept = {key: seen for key, seen in known.items() if seen["period_s"] is not None}
+        # A counter that did not change is not cached: the cause may be temporary.
+        kept = {key: periods for key, periods in known.items() if periods["period_s"] is not None}
         if new and kept:
-            with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                draft = path.with_suffix(f".{os.getpid()}")
-                draft.write_text(json.dumps(kept))
-                draft.replace(path)
+            write_cache(path, json.dumps(kept))
 
-    def _watch(self, gpus: list[_Gpu]) -> list[dict[str, float | None]]:
-        """Read as fast as once a millisecond for `probe_s`, and time the changes."""
+    def _measure_periods(self, gpus: list[_Gpu]) -> list[dict[str, float | None]]:
+        """Read up to once a millisecond for `probe_s`, and derive the update periods from the changes."""
         changes: list[list[list[tuple[float, int]]]] = [[[] for _ in range(3)] for _ in gpus]
         end_s = self.clock() + self.probe_s
         while gpus and self.clock() < end_s:
-            for gpu, seen in zip(gpus, changes, strict=True):
+            for gpu, of_gpu in zip(gpus, changes, strict=True):
                 before_s, _, values, _ = self._fetch(gpu)
-                for changed, value in zip(seen, values, strict=False):
-                    if value is not None and (not changed or changed[-1][1] != value):
-                        changed.append((before_s, value))
+                for of_field, value in zip(of_gpu, values, strict=False):
+                    if value is not None and (not of_field or of_field[-1][1] != value):
+                        of_field.append((before_s, value))
             self.sleep(0.001)
-        periods = ("period_s", "average_period_s", "power_period_s")
         return [
-            {**dict(zip(periods, map(period_s, seen), strict=True)), "quantum_j": quantum(seen[0], per=1000)}
-            for seen in changes
+            {
+                "period_s": update_period_s(energy),
+                "average_period_s": update_period_s(average),
+                "power_period_s": update_period_s(instant),
+                "quantum_j": from_milli(smallest_step(energy)),
+            }
+            for energy, average, instant in changes
         ]
 
 
-def _ask(handle: Any, name: str, *arguments: Any) -> Any:
+def ask(handle: Any, function: str, *arguments: Any) -> Any:
+    """Call a pynvml function for one GPU; None if the GPU or driver does not support it."""
     try:
-        return getattr(pynvml, name)(handle, *arguments)
+        return getattr(pynvml, function)(handle, *arguments)
     except pynvml.NVMLError:
         return None
 
 
-def _thousandth(value: int | None) -> float | None:
+def from_milli(value: int | None) -> float | None:
+    """mW to W, or mJ to J."""
     return None if value is None else value / 1000
 
 
 def _descends(pid: int, ancestor: int) -> bool:
-    """Whether a process is `ancestor` or comes from it, as far as one may see."""
+    """Whether a process is `ancestor` or its descendant; False if that cannot be seen."""
     try:
         return pid == ancestor or ancestor in (parent.pid for parent in psutil.Process(pid).parents())
     except psutil.Error:

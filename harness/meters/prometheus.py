@@ -1,4 +1,4 @@
-"""Endpoints in Prometheus' text format: how they are read, and a meter for them, by default NVIDIA's DCGM exporter."""
+"""Read endpoints in the Prometheus text format, and a power meter based on one (default: NVIDIA's DCGM exporter)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DCGM: Mapping[str, tuple[str, float]] = {
     "temperature_c": ("DCGM_FI_DEV_GPU_TEMP", 1.0),
     "sm_clock_hz": ("DCGM_FI_DEV_SM_CLOCK", 1e6),
 }
-"""Column of a sample -> the exporter's metric, and what to multiply it by."""
+"""Column of a sample -> the exporter's metric and its factor to SI units."""
 COLLECT_S = 30.0
-"""The exporter's own default interval (its option -c); what it shows may be so old."""
+"""The exporter's default collection interval (its option -c), and so the maximum age of its values."""
 TIMEOUT_S = 5.0
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _LABELS = r'(?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*'
@@ -31,7 +31,7 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 def parse(text: str, metrics: Container[str]) -> Iterator[tuple[str, dict[str, str], float]]:
-    """(metric, labels, value) of each line of the text format that is of these metrics and has a finite number.
+    """(metric, labels, value) of each line for one of the metrics; lines without a finite number are skipped.
 
     >>> list(parse('# HELP w x\\nw{gpu="1",name="{a}"} 71.5 1700000000000\\nw nan\\nx 3\\n', {"w"}))
     [('w', {'gpu': '1', 'name': '{a}'}, 71.5)]
@@ -42,7 +42,7 @@ def parse(text: str, metrics: Container[str]) -> Iterator[tuple[str, dict[str, s
 
 
 def fetch(url: str) -> str:
-    """What the endpoint says. Raises HarnessError where it does not answer."""
+    """The text of the endpoint. Raises HarnessError if it does not answer."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             return str(answer.read().decode(errors="replace"))
@@ -52,8 +52,10 @@ def fetch(url: str) -> str:
 
 
 class PrometheusReader:
-    """Scrapes an exporter. Options: `url`; `every_s` between scrapes; `collect_s`, how old its values may be, which
-    widens every bound; `metrics` in place of `DCGM`; `label` that tells devices apart; `domain` of what it measures.
+    """Scrapes an exporter.
+
+    Options: `url`; `every_s`, the scrape interval; `collect_s`, the maximum age of the values, which widens every
+    bound; `metrics`, replaces `DCGM`; `label`, identifies the device; `domain`, of the measured power.
     """
 
     next_s = 0.0
@@ -72,46 +74,39 @@ class PrometheusReader:
         self.devices: list[str] = []
 
     def open(self) -> MeterInfo:
-        """Raises HarnessError where the endpoint does not answer or has none of the metrics."""
-        seen = self._scrape()
-        if not seen:
-            wanted = ", ".join(self.columns)
+        """Find the devices. Raises HarnessError if the endpoint does not answer or has none of the metrics."""
+        found = self._scrape()
+        if not found:
             fix = "check the exporter's list of fields, or give `metrics`"
-            raise HarnessError(f"{self.url} has none of {wanted}", fix)
-        self.devices = sorted(seen)
-        period_s = max(self.collect_s, self.every_s)
-        devices = (
-            MeterDevice(
-                name,
-                self.domain,
-                seen[name].get("modelName"),
-                seen[name].get("UUID"),
-                period_s=period_s if "energy_j" in seen[name] else None,
-                average_period_s=period_s,
-            )
-            for name in self.devices
-        )
+            raise HarnessError(f"{self.url} has none of {', '.join(self.columns)}", fix)
+        self.devices = sorted(found)
+        period_s, devices = max(self.collect_s, self.every_s), []
+        for name in self.devices:
+            labels = found[name]
+            counter_s = period_s if "energy_j" in labels else None
+            ids = labels.get("modelName"), labels.get("UUID")
+            devices.append(MeterDevice(name, self.domain, *ids, period_s=counter_s, average_period_s=period_s))
         return MeterInfo("prometheus", "measured", tuple(devices), clock_offset_s=self.collect_s)
 
     def read(self) -> list[PowerSample]:
         before_s, error = time.monotonic(), None
-        seen: dict[str, dict[str, Any]] = {}
+        found: dict[str, dict[str, Any]] = {}
         try:
-            seen = self._scrape()
+            found = self._scrape()
         except HarnessError:
             error = "device=unreachable"
         after_s = time.monotonic()
         self.next_s = after_s + self.every_s
         samples = []
         for name in self.devices:
-            values = {column: seen.get(name, {}).get(column) for column, _ in self.columns.values()}
+            values = {column: found.get(name, {}).get(column) for column, _ in self.columns.values()}
             samples.append(PowerSample(before_s, after_s, name, self.domain, error=error, **values))
         return samples
 
     def _scrape(self) -> dict[str, dict[str, Any]]:
-        """Columns of a sample, and labels, of each device."""
-        seen: dict[str, dict[str, Any]] = {}
+        """Device -> its labels, and its values by column."""
+        found: dict[str, dict[str, Any]] = {}
         for metric, labels, value in parse(fetch(self.url), self.columns):
             column, scale = self.columns[metric]
-            seen.setdefault(labels.get(self.label, "0"), {}).update(labels, **{column: value * scale})
-        return seen
+            found.setdefault(labels.get(self.label, "0"), {}).update(labels, **{column: value * scale})
+        return found

@@ -1,4 +1,4 @@
-"""CPU packages and DRAM by RAPL, as Linux's powercap shows it (Intel, and AMD under the same name)."""
+"""Energy of CPU packages and DRAM: RAPL counters in Linux's powercap (Intel, and AMD under the same name)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.model import MeterDevice, MeterInfo, PowerSample
 
 GRANT = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj /sys/class/powercap/intel-rapl:*:*/energy_uj"
 UPDATE_S = 0.001
-"""How often the counters are updated (Intel Software Developer's Manual, volume 3B, on RAPL)."""
+"""Update period of the counters (Intel Software Developer's Manual, volume 3B, RAPL)."""
 
 
 @dataclass(slots=True)
@@ -20,21 +20,22 @@ class _Zone:
     domain: str
     path: Path
     range_uj: int
-    """The counter starts anew at zero after this."""
+    """The counter wraps to zero after this value."""
     last_uj: int
-    turned_uj: int = 0
+    wrapped_uj: int = 0
+    """Energy counted before the last wrap."""
 
     def joules(self) -> float:
-        """Energy since the counter's own zero, its turns added."""
+        """The counter with its wraps added."""
         now_uj = int((self.path / "energy_uj").read_text())
         if now_uj < self.last_uj:
-            self.turned_uj += self.range_uj
+            self.wrapped_uj += self.range_uj
         self.last_uj = now_uj
-        return (now_uj + self.turned_uj) / 1e6
+        return (now_uj + self.wrapped_uj) / 1e6
 
 
 class RaplReader:
-    """Counters of every package and its DRAM. Options: `every_s` between readings; `root` in place of sysfs."""
+    """Reads every package and its DRAM. Options: `every_s`, the interval; `root`, replaces the sysfs directory."""
 
     next_s = 0.0
 
@@ -43,7 +44,7 @@ class RaplReader:
         self.zones: list[_Zone] = []
 
     def open(self) -> MeterInfo:
-        """Raises HarnessError where there is no zone, or none that may be read."""
+        """Find the zones. Raises HarnessError if there is none, or none is readable."""
         refused = None
         for path in sorted(self.root.glob("intel-rapl:*")):
             try:
@@ -57,8 +58,8 @@ class RaplReader:
                 continue
         if not self.zones:
             if refused is not None:
-                raise HarnessError(f"RAPL may not be read: {refused.filename}", GRANT)
-            raise HarnessError(f"no RAPL zone under {self.root}", "run on a machine whose CPU has RAPL, not in a guest")
+                raise HarnessError(f"no permission to read RAPL: {refused.filename}", GRANT)
+            raise HarnessError(f"no RAPL zone under {self.root}", "use a physical machine whose CPU has RAPL")
         devices = (MeterDevice(z.device, z.domain, z.path.name, period_s=UPDATE_S, quantum_j=1e-6) for z in self.zones)
         return MeterInfo("rapl", "measured", tuple(devices))
 

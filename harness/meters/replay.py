@@ -1,9 +1,8 @@
-"""Power that is told and not read: a recording, an external meter's log of this very run, or a declared constant."""
+"""Power that is not read from hardware: a recording, an external meter's log of this run, or a declared constant."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import math
 import time
 from dataclasses import replace
@@ -13,14 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from harness.errors import HarnessError
+from harness.files import read_text
 from harness.model import MeterDevice, MeterInfo, PowerSample
 
 MARGIN_S = 60.0
-"""A constant held before and after the run too, so that it spans every window of it."""
+"""A constant is reported from this long before the run to this long after it, so that it covers every window."""
 
 
 class ConstantMeter:
-    """For machines where nothing can be read. Options: `watts`, of all devices together; `domain` that they are of."""
+    """Constant power, for machines without a meter. Options: `watts` of all devices together; their `domain`."""
 
     def __init__(self, watts: float, domain: str = "gpu") -> None:
         if not (math.isfinite(watts) and watts > 0):
@@ -42,12 +42,12 @@ class ConstantMeter:
 
 
 class ReplayMeter:
-    """Reads `time, watts` rows (CSV, also gzipped; a header and lines from # on are passed over).
+    """Replays rows of `seconds,watts` from a CSV file, which may be gzipped.
 
-    Options: `path`; `clock`: `relative`, the file's times count from the meter's start and what it gives is simulated,
-    or `unix`, they are seconds since 1970 as an external meter logs them, the file is read at the end and what it gives
-    is measured; `offset_s`, how far that clock may be off; `domain` and `device` of what was metered (`host`: at the
-    plug).
+    Options: `path`; `clock`; `offset_s`, the maximum error of the file's clock; `domain` and `device` of the measured
+    power (domain `host`: at the plug). With `clock: relative` times count from the meter's start, and the samples are
+    simulated. With `clock: unix` times are Unix time in the log of an external meter, the file is read at the end of
+    the run, and the samples are measured.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ReplayMeter:
         self.samples: list[PowerSample] = []
 
     def start(self) -> MeterInfo:
-        """Raises HarnessError where the file is missing or no such table."""
+        """Raises HarnessError if the file (unix: its folder) is missing or has another form."""
         if self.relative:
             self._load(time.monotonic())
         elif not self.path.parent.is_dir():
@@ -69,7 +69,7 @@ class ReplayMeter:
         return self.info
 
     def drain(self) -> list[PowerSample]:
-        """What the file says until now."""
+        """The rows up to now that were not returned yet."""
         now_s = time.monotonic()
         due = [s for s in self.samples if s.after_s <= now_s]
         self.samples = self.samples[len(due) :]
@@ -86,22 +86,21 @@ class ReplayMeter:
     def _load(self, zero_s: float) -> None:
         rows = read_table(self.path)
         spacing_s = float(np.median(np.diff([t for t, _ in rows])))
-        # A meter that logs tells the mean since its last row.
+        # A logging meter reports the mean since its previous row.
         device = replace(self.info.devices[0], average_period_s=spacing_s, average_window_s=spacing_s)
         self.info = replace(self.info, devices=(device,))
-        at = ((zero_s + t, w) for t, w in rows)
-        self.samples = [PowerSample(t, t, device.device, device.domain, average_w=w) for t, w in at]
+        of = device.device, device.domain
+        self.samples = [PowerSample(zero_s + t, zero_s + t, *of, average_w=w) for t, w in rows]
 
 
 def read_table(path: Path) -> list[tuple[float, float]]:
-    """(seconds, watts) rows in order. Raises HarnessError naming file, line and what it should be."""
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-            lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError) as failed:
-        raise HarnessError(f"cannot read {path}: {failed}", "give a CSV file of seconds,watts") from None
+    """The (seconds, watts) rows of a CSV file; a header and lines that start with # are skipped.
+
+    Raises HarnessError if the file is unreadable, a row has another form (naming its line), there are fewer than two
+    rows, or times do not increase.
+    """
     rows: list[tuple[float, float]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(csv.reader(read_text(path).splitlines()), 1):
         if not line or line[0].lstrip().startswith("#"):
             continue
         try:
@@ -111,6 +110,6 @@ def read_table(path: Path) -> list[tuple[float, float]]:
                 fix = "each line is seconds,watts"
                 raise HarnessError(f"{path}:{number}: '{','.join(line)}'", fix) from None
     if len(rows) < 2 or any(b[0] <= a[0] for a, b in pairwise(rows)):
-        what = f"{path}: {len(rows)} rows, or times that do not grow"
+        what = f"{path}: {len(rows)} rows, or times that do not increase"
         raise HarnessError(what, "give two or more rows, in time order")
     return rows

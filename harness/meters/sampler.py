@@ -1,8 +1,7 @@
-"""Polls a reader from a process of its own.
+"""Polls a reader in a separate process.
 
-A process and not a thread: a thread's readings would wait for the interpreter's lock while the load loop or an
-in-process engine holds it, and would hold it while tokens wait to be stamped; and a driver call that never returns
-would hang the run.
+A thread would wait for the interpreter's lock while the load loop or an in-process engine holds it, and would hold the
+lock while tokens wait for their timestamp; and a driver call that never returns would hang the run.
 """
 
 from __future__ import annotations
@@ -16,36 +15,50 @@ import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from multiprocessing.connection import Connection
-from typing import Any, Generic
+from typing import Any, Generic, Protocol, TypeVar
 
 from harness.errors import HarnessError
-from harness.meters.base import Reader, Row
-from harness.model import MeterInfo
+from harness.model import MeterInfo, PowerSample, ServerSample
 from harness.process import Child, Gone
 
+Row = TypeVar("Row", PowerSample, ServerSample)
 FLUSH_S = 0.2
-"""How long rows gather before they are sent: a write for each would cost more than the reading."""
+"""Interval at which rows are sent to the parent: a write per row would cost more than the reading."""
 START_S = 30.0
+"""Limit on the time from start to the first reading."""
 STOP_S = 6.0
-"""How long to wait for a reader to open, and to end; past it, it is taken for hung. One HTTP answer may take 5 s."""
+"""Limit on the time to stop; then the process is killed. One HTTP answer may take 5 s."""
+
+
+class Reader(Protocol[Row]):
+    """A source that must be polled. It lives in the polling process; times are CLOCK_MONOTONIC seconds."""
+
+    next_s: float
+    """When `read` is due."""
+
+    def open(self) -> MeterInfo:
+        """Raises HarnessError if there is nothing to read."""
+        ...
+
+    def read(self) -> list[Row]: ...
 
 
 class Polled(Generic[Row]):
-    """A reader that another process polls: `make(*args)`, made there. `row` is the dataclass that it reads.
+    """A reader, constructed as `make(*args)` in a separate process and polled there; it implements `Meter`.
 
-    It reads at once, then whenever it is due, and a last time at the stop. This process never waits for it but in
-    `start` and, bounded, in `stop`.
+    `row` is the dataclass that it reads. It is read at the start, whenever it is due, and at the stop. This process
+    waits for the other one only in `start` and, with a limit, in `stop`.
     """
 
     def __init__(self, name: str, row: type[Row], make: Callable[..., Reader[Row]], *args: Any) -> None:
-        self.name, self._asked = name, (row, make, *args)
+        self.name, self._task = name, (row, make, *args)
         self.row: Callable[..., Row] = row
         self._rows: list[Row] = []
         self._info: MeterInfo | None = None
 
     def start(self) -> MeterInfo:
-        """Read for the first time. Raises HarnessError where there is nothing to read, or no answer comes in time."""
-        self._child = Child(poll, *self._asked, stdout=subprocess.DEVNULL)
+        """Read for the first time. Raises HarnessError if there is nothing to read, or no answer within START_S."""
+        self._child = Child(poll, *self._task, stdout=subprocess.DEVNULL)
         self._receive(START_S)
         if self._info is None:
             raise HarnessError(f"meter '{self.name}' did not start: it {self._child.end()}", "run `harness doctor`")
@@ -57,31 +70,31 @@ class Polled(Generic[Row]):
         return rows
 
     def stop(self) -> MeterInfo:
-        """End the reading; what had been read is still to be drained. Kills a reader that hangs."""
+        """End the reading, and kill a process that hangs. Call `drain` afterwards for the last rows."""
         assert self._info is not None
         self._child.send("stop")
         self._receive(STOP_S)
         how = self._child.end()
-        if self._info.elapsed_s is None:  # its last word did not come
+        if self._info.elapsed_s is None:  # the final MeterInfo did not arrive
             self._info = replace(self._info, error=f"the reading process {how}")
         return self._info
 
     def _receive(self, wait_s: float) -> None:
-        """Take what has been sent; wait so long for each message until there is one that is not of rows."""
+        """Take all messages; wait up to `wait_s` for each until a MeterInfo arrives."""
         with contextlib.suppress(Gone):
-            while (said := self._child.receive(wait_s)) is not None:
-                if isinstance(said, HarnessError):
+            while (message := self._child.receive(wait_s)) is not None:
+                if isinstance(message, HarnessError):
                     self._child.end()
-                    raise said
-                if isinstance(said, MeterInfo):
-                    self._info, wait_s = said, 0
+                    raise message
+                if isinstance(message, MeterInfo):
+                    self._info, wait_s = message, 0
                 else:
-                    self._rows += [self.row(*values) for values in said]
+                    self._rows += [self.row(*values) for values in message]
 
 
 def poll(pipe: Connection, row: type[Row], make: Callable[..., Reader[Row]], *args: Any) -> None:
-    """What the process does: read whenever the reader is due until told to stop, and send what was read."""
-    values_of = operator.attrgetter(*(field.name for field in fields(row)))
+    """The main function of the process: read whenever the reader is due, and send the rows, until a message arrives."""
+    values_of = operator.attrgetter(*(field.name for field in fields(row)))  # tuples pickle faster than dataclasses
     reader = make(*args)
     info = reader.open()
     gc.collect()
@@ -90,7 +103,7 @@ def poll(pipe: Connection, row: type[Row], make: Callable[..., Reader[Row]], *ar
     began_s, began_cpu_s = time.monotonic(), time.process_time()
     flushed_s = began_s
     rows = [values_of(each) for each in reader.read()]
-    pipe.send(info)  # the parent waits for this, so that a reading is there from before the load
+    pipe.send(info)  # the parent waits for this, so there is a reading from before the load
     while not select.select([pipe], [], [], max(0.0, reader.next_s - time.monotonic()))[0]:
         rows += [values_of(each) for each in reader.read()]
         if (now := time.monotonic()) - flushed_s > FLUSH_S:

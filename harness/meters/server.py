@@ -1,4 +1,4 @@
-"""A server's own metrics while it is measured, read once a second."""
+"""A server's own metrics, read once a second while it is measured."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ NAMES = {
                           "sglang:cached_tokens_total"),
     "preemptions": ("vllm:num_preemptions_total", "sglang:num_retracted_requests_total"),
 }  # fmt: skip
-"""What is kept -> what vLLM, SGLang, TGI and llama.cpp call it. Use is a share of 1; queries and hits are tokens."""
+"""Metric as stored -> its names in vLLM, SGLang, TGI and llama.cpp. kv_cache_use is from 0 to 1; prefix_cache_queries
+and prefix_cache_hits are tokens."""
 
-_OURS = {theirs: name for name, all_theirs in NAMES.items() for theirs in all_theirs}
+_STORED_NAME = {theirs: name for name, names in NAMES.items() for theirs in names}
 
 
 def values_of(text: str) -> dict[str, float]:
-    """The values in one answer of /metrics. Of several engines behind one server counts add up, and the fullest cache
-    stands for all.
+    """The stored metrics in an answer of /metrics. Over several engines, counts add up and kv_cache_use is the maximum.
 
     >>> values_of('vllm:num_requests_running{engine="0"} 3.0\\nvllm:num_requests_running{engine="1"} 4.0\\n')
     {'running': 7.0}
     """
     values: dict[str, float] = {}
-    for metric, _, value in prometheus.parse(text, _OURS):
-        name = _OURS[metric]
-        known = values.get(name, 0.0)
-        values[name] = max(known, value) if name == "kv_cache_use" else known + value
+    for metric, _, value in prometheus.parse(text, _STORED_NAME):
+        name = _STORED_NAME[metric]
+        before = values.get(name, 0.0)
+        values[name] = max(before, value) if name == "kv_cache_use" else before + value
     return values
 
 
 class ServerReader:
-    """Reads the metrics of servers, together. A server that has none, or is too busy to answer, adds nothing."""
+    """Reads the metrics of all servers as one. A server without metrics, or too busy to answer, is left out."""
 
     next_s = 0.0
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harness.analysis.client_check import check_client
 from harness.analysis.latency import summarise
-from harness.measure.eventloop import Watch, event_loop
+from harness.measure.eventloop import LoopMonitor, event_loop
 from harness.model import Record, Summary
 from harness.store.run_file import ClientSeen, Delay
 
@@ -177,14 +177,14 @@ def test_a_stalled_event_loop_is_measured_for_its_whole_stall() -> None:
     """100 ms of work in 400: a quarter of all instants fall into it, and half of those wait 50 ms or more."""
 
     async def busy() -> Mapping[str, Any]:
-        with Watch() as watch:
-            watch.begin()
+        with LoopMonitor() as monitor:
+            monitor.begin()
             await asyncio.sleep(0.15)
             end_s = time.monotonic() + 0.1
             while time.monotonic() < end_s:
                 pass
             await asyncio.sleep(0.15)
-            return watch.seen()
+            return monitor.result()
 
     with asyncio.Runner(loop_factory=event_loop) as runner:
         seen = runner.run(busy())

@@ -20,6 +20,7 @@ from harness.analysis import joules as windows
 from harness.analysis import readings
 from harness.analysis.energy import measure_energy
 from harness.model import MeterInfo
+from harness.store.rows import frame_of
 
 Run = tuple[pd.DataFrame, tuple[MeterInfo, ...]]
 """power.parquet and what the meters said of themselves."""
@@ -27,6 +28,8 @@ Run = tuple[pd.DataFrame, tuple[MeterInfo, ...]]
 
 def requests(count: int, *, each_s: float = 0.5, tokens: int = 10, input_tokens: int = 100) -> pd.DataFrame:
     """Requests one after the other, the first sent at 0: tokens at even steps, the last as the next is sent."""
+    if count == 0:
+        return frame_of([])
     steps = np.arange(1, tokens + 1) / tokens * each_s
     return pd.DataFrame(
         {

@@ -1,4 +1,4 @@
-"""What known servers answer, replayed to the engine: each dialect is read for what it means. See data/dialects."""
+"""Recorded answers of known servers (data/dialects), replayed to the client."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from harness.model import Completion, Request
 
 RECORDED = ROOT / "tests" / "data" / "dialects"
 FIRST_S, EVENT_S = 0.05, 0.005
-"""Before the second event, so that the first one comes alone, and before each later one."""
+"""Pause after the first event, so that it arrives alone, and after each later one."""
 
 
 async def ask(name: str, endpoint: str = "completions", status: int = 200) -> tuple[Completion, list[int]]:
-    """What the engine makes of a recorded answer, and the live calls that it made meanwhile."""
+    """The Completion for a recorded answer, and the calls of `arrived` while it was received."""
     stream = name.endswith(".sse")
     body = (RECORDED / name).read_bytes()
     parts = [part + b"\n\n" for part in body.split(b"\n\n")[:-1]] if stream else [body]
@@ -49,13 +49,13 @@ async def ask(name: str, endpoint: str = "completions", status: int = 200) -> tu
 @pytest.mark.parametrize(
     ("name", "text", "tokens", "first", "counted"),
     [
-        # tokens: input, output by usage, of the input cached; first: tokens in the first arrival
-        # the role comes alone; the tenth token, which ends the answer, has no text of its own
+        # tokens: input, output, cached input (all from the usage), finish reason; first: tokens in the first arrival
+        # the first event has only the role; the tenth token ends the answer and has no text
         ("vllm-chat.sse", "The count is 12, please.", (42, 10, 0, "stop"), 0, 10),
         ("vllm-completions.sse", "gevzvz", (200, 5, 128, "length"), 1, 5),
         ("vllm-chat.json", "The count is 12, please.", (42, 10, 0, "stop"), None, 10),
         ("vllm-completions.json", "gevzvz", (200, 5, 128, "length"), None, 5),
-        # three tokens of reasoning in three events, an end token in none
+        # three events with reasoning tokens; the end token has no event
         ("sglang-chat.sse", "\n\n2!", (18, 7, 16, "stop"), 0, 7),
         ("sglang-completions.sse", " one two three four", (16, 4, None, "length"), 1, 4),
         ("tgi-chat.sse", "OK!", (39, 3, None, "stop"), 1, 3),
@@ -65,7 +65,7 @@ async def ask(name: str, endpoint: str = "completions", status: int = 200) -> tu
         ("ollama-completions.sse", " one two", (16, 2, None, "length"), 1, 2),
     ],
 )
-def test_an_answer_is_read_for_what_it_means(
+def test_text_usage_and_arrivals_of_each_dialect_are_read(
     name: str, text: str, tokens: tuple[int, int, int | None, str], first: int | None, counted: int
 ) -> None:
     done, calls = asyncio.run(ask(name, "chat" if "-chat" in name else "completions"))
@@ -76,7 +76,7 @@ def test_an_answer_is_read_for_what_it_means(
     assert sum(done.arrival_tokens) == counted
     if first is not None:
         assert done.arrival_tokens[0] == first
-        assert sum(count > 0 for count in done.arrival_tokens) > 1  # as they came, not all with the last
+        assert sum(count > 0 for count in done.arrival_tokens) > 1  # not all in the last arrival
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_an_answer_is_read_for_what_it_means(
         ("ollama-error.json", 404, "http_404", "model 'nobody' not found"),
     ],
 )
-def test_a_refusal_is_told_in_the_servers_words(name: str, status: int, kind: str, says: str) -> None:
+def test_an_error_carries_the_servers_message(name: str, status: int, kind: str, says: str) -> None:
     with pytest.raises(RequestFailed) as failed:
         asyncio.run(ask(name, status=status))
     assert failed.value.kind == kind
     assert says in failed.value.message
-    assert "{" not in failed.value.message  # its message, and not all that it sent
+    assert "{" not in failed.value.message  # the message, not the whole JSON
 
 
 @pytest.mark.parametrize(
@@ -109,5 +109,5 @@ def test_a_refusal_is_told_in_the_servers_words(name: str, status: int, kind: st
         ("llama.cpp", {"running": 4, "waiting": 46}),
     ],
 )  # fmt: skip
-def test_metrics_by_their_names_here(name: str, values: dict[str, float]) -> None:
+def test_each_dialects_metrics_map_to_the_stored_names(name: str, values: dict[str, float]) -> None:
     assert values_of((RECORDED / f"{name}-metrics.txt").read_text()) == values

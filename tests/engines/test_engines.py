@@ -1,4 +1,4 @@
-"""The table of engines, and the simulated one against its own schedule. Real engines have files of their own."""
+"""The table of engines, and the simulated engine against its schedule. Real engines have their own test modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.store.run import read_run
 
 
 def serve(engine: SimulatedEngine, *requests: Request) -> list[tuple[list[float], Completion | Exception]]:
-    """Each request's arrival times since all were sent, and how it ended."""
+    """Each request's arrival times in seconds since all were sent, and its Completion or exception."""
 
     async def one(request: Request) -> tuple[list[float], Completion | Exception]:
         arrivals: list[float] = []
@@ -47,7 +47,7 @@ def request(index: int, tokens: int = 5) -> Request:
     return Request(index, (1, 2, 3), tokens)
 
 
-def test_tokens_come_on_schedule() -> None:
+def test_tokens_arrive_on_schedule() -> None:
     ((arrivals, end),) = serve(SimulatedEngine(None, {"ttft_s": 0.02, "itl_s": 0.004}), request(0))
     assert end == Completion(3, 5, finish_reason="length")
     assert np.allclose(arrivals, 0.02 + 0.004 * np.arange(5), atol=0.01)
@@ -60,7 +60,7 @@ def test_capacity_makes_requests_wait_in_order() -> None:
     assert np.allclose(firsts, [0.03, 0.06, 0.09], atol=0.02)
 
 
-def test_jitter_has_the_mean_and_spread_it_is_given_and_follows_from_the_seed() -> None:
+def test_jitter_has_the_configured_mean_and_deviation_and_depends_on_the_seed() -> None:
     engine = SimulatedEngine(None, {"ttft_s": 0.1, "itl_s": 0.01, "jitter": 0.2})
     offsets = engine.offsets_s(20_000, np.random.default_rng(1))
     gaps = np.diff(offsets)
@@ -69,7 +69,7 @@ def test_jitter_has_the_mean_and_spread_it_is_given_and_follows_from_the_seed() 
     assert offsets == engine.offsets_s(20_000, np.random.default_rng(1))
 
 
-def test_failures_and_death() -> None:
+def test_failure_share_fails_requests_and_dies_after_kills_the_engine() -> None:
     served = serve(SimulatedEngine(None, {"ttft_s": 0, "itl_s": 0, "failure_share": 1}), request(0))
     assert isinstance(served[0][1], RequestFailed)
     served = serve(SimulatedEngine(None, {"ttft_s": 0, "itl_s": 0, "dies_after": 1}), request(0), request(1))

@@ -1,4 +1,4 @@
-"""The engine against servers on this machine: a known schedule, and every way to fail."""
+"""The openai client against local servers: known schedules, and every kind of failure."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def open_files() -> int:
 def measure(
     options: Mapping[str, Any], count: int = 20, users: int = 8, tokens: int = 5, cancel_after_s: float | None = None
 ) -> tuple[list[Record], EngineInfo]:
-    """A closed load on a server; no file descriptor may stay open behind it."""
+    """The records of a closed loop on a server. Checks that no file descriptor is left open."""
 
     async def load() -> tuple[list[Record], EngineInfo]:
         asked, records = workload(count, options, users, tokens), list[Record]()
@@ -63,7 +63,7 @@ def measure(
             await engine.stop()
         deadline = time.monotonic() + 2
         while open_files() > before and time.monotonic() < deadline:
-            await asyncio.sleep(0.005)  # a server in this process has descriptors too, and closes them when it sees it
+            await asyncio.sleep(0.005)  # a server in this process closes its own descriptors a little later
         assert open_files() <= before
         return records, info
 
@@ -73,7 +73,7 @@ def measure(
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_tokens_come_on_schedule_and_are_counted(endpoint: str, stream: bool) -> None:
+def test_tokens_are_stamped_on_schedule_and_counted(endpoint: str, stream: bool) -> None:
     with known_server(ttft_us=30_000, itl_us=5_000) as server:
         records, info = measure({"base_url": server.url, "endpoint": endpoint, "stream": stream}, count=3, users=1)
         assert server.truth()["tokens"] == 15
@@ -82,22 +82,22 @@ def test_tokens_come_on_schedule_and_are_counted(endpoint: str, stream: bool) ->
     for record in records:
         assert (record.error, record.finish_reason, record.output_tokens) == (None, "length", 5)
         assert record.input_tokens == (4 if endpoint == "completions" else 0)
-        # Neither the headers nor a chat's first chunk, which has a role only, is a token: both come at once.
+        # Headers and the first chunk of a chat (only a role) arrive at once and are not tokens.
         ttft_s = record.arrival_s[0] - record.sent_s
         assert ttft_s >= (0.03 if stream else 0.05)
         assert sum(record.arrival_tokens) == 5
         assert len(record.arrival_s) == len(record.arrival_tokens) <= (5 if stream else 1)
 
 
-def test_connections_are_opened_beforehand_and_kept() -> None:
+def test_connections_are_opened_before_the_load_and_reused() -> None:
     with known_server(ttft_us=1000, itl_us=0) as server:
         records, _ = measure({"base_url": server.url, "connections": 8}, count=100)
-        assert server.truth()["accepted"] <= 8 + 6 + 1  # the load's, those that asked about the server, this one's
+        assert server.truth()["accepted"] <= 8 + 6 + 1  # load, queries about the server, truth()
         assert server.truth()["connected"] == 1
     assert {record.connect_s for record in records} == {None}
 
 
-def test_a_connection_for_each_request_and_what_it_took() -> None:
+def test_without_keep_alive_each_request_opens_and_times_a_connection() -> None:
     with known_server(ttft_us=1000, itl_us=0) as server:
         records, _ = measure({"base_url": server.url, "keep_alive": False}, count=50)
         truth = server.truth()
@@ -108,11 +108,11 @@ def test_a_connection_for_each_request_and_what_it_took() -> None:
         assert 0 < record.connect_s < record.arrival_s[0] - record.sent_s
 
 
-def test_a_connection_that_the_server_closed_meanwhile_is_opened_anew() -> None:
+def test_a_request_on_a_connection_closed_while_idle_is_sent_on_a_new_one() -> None:
     async def load(url: str) -> list[Completion]:
         engine = OpenAIEngine(None, {"base_url": url, "connections": 2, "stream": False})
         await engine.start()
-        time.sleep(0.3)  # the event loop does not see that they are closed
+        time.sleep(0.3)  # blocks the event loop, so that it does not notice the close
         completions = [await engine.generate(Request(i, (1,), 1), lambda _: None) for i in range(3)]
         await engine.stop()
         return completions
@@ -123,14 +123,14 @@ def test_a_connection_that_the_server_closed_meanwhile_is_opened_anew() -> None:
     assert len(asked) == 3
 
 
-def test_a_unix_socket(tmp_path: Path) -> None:
+def test_a_unix_socket_is_a_valid_address(tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     with known_server(unix=str(path), ttft_us=1000, itl_us=0):
         records, _ = measure({"base_url": f"unix:{path}"})
     assert [record.error for record in records] == [None] * 20
 
 
-def test_several_servers_take_turns() -> None:
+def test_requests_are_sent_to_several_servers_in_turn() -> None:
     with known_server(ttft_us=1000, itl_us=0) as one, known_server(ttft_us=1000, itl_us=0) as other:
         measure({"base_url": [one.url, other.url + "/v1"]}, count=40)
         assert (one.truth()["fine"], other.truth()["fine"]) == (20, 20)
@@ -138,23 +138,23 @@ def test_several_servers_take_turns() -> None:
 
 def test_every_request_has_one_record_whichever_way_it_fails() -> None:
     kinds = ("reset", "http_400", "http_503", "malformed", "cut", "hang")
-    share = 1 / 9  # of nine in ten, since the tenth meets a server that is not there
+    share = 1 / 9  # of nine servers in ten; the tenth refuses connections
     with known_server(dict.fromkeys(kinds, share), ttft_us=500, itl_us=100, seed=3) as server:
         servers = [*[server.url] * 9, "http://127.0.0.1:9"]
         records, _ = measure({"base_url": servers, "read_timeout_s": 0.4}, count=2000, users=200)
         truth = server.truth()
     assert sorted(record.index for record in records) == list(range(2000))
-    told = collections.Counter(record.error for record in records)
-    assert told == {None: truth["fine"], "timeout": truth["hang"], "refused": 200} | {k: truth[k] for k in kinds[:-1]}
+    errors = collections.Counter(record.error for record in records)
+    assert errors == {None: truth["fine"], "timeout": truth["hang"], "refused": 200} | {k: truth[k] for k in kinds[:-1]}
     assert truth["connected"] == 1
     text = {record.error: record.error_text for record in records}
     assert (text["http_400"], text["http_503"]) == ("refused, as drawn", "busy, as drawn")
-    tokens = {kind: {sum(r.arrival_tokens) for r in records if r.error == kind} for kind in told}
-    # What came before it broke off is kept; a refusal's body, and an event that cannot be read, are no token.
-    assert tokens == {kind: {0} for kind in told} | {None: {5}, "cut": {3}, "timeout": {1}}
+    tokens = {kind: {sum(r.arrival_tokens) for r in records if r.error == kind} for kind in errors}
+    # Tokens before a cut are kept; the body of an HTTP error and an invalid event are not tokens.
+    assert tokens == {kind: {0} for kind in errors} | {None: {5}, "cut": {3}, "timeout": {1}}
 
 
-def test_a_deadline_frees_the_server() -> None:
+def test_a_cancelled_request_frees_the_server() -> None:
     with known_server(ttft_us=1000, itl_us=50_000) as server:
         records, _ = measure({"base_url": server.url}, count=16, tokens=1000, cancel_after_s=0.08)
         time.sleep(0.05)
@@ -164,7 +164,7 @@ def test_a_deadline_frees_the_server() -> None:
     assert (truth["given_up"], truth["streams"], truth["connected"]) == (16, 0, 1)
 
 
-def test_a_server_that_is_not_there_is_an_error_with_advice() -> None:
+def test_start_fails_if_no_server_answers() -> None:
     with pytest.raises(HarnessError, match=r"no server answers at .*: refused"):
         measure({"base_url": "http://127.0.0.1:9"})
 
@@ -175,8 +175,8 @@ def test_a_server_that_is_not_there_is_an_error_with_advice() -> None:
         ({"base_ulr": "x"}, "base_ulr"),
         ({"base_url": "localhost:8000"}, "'localhost:8000' is not the address"),
         ({"base_url": []}, "base_url is empty"),
-        ({"base_url": "http://me:secret@box"}, "holds credentials"),
-        ({"headers": {"Authorization": "Bearer sk-1"}}, "header Authorization holds a secret"),
+        ({"base_url": "http://me:secret@box"}, "contains credentials"),
+        ({"headers": {"Authorization": "Bearer sk-1"}}, "header Authorization contains a secret"),
         ({"headers": {"X": "a\r\nY: b"}}, "cannot be sent as a header"),
         ({"api_key_env": "NOT_SET_ANYWHERE"}, "variable NOT_SET_ANYWHERE is not set"),
     ],
@@ -191,7 +191,7 @@ MODELS = b'{"data": [{"id": "scripted"}]}'
 
 
 class Scripted(http.server.BaseHTTPRequestHandler):
-    """Answers requests for text, and repeats the key that it was sent where it refuses one."""
+    """Answers completions, or rejects them with a message that repeats the API key."""
 
     protocol_version = "HTTP/1.1"
     asked: ClassVar[list[dict[str, Any]]]
@@ -229,7 +229,7 @@ class Scripted(http.server.BaseHTTPRequestHandler):
 def scripted(
     context: ssl.SSLContext | None = None, idle_s: float | None = None
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Its address, and the bodies that it was sent; with `idle_s` it closes idle connections, and takes any key."""
+    """Its URL and the bodies it received. With `idle_s` it closes idle connections and accepts any key."""
 
     class Handler(Scripted):
         asked: ClassVar[list[dict[str, Any]]] = []
@@ -257,7 +257,7 @@ def test_a_key_is_sent_and_never_stored(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path for path in directory.rglob("*") if b"very-secret" in path.read_bytes()] == []
 
 
-def test_what_a_server_says_of_itself_is_stored_from_before_the_load_to_after_it(tmp_path: Path) -> None:
+def test_server_metrics_are_stored_from_before_the_load_until_after_it(tmp_path: Path) -> None:
     with scripted(idle_s=9) as (url, _):
         stored = read_run(run.run(workload(3, {"base_url": url, "stream": False}), tmp_path, lambda _: None))
     assert set(zip(stored.server["name"], stored.server["value"], strict=True)) == {("running", 2.0)}
@@ -268,7 +268,7 @@ def test_what_a_server_says_of_itself_is_stored_from_before_the_load_to_after_it
     ]  # fmt: skip
 
 
-def test_text_is_made_by_the_servers_tokenizer_and_turns_alternate() -> None:
+def test_the_servers_tokenizer_makes_text_and_chat_roles_alternate() -> None:
     async def prepared(options: dict[str, Any], request: Request) -> dict[str, Any]:
         with scripted() as (url, asked):
             engine = OpenAIEngine(None, {"base_url": url, **options})
@@ -293,7 +293,7 @@ def test_text_is_made_by_the_servers_tokenizer_and_turns_alternate() -> None:
     assert body == {"messages": messages, "temperature": 0, "ignore_eos": True, **rest}
 
 
-def test_tls_with_an_authority_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_accepts_the_authority_in_ssl_cert_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=test"
     out = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]

@@ -1,4 +1,4 @@
-"""The wire: answers in any framing, cut anywhere, hostile or not, end in one way or the other."""
+"""HTTP parsing: answers in every framing, split at any byte, complete, truncated or invalid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BODY = b"data: 1\n\ndata: 2\r\n\r\n0\r\n\r\n\x00\xff" * 3
 
 
 class Wire(asyncio.Transport):
-    """The server's side of a connection, played by the test."""
+    """A transport that sends nothing."""
 
     def write(self, _data: bytes | bytearray | memoryview) -> None:
         pass
@@ -27,10 +27,10 @@ class Wire(asyncio.Transport):
 
 
 def exchange(pieces: Sequence[bytes], *, closes: bool = True) -> tuple[http.Connection, int, RequestFailed | None]:
-    """The connection after an answer in these pieces, how often bytes arrived, and what failed."""
+    """The connection after it received these pieces, the number of arrivals, and the error if one was raised."""
 
     async def play() -> tuple[http.Connection, int, RequestFailed | None]:
-        buffer = memoryview(bytearray(http.READ))
+        buffer = memoryview(bytearray(http.READ_SIZE))
         connection, arrivals = http.Connection(buffer), 0
 
         def arrived(_: int) -> None:
@@ -41,8 +41,8 @@ def exchange(pieces: Sequence[bytes], *, closes: bool = True) -> tuple[http.Conn
         task = asyncio.ensure_future(connection.exchange(b"", arrived))
         await asyncio.sleep(0)
         for piece in pieces:
-            for at in range(0, len(piece), http.READ):
-                part = piece[at : at + http.READ]
+            for at in range(0, len(piece), http.READ_SIZE):
+                part = piece[at : at + http.READ_SIZE]
                 connection.get_buffer(-1)[: len(part)] = part
                 connection.buffer_updated(len(part))
         await asyncio.sleep(0)
@@ -60,7 +60,7 @@ def exchange(pieces: Sequence[bytes], *, closes: bool = True) -> tuple[http.Conn
 
 @st.composite
 def framed(draw: st.DrawFn) -> tuple[bytes, bool]:
-    """An answer that holds BODY, and whether the connection lives on."""
+    """An answer with BODY as its body, and whether the connection stays open."""
     start = b"HTTP/1.1 100 Continue\r\n\r\n" * draw(st.integers(0, 2)) + b"HTTP/1.1 200 OK\r\nX-Any: a\r\n"
     way = draw(st.sampled_from(["length", "chunks", "close"]))
     if way == "length":
@@ -80,22 +80,22 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
 
 
 @given(framed(), st.data())
-def test_an_answer_is_whole_however_it_is_framed_and_cut(answer: tuple[bytes, bool], draw: st.DataObject) -> None:
-    raw, lives = answer
+def test_an_answer_is_complete_in_any_framing_and_split(answer: tuple[bytes, bool], draw: st.DataObject) -> None:
+    raw, keep_alive = answer
     everywhere = st.just(range(1, len(raw)))
     pieces = cut(raw, draw.draw(everywhere | st.lists(st.integers(0, len(raw)), max_size=8)))
     connection, arrivals, failed = exchange(pieces)
     assert failed is None
     assert (connection.response().status, connection.response().body()) == (200, BODY)
-    assert connection.reusable == lives
+    assert connection.reusable == keep_alive
     assert len(connection.ends) == arrivals
     assert connection.response().offsets()[-1] == len(BODY)
 
 
 @given(framed(), st.data())
-def test_an_answer_that_breaks_off_has_failed(answer: tuple[bytes, bool], draw: st.DataObject) -> None:
-    raw, ends_itself = answer
-    kept = draw.draw(st.integers(0, len(raw) - 1 if ends_itself else raw.index(b"\r\nX-Any")))
+def test_a_truncated_answer_fails(answer: tuple[bytes, bool], draw: st.DataObject) -> None:
+    raw, self_delimiting = answer
+    kept = draw.draw(st.integers(0, len(raw) - 1 if self_delimiting else raw.index(b"\r\nX-Any")))
     connection, _, failed = exchange([raw[:kept]] if kept else [])
     assert failed is not None
     assert failed.kind == ("cut" if kept else "reset")
@@ -109,7 +109,7 @@ def test_an_answer_that_breaks_off_has_failed(answer: tuple[bytes, bool], draw: 
         st.binary(max_size=20) | st.sampled_from([b"\r\n", b"5\r\n", b"ffffffff\r\n", b"0\r\n", b"Content-Length: "])
     ),
 )
-def test_garbage_ends_in_an_answer_or_a_failure(start: bytes, pieces: list[bytes]) -> None:
+def test_garbage_gives_an_answer_or_an_error(start: bytes, pieces: list[bytes]) -> None:
     connection, arrivals, failed = exchange([start, *pieces])
     assert len(connection.ends) <= arrivals
     assert failed is None or failed.kind in ("malformed", "cut", "reset")
@@ -127,12 +127,12 @@ def test_garbage_ends_in_an_answer_or_a_failure(start: bytes, pieces: list[bytes
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * 20_000,
         b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000,
-        b"HTTP/1.1 100 Continue\r\n\r\n" * 50_000 + b"HTTP/1.1 200\r\n" + b"a" * http.MOST_HEAD,
-        b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (http.MOST_BODY + 1),
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 50_000 + b"HTTP/1.1 200\r\n" + b"a" * http.MAX_HEAD,
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (http.MAX_BODY + 1),
     ],
     ids=range(11),
 )
-def test_what_is_not_http_or_has_no_end_is_refused_at_once(raw: bytes) -> None:
+def test_invalid_or_endless_http_is_malformed_at_once(raw: bytes) -> None:
     _, _, failed = exchange([raw], closes=False)
     assert failed is not None
     assert failed.kind == "malformed"

@@ -1,4 +1,4 @@
-"""Servers that the harness starts: found healthy, blamed in their own words, and gone afterwards."""
+"""Servers started by the harness: health check, errors from the log, and no process left afterwards."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 @pytest.fixture
 def command(tmp_path: Path) -> str:
-    """A server's command, to which its mode is to be added."""
+    """The command of a server, without its mode."""
     script = tmp_path / "server.py"
     script.write_text(SERVER)
     return f"{shlex.join([sys.executable, str(script)])} {{port}}"
@@ -78,16 +78,16 @@ def children() -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("mode", ["good", "stubborn"])
-def test_a_server_is_started_waited_for_and_stopped_with_all_that_it_started(command: str, mode: str) -> None:
+def test_stop_ends_the_server_and_every_process_it_started(command: str, mode: str) -> None:
     async def life() -> None:
         server = Server(f"{command} {mode} {{asked}}", "some model", {"ctx_size": 64}, 10)
         server.stop_s = 0.5
         try:
             await server.start()
             assert server.record["command"].endswith(f"{mode} 'some model' --ctx-size 64")
-            assert server.record["start_s"] > 0.5  # not while it said 503
+            assert server.record["start_s"] > 0.5  # /health answers 503 for the first 0.5 s
             assert server.died() is None
-            assert len(children()) == 3  # the watcher, the server, and what it started in a session of its own
+            assert len(children()) == 3  # watchdog, server, and the server's child in a new session
         finally:
             await server.stop()
         assert children() == []
@@ -95,7 +95,7 @@ def test_a_server_is_started_waited_for_and_stopped_with_all_that_it_started(com
     asyncio.run(life())
 
 
-def test_a_run_on_a_server_of_its_own(command: str, tmp_path: Path) -> None:
+def test_a_run_starts_its_server_and_stores_log_and_metrics(command: str, tmp_path: Path) -> None:
     recorded = ROOT / "tests" / "data" / "dialects" / "vllm-completions.sse"  # 5 tokens
     serve = json.dumps(f"{command} answering {recorded}")
     spec = f"""
@@ -126,9 +126,7 @@ engine: {{name: openai, openai: {{serve: {serve}}}}}
         ("slow", 4, r"the server was not ready within 4 s: loading \['x'\]"),
     ],
 )
-def test_a_server_that_does_not_come_up_is_blamed_in_its_own_words(
-    command: str, mode: str, timeout_s: float, what: str
-) -> None:
+def test_a_failed_start_quotes_the_servers_log(command: str, mode: str, timeout_s: float, what: str) -> None:
     began_s = time.monotonic()
     with pytest.raises(HarnessError) as failed:
         asyncio.run(start_and_stop(Server(f"{command} {mode} x", None, {}, timeout_s)))
@@ -137,7 +135,7 @@ def test_a_server_that_does_not_come_up_is_blamed_in_its_own_words(
     assert children() == []
 
 
-def test_the_engine_on_a_server_of_its_own(command: str) -> None:
+def test_a_request_after_the_servers_end_raises_engine_died(command: str) -> None:
     async def life() -> None:
         engine = create("some/model", {"serve": f"{command} good", "max_length": 512})
         assert isinstance(engine, ServedEngine)
@@ -147,7 +145,7 @@ def test_the_engine_on_a_server_of_its_own(command: str) -> None:
             assert info.options["serve"] == f"{command} good"
             assert set(engine.server_record) == {"command", "log", "start_s"}
             assert engine.client_options["base_url"].startswith("http://127.0.0.1:")
-            # Refused by the server (it has no POST): a failed request. After the server's end: the end of the run.
+            # The server answers POST with 404: a failed request. After the server's end: EngineDied.
             with pytest.raises(RequestFailed):
                 await engine.generate(Request(0, (1, 2), 3), lambda _: None)
             next(child for child in children() if "server.py" in " ".join(child.cmdline())).kill()
@@ -161,7 +159,7 @@ def test_the_engine_on_a_server_of_its_own(command: str) -> None:
     assert children() == []
 
 
-def test_a_harness_that_is_killed_takes_its_server_along(command: str, tmp_path: Path) -> None:
+def test_the_server_ends_with_a_harness_that_is_killed(command: str, tmp_path: Path) -> None:
     parent = tmp_path / "parent.py"
     parent.write_text(
         "import asyncio, psutil\n"
@@ -193,7 +191,7 @@ def test_a_harness_that_is_killed_takes_its_server_along(command: str, tmp_path:
         ("serve {model} on {port}", None, "the server 'serve {model} on {port}' needs a model", "--model"),
     ],
 )
-def test_a_wrong_server_is_refused_before_anything_is_started(how: str, model: str | None, what: str, fix: str) -> None:
+def test_an_invalid_server_is_rejected_before_the_start(how: str, model: str | None, what: str, fix: str) -> None:
     with pytest.raises(HarnessError) as refused:
         create(model, {"serve": how})
     assert refused.value.what == what
@@ -203,22 +201,22 @@ def test_a_wrong_server_is_refused_before_anything_is_started(how: str, model: s
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"base_url": "http://here:1"}, "engine.serve starts a server, and engine.base_url names one"),
+        ({"base_url": "http://here:1"}, "engine.serve and engine.base_url exclude each other"),
         ({"serve_options": "--fast"}, "openai engine: serve_options is '--fast'"),
         ({"steam": False}, "openai engine: unknown key steam"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, object], what: str) -> None:
+def test_invalid_options_are_rejected(options: dict[str, object], what: str) -> None:
     with pytest.raises(HarnessError, match=what):
         create("m", {"serve": "vllm", **options})
 
 
-def test_every_option_stands_in_the_documentation() -> None:
+def test_every_option_is_documented() -> None:
     page = (ROOT / "docs" / "servers.md").read_text(encoding="utf-8")
     for option in (*Options.model_fields, *SERVERS, "serve", "serve_options", "serve_timeout_s"):
         assert f"`{option}`" in page
 
 
-def test_a_program_that_is_not_there() -> None:
+def test_a_missing_program_is_named() -> None:
     with pytest.raises(HarnessError, match=r"cannot start '/nowhere/server': No such file"):
         asyncio.run(start_and_stop(Server("/nowhere/server {port}", None, {}, 1)))

@@ -1,4 +1,4 @@
-"""The transformers engine with a real model, loaded once: what the protocol promises, and how it ends."""
+"""The transformers engine with a real model, loaded once: the protocol's rules, failures and the end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from harness.model import Completion, EngineInfo, Request
 
 MODEL = "smollm2-135m"
 CAPACITY = 16 * 16
-# One thread: two of torch's wait for each other in a spin, which takes minutes where other processes want the cores.
+# One thread: two of torch's threads spin while they wait for each other, which takes minutes on a busy machine.
 OPTIONS = {"threads": 1, "page_size": 16, "num_blocks": 16}
 
 
 @dataclass
 class Sent:
-    """One request on its way: when its tokens came, and how it ended."""
+    """A request, its arrivals, and its Completion or exception."""
 
     request: Request
     completion: Completion | None = None
@@ -44,14 +44,14 @@ class Sent:
 
 @dataclass
 class Live:
-    """A started engine and the event loop that it belongs to."""
+    """A started engine and its event loop."""
 
     runner: asyncio.Runner
     engine: TransformersEngine
     info: EngineInfo
 
     def send(self, *requests: Request) -> list[Sent]:
-        """All of them at once, until the last has ended."""
+        """Send all requests at once and wait for all."""
         flights = [Sent(request) for request in requests]
 
         async def every() -> None:
@@ -85,20 +85,20 @@ def request(index: int, given: int, wanted: int) -> Request:
         ({"temperature": -1.0}, "temperature is -1.0", "temperature"),
     ],
 )
-def test_a_wrong_option_is_named_before_anything_is_loaded(options: dict[str, Any], what: str, fix: str) -> None:
+def test_an_invalid_option_is_named_before_the_model_is_loaded(options: dict[str, Any], what: str, fix: str) -> None:
     with pytest.raises(HarnessError) as refused:
         TransformersEngine(MODEL, options)
     assert what in refused.value.what
     assert fix in refused.value.fix
 
 
-def test_it_needs_a_model() -> None:
+def test_a_model_is_required() -> None:
     with pytest.raises(HarnessError, match="needs a model"):
         TransformersEngine(None, {})
 
 
 @pytest.mark.real_engine
-def test_what_it_says_of_itself(live: Live) -> None:
+def test_engine_info_has_limits_model_and_options_in_force(live: Live) -> None:
     info = live.info
     assert (info.engine, info.device, info.device_count) == ("transformers", "cpu", 1)
     assert (info.vocabulary, info.max_length) == (49_152, CAPACITY)
@@ -111,19 +111,19 @@ def test_what_it_says_of_itself(live: Live) -> None:
 
 
 @pytest.mark.real_engine
-def test_every_token_is_streamed_as_it_comes(live: Live) -> None:
+def test_every_token_arrives_when_it_is_generated(live: Live) -> None:
     (flight,) = live.send(request(0, 17, 24))
     assert flight.completion == Completion(17, 24, cached_tokens=0, finish_reason="length")
     times = [at for at, _ in flight.arrivals]
     assert [n for _, n in flight.arrivals] == [1] * 24
     assert times == sorted(times)
-    # 23 of the 24 steps lie between the first token and the last; had they come together at the end, none would.
+    # 23 of 24 steps lie between the first and the last token. If all tokens arrived at the end, none would.
     assert times[-1] - times[0] > 0.5 * (times[-1] - flight.sent_s)
     assert sum(later > earlier for earlier, later in itertools.pairwise(times)) == 23
 
 
 @pytest.mark.real_engine
-def test_requests_run_side_by_side(live: Live) -> None:
+def test_requests_run_concurrently(live: Live) -> None:
     flights = live.send(*(request(i, 8 + i, 12 + i) for i in range(4)))
     assert [f.completion and (f.completion.input_tokens, f.completion.output_tokens) for f in flights] == [
         (8, 12), (9, 13), (10, 14), (11, 15),
@@ -133,14 +133,14 @@ def test_requests_run_side_by_side(live: Live) -> None:
 
 
 @pytest.mark.real_engine
-def test_more_than_the_cache_holds_waits_and_loses_nothing(live: Live) -> None:
+def test_requests_beyond_the_kv_cache_wait_and_complete(live: Live) -> None:
     flights = live.send(*(request(i, 80, 20) for i in range(5)))  # 500 tokens into 256
     assert [sum(n for _, n in f.arrivals) for f in flights] == [20] * 5
     assert [f.completion and f.completion.output_tokens for f in flights] == [20] * 5
 
 
 @pytest.mark.real_engine
-def test_a_text_ends_where_the_model_ends_it(live: Live) -> None:
+def test_without_ignore_eos_the_end_token_ends_the_answer(live: Live) -> None:
     assert live.info.encode is not None
     text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     (flight,) = live.send(Request(0, tuple(live.info.encode(text)), 100, ignore_eos=False))
@@ -153,14 +153,14 @@ def test_a_text_ends_where_the_model_ends_it(live: Live) -> None:
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
-        (request(0, CAPACITY - 7, 8), "over 256"),
+        (request(0, CAPACITY - 7, 8), "exceed 256"),
         (Request(0, (), 8), "needs input"),
         (Request(0, (1,), 0), "needs input"),
         (Request(0, (49_152,), 8), "0 to 49151"),  # would end the engine's thread
         (Request(0, (-1,), 8), "0 to 49151"),
     ],
 )
-def test_what_it_cannot_serve_fails_alone(live: Live, asked: Request, text: str) -> None:
+def test_an_invalid_request_fails_without_affecting_others(live: Live, asked: Request, text: str) -> None:
     good, bad = live.send(request(1, 4, 2), asked)
     assert good.completion is not None
     assert isinstance(bad.error, RequestFailed)
@@ -169,7 +169,7 @@ def test_what_it_cannot_serve_fails_alone(live: Live, asked: Request, text: str)
 
 
 @pytest.mark.real_engine
-def test_the_longest_request_fits(live: Live) -> None:
+def test_a_request_of_exactly_max_length_is_served(live: Live) -> None:
     (flight,) = live.send(request(0, CAPACITY - 8, 8))
     assert flight.completion == Completion(CAPACITY - 8, 8, cached_tokens=0, finish_reason="length")
 
@@ -191,7 +191,7 @@ def test_a_cancelled_request_is_aborted_inside_the_engine(live: Live) -> None:
             await task
         then = len(flight.arrivals)
         after = Sent(request(1, 8, 8))
-        await after.by(live.engine)  # by its end the engine has long seen the cancellation
+        await after.by(live.engine)  # the engine has processed the cancellation by the end of this request
         return then, len(flight.arrivals), len(live.engine._manager.batch_processor.scheduler.active_requests)
 
     then, later, active = live.runner.run(cancel_after_some())
@@ -200,7 +200,7 @@ def test_a_cancelled_request_is_aborted_inside_the_engine(live: Live) -> None:
 
 
 @pytest.mark.real_engine
-def test_a_dead_thread_is_told_from_a_failed_request() -> None:
+def test_a_dead_batching_thread_raises_engine_died() -> None:
     before = threading.enumerate()
     with asyncio.Runner() as runner:
         engine = TransformersEngine(MODEL, OPTIONS)
@@ -211,7 +211,7 @@ def test_a_dead_thread_is_told_from_a_failed_request() -> None:
             tasks = [asyncio.ensure_future(flight.by(engine)) for flight in flights]
             while not flights[0].arrivals:
                 await asyncio.sleep(0.01)
-            engine._manager.add_request([10**6], max_new_tokens=1)  # no such token: what `generate` itself refuses
+            engine._manager.add_request([10**6], max_new_tokens=1)  # an invalid token id, which `generate` would reject
             await asyncio.gather(*tasks)
             return flights
 
@@ -233,17 +233,17 @@ def test_a_dead_thread_is_told_from_a_failed_request() -> None:
         ({"attention": "flash_attention_2"}, "flash", "give a Hugging Face id"),
     ],
 )
-def test_what_it_cannot_start_with_names_the_way_out(options: dict[str, Any], what: str, fix: str) -> None:
+def test_a_failed_start_names_the_cause_and_a_fix(options: dict[str, Any], what: str, fix: str) -> None:
     with pytest.raises(HarnessError) as refused:
         asyncio.run(TransformersEngine(MODEL, options).start())
     assert what in refused.value.what.lower()
     assert fix in refused.value.fix
 
 
-def test_a_gpu_that_is_not_there() -> None:
+def test_device_cuda_without_a_gpu_is_rejected() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("there is a GPU")
     with pytest.raises(HarnessError) as refused:
         asyncio.run(TransformersEngine(MODEL, {"device": "cuda"}).start())
     assert "sees no GPU" in refused.value.what

@@ -1,4 +1,4 @@
-"""The vllm engine with a real model on a CPU: one load for all tests. Runs where vllm is installed."""
+"""The vllm engine with a real model on a CPU, loaded once. Needs an environment with vllm."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Loaded:
 
 @dataclass(slots=True)
 class Seen:
-    """What came of one request, and when."""
+    """One request: when it was sent, its arrivals and its Completion."""
 
     sent_s: float
     arrivals: list[tuple[float, int]] = field(default_factory=list)
@@ -38,14 +38,14 @@ class Seen:
 
 
 def children() -> list[str]:
-    """Command lines of this process's descendants, except Python's resource tracker, which stays by design."""
+    """Command lines of this process's descendants, except Python's resource tracker, which is not stopped."""
     alive = [c for c in psutil.Process().children(recursive=True) if c.status() != psutil.STATUS_ZOMBIE]
     return [line for child in alive if "resource_tracker" not in (line := " ".join(child.cmdline()))]
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Loaded]:
-    # vLLM's own counters are kept here, to hold the records against.
+    # With disable_log_stats=False vLLM keeps counters, which the tests compare with the arrivals.
     engine = VLLMEngine(
         MODEL, {"max_model_len": MAX_LENGTH, "kv_cache_memory_bytes": 256 << 20, "disable_log_stats": False}
     )
@@ -74,13 +74,13 @@ def counter(name: str) -> float:
     return float(sum(sample.value for sample in samples if sample.name == name))
 
 
-def test_what_the_engine_says_of_itself(loaded: Loaded) -> None:
+def test_engine_info_has_limits_model_and_options_in_force(loaded: Loaded) -> None:
     info = loaded.info
     assert (info.engine, info.device, info.device_count) == ("vllm", "cpu", 1)
     assert (info.vocabulary, info.max_length) == (49152, MAX_LENGTH)
     assert (info.model.precision, info.model.parameters) == ("bfloat16", 134515008)
     options = json.loads(json.dumps(info.options))
-    # given, defaulted by the harness for a CPU, defaulted by vLLM, and worked out by vLLM
+    # given; default of the harness on a CPU; default of vLLM; computed by vLLM
     assert options["max_model_len"] == MAX_LENGTH
     assert options["enforce_eager"] is True
     assert options["enable_prefix_caching"] is True
@@ -89,7 +89,7 @@ def test_what_the_engine_says_of_itself(loaded: Loaded) -> None:
     assert info.encode("Once upon a time") == info.encode("Once upon a time")[:4]
 
 
-def test_lengths_are_exact_and_vllm_counted_the_same(loaded: Loaded) -> None:
+def test_token_counts_are_exact_and_equal_to_vllms_counters(loaded: Loaded) -> None:
     before = counter("vllm:prompt_tokens_total"), counter("vllm:generation_tokens_total")
     lengths = [(1, 1), (7, 30), (64, 16), (200, 5), (33, 2)]
 
@@ -102,20 +102,20 @@ def test_lengths_are_exact_and_vllm_counted_the_same(loaded: Loaded) -> None:
     after = counter("vllm:prompt_tokens_total"), counter("vllm:generation_tokens_total")
     assert after[0] - before[0] == sum(n_in for n_in, _ in lengths)
     assert after[1] - before[1] == sum(n_out for _, n_out in lengths)
-    # requests run together: every one has its first token before the longest has its last
+    # concurrent: every request has its first token before the longest has its last
     assert max(one.arrivals[0][0] for one in seen) < max(one.arrivals[-1][0] for one in seen)
 
 
-def test_tokens_come_one_by_one_as_they_are_made(loaded: Loaded) -> None:
+def test_tokens_arrive_one_by_one_when_they_are_generated(loaded: Loaded) -> None:
     seen = loaded.runner.run(send(loaded.engine, request(20, 16, 40)))
     times = [at for at, _ in seen.arrivals]
-    assert len(times) > 30  # tokens may share an arrival where this process gets no processor for a while
-    # prefill of 16 tokens is one step of 40; were all sent at the end, the first would come as late as the last
+    assert len(times) > 30  # on a busy machine tokens may share an arrival
+    # the prefill is one step of 40; if all tokens arrived at the end, the first would be as late as the last
     assert times[0] - seen.sent_s < 0.5 * (times[-1] - seen.sent_s)
     assert times[15] - times[0] > 0.1 * (times[-1] - times[0])
 
 
-def test_a_repeated_prompt_comes_from_the_prefix_cache(loaded: Loaded) -> None:
+def test_cached_tokens_of_a_repeated_prompt_are_reported(loaded: Loaded) -> None:
     first, second = (loaded.runner.run(send(loaded.engine, request(30, 200, 4))) for _ in range(2))
     assert first.completion is not None
     assert second.completion is not None
@@ -143,7 +143,7 @@ def test_a_cancelled_request_ends_inside_the_engine(loaded: Loaded) -> None:
         return running
 
     running = loaded.runner.run(cancel_then_count())
-    assert max(running[2:]) == 1  # the later request alone; the gauge is set after its token is handed on
+    assert max(running[2:]) == 1  # only the later request; vLLM updates the gauge after it delivers the token
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_request_that_cannot_be_served_is_rejected(loaded: Loaded, asked: Requ
     with pytest.raises(RequestFailed, match=says) as failed:
         loaded.runner.run(send(loaded.engine, asked))
     assert failed.value.kind == "rejected"
-    served = loaded.runner.run(send(loaded.engine, request(53, 64, 4))).completion  # and the next one is served
+    served = loaded.runner.run(send(loaded.engine, request(53, 64, 4))).completion  # the next request is served
     assert served == Completion(64, 4, 0, "length")
 
 
@@ -167,19 +167,19 @@ def test_a_request_that_cannot_be_served_is_rejected(loaded: Loaded, asked: Requ
     [
         ({"tensor_paralel_size": 2}, "vllm has no option 'tensor_paralel_size'", "did you mean tensor_parallel_size"),
         ({"zzz": 1}, "vllm has no option 'zzz'", "see vLLM's engine arguments"),
-        ({"model": "x"}, "model is no engine option", "--model"),
-        ({"hf_token": "hf_x"}, "hf_token is no engine option", "HF_TOKEN in the environment"),
-        ({"temperature": "hot"}, "engine.temperature is 'hot'", "0 (greedy) or more"),
+        ({"model": "x"}, "model is not an engine option", "--model"),
+        ({"hf_token": "hf_x"}, "hf_token is not an engine option", "HF_TOKEN in the environment"),
+        ({"temperature": "hot"}, "engine.temperature is 'hot'", "a number from 0 (greedy)"),
     ],
 )
-def test_a_wrong_option_is_refused_before_anything_is_loaded(options: dict[str, object], what: str, fix: str) -> None:
+def test_an_invalid_option_is_rejected_before_vllm_is_loaded(options: dict[str, object], what: str, fix: str) -> None:
     with pytest.raises(HarnessError) as refused:
         VLLMEngine(MODEL, options)
     assert refused.value.what == what
     assert fix in refused.value.fix
 
 
-def test_a_wrong_value_is_refused_before_the_model_is_loaded(loaded: Loaded) -> None:
+def test_an_invalid_value_is_rejected_before_the_model_is_loaded(loaded: Loaded) -> None:
     engine = VLLMEngine(MODEL, {"dtype": "float17"})
     with pytest.raises(HarnessError) as refused:
         loaded.runner.run(engine.start())
@@ -188,12 +188,12 @@ def test_a_wrong_value_is_refused_before_the_model_is_loaded(loaded: Loaded) -> 
     assert "bfloat16" in refused.value.fix
 
 
-def test_stop_ends_a_start_that_is_half_way(loaded: Loaded) -> None:
+def test_stop_ends_an_unfinished_start(loaded: Loaded) -> None:
     async def interrupted() -> None:
         engine = VLLMEngine(MODEL, {"max_model_len": MAX_LENGTH})
         before = len(children())
         start = asyncio.create_task(engine.start())
-        while len(children()) < before + 2:  # the watcher and the engine's process
+        while len(children()) < before + 2:  # the watchdog and the engine's process
             await asyncio.sleep(0.05)
         start.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -204,7 +204,7 @@ def test_stop_ends_a_start_that_is_half_way(loaded: Loaded) -> None:
     loaded.runner.run(interrupted())
 
 
-def test_no_process_is_left_after_stop(loaded: Loaded) -> None:  # the last one: it ends the engine
+def test_no_process_is_left_after_stop(loaded: Loaded) -> None:  # the last test: it stops the engine
     assert children()
     loaded.runner.run(loaded.engine.stop())
     assert children() == []

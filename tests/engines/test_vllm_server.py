@@ -1,4 +1,4 @@
-"""`vllm serve` with a real model on a CPU, started, measured and stopped by the harness: one start for all tests."""
+"""`vllm serve` with a real model on a CPU, started and stopped by the harness, once for all tests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def request(index: int, n_in: int, n_out: int) -> Request:
 
 
 def send(loaded: Loaded, asked: Request, **options: object) -> tuple[Completion, int]:
-    """What came of it, and how many times something arrived."""
+    """The Completion, and the number of arrivals."""
     engine, _, runner = loaded
 
     async def one() -> tuple[Completion, int]:
@@ -58,7 +58,7 @@ def send(loaded: Loaded, asked: Request, **options: object) -> tuple[Completion,
     return runner.run(one())
 
 
-def test_what_is_known_of_a_server_of_ones_own(loaded: Loaded) -> None:
+def test_engine_info_describes_the_started_server(loaded: Loaded) -> None:
     engine, info, _ = loaded
     assert (info.engine, info.device, info.device_count, info.max_length) == ("openai", "cpu", 1, MAX_LENGTH)
     assert (info.model.asked, info.model.parameters) == ("smollm2-135m", 134515008)
@@ -69,19 +69,19 @@ def test_what_is_known_of_a_server_of_ones_own(loaded: Loaded) -> None:
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_tokens_counted_are_those_of_the_usage(loaded: Loaded, endpoint: str, stream: bool) -> None:
+def test_counted_tokens_equal_the_usage(loaded: Loaded, endpoint: str, stream: bool) -> None:
     done, arrivals = send(loaded, request(1, 40, 12), endpoint=endpoint, stream=stream)
     assert done.arrival_tokens is not None
     assert (done.output_tokens, sum(done.arrival_tokens), done.finish_reason) == (12, 12, "length")
-    assert done.input_tokens == (40 if endpoint == "completions" else 42)  # the chat template's own are counted
+    assert done.input_tokens == (40 if endpoint == "completions" else 42)  # the chat template adds tokens
     if stream:
-        assert arrivals >= 8  # one for each token, but where this process got no processor for a while
+        assert arrivals >= 8  # on a busy machine tokens may share an arrival
         assert sum(done.arrival_tokens[: arrivals // 2]) in range(2, 10)
     else:
         assert done.arrival_tokens[-1] == 12
 
 
-def test_a_repeated_prompt_is_found_in_the_prefix_cache(loaded: Loaded) -> None:
+def test_cached_tokens_of_a_repeated_prompt_are_reported_and_in_the_metrics(loaded: Loaded) -> None:
     url = loaded[0].client_options["base_url"]
     server = Polled("server", ServerSample, ServerReader, [url])
     server.start()
@@ -89,7 +89,7 @@ def test_a_repeated_prompt_is_found_in_the_prefix_cache(loaded: Loaded) -> None:
     server.stop()
     assert cached[0] == 0
     assert cached[1] is not None
-    assert cached[1] >= 128  # a block, on a CPU
+    assert cached[1] >= 128  # the block size on a CPU
     readings = pd.DataFrame(server.drain())
     assert set(readings["name"]) == set(NAMES)
     figures = server_figures(readings, readings["time_s"].min(), readings["time_s"].max())
@@ -97,13 +97,13 @@ def test_a_repeated_prompt_is_found_in_the_prefix_cache(loaded: Loaded) -> None:
     assert (found.value, found.n) == (cached[1] / 400, 400)
 
 
-def test_a_prompt_that_is_too_long_is_refused_in_the_servers_words(loaded: Loaded) -> None:
+def test_a_prompt_that_is_too_long_fails_with_the_servers_message(loaded: Loaded) -> None:
     with pytest.raises(RequestFailed, match="maximum context length is 512 tokens") as refused:
         send(loaded, request(3, 600, 4))
     assert refused.value.kind == "http_400"
 
 
-def test_no_process_is_left_after_stop(loaded: Loaded) -> None:  # the last one: it ends the server
+def test_no_process_is_left_after_stop(loaded: Loaded) -> None:  # the last test: it stops the server
     engine, _, runner = loaded
     runner.run(engine.stop())
     left = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]

@@ -1,4 +1,4 @@
-"""Names to weights, and what the weights are: headers by hand, one small GGUF file, and one real model."""
+"""Resolving model names and describing weights: handmade headers, one small GGUF file, and one real model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Tensors = dict[str, tuple[str, list[int]]]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A cache of the test's own, but for real models, which are worth keeping."""
+    """A new cache for each test, except tests with the real model, whose conversion is kept."""
     if "real_model" not in request.fixturenames:
         monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -44,7 +44,7 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[s
 
 
 def safetensors(path: Path, tensors: Tensors) -> None:
-    """A file with these tensors (type and shape) in its header, and no data."""
+    """A safetensors file with a header for these tensors (type, shape) and no data."""
     entries = {name: {"dtype": t, "shape": shape, "data_offsets": [0, 0]} for name, (t, shape) in tensors.items()}
     header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
@@ -84,34 +84,34 @@ GROUPS = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"w
 @pytest.mark.parametrize(
     ("config", "tensors", "total", "active"),
     [
-        ({}, EMBEDDINGS | HEAD, 80, 80),  # dense, with a head of its own
-        ({"tie_word_embeddings": True}, EMBEDDINGS | HEAD, 40, 40),  # stored twice, there once
+        ({}, EMBEDDINGS | HEAD, 80, 80),  # dense, separate output matrix
+        ({"tie_word_embeddings": True}, EMBEDDINGS | HEAD, 40, 40),  # tied: stored twice, counted once
         ({"tie_word_embeddings": True}, EMBEDDINGS, 40, 40),
-        ({"tie_word_embeddings": True}, HEAD, 40, 40),  # a head without embeddings is no copy
+        ({"tie_word_embeddings": True}, HEAD, 40, 40),  # an output matrix without embeddings is no copy
         ({"text_config": {"tie_word_embeddings": True}}, EMBEDDINGS | HEAD, 40, 40),
-        ({}, {"a.inv_freq": ("F32", [9]), "a.weight": ("F32", [3])}, 3, 3),  # a table, no parameter
+        ({}, {"a.inv_freq": ("F32", [9]), "a.weight": ("F32", [3])}, 3, 3),  # a buffer, not a parameter
         ({}, {"a.weight": ("F8_E4M3", [8, 8]), "a.weight_scale_inv": ("F32", [1, 1])}, 64, 64),
         ({"num_experts": 2, "num_experts_per_tok": 1}, EXPERTS, 48 + 20 + 8, 24 + 20 + 8),
         ({"text_config": {"num_local_experts": 2, "experts_per_token": 1}}, EXPERTS, 76, 52),
         ({"n_routed_experts": 2, "num_experts_per_tok": 2}, EXPERTS, 76, 76),
-        ({"num_experts": 2}, EXPERTS, 76, None),  # how many a token uses is not said
+        ({"num_experts": 2}, EXPERTS, 76, None),  # experts per token not stated
         ({}, EXPERTS, 76, None),
-        ({"num_experts": 2, "num_experts_per_tok": 1}, EMBEDDINGS, 40, None),  # experts that cannot be found
+        ({"num_experts": 2, "num_experts_per_tok": 1}, EMBEDDINGS, 40, None),  # no expert tensors
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, GPTQ, 4 * 8 * 8 + 8, 4 * 8 * 8 + 8),
-        ({"quantization_config": {"quant_method": "gptq"}}, GPTQ, None, None),  # how many bits is not said
+        ({"quantization_config": {"quant_method": "gptq"}}, GPTQ, None, None),  # bits not stated
         ({"quantization_config": GROUPS}, COMPRESSED, 4 * 8 * 8, 4 * 8 * 8),
         ({"quantization_config": {"quant_method": "mxfp4"}}, {"a_blocks": ("U8", [3]), "a_scales": ("U8", [1])}, 6, 6),
         ({}, {"a.weight": ("I8", [3])}, None, None),
     ],
 )
-def test_parameters(
+def test_parameters_are_counted_from_the_headers(
     tmp_path: Path, config: dict[str, Any], tensors: Tensors, total: int | None, active: int | None
 ) -> None:
     found = model(tmp_path / "m", config, model=tensors)
     assert (found.parameters, found.active_parameters) == (total, active)
 
 
-def test_a_directory_says_what_it_is(tmp_path: Path) -> None:
+def test_a_directory_is_described_by_its_configuration_and_files(tmp_path: Path) -> None:
     config = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}
     found = model(tmp_path / "m", config, model=EMBEDDINGS)
     place = str(tmp_path / "m")
@@ -127,8 +127,8 @@ def test_a_directory_says_what_it_is(tmp_path: Path) -> None:
     assert identity(resolve(place), precision="float32").precision == "float32"
 
 
-def test_shards_are_those_of_the_index(tmp_path: Path) -> None:
-    """As some hub repositories have it: the same weights once more, whole, under another name."""
+def test_only_the_shards_in_the_index_count(tmp_path: Path) -> None:
+    """Some hub repositories contain the same weights again in one file of another name."""
     place = tmp_path / "m"
     place.mkdir()
     (place / "model.safetensors.index.json").write_text(
@@ -167,7 +167,9 @@ def test_a_changed_file_has_another_hash(tmp_path: Path) -> None:
         ("notes.txt", "is not a GGUF file"),
     ],
 )
-def test_what_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, what: str) -> None:
+def test_a_name_without_weights_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, what: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("GGU")
@@ -185,12 +187,12 @@ def test_what_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask
         ("Qwen/Qwen3-0.6B@refs/pr/4", "Qwen/Qwen3-0.6B", "refs/pr/4"),
     ],
 )
-def test_a_hub_id_is_left_to_the_engine(asked: str, name: str, revision: str | None) -> None:
+def test_a_hub_id_is_returned_unchanged(asked: str, name: str, revision: str | None) -> None:
     assert resolve(asked) == Weights(asked, name, source=name, revision=revision)
 
 
-def test_a_hub_model_is_known_once_it_is_in_the_hubs_cache(tmp_path: Path) -> None:
-    """In a process of its own, which also shows that no identity needs torch."""
+def test_a_hub_model_is_described_if_it_is_in_the_hubs_cache(tmp_path: Path) -> None:
+    """In another process, which also shows that torch is not imported."""
     pytest.importorskip("huggingface_hub")
     commit = "c" * 40
     snapshot = tmp_path / "models--org--m/snapshots" / commit
@@ -210,7 +212,7 @@ print({"torch", "transformers"} & set(sys.modules))"""
 
 
 def hub_exception(name: str, text: str) -> Exception:
-    """What transformers raises of one of the hub's own exceptions."""
+    """The OSError that transformers raises from one of the hub's exceptions."""
     cls = getattr(pytest.importorskip("huggingface_hub.errors"), name)
     try:
         raise OSError(text) from cls.__new__(cls, text)
@@ -229,7 +231,7 @@ def hub_exception(name: str, text: str) -> Exception:
         ("org/m", "OfflineModeIsEnabled", "not in the local cache", "HF_HUB_OFFLINE"),
     ],
 )
-def test_what_the_hub_refuses_names_the_way_out(asked: str, cause: str, what: str, fix: str) -> None:
+def test_hub_errors_name_a_fix(asked: str, cause: str, what: str, fix: str) -> None:
     error = hub_error(asked, hub_exception(cause, "cannot load"))
     assert what in error.what
     assert fix in error.fix
@@ -245,7 +247,7 @@ RESOLVE = "import sys; from harness.engines.weights import resolve; print(resolv
 
 @pytest.fixture
 def gguf(tmp_path: Path) -> Path:
-    """A llama of 32 dimensions and one layer, all of its weights 0."""
+    """A llama model with 32 dimensions, one layer, and all weights 0."""
     gguf = pytest.importorskip("gguf")
     np = pytest.importorskip("numpy")
     path = tmp_path / "tiny.gguf"
@@ -282,8 +284,8 @@ def gguf(tmp_path: Path) -> Path:
 
 
 @pytest.mark.real_engine
-@pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["the asker", "the converter as well"])
-def test_a_conversion_is_whole_though_one_is_killed_and_two_ask(
+@pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["parent", "parent and converter"])
+def test_a_conversion_survives_a_kill_and_two_concurrent_requests(
     gguf: Path, cache: Path, kill: Callable[[int, int], None]
 ) -> None:
     killed = python(RESOLVE, str(gguf))
@@ -294,9 +296,9 @@ def test_a_conversion_is_whole_though_one_is_killed_and_two_ask(
     kill(killed.pid, signal.SIGKILL)
     killed.wait()
     both = [python(RESOLVE, str(gguf)) for _ in range(2)]
-    said = [process.communicate(timeout=100) for process in both]
+    outputs = [process.communicate(timeout=100) for process in both]
     found = resolve(str(gguf))
-    assert [output.strip() for output, _ in said] == [repr(found)] * 2, said
+    assert [output.strip() for output, _ in outputs] == [repr(found)] * 2, outputs
     assert [path for path in (cache / "models").iterdir() if path.suffix != ".lock"] == [Path(found.name_or_path)]
     what = identity(found)
     assert (what.source, what.revision, what.stored_precision, what.precision) == (str(gguf), None, "F32", "bfloat16")
@@ -304,16 +306,16 @@ def test_a_conversion_is_whole_though_one_is_killed_and_two_ask(
 
 
 @pytest.mark.real_engine
-def test_a_damaged_gguf_file_is_refused(gguf: Path, cache: Path) -> None:
+def test_a_damaged_gguf_file_is_rejected(gguf: Path, cache: Path) -> None:
     gguf.write_bytes(gguf.read_bytes()[:-4000])
     with pytest.raises(HarnessError) as error:
         resolve(str(gguf))
     assert f"cannot convert '{gguf}': ValueError" in error.value.what
-    assert "cut short" in error.value.fix
+    assert "truncated" in error.value.fix
     assert [path.suffix for path in (cache / "models").iterdir()] == [".lock"]
 
 
-def test_a_cache_that_cannot_be_written_is_named(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_named(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     monkeypatch.setenv("HARNESS_CACHE", str(gguf / "cache"))  # below a file
     with pytest.raises(HarnessError) as error:
@@ -328,9 +330,9 @@ def real_model() -> Weights:
 
 
 @pytest.mark.real_engine
-def test_the_shipped_model_speaks_after_conversion(real_model: Weights) -> None:
+def test_the_shipped_model_generates_text_after_conversion(real_model: Weights) -> None:
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    torch.set_num_threads(1)  # two wait for each other in a spin, where other processes want the cores
+    torch.set_num_threads(1)  # two threads spin while they wait for each other on a busy machine
     what = identity(real_model)
     assert (what.architecture, what.parameters, what.active_parameters) == (
         "LlamaForCausalLM",

@@ -1,4 +1,4 @@
-"""Several client processes: together they send what one would; however one of them or the parent ends, so do all."""
+"""Several client processes send the load that one would send, and all end if one or the parent ends."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measure(root: Path, clients: int, *words: str) -> Run:
 
 
 @pytest.mark.parametrize("load", ["load={shape: closed, users: 4}", POISSON])
-def test_the_clients_together_send_what_one_sends(tmp_path: Path, load: str) -> None:
+def test_several_clients_send_the_requests_of_one(tmp_path: Path, load: str) -> None:
     rows = measure(tmp_path, 1, load).requests.sort_values("index", ignore_index=True)
     for n in (2, 3):
         several = measure(tmp_path, n, load)
@@ -59,7 +59,7 @@ def test_the_clients_together_send_what_one_sends(tmp_path: Path, load: str) -> 
         ]
 
 
-def test_users_who_do_not_divide_evenly_all_stay_to_the_end(tmp_path: Path) -> None:
+def test_users_split_unevenly_over_clients_all_send_until_the_end(tmp_path: Path) -> None:
     rows = measure(tmp_path, 2, "load.users=3", "requests.count=30").requests
     assert rows["client"].value_counts().to_dict() == {0: 20, 1: 10}
     for moment in rows["sent_s"]:
@@ -69,20 +69,20 @@ def test_users_who_do_not_divide_evenly_all_stay_to_the_end(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("shape", ["constant", "poisson"])
-def test_arrivals_of_several_clients_are_what_they_are_called(tmp_path: Path, shape: str) -> None:
-    """Sent gaps, not due ones: Kolmogorov-Smirnov and lag-1 correlation for poisson, the CV for constant."""
+def test_arrivals_of_several_clients_have_the_shape_of_the_load(tmp_path: Path, shape: str) -> None:
+    """Gaps between sent times: Kolmogorov-Smirnov and lag-1 correlation for poisson, median deviation for constant."""
     quick = ("engine.ttft_s=0.001", "engine.itl_s=0", "requests.output_tokens=1", "requests.count=500")
     rows = measure(tmp_path, 3, f"load={{shape: {shape}, rate_per_s: 200}}", *quick).requests
     gaps = np.diff(np.sort(rows["sent_s"]))
     if shape == "constant":
-        # The median gap: a machine that is busy elsewhere for a moment moves some, and no generator is to blame for it.
+        # The median: on a busy machine some gaps are off through no fault of the sender.
         assert np.median(np.abs(gaps - 0.005)) < 0.0015  # 2.7 ms if they were exponential
     else:
         assert stats.kstest(gaps, "expon", args=(0, 1 / 200)).pvalue > 0.001
         assert abs(np.corrcoef(gaps[1:], gaps[:-1])[0, 1]) < 4 / np.sqrt(len(gaps))
 
 
-def test_a_run_ends_when_enough_is_known(tmp_path: Path) -> None:
+def test_a_run_ends_when_enough_returns_true(tmp_path: Path) -> None:
     for clients in (1, 2):
         spec = parse_workload(BASE, "test", overrides(ENDLESS[1::2]))
         run = read_run(
@@ -99,7 +99,7 @@ def test_a_run_ends_when_enough_is_known(tmp_path: Path) -> None:
         assert 20 < len(run.requests) < 2000
 
 
-def test_an_engine_that_dies_under_one_client_ends_all(tmp_path: Path) -> None:
+def test_an_engine_that_dies_in_one_client_ends_all(tmp_path: Path) -> None:
     run = measure(tmp_path, 2, "engine.dies_after=6", "warmup.requests=0", "requests.count=1000")
     assert run.file.state == "failed"
     assert run.file.error is not None
@@ -108,20 +108,22 @@ def test_an_engine_that_dies_under_one_client_ends_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "clients", "said"),
+    ("words", "clients", "message"),
     [
         (("engine.name=transformers",), 2, "runs inside the harness's own process"),
         (("load.users=1",), 2, "cannot share load.users=1"),
         (("load={shape: constant, rate_per_s: 9, max_in_flight: 2}",), 3, "cannot share load.max_in_flight=2"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(tmp_path: Path, words: tuple[str, ...], clients: int, said: str) -> None:
-    with pytest.raises(HarnessError, match=said):
+def test_a_load_that_cannot_be_shared_is_rejected(
+    tmp_path: Path, words: tuple[str, ...], clients: int, message: str
+) -> None:
+    with pytest.raises(HarnessError, match=message):
         measure(tmp_path, clients, *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_client_cannot_do_is_said(tmp_path: Path) -> None:
+def test_a_clients_error_is_raised_in_the_parent(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="a warm-up request failed"):
         measure(tmp_path, 2, "engine.failure_share=1")
     (run,) = (read_run(path) for path in tmp_path.iterdir())
@@ -129,7 +131,7 @@ def test_what_a_client_cannot_do_is_said(tmp_path: Path) -> None:
 
 
 class Started:
-    """`harness run --clients 2` in a process of its own, until it has journalled some requests."""
+    """`harness run --clients 2` in another process, started until both journals have some requests."""
 
     def __init__(self, tmp_path: Path) -> None:
         path, self.out = tmp_path / "shared.yaml", tmp_path / "runs"
@@ -159,7 +161,7 @@ def started(tmp_path: Path) -> Iterator[Started]:
     assert psutil.wait_procs(run.clients, 10)[1] == []
 
 
-def test_one_interrupt_ends_all_clients_in_good_order(started: Started) -> None:
+def test_one_interrupt_ends_all_clients_and_stores_the_run(started: Started) -> None:
     started.process.send_signal(signal.SIGINT)
     _, errors = started.process.communicate(timeout=30)
     assert started.process.returncode == 3, errors
@@ -170,7 +172,7 @@ def test_one_interrupt_ends_all_clients_in_good_order(started: Started) -> None:
     assert len(run.file.clients) == 2
 
 
-def test_a_client_that_is_killed_fails_the_run_and_what_was_measured_is_kept(started: Started) -> None:
+def test_a_killed_client_fails_the_run_and_its_records_are_kept(started: Started) -> None:
     started.clients[0].kill()
     _, errors = started.process.communicate(timeout=30)
     assert started.process.returncode == 3, errors
@@ -182,8 +184,8 @@ def test_a_client_that_is_killed_fails_the_run_and_what_was_measured_is_kept(sta
     assert run.requests.groupby("client")["error"].apply(lambda kind: kind.isna().sum()).min() > 20
 
 
-def test_clients_end_with_a_parent_that_is_killed(started: Started) -> None:
-    before = len(read_run(started.directory).requests)  # while it runs, all journals are read
+def test_clients_end_when_the_parent_is_killed(started: Started) -> None:
+    before = len(read_run(started.directory).requests)  # a running run is read from all journals
     assert before > 40
     os.kill(started.process.pid, signal.SIGKILL)
     started.process.wait()

@@ -1,4 +1,4 @@
-"""What is recorded of the machine."""
+"""The stored description of the machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from harness.measure import environment
 
 
-def test_the_environment_is_json_and_names_the_machine() -> None:
+def test_the_environment_is_json_and_describes_the_machine() -> None:
     found = json.loads(json.dumps(environment.capture()))
     assert found["cpu"]["cores_usable"] >= 1
     assert found["memory_bytes"] > 1e8
@@ -21,7 +21,7 @@ def test_the_environment_is_json_and_names_the_machine() -> None:
     assert (found["nvml"] is None) == bool(found["gpus"] or found["driver"])
 
 
-def test_only_settings_that_change_engines_are_kept_and_no_secret() -> None:
+def test_only_settings_that_affect_engines_are_stored_and_no_secret() -> None:
     variables = {
         "OMP_NUM_THREADS": "2",
         "CUDA_VISIBLE_DEVICES": "",
@@ -36,7 +36,7 @@ def test_only_settings_that_change_engines_are_kept_and_no_secret() -> None:
     }
 
 
-def test_what_only_the_end_of_a_run_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_run_adds_swapped_bytes_and_debug_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     captured = environment.capture()
     before = {way: count - 5_000_000 for way, count in captured["swap"].items()}
     monkeypatch.setitem(sys.modules, "torch.version", types.SimpleNamespace(debug=True))
@@ -47,7 +47,7 @@ def test_what_only_the_end_of_a_run_can_tell(monkeypatch: pytest.MonkeyPatch) ->
     assert environment.ended({})["swap"] == {}
 
 
-def test_governors_are_read_once_each_and_none_is_no_error(tmp_path: Path) -> None:
+def test_governors_are_listed_once_each_and_may_be_absent(tmp_path: Path) -> None:
     for number, governor in enumerate(("powersave", "performance", "powersave")):
         path = tmp_path / f"cpu{number}" / "cpufreq" / "scaling_governor"
         path.parent.mkdir(parents=True)

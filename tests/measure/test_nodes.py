@@ -1,4 +1,4 @@
-"""Clients on the nodes of a Ray cluster: two nodes of one machine, whose clocks are therefore known to agree."""
+"""Clients on a Ray cluster with two nodes on one machine, whose clocks are therefore equal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def cluster() -> Iterator[Any]:
     two.shutdown()
 
 
-def test_the_nodes_share_the_load_and_their_journals_come_back(cluster: Any, tmp_path: Path) -> None:
+def test_the_nodes_share_the_load_and_their_journals_are_collected(cluster: Any, tmp_path: Path) -> None:
     run = read_run(measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, ray=cluster.address))
     rows = run.requests
     assert run.file.state == "complete"
@@ -51,7 +51,7 @@ def test_the_nodes_share_the_load_and_their_journals_come_back(cluster: Any, tmp
         assert client.loop_delay_s.n > 20
 
 
-def test_a_node_that_is_lost_fails_the_run_and_what_came_is_kept(cluster: Any, tmp_path: Path) -> None:
+def test_a_lost_node_fails_the_run_and_its_records_are_kept(cluster: Any, tmp_path: Path) -> None:
     lost: list[None] = []
 
     def lose(progress: Progress) -> None:
@@ -67,7 +67,7 @@ def test_a_node_that_is_lost_fails_the_run_and_what_came_is_kept(cluster: Any, t
     assert run.requests["error"].isna().sum() > 40
 
 
-def test_a_cluster_that_does_not_answer_is_said_before_anything_is_written(tmp_path: Path) -> None:
+def test_an_unreachable_cluster_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install inference-cost-harness[ray]")
     with pytest.raises(HarnessError, match="no Ray cluster at nowhere"):
         measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, ray="nowhere")
@@ -78,7 +78,7 @@ def test_a_cluster_that_does_not_answer_is_said_before_anything_is_written(tmp_p
     offset=st.integers(-(10**12), 10**12),
     trips=st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)), min_size=1, max_size=20),
 )
-def test_the_offset_is_within_its_bound(offset: int, trips: list[tuple[int, int]]) -> None:
+def test_the_error_of_the_clock_offset_is_within_its_bound(offset: int, trips: list[tuple[int, int]]) -> None:
     rounds = [(at, at + there + offset, at + there + back) for at, (there, back) in enumerate(trips)]
     found, bound_s = clock_offset(rounds)
     assert abs(found - offset) <= bound_s * 1e9 + 1

@@ -1,4 +1,4 @@
-"""The load loop: what is sent when, made ahead, stamped, and recorded, on engines whose answers are known."""
+"""The load loop on engines with known answers: pre-built requests, timestamps, deferred parsing and records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def workload(load: dict[str, Any], count: int | None = None) -> Workload:
 
 
 class Scripted:
-    """Answers in no time as it is told to, and keeps what it was asked in `log`."""
+    """Answers at once as configured, and keeps a log of its calls."""
 
     def __init__(self, answer: Callable[[Request], Completion] | None = None) -> None:
         self.log: list[tuple[str, int]] = []
@@ -76,7 +76,7 @@ def send(
         return records, runner.run(load())
 
 
-def test_requests_of_a_known_count_are_made_before_the_load() -> None:
+def test_a_known_count_of_requests_is_built_before_the_load() -> None:
     engine = Scripted()
     records, sending = send(workload({"shape": "closed", "users": 2}, count=50), engine)
     assert engine.log[:50] == [("prepared", index) for index in range(50)]
@@ -84,25 +84,25 @@ def test_requests_of_a_known_count_are_made_before_the_load() -> None:
     assert (sending.sent, sending.finished, sending.failed, sending.output_tokens) == (50, 50, 0, 150)
 
 
-def test_of_an_unknown_count_a_few_for_each_user_and_one_more_for_each_that_left() -> None:
+def test_an_unknown_count_prebuilds_a_few_per_user_and_one_per_request_sent() -> None:
     engine = Scripted()
     records, _ = send(workload({"shape": "closed", "users": 2, "duration_s": 0.02}), engine)
     made = [index for what, index in engine.log if what == "prepared"]
     first = next(i for i, (what, _) in enumerate(engine.log) if what == "sent")
     assert made == list(range(len(made)))
-    assert first == 2 * sender.LOOK_AHEAD
+    assert first == 2 * sender.PREBUILT_PER_USER
     assert len(records) <= len(made) <= len(records) + first
 
 
-def test_an_answer_is_read_when_the_next_request_is_on_its_way() -> None:
+def test_an_answer_is_parsed_after_the_next_request_is_sent() -> None:
     engine = Scripted()
     send(workload({"shape": "closed", "users": 1}, count=3), engine)
-    told = [entry for entry in engine.log if entry[0] != "prepared"]
-    assert told == [("sent", 0), ("sent", 1), ("read", 0), ("sent", 2), ("read", 1), ("read", 2)]
+    calls = [entry for entry in engine.log if entry[0] != "prepared"]
+    assert calls == [("sent", 0), ("sent", 1), ("read", 0), ("sent", 2), ("read", 1), ("read", 2)]
 
 
-def test_answers_that_wait_to_be_read_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "MOST_UNREAD", 5)
+def test_the_number_of_unparsed_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "MAX_UNPARSED", 5)
     engine = Scripted()
     records, _ = send(workload({"shape": "closed", "users": 100}, count=500), engine)
     waiting = np.cumsum([{"sent": 1, "read": -1}.get(what, 0) for what, _ in engine.log])
@@ -110,14 +110,14 @@ def test_answers_that_wait_to_be_read_are_bounded(monkeypatch: pytest.MonkeyPatc
     assert waiting.max() <= 100 + 5 + 1
 
 
-def test_what_the_answer_says_of_its_arrivals_replaces_what_was_seen() -> None:
+def test_arrival_tokens_of_the_completion_replace_the_live_counts() -> None:
     records, _ = send(workload({"shape": "offline"}, count=1), Scripted())
     assert records[0].arrival_tokens == (1, 2)
     assert len(records[0].arrival_s) == 2
     assert records[0].sent_s < records[0].arrival_s[0] < records[0].arrival_s[1] <= records[0].end_s
 
 
-def test_an_answer_that_cannot_be_read_is_one_failed_request() -> None:
+def test_an_answer_that_cannot_be_parsed_is_one_failed_request() -> None:
     def answer(request: Request) -> Completion:
         if request.index != 1:
             return Completion(4, 3, arrival_tokens=(1, 1, 1))
@@ -140,13 +140,13 @@ def refuse(_: object) -> Any:
 
 
 @pytest.mark.parametrize("count", [1, 50])
-def test_a_record_that_cannot_be_kept_ends_the_load(count: int) -> None:
+def test_a_record_that_cannot_be_stored_ends_the_load(count: int) -> None:
     with pytest.raises(ExceptionGroup) as ended:
         send(workload({"shape": "closed", "users": 1}, count=count), Scripted(), add=refuse)
     assert ended.value.subgroup(HarnessError) is not None
 
 
-def test_a_request_that_cannot_be_made_ends_the_load() -> None:
+def test_a_request_that_cannot_be_built_ends_the_load() -> None:
     def make(index: int) -> Request:
         return Request(index, (1,), 3) if index < 20 else refuse(index)
 
@@ -155,7 +155,7 @@ def test_a_request_that_cannot_be_made_ends_the_load() -> None:
     assert ended.value.subgroup(HarnessError) is not None
 
 
-def test_a_user_who_gives_up_leaves_a_record() -> None:
+def test_a_cancelled_request_is_recorded_with_its_tokens() -> None:
     engine = SimulatedEngine(None, {"ttft_s": 0.01, "itl_s": 10})
     records, _ = send(
         workload({"shape": "closed", "users": 1}, count=2),
@@ -169,7 +169,7 @@ def test_a_user_who_gives_up_leaves_a_record() -> None:
 
 @pytest.mark.parametrize("clients", [1, 2, 3])
 def test_clients_share_one_schedule(clients: int) -> None:
-    """Together they send Poisson arrivals, whatever their number: seeded alike, each would send the same ones."""
+    """Together they send one Poisson process. If each drew its own from the same seed, all would send the same."""
     asked = workload({"shape": "poisson", "rate_per_s": 20_000}, count=2000)
     shares = [send(asked, Scripted(), share=(k, clients))[0] for k in range(clients)]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

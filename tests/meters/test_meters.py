@@ -1,4 +1,4 @@
-"""The meters that are not NVML's, and what every meter has to keep to."""
+"""The meters other than NVML, and the contract of every meter."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from harness.meters.base import create_meter
 from harness.meters.prometheus import PrometheusReader
 from harness.meters.rapl import RaplReader
 from harness.model import MeterInfo, PowerSample
+from harness.store.rows import frame_of
 
-NOBODY = pd.DataFrame(
-    {c: [] for c in ("arrival_s", "arrival_tokens", "error", "sent_s", "end_s", "input_tokens", "input_asked")}
-)
+NO_REQUESTS = frame_of([])
 
 
 def zone(root: Path, name: str, label: str, energy_uj: int, range_uj: int = 1_000_000) -> Path:
@@ -34,7 +33,7 @@ def zone(root: Path, name: str, label: str, energy_uj: int, range_uj: int = 1_00
     return path
 
 
-def test_rapl_reads_packages_and_dram_and_bridges_a_wraparound(tmp_path: Path) -> None:
+def test_rapl_reads_packages_and_dram_and_adds_wraps(tmp_path: Path) -> None:
     package = zone(tmp_path, "intel-rapl:0", "package-0", 900_000)
     dram = zone(tmp_path, "intel-rapl:0:1", "dram", 5_000)
     zone(tmp_path, "intel-rapl:0:0", "core", 1)
@@ -50,25 +49,25 @@ def test_rapl_reads_packages_and_dram_and_bridges_a_wraparound(tmp_path: Path) -
     assert seen == [[0.9, 0.005], [0.999, 0.006], [1.1, 0.007], [2.05, 0.008]]
 
 
-def test_rapl_says_how_to_get_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rapl_without_permission_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = zone(tmp_path, "intel-rapl:0", "package-0", 1)
     read_text = Path.read_text
 
-    def refusing(self: Path, *arguments: Any, **options: Any) -> str:  # a file mode does not stop root
+    def refusing(self: Path, *arguments: Any, **options: Any) -> str:  # root ignores file modes
         if self == path / "energy_uj":
             raise PermissionError(13, "Permission denied", str(self))
         return read_text(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "read_text", refusing)
-    with pytest.raises(HarnessError, match="may not be read") as refused:
+    with pytest.raises(HarnessError, match="no permission to read") as refused:
         RaplReader(root=str(tmp_path)).open()
     assert refused.value.fix.startswith("sudo chmod a+r /sys/class/powercap")
     with pytest.raises(HarnessError, match="no RAPL zone"):
         RaplReader(root=str(tmp_path / "none")).open()
 
 
-def test_rapl_through_its_process_gives_the_cpu_rung(tmp_path: Path) -> None:
-    """10 J in the first second and none unread: the counter is a file that this test writes."""
+def test_rapl_polled_in_its_process_gives_the_energy_of_the_cpu_package(tmp_path: Path) -> None:
+    """The counter is a file that this test writes: 10 W for a second."""
     package = zone(tmp_path, "intel-rapl:0", "package-0", 0, range_uj=10**12)
     meter = create_meter("rapl", {"root": str(tmp_path), "every_s": 0.01})
     meter.start()
@@ -81,7 +80,7 @@ def test_rapl_through_its_process_gives_the_cpu_rung(tmp_path: Path) -> None:
     info = meter.stop()
     power = pd.DataFrame(meter.drain())
     power[["before_s", "after_s"]] -= began
-    figure = measure_energy(power, (info,), NOBODY, 0.2, 0.8)["energy_j.cpu_package"]
+    figure = measure_energy(power, (info,), NO_REQUESTS, 0.2, 0.8)["energy_j.cpu_package"]
     assert figure.value == pytest.approx(6.0, rel=0.25)
     assert figure.low <= 6.0 <= figure.high  # type: ignore[operator]
     assert figure.status == "measured"
@@ -112,7 +111,7 @@ def exporter() -> Iterator[str]:
         server.shutdown()
 
 
-def test_prometheus_reads_dcgm_s_fields(exporter: str) -> None:
+def test_prometheus_reads_the_metrics_of_dcgm(exporter: str) -> None:
     reader = PrometheusReader(f"{exporter}/metrics", collect_s=2.0)
     info = reader.open()
     assert [(d.device, d.uuid, d.period_s) for d in info.devices] == [("0", "GPU-a", 2.0), ("1", "GPU-b", None)]
@@ -122,7 +121,7 @@ def test_prometheus_reads_dcgm_s_fields(exporter: str) -> None:
     assert (one.energy_j, one.average_w, one.error) == (None, 88.25, None)
 
 
-def test_an_exporter_that_goes_away_is_an_error_in_its_samples(exporter: str) -> None:
+def test_an_unreachable_exporter_is_an_error_in_its_samples(exporter: str) -> None:
     reader = PrometheusReader(f"{exporter}/metrics")
     reader.open()
     reader.url = "http://127.0.0.1:9/metrics"
@@ -134,7 +133,7 @@ def test_an_exporter_that_goes_away_is_an_error_in_its_samples(exporter: str) ->
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz"])
-def test_an_external_meter_s_log_is_measured_and_read_at_the_end(tmp_path: Path, name: str) -> None:
+def test_an_external_meters_log_is_read_at_the_end_and_measured(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     meter = create_meter("replay", {"path": str(path), "clock": "unix", "domain": "host", "device": "plug"})
     assert meter.start().status == "measured"
@@ -145,12 +144,12 @@ def test_an_external_meter_s_log_is_measured_and_read_at_the_end(tmp_path: Path,
     power = pd.DataFrame(meter.drain())
     power[["before_s", "after_s"]] -= began
     assert info.devices[0].average_period_s == pytest.approx(0.1, rel=0.01)
-    assert 51 <= len(power) < 101  # what lies in the future has not been metered
+    assert 51 <= len(power) < 101  # rows after now are not part of the run
     assert power["before_s"].min() == pytest.approx(-5, abs=0.05)
     assert {(d, w) for d, w in zip(power["domain"], power["average_w"], strict=True)} == {("host", 500.0)}
 
 
-def test_a_recording_is_simulated_and_comes_as_time_goes(tmp_path: Path) -> None:
+def test_a_recording_is_simulated_and_returned_as_time_passes(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("# a recording\n0,100\n0.1,200\n3600,300\n")
     meter = create_meter("replay", {"path": str(path)})
@@ -163,16 +162,20 @@ def test_a_recording_is_simulated_and_comes_as_time_goes(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("0,1\nnow,2\n", "log.csv:2: 'now,2'"), ("0,1\n", "1 rows"), ("1,1\n1,2\n", "2 rows, or times that do not grow")],
+    [
+        ("0,1\nnow,2\n", "log.csv:2: 'now,2'"),
+        ("0,1\n", "1 rows"),
+        ("1,1\n1,2\n", "2 rows, or times that do not increase"),
+    ],
 )
-def test_a_bad_recording_names_the_line(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_recording_names_the_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "log.csv"
     path.write_text(text)
     with pytest.raises(HarnessError, match=message):
         create_meter("replay", {"path": str(path)}).start()
 
 
-def test_a_declared_constant_is_assumed_everywhere() -> None:
+def test_a_declared_constant_has_the_status_assumed() -> None:
     meter = create_meter("constant", {"watts": 350})
     info = meter.start()
     began = time.monotonic()
@@ -181,7 +184,7 @@ def test_a_declared_constant_is_assumed_everywhere() -> None:
     assert meter.stop() == info
     power = pd.DataFrame([*samples, *meter.drain()])
     power[["before_s", "after_s"]] -= began
-    result = measure_energy(power, (info,), NOBODY, 0.0, 0.25)
+    result = measure_energy(power, (info,), NO_REQUESTS, 0.0, 0.25)
     assert result["energy_j.gpu"].value == pytest.approx(350 * 0.25)
     assert {f.status for f in result.figures if f.name in ("energy_j.gpu", "gpu_power_w")} == {"assumed"}
     assert result.source == "power_integral"
@@ -190,8 +193,8 @@ def test_a_declared_constant_is_assumed_everywhere() -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), [("constant", {"watts": 5}), ("replay", None), ("rapl", None)])
-def test_every_meter_keeps_the_contract(tmp_path: Path, name: str, options: dict[str, Any] | None) -> None:
-    """Samples are in time order, stamped on the monotonic clock, of devices that `start` named."""
+def test_every_meter_fulfils_the_contract(tmp_path: Path, name: str, options: dict[str, Any] | None) -> None:
+    """Samples are in time order, on the monotonic clock, and of devices that `start` returned."""
     (tmp_path / "log.csv").write_text("0,1\n0.01,2\n")
     zone(tmp_path, "intel-rapl:0", "package-0", 7)
     options = options or {"replay": {"path": str(tmp_path / "log.csv")}, "rapl": {"root": str(tmp_path)}}[name]

@@ -1,4 +1,4 @@
-"""The NVML meter through the real pynvml and the scripted library, on the real clock where seconds matter."""
+"""The NVML meter with the real pynvml and a scripted NVML library, on a real or virtual clock."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from harness.measure import run
 from harness.meters import tracker
 from harness.meters.base import create_meter
 from harness.model import MeterInfo, PowerSample
+from harness.store.rows import frame_of
 from harness.store.run import read_run
 from harness.workload.schema import parse_workload
 
@@ -30,7 +31,7 @@ Script = Callable[[str], None]
 
 @pytest.fixture
 def script(fake_nvml: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Makes the meter's process see GPUs that follow a script from now on."""
+    """Sets the environment in which the meter's process sees GPUs that follow the script from now on."""
 
     def use(text: str) -> None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -52,8 +53,8 @@ def gather(seconds: float, **options: object) -> tuple[MeterInfo, list[PowerSamp
     return opened, samples + meter.drain(), closed
 
 
-def test_a_run_of_two_gpus_end_to_end(script: Script) -> None:
-    """Probe, samples, own cost, and energy from real seconds: 300 W and 200 W."""
+def test_two_gpus_are_probed_sampled_and_integrated(script: Script) -> None:
+    """Probe, samples, the meter's own cost, and energy over real seconds: 300 W and 200 W."""
     script("gpus 2\ngpu 0 wave constant 300\ngpu 1 wave constant 200\ncounter 0.1\nmemory_share 0.25")
     began = time.monotonic()
     opened, samples, closed = gather(2.0)
@@ -70,7 +71,7 @@ def test_a_run_of_two_gpus_end_to_end(script: Script) -> None:
     gpu = [s for s in samples if s.device == "0" and s.domain == "gpu"]
     read_s = gpu[-1].before_s - gpu[0].before_s
     assert read_s <= (closed.elapsed_s or 0) <= time.monotonic() - began
-    assert 10 * read_s < len(gpu) < 75 * read_s  # a busy machine reads late, never more
+    assert 10 * read_s < len(gpu) < 75 * read_s  # on a busy machine readings are late, and never more
     assert {s.power_w for s in gpu} == {300.0}
     slow = [s for s in gpu if s.temperature_c is not None]
     assert 2 <= len(slow) <= 1 + read_s
@@ -81,16 +82,13 @@ def test_a_run_of_two_gpus_end_to_end(script: Script) -> None:
     assert 0 < (closed.cpu_s or 0) < 0.25 * read_s
     power = pd.DataFrame(samples)
     power[["before_s", "after_s"]] -= gpu[0].before_s
-    nobody = pd.DataFrame(
-        {c: [] for c in ("arrival_s", "arrival_tokens", "error", "sent_s", "end_s", "input_tokens", "input_asked")}
-    )
-    figure = measure_energy(power, (closed,), nobody, 0.4, 1.6)["gpu_power_w"]
+    figure = measure_energy(power, (closed,), frame_of([]), 0.4, 1.6)["gpu_power_w"]
     assert figure.value == pytest.approx(500, rel=0.05)
     assert figure.low <= 500 <= figure.high  # type: ignore[operator]
     assert figure.status == "simulated"
 
 
-def test_what_a_probe_found_is_kept_per_gpu_and_driver(script: Script) -> None:
+def test_probed_periods_are_cached_per_gpu_and_driver(script: Script) -> None:
     script("counter 0.05")
     gather(0.0)
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "inference-cost-harness" / "nvml-sensors.json"
@@ -104,7 +102,7 @@ def test_what_a_probe_found_is_kept_per_gpu_and_driver(script: Script) -> None:
 
 
 def test_a_driver_call_that_never_returns_does_not_hang_the_run(script: Script) -> None:
-    script("wave constant 200\nfault hang 4")  # seconds enough to start in, on a busy machine
+    script("wave constant 200\nfault hang 4")  # time to start on a busy machine
     began = time.monotonic()
     _, samples, closed = gather(4.0, probe_s=0.3)
     assert time.monotonic() - began < 30
@@ -112,7 +110,7 @@ def test_a_driver_call_that_never_returns_does_not_hang_the_run(script: Script) 
     assert closed.error == "the reading process hung"
 
 
-def test_a_killed_reader_is_told_and_what_it_read_is_kept(script: Script) -> None:
+def test_a_killed_reader_is_reported_and_its_samples_are_kept(script: Script) -> None:
     script("wave constant 200")
     meter = create_meter("nvml", {"probe_s": 0.3})
     meter.start()
@@ -123,7 +121,7 @@ def test_a_killed_reader_is_told_and_what_it_read_is_kept(script: Script) -> Non
     assert closed.error == "the reading process was ended by signal 9"
 
 
-def test_the_reader_ends_with_the_run_that_started_it(script: Script) -> None:
+def test_the_reading_process_ends_with_its_parent(script: Script) -> None:
     script("wave constant 200")
     code = (
         "import os, sys, time; from harness.meters.base import create_meter;"
@@ -138,7 +136,7 @@ def test_the_reader_ends_with_the_run_that_started_it(script: Script) -> None:
     assert time.monotonic() < deadline
 
 
-def test_no_gpu_and_no_driver_say_what_to_do(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_or_driver_is_named(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script("gpus 0")
     with pytest.raises(HarnessError, match="finds no GPU"):
         create_meter("nvml").start()
@@ -152,10 +150,10 @@ def test_no_gpu_and_no_driver_say_what_to_do(script: Script, tmp_path: Path, mon
         create_meter("nvml").start()
 
 
-def test_a_gpu_lost_in_mid_run_leaves_the_other_figures_intact(
+def test_a_gpu_lost_during_a_run_removes_only_energy_figures(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole run of the simulated engine; the GPU answers no more from its second second on."""
+    """A whole run of the simulated engine; the GPU stops answering after 2.5 s."""
     monkeypatch.setattr(run, "IDLE_S", 0.2)
     script("wave constant 200\nfault lost 2.5")
     text = """
@@ -182,7 +180,7 @@ def test_cuda_visible_devices_is_respected(script: Script, monkeypatch: pytest.M
     assert {s.device for s in samples} == {"2", "3"}
 
 
-# ---- when to read ----
+# ---- the schedule of readings ----
 
 
 @pytest.mark.parametrize(
@@ -194,7 +192,7 @@ def test_cuda_visible_devices_is_respected(script: Script, monkeypatch: pytest.M
         ("0.1 0 0.03", 0.02, 1.2),
     ],
 )
-def test_updates_are_known_to_a_millisecond_at_fifty_readings_a_second(
+def test_updates_are_located_to_a_millisecond_with_fifty_readings_a_second(
     fake_nvml: Path,
     counter: str,
     fill_s: float,
@@ -211,15 +209,15 @@ def test_updates_are_known_to_a_millisecond_at_fifty_readings_a_second(
     assert np.median(tracked) < half_ms / 1000
 
 
-def test_without_a_period_readings_fill_with_jitter() -> None:
-    edges = tracker.EdgeTracker(random.Random(1))
-    gaps = np.array([edges.due_s(10.0) - 10.0 for _ in range(200)])
+def test_without_a_period_intervals_are_random() -> None:
+    edges = tracker.UpdateTracker(random.Random(1))
+    gaps = np.array([edges.next_read_s(10.0) - 10.0 for _ in range(200)])
     assert gaps.min() >= 0.8 * tracker.FILL_S
     assert gaps.max() <= 1.2 * tracker.FILL_S
     assert gaps.std() > 0.1 * tracker.FILL_S
 
 
-def test_a_counter_that_stops_is_still_read(fake_nvml: Path) -> None:
+def test_a_counter_that_stops_is_read_at_the_usual_rate(fake_nvml: Path) -> None:
     answer = library.simulate(fake_nvml, "wave constant 300\nfault stuck 6", seconds=12.0)
     late = [r["before_s"] for r in answer["rows"] if r["domain"] == "gpu" and r["before_s"] > 7]
     assert 5 * 20 < len(late) < 5 * 60

@@ -1,4 +1,4 @@
-"""A server's own metrics: read by another process while the load runs."""
+"""A server's own metrics, read by another process during the load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.model import ServerSample
 
 
 class Busy(http.server.BaseHTTPRequestHandler):
-    """Each answer finds one more request running; there are metrics only below /metrics."""
+    """Reports one more running request in each answer; only /metrics has metrics."""
 
     protocol_version = "HTTP/1.1"
     asked = 0
@@ -40,8 +40,8 @@ def url() -> Iterator[str]:
         server.shutdown()
 
 
-def test_readings_are_there_from_before_the_load_until_after_it(url: str) -> None:
-    server = Polled("server", ServerSample, ServerReader, [f"{url}/v1", "http://127.0.0.1:9"])  # the second one refuses
+def test_metrics_are_read_from_before_the_load_until_after_it(url: str) -> None:
+    server = Polled("server", ServerSample, ServerReader, [f"{url}/v1", "http://127.0.0.1:9"])  # the second refuses
     server.start()
     begun_s = time.monotonic()
     time.sleep(1.2)
@@ -52,7 +52,7 @@ def test_readings_are_there_from_before_the_load_until_after_it(url: str) -> Non
     assert samples[0].time_s < begun_s < samples[1].time_s < ended_s < samples[2].time_s
 
 
-def test_a_server_without_metrics_leaves_none(url: str) -> None:
+def test_a_server_without_metrics_gives_no_samples(url: str) -> None:
     server = Polled("server", ServerSample, ServerReader, [f"{url}/elsewhere"])
     server.start()
     assert server.stop().error is None

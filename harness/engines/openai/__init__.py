@@ -1,1 +1,1 @@
-"""Any server of OpenAI's interface."""
+"""The engine `openai`: a client of servers with OpenAI's HTTP interface, and the start of such servers."""

@@ -1,4 +1,4 @@
-"""A server of OpenAI's HTTP interface as an engine: vLLM's, SGLang's, TGI's, llama.cpp's, Ollama's."""
+"""The engine `openai`: a client of any server with OpenAI's HTTP interface (vLLM, SGLang, TGI, llama.cpp, Ollama)."""
 
 from __future__ import annotations
 
@@ -17,62 +17,61 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.config import checked
 from harness.engines.openai import http
-from harness.engines.openai.stream import Reading, message
+from harness.engines.openai.stream import Answer, error_message
 from harness.errors import HarnessError, RequestFailed
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
 
 VOCABULARY = 32_000
-"""Where neither the server nor an option says more: what the models of today have at least."""
-ASK_S = 30.0
-"""How long a server may be silent when it is asked about itself."""
-SECRET = ("authorization", "api-key", "x-api-key", "cookie")
-"""Headers that are not to be written down."""
+"""Assumed if neither the server nor an option states it: current models have at least this many tokens."""
+ASK_TIMEOUT_S = 30.0
+"""Read timeout of requests about the server itself: model, version, tokenizer."""
+SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "cookie")
+"""Headers whose value must come from an environment variable, because options are stored with the run."""
 
 
 class Options(BaseModel):
-    """The options of the openai engine. They are stored with the run; secrets are named by their variable."""
+    """The options of the openai engine. They are stored with the run; a secret is given as the name of a variable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     base_url: str | list[str] = "http://127.0.0.1:8000"
-    """`http://`, `https://` or `unix:`; several take turns."""
+    """`http://`, `https://` or `unix:`. Requests are sent to several servers in turn."""
     endpoint: Literal["completions", "chat"] = "completions"
     stream: bool = True
     prompt: Literal["tokens", "text"] = "tokens"
-    """What a completion is asked with; a chat is always asked with text."""
+    """How a completion's prompt is sent. Chat prompts are always text."""
     tokenizer: str | None = None
-    """Turns token ids into text and back: a directory or name for transformers; None: the server's own endpoints."""
+    """Directory or name for transformers' AutoTokenizer. None: use the server's /tokenize and /detokenize."""
     temperature: float = Field(0.0, ge=0)
     body: dict[str, Any] = {}
-    """Further fields of each request; null takes out one of the harness's."""
+    """Additional JSON fields of each request; null removes one of the default fields."""
     headers: dict[str, str] = {}
-    """Further headers; a value `$NAME` stands for that variable."""
+    """Additional headers. `$NAME` in a value is replaced by that environment variable."""
     api_key_env: str | None = None
-    """The variable that holds the key."""
+    """Environment variable that holds the API key."""
     connections: int = Field(0, ge=0, le=60_000)
-    """Opened before the load begins; more are opened as they are needed."""
+    """Connections opened before the load begins. More are opened on demand."""
     keep_alive: bool = True
-    """False: a new connection for each request."""
+    """False: open a new connection for each request."""
     connect_timeout_s: float = Field(10.0, gt=0)
     read_timeout_s: float = Field(600.0, gt=0)
-    """A request fails when so long not a byte has come."""
+    """A request fails if no byte arrives for this long."""
     device: Literal["unknown", "cpu", "cuda"] = "unknown"
-    """What the server runs on, and how many: nobody but the user can say."""
+    """The server's hardware, which its interface does not report."""
     device_count: int = Field(1, ge=1)
     vocabulary: int | None = Field(None, gt=1)
     max_length: int | None = Field(None, gt=0)
 
 
 class OpenAIEngine:
-    """Sends each request to a server, and reads its answer when it is over."""
+    """Sends each request to a server and parses the answer after its last byte."""
 
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
         self.options = given = checked(Options, options, "openai engine")
-        self._bases = [
-            http.base(url) for url in ([given.base_url] if isinstance(given.base_url, str) else given.base_url)
-        ]
-        if not self._bases:
+        urls = [given.base_url] if isinstance(given.base_url, str) else given.base_url
+        if not urls:
             raise HarnessError("openai engine: base_url is empty", "give the address of at least one server")
+        self._bases = [http.parse_base(url) for url in urls]
         self._model = model
         self._secrets: list[str] = []
         headers = self._headers()
@@ -85,14 +84,14 @@ class OpenAIEngine:
         self._tokenizer: Any = None
 
     async def start(self) -> EngineInfo:
-        """Ask the server what it is. Raises HarnessError where it does not answer."""
+        """Ask the server for its model, version and limits. Raises HarnessError if it does not answer."""
         given = self.options
         try:
             models = (await self._ask("GET", "/v1/models")).get("data")
         except RequestFailed as failed:
             raise HarnessError(
                 f"no server answers at {self._bases[0].url}: {failed.kind}: {failed.message}",
-                "start it, or name another with --set engine.base_url=http://host:port",
+                "start it, or give another address with --set engine.base_url=http://host:port",
             ) from None
         about: dict[str, Any] = {}
         for page in ("/version", "/api/version", "/info", "/props", "/get_server_info"):
@@ -101,7 +100,7 @@ class OpenAIEngine:
         first = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else {}
         self._model = self._model or first.get("id")
         if self._model is None:
-            raise HarnessError(f"{self._bases[0].url} does not say which model it serves", "name it with --model")
+            raise HarnessError(f"{self._bases[0].url} does not say which model it serves", "give it with --model")
         meta, settings = (
             each if isinstance(each, dict) else {}
             for each in (first.get("meta"), about.get("default_generation_settings"))
@@ -125,76 +124,78 @@ class OpenAIEngine:
         )
 
     def prepare(self, request: Request) -> None:
-        """Encode its body, so that sending it is all that is left to do."""
+        """Encode the request's body ahead of its send time."""
         self._prepared[request.index] = request, self._body(request)
 
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
         return (await self.exchange(request, arrived))()
 
     async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
-        """Send the request; what is returned reads the answer that came."""
+        """Send the request and wait for the last byte. The returned function parses the answer."""
         prepared, body = self._prepared.pop(request.index, (None, b""))
         if prepared is not request:
             body = self._body(request)
-        number = self._pool.turn()
-        connection = self._pool.idle(number) if self.options.keep_alive else None
+        server = self._pool.next_server()
+        connection = self._pool.take_idle(server) if self.options.keep_alive else None
         connect_s = None
         while True:
             if connection is None:
                 clock = asyncio.get_running_loop().time
-                begun = clock()
-                connection = await self._pool.open(number)
-                connect_s = clock() - begun
+                begin_s = clock()
+                connection = await self._pool.connect(server)
+                connect_s = clock() - begin_s
             try:
-                response = await connection.exchange(self._heads[number] + body, arrived)
+                response = await connection.exchange(self._heads[server] + body, arrived)
                 return functools.partial(self._completion, response, connect_s)
-            except BaseException as ended:
+            except BaseException as error:
                 if not connection.stale or connect_s is not None:
-                    reading = Reading(len(connection.ends))
-                    with contextlib.suppress(RequestFailed):
-                        self._read(connection.response(), reading)  # what came before
-                    raise self._accounted(ended, reading) from None
+                    answer, _ = self._parse(connection.response())  # the part that arrived before the error
+                    raise self._with_arrivals(error, answer) from None
             finally:
-                self._pool.give_back(number, connection)
-            connection = None  # it was closed while nothing was asked of it: this request goes on a new one
+                self._pool.give_back(server, connection)
+            connection = None  # the server had closed it while idle: send the request on a new one
 
     async def stop(self) -> None:
         await self._pool.close()
 
     def _completion(self, response: http.Response, connect_s: float | None) -> Completion:
-        reading = Reading(len(response.ends))
-        try:
-            self._read(response, reading)
-        except RequestFailed as failed:
-            raise self._accounted(failed, reading) from None
+        answer, failed = self._parse(response)
+        if failed is not None:
+            raise self._with_arrivals(failed, answer)
         return Completion(
-            input_tokens=reading.usage.prompt_tokens,
-            output_tokens=reading.usage.completion_tokens,
-            cached_tokens=reading.cached_tokens(),
-            finish_reason=reading.finish_reason,
-            arrival_tokens=tuple(reading.counts),
+            input_tokens=answer.usage.prompt_tokens,
+            output_tokens=answer.usage.completion_tokens,
+            cached_tokens=answer.cached_tokens(),
+            finish_reason=answer.finish_reason,
+            arrival_tokens=tuple(answer.counts),
             connect_s=connect_s,
-            token_ids=tuple(reading.token_ids) or None,
-            text="".join(reading.text),
+            token_ids=tuple(answer.token_ids) or None,
+            text="".join(answer.text),
         )
 
-    def _read(self, response: http.Response, reading: Reading) -> None:
-        if response.status != 200:
-            raise RequestFailed(f"http_{response.status}", message(response.body()))
-        if not self.options.stream or response.headers.get(b"content-type", b"").startswith(b"application/json"):
-            reading.whole(response.body())
-        else:
-            reading.stream(response)
+    def _parse(self, response: http.Response) -> tuple[Answer, RequestFailed | None]:
+        """The answer as far as it could be parsed, and the error that ended parsing."""
+        answer = Answer(len(response.ends))
+        try:
+            if response.status != 200:
+                raise RequestFailed(f"http_{response.status}", error_message(response.body()))
+            if not self.options.stream or response.headers.get(b"content-type", b"").startswith(b"application/json"):
+                answer.read_json(response.body())
+            else:
+                answer.read_stream(response)
+        except RequestFailed as failed:
+            return answer, failed
+        return answer, None
 
-    def _accounted(self, ended: BaseException, reading: Reading) -> BaseException:
-        """The same, without secrets, and with what the arrivals held."""
-        if isinstance(ended, RequestFailed):
-            ended = RequestFailed(ended.kind, self._without_secrets(ended.message))
-        ended.arrival_tokens = tuple(reading.counts)  # type: ignore[attr-defined]
-        return ended
+    def _with_arrivals(self, error: BaseException, answer: Answer) -> BaseException:
+        """The error without secrets, and with the tokens in each arrival as `arrival_tokens`."""
+        if isinstance(error, RequestFailed):
+            error = RequestFailed(error.kind, self._without_secrets(error.message))
+        error.arrival_tokens = tuple(answer.counts)  # type: ignore[attr-defined]
+        return error
 
     def _body(self, request: Request) -> bytes:
-        """The end of the headers, and the body."""
+        """The Content-Length header, the blank line and the JSON body."""
         given = self.options
         fields: dict[str, Any] = {"model": self._model}
         if given.endpoint == "chat":
@@ -215,7 +216,7 @@ class OpenAIEngine:
         return b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
 
     def _headers(self) -> str:
-        """The lines that all requests share. Variables are read here, and their values kept out of everything else."""
+        """The header lines common to all requests. Values of environment variables are stored nowhere else."""
         given, lines = self.options, ["Content-Type: application/json"]
         if not given.keep_alive:
             lines.append("Connection: close")
@@ -229,8 +230,9 @@ class OpenAIEngine:
                     raise HarnessError(f"the variable {variable} is not set", f"export {variable}=… before the run")
                 self._secrets.append(secret)
                 value = start + secret
-            elif name.lower() in SECRET:
-                raise HarnessError(f"header {name} holds a secret, and options are stored", "write $NAME of a variable")
+            elif name.lower() in SECRET_HEADERS:
+                what = f"header {name} contains a secret, and options are stored with the run"
+                raise HarnessError(what, "write $NAME, the name of an environment variable")
             if not f"{name}{value}".isprintable() or not value.isascii() or not re.fullmatch(r"[\w-]+", name, re.ASCII):
                 raise HarnessError(f"'{name}' cannot be sent as a header", "use printable ASCII in names and values")
             lines.append(f"{name}: {value}")
@@ -242,27 +244,26 @@ class OpenAIEngine:
         return text
 
     def _text(self, ids: tuple[int, ...]) -> str:
-        """Token ids as text, by the tokenizer named, else by the server's /detokenize."""
+        """Decode token ids with the tokenizer of the options, else with the server's /detokenize."""
         if self.options.tokenizer is not None:
-            return str(self._local().decode(ids))
-        answer = self._ask_now("/detokenize", {"model": self._model, "tokens": ids})
+            return str(self._local_tokenizer().decode(ids))
+        answer = self._ask_blocking("/detokenize", {"model": self._model, "tokens": ids})
         text = answer.get("prompt", answer.get("content", answer.get("text")))  # vLLM, llama.cpp, SGLang
         if not isinstance(text, str):
-            raise HarnessError("the server's /detokenize gives no text", "name a tokenizer with engine.tokenizer")
+            raise HarnessError("the server's /detokenize returned no text", "set engine.tokenizer")
         return text
 
     def _encode(self, text: str) -> list[int]:
+        """Encode text with the tokenizer of the options, else with the server's /tokenize."""
         if self.options.tokenizer is not None:
-            return list(self._local().encode(text, add_special_tokens=False))
-        answer = self._ask_now(
-            "/tokenize", {"model": self._model, "prompt": text, "content": text, "add_special_tokens": False}
-        )
-        ids = answer.get("tokens")
+            return list(self._local_tokenizer().encode(text, add_special_tokens=False))
+        fields = {"model": self._model, "prompt": text, "content": text, "add_special_tokens": False}
+        ids = self._ask_blocking("/tokenize", fields).get("tokens")
         if not isinstance(ids, list):
-            raise HarnessError("the server's /tokenize gives no tokens", "name a tokenizer with engine.tokenizer")
+            raise HarnessError("the server's /tokenize returned no tokens", "set engine.tokenizer")
         return ids
 
-    def _local(self) -> Any:
+    def _local_tokenizer(self) -> Any:
         if self._tokenizer is None:
             try:
                 from transformers import AutoTokenizer
@@ -270,32 +271,32 @@ class OpenAIEngine:
                 self._tokenizer = AutoTokenizer.from_pretrained(self.options.tokenizer)
             except (ImportError, OSError, ValueError) as failed:
                 what = f"engine.tokenizer '{self.options.tokenizer}' cannot be loaded: {failed}"
-                raise HarnessError(what, "pip install transformers, and name a tokenizer's directory") from None
+                raise HarnessError(what, "pip install transformers, and give a tokenizer's directory or name") from None
         return self._tokenizer
 
-    def _ask_now(self, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask from code that cannot await; only ahead of the load."""
+    def _ask_blocking(self, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """POST to the first server from code that cannot await. Called only before the load begins."""
         try:
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(asyncio.run, self._ask("POST", path, fields)).result()
         except RequestFailed as failed:
             raise HarnessError(
                 f"the server's {path} failed: {failed.kind}: {failed.message}",
-                "name a tokenizer with engine.tokenizer, or send tokens: engine.prompt=tokens, endpoint=completions",
+                "set engine.tokenizer, or send token ids: engine.prompt=tokens, engine.endpoint=completions",
             ) from None
 
     async def _ask(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """A page of the first server's, on a connection of its own. Raises RequestFailed."""
+        """The JSON object that the first server returns, requested on a new connection. Raises RequestFailed."""
         data = b"" if fields is None else msgspec.json.encode(fields)
         _, _, headers = self._heads[0].partition(b"\r\n")
         line = b"%b %b%b HTTP/1.1\r\n" % (method.encode(), self._bases[0].path.encode(), path.encode())
-        pool = http.Pool(self._bases[:1], self.options.connect_timeout_s, ASK_S)
+        pool = http.Pool(self._bases[:1], self.options.connect_timeout_s, ASK_TIMEOUT_S)
         try:
-            connection = await pool.open(0)
+            connection = await pool.connect(0)
             request = line + headers + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
             response = await connection.exchange(request, lambda _: None)
             if response.status != 200:
-                raise RequestFailed(f"http_{response.status}", self._without_secrets(message(response.body())))
+                raise RequestFailed(f"http_{response.status}", self._without_secrets(error_message(response.body())))
             answer = msgspec.json.decode(response.body())
         except msgspec.DecodeError as wrong:
             raise RequestFailed("malformed", str(wrong)) from None

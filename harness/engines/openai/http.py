@@ -1,6 +1,6 @@
-"""HTTP/1.1 for measuring: connections kept open, bytes stamped before anything is made of them, bounds on all of it.
+"""An HTTP/1.1 client for measuring: persistent connections, bytes stamped before they are parsed, bounded sizes.
 
-While an answer comes, a read costs one stamp and the search for the answer's end; its content is parsed afterwards.
+During an answer each read costs one timestamp and the search for the end of the answer. The content is parsed later.
 """
 
 from __future__ import annotations
@@ -17,43 +17,44 @@ from urllib.parse import urlsplit
 
 from harness.errors import HarnessError, RequestFailed
 
-MOST_HEAD = 64 << 10
-"""Bytes of a status line and headers, or of trailers."""
-MOST_BODY = 64 << 20
-"""Bytes of an answer."""
-READ = 256 << 10
-"""Bytes taken from a socket at a time, at most."""
-SWEEPS = 8
-"""A silence is noticed at most this part of the timeout late."""
+MAX_HEAD = 64 << 10
+"""Maximum bytes of a status line with headers, and of trailers."""
+MAX_BODY = 64 << 20
+"""Maximum bytes of an answer's body."""
+READ_SIZE = 256 << 10
+"""Maximum bytes of one read from a socket."""
+SILENCE_CHECKS = 8
+"""Checks per read timeout: a timeout is detected at most 1/8 of it late."""
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?: .*)?")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r\n")
-_CHUNK_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r?)?")
+_CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r\n")
+_CHUNK_HEAD_START = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r?)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Where a server listens."""
+    """The address of a server."""
 
     url: str
     host: str
-    """For the Host header."""
+    """Value of the Host header."""
     address: tuple[str, int] | str
     """Host and port, or the path of a unix socket."""
     path: str
-    """Before `/v1`; mostly empty."""
+    """Path before `/v1`, usually empty."""
     tls: ssl.SSLContext | None = None
     name: str | None = None
-    """Which the certificate must be for."""
+    """Host name that the certificate must be issued for."""
 
 
-def base(url: str) -> Base:
-    """A server from `http://host:port`, `https://…` or `unix:/path/of/socket`, with or without a `/v1` at its end.
+def parse_base(url: str) -> Base:
+    """Parse `http://host:port`, `https://…` or `unix:/path/of/socket`, with or without a trailing `/v1`.
 
-    A certificate is checked against the system's authorities, or those that the variable SSL_CERT_FILE names.
+    Certificates are verified against the system's authorities, or those in the file that SSL_CERT_FILE names. Raises
+    HarnessError for any other form.
 
-    >>> base("http://box:8000/v1").address
+    >>> parse_base("http://box:8000/v1").address
     ('box', 8000)
-    >>> base("box:8000")
+    >>> parse_base("box:8000")
     Traceback (most recent call last):
         ...
     harness.errors.HarnessError: 'box:8000' is not the address of a server
@@ -70,12 +71,12 @@ def base(url: str) -> Base:
     if parts.scheme not in ("http", "https") or not parts.hostname or not (parts.netloc + parts.path).isprintable():
         raise HarnessError(f"'{url}' is not the address of a server", fix)
     if "@" in parts.netloc or parts.query:
-        raise HarnessError("a server's address holds credentials or a query", "addresses are stored: use api_key_env")
+        what = "the server's address contains credentials or a query, and addresses are stored with the run"
+        raise HarnessError(what, "give the key with engine.api_key_env")
     tls = ssl.create_default_context() if parts.scheme == "https" else None
     address = parts.hostname, port or (443 if tls else 80)
-    return Base(
-        url, parts.netloc, address, parts.path.rstrip("/").removesuffix("/v1"), tls, parts.hostname if tls else None
-    )
+    path = parts.path.rstrip("/").removesuffix("/v1")
+    return Base(url, parts.netloc, address, path, tls, parts.hostname if tls else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +84,15 @@ class _Head:
     status: int
     headers: Mapping[bytes, bytes]
     """Names in lower case."""
-    keep: bool
-    """Whether the connection stays open."""
+    keep_alive: bool
     chunked: bool
     length: int | None
-    """Of the body; None: it ends with its last chunk, or with the connection."""
+    """Bytes of the body. None: the last chunk or the end of the connection ends the body."""
 
 
 @functools.lru_cache(maxsize=256)
 def _parsed(head: bytes) -> _Head:
-    """A status line and headers, without the blank line. ValueError where they are not HTTP."""
+    """Parse a status line and headers, given without the blank line. Raises ValueError if they are not HTTP."""
     line, _, rest = head.partition(b"\r\n")
     match = _STATUS.fullmatch(line)
     if match is None:
@@ -104,68 +104,57 @@ def _parsed(head: bytes) -> _Head:
     length = b"0" if status in (204, 304) else headers.get(b"content-length")
     if chunked or length is None:
         size = None
-    elif length.isdigit() and len(length) < 16 and int(length) <= MOST_BODY:
+    elif length.isdigit() and len(length) < 16 and int(length) <= MAX_BODY:
         size = int(length)
     else:
         raise ValueError(f"the answer's Content-Length is {length[:40]!r}")
-    keep = line.startswith(b"HTTP/1.1") and headers.get(b"connection", b"").lower() != b"close"
-    return _Head(status, headers, keep, chunked, size)
+    keep_alive = line.startswith(b"HTTP/1.1") and headers.get(b"connection", b"").lower() != b"close"
+    return _Head(status, headers, keep_alive, chunked, size)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came, all of it or until it broke off."""
+    """An answer, complete or up to the point where the connection failed."""
 
     status: int
-    """0: not even the head came."""
+    """0 if the status line did not arrive."""
     headers: Mapping[bytes, bytes]
     pieces: Sequence[bytes]
-    """The body without HTTP's framing, in the chunks in which it was sent, or else as it arrived."""
+    """The body without HTTP framing: one piece per chunk if it was sent in chunks, else one piece per read."""
     ends: Sequence[int]
-    """How many pieces there were after each arrival."""
+    """Number of pieces received by the end of each arrival."""
 
     def body(self) -> bytes:
         return b"".join(self.pieces)
 
     def offsets(self) -> list[int]:
-        """How long the body was after each arrival."""
-        upto = [0, *itertools.accumulate(map(len, self.pieces))]
-        return [upto[end] for end in self.ends]
+        """Bytes of the body received by the end of each arrival."""
+        total = [0, *itertools.accumulate(map(len, self.pieces))]
+        return [total[end] for end in self.ends]
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One connection to a server, good for one exchange at a time."""
+    """One connection to a server. It carries one exchange at a time."""
 
     def __init__(self, buffer: memoryview) -> None:
-        self._buffer = buffer  # shared: what a read puts there is taken out before the next one
+        self._buffer = buffer  # shared by all connections: each read is copied out before the next one
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._arrived: Callable[[int], None] | None = None
-        self.silence = 0
-        self._status = 0
         self._headers: Mapping[bytes, bytes] = {}
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self.ends: list[int] = []
-        self.reusable = False
+        self._reset()
         self.stale = False
-        """Closed in good order, and nothing came: on a connection that was kept, before the server saw the request."""
+        """Closed cleanly without a byte: a reused connection that the server had closed before it read the request."""
 
     async def exchange(self, data: bytes, arrived: Callable[[int], None]) -> Response:
-        """Send a request, and wait for the end of its answer; `arrived(1)` is called first thing when bytes have come.
+        """Send a request and wait for the end of its answer. `arrived(1)` is called first on each read.
 
-        Raises RequestFailed; `response` is then what came by that time.
+        Raises RequestFailed; `response()` then returns what was received.
         """
         assert self._transport is not None
         self._waiter = asyncio.get_running_loop().create_future()
         self._arrived = arrived
-        self._take = self._head
-        self._rest = b""
-        self._left = 0
-        self.silence = self._status = 0
-        self._pieces, self._size = [], 0
-        self.ends = []
-        self.reusable = False
+        self._reset()
         self._transport.write(data)
         try:
             await self._waiter
@@ -173,22 +162,30 @@ class Connection(asyncio.BufferedProtocol):
             self._arrived = self._waiter = None
         return self.response()
 
+    def _reset(self) -> None:
+        self._consume = self._head
+        self._rest, self._left = b"", 0
+        self._status = self._silent_checks = self._size = 0
+        self._pieces: list[bytes] = []
+        self.ends: list[int] = []
+        self.reusable = False
+
     def response(self) -> Response:
         return Response(self._status, self._headers, self._pieces, self.ends)
 
     def close(self) -> None:
-        """At once: the server is to see that nobody reads on."""
+        """Abort the connection, so that the server notices at once."""
         self.reusable = False
         if self._transport is not None:
             self._transport.abort()
 
-    def sweep(self, most: int) -> None:
-        """Called now and then: gives an exchange up in which nothing came between `most` calls."""
-        self.silence += 1
-        if self.silence > most and self._waiter is not None:
-            self._fail("timeout", "the server fell silent")
+    def check_silence(self) -> None:
+        """Called SILENCE_CHECKS times per read timeout: fails an exchange that received no byte for that long."""
+        self._silent_checks += 1
+        if self._silent_checks > SILENCE_CHECKS and self._waiter is not None:
+            self._fail("timeout", "no byte arrived within the read timeout")
 
-    # What asyncio calls.
+    # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -200,19 +197,19 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, size: int) -> None:
         arrived = self._arrived
-        if arrived is None:  # nothing was asked
+        if arrived is None:  # bytes without a request
             self.close()
             return
         arrived(1)
-        self.silence = 0
+        self._silent_checks = 0
         try:
-            self._take(bytes(self._buffer[:size]))
+            self._consume(bytes(self._buffer[:size]))
         except ValueError as wrong:
             self._fail("malformed", str(wrong))
         self.ends.append(len(self._pieces))
 
     def eof_received(self) -> None:
-        if self._waiter is not None and self._take == self._until_closed:
+        if self._waiter is not None and self._consume == self._until_closed:
             self._finish(reusable=False)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -225,38 +222,38 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._fail("cut", "the server closed the connection in the middle of its answer")
 
-    # What is done with the bytes: `_take` is one of these.
+    # States of the parser: `_consume` is the current one.
 
     def _head(self, data: bytes) -> None:
         data = self._rest + data
         while (end := data.find(b"\r\n\r\n")) >= 0:
-            head = _parsed(data[: min(end, MOST_HEAD)])
+            head = _parsed(data[: min(end, MAX_HEAD)])
             data = data[end + 4 :]
             if head.status >= 200:
-                self._status, self._headers, self._keep = head.status, head.headers, head.keep
+                self._status, self._headers, self._keep_alive = head.status, head.headers, head.keep_alive
                 self._rest, self._left = b"", head.length or 0
                 ending = self._until_closed if head.length is None else self._counted
-                self._take = self._chunked if head.chunked else ending
-                self._take(data)
+                self._consume = self._chunked if head.chunked else ending
+                self._consume(data)
                 return
         self._rest = data
-        if len(data) > MOST_HEAD or not data.startswith(b"HTTP/1."[: len(data)]):
-            raise ValueError(f"not an HTTP answer, or with headers of more than {MOST_HEAD} bytes: {data[:60]!r}")
+        if len(data) > MAX_HEAD or not data.startswith(b"HTTP/1."[: len(data)]):
+            raise ValueError(f"not HTTP, or headers of more than {MAX_HEAD} bytes: {data[:60]!r}")
 
     def _counted(self, data: bytes) -> None:
-        self._keep_piece(data)
+        self._add_piece(data)
         if self._size > self._left:
-            raise ValueError("the answer is longer than its Content-Length")
+            raise ValueError("the body is longer than its Content-Length")
         if self._size == self._left:
-            self._finish(self._keep)
+            self._finish(self._keep_alive)
 
     def _until_closed(self, data: bytes) -> None:
-        self._keep_piece(data)
+        self._add_piece(data)
 
     def _chunked(self, data: bytes) -> None:
         if not self._left:
             data = self._rest + data
-            # The common case, at C's speed: whole chunks without a CRLF inside are pieces as long as they say.
+            # The common case without a Python loop: complete chunks, none with a CRLF inside.
             pieces = data.split(b"\r\n")
             ended = pieces[-3:] == [b"0", b"", b""]
             if ended:
@@ -266,46 +263,46 @@ class Connection(asyncio.BufferedProtocol):
                 self._pieces += pieces[1::2]
                 self._grow(len(data))
                 if ended:
-                    self._finish(self._keep)
+                    self._finish(self._keep_alive)
                 return
         at = 0
         while True:
             if self._left > 2:
                 piece = data[at : at + self._left - 2]
-                self._keep_piece(piece)
+                self._add_piece(piece)
                 at += len(piece)
                 self._left -= len(piece)
             if 0 < self._left <= 2:
                 ending = data[at : at + self._left]
                 if not b"\r\n"[2 - self._left :].startswith(ending):
-                    raise ValueError("a chunk is longer than it says")
+                    raise ValueError("a chunk is longer than its stated size")
                 at += len(ending)
                 self._left -= len(ending)
             if self._left:
                 return
-            header = _CHUNK.match(data, at)
+            header = _CHUNK_HEAD.match(data, at)
             if header is None:
                 self._rest = data[at:]
-                if not _CHUNK_BEGUN.fullmatch(self._rest):
-                    raise ValueError(f"not the head of a chunk: {self._rest[:40]!r}")
+                if not _CHUNK_HEAD_START.fullmatch(self._rest):
+                    raise ValueError(f"not a chunk size: {self._rest[:40]!r}")
                 return
             if (size := int(header[1], 16)) == 0:
                 if (end := data.find(b"\r\n\r\n", header.end() - 2)) >= 0:
-                    self._finish(self._keep and end + 4 == len(data))
-                elif len(data) - at > MOST_HEAD:
-                    raise ValueError(f"the trailers of the answer exceed {MOST_HEAD} bytes")
+                    self._finish(self._keep_alive and end + 4 == len(data))
+                elif len(data) - at > MAX_HEAD:
+                    raise ValueError(f"the trailers of the answer exceed {MAX_HEAD} bytes")
                 self._rest = data[at:]
                 return
             self._left, at = size + 2, header.end()
 
-    def _keep_piece(self, piece: bytes) -> None:
+    def _add_piece(self, piece: bytes) -> None:
         self._pieces.append(piece)
         self._grow(len(piece))
 
     def _grow(self, size: int) -> None:
         self._size += size
-        if self._size > MOST_BODY:
-            raise ValueError(f"the answer exceeds {MOST_BODY} bytes")
+        if self._size > MAX_BODY:
+            raise ValueError(f"the answer exceeds {MAX_BODY} bytes")
 
     def _finish(self, reusable: bool) -> None:
         self.reusable = reusable
@@ -320,7 +317,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def _lengths_fit(pieces: list[bytes]) -> bool:
-    """Whether every second piece is as long as the one before it says, and none ends the answer."""
+    """Whether every second piece has the length that the piece before it states, and none is the last chunk."""
     try:
         sizes = list(map(int, pieces[:-1:2], itertools.repeat(16)))
     except ValueError:
@@ -329,87 +326,81 @@ def _lengths_fit(pieces: list[bytes]) -> bool:
 
 
 class Pool:
-    """The connections to several servers, which take turns."""
+    """The connections to one or more servers, which are used in turn. Servers are numbered from 0."""
 
     def __init__(self, bases: Sequence[Base], connect_timeout_s: float, read_timeout_s: float) -> None:
         self._bases, self._connect_timeout_s, self._read_timeout_s = list(bases), connect_timeout_s, read_timeout_s
         self._free: list[list[Connection]] = [[] for _ in bases]
         self._all: set[Connection] = set()
         self._turns = itertools.cycle(range(len(bases)))
-        self._buffer = memoryview(bytearray(READ))
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._buffer = memoryview(bytearray(READ_SIZE))
+        self._silence_timer: asyncio.TimerHandle | None = None
 
     async def fill(self, count: int) -> None:
-        """Open so many connections beforehand, spread over the servers; one that is refused is left to its requests."""
+        """Open `count` connections, spread over the servers. Errors are ignored: requests will report them."""
 
-        async def one(number: int) -> None:
+        async def one(server: int) -> None:
             with contextlib.suppress(RequestFailed):
-                self._free[number].append(await self._connect(number))
+                self._free[server].append(await self.connect(server))
 
-        for first in range(0, count, 64):  # not more at a time than a server's backlog holds
+        for first in range(0, count, 64):  # a server's listen backlog holds at least 64
             numbers = range(first, min(count, first + 64))
             await asyncio.gather(*(one(number % len(self._bases)) for number in numbers))
 
-    def turn(self) -> int:
-        """Whose turn it is."""
+    def next_server(self) -> int:
         return next(self._turns)
 
-    def idle(self, number: int) -> Connection | None:
-        """An open connection to that server; None: there is none to spare."""
-        free = self._free[number]
+    def take_idle(self, server: int) -> Connection | None:
+        """An open, idle connection to that server, if there is one."""
+        free = self._free[server]
         while free:
             if (connection := free.pop()).reusable:
                 return connection
             self._all.discard(connection)
         return None
 
-    async def open(self, number: int) -> Connection:
-        """A new one. Raises RequestFailed where it cannot be had."""
-        return await self._connect(number)
-
-    def give_back(self, number: int, connection: Connection) -> None:
-        """After an exchange: kept where it can be used again, else closed."""
+    def give_back(self, server: int, connection: Connection) -> None:
+        """After an exchange: keep the connection if it is reusable, else close it."""
         if connection.reusable:
-            self._free[number].append(connection)
+            self._free[server].append(connection)
         else:
             connection.close()
             self._all.discard(connection)
 
     async def close(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        """Close all connections. The pool cannot be used afterwards."""
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
         for connection in self._all:
             connection.close()
-        self._all.clear()
-        await asyncio.sleep(0)  # a closed transport lets go of its socket when the loop comes round
-        self._free = [[] for _ in self._bases]
+        await asyncio.sleep(0)  # transports close their sockets in the next iteration of the loop
 
-    async def _connect(self, number: int) -> Connection:
-        here, loop = self._bases[number], asyncio.get_running_loop()
-        if self._sweeper is None:
-            self._sweep(loop)
+    async def connect(self, server: int) -> Connection:
+        """Open a connection. Raises RequestFailed: timeout, refused or unreachable."""
+        base, loop = self._bases[server], asyncio.get_running_loop()
+        if self._silence_timer is None:
+            self._check_silence(loop)
         make = functools.partial(Connection, self._buffer)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                if isinstance(here.address, str):
-                    transport, connection = await loop.create_unix_connection(make, here.address)
+                if isinstance(base.address, str):
+                    transport, connection = await loop.create_unix_connection(make, base.address)
                 else:
                     transport, connection = await loop.create_connection(
-                        make, *here.address, ssl=here.tls, server_hostname=here.name
+                        make, *base.address, ssl=base.tls, server_hostname=base.name
                     )
-                    # A name is looked up once: later connections go where this one went.
-                    self._bases[number] = replace(here, address=transport.get_extra_info("peername")[:2])
+                    # Resolve the name once: later connections use the address of this one.
+                    self._bases[server] = replace(base, address=transport.get_extra_info("peername")[:2])
         except TimeoutError:
-            raise RequestFailed("timeout", f"{here.url}: no connection in {self._connect_timeout_s} s") from None
+            raise RequestFailed("timeout", f"{base.url}: no connection within {self._connect_timeout_s} s") from None
         except ConnectionRefusedError as refused:
-            raise RequestFailed("refused", f"{here.url}: {refused.strerror}") from None
+            raise RequestFailed("refused", f"{base.url}: {refused.strerror}") from None
         except OSError as failed:
-            raise RequestFailed("unreachable", f"{here.url}: {failed}") from None
+            raise RequestFailed("unreachable", f"{base.url}: {failed}") from None
         self._all.add(connection)
         return connection
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _check_silence(self, loop: asyncio.AbstractEventLoop) -> None:
         for connection in self._all:
-            connection.sweep(SWEEPS)
-        self._sweeper = loop.call_later(self._read_timeout_s / SWEEPS, self._sweep, loop)
+            connection.check_silence()
+        self._silence_timer = loop.call_later(self._read_timeout_s / SILENCE_CHECKS, self._check_silence, loop)

