@@ -81,9 +81,7 @@ def times(requests: pd.DataFrame, state: str) -> Times:
     padded = np.append(arrival_s, np.nan)
     first = np.where(sizes > 0, padded[starts], np.nan)
     last = np.where(sizes > 0, padded[ends - 1], np.nan)
-    inner = np.ones(len(arrival_s), bool)
-    inner[starts[sizes > 0]] = False
-    gaps_s = np.diff(arrival_s, prepend=0.0)[inner]
+    gaps_s = gaps_within(arrival_s, sizes)
     gaps = np.maximum(sizes - 1, 0)
     longest = np.full(len(gaps), np.nan)
     if len(gaps_s):
@@ -105,6 +103,13 @@ def times(requests: pd.DataFrame, state: str) -> Times:
         "gaps": gaps,
     }
     return Times(completed, faulty & ~cut_off, pd.DataFrame(each, index=requests.index), gaps_s)
+
+
+def gaps_within(arrival_s: Array, sizes: NDArray[np.int64]) -> Array:
+    """Gaps between the successive arrivals of each request, request by request; `sizes` counts a request's arrivals."""
+    inner = np.ones(len(arrival_s), bool)
+    inner[(np.cumsum(sizes) - sizes)[sizes > 0]] = False  # the first arrival of a request ends no gap
+    return np.diff(arrival_s, prepend=0.0)[inner]
 
 
 def window_of(

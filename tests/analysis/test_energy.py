@@ -242,7 +242,7 @@ def test_figures_of_a_steady_run(steady: Run) -> None:
 
 def test_energy_per_token_is_not_available_without_tokens(steady: Run) -> None:
     result = measure_energy(*steady, requests(0), 5.0, 30.0)
-    assert result["joules_per_output_token"].text() == "n/a (no output_token came in the window)"
+    assert result["joules_per_output_token"].text() == "n/a (no output_token in the window)"
     assert result["energy_j.gpu"].value == pytest.approx(15000, rel=5e-3)
 
 

@@ -166,7 +166,7 @@ def test_what_the_window_is_of_and_why_it_is_the_whole_run() -> None:
     frame = frame_of([record(i) for i in range(3)])
     window = window_of(frame, "complete", "closed", users=1)
     found = summarise("r", "complete", frame, {}, simulated=False, window=window)
-    assert found["window.share"].reason == "3 requests under full load, too few to cut a warm-up: 60 are needed"
+    assert found["window.share"].reason == "3 requests under full load, 60 needed to cut the warm-up"
     assert found["output_tokens_per_s"] == replace(found["whole_run.output_tokens_per_s"], name="output_tokens_per_s")
     assert window_of(frame_of([]), "complete", "closed", users=1) is None
 

@@ -125,7 +125,7 @@ def test_an_open_load_is_steady_where_it_is_served_and_its_queue_grows_where_not
     [
         ("offline", None, REQUESTS, "offline"),
         ("trace", None, REQUESTS, "a load that varies"),
-        ("closed", USERS, 40, "40 requests under full load, too few to cut a warm-up: 80 are needed"),
+        ("closed", USERS, 40, "40 requests under full load, 80 needed to cut the warm-up"),
         ("closed", 64, 64, "64 requests cannot keep 64 slots busy"),
     ],
 )
