@@ -279,10 +279,9 @@ def _conditions(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
         elif run.on_gpu:
             ran |= {"gpu": _one([gpu.name for gpu in place.gpus])}
             ran |= {"power_limit_w": _one([gpu.power_limit_w for gpu in place.gpus])}
-    rest |= {"seed": workload.seed, "git": place.git and place.git.model_dump(), "clients": len(run.file.clients) or 1}
-    rest |= {"driver": place.driver, "python": place.python, "os": place.os, "harness": place.harness}
-    rest |= {"warmup": workload.warmup.model_dump()}
-    return asked, _flat(ran), _flat(rest) | _flat({"packages": place.packages, "settings": place.settings})
+    rest |= workload.model_dump(include={"seed", "warmup"}) | {"clients": len(run.file.clients) or 1}
+    rest |= place.model_dump(include={"git", "driver", "python", "os", "harness", "packages", "settings"})
+    return asked, _flat(ran), _flat(rest)
 
 
 def _one(values: Sequence[Any]) -> Any:

@@ -41,8 +41,6 @@ OF_WINDOW = {
 class Energy:
     """Energy figures and findings of one run."""
 
-    source: str | None
-    """counter or power_integral; None: no energy."""
     figures: tuple[Figure, ...]
     findings: tuple[Finding, ...]
 
@@ -105,7 +103,7 @@ def measure_energy(
         for i in infos
         if i.cpu_s is not None and i.elapsed_s
     ]
-    return Energy(None if window is None else window.source, tuple(figures), tuple(findings))
+    return Energy(tuple(figures), tuple(findings))
 
 
 def _missing(name: str, unit: str, reason: str | None) -> Figure:

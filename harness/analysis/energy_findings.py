@@ -14,7 +14,7 @@ from harness.analysis.readings import Source
 from harness.model import Figure, Finding, MeterInfo
 
 DOUBT, INVALID, INVALID_FROM_S = 0.03, 0.10, 10.0
-"""Relative difference of counter and average power that is a finding; that voids the energy, from this window length."""
+"""Relative difference of counter and average power: a finding; no energy, for windows from this length."""
 TURNOVERS, PER_SLOT = 3, 8
 CLOCKS = 0.05
 """Largest range of the SM clock (5th to 95th percentile) over its median without a finding."""
@@ -116,7 +116,7 @@ def steadiness(power_w: Array, cuts: Array, came: pd.DataFrame, slots: int | Non
 
 
 def trend(values: Array) -> float | None:
-    """Relative change over evenly spaced values; None unless above `DRIFT`, with a t value of the slope above `DRIFT_T`.
+    """Relative change over evenly spaced values; None unless it exceeds `DRIFT` and the slope's t value `DRIFT_T`.
 
     >>> round(trend(np.array([1.0, 1.11, 1.19, 1.3, 1.41, 1.5])), 2)
     0.4

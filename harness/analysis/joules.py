@@ -30,7 +30,7 @@ class Reads:
 
 
 class Edges(NamedTuple):
-    """A counter's updates: `energy_j` had been used at an instant between `low_s` and `high_s`, estimated as `time_s`."""
+    """A counter's updates: `energy_j` was reached between `low_s` and `high_s`, by estimate at `time_s`."""
 
     low_s: Array
     high_s: Array

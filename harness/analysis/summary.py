@@ -53,16 +53,9 @@ def made_of(run: Run) -> Summary:
     if window is not None:
         figures, findings = made.figures, made.findings
         if infos:
+            ends, host_w, pue = (window.begin_s, window.end_s), file.declared.get("host_w"), file.declared.get("pue")
             energy = measure_energy(
-                run.power,
-                infos,
-                run.requests,
-                window.begin_s,
-                window.end_s,
-                slots=run.users,
-                idle=file.idle,
-                host_w=file.declared.get("host_w"),
-                pue=file.declared.get("pue"),
+                run.power, infos, run.requests, *ends, slots=run.users, idle=file.idle, host_w=host_w, pue=pue
             )
             figures, findings = figures + energy.figures, findings + energy.findings
         figures += server_figures(run.server, window.begin_s, window.end_s)

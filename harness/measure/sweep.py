@@ -67,9 +67,6 @@ class Plan:
     def simulated(self) -> bool:
         return self.engines == {"simulated"}
 
-    def workload(self, point: Point) -> Workload:
-        return read_workload(self.sweep.workload, point.overrides(self.sweep))
-
 
 def read_plan(file: Path, root: Path) -> Plan:
     """The plan of a sweep's file. HarnessError for a mistake in the file, and for a point with an invalid workload."""
@@ -171,9 +168,10 @@ class _Measuring:
         for worker in self.workers:
             point = None if worker in self.running else self._next(self.loaded.get(worker))
             if point is not None and worker.ready():
-                name, values = self.plan.sweep.name, dict(point.values)
-                about = {"name": name, "key": point.key, "values": values, "repeat": point.repeat}
-                task = Task(self.plan.workload(point), self.plan.root, about, self.power)
+                sweep, values = self.plan.sweep, dict(point.values)
+                about = {"name": sweep.name, "key": point.key, "values": values, "repeat": point.repeat}
+                workload = read_workload(sweep.workload, point.overrides(sweep))
+                task = Task(workload, self.plan.root, about, self.power)
                 self.waiting.remove(point)
                 self.running[worker], self.loaded[worker] = (point, task, time.monotonic()), point.engine
                 worker.begin(task)

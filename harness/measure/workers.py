@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from harness.errors import HarnessError
 from harness.measure import run as measuring
@@ -51,29 +51,18 @@ class Done:
     seconds: float = 0.0
 
 
-class Worker(Protocol):
-    """Measures one point at a time. Only `close` waits.
-
-    `ready` is False while the cluster has no room for the worker. `ended` returns None until the point has ended.
-    `close` ends the worker and returns how its last point ended, if that is known.
-    """
-
-    def ready(self) -> bool: ...
-
-    def begin(self, task: Task) -> None: ...
-
-    def ended(self) -> Done | None: ...
-
-    def close(self) -> Done | None: ...
-
-
 class LocalWorker:
-    """A process on this machine. If it dies, its point has failed, and the next point gets a new process."""
+    """A process on this machine. If it dies, its point has failed, and the next point gets a new process.
+
+    It measures one point at a time, and only `close` waits. `ended` returns None until the point has ended; `close`
+    ends the worker and returns how its last point ended, if that is known. `OnNode` has the same methods.
+    """
 
     def __init__(self) -> None:
         self._child: Child | None = None
 
     def ready(self) -> bool:
+        """Whether the worker can begin a point: on a cluster, whether it has room."""
         return True
 
     def begin(self, task: Task) -> None:
@@ -178,6 +167,9 @@ class OnNode:
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.kill(self._actor)
             self._actor = None
+
+
+Worker = LocalWorker | OnNode
 
 
 @contextlib.contextmanager
