@@ -37,7 +37,7 @@ def check_client(run: Run, summary: Summary, window: Window | None = None) -> Su
     except ValidationError:  # a load of another version, or of another tool
         return summary
     clients, sent = run.file.clients, run.requests[run.requests["sent_s"].notna()]
-    offered = _offered(sent, load, run.file.workload.requests.count)
+    offered = _streams(sent, load, run.file.workload.requests.count) if load.closed else _rate(sent, load)
     figures = [*offered, *_own(sent, clients, run.served)]
     if run.simulated:
         figures = [replace(figure, status="simulated") for figure in figures]
@@ -62,19 +62,13 @@ def _widened(figure: Figure, bound_s: float) -> Figure:
     return replace(figure, low=figure.low - bound_s, high=figure.high + bound_s)
 
 
-def _offered(sent: pd.DataFrame, load: Load, count: int | None) -> tuple[Figure, ...]:
-    if len(sent) < 2:
-        return ()
-    return _streams(sent, load, count) if load.closed else _rate(sent, load)
-
-
 def _streams(sent: pd.DataFrame, load: Load, count: int | None) -> tuple[Figure, ...]:
     """Mean streams in use and mean users asked for, until the last request was sent.
 
     A conversation holds its stream from its first request to its last answer, thinking time included.
     """
     until_s = float(sent["sent_s"].max())
-    if until_s <= 0 or len(sent) < 2 * min(len(user_spans(load)), count or len(sent)):
+    if sent.empty or until_s <= 0 or len(sent) < 2 * min(len(user_spans(load)), count or len(sent)):
         return ()
     talk = sent["conversation"].astype(float).fillna(-1.0 - sent["index"])
     spans = sent.assign(end_s=sent["end_s"].fillna(until_s)).groupby(talk).agg({"sent_s": "min", "end_s": "max"})

@@ -100,10 +100,10 @@ def disagreement(checks: Sequence[Figure], window: Window | None) -> Finding | N
     return finding("counter-disagrees" if void else "counter-doubtful", kind=kind, off=off)
 
 
-def steadiness(power_w: Array, cuts: Array, came: pd.DataFrame, slots: int | None) -> Iterator[Finding]:
+def steadiness(power_w: Array, cuts: Array, counts: pd.DataFrame, slots: int | None) -> Iterator[Finding]:
     """Findings if the window is short for the slots, or batch, context or power has a trend over the window."""
-    parts, middle = readings.between(came, cuts), readings.counted(came, (cuts[1:] + cuts[:-1]) / 2)
-    done, sent = float(parts["request"].sum()), float(came["sent"].iloc[-1])
+    parts, middle = readings.between(counts, cuts), readings.counted(counts, (cuts[1:] + cuts[:-1]) / 2)
+    done, sent = float(parts["request"].sum()), float(counts["sent"].iloc[-1])
     if slots and done < TURNOVERS * slots:
         yield finding("few-turnovers", done=done, turnovers=done / slots, slots=slots, needs=TURNOVERS)
     if slots and sent < PER_SLOT * slots:

@@ -344,15 +344,15 @@ def _goodput(seen: Times, duration_s: float | None, limits: Mapping[str, float],
         column = seen.each[OBJECTIVES[name]].to_numpy()
         met[f"objectives_met.{name}"] = answered & ~(column > limit)
     met["objectives_met"] = np.logical_and.reduce(list(met.values()))
-    completed, judged = int(seen.completed.sum()), int((seen.completed | seen.failed).sum())
+    completed, ended = int(seen.completed.sum()), int((seen.completed | seen.failed).sum())
     rate = _rate("goodput_per_s", float(met["objectives_met"].sum()), "requests/s", duration_s, completed)
     rate = basis.bound(rate, met["objectives_met"].astype(float), basis.time_s)
     absent = None if completed else NO_SUCCESS
     if not limits:
         absent = "the workload has no objectives"
         rate = replace(rate, value=None, low=None, high=None, reason=absent)
-    shares = {name: None if absent else float(good.sum() / judged) for name, good in met.items()}
-    return [rate, *(Figure(name, x, "share", "measured", n=judged, reason=absent) for name, x in shares.items())]
+    shares = {name: None if absent else float(good.sum() / ended) for name, good in met.items()}
+    return [rate, *(Figure(name, x, "share", "measured", n=ended, reason=absent) for name, x in shares.items())]
 
 
 def _tokens(requests: pd.DataFrame, seen: Times) -> list[Figure]:

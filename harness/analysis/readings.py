@@ -187,18 +187,18 @@ def tokens(requests: pd.DataFrame) -> pd.DataFrame:
         pd.DataFrame({"input_token": inputs[sizes > 0]}, when[first]),
         *(pd.DataFrame({name: 1.0}, at.dropna().to_numpy(float)) for name, at in instants.items()),
     ]
-    came = pd.concat([pd.DataFrame({"output_token": 0.0}, [-math.inf]), *events])
-    return came.fillna(0.0).sort_index(kind="stable").cumsum()
+    counts = pd.concat([pd.DataFrame({"output_token": 0.0}, [-math.inf]), *events])
+    return counts.fillna(0.0).sort_index(kind="stable").cumsum()
 
 
-def counted(came: pd.DataFrame, instants: Array) -> pd.DataFrame:
+def counted(counts: pd.DataFrame, instants: Array) -> pd.DataFrame:
     """The row of `tokens` at each instant, with the events at that instant."""
-    return came.iloc[came.index.searchsorted(instants, side="right") - 1]
+    return counts.iloc[counts.index.searchsorted(instants, side="right") - 1]
 
 
-def between(came: pd.DataFrame, cuts: Array) -> pd.DataFrame:
+def between(counts: pd.DataFrame, cuts: Array) -> pd.DataFrame:
     """The increase of each count between successive instants."""
-    return counted(came, cuts).diff().iloc[1:]
+    return counted(counts, cuts).diff().iloc[1:]
 
 
 def step_s(requests: pd.DataFrame) -> float:

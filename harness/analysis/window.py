@@ -104,8 +104,8 @@ def find_window(
     if members < needs:
         return replace(run, whole=f"{members} requests under full load, {needs} needed to cut the warm-up")
 
-    came = np.argsort(token_s, kind="stable")
-    token_s, arrived = token_s[came], np.concatenate(([0.0], np.cumsum(tokens[came])))
+    by_time = np.argsort(token_s, kind="stable")
+    token_s, arrived = token_s[by_time], np.concatenate(([0.0], np.cumsum(tokens[by_time])))
     stay_s = float(stay.mean())
     cuts = np.linspace(begin, limit, int(np.clip((limit - begin) / max(stay_s, 1e-9), LEAST_BINS, MOST_BINS)) + 1)
     rate = np.diff(arrived[np.searchsorted(token_s, cuts)]) / np.diff(cuts)
@@ -123,10 +123,10 @@ def find_window(
     grown = float(np.polyfit(np.linspace(0, 1, len(queue)), queue, 1)[0])
     if slots == 0 and grown > QUEUE * members:
         return replace(run, whole=f"the requests in flight grew by {grown:.0f}", code="queue-grows")
-    return _judged(run, steady, rate, cuts, cut)
+    return _steady_or_whole(run, steady, rate, cuts, cut)
 
 
-def _judged(run: Window, steady: Window, rate: Array, cuts: Array, cut: int) -> Window:
+def _steady_or_whole(run: Window, steady: Window, rate: Array, cuts: Array, cut: int) -> Window:
     """The steady window, or the whole run if its rate drifts or shifts; the first `cut` bins are warm-up."""
     ever, rest = change(_parts(rate)), change(_parts(rate[cut:]))
     if ever is None and rest is None:

@@ -46,7 +46,7 @@ def client(p99_s: float, n: int = 1000, cpu_s: float = 10.0, clock_bound_s: floa
     return ClientSeen(elapsed_s=40.0, cpu_s=cpu_s, loop_delay_s=delay, clock_bound_s=clock_bound_s)
 
 
-def judged(
+def checked(
     records: Sequence[Record],
     load: Mapping[str, Any],
     clients: Sequence[ClientSeen] = (),
@@ -114,33 +114,33 @@ PROVOKED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 def test_each_finding_appears_beyond_its_limit_only(
     code: str, text: str, with_it: dict[str, Any], without: dict[str, Any]
 ) -> None:
-    (finding,) = judged(**with_it).findings
+    (finding,) = checked(**with_it).findings
     assert (finding.code, finding.serious) == (code, True)
     assert text in finding.text
-    assert judged(**without).findings == ()
+    assert checked(**without).findings == ()
 
 
 def test_a_falling_rate_is_a_finding_and_one_late_request_is_not() -> None:
-    found = {finding.code: finding.text for finding in judged(opened(GROWING), OPEN).findings}
+    found = {finding.code: finding.text for finding in checked(opened(GROWING), OPEN).findings}
     assert found.keys() == {"client-limited", "load-not-held"}
     assert "9.171 of 10 requests/s (-8.3%), which lowers every rate and queue" in found["load-not-held"]
-    assert judged(opened([*[0.0] * 399, 0.3]), OPEN).findings == ()
+    assert checked(opened([*[0.0] * 399, 0.3]), OPEN).findings == ()
 
 
 def test_a_rate_limited_by_max_in_flight_is_not_serious() -> None:
-    (finding,) = judged(opened(GROWING), {**OPEN, "max_in_flight": 3}).findings
+    (finding,) = checked(opened(GROWING), {**OPEN, "max_in_flight": 3}).findings
     assert (finding.code, finding.serious) == ("load-not-held", False)
     assert finding.text.endswith("load.max_in_flight=3 limited it.")
 
 
 def test_gaps_that_vary_more_than_the_load_shape_are_a_finding() -> None:
-    found = [finding.text for finding in judged(opened(IRREGULAR), OPEN).findings if "CV" in finding.text]
+    found = [finding.text for finding in checked(opened(IRREGULAR), OPEN).findings if "CV" in finding.text]
     assert len(found) == 1
     assert "where 0.00 was due, which moves a queue's mean wait by +" in found[0]
 
 
 def test_the_offered_load_and_the_state_of_the_clients_are_figures() -> None:
-    summary = judged(opened(), OPEN, [client(1e-4, cpu_s=30.0), client(3e-4)])
+    summary = checked(opened(), OPEN, [client(1e-4, cpu_s=30.0), client(3e-4)])
     assert summary["load.rate_per_s"].value == pytest.approx(10.0)
     assert summary["load.gap_cv.asked"].value == pytest.approx(0.0, abs=1e-9)
     assert summary["client.loop_delay_s.p99"].value == 3e-4
@@ -153,15 +153,15 @@ def test_a_user_holds_a_stream_while_thinking_between_turns() -> None:
         replace(record(turn, turn * 1.0), conversation=0, turn=turn)  # 170 ms of answer, 830 of thought
         for turn in range(20)
     ]
-    assert judged(talk, {"shape": "closed", "users": 1}).findings == ()
-    assert judged(
+    assert checked(talk, {"shape": "closed", "users": 1}).findings == ()
+    assert checked(
         [replace(each, conversation=None, turn=None) for each in talk], {"shape": "closed", "users": 1}
     ).findings
 
 
 def test_a_clock_bound_widens_latencies_from_the_due_time() -> None:
-    near = judged(opened(), OPEN, [client(1e-4)])
-    far = judged(opened(), OPEN, [client(1e-4), client(1e-4, clock_bound_s=0.002)])
+    near = checked(opened(), OPEN, [client(1e-4)])
+    far = checked(opened(), OPEN, [client(1e-4), client(1e-4, clock_bound_s=0.002)])
     for name in ("response_s.p50", "lag_s.p50"):
         assert (far[name].low, far[name].high) == pytest.approx((near[name].low - 0.002, near[name].high + 0.002))  # type: ignore[operator]
     assert far["ttft_s.p50"] == near["ttft_s.p50"]
@@ -170,7 +170,7 @@ def test_a_clock_bound_widens_latencies_from_the_due_time() -> None:
 @pytest.mark.parametrize("records", [[], opened(n=1), closed(each=1)])
 def test_runs_of_at_most_two_requests_have_no_finding(records: list[Record]) -> None:
     for load in (OPEN, CLOSED, {"shape": "offline"}, {"shape": "of another version"}):
-        assert judged(records, load).findings == ()
+        assert checked(records, load).findings == ()
 
 
 def test_a_stalled_event_loop_is_measured_for_its_whole_stall() -> None:
