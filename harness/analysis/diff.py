@@ -1,4 +1,4 @@
-"""Runs against runs: ratios with their intervals, a judgement of each, gates, and what must be alike for all that."""
+"""Comparison of runs: ratios with intervals, judgements, gates, and the conditions that must be equal."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ BETTER: Mapping[str, int] = {
     **dict.fromkeys(("ttft_s", "itl_s", "tpot_s", "e2e_s", "response_s"), -1),
     **dict.fromkeys(("joules_per_output_token", "joules_per_input_token", "joules_per_request"), -1),
 }
-"""What is compared, by name up to the first dot -> 1 where more is better, -1 where less is."""
+"""Compared figures, by name up to the first dot -> 1 if more is better, -1 if less is better."""
 COSTS: Mapping[str, str] = {
     "usd_per_million_output_tokens": "output_tokens_per_s",
     "usd_per_query": "requests_per_s",
 }
-"""A cost -> the rate that it is inverse to: the price of an hour cancels between runs on like devices."""
+"""Cost -> the rate that the cost is inverse to. The hourly price cancels between runs on equal devices."""
 HEADLINES = (
     "output_tokens_per_s",
     "ttft_s.p50",
@@ -37,30 +37,30 @@ HEADLINES = (
     "tpot_s.p99",
     "joules_per_output_token",
 )
-"""The few figures of a run that stand in tables of several runs; the verdict rests on them."""
+"""Figures in tables of several runs; the verdict is about these."""
 SHORT = {
     "output_tps": "output_tokens_per_s",
     "total_tps": "total_tokens_per_s",
     "joules_per_token": "joules_per_output_token",
 }
-"""Short names that a gate may use."""
+"""Short names of figures in gates."""
 Judgement = Literal["regressed", "improved", "no difference seen", "not judged"]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One figure of two sides. `ratio` is NEW / BASE, or the reason why there is none or it has no interval."""
+    """One figure of both sides. `ratio` is new / base; its reason says why it has no value or no interval."""
 
     base: Figure
     new: Figure
     ratio: Figure
     p: float | None
-    """Of a ratio as far from 1, were there no difference; None without an interval."""
+    """Probability of a ratio at least this far from 1 if there is no difference; None without an interval."""
     better: int
 
     @property
     def judgement(self) -> Judgement:
-        """Whether the interval of this figure alone leaves 1 out, and on which side."""
+        """The judgement from the interval of this figure alone: is 1 outside, and on which side?"""
         if self.ratio.low is None or self.ratio.high is None:
             return "not judged"
         if self.ratio.low <= 1 <= self.ratio.high:
@@ -69,10 +69,10 @@ class Change:
 
 
 def compare(base: Sequence[Summary], new: Sequence[Summary]) -> tuple[Change, ...]:
-    """Every figure of `BETTER` that both sides hold, then `COSTS`. A side is one run or several repeats.
+    """The change of every figure of `BETTER` that both sides have, then of `COSTS`. A side is a run or its repeats.
 
-    One run a side: the interval of the ratio comes from the figures' own, which know what varies within a run only.
-    Several: from the spread between runs.
+    With one run per side the interval of the ratio comes from the intervals of the two figures, which cover variation
+    within a run only. With repeats it comes from the spread between runs.
     """
     changes = {}
     for figure in base[0].figures:
@@ -101,7 +101,7 @@ def _change(base: Sequence[Figure], new: Sequence[Figure], better: int) -> Chang
         return Change(*sides, ratio, None, better)
     logs = [np.log([float(figure.value or 0) for figure in side]) for side in (base, new)]
     d = float(logs[1].mean() - logs[0].mean())
-    reach = _within(base[0], new[0]) if len(every) == 2 else _between(*logs)
+    reach = _within_runs(base[0], new[0]) if len(every) == 2 else _between_runs(*logs)
     if isinstance(reach, str):
         return Change(*sides, replace(ratio, value=math.exp(d), reason=reach), None, better)
     below, above, df = reach
@@ -110,7 +110,7 @@ def _change(base: Sequence[Figure], new: Sequence[Figure], better: int) -> Chang
 
 
 def _side(figures: Sequence[Figure]) -> Figure:
-    """The one run's figure; of several runs their geometric mean, without an interval."""
+    """The figure of a single run; of several runs the geometric mean, without an interval."""
     if len(figures) == 1:
         return figures[0]
     values = [figure.value for figure in figures if figure.value is not None and figure.value > 0]
@@ -118,10 +118,11 @@ def _side(figures: Sequence[Figure]) -> Figure:
     return replace(figures[0], value=mean, low=None, high=None, n=len(figures), reason=None)
 
 
-def _within(base: Figure, new: Figure) -> tuple[float, float, float] | str:
-    """How far the 95% interval of ln(new / base) reaches below and above, from the intervals of the two figures.
+def _within_runs(base: Figure, new: Figure) -> tuple[float, float, float] | str:
+    """Lower and upper half-width of the 95% interval of ln(new / base), from the intervals of the two figures, and
+    the degrees of freedom; or the reason why there is no interval.
 
-    Squared distances add: MOVER, after logarithms, which keeps intervals that are not symmetric. Source: Zou and Donner
+    MOVER on logarithms: squared half-widths add, and asymmetric intervals stay asymmetric. Source: Zou and Donner
     (2008), Statistics in Medicine 27(10); for ratios of positive quantities Newcombe (2013), doi
     10.1177/0962280213502144.
     """
@@ -134,8 +135,8 @@ def _within(base: Figure, new: Figure) -> tuple[float, float, float] | str:
     return math.hypot(at_1 - low_1, high_0 - at_0), math.hypot(high_1 - at_1, at_0 - low_0), math.inf
 
 
-def _between(base: Array, new: Array) -> tuple[float, float, float]:
-    """The same from the logarithms of each run's value, by Welch's t; a side of one run takes the other's variance."""
+def _between_runs(base: Array, new: Array) -> tuple[float, float, float]:
+    """The same from the logarithms of each run's value, by Welch's t; a single run takes the other side's variance."""
     spreads = [float(np.var(side, ddof=1)) for side in (base, new) if len(side) > 1]
     parts = spreads[0] / len(base), spreads[-1] / len(new)
     df = float(len(base) + len(new) - 2)
@@ -146,7 +147,7 @@ def _between(base: Array, new: Array) -> tuple[float, float, float]:
 
 
 def _p(d: float, reach: float, df: float) -> float:
-    """Two-sided p of a difference `d` whose 95% interval reaches that far towards none.
+    """Two-sided p of a difference `d`; `reach` is the half-width of its 95% interval towards 0.
 
     >>> round(_p(0.02, 0.02, math.inf), 3), _p(0.0, 0.0, 3.0)
     (0.05, 1.0)
@@ -158,7 +159,7 @@ def _p(d: float, reach: float, df: float) -> float:
 
 
 def _inverse(name: str, rate: Change) -> Change:
-    """The change of a cost that is inverse to a rate; what it cost is a question to `harness cost`."""
+    """The change of a cost that is inverse to a rate. The costs themselves come from `harness cost`."""
     ratio = rate.ratio
     value, low, high = (None if x is None else 1 / x if x else math.inf for x in (ratio.value, ratio.high, ratio.low))
     ratio = replace(ratio, name=name, value=value, low=low, high=high)
@@ -167,10 +168,10 @@ def _inverse(name: str, rate: Change) -> Change:
 
 
 def verdict(changes: Sequence[Change]) -> tuple[Change, ...]:
-    """Those of the `HEADLINES` that changed, with at most 5% chance that any of them is named where none did.
+    """The changes among the `HEADLINES`, with at most 5% chance of any false one.
 
-    Holm's step-down (1979), Scandinavian Journal of Statistics 6(2): the smallest p is held to 5% / m, the next to
-    5% / (m - 1), and so on until one fails; it needs no independence.
+    Holm's step-down (1979), Scandinavian Journal of Statistics 6(2): the smallest of m p values is compared with
+    5% / m, the next with 5% / (m - 1), until one is larger. The figures need not be independent.
     """
     judged = sorted((c.p, i) for i, c in enumerate(changes) if c.ratio.name in HEADLINES and c.p is not None)
     shown = []
@@ -186,22 +187,23 @@ def verdict(changes: Sequence[Change]) -> tuple[Change, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """`output_tokens_per_s<-3%`: what must not be shown to have changed by more than that."""
+    """A limit on the change of a figure, such as `output_tokens_per_s<-3%`."""
 
     text: str
     figure: str
     above: bool
+    """True: a change above the limit fails; False: below."""
     limit: float
-    """As a ratio: 0.97."""
+    """The limit as a ratio: 0.97 for -3%."""
 
 
 Outcome = Literal["failed", "passed", "undecided"]
 
 
 def outcomes(gates: Sequence[Gate], changes: Sequence[Change]) -> list[tuple[Gate, Outcome]]:
-    """failed: the whole 95% interval lies beyond the limit. undecided: the limit lies inside it; that fails nothing.
+    """failed: the whole 95% interval lies beyond the limit. undecided: the interval holds the limit. Else passed.
 
-    Raises HarnessError where a figure is unknown or has no interval: a gate that cannot close is none.
+    Raises HarnessError if a figure is unknown or has no interval, because such a gate could never fail.
     """
     ratios = {change.ratio.name: change.ratio for change in changes}
     found: list[tuple[Gate, Outcome]] = []
@@ -220,7 +222,7 @@ def outcomes(gates: Sequence[Gate], changes: Sequence[Change]) -> list[tuple[Gat
 
 
 def parse_gate(text: str) -> Gate:
-    """A gate from `FIGURE<PERCENT%` or `FIGURE>PERCENT%`, a change of the new side over the base.
+    """The gate from `FIGURE<PERCENT%` or `FIGURE>PERCENT%`: a change of the new side relative to the base.
 
     >>> parse_gate("output_tps<-3%")
     Gate(text='output_tps<-3%', figure='output_tokens_per_s', above=False, limit=0.97)
@@ -232,38 +234,38 @@ def parse_gate(text: str) -> Gate:
     return Gate(text, SHORT.get(form[1], form[1]), form[2] == ">", limit)
 
 
-# ---- what must be alike ----
+# ---- conditions that must be equal ----
 
 LENGTH = ("requests.count", "load.duration_s")
-"""Keys of a workload that change how precise a figure is, not what it is of."""
+"""Keys of a workload that change the precision of figures, not their meaning."""
 
 
 def differences(base: Run, new: Run) -> tuple[list[str], list[str]]:
-    """What forbids a comparison of two runs, then what it should be read with; each names its field.
+    """Differences that forbid a comparison of two runs, then those that are only noted; each names its field.
 
-    What only one of the two knows is among the latter, and so are versions and options of the engine: they are what
-    people compare. A model is the same where its weights are, whatever it was called.
+    A field that only one run knows is only noted, and so are the engine's version and options, which are often what
+    the user compares. Models with the same weights are equal, whatever their names.
     """
     (asked, ran, rest), (asked_1, ran_1, rest_1) = _conditions(base), _conditions(new)
     if "weights_sha256" in ran and ran["weights_sha256"] == ran_1.get("weights_sha256"):
         ran, ran_1 = ran | {"model": None}, ran_1 | {"model": None}
     must = _differ(asked, asked_1) + _differ({key: ran[key] for key in ran if key in ran_1}, ran_1)
-    unsure = [f"{key} is known of one side alone" for key in (*ran, *ran_1) if (key in ran) != (key in ran_1)]
+    unsure = [f"{key} is known of one side only" for key in (*ran, *ran_1) if (key in ran) != (key in ran_1)]
     return must, unsure + _differ(rest, rest_1)
 
 
 def _differ(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     pairs = [(key, base.get(key), new.get(key)) for key in dict.fromkeys((*base, *new))]
-    return [f"{key} differs: {_said(a)} vs {_said(b)}" for key, a, b in pairs if a != b]
+    return [f"{key} differs: {_shown(a)} vs {_shown(b)}" for key, a, b in pairs if a != b]
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     text = "not set" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _conditions(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What was asked, what ran and on what, and all else, by dotted name; what is not known is left out."""
+    """The workload, the engine with its model and device, and other conditions; unknown fields are left out."""
     workload, place, engine, model = run.file.workload, run.environment, run.engine, run.model
     asked = _flat(workload.model_dump(include={"requests", "load", "objectives"}))
     rest = {key: asked.pop(key, None) for key in LENGTH}
@@ -277,20 +279,19 @@ def _conditions(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
         elif run.on_gpu:
             ran |= {"gpu": _one([gpu.name for gpu in place.gpus])}
             ran |= {"power_limit_w": _one([gpu.power_limit_w for gpu in place.gpus])}
-    rest |= {"seed": workload.seed, "git": place.git and place.git.model_dump(), "clients": len(run.file.clients) or 1}
-    rest |= {"driver": place.driver, "python": place.python, "os": place.os, "harness": place.harness}
-    rest |= {"warmup": workload.warmup.model_dump()}
-    return asked, _flat(ran), _flat(rest) | _flat({"packages": place.packages, "settings": place.settings})
+    rest |= workload.model_dump(include={"seed", "warmup"}) | {"clients": len(run.file.clients) or 1}
+    rest |= place.model_dump(include={"git", "driver", "python", "os", "harness", "packages", "settings"})
+    return asked, _flat(ran), _flat(rest)
 
 
 def _one(values: Sequence[Any]) -> Any:
-    """What all GPUs of the machine share, or the list of what they have."""
+    """The value if all GPUs have the same; otherwise the list of values."""
     found = list(dict.fromkeys(values))
     return found[0] if len(found) == 1 else found or None
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted name, those without a value left out."""
+    """Values by dotted key; None is left out."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""From energy windows to figures: joules per token and query, their doubt in named terms, and the boundary ladder."""
+"""Energy figures: joules per token and request with named terms of uncertainty, and energy by boundary."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ GAIN = 0.06
 """Relative gain error of a board's own sensor, from published comparisons of NVIDIA boards with external meters (Yang,
 Adamek and Armour, "Accurate and Convenient Energy Measurements for GPUs", SC24). Systematic: one board, one gain."""
 WINDOWS = 20
-"""Windows that repeats are estimated from, at most."""
+"""Largest number of parts of the window from which the term `repeats` is estimated."""
 SPLIT_WINDOWS, LEAST_SPLIT_WINDOWS = 60, 16
-"""Windows for the regression, at most and at least."""
+"""Largest and smallest number of parts of the window for the regression."""
 IDLE_MARGIN = 0.2
-"""Share of an idle phase that is left out at each end."""
+"""Share of an idle phase left out at each end, where meters start and stop."""
 TERMS = "95%: boundary, repeats, tokens; the sensor's gain is apart, it cancels between runs on one board"
 PER = ("output_token", "input_token", "request")
 SPLIT = {"static_w": "W", "j_per_input_token": "J", "j_per_output_token": "J", "j_per_context_token": "J"}
@@ -34,15 +34,13 @@ OF_WINDOW = {
     **{f"energy_uncertainty.{term}": "1" for term in ("boundary", "repeats", "tokens", "gain")},
     **{f"split.{name}": unit for name, unit in SPLIT.items()},
 }
-"""Figures that need an energy window, and their units."""
+"""Figures that need the energy of the window, and their units."""
 
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """What the readings of one run come to."""
+    """Energy figures and findings of one run."""
 
-    source: str | None
-    """counter, power_integral, or None: no energy."""
     figures: tuple[Figure, ...]
     findings: tuple[Finding, ...]
 
@@ -64,9 +62,10 @@ def measure_energy(
 ) -> Energy:
     """Every energy figure and finding of a run.
 
-    `power` has the columns of model.PowerSample, `requests` those of model.Record; the window is the part of the run
-    that counts, in seconds since the load began. `slots` is how many requests the engine could hold at once, if known.
-    `idle` names spans without load (`bare`, `loaded`, `after`). `host_w` and `pue` are declared, so assumed.
+    `power` has the columns of model.PowerSample, `requests` those of model.Record. `start_s` and `end_s` are the ends
+    of the measured window, in seconds since the load began. `slots` is the largest number of requests in flight, if
+    known. `idle` holds the spans without load (`bare`, `loaded`, `after`). `host_w` and `pue` come from the user, so
+    figures with them have the status `assumed`.
     """
     found = readings.sources(power, infos)
     gpus = [s for s in found if s.device.domain in readings.GPU]
@@ -87,12 +86,12 @@ def measure_energy(
     if window is None:
         of_gpus += [_missing(name, unit, reason) for name, unit in OF_WINDOW.items()]
     else:
-        came = readings.tokens(requests)
+        counts = readings.tokens(requests)
         cuts = _cuts(gpus, window, WINDOWS)
         joules = _joules(gpus, cuts)
-        of_gpus += _per_token(window, cuts, joules, came, readings.step_s(requests))
-        of_gpus += _split(gpus, window, came)
-        findings += doubts.steadiness(joules / np.diff(cuts), cuts, came, slots)
+        of_gpus += _per_token(window, cuts, joules, counts, readings.step_s(requests))
+        of_gpus += _split(gpus, window, counts)
+        findings += doubts.steadiness(joules / np.diff(cuts), cuts, counts, slots)
     figures = [replace(figure, status=status) if figure.status == "measured" else figure for figure in of_gpus]
     rungs = [figures[0], *(_of_domain(found, domain, start_s, end_s) for domain in ("cpu package", "dram"))]
     rungs.append(_rest(found, rungs, start_s, end_s, host_w))
@@ -104,7 +103,7 @@ def measure_energy(
         for i in infos
         if i.cpu_s is not None and i.elapsed_s
     ]
-    return Energy(None if window is None else window.source, tuple(figures), tuple(findings))
+    return Energy(tuple(figures), tuple(findings))
 
 
 def _missing(name: str, unit: str, reason: str | None) -> Figure:
@@ -112,7 +111,7 @@ def _missing(name: str, unit: str, reason: str | None) -> Figure:
 
 
 def _bounded(name: str, window: Window | None, reason: str | None, unit: str = "J") -> Figure:
-    """A window's energy, or its mean power where the unit is W; the reason where there is none."""
+    """The energy of a window, or its mean power if the unit is W; without a window the reason."""
     if window is None:
         return _missing(name, unit, reason)
     per = window.seconds if unit == "W" else 1.0
@@ -122,7 +121,7 @@ def _bounded(name: str, window: Window | None, reason: str | None, unit: str = "
 
 
 def _of_domain(found: Sequence[Source], domain: str, start_s: float, end_s: float) -> Figure:
-    """Energy of all devices of a domain; of the boards' memory its power, since it is a part of theirs."""
+    """Energy of all devices of a domain. For `gpu memory` the power, because the energy of the GPUs includes it."""
     parts = [s for s in found if s.device.domain == domain]
     name, unit = (
         (f"energy_j.{domain.replace(' ', '_')}", "J") if domain != "gpu memory" else ("gpu_memory_power_w", "W")
@@ -132,7 +131,7 @@ def _of_domain(found: Sequence[Source], domain: str, start_s: float, end_s: floa
 
 
 def _cuts(gpus: Sequence[Source], window: Window, most: int) -> Array:
-    """Instants that divide the window evenly, on the counter's updates, `LEAST_PERIODS` of them or more apart."""
+    """Instants that divide the window evenly, at updates of the counter and at least `LEAST_PERIODS` periods apart."""
     reads = next((reads for s in gpus if (reads := s.reads) is not None), None)
     period_s = (reads.period_s if reads is not None else None) or 0.1
     parts = max(1, min(most, int(window.seconds / (readings.LEAST_PERIODS * period_s))))
@@ -144,20 +143,20 @@ def _joules(gpus: Sequence[Source], cuts: Array) -> Array:
     return np.asarray(np.sum([readings.joules_between(s, cuts) for s in gpus], axis=0))
 
 
-def _per_token(window: Window, cuts: Array, joules: Array, came: pd.DataFrame, step_s: float) -> Iterator[Figure]:
-    whole = readings.between(came, np.array([window.start_s, window.end_s])).iloc[0]
-    parts = readings.between(came, cuts)
+def _per_token(window: Window, cuts: Array, joules: Array, counts: pd.DataFrame, step_s: float) -> Iterator[Figure]:
+    whole = readings.between(counts, np.array([window.start_s, window.end_s])).iloc[0]
+    parts = readings.between(counts, cuts)
     boundary, step = window.boundary_j / window.energy_j, step_s / window.seconds
     watts = window.energy_j / window.seconds
     low, high = watts * (1 - boundary), watts * (1 + boundary)
     yield Figure("gpu_power_w", watts, "W", "measured", low, high, interval="bound: boundary")
-    # A reading that is missing makes no number, and one that is not a number no interval.
+    # A missing reading gives NaN joules, and then no interval.
     spread = {what: ratio_half(joules, parts[what].to_numpy(float)) for what in PER}
     for what, half in spread.items():
         if not (n := float(whole[what])):
-            yield _missing(f"joules_per_{what}", "J", f"no {what} came in the window")
+            yield _missing(f"joules_per_{what}", "J", f"no {what} in the window")
             continue
-        # Prompts and requests come whole: one more or less of them is in the window, by chance of its ends.
+        # The edges of the window can gain or lose one request, and one step of tokens.
         quantum = step if what == "output_token" else 1 / max(1.0, float(whole["request"]))
         value, error = window.energy_j / n, boundary + quantum + (half or 0.0)
         label = TERMS if half is not None else f"boundary and tokens: under {LEAST_BATCHES} windows to repeat"
@@ -171,9 +170,9 @@ def _per_token(window: Window, cuts: Array, joules: Array, came: pd.DataFrame, s
     yield Figure("energy_uncertainty.gain", GAIN, "1", "assumed")
 
 
-def _split(gpus: Sequence[Source], window: Window, came: pd.DataFrame) -> Iterator[Figure]:
-    """What a second and each kind of token take of the energy."""
-    found = _regression(gpus, window, came)
+def _split(gpus: Sequence[Source], window: Window, counts: pd.DataFrame) -> Iterator[Figure]:
+    """Energy per second, per input, output and context token, from the regression."""
+    found = _regression(gpus, window, counts)
     for term, (name, unit) in enumerate(SPLIT.items()):
         if isinstance(found, str):
             yield _missing(f"split.{name}", unit, found)
@@ -185,19 +184,19 @@ def _split(gpus: Sequence[Source], window: Window, came: pd.DataFrame) -> Iterat
             yield Figure(f"split.{name}", value, unit, "measured", low, high, found.blocks, interval="95%: repeats")
 
 
-def _regression(gpus: Sequence[Source], window: Window, came: pd.DataFrame) -> Split | str:
-    """The coefficients of `SPLIT`, or the reason why there are none: all four are identified, or none is given."""
+def _regression(gpus: Sequence[Source], window: Window, counts: pd.DataFrame) -> Split | str:
+    """The coefficients of `SPLIT`; the reason instead if one of the four is not identified."""
     cuts = _cuts(gpus, window, SPLIT_WINDOWS)
     if len(cuts) <= LEAST_SPLIT_WINDOWS:
         return f"needs {LEAST_SPLIT_WINDOWS} windows of {readings.LEAST_PERIODS} counter periods, has {len(cuts) - 1}"
-    parts = readings.between(came, cuts)[["input_token", "output_token", "context"]]
+    parts = readings.between(counts, cuts)[["input_token", "output_token", "context"]]
     found = split_usage([np.column_stack([np.diff(cuts), parts, _joules(gpus, cuts)])])
     unknown = [name for name, known in zip(SPLIT, found.identified, strict=True) if not known]
     return f"not identified: the windows do not tell {', '.join(unknown)} apart" if unknown else found
 
 
 def _cross_check(gpus: Sequence[Source], window: Window | None, column: str, label: str) -> Figure:
-    """How far the integral of average or newest power is from the counter, relative, within its own bound."""
+    """Relative difference of integrated (average or newest) power from the counter, with the bound of the integral."""
     others = []
     if window is not None and window.source == "counter":
         others = [s.power(column, window.start_s, window.end_s) for s in gpus]
@@ -212,7 +211,7 @@ def _cross_check(gpus: Sequence[Source], window: Window | None, column: str, lab
 def _rest(
     found: Sequence[Source], below: Sequence[Figure], start_s: float, end_s: float, host_w: float | None
 ) -> Figure:
-    """The rest of the host: what a meter at its plug says less the rungs below, else the declared watts."""
+    """Energy of the rest of the host: a meter at the plug less `below`, or else the declared power."""
     name, plug = "energy_j.rest_of_host", _of_domain(found, "host", start_s, end_s)
     if None not in (plug.value, *(rung.value for rung in below)):
         value, low, high = (
@@ -227,7 +226,7 @@ def _rest(
 
 
 def _facility(rungs: Sequence[Figure], window: Window | None, reason: str | None, pue: float | None) -> Figure:
-    """All that is known of the ladder, times PUE."""
+    """The sum of the known rungs times the PUE."""
     name = "energy_j.facility"
     if window is None or pue is None:
         return Figure(name, None, "J", "assumed", reason=reason or "no PUE was declared")
@@ -239,9 +238,9 @@ def _facility(rungs: Sequence[Figure], window: Window | None, reason: str | None
 
 
 def _idle(gpus: Sequence[Source], window: Window | None, idle: Mapping[str, tuple[float, float]]) -> Iterator[Figure]:
-    """Power without load by phase, and the energy less loaded idle power, beside the gross that is always given.
+    """Power without load by phase, and the energy of the window less the idle power of the loaded engine.
 
-    Of each phase the middle is taken: a meter starts, and stops, at the ends of the first and last.
+    Only the middle of each phase counts, because meters start and stop at the ends of the first and last phase.
     """
     for phase, (start_s, end_s) in idle.items():
         margin_s = (end_s - start_s) * IDLE_MARGIN

@@ -1,4 +1,4 @@
-"""Doubts about a run's energy, as data. The texts are in the table of findings; the limits and conditions are here."""
+"""Conditions and limits of the findings about a run's energy. data/findings.yaml has their texts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from harness.analysis.readings import Source
 from harness.model import Figure, Finding, MeterInfo
 
 DOUBT, INVALID, INVALID_FROM_S = 0.03, 0.10, 10.0
-"""Disagreement of counter and average power that is a finding, that voids the energy, and from what window on."""
+"""Relative difference of counter and average power: a finding; no energy, for windows from this length."""
 TURNOVERS, PER_SLOT = 3, 8
 CLOCKS = 0.05
-"""Range of the SM clock (5th to 95th percentile) over its median, from which on it is not steady."""
+"""Largest range of the SM clock (5th to 95th percentile) over its median without a finding."""
 DRIFT, DRIFT_K, DRIFT_T = 0.05, 3.0, 3.0
-"""A change over the window (relative; of temperature in kelvin), and a slope's t value, from which on it is a trend."""
+"""Largest relative change over the window, temperature change in kelvin and t value of a slope without a finding."""
 THROTTLE = {
     0x04: "software power cap",
     0x08: "hardware slowdown",
@@ -27,13 +27,13 @@ THROTTLE = {
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
-"""NVML's clock event reasons that mean that the GPU was held back."""
+"""NVML's clock event reasons that mean a throttled GPU."""
 
 
 def of_readings(
     infos: Sequence[MeterInfo], gpus: Sequence[Source], start_s: float, end_s: float
 ) -> tuple[list[Finding], str | None]:
-    """What is doubtful about the readings, and why they give no energy, if they give none."""
+    """Findings about the readings, and the reason if they give no energy."""
     found = [finding("meter-lost", meter=i.meter, error=i.error) for i in infos if i.error is not None]
     reason = None if gpus else "no meter read a GPU"
     for source in gpus:
@@ -84,10 +84,10 @@ def _of_source(source: Source, start_s: float, end_s: float) -> Iterator[Finding
 
 
 def disagreement(checks: Sequence[Figure], window: Window | None) -> Finding | None:
-    """Counter against power. A difference within the power integral's own bound says nothing against the counter.
+    """The finding that counter and integrated power differ by more than the bound of the integral.
 
-    `checks`: by average and by newest power, which may see a quarter of the time, in step with the load: it counts only
-    where there is no average, and never voids the energy.
+    `checks` are those of average and of newest power. Newest power can miss three quarters of the time, in step with
+    the load: it counts only without average power, and never voids the energy.
     """
     check = next((c for c in checks if c.value is not None), None)
     if window is None or check is None:
@@ -100,10 +100,10 @@ def disagreement(checks: Sequence[Figure], window: Window | None) -> Finding | N
     return finding("counter-disagrees" if void else "counter-doubtful", kind=kind, off=off)
 
 
-def steadiness(power_w: Array, cuts: Array, came: pd.DataFrame, slots: int | None) -> Iterator[Finding]:
-    """Whether the window is long for the slots, and batch, context and power have no trend over its parts."""
-    parts, middle = readings.between(came, cuts), readings.counted(came, (cuts[1:] + cuts[:-1]) / 2)
-    done, sent = float(parts["request"].sum()), float(came["sent"].iloc[-1])
+def steadiness(power_w: Array, cuts: Array, counts: pd.DataFrame, slots: int | None) -> Iterator[Finding]:
+    """Findings if the window is short for the slots, or batch, context or power has a trend over the window."""
+    parts, middle = readings.between(counts, cuts), readings.counted(counts, (cuts[1:] + cuts[:-1]) / 2)
+    done, sent = float(parts["request"].sum()), float(counts["sent"].iloc[-1])
     if slots and done < TURNOVERS * slots:
         yield finding("few-turnovers", done=done, turnovers=done / slots, slots=slots, needs=TURNOVERS)
     if slots and sent < PER_SLOT * slots:
@@ -116,7 +116,7 @@ def steadiness(power_w: Array, cuts: Array, came: pd.DataFrame, slots: int | Non
 
 
 def trend(values: Array) -> float | None:
-    """Relative change over evenly spaced values, if above `DRIFT` and if the slope's t value is above `DRIFT_T`.
+    """Relative change over evenly spaced values; None unless it exceeds `DRIFT` and the slope's t value `DRIFT_T`.
 
     >>> round(trend(np.array([1.0, 1.11, 1.19, 1.3, 1.41, 1.5])), 2)
     0.4
@@ -124,7 +124,7 @@ def trend(values: Array) -> float | None:
     True
     """
     n = len(values)
-    if n < 5 or not (mean := abs(float(values.mean()))) > 0:  # nor where a value is unknown
+    if n < 5 or not (mean := abs(float(values.mean()))) > 0:  # NaN included
         return None
     (slope, _), covariance = np.polyfit(np.arange(n), values, 1, cov=True)
     moved = float(slope) * (n - 1) / mean

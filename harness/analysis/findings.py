@@ -1,12 +1,10 @@
-"""Doubts about a run, as data. The texts are in the table of findings; the limits and conditions are here."""
+"""Conditions and limits of the findings about a run's requests and machine. data/findings.yaml has their texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pandas as pd
 
 from harness.analysis.findings_table import finding
 from harness.analysis.latency import Times, times
@@ -14,47 +12,30 @@ from harness.analysis.window import Window
 from harness.model import Finding, Summary
 from harness.stats import least_n
 from harness.store.run import Run
-from harness.store.run_file import AskedRequests, Environment
 
 FAILED_SHARE = 0.01
-"""Share of failed requests above which the others had an easier time of it."""
+"""Share of failed requests above which the load on the others was lower than asked."""
 SWAPPED_BYTES = 4 << 20
-"""Moved to or from swap during a run, beyond which it is no accident."""
+"""Bytes moved to or from swap during a run, above which swapping is a finding."""
 COVERAGE = 0.05
-"""How far the window's mean output length may be from that of all requests."""
+"""Largest relative difference between the mean output length in the window and that of all requests."""
 GROUPED_SHARE = 0.1
-"""Share of gaps between tokens that may go unseen before ITL says little."""
+"""Share of unseen gaps between tokens above which ITL is doubtful."""
 
 
-def check_requests(
-    requests: pd.DataFrame,
-    summary: Summary,
-    window: Window | None = None,
-    *,
-    asked: int | None,
-    ignore_eos: bool,
-    warmup_requests: int,
-) -> tuple[Finding, ...]:
-    """The findings of a run, serious ones first.
-
-    `requests`, `summary` and `window` belong together. `asked` is how many requests the workload wanted (None: as many
-    as fit its duration), `ignore_eos` whether it fixed the output lengths, `warmup_requests` how many came before that.
-    """
-    seen = times(requests, summary.state)
-    found = (
-        *_conduct(seen, summary, asked),
-        *_steadiness(summary, window, warmup_requests),
-        *_tokens(requests, seen, summary, ignore_eos),
-    )
-    return tuple(sorted(found, key=lambda each: not each.serious))
+def check_requests(run: Run, summary: Summary, window: Window | None = None) -> Iterator[Finding]:
+    """Findings about the requests of a run; `summary` and `window` are those of the run."""
+    seen = times(run.requests, run.state)
+    yield from _conduct(run, seen, summary)
+    yield from _steadiness(run, summary, window)
+    yield from _tokens(run, seen, summary)
 
 
-def check_conditions(
-    place: Environment, requests: AskedRequests, options: Mapping[str, Any], summary: Summary
-) -> Iterator[Finding]:
-    """Of where a run took place, and how its engine was set. `options` are the engine's."""
-    if summary["duration_s"].status == "simulated":
+def check_conditions(run: Run, summary: Summary) -> Iterator[Finding]:
+    """Findings about the machine and the engine's options; none for a simulated run."""
+    if run.simulated:
         return
+    place, options = run.environment, run.engine.options if run.engine else {}
     swapped = sum(place.swap.values())
     if place.debug:
         yield finding("debug-build", debug=", ".join(place.debug))
@@ -64,29 +45,21 @@ def check_conditions(
         yield finding("cpu-frequency", governor=", ".join(place.governors))
     if place.git is not None and place.git.dirty:
         yield finding("dirty-tree", revision=str(place.git.revision))
-    repeats = any(x is not None for kind in requests.kinds for x in (kind.prompts, kind.prefix, kind.turns))
+    kinds = run.file.workload.requests.kinds
+    repeats = any(x is not None for kind in kinds for x in (kind.prompts, kind.prefix, kind.turns))
     if options.get("enable_prefix_caching") and repeats and summary["cached_tokens"].value is None:
         yield finding("prefix-cache")
 
 
-def across(versions: Sequence[Mapping[str, Any]]) -> Finding | None:
-    """What differs between runs that should differ in nothing else: of each run, versions by name.
-
-    >>> across([{"vllm": "0.11", "driver": None}, {"vllm": "0.12", "driver": None}]).text
-    'The runs were measured with different software: vllm 0.11, 0.12.'
-    """
-    names = sorted({name for each in versions for name in each})
-    seen = {name: list(dict.fromkeys(str(each.get(name)) for each in versions)) for name in names}
-    differ = [f"{name} {', '.join(values)}" for name, values in seen.items() if len(values) > 1]
-    return finding("mixed-versions", differences="; ".join(differ)) if differ else None
-
-
-def _conduct(seen: Times, summary: Summary, asked: int | None) -> Iterator[Finding]:
-    """Of the run as a whole: whether it ended, what failed, whether there was enough of it."""
+def _conduct(run: Run, seen: Times, summary: Summary) -> Iterator[Finding]:
+    """Did the run end, which requests failed, and were there enough requests?"""
     done, failed = int(seen.completed.sum()), int(seen.failed.sum())
-    if summary.state != "complete":
+    if run.state != "complete":
+        requests = run.file.workload.requests
+        # With conversations `count` is the number of conversations, not of requests.
+        asked = None if any(kind.turns for kind in requests.kinds) else requests.count
         of_all = done if asked is None else f"{done} of {asked}"
-        yield finding("incomplete", state=summary.state, done=of_all, cut=len(seen.completed) - done - failed)
+        yield finding("incomplete", state=run.state, done=of_all, cut=len(seen.completed) - done - failed)
     if failed > FAILED_SHARE * (done + failed):
         kinds = ", ".join(f"{kind} {count}" for kind, count in summary.errors.items())
         yield finding("failed-requests", share=failed / (done + failed), kinds=kinds)
@@ -94,10 +67,10 @@ def _conduct(seen: Times, summary: Summary, asked: int | None) -> Iterator[Findi
         yield finding("few-requests", done=done, needs=needs)
 
 
-def _steadiness(summary: Summary, window: Window | None, warmup_requests: int) -> Iterator[Finding]:
-    """Of the part of the run that the figures are of, and of what is in it that should not be."""
+def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[Finding]:
+    """Was the load steady in the window, and does the window stand for the whole run?"""
     cut_s = 0.0 if window is None or window.whole is not None else window.begin_s
-    if warmup_requests == 0 and cut_s <= 0 and summary["duration_s"].status != "simulated":
+    if run.file.workload.warmup.requests == 0 and cut_s <= 0 and not run.simulated:
         yield finding("no-warmup")
     if window is None:
         return
@@ -116,14 +89,14 @@ def _steadiness(summary: Summary, window: Window | None, warmup_requests: int) -
         yield finding("output-coverage", coverage=coverage)
 
 
-def _tokens(requests: pd.DataFrame, seen: Times, summary: Summary, ignore_eos: bool) -> Iterator[Finding]:
-    """Of what was asked against what was got, and of who counted it."""
+def _tokens(run: Run, seen: Times, summary: Summary) -> Iterator[Finding]:
+    """Do the tokens that were requested, sent, counted by the engine and received agree?"""
     read, read_asked, counted, asked = (
-        requests[column].to_numpy(float, na_value=np.nan)[seen.completed]
+        run.requests[column].to_numpy(float, na_value=np.nan)[seen.completed]
         for column in ("input_tokens", "input_asked", "output_tokens", "output_asked")
     )
     got, arrived = (seen.each[column].to_numpy()[seen.completed] for column in ("output_tokens", "arrived_tokens"))
-    if ignore_eos and (short := got < asked).any():
+    if run.file.workload.requests.ignore_eos and (short := got < asked).any():
         lost = 1 - got[short].sum() / asked[short].sum()
         yield finding("short-output", short=short.sum(), answers=len(got), lost=lost)
     if (differs := ~np.isnan(read) & (read != read_asked)).any():
@@ -138,9 +111,13 @@ def _tokens(requests: pd.DataFrame, seen: Times, summary: Summary, ignore_eos: b
         yield finding("cached-input", share=cached / total)
 
 
-def mixed(runs: Iterable[Run]) -> Finding | None:
-    """Software that can change a figure and is not the same in all of these runs."""
-    return across([_software(run) for run in runs])
+def mixed(runs: Sequence[Run]) -> Finding | None:
+    """The finding that software which can change a figure differs between these runs; None if it does not differ."""
+    versions = [_software(run) for run in runs]
+    names = sorted({name for each in versions for name in each})
+    seen = {name: list(dict.fromkeys(str(each.get(name)) for each in versions)) for name in names}
+    differ = [f"{name} {', '.join(values)}" for name, values in seen.items() if len(values) > 1]
+    return finding("mixed-versions", differences="; ".join(differ)) if differ else None
 
 
 def _software(run: Run) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""The table of findings: what each code says, advises and means. Its rows are in data/findings.yaml."""
+"""The table of findings, data/findings.yaml: text, meaning and advice of each code."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from harness.model import Finding
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One code. `seen` and `advice` hold {names} for the values of a run."""
+    """One code. `seen` and `advice` hold {names} that a run's values replace."""
 
     seen: str
     about: str
     advice: str
     serious: bool | str = False
-    """A text says when it is: the caller decides."""
+    """A text says under which condition it is serious: then the caller decides."""
 
 
 @cache
@@ -31,7 +31,7 @@ def findings() -> Mapping[str, Row]:
 
 
 def finding(code: str, *, serious: bool | None = None, **values: Any) -> Finding:
-    """The finding of that code, with a run's values in its texts. KeyError if the table has no such code or name.
+    """The finding with this code and a run's values in its texts. KeyError for an unknown code or a missing value.
 
     >>> finding("few-requests", done=16, needs=299).text
     '16 requests completed, too few for an interval of the p99: it needs 299.'

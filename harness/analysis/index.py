@@ -1,4 +1,4 @@
-"""All runs under a root as one table: read once, kept beside them, and read again only where a run has changed."""
+"""All runs under a root as one table, cached in `.index.parquet`; only new or changed runs are read again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FIELDS: Mapping[str, Callable[[Run], Any]] = {
     "harness": lambda run: run.environment.harness,
     "error": lambda run: run.file.error,
 }
-"""Column -> where in run.json it stands; after these come the run's figures, each under its own name."""
+"""Column -> its value from a run. The figures of the run follow, each under its own name."""
 _KEY = ("directory", "stamp")
 _COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -48,21 +48,17 @@ _COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
 
 
 def runs(root: Path, where: str | None = None) -> pd.DataFrame:
-    """A row a run, oldest first: `FIELDS`, then the value of every figure (NaN where a run has none).
+    """One row per run, oldest first: `FIELDS`, then the value of every figure (NaN if the run does not have it).
 
-    A damaged run has the state `damaged` and what is wrong with it in `error`. `where` is as `matching` reads it.
+    A damaged run has the state `damaged` and the mistake in `error`. `where` is a condition for `matching`.
     """
-    return _chosen(root, where).drop(columns=list(_KEY))
-
-
-def _chosen(root: Path, where: str | None) -> pd.DataFrame:
-    table = _fresh(root)
-    return table if where is None else matching(table, where)
+    return matching(_fresh(root), where).drop(columns=list(_KEY))
 
 
 def figures(root: Path, where: str | None = None) -> pd.DataFrame:
-    """A row a figure of each run that `runs` gives: the run's `FIELDS`, then those of `harness.model.Figure`."""
-    chosen = _chosen(root, where)  # by directory: one that was renamed or copied still has the run's first name
+    """One row per figure of the runs in `runs`: the run's `FIELDS`, then the fields of `harness.model.Figure`."""
+    chosen = matching(_fresh(root), where)
+    # Merged by directory, because a copied run keeps its id.
     chosen = chosen.loc[chosen["state"] != "damaged", ["directory", *FIELDS]]
     names = [each.name for each in dataclasses.fields(Figure)]
     rows = [
@@ -74,20 +70,20 @@ def figures(root: Path, where: str | None = None) -> pd.DataFrame:
     return chosen.merge(table, on="directory").drop(columns="directory")
 
 
-def matching(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The rows for which every condition of `COLUMN OP VALUE and COLUMN OP VALUE…` holds.
+def matching(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
+    """The rows that meet every condition of `COLUMN OP VALUE and COLUMN OP VALUE…`; all rows if `where` is None.
 
-    OP is one of = != < <= > >=. Text is compared without regard to case, and = and != take shell patterns. `n/a` stands
-    for a missing value, which else meets no condition. HarnessError for an unknown column, or a value of another kind.
+    OP is one of = != < <= > >=. Text is compared without case, and = and != take shell patterns. A missing value meets
+    only `COLUMN=n/a`. HarnessError for an unknown column, or for text compared with a number.
 
     >>> table = pd.DataFrame({"run": ["a", "b"], "model": ["Qwen3-8B", None], "users": [8.0, 64.0]})
     >>> matching(table, "model=qwen* and users<=8")["run"].tolist(), matching(table, "model=n/a")["run"].tolist()
     (['a'], ['b'])
     """
-    for condition in re.split(r"\s+and\s+", where.strip()):
+    for condition in re.split(r"\s+and\s+", where.strip()) if where is not None else ():
         parts = re.fullmatch(r"([\w.]+)\s*(!=|<=|>=|=|<|>)\s*(.*)", condition.strip(), re.S)
         if parts is None:
-            raise HarnessError(f"'{condition}' is no condition", "write for instance 'model=qwen* and users>=8'")
+            raise HarnessError(f"'{condition}' is not a condition", "write for instance 'model=qwen* and users>=8'")
         column, sign, value = parts[1], parts[2], parts[3].strip("'\" ")
         if column not in table:
             raise HarnessError(f"no run has '{column}'", f"columns are {', '.join(FIELDS)} and the names of figures")
@@ -114,7 +110,7 @@ def _holds(column: pd.Series, sign: str, value: str) -> pd.Series:
 
 
 def _fresh(root: Path) -> pd.DataFrame:
-    """The index, brought up to date, and stored again where a run was added, changed or removed."""
+    """The index, with new and changed runs read again; it is stored again if it has changed."""
     stamps = dict(_stamps(root))
     known = _stored(root)
     valid = known["stamp"].eq(known["directory"].map(stamps)) & ~known["state"].isin(["running", "damaged"])
@@ -125,40 +121,38 @@ def _fresh(root: Path) -> pd.DataFrame:
     table = pd.concat([kept, pd.DataFrame(new)], ignore_index=True) if new else kept
     table = table.reindex(columns=list(dict.fromkeys([*_KEY, *FIELDS, *table.columns]))).sort_values("directory")
     table = _typed(table.reset_index(drop=True))
-    with contextlib.suppress(OSError, pa.ArrowException):  # a root that cannot be written is read anew each time
+    with contextlib.suppress(OSError, pa.ArrowException):  # if the root cannot be written, every call reads all runs
         partial = root / f"{FILE}.{os.getpid()}"
         table.to_parquet(partial)
         partial.rename(root / FILE)
     return table
 
 
-_NUMBERS = ("device_count", "users", "rate_per_s")
+_TEXT = {*_KEY, *FIELDS} - {"device_count", "users", "rate_per_s"}
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    """Text as objects and all else as floats, whichever version of pandas made the table."""
-    text = [name for name in (*_KEY, *FIELDS) if name not in _NUMBERS]
-    return table.astype({name: object if name in text else float for name in table.columns})
+    """The table with text as objects and numbers as floats, for every version of pandas."""
+    return table.astype({name: object if name in _TEXT else float for name in table.columns})
 
 
 def _stored(root: Path) -> pd.DataFrame:
-    try:
+    """The stored index; an empty one if it is absent, damaged or of another version."""
+    with contextlib.suppress(OSError, ValueError, pa.ArrowException):
         table = pd.read_parquet(root / FILE)
         if {*_KEY, *FIELDS} <= set(table.columns):
             return _typed(table)
-    except (OSError, ValueError, pa.ArrowException):  # absent, or damaged: it is only a copy
-        pass
     return pd.DataFrame(columns=[*_KEY, *FIELDS])
 
 
 def _stamps(root: Path) -> Iterator[tuple[str, str]]:
-    """Each run's directory, with what changes when the run or the code that makes its summary does."""
+    """Each run's directory name, and a stamp that changes with run.json and with the code of the harness."""
     for path in root.iterdir() if root.is_dir() else ():
         if path.is_symlink() or path.name.startswith("."):
             continue
         try:
             changed_ns = (path / "run.json").stat().st_mtime_ns
-        except PermissionError:  # `read_run` will say so
+        except PermissionError:  # `read_run` reports it
             changed_ns = 0
         except (FileNotFoundError, NotADirectoryError):
             continue

@@ -1,4 +1,4 @@
-"""Joules from meter readings, with what is known of their error. docs/energy.md has the method, formula by formula.
+"""Energy from meter readings, with bounds of its error. docs/energy.md has every formula.
 
 Times are seconds since the load began; a window is the pair of instants between which energy is wanted.
 """
@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 TIGHT_S = 0.003
-"""An update whose instant is known to this is good enough to hang a window on."""
+"""Largest width of an update's interval at which a window may begin or end on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """A counter as it was read: when each reading was asked for, when it had come, and what it said."""
+    """The readings of a counter: when each was requested, when it had arrived, and its value."""
 
     before_s: Array
     after_s: Array
@@ -30,19 +30,19 @@ class Reads:
 
 
 class Edges(NamedTuple):
-    """A counter's updates: so much had been used at some instant between `low_s` and `high_s`, likely at `time_s`."""
+    """A counter's updates: `energy_j` was reached between `low_s` and `high_s`, by estimate at `time_s`."""
 
     low_s: Array
     high_s: Array
     time_s: Array
     energy_j: Array
     sure: npt.NDArray[np.bool_]
-    """Whether `time_s` is fit to interpolate from."""
+    """Whether `time_s` is good enough for interpolation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Energy between two instants. The truth, but for the sensor's gain, is within `low_j` and `high_j`."""
+    """Energy between two instants. Apart from the sensor's gain, the truth lies between `low_j` and `high_j`."""
 
     start_s: float
     end_s: float
@@ -50,7 +50,7 @@ class Window:
     low_j: float
     high_j: float
     boundary_j: float
-    """What the ends may add or take: from the hard interval, or, on a counter's updates, from their instants."""
+    """Error from the ends: from the hard interval, or at a counter's updates from the uncertainty of their instants."""
     source: str = "counter"
 
     @property
@@ -61,9 +61,9 @@ class Window:
 def edges(reads: Reads) -> Edges:
     """The counter's updates, from pairs of readings that differ.
 
-    An update was seen between the instant at which the reading before it was asked for and that at which its own had
-    come. Where other updates are known closely (`TIGHT_S`), one that is not is put a whole number of periods from the
-    nearest such; if that leaves doubt about which period it was in, it is not `sure`.
+    An update lies between the request of the reading before it and the arrival of its own reading. If that interval
+    is wider than `TIGHT_S`, the update is placed a whole number of periods after the nearest update with a narrow
+    interval; if several placements are possible, it is not `sure`.
     """
     changed = np.flatnonzero(np.diff(reads.energy_j) != 0) + 1
     low, high = reads.before_s[changed - 1], reads.after_s[changed]
@@ -79,16 +79,16 @@ def edges(reads: Reads) -> Edges:
 
 
 def _nearest(instants: Array, wanted: Array) -> npt.NDArray[np.int64]:
-    """Index of the one of the ascending `instants` (at least one) that is nearest to each wanted."""
+    """Index of the nearest of the ascending `instants` (at least one) to each wanted instant."""
     after = np.clip(np.searchsorted(instants, wanted), 1, max(1, len(instants) - 1)) % len(instants)
     return np.asarray(after - (wanted - instants[after - 1] <= instants[after] - wanted))
 
 
 def counter_window(reads: Reads, start_s: float, end_s: float, peak_w: float = math.inf) -> Window | None:
-    """Energy from a counter between any two instants, or None where its readings do not bracket them.
+    """Energy from a counter between any two instants; None if its readings do not enclose them.
 
-    Between updates the energy is interpolated, and the boundary term is the hard interval's. At instants that `align`
-    gave, what the counter said is exact and only when it said so is not: there the term is that doubt at `peak_w`.
+    Between updates the energy is interpolated, and the boundary term is that of the hard interval. At instants from
+    `align` the counter's value is exact, and only its time is uncertain: the term is that time at `peak_w`.
 
     >>> reads = Reads(np.arange(9.0), np.arange(9.0) + 0.1, 100 * np.arange(9.0))
     >>> w = counter_window(reads, 2.5, 6.5)
@@ -121,7 +121,7 @@ def counter_window(reads: Reads, start_s: float, end_s: float, peak_w: float = m
 
 
 def align(reads: Reads, instants: Sequence[float] | Array) -> Array:
-    """Each instant moved to the nearest update of the counter that is known closely; unmoved where there is none.
+    """Each instant moved to the nearest update with a narrow interval; unchanged if there are fewer than two.
 
     >>> reads = Reads(np.arange(9.0), np.arange(9.0) + 0.1, 100 * np.arange(9.0))
     >>> align(reads, [2.2, 5.8])
@@ -133,7 +133,7 @@ def align(reads: Reads, instants: Sequence[float] | Array) -> Array:
 
 
 def _close(found: Edges) -> tuple[Array, Array]:
-    """The updates known most closely: their instants, and how far each may be off."""
+    """The updates with the narrowest intervals: their instants and half-widths."""
     width = found.high_s - found.low_s
     close = width <= max(TIGHT_S, 1.5 * float(width.min(initial=math.inf)))
     return found.time_s[close], width[close] / 2
@@ -149,10 +149,10 @@ def power_window(
     mean_s: float | None,
     range_w: float | None = None,
 ) -> Window | None:
-    """Energy as the trapezoid under power readings, ends interpolated, or None where they do not span the window.
+    """Energy as the trapezoid under power readings, ends interpolated; None if they do not span the window.
 
-    A reading stands for the `mean_s` before the field's last update, on average `update_s / 2` ago, and is moved back
-    so far. `range_w` is how far power may range, by default as far as the readings do. docs/energy.md has the bound.
+    A reading is the mean over the `mean_s` before the last update, on average `update_s / 2` ago, and is moved back
+    accordingly. `range_w` is the range of the power, by default that of the readings. docs/energy.md has the bound.
 
     >>> t = np.arange(0, 10, 0.1)
     >>> w = power_window(t, np.full(100, 300.0), 2.0, 4.0, update_s=0.1, mean_s=1.0)
@@ -182,7 +182,7 @@ def power_window(
 
 
 def _autocorrelation_time(values: Array) -> float:
-    """1 + 2 x the sum of the autocorrelations up to the first that is not positive."""
+    """1 + 2 x the sum of the autocorrelations before the first that is not positive."""
     x = values - values.mean()
     if len(x) < 4 or not x.any():
         return 1.0

@@ -1,4 +1,4 @@
-"""From requests to figures: throughput, latency, goodput and tokens. docs/method.md has every formula."""
+"""Figures of a run's requests: throughput, latency, goodput and tokens. docs/method.md has every formula."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ LATENCIES: Mapping[str, str] = {
     "response_s": "no request succeeded with a token",
     "lag_s": "no request was sent",
 }
-"""Latency -> why there is none, where there is none."""
+"""Latency -> the reason if no request has one."""
 PERCENTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 STATISTICS = ("mean", *PERCENTILES)
 ABORTED = "aborted"
-"""The error of a request that the end of the run cut off."""
+"""Error of a request that was still in flight when the run ended."""
 CANCELLED = "cancelled"
-"""The error of a request whose user gave up, as the workload asked (`cancel_after_s`)."""
+"""Error of a request that its user cancelled (`cancel_after_s` in the workload)."""
 NO_SUCCESS = "no request succeeded"
 WINDOW: Mapping[str, str] = {
     "window.begin_s": "s",
@@ -40,36 +40,36 @@ WINDOW: Mapping[str, str] = {
     "window.output_coverage": "share",
     "window.exchanged": "share",
 }
-"""Figures of the steady window, and their units."""
+"""Figures of the measured window, and their units."""
 OBJECTIVES: Mapping[str, str] = {
     "ttft_s": "first_response_s",
     "tpot_s": "tpot_s",
     "itl_s": "longest_gap_s",
     "e2e_s": "response_s",
 }
-"""Objective -> the column of `Times.each` that it limits."""
+"""Objective -> the column of `Times.each` that the objective limits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Times:
-    """What a run's stamps come to, one element a request in the order of the rows; NaN where there is nothing."""
+    """Latencies of each request, in the order of the rows; NaN where a request has none."""
 
     completed: Mask
     failed: Mask
-    """The engine's doing. Neither this nor completed: the run ended first."""
+    """Failed in the engine. A request that is neither failed nor completed was cut off or cancelled."""
     each: pd.DataFrame
     """Per request: ttft_s, tpot_s, e2e_s, response_s, lag_s, first_response_s, longest_gap_s; output_tokens, by the
-    engine's count or else what arrived; arrived_tokens; gaps, how many of gaps_s are the request's."""
+    engine's count or else as arrived; arrived_tokens; gaps, the request's number of elements in gaps_s."""
     gaps_s: Array
-    """Between the arrivals of each completed request, one request after the other."""
+    """Gaps between arrivals within each completed request, request by request."""
 
 
 def times(requests: pd.DataFrame, state: str) -> Times:
-    """Every latency of every request. `requests` has the columns of `harness.model.Record`; it may have no rows.
+    """Latencies of each request. `requests` has the columns of `harness.model.Record`, and may have no rows.
 
-    Only completed requests have latencies, except lag_s, which is the harness's own doing.
+    Only completed requests have latencies; lag_s, which the client causes, exists for every request that was sent.
     """
-    # A request whose end is missing was in flight when the harness was killed.
+    # A request without an end was in flight when the harness was killed.
     ended = requests["end_s"].notna().to_numpy()
     error = requests["error"]
     cut_off = ((error == ABORTED) & (state != "complete") | (error == CANCELLED)).fillna(False).to_numpy(bool)
@@ -81,9 +81,7 @@ def times(requests: pd.DataFrame, state: str) -> Times:
     padded = np.append(arrival_s, np.nan)
     first = np.where(sizes > 0, padded[starts], np.nan)
     last = np.where(sizes > 0, padded[ends - 1], np.nan)
-    inner = np.ones(len(arrival_s), bool)
-    inner[starts[sizes > 0]] = False
-    gaps_s = np.diff(arrival_s, prepend=0.0)[inner]
+    gaps_s = gaps_within(arrival_s, sizes)
     gaps = np.maximum(sizes - 1, 0)
     longest = np.full(len(gaps), np.nan)
     if len(gaps_s):
@@ -93,7 +91,7 @@ def times(requests: pd.DataFrame, state: str) -> Times:
     scheduled, sent = _numbers(requests["scheduled_s"]), _numbers(requests["sent_s"])
     each = {
         "ttft_s": first - sent,
-        # Fewer than two arrivals say nothing of the time between tokens, however many they carry.
+        # One arrival, of any number of tokens, has no time between tokens.
         "tpot_s": np.where(gaps > 0, (last - first) / np.where(tokens > 1, tokens - 1, np.nan), np.nan),
         "e2e_s": last - sent,
         "response_s": last - scheduled,
@@ -107,6 +105,13 @@ def times(requests: pd.DataFrame, state: str) -> Times:
     return Times(completed, faulty & ~cut_off, pd.DataFrame(each, index=requests.index), gaps_s)
 
 
+def gaps_within(arrival_s: Array, sizes: NDArray[np.int64]) -> Array:
+    """Gaps between the successive arrivals of each request, request by request; `sizes` counts a request's arrivals."""
+    inner = np.ones(len(arrival_s), bool)
+    inner[(np.cumsum(sizes) - sizes)[sizes > 0]] = False  # the first arrival of a request ends no gap
+    return np.diff(arrival_s, prepend=0.0)[inner]
+
+
 def window_of(
     requests: pd.DataFrame,
     state: str,
@@ -114,14 +119,21 @@ def window_of(
     users: int | None = None,
     watts: Callable[[Array], Array] | None = None,
 ) -> Window | None:
-    """The steady window of a run (`harness.analysis.window.find_window`); None where nothing was sent."""
+    """The measured window of a run (`harness.analysis.window.find_window`); None if no request was sent."""
     sent_s, end_s = _numbers(requests["sent_s"]), _numbers(requests["end_s"])
     if np.isnan(sent_s).all():
         return None
     seen, complete = times(requests, state), state == "complete"
     tokens = np.where(seen.completed, seen.each["arrived_tokens"], 0.0)
-    came = _came(requests, seen)
-    return find_window(sent_s, end_s, tokens, *came, shape=shape, users=users, complete=complete, watts=watts)
+    arrivals = _arrivals(requests, seen)
+    return find_window(sent_s, end_s, tokens, *arrivals, shape=shape, users=users, complete=complete, watts=watts)
+
+
+def members(requests: pd.DataFrame, window: Window | None) -> pd.DataFrame:
+    """The requests sent within the window; all of them if the window is None or the whole run."""
+    if window is None or window.whole is not None:
+        return requests
+    return requests[requests["sent_s"].between(window.begin_s, window.end_s, inclusive="left")]
 
 
 def summarise(
@@ -134,20 +146,19 @@ def summarise(
 ) -> Summary:
     """A run's figures, without findings (`harness.analysis.findings` has those).
 
-    `state` is the run's; `objectives` are upper limits in seconds, None for no limit; `simulated` marks all figures;
-    rates and latencies are those of the `window`, None: of the whole run. A figure that cannot be had is None with its
-    reason. HarnessError for an objective that does not exist.
+    `objectives` are upper limits in seconds, None for no limit; `simulated` sets the status of all figures. Rates and
+    latencies come from the `window`, or from the whole run if it is None. A figure without a value has a reason.
+    HarnessError for an unknown objective.
     """
     whole, duration = times(requests, state), _duration(requests)
-    of_whole = _rates(requests, whole, duration.value)
-    rows, seen, length_s, basis, rates = requests, whole, duration.value, Basis(), of_whole
+    seen, length_s, basis = whole, duration.value, Basis()
+    rates = of_whole = _rates(requests, whole, length_s, basis)
     if window is not None and window.whole is None:
-        members = requests["sent_s"].between(window.begin_s, window.end_s, inclusive="left")
-        rows = requests[members].sort_values("sent_s", kind="stable")
+        rows = members(requests, window).sort_values("sent_s", kind="stable")
         seen, length_s, basis = times(rows, state), window.end_s - window.begin_s, Basis.of(rows, window)
-        arrival_s, tokens = _came(requests, whole)
-        came = float(tokens[(arrival_s >= window.begin_s) & (arrival_s < window.end_s)].sum())
-        rates = _rates(rows, seen, length_s, basis, came)
+        arrival_s, tokens = _arrivals(requests, whole)
+        arrived = float(tokens[(arrival_s >= window.begin_s) & (arrival_s < window.end_s)].sum())
+        rates = _rates(rows, seen, length_s, basis, arrived)
     limits = {name: limit for name, limit in objectives.items() if limit is not None}
     figures = [
         duration,
@@ -167,14 +178,14 @@ def summarise(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Basis:
-    """What the intervals of rates and means rest on."""
+    """Input of the intervals of rates and means; the default gives no interval."""
 
     why: str | None = "no interval of a whole run"
-    """Why there are none."""
+    """The reason why figures have no interval; None: they have one."""
     time_s: Array = field(default_factory=lambda: np.empty(0))
-    """Of each member, in order of sending: how long it held its slot, or in an open loop until the next was sent."""
+    """For each request in order of sending: time in flight (closed loop), or time until the next request (open)."""
     together: float = 1.0
-    """The least requests of a batch: a quarter of those in flight at a time, since they shared the engine."""
+    """Smallest batch of the batch means: a quarter of the requests in flight, because those shared the engine."""
 
     @classmethod
     def of(cls, rows: pd.DataFrame, window: Window) -> Basis:
@@ -183,7 +194,7 @@ class Basis:
         return cls(None, time_s, max(1.0, window.in_flight / 4))
 
     def bound(self, figure: Figure, top: Array, bottom: Array | None = None) -> Figure:
-        """The figure with the interval of sum(top) / sum(bottom), or with the reason why it has none."""
+        """The figure with the interval of sum(top) / sum(bottom), or with the reason why there is no interval."""
         if figure.value is None or self.why is not None:
             return replace(figure, reason=figure.reason or self.why)
         half = stats.ratio_half(top, bottom, self.together)
@@ -192,15 +203,15 @@ class Basis:
         return replace(figure, low=figure.value * (1 - half), high=figure.value * (1 + half))
 
 
-def _came(requests: pd.DataFrame, seen: Times) -> tuple[Array, Array]:
-    """When the tokens of completed requests arrived, and how many at a time."""
+def _arrivals(requests: pd.DataFrame, seen: Times) -> tuple[Array, Array]:
+    """Time and number of tokens of each arrival of the completed requests."""
     return _flat(requests["arrival_s"], seen.completed)[0], _flat(requests["arrival_tokens"], seen.completed)[0]
 
 
 def _window(window: Window | None, seen: Times, whole: Times, rate: Figure, duration: Figure) -> list[Figure]:
-    """Where the window lies, and whether its members stand for all requests."""
+    """Where the window lies, and how well its requests represent all requests."""
     if window is None or duration.value is None:
-        reason = duration.reason or "no window was looked for"
+        reason = duration.reason or "the window was not searched"
         return [Figure(name, None, unit, "measured", reason=reason) for name, unit in WINDOW.items()]
     length_s, n = window.end_s - window.begin_s, int(seen.completed.sum())
     got, every = (each.each["output_tokens"][each.completed] for each in (seen, whole))
@@ -219,6 +230,7 @@ def _window(window: Window | None, seen: Times, whole: Times, rate: Figure, dura
 
 
 def _arrived(requests: pd.DataFrame) -> Array:
+    """Tokens that arrived for each request."""
     tokens, sizes = flat(requests["arrival_tokens"])
     total = np.concatenate(([0.0], np.cumsum(tokens)))
     ends = np.cumsum(sizes)
@@ -226,7 +238,7 @@ def _arrived(requests: pd.DataFrame) -> Array:
 
 
 def _flat(column: pd.Series, keep: Mask) -> tuple[Array, NDArray[np.int64]]:
-    """The values of a column of lists, and how many each row has; rows that are not kept count as empty."""
+    """All values of a column of lists and the length of each row; rows that are not kept have length 0."""
     values, sizes = flat(column)
     return values[np.repeat(keep, sizes)], np.where(keep, sizes, 0)
 
@@ -236,7 +248,7 @@ def _numbers(column: pd.Series) -> Array:
 
 
 def _duration(requests: pd.DataFrame) -> Figure:
-    """From the first due time to the last thing that was sent or received, whatever became of its request."""
+    """Time from the first due time to the last sending, arrival or end of any request, failed ones included."""
     if requests.empty:
         return Figure("duration_s", None, "s", "measured", n=0, reason="no request was sent")
     arrival_s, _ = _flat(requests["arrival_s"], requests["end_s"].isna().to_numpy())
@@ -252,12 +264,12 @@ def _counts(requests: pd.DataFrame, seen: Times) -> list[Figure]:
 
 
 def _rates(
-    requests: pd.DataFrame, seen: Times, duration_s: float | None, basis: Basis | None = None, came: float | None = None
+    requests: pd.DataFrame, seen: Times, duration_s: float | None, basis: Basis, arrived: float | None = None
 ) -> list[Figure]:
-    """Completed requests and their tokens, over the duration. `came`: output tokens, in place of all that they got."""
-    n, basis = int(seen.completed.sum()), basis or Basis()
+    """Completed requests and their tokens per second; `arrived` replaces the sum of their output tokens."""
+    n = int(seen.completed.sum())
     given, unknown = _sum(requests["input_tokens"], seen)
-    got = float(seen.each["output_tokens"][seen.completed].sum()) if came is None else came
+    got = float(seen.each["output_tokens"][seen.completed].sum()) if arrived is None else arrived
     outputs, inputs = (
         np.where(seen.completed, x, 0.0) for x in (seen.each["output_tokens"], _numbers(requests["input_tokens"]))
     )
@@ -276,7 +288,7 @@ def _rates(
 def _rate(
     name: str, total: float | None, unit: str, duration_s: float | None, completed: int, unknown: str | None = None
 ) -> Figure:
-    """`total` over the duration; None where it is unknown, where nothing succeeded, or over no time at all."""
+    """`total` per second; None if the total is unknown, if no request succeeded, or if the duration is 0."""
     if completed and total is not None and duration_s is not None and duration_s > 0:
         return Figure(name, total / duration_s, unit, "measured", n=completed)
     reason = unknown or "the measured part has no length"
@@ -284,7 +296,7 @@ def _rate(
 
 
 def _sum(column: pd.Series, seen: Times) -> tuple[float | None, str | None]:
-    """The total over completed requests; None, and why, where the engine did not say it for each of them."""
+    """The total over completed requests; None and the reason if the engine did not report it for all of them."""
     values = _numbers(column)[seen.completed]
     known = int((~np.isnan(values)).sum())
     if known < len(values):
@@ -293,7 +305,7 @@ def _sum(column: pd.Series, seen: Times) -> tuple[float | None, str | None]:
 
 
 def _spread(name: str, seen: Times, basis: Basis) -> list[Figure]:
-    """Mean and percentiles of one of `LATENCIES`. Gaps of one request are not independent of each other."""
+    """Mean and percentiles of one of `LATENCIES`. ITL is pooled: the gaps of one request depend on each other."""
     pooled = name == "itl_s"
     values = seen.gaps_s if pooled else seen.each[name].dropna().to_numpy()
     if len(values) == 0:
@@ -313,16 +325,16 @@ def _spread(name: str, seen: Times, basis: Basis) -> list[Figure]:
         low, high = interval or (None, None)
         if interval is None:
             few = f"its interval needs {needs} requests, has {count}"
-            reason = few if count < needs else "no interval: too much hangs on too few requests"
+            reason = few if count < needs else "no interval: a few requests dominate"
         value = stats.percentile(ordered, p)
         figures.append(Figure(f"{name}.{stat}", value, "s", "measured", low, high, len(values), reason))
     return figures
 
 
 def _goodput(seen: Times, duration_s: float | None, limits: Mapping[str, float], basis: Basis) -> list[Figure]:
-    """Requests that met every objective, per second and as a share of those that ended; then each objective alone.
+    """Requests that met all objectives, per second and as a share of completed and failed ones; then each objective.
 
-    Waiting counts from the due time. An answer of one arrival has no time between tokens, and meets those objectives.
+    Latencies count from the due time. An answer with one arrival has no gap between tokens and meets limits on gaps.
     """
     answered = seen.completed & seen.each["ttft_s"].notna().to_numpy()
     met = {"objectives_met": answered}
@@ -332,19 +344,19 @@ def _goodput(seen: Times, duration_s: float | None, limits: Mapping[str, float],
         column = seen.each[OBJECTIVES[name]].to_numpy()
         met[f"objectives_met.{name}"] = answered & ~(column > limit)
     met["objectives_met"] = np.logical_and.reduce(list(met.values()))
-    completed, judged = int(seen.completed.sum()), int((seen.completed | seen.failed).sum())
+    completed, ended = int(seen.completed.sum()), int((seen.completed | seen.failed).sum())
     rate = _rate("goodput_per_s", float(met["objectives_met"].sum()), "requests/s", duration_s, completed)
     rate = basis.bound(rate, met["objectives_met"].astype(float), basis.time_s)
     absent = None if completed else NO_SUCCESS
     if not limits:
         absent = "the workload has no objectives"
         rate = replace(rate, value=None, low=None, high=None, reason=absent)
-    shares = {name: None if absent else float(good.sum() / judged) for name, good in met.items()}
-    return [rate, *(Figure(name, x, "share", "measured", n=judged, reason=absent) for name, x in shares.items())]
+    shares = {name: None if absent else float(good.sum() / ended) for name, good in met.items()}
+    return [rate, *(Figure(name, x, "share", "measured", n=ended, reason=absent) for name, x in shares.items())]
 
 
 def _tokens(requests: pd.DataFrame, seen: Times) -> list[Figure]:
-    """Tokens of the completed requests: asked for, and got; and how much of the time between tokens went unseen."""
+    """Tokens asked for and received by the completed requests, and the share of gaps between tokens not observed."""
     n = int(seen.completed.sum())
     output = seen.each["output_tokens"][seen.completed]
     totals = {

@@ -1,4 +1,4 @@
-"""How precise figures are, when a run may stop, what a wanted precision still needs; docs/method.md has the rule."""
+"""Precision of figures, when a run may stop, and how many more requests it needs; docs/method.md has the rule."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from harness.errors import HarnessError
 from harness.model import Summary
 
 DEFAULTS = ("output_tokens_per_s", "joules_per_output_token")
-"""What a precision without a name is of: the second where energy is measured."""
+"""Figures of a precision without a name; the second only if energy is measured."""
 GROWTH = 1.05
-"""From one look to the next a run grows by this factor."""
+"""Factor between the numbers of requests at two successive looks."""
 IN_A_ROW = 2
-"""So many looks must find every figure precise enough."""
+"""Number of successive looks that must find every figure precise enough."""
 LEAST = 100
-"""Requests before the first look."""
+"""Number of requests at the first look."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure whose 95% interval shall reach no further than this share of its value."""
+    """Target relative half-width of the 95% interval of a figure."""
 
     figure: str
     share: float
@@ -34,13 +34,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far a figure's interval reaches, as a share of its value; None where it has none, for that reason."""
+    """Relative half-width of a figure's interval; None, with the reason, if the figure has no interval."""
 
     target: Target
     half: float | None
     reason: str
     requests: int
-    """In the window that it rests on."""
+    """Requests in the window of the figure."""
 
     @property
     def met(self) -> bool:
@@ -48,12 +48,12 @@ class Reach:
 
     @property
     def factor(self) -> float | None:
-        """How many times as many requests it needs: the interval shrinks with the root of their number."""
+        """Factor on the number of requests that reaches the target; the half-width is inverse to the square root."""
         return None if self.half is None else max(1.0, (self.half / self.target.share) ** 2)
 
     @property
     def more(self) -> int | None:
-        """Requests that are still needed."""
+        """Number of further requests needed."""
         return None if self.factor is None else math.ceil(self.requests * (self.factor - 1) - 1e-9)
 
 
@@ -80,16 +80,16 @@ def parse(words: Sequence[str]) -> tuple[Target, ...]:
 
 
 def check_shape(shape: str) -> None:
-    """HarnessError where a load of that shape has no steady part whose figures could be precise."""
+    """HarnessError if a load of this shape has no steady part, and so no intervals."""
     if shape in WHOLE:
         raise HarnessError(
-            f"--precision with load.shape={shape}: {WHOLE[shape]}, and one run has no interval",
+            f"--precision with load.shape={shape}: {WHOLE[shape]}, and the figures of one run have no interval",
             "repeat the run with --repeat, or measure at a steady load (closed, constant, poisson)",
         )
 
 
 def reaches(summary: Summary, targets: Sequence[Target]) -> tuple[Reach, ...]:
-    """Where each target stands. Of the default figures the one of energy only where the run has it.
+    """The half-width of each target's figure; the default energy figure is left out if the run has no energy.
 
     HarnessError for a figure that the summary does not have.
     """
@@ -112,17 +112,17 @@ def reaches(summary: Summary, targets: Sequence[Target]) -> tuple[Reach, ...]:
 
 @dataclass(slots=True)
 class Looks:
-    """When to look at a run that grows, and when to stop it: the first look is at `LEAST` requests, each next one when
-    there are `GROWTH` times as many, and `IN_A_ROW` of them must find it precise enough.
+    """When to look at a growing run, and when to stop it: the first look is at `LEAST` requests, each next one at
+    `GROWTH` times as many; the run stops after `IN_A_ROW` successive looks that find it precise.
 
-    A single look would often stop on an interval that is narrow by chance, and more often the more looks there are.
+    A single look would often stop on an interval that is narrow by chance, more often with more looks.
     """
 
     due: int = LEAST
     met: int = 0
 
     def enough(self, requests: int, precise: Callable[[], bool]) -> bool:
-        """Whether to stop at so many requests; asks whether it is `precise` only when a look is due."""
+        """Whether to stop at this number of requests; calls `precise` only if a look is due."""
         if requests >= self.due:
             self.due = math.ceil(requests * GROWTH)
             self.met = self.met + 1 if precise() else 0
@@ -130,10 +130,10 @@ class Looks:
 
 
 def whole_prefix(requests: pd.DataFrame) -> pd.DataFrame:
-    """The requests of a run in progress that were sent before any that is still in flight.
+    """The requests of a run in progress that were sent before every request still in flight.
 
-    A journal holds what has ended: of what was sent lately the short ones alone. In conversations, whose later turns
-    nobody can count ahead, what was sent longer ago than the longest request took.
+    A journal holds ended requests only: of those sent recently, only the short ones. In conversations, whose later
+    turns have no consecutive index: the requests sent longer ago than the longest request took.
     """
     if requests["conversation"].isna().all():
         known = np.sort(requests["index"].to_numpy(int))

@@ -1,4 +1,4 @@
-"""The readings of one run, device by device, with what is wrong with them; and when its tokens came."""
+"""The power readings of one run by device, their faults, and the counts of tokens over time."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import pandas as pd
 
 from harness.analysis.findings_table import finding
 from harness.analysis.joules import Array, Reads, Window, align, counter_window, edges, power_window
+from harness.analysis.latency import gaps_within
 from harness.model import Finding, MeterDevice, MeterInfo, Status
 from harness.store.rows import flat
 
 STALE_PERIODS = 5
-"""A counter that did not move, or was not read, for so many of its periods is a doubt."""
+"""Periods without an update or a reading after which a counter is faulty."""
 LEAST_PERIODS = 10
-"""Fewer of the counter's periods than this in a window are a doubt."""
+"""Smallest number of the counter's periods in a window without a finding."""
 GPU = ("gpu", "gpu module")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One device and domain of one meter: what it said of itself, and its rows of power.parquet."""
+    """One device and domain of one meter: its description, and its rows of power.parquet."""
 
     device: MeterDevice
     status: Status
@@ -38,7 +39,7 @@ class Source:
 
     @property
     def reads(self) -> Reads | None:
-        """The counter's readings; None where it gave none."""
+        """The counter's readings; None if there are fewer than two."""
         rows = self.rows[self.rows["energy_j"].notna()]
         if len(rows) < 2:
             return None
@@ -47,7 +48,7 @@ class Source:
         return Reads(before - self.offset_s, after + self.offset_s, energy, device.period_s, device.quantum_j or 0.001)
 
     def power(self, column: str, start_s: float, end_s: float) -> Window | None:
-        """The integral of a power column over the window; None where there is a gap in it."""
+        """The integral of a power column over the window; None if the readings have a gap."""
         rows = self.rows[self.rows[column].notna()]
         time = (rows["before_s"].to_numpy(float) + rows["after_s"].to_numpy(float)) / 2
         if len(time) < 2:
@@ -58,16 +59,17 @@ class Source:
         near = time[(time > start_s - 2) & (time < end_s + 2)]
         if float(np.diff(near).max(initial=0.0)) > STALE_PERIODS * max(update_s, 0.1):
             return None
-        told = self.rows[["power_w", "average_w"]].to_numpy(float)
-        low_w, high_w = float(np.nanmin(told)), float(np.nanmax(told))
+        watts = self.rows[["power_w", "average_w"]].to_numpy(float)
+        low_w, high_w = float(np.nanmin(watts)), float(np.nanmax(watts))
         if self.rows["power_w"].isna().all() and device.power_limit_w is not None:  # means alone hide peaks
             low_w, high_w = 0.0, max(high_w, device.power_limit_w)
-        mean_s, watts = device.average_window_s if average else None, rows[column].to_numpy(float)
-        return power_window(time, watts, start_s, end_s, update_s=update_s, mean_s=mean_s, range_w=high_w - low_w)
+        mean_s, range_w = device.average_window_s if average else None, high_w - low_w
+        power_w = rows[column].to_numpy(float)
+        return power_window(time, power_w, start_s, end_s, update_s=update_s, mean_s=mean_s, range_w=range_w)
 
 
 def sources(power: pd.DataFrame, infos: Sequence[MeterInfo]) -> tuple[Source, ...]:
-    """Every device of every meter with its own rows, in time order."""
+    """Every device of every meter with its rows, in time order."""
     power = power.sort_values("before_s", kind="stable")
     of: dict[Any, pd.DataFrame] = dict(iter(power.groupby(["device", "domain"], sort=False)))
     return tuple(
@@ -78,7 +80,7 @@ def sources(power: pd.DataFrame, infos: Sequence[MeterInfo]) -> tuple[Source, ..
 
 
 def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
-    """Why this source gives no energy for the window; None: nothing found."""
+    """The fault because of which this source gives no energy for the window, or None."""
     gpu, device, rows = source.label, source.device.device, source.rows
     near = rows[(rows["after_s"] >= start_s - 1) & (rows["before_s"] <= end_s + 1)]
     errors = " ".join(near["error"].dropna().unique())
@@ -115,14 +117,14 @@ def source_window(source: Source, start_s: float, end_s: float) -> Window | None
         return None
     if (reads := source.reads) is None:
         return source.power("average_w", start_s, end_s) or source.power("power_w", start_s, end_s)
-    # No board draws more than its limit for long; without one, what was read last bounds it only loosely.
+    # A board exceeds its power limit only briefly. Without a limit the newest power is a loose bound.
     limit_w, newest_w = source.device.power_limit_w, source.rows["power_w"].max()
     peak_w = limit_w if limit_w is not None else math.inf if pd.isna(newest_w) else 1.5 * float(newest_w)
     return counter_window(reads, start_s, end_s, peak_w)
 
 
 def joules_between(source: Source, cuts: Array) -> Array:
-    """Energy between each two of the instants, interpolated; for a window that `source_window` found sound."""
+    """Energy between successive instants, interpolated; for a window without a fault."""
     if (reads := source.reads) is not None:
         found = edges(reads)
         time, joules = np.maximum.accumulate(found.time_s[found.sure]), found.energy_j[found.sure]
@@ -143,7 +145,7 @@ def total(parts: Sequence[Source], start_s: float, end_s: float) -> Window | Non
 
 
 def watts_between(power: pd.DataFrame, infos: Sequence[MeterInfo], cuts: Array) -> Array:
-    """Mean power of all GPUs between each two of the instants; NaN where a counter does not tell it."""
+    """Mean power of all GPUs between successive instants; NaN without counters that cover all instants."""
     gpus = [source for source in sources(power, infos) if source.device.domain in GPU]
     if any(source.reads is None for source in gpus) or total(gpus, float(cuts[0]), float(cuts[-1])) is None:
         return np.full(len(cuts) - 1, math.nan)
@@ -168,11 +170,11 @@ def worst(parts: Sequence[Source]) -> Status:
 
 
 def tokens(requests: pd.DataFrame) -> pd.DataFrame:
-    """How many there had been by each instant of the index, which starts at -inf. Columns of `requests`: model.Record.
+    """Cumulative counts at each instant of the index, which starts at -inf. `requests` has the columns of model.Record.
 
-    `output_token`; `input_token`, of prompts that had been read, as their first token shows; `context`, the output
-    tokens times the length of the context they were made with; `request`, completed; `sent` and `ended`, requests too.
-    Tokens of failed requests count: what they cost was spent.
+    `output_token`; `input_token`, counted at the first token of the request; `context`, output tokens times the length
+    of their context; `request`, completed requests; `sent` and `ended`, requests. Tokens of failed requests count,
+    because their energy was used.
     """
     (when, sizes), (group, _) = flat(requests["arrival_s"]), flat(requests["arrival_tokens"])
     inputs = requests["input_tokens"].fillna(requests["input_asked"]).to_numpy(float)
@@ -185,24 +187,21 @@ def tokens(requests: pd.DataFrame) -> pd.DataFrame:
         pd.DataFrame({"input_token": inputs[sizes > 0]}, when[first]),
         *(pd.DataFrame({name: 1.0}, at.dropna().to_numpy(float)) for name, at in instants.items()),
     ]
-    came = pd.concat([pd.DataFrame({"output_token": 0.0}, [-math.inf]), *events])
-    return came.fillna(0.0).sort_index(kind="stable").cumsum()
+    counts = pd.concat([pd.DataFrame({"output_token": 0.0}, [-math.inf]), *events])
+    return counts.fillna(0.0).sort_index(kind="stable").cumsum()
 
 
-def counted(came: pd.DataFrame, instants: Array) -> pd.DataFrame:
-    """The row of `tokens` at each instant, at which itself is included."""
-    return came.iloc[came.index.searchsorted(instants, side="right") - 1]
+def counted(counts: pd.DataFrame, instants: Array) -> pd.DataFrame:
+    """The row of `tokens` at each instant, with the events at that instant."""
+    return counts.iloc[counts.index.searchsorted(instants, side="right") - 1]
 
 
-def between(came: pd.DataFrame, cuts: Array) -> pd.DataFrame:
-    """What came between each two of the instants."""
-    return counted(came, cuts).diff().iloc[1:]
+def between(counts: pd.DataFrame, cuts: Array) -> pd.DataFrame:
+    """The increase of each count between successive instants."""
+    return counted(counts, cuts).diff().iloc[1:]
 
 
 def step_s(requests: pd.DataFrame) -> float:
-    """Median gap between a request's tokens: what a window's end can be off by in tokens. 0 where there is none."""
-    when, sizes = flat(requests["arrival_s"])
-    inside = np.ones(len(when), bool)
-    inside[(np.cumsum(sizes) - sizes)[sizes > 0]] = False  # the first arrival of a request ends no gap
-    gaps = np.diff(when, prepend=0.0)[inside]
+    """Median gap between a request's tokens, the uncertainty of a window's edge in tokens; 0 without gaps."""
+    gaps = gaps_within(*flat(requests["arrival_s"]))
     return float(np.median(gaps)) if len(gaps) else 0.0

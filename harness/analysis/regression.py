@@ -1,4 +1,4 @@
-"""What each kind of work takes of a usage (device-seconds, joules), from blocks of time that hold different work."""
+"""Usage (device-seconds or joules) per unit of each kind of work, by regression over blocks of time."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SHARE_LIMIT = 0.5
 class Split:
     """Usage per unit of each kind of work; all arrays are in the order of the blocks' columns.
 
-    `replicates` has one row a bootstrap sample; `identified` says which coefficients the blocks pin down. `condition`
-    is the largest condition index of the scaled counts, `rank` their rank.
+    `replicates` has one row per bootstrap sample; `identified` says which coefficients the blocks determine.
+    `condition` is the largest condition index of the scaled counts, `rank` their rank.
     """
 
     coefficients: Array
@@ -41,10 +41,10 @@ class Split:
 def split_usage(groups: Sequence[Array], replicates: int = 200) -> Split:
     """usage = sum of coefficient * count, no coefficient below 0.
 
-    A row of a group is a block of time: its counts of each kind of work, then its usage. Non-negative least squares
-    over the blocks of all groups (scipy.optimize.nnls), then scaled so that over all blocks the terms add up to the
-    whole usage: work is seen a little after it was done, and such errors in the counts would otherwise shrink every
-    coefficient. The bootstrap draws whole blocks within each group.
+    A row of a group is a block of time: the counts of each kind of work, then the usage. Non-negative least squares
+    over the blocks of all groups (scipy.optimize.nnls), then scaled so that the terms add up to the whole usage:
+    tokens are observed a little after the work, and such errors in the counts would otherwise shrink every coefficient.
+    The bootstrap draws whole blocks within each group.
 
     >>> counts = np.random.default_rng(0).uniform(0, 2, (40, 3))
     >>> split_usage([np.column_stack([counts, counts @ [50, 3, 2]])]).coefficients.round(6)
@@ -65,7 +65,7 @@ def split_usage(groups: Sequence[Array], replicates: int = 200) -> Split:
 
 
 def identify(counts: Array) -> tuple[tuple[bool, ...], int, float]:
-    """Which columns the rows tell apart, their rank, and the largest condition index (columns scaled to length 1)."""
+    """Which coefficients the rows determine, the rank, and the largest condition index (columns scaled to length 1)."""
     norms = np.linalg.norm(counts, axis=0)
     scaled = counts / np.maximum(norms, 1e-300)
     _, singular, right = np.linalg.svd(scaled, full_matrices=False)

@@ -1,4 +1,4 @@
-"""Figures of what a server said of itself while it was measured."""
+"""Figures from the metrics that a server reported while it was measured."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ GAUGES = {
     "waiting.max": "requests",
     "kv_cache_use.max": "share",
 }
-"""Figures of the readings themselves, and their units."""
+"""Figures of metrics that are not counters, and their units."""
 
 
 def server_figures(readings: pd.DataFrame, begin_s: float, end_s: float) -> tuple[Figure, ...]:
-    """What a server said of itself between two times (the columns of server.parquet), as figures named `server.…`.
+    """Figures `server.…` from the readings (columns of server.parquet) between two times.
 
-    Means and maxima are over the readings, a second apart: what came and went in between is not in them. Of counters,
-    the last reading before the span is taken from the first one after it: `server.prefix_cache_hits` is the share of
-    the prompt tokens looked up that were found. A figure whose metric the server does not give is left out.
+    Means and maxima are over readings one second apart, and miss changes in between. The increase of a counter is the
+    first reading after the span less the last one before it. `server.prefix_cache_hits` is the share of the prompt
+    tokens looked up in the cache that were found. Metrics that the server does not report give no figure.
     """
     by_name = {name: rows.set_index("time_s")["value"].sort_index() for name, rows in readings.groupby("name")}
     found: list[Figure] = []
@@ -34,7 +34,7 @@ def server_figures(readings: pd.DataFrame, begin_s: float, end_s: float) -> tupl
         if name in by_name:
             inside = by_name[name][begin_s:end_s]
             value = float(getattr(inside, stat)()) if len(inside) else None
-            reason = None if len(inside) else "no reading fell into the measured part"
+            reason = None if len(inside) else "no reading lies in the measured window"
             found.append(Figure(f"server.{key}", value, unit, "measured", n=len(inside), reason=reason))
     grown: dict[str, float] = {}
     for counter, values in by_name.items():
@@ -43,7 +43,7 @@ def server_figures(readings: pd.DataFrame, begin_s: float, end_s: float) -> tupl
         grown[str(counter)] = float(values.iloc[last] - values.iloc[first])
     if "prefix_cache_hits" in grown and (asked := grown.get("prefix_cache_queries")) is not None:
         share = grown["prefix_cache_hits"] / asked if asked > 0 else None
-        reason = None if asked > 0 else "no token was looked up"
+        reason = None if asked > 0 else "no token was looked up in the cache"
         found.append(Figure("server.prefix_cache_hits", share, "share", "measured", n=int(asked), reason=reason))
     if "preemptions" in grown:
         found.append(Figure("server.preemptions", grown["preemptions"], "requests", "measured"))

@@ -1,4 +1,4 @@
-"""The part of a run in which the load was what was asked: found from times and counts alone. docs/method.md derives it.
+"""The measured window: the part of a run in which the load was as asked. docs/method.md derives the method.
 
 Times are seconds since the load began.
 """
@@ -14,54 +14,54 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 LEAST_REQUESTS, LEAST_TURNOVERS = 60, 5
-"""With fewer requests under full load, or fewer for each that is in flight at a time, a run is too short to be cut."""
+"""Fewest requests under full load, in all and per request in flight, for cutting the warm-up."""
 LEAST_BINS, MOST_BINS, COMPARED = 20, 500, 20
-"""Parts that the loaded time is divided into for the cut, and into how many what is left, to compare their rates."""
+"""Smallest and largest number of parts of the loaded time for the cut; number of parts whose rates are compared."""
 CHANGE = 0.03
-"""Relative change of the rate over the window below which it counts as steady."""
+"""Largest relative change of the rate over the window that counts as steady."""
 QUEUE = 0.05
-"""Share of the requests of the window by which the number in flight may grow in it."""
+"""Largest growth of the requests in flight over the window, as a share of its requests."""
 LINE_P, STEP_P = 0.005, 0.0005
-"""Chance that a steady rate passes for a line, and for a step at one of the places where it may be."""
+"""Probability that a steady rate tests as a line, and as a step at one given place."""
 MOST_CUT = 1 / 3
-"""Share of the loaded time beyond which what drifts is no warm-up."""
+"""Largest share of the loaded time that a warm-up may take."""
 PLATEAU = 0.2
-"""Share of the compared time that a level has to last."""
+"""Smallest share of the compared time for a level."""
 
 WHOLE = {
     "offline": "offline: all requests are sent at once, and the whole run is the load",
     **dict.fromkeys(("trace", "ramp", "steps"), "a load that varies: the whole run is the load"),
 }
-"""Shapes whose window is the whole run, and why."""
+"""Load shapes whose window is the whole run, and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How a rate moved: from `before` to `since`, its levels around a step at `at`, or the ends of a line."""
+    """A change of the rate from `before` to `since`: levels around a step at `at`, or ends of a line."""
 
     kind: Literal["drift", "shift"]
     before: float
     since: float
     at: float = 0.0
-    """Share of the time that had passed at the step."""
+    """Time of the step as a share of the whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Requests sent from `begin_s` until before `end_s` are its members; of a whole run all are."""
+    """The requests sent from `begin_s` until before `end_s`; all requests if it is the whole run."""
 
     begin_s: float
     end_s: float
     in_flight: float
-    """Requests at a time."""
+    """Mean requests in flight."""
     closed: bool = False
     whole: str | None = None
-    """Why it is the whole run; None: it is the steady part of it."""
+    """The reason why the window is the whole run; None: it is the steady part."""
     code: Literal["not-steady", "level-shift", "queue-grows"] | None = None
-    """The finding that goes with it."""
+    """The code of its finding."""
     change: Change | None = None
     shift_s: float | None = None
-    """When the level shifted."""
+    """Time of the level shift."""
 
 
 def find_window(
@@ -76,15 +76,16 @@ def find_window(
     complete: bool = True,
     watts: Callable[[Array], Array] | None = None,
 ) -> Window:
-    """The steady window of a run of at least one request.
+    """The measured window of a run with at least one request.
 
-    `sent_s`, `end_s` (NaN: it did not come to that) and `request_tokens` have an element a request, `token_s` and
-    `tokens` one an arrival. `shape` and `users` are the load's. `watts` gives the mean power between each two of some
-    instants, NaN where it is not known.
+    `sent_s`, `end_s` (NaN if not reached) and `request_tokens` have an element per request, `token_s` and `tokens` one
+    per arrival. `shape` and `users` are those of the load. `watts` gives the mean power between successive instants,
+    NaN if unknown.
 
-    Closed: from when the last user sent its first request until the first slot stays empty. Open: from the first
-    request to the last. Of that the warm-up is cut by MSER-5, on the rate of tokens and on power; what is left must
-    have neither drift nor shift nor a growing queue. Offline, a trace, an incomplete run and a short one are whole.
+    Closed loops count from the first request of the last user until a slot stays empty, open loops from the first
+    request to the last. MSER-5, on the token rate and on power, cuts the warm-up from that. The rest must have no
+    drift, no level shift and no growing queue. The window of an offline run, a trace, an incomplete or a short run is
+    the whole run.
     """
     known = ~np.isnan(sent_s) & ~np.isnan(end_s)
     order = np.argsort(sent_s[known], kind="stable")
@@ -101,17 +102,17 @@ def find_window(
     needs = max(LEAST_REQUESTS, LEAST_TURNOVERS * round(held))
     members = int(((sent >= begin) & (sent < limit)).sum())
     if members < needs:
-        return replace(run, whole=f"{members} requests under full load, too few to cut a warm-up: {needs} are needed")
+        return replace(run, whole=f"{members} requests under full load, {needs} needed to cut the warm-up")
 
-    came = np.argsort(token_s, kind="stable")
-    token_s, arrived = token_s[came], np.concatenate(([0.0], np.cumsum(tokens[came])))
+    by_time = np.argsort(token_s, kind="stable")
+    token_s, arrived = token_s[by_time], np.concatenate(([0.0], np.cumsum(tokens[by_time])))
     stay_s = float(stay.mean())
     cuts = np.linspace(begin, limit, int(np.clip((limit - begin) / max(stay_s, 1e-9), LEAST_BINS, MOST_BINS)) + 1)
     rate = np.diff(arrived[np.searchsorted(token_s, cuts)]) / np.diff(cuts)
     power = np.array([np.nan]) if watts is None else watts(cuts)
     cut = max(mser(rate), 0 if np.isnan(power).any() else mser(power))
-    # Of the instants within one stay the one at which as many tokens are owed to earlier requests as to the members
-    # when the window ends: then the members' tokens are those that came in it, also where all users are in step.
+    # Begin within one stay where earlier requests are still owed as many tokens as the members at the window's end.
+    # Then the members' tokens equal the tokens that arrive in the window, even if all users are in step.
     edges = np.append(sent[slice(*np.searchsorted(sent, [cuts[cut], min(cuts[cut] + stay_s, limit)]))], limit)
     owed = np.concatenate(([0.0], np.cumsum(asked)))[np.searchsorted(sent, edges)]
     owed -= arrived[np.searchsorted(token_s, edges)]
@@ -122,11 +123,11 @@ def find_window(
     grown = float(np.polyfit(np.linspace(0, 1, len(queue)), queue, 1)[0])
     if slots == 0 and grown > QUEUE * members:
         return replace(run, whole=f"the requests in flight grew by {grown:.0f}", code="queue-grows")
-    return _judged(run, steady, rate, cuts, cut)
+    return _steady_or_whole(run, steady, rate, cuts, cut)
 
 
-def _judged(run: Window, steady: Window, rate: Array, cuts: Array, cut: int) -> Window:
-    """The steady window, or the whole run where its rate drifts or shifts; `cut` of the bins are warm-up."""
+def _steady_or_whole(run: Window, steady: Window, rate: Array, cuts: Array, cut: int) -> Window:
+    """The steady window, or the whole run if its rate drifts or shifts; the first `cut` bins are warm-up."""
     ever, rest = change(_parts(rate)), change(_parts(rate[cut:]))
     if ever is None and rest is None:
         return steady
@@ -144,10 +145,10 @@ def _judged(run: Window, steady: Window, rate: Array, cuts: Array, cut: int) -> 
 
 
 def mser(values: Array) -> int:
-    """How many of the first values to leave out, at most half of them: the MSER rule.
+    """Number of values to cut at the start, at most half of them, by the MSER rule.
 
-    It is the d with the least sum of squares about the mean of the values from d on, over the square of their number.
-    MSER-5 does so on means of five; here every value is the mean of all that came within it. Sources: White (1997),
+    The cut d has the least sum of squares about the mean of the values from d on, divided by their number squared.
+    MSER-5 uses means of five values; here every value is the mean over a part of the time. Sources: White (1997),
     Simulation 69(6); White, Cobb and Spratt (2000), Proc. Winter Simulation Conference.
 
     >>> mser(np.array([1.0, 4.0, 9.5, 10.0, 9.5, 10.5, 10.0, 9.5, 10.0, 10.5]))
@@ -159,11 +160,10 @@ def mser(values: Array) -> int:
 
 
 def change(values: Array) -> Change | None:
-    """How evenly spaced values moved: by a line, by one step between two levels, or (None) not so that it shows.
+    """The change of evenly spaced values: a line, a step between two levels, or None if neither is significant.
 
-    Each is an F test against a constant, its F divided by (1 + r) / (1 - r), with r the autocorrelation of what the
-    better of the two leaves over. The one that leaves less is it; a step whose levels slope by more than half of it
-    is a drift.
+    Each is an F test against a constant, with F divided by (1 + r) / (1 - r), r the autocorrelation of the residuals.
+    The model with the smaller residuals counts; a step whose levels slope by more than half of the step is a drift.
 
     >>> change(np.r_[np.tile([9.9, 10.1], 5), np.tile([7.9, 8.1], 5)])
     Change(kind='shift', before=10.0, since=8.0, at=0.5)
@@ -198,6 +198,6 @@ def change(values: Array) -> Change | None:
 
 
 def _parts(values: Array) -> Array:
-    """Means of `COMPARED` equal parts, or of fewer; what does not fit is left out at the beginning."""
+    """Means of about `COMPARED` equal parts; a remainder at the start is left out."""
     size = max(1, len(values) // COMPARED)
     return np.asarray(values[len(values) % size :].reshape(-1, size).mean(axis=1))

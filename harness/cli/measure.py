@@ -79,9 +79,9 @@ def run(
         group, runs = new_id(datetime.now(UTC), "repeat", spec.name), []
         for k in range(repeat):
             sweep = {"name": group, "key": f"{k}", "values": {}, "repeat": k} if repeat > 1 else None
-            with Stop(targets) if targets else contextlib.nullcontext() as judge:
+            with Stop(targets) if targets else contextlib.nullcontext() as stop:
                 directory = measuring.run(
-                    spec, out, display.show, power, declared, clients, ray, enough=judge, sweep=sweep
+                    spec, out, display.show, power, declared, clients, ray, enough=stop, sweep=sweep
                 )
             runs.append(read_run(directory))
             if runs[-1].state != "complete":

@@ -1,4 +1,4 @@
-"""What this machine can measure, and what would make a run here doubtful; docs/quiet-machine.md says why."""
+"""What this machine can measure, and what would put a run here in doubt; docs/quiet-machine.md has the reasons."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from harness.meters.rapl import GRANT, RaplReader
 from harness.model import Finding, MeterDevice, PowerSample
 
 BUSY_SHARE = 0.25
-"""Of the cores that others may keep busy."""
+"""Largest share of the cores that other processes may use without a finding."""
 SWAP_SHARE = 0.01
-"""Of the memory that may lie in swap: some always does, left behind long ago."""
+"""Largest share of the memory in swap without a finding; a little is always there."""
 LEAST_BYTES, ROOM_BYTES = 1e8, 2e10
-"""Below the first a run may not fit; below the second no larger model can be fetched."""
+"""Free space below which a run may not fit, and below which a large model cannot be downloaded."""
 USER_CLOCKS = 0x02
-"""NVML's clock event reason for clocks that somebody has set."""
+"""NVML's clock event reason for clocks set by a user."""
 Seen = tuple[str, str] | Finding
-"""A part and what is known of it, or what is wrong and the command that mends it."""
+"""A part of the machine and its description, or a finding."""
 
 
 def examine(results: Path) -> Iterator[Seen]:
-    """What is here, and what is wrong with it. Imports no engine, needs no GPU, leaves everything as it is.
+    """The parts of this machine and the findings about them. Imports no engine, needs no GPU, changes nothing.
 
-    Serious is only that no run can be stored in `results`: what runs here may be a server elsewhere.
+    The only serious finding is that no run can be stored in `results`: the engine may be a server on another machine.
     """
     place = environment.capture()
     yield "harness", f"{place['harness']}, Python {place['python']}, {place['os']}"
@@ -65,7 +65,7 @@ def _engines(place: Mapping[str, Any]) -> Iterator[Seen]:
 
 
 def _models() -> Iterator[str]:
-    """Models that need no download: those of installed packages, and what the hub's cache holds."""
+    """Models that need no download: those in installed packages and in the cache of the Hugging Face hub."""
     for name, row in short_names().items():
         if importlib.util.find_spec(row["package"].replace("-", "_")) is not None:
             yield name
@@ -131,7 +131,7 @@ def _host(place: Mapping[str, Any]) -> Iterator[Seen]:
 
 
 def _room(results: Path) -> Iterator[Seen]:
-    """Room where runs and models go, each in the nearest directory that is there."""
+    """Free space for runs and models, in the nearest existing directory."""
     for what, path in (("results", results), ("model cache", cache_root())):
         there = next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
         free = shutil.disk_usage(there).free

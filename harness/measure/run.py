@@ -1,17 +1,15 @@
-"""A run from its set-up to its stored end: the engine, the meters and the load, on one event loop."""
+"""One run: starts the engine and the meters, measures the load on one event loop, and stores the result."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import itertools
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,22 +26,22 @@ from harness.meters.sampler import Polled
 from harness.meters.server import ServerReader
 from harness.model import SERVED, EngineInfo, ServerSample
 from harness.store.directory import RunWriter, engine_record, new_id, point_latest
-from harness.store.run_file import Anchor, RunFile, Timings
+from harness.store.run_file import Anchor, RunFile
 from harness.workload.arrivals import Trace
 from harness.workload.library import read_files
 from harness.workload.schema import Workload
 
 IDLE_S = 3.0
-"""How long each span without load is metered."""
+"""Length of each metered span without load."""
 LEAD_S = 0.02, 0.3
-"""How long before second zero it is named: to a sender in this process, and to client processes."""
+"""Time between choosing second zero and reaching it: with a sender in this process, and with client processes."""
 Notify = Callable[[Progress], None]
 Enough = Callable[[Path], bool]
-"""Asked four times a second while measuring, with the run's directory: True ends the load in good order."""
+"""Called four times a second while measuring, with the run's directory; True stops sending, and the run completes."""
 
 
 class Kept:
-    """An engine that stays loaded from one run to the next of the same process, with the event loop it lives on."""
+    """An engine that stays loaded for several runs in one process, with its event loop."""
 
     def __init__(self) -> None:
         self.runner = asyncio.Runner(loop_factory=event_loop)
@@ -51,7 +49,7 @@ class Kept:
         self.info: EngineInfo | None = None
 
     def close(self) -> None:
-        """Stop the engine; an error of one that is already dead is of no interest."""
+        """Stop the engine; errors of an engine that is already dead are ignored."""
         if self.engine is not None:
             with contextlib.suppress(Exception):
                 self.runner.run(self.engine.stop())
@@ -72,19 +70,19 @@ def run(
 ) -> Path:
     """Measure the workload once, and return the directory under `root` that holds the run.
 
-    The run is stored whatever happens after the engine was asked to start. An interrupt or a dying engine ends the
-    measuring and keeps what was measured, with the state `interrupted` or `failed`. `power` names the meters
-    (`harness.meters.base.start_meters`), which are read from before the engine starts until after it has stopped;
-    `declared` is what `RunFile.declared` says. With more than one of `clients`, so many processes send the load; with
-    `ray`, a cluster's address, they are on its nodes, one on each unless `clients` says more. `sweep` is what
-    `RunFile.sweep` says. An engine that is `kept` is started once, whatever the later workloads say of it, and stopped
-    by `Kept.close`.
+    The run is stored in every case once its set-up is valid: after an interrupt or the death of the engine with the
+    requests measured so far, and the state `interrupted` or `failed`. `power` names the meters
+    (`harness.meters.base.start_meters`), which are read from before the engine starts until after it has stopped.
+    `declared` and `sweep` are the fields of `RunFile`. `clients` is the number of processes that send the load; with
+    `ray`, the address of a cluster, they run on its nodes, by default one per node. A `kept` engine is started by the
+    first run, serves the later ones as it is, and is stopped by `Kept.close`.
 
-    Raises HarnessError where the set-up is wrong, before or while the engine starts.
+    Raises HarnessError for a mistake in the set-up, before or while the engine starts.
     """
     name = choose_engine() if workload.engine.name == "auto" else workload.engine.name
     here = kept or Kept()
-    here.engine = here.engine or create_engine(name, workload.engine_model(name), workload.engine_options(name))
+    if here.engine is None:
+        here.engine = create_engine(name, workload.engine_model(name), workload.engine_options(name))
     files = read_files(workload)
     arrivals = files.get(workload.load.trace or "")
     inputs = Inputs(files, arrivals if isinstance(arrivals, Trace) else None)
@@ -101,15 +99,15 @@ def run(
                     workload=workload.model_dump(mode="json"),
                     engine_asked=name,
                     environment=environment.capture(),
-                    declared=dict(declared or {}),
-                    meters_asked=list(power),
+                    declared=declared or {},
+                    meters_asked=power,
                     meters=meter.infos,
                     meters_absent=meter.absent,
-                    sweep=None if sweep is None else dict(sweep),
+                    sweep=sweep,
                 ),
             )
             with _output_to(writer.directory / "engine.log"):
-                session = _Session(workload, inputs, here, writer, notify, meter, count, link, enough)
+                session = _Session(workload, inputs, here, here.engine, writer, notify, meter, count, link, enough)
                 ended = session.run(stops=kept is None)
     except BaseException as stopped:
         if writer is not None:
@@ -128,14 +126,14 @@ def run(
 def _links(
     clients: int | None, ray: str | None, engine: str, workload: Workload
 ) -> Iterator[tuple[int, Callable[[Job], Link] | None]]:
-    """How many clients there are, and what starts one; None: this process is the only one."""
+    """Number of clients, and the function that starts one; None: this process sends the load itself."""
     if clients in (None, 1) and ray is None:
         yield 1, None
         return
     if engine not in SERVED:
         raise HarnessError(
-            f"engine '{engine}' works inside the harness's own process, where one client sends",
-            "leave --clients and --ray out, or measure a server with --engine openai",
+            f"engine '{engine}' runs inside the harness's own process, which is its only client",
+            "omit --clients and --ray, or measure a server with --engine openai",
         )
     with contextlib.nullcontext() if ray is None else Cluster(ray) as cluster:
         count = clients or (len(cluster.nodes) if cluster else 1)
@@ -149,28 +147,21 @@ def _links(
 
 @dataclass(slots=True)
 class _Session:
-    """One load on one engine, from its start where it does not run yet."""
+    """One run on one engine, which is started unless it is running already."""
 
     workload: Workload
     inputs: Inputs
     kept: Kept
+    engine: Engine
     writer: RunWriter
     notify: Notify
     power: _Power
     clients: int
     link: Callable[[Job], Link] | None
     enough: Enough | None
-    timings: Timings = field(default_factory=Timings)
-    server: Polled[ServerSample] | None = None
-    """Reads what the server says of itself while it is measured."""
-
-    @property
-    def engine(self) -> Engine:
-        assert self.kept.engine is not None
-        return self.kept.engine
 
     def run(self, stops: bool) -> Ended:
-        """How the run ended, and why if it did not end well; the engine `stops` with it, or stays."""
+        """How the run ended, with the error if it did not complete. `stops`: stop the engine at the end."""
         runner = self.kept.runner
         with Interrupt() as interrupt:
             try:
@@ -181,21 +172,20 @@ class _Session:
                 self.writer.update(engine=engine_record(info), server=server)
                 with self._sender(info) as sender:
                     with self._timed("warmup_s", "warming up"):
-                        runner.run(
-                            sender.ready()
-                            if isinstance(sender, Clients)
-                            else warm_up(self.engine, sender.make, self.workload.warmup.requests)
-                        )
+                        if isinstance(sender, Clients):
+                            runner.run(sender.ready())
+                        else:
+                            runner.run(warm_up(self.engine, sender.make, self.workload.warmup.requests))
                     self.power.idle("loaded")
-                    with self._server_read(info), self._timed("measured_s", "measuring"):
-                        ended = runner.run(self._measure(sender, interrupt))
+                    with self._server_metrics(info) as metrics, self._timed("measured_s", "measuring"):
+                        ended = runner.run(self._measure(sender, metrics, interrupt))
             except KeyboardInterrupt:
                 begun = "while measuring" if self.writer.file.clock else "before the measured part began"
                 ended = Ended("interrupted", f"interrupted {begun}")
             except EngineDied as died:
                 ended = Ended("failed", str(died))
             finally:
-                # An interrupt from here on changes nothing of what was measured.
+                # The load has ended: an interrupt changes no result any more.
                 if stops:
                     with contextlib.suppress(KeyboardInterrupt), self._timed("engine_stop_s", "stopping"):
                         runner.run(self.engine.stop())
@@ -205,7 +195,7 @@ class _Session:
             return ended
 
     async def _start(self) -> EngineInfo:
-        """Start the engine; meanwhile what it logs is shown, since a large model takes minutes."""
+        """Start the engine, and show its last log line meanwhile, because a large model takes minutes."""
         start = asyncio.ensure_future(self.engine.start())
         while not (await asyncio.wait([start], timeout=PROGRESS_PERIOD_S))[0]:
             self.notify(Progress("starting", log_line=_last_line(self.writer.directory / "engine.log")))
@@ -214,13 +204,13 @@ class _Session:
 
     @contextlib.contextmanager
     def _sender(self, info: EngineInfo) -> Iterator[Sender | Clients]:
-        """What sends the load: this process itself, or several others."""
+        """The sender of the load: in this process, or several client processes."""
         if self.link is None:
             talk = self.inputs.conversations(self.workload, info)
             yield Sender(self.workload, self.inputs.arrivals, self.engine, talk.make, self.writer.add, talk.follow)
             return
         name = self.writer.file.engine_asked
-        # Of a server that the harness started, clients are told the address.
+        # If the harness started the server, the engine knows the address for the clients.
         options = dict(getattr(self.engine, "client_options", self.workload.engine_options(name)))
         if "connections" in options:
             options["connections"] = math.ceil(options["connections"] / self.clients)
@@ -235,34 +225,30 @@ class _Session:
             self.writer.update(clients=clients.close())
 
     @contextlib.contextmanager
-    def _server_read(self, info: EngineInfo) -> Iterator[None]:
-        """Read what the server says of itself meanwhile, where the engine is one."""
+    def _server_metrics(self, info: EngineInfo) -> Iterator[Polled[ServerSample] | None]:
+        """Reads the server's own metrics meanwhile; None if the engine is not a server."""
         if not (urls := info.options.get("base_url")):
-            yield
+            yield None
             return
-        self.server = Polled("server", ServerSample, ServerReader, [urls] if isinstance(urls, str) else urls)
-        self.server.start()
+        metrics = Polled("server", ServerSample, ServerReader, [urls] if isinstance(urls, str) else urls)
+        metrics.start()
         try:
-            yield
+            yield metrics
         finally:
-            self.server.stop()
-            self.writer.add_server(self.server.drain())
-            self.server = None
+            metrics.stop()
+            self.writer.add_server(metrics.drain())
 
-    def _drain(self) -> None:
-        """Move what other processes have read into the run's journals."""
-        self.power.drain()
-        if self.server is not None:
-            self.writer.add_server(self.server.drain())
-
-    async def _measure(self, sender: Sender | Clients, interrupt: Interrupt) -> Ended:
+    async def _measure(
+        self, sender: Sender | Clients, metrics: Polled[ServerSample] | None, interrupt: Interrupt
+    ) -> Ended:
+        """Send the load from second zero to its end."""
         with LoopMonitor() as monitor:
             lead_s = LEAD_S[isinstance(sender, Clients)]
             began_ns = time.monotonic_ns() + int(lead_s * 1e9)
             zero = datetime.now(UTC) + timedelta(seconds=lead_s)
             self.writer.update(clock=Anchor(utc=zero, monotonic_s=began_ns / 1e9))
             load = measure(sender, began_ns, monitor) if isinstance(sender, Sender) else sender.run(began_ns)
-            task, ticker = asyncio.ensure_future(load), asyncio.ensure_future(self._tick(sender))
+            task, ticker = asyncio.ensure_future(load), asyncio.ensure_future(self._tick(sender, metrics))
             try:
                 with interrupt.cancels(task):
                     ended = await task
@@ -272,11 +258,13 @@ class _Session:
             self.writer.update(clients=[{"client": 0, **ended.monitor}])
         return ended
 
-    async def _tick(self, sender: Sender | Clients) -> None:
-        for tick in itertools.count():
+    async def _tick(self, sender: Sender | Clients, metrics: Polled[ServerSample] | None) -> None:
+        """Four times a second: show the progress, journal the readings, and stop if the figures are precise enough."""
+        while True:
             self.notify(sender.progress())
-            if tick % 2 == 0:
-                self._drain()
+            self.power.drain()
+            if metrics is not None:
+                self.writer.add_server(metrics.drain())
             if self.enough is not None and self.enough(self.writer.directory):
                 sender.stop()
             await asyncio.sleep(PROGRESS_PERIOD_S)
@@ -288,8 +276,8 @@ class _Session:
         try:
             yield
         finally:
-            self.timings = self.timings.model_copy(update={name: time.monotonic() - began})
-            self.writer.update(timings=self.timings)
+            timings = self.writer.file.timings.model_copy(update={name: time.monotonic() - began})
+            self.writer.update(timings=timings)
 
 
 class _Power:
@@ -298,7 +286,7 @@ class _Power:
     def __init__(self, asked: Sequence[str]) -> None:
         started, self.absent = start_meters(asked)
         self.meters = [meter for meter, _ in started]
-        self.infos = [dataclasses.asdict(info) for _, info in started]
+        self.infos = tuple(info for _, info in started)
         self.writer: RunWriter | None = None
         self._idle: dict[str, tuple[float, float]] = {}
 
@@ -306,8 +294,8 @@ class _Power:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the meters, and store what they have read and said."""
-        infos = [dataclasses.asdict(meter.stop()) for meter in self.meters]
+        """Stop the meters, and store their last readings and their descriptions."""
+        infos = tuple(meter.stop() for meter in self.meters)
         if self.writer is not None:
             self.drain()
             zero_s = self.writer.file.clock.monotonic_s if self.writer.file.clock else 0.0
@@ -315,40 +303,38 @@ class _Power:
             self.writer.update(meters=infos, idle=idle)
 
     def idle(self, name: str) -> None:
-        """Do nothing for a while, so that the meters see what the machine draws without load."""
+        """Wait for `IDLE_S`, so that the meters read the power without load."""
         if self.meters:
-            self.drain()  # a meter whose pipe is full reads nothing
+            self.drain()  # a meter stops reading while its pipe is full
             begun = time.monotonic()
             time.sleep(IDLE_S)
             self._idle[name] = begun, time.monotonic()
             self.drain()
 
     def drain(self) -> None:
-        """Move what the meters have read into the run's journal."""
+        """Move the readings of the meters into the run's journal."""
         for meter in self.meters:
             if (samples := meter.drain()) and self.writer is not None:
                 self.writer.add_power(samples)
 
 
 def _last_line(log: Path) -> str:
-    """The end of a log in at most 60 characters, without what stands in brackets before the message."""
-    with log.open("rb") as opened:
-        opened.seek(max(0, log.stat().st_size - 2000))
-        lines = opened.read().decode(errors="replace").splitlines()
+    """The last line of a log without its prefix in brackets, at most 60 characters."""
+    lines = log.read_bytes()[-2000:].decode(errors="replace").splitlines()
     last = next((line for line in reversed(lines) if line.strip()), "")
     return "".join(filter(str.isprintable, last.rpartition("] ")[2]))[:60]
 
 
 @contextlib.contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """Send what this process and its children print to a file: an engine's log belongs to the run, not on the table."""
+    """Append the output of this process and its children to a file, so that an engine's log is stored with the run."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        with path.open("ab") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
         yield
     finally:
         sys.stdout.flush()
@@ -356,4 +342,3 @@ def _output_to(path: Path) -> Iterator[None]:
         for number, original in enumerate(kept, 1):
             os.dup2(original, number)
             os.close(original)
-        os.close(log)

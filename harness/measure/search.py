@@ -1,4 +1,4 @@
-"""Sweeps: which points a study has, in what order, and which comes next where that depends on the others. Pure."""
+"""Sweeps: the points of a study and their order, and the next load of a search. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
@@ -17,13 +17,13 @@ from pydantic_core import PydanticCustomError
 from harness.config import checked, read_map
 
 ENGINE_KEYS = ("engine", "model")
-"""Where keys that need the engine loaded anew begin."""
+"""First parts of the keys that need a new engine."""
 SATURATED = 0.03
-"""Doubling ends where it brings less than this share of output rate."""
+"""Doubling ends when it raises the output rate by less than this share."""
 BISECTED = 1.05
-"""The highest load that meets an objective is known once the lowest that does not is at most this much more."""
+"""Bisection ends when the lowest load that misses the objective is at most this factor above the highest that meets."""
 BENT = 0.15
-"""Share of the whole range, of rate or interactivity, beyond which two neighbours on the front get one between them."""
+"""Smallest gap between neighbours on the front, as a share of the range of rate or interactivity, that is divided."""
 Axis = Annotated[list[Any], Field(min_length=1)]
 
 
@@ -32,32 +32,36 @@ class _Part(BaseModel):
 
 
 class Auto(_Part):
-    """Find the load at which the system saturates and the highest that meets an objective, then fill the front."""
+    """Find the load that saturates the system and the highest load that meets an objective, then fill the front."""
 
     axis: Literal["load.users", "load.rate_per_s"]
     start: float = Field(1, gt=0)
     limit: float = Field(1024, gt=0)
-    """No point beyond this load."""
+    """Highest load to measure."""
     objective: dict[str, float] = {}
-    """Figure -> its upper limit in seconds: `ttft_s.p99: 0.5`."""
+    """Figure -> its upper limit in seconds, such as `ttft_s.p99: 0.5`."""
     most: int = Field(16, ge=0, le=1000)
-    """Points are added to those that the search needed up to so many."""
+    """Number of points up to which the front is filled after the search."""
+
+    def rounded(self, load: float) -> float:
+        """The load as a whole number of users, at least 1, or as a rate of four digits."""
+        return max(1, round(load)) if self.axis == "load.users" else float(f"{load:.4g}")
 
 
 class Sweep(_Part):
-    """A study: a workload, and what varies."""
+    """A study: a workload, and the values that vary."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
     workload: str
     set: dict[str, Any] = {}
-    """Keys that all points share, as for `--set`."""
+    """Values that all points share, as for `--set`."""
     grid: dict[str, Axis] = {}
     """Every combination of these axes."""
     zip: list[dict[str, Axis]] = Field([], description="a list of maps: axes that move together, equally long")
     """Each map counts as one axis of the grid."""
     repeat: int = Field(1, ge=1, le=1000)
     auto: Auto | None = Field(None, description="a map: an axis that is not given elsewhere, and how far to search it")
-    """Searched at each combination of the grid."""
+    """A search at each combination of the grid."""
 
     @model_validator(mode="after")
     def _fits(self) -> Sweep:
@@ -85,7 +89,7 @@ class Point:
 
     @property
     def key(self) -> str:
-        """What tells this point from all others, today and when the sweep is resumed.
+        """Identifies the point in its sweep, also when the sweep is resumed.
 
         >>> Point({"load.users": 4}).key == Point({"load.users": 4}).key != Point({"load.users": 4}, repeat=1).key
         True
@@ -94,45 +98,45 @@ class Point:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def without(self, axis: str) -> Point:
-        """The combination that a search along this axis is at."""
+        """The point without this axis: a combination at which a search runs."""
         return Point({key: value for key, value in self.values.items() if key != axis}, self.repeat)
 
     def overrides(self, sweep: Sweep) -> dict[str, Any]:
-        """Axis by key that make the sweep's workload into this point's.
+        """Values by dotted key that turn the sweep's workload into the workload of this point.
 
-        The seed follows from the point, unless the sweep gives one: the same prompts again on an engine that stays
-        loaded would come from its prefix cache.
+        Unless the sweep gives a seed, each point has its own, because an engine that stays loaded would serve the same
+        prompts from its prefix cache.
         """
         return {"seed": int(self.key[:8], 16), **sweep.set, **self.values}
 
     @property
     def engine(self) -> str:
-        """What of the values needs the engine loaded anew."""
+        """The values that need a new engine, as text."""
         return json.dumps({key: x for key, x in self.values.items() if key.split(".")[0] in ENGINE_KEYS}, default=str)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a search needs to know of a measured point."""
+    """The result of a measured point that a search uses."""
 
     tokens_per_s: float | None
     """None: the point failed."""
     tpot_s: float | None
     meets: bool
-    """Whether every limit of the objective held."""
+    """Whether the point met every limit of the objective."""
 
 
 def parse_sweep(text: str, origin: str) -> Sweep:
-    """A sweep from YAML text; `origin`, its file, stands in errors and gives the name where the text has none.
+    """A sweep from YAML text. `origin` is the file, for errors and as the name of a sweep without one.
 
-    Raises HarnessError naming the key, the value and what was expected.
+    Raises HarnessError with the key, the value and the expected form.
     """
     data, places = read_map(text, origin, "a map with at least workload, and grid, zip or auto")
     return checked(Sweep, {"name": PurePath(origin).stem, **data}, origin, places)
 
 
 def points(sweep: Sweep) -> list[Point]:
-    """Every point but those of a search, those of one engine next to each other, in the order of the axes.
+    """All points except those of a search, in the order of the axes, grouped by engine.
 
     >>> sweep = Sweep(name="s", workload="smoke", grid={"load.users": [1, 2], "model": ["a", "b"]})
     >>> [tuple(point.values.values()) for point in points(sweep)]
@@ -150,85 +154,66 @@ def points(sweep: Sweep) -> list[Point]:
 
 
 def next_load(auto: Auto, measured: Mapping[float, Outcome]) -> float | None:
-    """The next load to measure, given those measured so far; None: the search is over. Its steps:
+    """The next load to measure after the measured ones; None: the search is complete. Its steps:
 
-    1. doubling from `start`, until twice the load brings less than `SATURATED` more tokens, fails, or passes `limit`;
+    1. doubling from `start`, until twice the load brings less than `SATURATED` more tokens, fails, or exceeds `limit`;
     2. bisection on a log scale between the highest load that meets the objective and the lowest that does not;
-    3. up to `most` in all, loads that each halve, on a log scale, the widest step in rate or interactivity.
+    3. up to `most` points in all, the load in the middle, on a log scale, of the widest gap in rate or interactivity.
 
     >>> auto = Auto(axis="load.users", limit=8, objective={"ttft_s.p99": 1}, most=0)
     >>> slow = {1: Outcome(10, 0.01, True), 2: Outcome(20, 0.01, True), 4: Outcome(40, 0.02, False)}
     >>> next_load(auto, {}), next_load(auto, {1: slow[1]}), next_load(auto, slow | {8: Outcome(40, 0.1, False)})
     (1, 2, 3)
     """
-    whole = auto.axis == "load.users"
     known = dict(sorted(measured.items()))
-    if not known:
-        return _load(auto.start, whole)
-    step = _doubled(auto, known, whole)
-    if step is not None:
-        return step
-    step = _bisected(auto, known, whole)
-    return _filled(auto, known, whole) if step is None else step
+    steps = (step(auto, known) for step in (_doubled, _bisected, _filled))
+    return next((load for load in steps if load is not None), None)
 
 
 def saturation(measured: Mapping[float, Outcome]) -> float | None:
-    """The lowest load with an output rate within `SATURATED` of the highest seen; None: nothing was measured."""
+    """The lowest load whose output rate is within `SATURATED` of the highest; None: no point succeeded."""
     rates = {load: rate for load, each in sorted(measured.items()) if (rate := each.tokens_per_s) is not None}
     return next((load for load, rate in rates.items() if rate >= (1 - SATURATED) * max(rates.values())), None)
 
 
 def highest_feasible(measured: Mapping[float, Outcome]) -> float | None:
-    """The highest measured load that meets the objective; None: none does."""
+    """The highest measured load that meets the objective; None: no load does."""
     return max((load for load, each in measured.items() if each.meets), default=None)
 
 
-def _load(x: float, whole: bool) -> float:
-    return max(1, round(x)) if whole else float(f"{x:.4g}")
-
-
-def _ladder(auto: Auto, whole: bool) -> Iterator[float]:
-    """start, and each doubling up to the limit, which is the last."""
-    x = auto.start
-    while x < auto.limit:
-        yield _load(x, whole)
-        x *= 2
-    yield _load(auto.limit, whole)
-
-
-def _doubled(auto: Auto, known: Mapping[float, Outcome], whole: bool) -> float | None:
-    before: float | None = None
-    for load in _ladder(auto, whole):
-        if load not in known:
-            return load
+def _doubled(auto: Auto, known: Mapping[float, Outcome]) -> float | None:
+    """The next load of start, its doublings and the limit; None if the measured ones saturate or fail."""
+    before, load = 0.0, auto.rounded(min(auto.start, auto.limit))
+    doubled = auto.start
+    while load in known:
         rate = known[load].tokens_per_s
-        if rate is None or (before is not None and rate < (1 + SATURATED) * before):
+        if rate is None or rate < (1 + SATURATED) * before or doubled >= auto.limit:
             return None
-        before = rate
-    return None
+        before, doubled = rate, 2 * doubled
+        load = auto.rounded(min(doubled, auto.limit))
+    return load
 
 
-def _bisected(auto: Auto, known: Mapping[float, Outcome], whole: bool) -> float | None:
+def _bisected(auto: Auto, known: Mapping[float, Outcome]) -> float | None:
     good = highest_feasible(known)
     if not auto.objective or good is None:
         return None
     bad = min((load for load, each in known.items() if load > good and not each.meets), default=None)
-    if bad is None or bad <= BISECTED * good or (whole and bad - good <= 1):
+    if bad is None or bad <= BISECTED * good:
         return None
-    return _between(good, bad, whole)
+    middle = auto.rounded(math.sqrt(good * bad))
+    return None if middle in known else middle
 
 
-def _filled(auto: Auto, known: Mapping[float, Outcome], whole: bool) -> float | None:
+def _filled(auto: Auto, known: Mapping[float, Outcome]) -> float | None:
+    if len(known) >= auto.most:
+        return None
     speeds = [(load, each.tpot_s, each.tokens_per_s) for load, each in known.items()]
     front = [(load, 1 / tpot_s, rate) for load, tpot_s, rate in speeds if tpot_s and rate]
-    spans = [max(column) - min(column) or 1.0 for column in list(zip(*front, strict=True))[1:]] if front else []
+    spans = [max(column) - min(column) or 1.0 for column in list(zip(*front, strict=True))[1:]]
     widest, best = BENT, None
     for (a, *left), (b, *right) in itertools.pairwise(front):
         wide = max(abs(x - y) / span for x, y, span in zip(left, right, spans, strict=True))
-        if wide > widest and (middle := _between(a, b, whole)) not in known:
+        if wide > widest and (middle := auto.rounded(math.sqrt(a * b))) not in known:
             widest, best = wide, middle
-    return best if len(known) < auto.most else None
-
-
-def _between(a: float, b: float, whole: bool) -> float:
-    return _load(math.sqrt(a * b), whole)
+    return best

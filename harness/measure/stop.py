@@ -1,6 +1,6 @@
-"""Says when a run is precise enough, by looking at its journals.
+"""Ends a run when its figures are precise enough, from the journals of the run.
 
-A process of its own at the lowest priority: what it computes must not delay what the load loop sends and stamps.
+The figures are computed in another process at the lowest priority, so that they do not delay the load loop.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.analysis import precision
-from harness.analysis.precision import Looks, Target
+from harness.analysis.precision import Looks, Target, reaches, whole_prefix
 from harness.analysis.summary import made_of
 from harness.errors import HarnessError
 from harness.process import Child, Gone
 from harness.store.run import Run, read_run
 
 PERIOD_S, PERIOD_SHARE = 0.1, 0.025
-"""Between two readings of the journals, at first, and of the time that has passed, later."""
+"""Time between two readings of the journals: at least the first, and this share of the time since the start."""
 
 
 class Stop:
-    """Asked by a run with its directory: whether its figures are precise enough. Never waits, but at its end."""
+    """Called by a run with its directory: are its figures precise enough? The answer comes without waiting."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self._child = Child(look, tuple(targets), stderr=subprocess.DEVNULL)
-        self._told = self._enough = False
+        self._started = self._enough = False
 
     def __call__(self, directory: Path) -> bool:
-        """Whether it is enough; the same from then on. A judge that died never says so."""
-        if not self._told:
-            self._told = True
+        """True from the moment the process has found every figure precise; never True if the process has died."""
+        if not self._started:
+            self._started = True
             self._child.send(directory.resolve())
         with contextlib.suppress(Gone):
             self._enough = self._enough or self._child.receive() is not None
@@ -46,31 +45,26 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._child.end()  # it holds nothing that is not in the journals
-
-    @property
-    def died(self) -> bool:
-        """Whether it has ended by a fault of its own."""
-        return self._child.process.poll() not in (None, 0)
+        self._child.end()
 
 
 def look(pipe: Connection, targets: Sequence[Target]) -> None:
-    """What the process does: look at the run that it is told of until every target is met, and say so."""
+    """The process: looks at the run whose directory it receives, until every target is met, and sends a word then."""
     os.nice(19)
     directory = pipe.recv()
     looks, began_s = Looks(), time.monotonic()
     while True:
         time.sleep(max(PERIOD_S, PERIOD_SHARE * (time.monotonic() - began_s)))
-        with contextlib.suppress(HarnessError):  # a row that is just being written, or no request yet
+        with contextlib.suppress(HarnessError):  # a row is incomplete, or there is no request yet
             run = read_run(directory)
-            known = precision.whole_prefix(run.requests)
+            known = whole_prefix(run.requests)
             if looks.enough(len(known), lambda: _precise(run, known, targets)):  # noqa: B023
                 pipe.send("enough")
                 return
 
 
 def _precise(run: Run, known: pd.DataFrame, targets: Sequence[Target]) -> bool:
-    """Whether every target is met by the requests that are known, as though the run had ended with them."""
+    """Whether the run would meet every target if it ended with the known requests."""
     file = run.file.model_copy(update={"state": "complete"})
-    found = precision.reaches(made_of(Run(run.directory, file, known)), targets)
+    found = reaches(made_of(Run(run.directory, file, known)), targets)
     return bool(found) and all(each.met for each in found)

@@ -1,97 +1,83 @@
-"""A sweep carried out: points on workers, each point a run, everything needed to resume it in the store."""
+"""Measures the points of a sweep on workers. Each point is a stored run, from which the sweep can be resumed."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
+from harness.files import read_text
 from harness.measure import environment
-from harness.measure.search import (
-    Auto,
-    Outcome,
-    Point,
-    Sweep,
-    next_load,
-    parse_sweep,
-    points,
-)
+from harness.measure.search import Auto, Outcome, Point, Sweep, next_load, parse_sweep, points
 from harness.measure.workers import Done, Task, Worker
 from harness.model import ENGINES, SERVED, Figure
 from harness.store.directory import list_runs
-from harness.store.run import read_run
+from harness.store.run import Run, read_run
 from harness.workload.library import read_workload
 from harness.workload.schema import Workload
 
 LOOK_S = 0.05
-"""Between two looks at the workers."""
+"""Time between two looks at the workers."""
 ATTEMPTS = 3
-"""How often a point is begun whose worker is lost with its machine."""
+"""Number of times a point is started whose worker is lost with its node."""
 PLACED_S = 120.0
-"""How long a cluster may have room for no worker at all."""
+"""Longest time without room for any worker on the cluster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far a sweep is."""
+    """Progress of a sweep."""
 
     point: Point
     done: Done | None
-    """None: the point begins."""
+    """None: the point starts."""
     finished: int
     failed: int
     known: int
-    """Points planned so far; a search adds to them."""
+    """Points planned so far; a search adds more."""
     left_s: float | None
-    """Estimate of the time to the end; None: no point has ended yet."""
+    """Estimated time to the end; None: no point has ended yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A sweep that was read and checked: what its points are, and which are done."""
+    """A checked sweep: its points, and the stored runs of those that are done."""
 
     sweep: Sweep
     root: Path
     points: tuple[Point, ...]
-    """All but those that a search will add."""
+    """All points except those that a search adds; of a search, its combinations."""
     stored: dict[str, str]
-    """Key of a point -> its complete run, the first where there are several."""
+    """Key of a point -> its first complete run."""
     gpus: int
-    """GPUs that a point needs, the most of any."""
+    """Largest number of GPUs that a point needs."""
     engines: frozenset[str]
-    """The names of its points' engines."""
+    """Names of the engines."""
 
     @property
     def simulated(self) -> bool:
         return self.engines == {"simulated"}
 
-    def workload(self, point: Point) -> Workload:
-        return read_workload(self.sweep.workload, point.overrides(self.sweep))
-
 
 def read_plan(file: Path, root: Path) -> Plan:
-    """The plan of a sweep's file. HarnessError for a mistake in it, and for a point that is no valid workload."""
-    try:
-        sweep = parse_sweep(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as unreadable:
-        raise HarnessError(f"{file}: {unreadable}", "give a readable YAML file") from None
+    """The plan of a sweep's file. HarnessError for a mistake in the file, and for a point with an invalid workload."""
+    sweep = parse_sweep(read_text(file), str(file))
     if not Path(sweep.workload).is_file() and (file.parent / sweep.workload).is_file():
         sweep = sweep.model_copy(update={"workload": str(file.parent / sweep.workload)})
     return planned(sweep, root)
 
 
 def planned(sweep: Sweep, root: Path) -> Plan:
-    """The plan of a sweep. HarnessError for a point that is no valid workload."""
+    """The plan of a sweep. HarnessError for a point with an invalid workload."""
     load: dict[str, Any] = {} if sweep.auto is None else {sweep.auto.axis: sweep.auto.start}
     first = tuple(points(sweep))
     full = [replace(point, values={**point.values, **load}).overrides(sweep) for point in first]
@@ -103,10 +89,8 @@ def planned(sweep: Sweep, root: Path) -> Plan:
 def _stored(sweep: Sweep, root: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path, run in list_runs(root):
-        if isinstance(run, HarnessError) or run.state != "complete" or run.file.sweep is None:
-            continue
-        if run.file.sweep.name == sweep.name:
-            found.setdefault(run.file.sweep.key, path.name)
+        if isinstance(run, Run) and run.state == "complete" and (of := run.file.sweep) and of.name == sweep.name:
+            found.setdefault(of.key, path.name)
     return found
 
 
@@ -117,51 +101,46 @@ def carry_out(
     power: Sequence[str] = (),
     budget_gpu_hours: float | None = None,
 ) -> dict[Point, Done]:
-    """Measure every point of the sweep that is not stored yet, on all workers at once; how each ended.
+    """Measure every point of the sweep that is not stored yet, on all workers at once. Returns how each point ended.
 
-    A point that fails is recorded and the others go on. With a budget no point is begun once it is spent.
-    Raises HarnessError where another process carries out a sweep of this name in this root.
+    A point that fails is recorded, and the others go on. No point starts after the budget is spent.
+    Raises HarnessError if another process is measuring a sweep of this name in this root.
     """
-    with _alone(plan.sweep, plan.root):
-        return _Carried(plan, workers, notify, tuple(power), budget_gpu_hours).run()
-
-
-@contextlib.contextmanager
-def _alone(sweep: Sweep, root: Path) -> Iterator[None]:
+    name, root = plan.sweep.name, plan.root
     root.mkdir(parents=True, exist_ok=True)
-    with (root / f".sweep-{sweep.name}.lock").open("w") as lock:
+    with (root / f".sweep-{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise HarnessError(f"sweep {sweep.name} is being carried out in {root}", "wait for its end") from None
-        yield
+            raise HarnessError(f"sweep {name} is being measured in {root}", "wait until it has ended") from None
+        return _Measuring(plan, workers, notify, tuple(power), budget_gpu_hours).run()
 
 
-class _Carried:
-    """A sweep while it is carried out."""
+@dataclass(slots=True)
+class _Measuring:
+    """A sweep while it is measured."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        workers: Sequence[Worker],
-        notify: Callable[[Status], None],
-        power: tuple[str, ...],
-        budget: float | None,
-    ) -> None:
-        self.plan, self.workers, self.notify, self.power, self.budget = plan, workers, notify, power, budget
-        self.waiting = list(plan.points)
-        self.running: dict[Worker, tuple[Point, Task, float]] = {}
-        """With the time at which it began."""
-        self.ended: dict[Point, Done] = {}
-        self.loaded: dict[Worker, str] = {}
-        """The engine of the last point of each worker."""
-        self.losses: Counter[Point] = Counter()
-        self.searches: dict[Point, dict[float, Outcome]] = {}
-        """Of a sweep with `auto`: by combination, what its loads have shown."""
-        if (auto := plan.sweep.auto) is not None:
-            self.waiting, self.searches = [], {combination: {} for combination in plan.points}
-            for combination in self.searches:
-                self._search(auto, combination)
+    plan: Plan
+    workers: Sequence[Worker]
+    notify: Callable[[Status], None]
+    power: tuple[str, ...]
+    budget_gpu_hours: float | None
+    waiting: list[Point] = field(default_factory=list)
+    running: dict[Worker, tuple[Point, Task, float]] = field(default_factory=dict)
+    """Worker -> its point, its task and the time of its start."""
+    ended: dict[Point, Done] = field(default_factory=dict)
+    loaded: dict[Worker, str] = field(default_factory=dict)
+    """Worker -> the engine of its last point."""
+    losses: Counter[Point] = field(default_factory=Counter)
+    searches: dict[Point, dict[float, Outcome]] = field(default_factory=dict)
+    """With a search: combination -> load -> outcome."""
+
+    def __post_init__(self) -> None:
+        for point in self.plan.points:
+            if self.plan.sweep.auto is None:
+                self.waiting.append(point)
+            else:
+                self._search(self.plan.sweep.auto, point)
 
     def run(self) -> dict[Point, Done]:
         placed_s = time.monotonic()
@@ -173,8 +152,8 @@ class _Carried:
                 elif self._next(None) is None:
                     return self.ended
                 elif time.monotonic() - placed_s > PLACED_S:
-                    what = f"no worker has had room for {PLACED_S:g} s"
-                    raise HarnessError(what, "see `ray status`, then --resume")
+                    what = f"the cluster has had no room for a worker for {PLACED_S:g} s"
+                    raise HarnessError(what, "see `ray status`, then continue with --resume")
                 time.sleep(LOOK_S)
                 for worker in tuple(self.running):
                     if (done := worker.ended()) is not None:
@@ -185,20 +164,21 @@ class _Carried:
                     self._take(worker, done)
 
     def _begin(self) -> None:
-        """Give each worker that is free the next point."""
+        """Start the next point on each free worker."""
         for worker in self.workers:
             point = None if worker in self.running else self._next(self.loaded.get(worker))
             if point is not None and worker.ready():
-                name, values = self.plan.sweep.name, dict(point.values)
-                about = {"name": name, "key": point.key, "values": values, "repeat": point.repeat}
-                task = Task(self.plan.workload(point), self.plan.root, about, self.power)
+                sweep, values = self.plan.sweep, dict(point.values)
+                about = {"name": sweep.name, "key": point.key, "values": values, "repeat": point.repeat}
+                workload = read_workload(sweep.workload, point.overrides(sweep))
+                task = Task(workload, self.plan.root, about, self.power)
                 self.waiting.remove(point)
                 self.running[worker], self.loaded[worker] = (point, task, time.monotonic()), point.engine
                 worker.begin(task)
-                self._tell(point, None)
+                self._report(point, None)
 
     def _next(self, engine: str | None) -> Point | None:
-        """The next point to measure, if possible for that engine; None: there is none, or the budget is spent."""
+        """The next point to measure, with that engine if possible; None: no point is left, or the budget is spent."""
         while self.waiting and not self._spent():
             point = next((each for each in self.waiting if each.engine == engine), self.waiting[0])
             if (run := self.plan.stored.get(point.key)) is None:
@@ -208,7 +188,7 @@ class _Carried:
         return None
 
     def _take(self, worker: Worker, done: Done) -> None:
-        """The worker's point has ended."""
+        """Record the end of the worker's point; a point whose worker was lost waits again."""
         point, task, begun_s = self.running.pop(worker)
         if done.state == "lost":
             del self.loaded[worker]
@@ -221,7 +201,7 @@ class _Carried:
         with (self.plan.root / f"sweep-{self.plan.sweep.name}.jsonl").open("a") as log:
             log.write(json.dumps({**task.sweep, **asdict(done)}) + "\n")
         self._end(point, done)
-        self._tell(point, done)
+        self._report(point, done)
 
     def _end(self, point: Point, done: Done) -> None:
         self.ended[point] = done
@@ -232,14 +212,14 @@ class _Carried:
             self._search(auto, combination)
 
     def _search(self, auto: Auto, combination: Point) -> None:
-        if (load := next_load(auto, self.searches[combination])) is not None:
+        if (load := next_load(auto, self.searches.setdefault(combination, {}))) is not None:
             self.waiting.append(Point({**combination.values, auto.axis: load}, combination.repeat))
 
     def _spent(self) -> bool:
         spent_s = sum(done.seconds for done in self.ended.values()) * self.plan.gpus
-        return self.budget is not None and spent_s / 3600 >= self.budget
+        return self.budget_gpu_hours is not None and spent_s / 3600 >= self.budget_gpu_hours
 
-    def _tell(self, point: Point, done: Done | None) -> None:
+    def _report(self, point: Point, done: Done | None) -> None:
         took = [each.seconds for each in self.ended.values() if each.seconds > 0]
         left = len(self.waiting) + len(self.running)
         failed = sum(each.state != "complete" for each in self.ended.values())
@@ -248,7 +228,7 @@ class _Carried:
 
 
 def outcome_of(auto: Auto, figures: Mapping[str, Figure]) -> Outcome:
-    """What a search needs to know of a point."""
+    """The outcome of a point with these figures; without figures the point has failed."""
     if not figures:
         return Outcome(None, None, False)
     values = {name: figure.value for name, figure in figures.items()}
@@ -258,14 +238,14 @@ def outcome_of(auto: Auto, figures: Mapping[str, Figure]) -> Outcome:
 
 
 def gpus_of(workload: Workload) -> int:
-    """GPUs that its engine needs: tensor x pipeline parallel, by the options of whichever engine has them."""
+    """GPUs that the workload needs: tensor x pipeline parallel size, the largest of any engine's options."""
     options = [workload.engine_options(name) for name in ENGINES]
     sizes = [[int(each.get(f"{kind}_parallel_size") or 1) for kind in ("tensor", "pipeline")] for each in options]
     return max(math.prod(pair) for pair in sizes)
 
 
 def hint_of(plan: Plan) -> str | None:
-    """How a sweep without Ray could use more of this machine; None: it could not."""
+    """A hint if --ray would use more GPUs of this machine; otherwise None."""
     if plan.engines & {*SERVED} or len(plan.points) == 1:
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -276,6 +256,7 @@ def hint_of(plan: Plan) -> str | None:
 
 
 def figures_of(root: Path, done: Done) -> dict[str, Figure]:
+    """The figures of a point's run by name; none unless the run is complete."""
     if done.state != "complete" or done.run is None:
         return {}
     return {figure.name: figure for figure in summary_of(read_run(root / done.run)).figures}

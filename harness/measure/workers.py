@@ -1,7 +1,7 @@
-"""Workers: processes that measure one point after another, here or on the nodes of a Ray cluster.
+"""Workers: processes that measure the points of a sweep one after another, here or on the nodes of a Ray cluster.
 
-A worker keeps its engine loaded while the next point wants the same one. It is a process of its own so that a point
-that brings it down (out of memory, say) is one failed point.
+A worker keeps its engine loaded while the next point needs the same engine. It is a separate process, so that a crash
+(for instance out of memory) costs one point only.
 """
 
 from __future__ import annotations
@@ -14,26 +14,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from harness.errors import HarnessError
+from harness.measure import run as measuring
+from harness.measure.nodes import Cluster
+from harness.measure.run import Kept
 from harness.process import Child, Gone
 from harness.store.directory import adopt
 from harness.store.run import read_run
 from harness.workload.schema import Workload
 
 INTERRUPTED_S = 30.0
-"""How long a worker may take to store a point as interrupted."""
+"""Longest time for a worker to store a point as interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker is asked: one point."""
+    """One point to measure."""
 
     workload: Workload
     root: Path
     sweep: dict[str, Any]
-    """What run.json says of the sweep: its name, the point's key and values."""
+    """The entry `sweep` of run.json: the sweep's name, the point's key and values."""
     power: tuple[str, ...] = ()
 
 
@@ -42,34 +45,24 @@ class Done:
     """How a point ended."""
 
     state: str
-    """complete, interrupted, failed, or lost: with the worker's machine, for no fault of the point's that is known."""
+    """complete, interrupted, failed, or lost (the worker's node is gone)."""
     run: str | None = None
     error: str | None = None
     seconds: float = 0.0
 
 
-class Worker(Protocol):
-    """Measures one point at a time, none while it has no room (`ready`). Nothing waits but `close`.
-
-    `ended` is None until the point has ended. `close` is how the point ended that was cut short, where that is known.
-    """
-
-    def ready(self) -> bool: ...
-
-    def begin(self, task: Task) -> None: ...
-
-    def ended(self) -> Done | None: ...
-
-    def close(self) -> Done | None: ...
-
-
 class LocalWorker:
-    """A process on this machine. One that dies over a point is a failed point, and the next gets another process."""
+    """A process on this machine. If it dies, its point has failed, and the next point gets a new process.
+
+    It measures one point at a time, and only `close` waits. `ended` returns None until the point has ended; `close`
+    ends the worker and returns how its last point ended, if that is known. `OnNode` has the same methods.
+    """
 
     def __init__(self) -> None:
         self._child: Child | None = None
 
     def ready(self) -> bool:
+        """Whether the worker can begin a point: on a cluster, whether it has room."""
         return True
 
     def begin(self, task: Task) -> None:
@@ -85,7 +78,7 @@ class LocalWorker:
         return done
 
     def close(self) -> Done | None:
-        """End the process; a point that it measures is stored as interrupted."""
+        """End the process; the point in progress is stored as interrupted."""
         if (child := self._child) is None:
             return None
         child.process.terminate()
@@ -95,33 +88,31 @@ class LocalWorker:
 
 
 def work(pipe: Connection) -> None:
-    """What a worker process does, until the pipe that brings tasks closes."""
-    from harness.measure import run as measuring
-
-    kept, loaded = measuring.Kept(), None
+    """The worker process: measures the tasks from the pipe until it closes."""
+    kept, loaded = Kept(), None
     while True:
         task: Task = pipe.recv()
         wanted = task.workload.engine, task.workload.model
         if wanted != loaded:
             kept.close()
-            kept, loaded = measuring.Kept(), wanted
+            kept, loaded = Kept(), wanted
         try:
             directory = measuring.run(task.workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept)
             run = read_run(directory)
             done = Done(run.state, directory.name, run.file.error)
         except HarnessError as wrong:
             done = Done("failed", error=wrong.what)
-        if done.state != "complete":  # whatever is wrong with it, the next point gets another engine
+        if done.state != "complete":  # the engine may be damaged: the next point gets a new one
             kept.close()
-            kept = measuring.Kept()
+            kept = Kept()
         pipe.send(done)
 
 
 class RemoteWorker:
-    """The actor: a `LocalWorker` on a node, with the GPUs that Ray shows it, whose runs go back as files."""
+    """The Ray actor: a `LocalWorker` on a node, with the GPUs that Ray assigns. It returns each run as files."""
 
     def __init__(self, threads: str | None) -> None:
-        """`threads` is OMP_NUM_THREADS where the sweep was started. Ray sets it to 1 where it is not set."""
+        """`threads` is OMP_NUM_THREADS where the sweep was started; without it, Ray would set 1."""
         os.environ.pop("OMP_NUM_THREADS", None)
         if threads is not None:
             os.environ["OMP_NUM_THREADS"] = threads
@@ -136,7 +127,7 @@ class RemoteWorker:
 
 
 class OnNode:
-    """A worker on some node of a Ray cluster with room for it; after a loss, on another one."""
+    """A worker on a node of a Ray cluster that has room; after the loss of the node, on another one."""
 
     def __init__(self, ray: Any, gpus: int) -> None:
         self._ray, self._needs = ray, {"num_gpus": gpus} if gpus else {"num_cpus": 1}
@@ -160,7 +151,7 @@ class OnNode:
         self._root, self._answer = task.root, self._actor.measure.remote(task)
 
     def ended(self) -> Done | None:
-        """How the point ended, its files brought to the root here."""
+        """How the point ended; its files are stored under the root of the sweep."""
         if not self._ray.wait([self._answer], timeout=0)[0]:
             return None
         try:
@@ -178,27 +169,25 @@ class OnNode:
             self._actor = None
 
 
+Worker = LocalWorker | OnNode
+
+
 @contextlib.contextmanager
 def start_workers(ray: str | None, gpus: int, jobs: int | None) -> Iterator[list[Worker]]:
-    """One worker on this machine, or those on a Ray cluster: `jobs` of them, else one for each `gpus` GPUs there.
+    """One worker on this machine, or on a Ray cluster `jobs` workers, by default one per `gpus` GPUs of the cluster.
 
-    With no GPUs wanted, or none there, one for each node. HarnessError where no worker will ever have room.
+    If the points or the cluster have no GPUs, one per node. HarnessError if the cluster can never hold a worker.
     """
     if ray is None:
         if jobs is not None:
-            raise HarnessError(
-                "--jobs without --ray", "add --ray local, which uses this machine's GPUs, or leave it out"
-            )
+            raise HarnessError("--jobs without --ray", "add --ray local, which uses all GPUs here, or omit --jobs")
         yield [LocalWorker()]
         return
-    from harness.measure.nodes import Cluster
-
     with Cluster(ray) as cluster:
         there = int(cluster.ray.cluster_resources().get("GPU", 0))
         needed = gpus if there else 0
         room = there // needed if needed else len(cluster.nodes)
         if room == 0:
-            raise HarnessError(
-                f"the Ray cluster at {ray} has {there} GPUs and a point needs {gpus}", "see `ray status`"
-            )
+            what = f"the Ray cluster at {ray} has {there} GPUs and a point needs {gpus}"
+            raise HarnessError(what, "see `ray status`")
         yield [OnNode(cluster.ray, needed) for _ in range(jobs or room)]

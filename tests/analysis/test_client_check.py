@@ -1,4 +1,4 @@
-"""What the harness sees of itself: each finding provoked and not, and the figures of a load known by hand."""
+"""The check of the client: each finding provoked and not provoked, and figures of loads known by hand."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import a_run
 from numpy.typing import NDArray
 
 from harness.analysis.client_check import check_client
 from harness.analysis.latency import summarise
 from harness.measure.eventloop import LoopMonitor, event_loop
 from harness.model import Record, Summary
-from harness.store.rows import frame_of
 from harness.store.run_file import ClientSeen, Delay
 
 OPEN = {"shape": "constant", "rate_per_s": 10.0}
@@ -24,14 +24,14 @@ CLOSED = {"shape": "closed", "users": 2}
 
 
 def record(index: int, due_s: float, late_s: float = 0.0, ttft_s: float = 0.1, last_s: float | None = None) -> Record:
-    """Sent `late_s` after it was due; the first token after `ttft_s`, 8 tokens 10 ms apart, over at `last_s`."""
+    """Sent `late_s` after its due time; first token after `ttft_s`, 8 tokens 10 ms apart, ended at `last_s`."""
     sent_s = due_s + late_s
     arrival_s = tuple(sent_s + ttft_s + 0.01 * k for k in range(8))
     return Record(index, due_s, sent_s, last_s or arrival_s[-1], arrival_s, (1,) * 8, 16, 8, 16, 8)
 
 
 def opened(late_s: Sequence[float] | NDArray[np.float64] | float = 0.0001, n: int = 400) -> list[Record]:
-    """Ten requests a second, each late by its own."""
+    """Ten requests a second, each with its own lateness."""
     return [record(i, i / 10, late) for i, late in enumerate(np.broadcast_to(late_s, n).tolist())]
 
 
@@ -46,16 +46,16 @@ def client(p99_s: float, n: int = 1000, cpu_s: float = 10.0, clock_bound_s: floa
     return ClientSeen(elapsed_s=40.0, cpu_s=cpu_s, loop_delay_s=delay, clock_bound_s=clock_bound_s)
 
 
-def judged(
+def checked(
     records: Sequence[Record],
     load: Mapping[str, Any],
     clients: Sequence[ClientSeen] = (),
     served: bool = True,
     count: int | None = None,
 ) -> Summary:
-    frame = frame_of(list(records))
-    summary = summarise("r", "complete", frame, {}, simulated=False)
-    return check_client(summary, frame, load, clients=clients, served=served, count=count)
+    workload = {"load": load, "requests": {"count": count}}
+    run = a_run(*records, workload=workload, clients=clients, engine_asked="openai" if served else "vllm")
+    return check_client(run, summarise("r", "complete", run.requests, {}, simulated=False))
 
 
 GROWING = np.linspace(0, 4, 400)  # 400 requests due in 40 s take 44 s to leave
@@ -64,7 +64,7 @@ SHORT_BURST = np.r_[np.linspace(0.2, 0, 3), np.full(397, 0.0001)]  # 1% do not
 IRREGULAR = np.random.default_rng(0).uniform(0, 0.09, 400)
 
 PROVOKED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
-    # code, what it says, a run that has it, the nearest run that has not
+    # code, part of the text, a run with the finding, a similar run without it
     (
         "client-limited",
         "the ITL p99 of 10 ms by 6%: event loop's p99 delay 0.6 ms",
@@ -110,37 +110,37 @@ PROVOKED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("code", "said", "has", "has_not"), PROVOKED)
-def test_each_finding_is_provoked_and_is_not(
-    code: str, said: str, has: dict[str, Any], has_not: dict[str, Any]
+@pytest.mark.parametrize(("code", "text", "with_it", "without"), PROVOKED)
+def test_each_finding_appears_beyond_its_limit_only(
+    code: str, text: str, with_it: dict[str, Any], without: dict[str, Any]
 ) -> None:
-    (finding,) = judged(**has).findings
+    (finding,) = checked(**with_it).findings
     assert (finding.code, finding.serious) == (code, True)
-    assert said in finding.text
-    assert judged(**has_not).findings == ()
+    assert text in finding.text
+    assert checked(**without).findings == ()
 
 
-def test_a_rate_that_falls_behind_is_said_and_one_late_request_is_none() -> None:
-    found = {finding.code: finding.text for finding in judged(opened(GROWING), OPEN).findings}
+def test_a_falling_rate_is_a_finding_and_one_late_request_is_not() -> None:
+    found = {finding.code: finding.text for finding in checked(opened(GROWING), OPEN).findings}
     assert found.keys() == {"client-limited", "load-not-held"}
     assert "9.171 of 10 requests/s (-8.3%), which lowers every rate and queue" in found["load-not-held"]
-    assert judged(opened([*[0.0] * 399, 0.3]), OPEN).findings == ()
+    assert checked(opened([*[0.0] * 399, 0.3]), OPEN).findings == ()
 
 
-def test_a_cap_on_requests_in_flight_is_no_fault_of_the_harness() -> None:
-    (finding,) = judged(opened(GROWING), {**OPEN, "max_in_flight": 3}).findings
+def test_a_rate_limited_by_max_in_flight_is_not_serious() -> None:
+    (finding,) = checked(opened(GROWING), {**OPEN, "max_in_flight": 3}).findings
     assert (finding.code, finding.serious) == ("load-not-held", False)
     assert finding.text.endswith("load.max_in_flight=3 limited it.")
 
 
-def test_gaps_that_are_not_those_of_the_shape_are_said() -> None:
-    found = [finding.text for finding in judged(opened(IRREGULAR), OPEN).findings if "CV" in finding.text]
+def test_gaps_that_vary_more_than_the_load_shape_are_a_finding() -> None:
+    found = [finding.text for finding in checked(opened(IRREGULAR), OPEN).findings if "CV" in finding.text]
     assert len(found) == 1
     assert "where 0.00 was due, which moves a queue's mean wait by +" in found[0]
 
 
-def test_what_was_offered_and_what_the_clients_saw_are_figures() -> None:
-    summary = judged(opened(), OPEN, [client(1e-4, cpu_s=30.0), client(3e-4)])
+def test_the_offered_load_and_the_state_of_the_clients_are_figures() -> None:
+    summary = checked(opened(), OPEN, [client(1e-4, cpu_s=30.0), client(3e-4)])
     assert summary["load.rate_per_s"].value == pytest.approx(10.0)
     assert summary["load.gap_cv.asked"].value == pytest.approx(0.0, abs=1e-9)
     assert summary["client.loop_delay_s.p99"].value == 3e-4
@@ -148,32 +148,32 @@ def test_what_was_offered_and_what_the_clients_saw_are_figures() -> None:
     assert summary["client.connected"].value == 0.0
 
 
-def test_a_user_who_thinks_between_turns_holds_a_stream() -> None:
+def test_a_user_holds_a_stream_while_thinking_between_turns() -> None:
     talk = [
         replace(record(turn, turn * 1.0), conversation=0, turn=turn)  # 170 ms of answer, 830 of thought
         for turn in range(20)
     ]
-    assert judged(talk, {"shape": "closed", "users": 1}).findings == ()
-    assert judged(
+    assert checked(talk, {"shape": "closed", "users": 1}).findings == ()
+    assert checked(
         [replace(each, conversation=None, turn=None) for each in talk], {"shape": "closed", "users": 1}
     ).findings
 
 
-def test_clocks_that_may_differ_widen_what_compares_them() -> None:
-    near = judged(opened(), OPEN, [client(1e-4)])
-    far = judged(opened(), OPEN, [client(1e-4), client(1e-4, clock_bound_s=0.002)])
+def test_a_clock_bound_widens_latencies_from_the_due_time() -> None:
+    near = checked(opened(), OPEN, [client(1e-4)])
+    far = checked(opened(), OPEN, [client(1e-4), client(1e-4, clock_bound_s=0.002)])
     for name in ("response_s.p50", "lag_s.p50"):
         assert (far[name].low, far[name].high) == pytest.approx((near[name].low - 0.002, near[name].high + 0.002))  # type: ignore[operator]
     assert far["ttft_s.p50"] == near["ttft_s.p50"]
 
 
 @pytest.mark.parametrize("records", [[], opened(n=1), closed(each=1)])
-def test_runs_of_next_to_nothing_are_judged_without_a_crash(records: list[Record]) -> None:
+def test_runs_of_at_most_two_requests_have_no_finding(records: list[Record]) -> None:
     for load in (OPEN, CLOSED, {"shape": "offline"}, {"shape": "of another version"}):
-        assert judged(records, load).findings == ()
+        assert checked(records, load).findings == ()
 
 
-def test_a_loop_that_stalls_is_seen_for_as_long_as_it_did() -> None:
+def test_a_stalled_event_loop_is_measured_for_its_whole_stall() -> None:
     """100 ms of work in 400: a quarter of all instants fall into it, and half of those wait 50 ms or more."""
 
     async def busy() -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs against runs: how often a difference is seen where there is one and where there is none; gates; refusals."""
+"""Comparison of runs: how often real and absent differences are reported; gates; refusals."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ EMPTY = frame_of([])
 
 
 def simulated(seed: int, speed: float = 1.0, *, requests: int = 304, jitter: float = 0.4) -> Summary:
-    """A run of the simulated engine under a closed loop, its rows made at once: each request on its own noisy schedule,
-    sent when the same user's last one has ended."""
+    """A closed loop with noisy gaps, its rows computed at once: each user sends when the user's last request ended."""
     rng, shape = np.random.default_rng(seed), jitter**-2
     gaps = rng.gamma(shape, 0.01 / shape / speed, (requests, TOKENS))
     gaps[:, 0] *= 10  # the first token
@@ -58,8 +57,8 @@ def judged(changes: tuple[diff.Change, ...]) -> dict[str, str]:
     return {change.ratio.name: change.judgement for change in changes}
 
 
-def test_of_two_runs_of_one_engine_it_says_no_difference_in_at_least_93_of_100() -> None:
-    """By the verdict, and by the throughput alone; no other judgement strays far from its 5%."""
+def test_two_runs_of_one_engine_show_no_difference_in_at_least_93_of_100_pairs() -> None:
+    """By the verdict, and by the throughput alone; no other judgement is wrong in more than 12% of the pairs."""
     runs = [simulated(seed) for seed in range(161)]
     pairs = [diff.compare([base], [new]) for base, new in itertools.pairwise(runs)]
     assert sum(not diff.verdict(pair) for pair in pairs) >= 0.93 * len(pairs)
@@ -90,8 +89,8 @@ def one(base: list[Summary], new: list[Summary]) -> diff.Change:
     return diff.compare(base, new)[0]
 
 
-def test_two_intervals_make_that_of_their_ratio() -> None:
-    """ln 2 and ln 1.5 below, ln 1.25 and ln 3 above: the base's upper half joins the ratio's lower one."""
+def test_the_interval_of_a_ratio_follows_mover() -> None:
+    """Half-widths ln 2 and ln 1.25 of the base, ln 1.5 and ln 3 of new; the ratio falls as the base rises."""
     change = one([summary("ttft_s.p50", 10, 5, 12.5)], [summary("ttft_s.p50", 20, 20 / 1.5, 60)])
     assert change.ratio.value == pytest.approx(2)
     assert change.ratio.low == pytest.approx(2 * math.exp(-math.hypot(math.log(1.5), math.log(1.25))))
@@ -111,7 +110,7 @@ def test_repeats_are_compared_by_welchs_t() -> None:
     assert change.base.value == pytest.approx(reference.gmean(base))
 
 
-def test_a_single_run_is_held_against_repeats_by_their_spread() -> None:
+def test_a_single_run_is_compared_with_repeats_by_the_spread_of_the_repeats() -> None:
     """As a prediction of one more run: s sqrt(1 + 1/4), t with 3 degrees of freedom."""
     base = [100.0, 101, 99, 102]
     change = one([summary("requests_per_s", x) for x in base], [summary("requests_per_s", 100.5)])
@@ -132,7 +131,7 @@ def test_a_single_run_is_held_against_repeats_by_their_spread() -> None:
         ),
     ],
 )
-def test_what_has_no_interval_is_not_judged_and_says_why(base: Summary, new: Summary, reason: str) -> None:
+def test_a_figure_without_interval_is_not_judged_and_has_a_reason(base: Summary, new: Summary, reason: str) -> None:
     change = one([base], [new])
     assert change.judgement == "not judged"
     assert reason in (change.ratio.reason or "")
@@ -140,12 +139,12 @@ def test_what_has_no_interval_is_not_judged_and_says_why(base: Summary, new: Sum
         diff.outcomes([diff.parse_gate(f"{change.ratio.name}>+5%")], [change])
 
 
-def test_measured_is_not_set_against_simulated() -> None:
+def test_measured_figures_are_not_compared_with_simulated_ones() -> None:
     base, new = summary("ttft_s.p50", 1.0, 0.9, 1.1), simulated(1)
     assert one([base], [new]).ratio.reason == "measured against simulated"
 
 
-def test_the_verdict_holds_the_headlines_together() -> None:
+def test_the_verdict_bounds_the_chance_of_any_false_headline() -> None:
     """Three p of 0.03 are each below 5%, and none below 5% / 3; one of 0.01 and one of 0.02 pass at 5/3 and 5/2."""
 
     def changes(*ps: float) -> list[diff.Change]:
@@ -180,12 +179,12 @@ def test_a_gate_fails_where_the_whole_interval_lies_beyond_its_limit(gate: str, 
 
 
 @pytest.mark.parametrize("text", ["output_tps", "output_tps<3", "<3%", "output_tps<-100%", "output_tps=3%"])
-def test_what_is_no_gate_is_refused_with_the_form(text: str) -> None:
+def test_a_malformed_gate_is_refused_with_the_expected_form(text: str) -> None:
     with pytest.raises(HarnessError, match="FIGURE<PERCENT%"):
         diff.parse_gate(text)
 
 
-def test_a_gate_on_a_figure_that_is_not_there_names_those_that_are() -> None:
+def test_a_gate_on_an_unknown_figure_lists_the_known_figures() -> None:
     with pytest.raises(HarnessError, match="choose one of output_tokens_per_s"):
         diff.outcomes([diff.parse_gate("joules_per_token>+2%")], [diff.Change(RATIO, RATIO, RATIO, 0.0, 1)])
 
@@ -209,7 +208,7 @@ FIELDS: dict[str, Any] = {
         ("engine.model.precision", "fp8", "precision differs: bfloat16 vs fp8", None),
         ("engine.model.weights_sha256", "abd", "weights_sha256 differs: abc vs abd", None),
         ("engine.model.source", "/models/qwen", None, None),  # by another name, but the same weights
-        ("engine.model.weights_sha256", None, None, "weights_sha256 is known of one side alone"),
+        ("engine.model.weights_sha256", None, None, "weights_sha256 is known of one side only"),
         ("engine.device_count", 2, "device_count differs: 1 vs 2", None),
         ("environment.gpus", [{"name": "H100", "power_limit_w": 450.0}], "power_limit_w differs: 700 vs 450", None),
         ("environment.gpus", [{"name": "A100", "power_limit_w": 700.0}], "gpu differs: H100 vs A100", None),
@@ -226,7 +225,7 @@ FIELDS: dict[str, Any] = {
         ("environment.cpu.model", "Xeon", None, None),  # beside a GPU
     ],
 )
-def test_what_differs_is_refused_or_noted_by_name(
+def test_each_difference_is_refused_or_noted_with_its_field(
     path: str, value: Any, refused: str | None, noted: str | None
 ) -> None:
     other = copy.deepcopy(FIELDS)
@@ -240,7 +239,7 @@ def test_what_differs_is_refused_or_noted_by_name(
     assert may == ([noted] if noted else [])
 
 
-def test_on_a_cpu_the_processor_counts() -> None:
+def test_on_a_cpu_another_number_of_cores_is_refused() -> None:
     base = copy.deepcopy(FIELDS)
     base["engine"]["device"] = "cpu"
     new = copy.deepcopy(base)
@@ -252,7 +251,7 @@ def test_on_a_cpu_the_processor_counts() -> None:
 
 KEYS = ("requests.count=320", "requests.output_tokens=8", "load.users=40", "engine.jitter=0.5")
 NOISY = ("run", "smoke", "--engine", "simulated", *(word for key in KEYS for word in ("--set", key)))
-"""Of noise of its own beside which that of a busy machine's timers is small."""
+"""So much jitter that the timers of a busy machine add little."""
 
 
 @pytest.fixture
@@ -265,7 +264,7 @@ def runs(harness: Command) -> tuple[str, str, str]:
     return first, second, third
 
 
-def test_the_verb_judges_gates_tells_github_and_leaves_with_the_gates_outcome(
+def test_diff_prints_gates_annotates_for_github_and_exits_with_their_outcome(
     runs: tuple[str, str, str],
     harness: Command,
     monkeypatch: pytest.MonkeyPatch,
@@ -292,7 +291,7 @@ def test_the_verb_judges_gates_tells_github_and_leaves_with_the_gates_outcome(
     assert harness("diff", "results", base).code == 0  # a directory stands for the runs in it
 
 
-def test_what_does_not_compare_is_refused_unless_forced_and_then_stamped(harness: Command) -> None:
+def test_runs_that_are_not_comparable_are_refused_or_stamped_with_force(harness: Command) -> None:
     for users in ("4", "8"):
         harness(*QUICK, "--set", f"load.users={users}")
     base, new = sorted(path.name for path in Path("results").iterdir() if not path.is_symlink())
@@ -312,7 +311,7 @@ PAGE = (ROOT / "docs/ci.md").read_text()
 
 
 @pytest.mark.parametrize("text", re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S))
-def test_the_workflows_on_the_page_parse_and_give_commands_that_exist(text: str) -> None:
+def test_the_workflows_in_the_docs_parse_and_use_existing_commands(text: str) -> None:
     workflow = yaml.safe_load(text)
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     assert all(("run" in step) != ("uses" in step) for step in steps)

@@ -1,4 +1,4 @@
-"""Every finding, provoked and not; and no finding on a run that is as it should be."""
+"""Each finding, provoked and not provoked; no finding on a good run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from builders import CPU, a_run
 
-from harness.analysis.findings import across, check_conditions, check_requests
+from harness.analysis.findings import check_conditions, check_requests, mixed
 from harness.analysis.latency import summarise
+from harness.analysis.summary import made_of
 from harness.analysis.window import Change, Window
 from harness.model import Finding, Record
-from harness.store.rows import frame_of
-from harness.store.run_file import AskedRequests, Environment
 
 
 def record(index: int, **changes: Any) -> Record:
@@ -37,15 +37,16 @@ def changed(count: int, **changes: Any) -> list[Record]:
 def check(
     records: Sequence[Record],
     state: str = "complete",
-    simulated: bool = False,
-    asked: int | None = 300,
+    engine: str = "vllm",
+    count: int | None = 300,
     ignore_eos: bool = True,
     warmup_requests: int = 1,
     window: Window | None = None,
 ) -> tuple[Finding, ...]:
-    frame = frame_of(list(records))
-    summary = summarise("r", state, frame, {}, simulated, window)
-    return check_requests(frame, summary, window, asked=asked, ignore_eos=ignore_eos, warmup_requests=warmup_requests)
+    workload = {"requests": {"count": count, "ignore_eos": ignore_eos}, "warmup": {"requests": warmup_requests}}
+    run = a_run(*records, state=state, engine_asked=engine, workload=workload)
+    summary = summarise("r", state, run.requests, {}, run.simulated, window)
+    return tuple(check_requests(run, summary, window))
 
 
 def test_a_good_run_has_no_findings() -> None:
@@ -59,7 +60,7 @@ LONG = (193, *(1,) * 7)
 GROUPED = {"arrival_s": (50.0, 50.01), "arrival_tokens": (1, 7), "sent_s": 49.9, "end_s": 50.01}
 
 PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    # code, a run that has it, the nearest run that has not
+    # code, a run with the finding, a similar run without it
     ("incomplete", {"records": GOOD, "state": "interrupted"}, {"records": GOOD}),
     (
         "failed-requests",
@@ -101,16 +102,18 @@ PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("code", "has", "has_not"), PROVOKED, ids=[code for code, _, _ in PROVOKED])
-def test_each_finding_is_provoked_and_is_not(code: str, has: dict[str, Any], has_not: dict[str, Any]) -> None:
-    assert [finding.code for finding in check(**has)] == [code]
-    assert check(**has_not) == ()
+@pytest.mark.parametrize(("code", "with_it", "without"), PROVOKED, ids=[code for code, _, _ in PROVOKED])
+def test_each_finding_appears_beyond_its_limit_only(
+    code: str, with_it: dict[str, Any], without: dict[str, Any]
+) -> None:
+    assert [finding.code for finding in check(**with_it)] == [code]
+    assert check(**without) == ()
 
 
 TEXTS = {"prompts": "questions"}
 CACHING = {"enable_prefix_caching": True}
 PLACES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    # code, arguments of `conditions` that have it, the nearest that have not
+    # code, arguments of `conditions` with the finding, similar ones without it
     (
         "debug-build",
         {"environment": {"debug": ["CUDA_LAUNCH_BLOCKING=1"]}},
@@ -151,21 +154,29 @@ def conditions(
     cached: int | None = 0,
     simulated: bool = False,
 ) -> list[str]:
-    summary = summarise("r", "complete", frame_of([record(0, cached_tokens=cached)]), {}, simulated)
-    place, asked = Environment.model_validate(environment or {}), AskedRequests.model_validate(requests or {})
-    return [each.code for each in check_conditions(place, asked, options or {}, summary)]
+    run = a_run(
+        record(0, cached_tokens=cached),
+        environment=environment or {},
+        workload={"requests": requests or {}},
+        engine=CPU | {"options": options or {}},
+        engine_asked="simulated" if simulated else "vllm",
+    )
+    summary = summarise("r", "complete", run.requests, {}, simulated)
+    return [each.code for each in check_conditions(run, summary)]
 
 
-@pytest.mark.parametrize(("code", "has", "has_not"), PLACES)
-def test_each_condition_is_provoked_and_is_not(code: str, has: dict[str, Any], has_not: dict[str, Any]) -> None:
-    assert conditions(**has) == [code]
-    assert conditions(**has_not) == conditions(**has, simulated=True) == []
+@pytest.mark.parametrize(("code", "with_it", "without"), PLACES)
+def test_each_condition_is_a_finding_beyond_its_limit_only(
+    code: str, with_it: dict[str, Any], without: dict[str, Any]
+) -> None:
+    assert conditions(**with_it) == [code]
+    assert conditions(**without) == conditions(**with_it, simulated=True) == []
 
 
 def test_software_that_differs_between_runs_is_named() -> None:
-    same = {"vllm": "0.11", "driver": None}
-    assert across([same, dict(same)]) is None
-    found = across([same, {"vllm": "0.12"}])
+    old, new = (a_run(environment={"packages": {"vllm": version}}) for version in ("0.11", "0.12"))
+    assert mixed([old, old]) is None
+    found = mixed([old, new])
     assert found is not None
     assert (found.code, found.text, found.serious) == (
         "mixed-versions",
@@ -174,7 +185,7 @@ def test_software_that_differs_between_runs_is_named() -> None:
     )
 
 
-def test_a_level_shift_that_was_cut_is_told_and_is_not_serious() -> None:
+def test_a_level_shift_before_the_window_is_not_serious() -> None:
     (cut,) = check(GOOD, window=replace(STEADY, code="level-shift", change=SHIFT, shift_s=5.0))
     assert not cut.serious
     assert cut.text == "The rate shifted from 80 to 60 tokens/s at 5.0 s; the figures are of the part after it."
@@ -184,11 +195,11 @@ def test_a_level_shift_that_was_cut_is_told_and_is_not_serious() -> None:
 
 
 def test_a_simulated_engine_needs_no_warm_up() -> None:
-    assert check(GOOD, simulated=True, warmup_requests=0) == ()
+    assert check(GOOD, engine="simulated", warmup_requests=0) == ()
 
 
-def test_serious_findings_come_first_and_say_what_was_seen() -> None:
-    found = check(changed(30, error="timeout", cached_tokens=8)[100:], "interrupted", asked=None, warmup_requests=0)
+def test_findings_state_counts_and_kinds() -> None:
+    found = check(changed(30, error="timeout", cached_tokens=8)[100:], "interrupted", count=None, warmup_requests=0)
     assert [(finding.code, finding.serious) for finding in found] == [
         ("incomplete", True),
         ("failed-requests", True),
@@ -199,12 +210,19 @@ def test_serious_findings_come_first_and_say_what_was_seen() -> None:
     assert found[1].text.startswith("15.0% of the requests failed (timeout 30)")
 
 
-def test_requests_cut_off_are_said_to_bias_the_rest_and_do_not_count_as_failed() -> None:
+def test_requests_cut_off_by_the_end_do_not_count_as_failed() -> None:
     found = check(changed(30, error="aborted"), "interrupted")
     assert [finding.code for finding in found] == ["incomplete", "few-requests"]
     assert found[0].text == "The run is interrupted: 270 of 300 requests completed, 30 were cut off."
 
 
 @pytest.mark.parametrize("records", [[], [record(0, error="rejected")], [record(0, end_s=math.nan)]])
-def test_runs_without_success_are_checked_without_a_crash(records: list[Record]) -> None:
+def test_runs_without_success_have_only_the_findings_about_failure(records: list[Record]) -> None:
     assert {finding.code for finding in check(records, "failed")} <= {"incomplete", "failed-requests"}
+
+
+def test_serious_findings_come_first_in_the_summary() -> None:
+    found = made_of(a_run(*GOOD[:100], record(100, output_asked=9))).findings
+    assert {"few-requests", "short-output"} <= {finding.code for finding in found}
+    assert [finding.serious for finding in found] == sorted((finding.serious for finding in found), reverse=True)
+    assert len({finding.serious for finding in found}) == 2

@@ -1,4 +1,4 @@
-"""The table of all runs: what it holds, that it follows what is on disk, and what conditions mean."""
+"""The index of runs: its columns, its updates after changes on disk, and conditions on it."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_a_run_is_a_row_with_its_figures(root: Path) -> None:
     assert set(index.FIELDS) <= set(table.columns)
 
 
-def test_the_stored_table_says_the_same_as_a_new_one(root: Path) -> None:
+def test_the_stored_index_equals_a_new_one(root: Path) -> None:
     new = index.runs(root)
     assert (root / index.FILE).is_file()
     pd.testing.assert_frame_equal(index.runs(root), new)
 
 
-def test_it_follows_what_is_on_disk(root: Path) -> None:
+def test_removed_added_and_damaged_runs_update_the_index(root: Path) -> None:
     first, second = index.runs(root)["run"]
     shutil.rmtree(root / first)
     assert index.runs(root)["run"].tolist() == [second]
@@ -64,12 +64,12 @@ def test_it_follows_what_is_on_disk(root: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "PAR1", "PAR1 garbage PAR1"])
-def test_a_damaged_table_is_made_anew(root: Path, content: str) -> None:
+def test_a_damaged_index_is_rebuilt(root: Path, content: str) -> None:
     (root / index.FILE).write_text(content)
     assert len(index.runs(root)) == 2
 
 
-def test_a_root_without_runs_has_none(tmp_path: Path) -> None:
+def test_a_root_without_runs_gives_empty_tables(tmp_path: Path) -> None:
     assert index.runs(tmp_path).empty
     assert index.runs(tmp_path / "absent").empty
     assert index.figures(tmp_path).empty
@@ -91,12 +91,12 @@ def test_a_root_without_runs_has_none(tmp_path: Path) -> None:
         ("created_utc>=2020", [1, 2]),
     ],
 )
-def test_conditions(root: Path, where: str, users: list[int]) -> None:
+def test_a_condition_selects_the_runs_that_meet_it(root: Path, where: str, users: list[int]) -> None:
     assert index.runs(root, where)["users"].tolist() == users
 
 
 @pytest.mark.parametrize(
-    ("where", "word"), [("users", "no condition"), ("colour=red", "colour"), ("users<many", "many"), ("", "''")]
+    ("where", "word"), [("users", "not a condition"), ("colour=red", "colour"), ("users<many", "many"), ("", "''")]
 )
 def test_a_condition_that_cannot_be_read_is_refused(root: Path, where: str, word: str) -> None:
     with pytest.raises(HarnessError, match=word):

@@ -1,4 +1,4 @@
-"""Figures of small runs that can be worked out by hand, and of every kind of run that went wrong."""
+"""Figures of small runs computed by hand, and of every kind of failed run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def summary(
     return summarise("r", state, frame_of(list(records)), objectives or {}, simulated)
 
 
-def test_one_request_by_hand() -> None:
+def test_the_figures_of_one_request_are_those_computed_by_hand() -> None:
     found = summary(record())
     values = {figure.name: figure.value for figure in found.figures if "." not in figure.name or "mean" in figure.name}
     assert values == {
@@ -98,7 +98,7 @@ def test_failed_requests_are_counted_and_stay_out_of_latency_and_throughput() ->
     ],
     ids=["no rows", "all failed", "all in flight when it was killed"],
 )
-def test_no_success_gives_reasons_and_never_a_number(records: tuple[Record, ...], reason: str | None) -> None:
+def test_without_success_figures_have_reasons_and_no_values(records: tuple[Record, ...], reason: str | None) -> None:
     found = summary(*records, state="interrupted", objectives={"ttft_s": 1.0})
     assert found["duration_s"].reason == reason
     for figure in found.figures:
@@ -117,13 +117,13 @@ def test_a_request_that_the_end_of_the_run_cut_off_has_not_failed() -> None:
     assert summary(record(0), cut)["requests.failed"].value == 1  # in a complete run the engine did it
 
 
-def test_a_request_that_its_user_gave_up_is_neither_completed_nor_failed() -> None:
+def test_a_cancelled_request_is_neither_completed_nor_failed() -> None:
     found = summary(record(0), record(1, error="cancelled", output_tokens=None), objectives={"ttft_s": 2.0})
     assert [found[f"requests.{kind}"].value for kind in ("completed", "failed", "unfinished")] == [1, 0, 1]
     assert found["objectives_met"].value == 1.0
 
 
-def test_percentiles_and_their_intervals() -> None:
+def test_percentiles_have_order_statistic_intervals() -> None:
     records = [record(i, sent_s=0.0, arrival_s=(float(i + 1),), arrival_tokens=(1,), end_s=101.0) for i in range(100)]
     found = summary(*records)
     assert found["ttft_s.p50"] == Figure("ttft_s.p50", 50.5, "s", "measured", 40.0, 61.0, n=100)
@@ -135,7 +135,7 @@ def test_percentiles_and_their_intervals() -> None:
     )
 
 
-def test_the_window_decides_what_rates_and_latencies_are_of() -> None:
+def test_rates_and_latencies_come_from_the_window() -> None:
     """Ten requests a second, a token at once and one 0.4 s later; the window is the middle two of four seconds."""
     records = [
         record(i, scheduled_s=i / 10, sent_s=i / 10, end_s=i / 10 + 0.4, arrival_s=(i / 10, i / 10 + 0.4),
@@ -162,16 +162,16 @@ def test_the_window_decides_what_rates_and_latencies_are_of() -> None:
     assert found["requests.completed"].value == 40
 
 
-def test_what_the_window_is_of_and_why_it_is_the_whole_run() -> None:
+def test_a_window_of_the_whole_run_leaves_its_figures_and_has_a_reason() -> None:
     frame = frame_of([record(i) for i in range(3)])
     window = window_of(frame, "complete", "closed", users=1)
     found = summarise("r", "complete", frame, {}, simulated=False, window=window)
-    assert found["window.share"].reason == "3 requests under full load, too few to cut a warm-up: 60 are needed"
+    assert found["window.share"].reason == "3 requests under full load, 60 needed to cut the warm-up"
     assert found["output_tokens_per_s"] == replace(found["whole_run.output_tokens_per_s"], name="output_tokens_per_s")
     assert window_of(frame_of([]), "complete", "closed", users=1) is None
 
 
-def test_the_interval_of_itl_rests_on_requests() -> None:
+def test_the_interval_of_itl_counts_requests_not_gaps() -> None:
     rng = np.random.default_rng(0)
 
     def one(index: int) -> Record:
@@ -207,7 +207,7 @@ def test_objectives_are_judged_from_the_due_time(objectives: dict[str, float | N
     assert found["goodput_per_s"].value == pytest.approx(met / 2.25)
 
 
-def test_goodput_counts_failures_against_the_share_and_judges_each_objective_alone() -> None:
+def test_goodput_counts_failures_in_the_share_and_gives_each_objective_alone() -> None:
     late = record(1, scheduled_s=0.0)
     failed = record(2, error="rejected", arrival_s=(), arrival_tokens=())
     empty = record(3, arrival_s=(), arrival_tokens=(), output_tokens=0)
@@ -223,7 +223,7 @@ def test_an_unknown_objective_is_refused() -> None:
         summary(record(), objectives={"ttft": 1.0})
 
 
-def test_tokens_that_the_engine_does_not_count() -> None:
+def test_tokens_that_the_engine_does_not_count_give_no_sum() -> None:
     found = summary(record(0), record(1, input_tokens=None, output_tokens=None, cached_tokens=None))
     assert found["output_tokens.got"].value == 6  # what arrived was counted here
     assert found["input_tokens.asked"].value == 20
@@ -237,7 +237,7 @@ def test_a_run_of_no_length_has_no_rates() -> None:
     assert found["output_tokens_per_s"].reason == "the measured part has no length"
 
 
-def test_missing_stamps_leave_the_other_requests_alone() -> None:
+def test_a_request_without_times_does_not_affect_the_others() -> None:
     frame = frame_of([record(0), record(1), record(2)])
     frame["arrival_s"] = pd.Series([None, float("nan"), np.array([2.0, 2.25, 3.0])])
     frame["sent_s"] = [math.nan, 1.5, 1.5]
@@ -246,7 +246,7 @@ def test_missing_stamps_leave_the_other_requests_alone() -> None:
     assert found["requests.sent"].value == 2
 
 
-def test_a_simulated_engine_marks_every_figure() -> None:
+def test_every_figure_of_a_simulated_engine_has_the_status_simulated() -> None:
     assert {figure.status for figure in summary(record(), simulated=True, objectives={"ttft_s": 1.0}).figures} == {
         "simulated"
     }

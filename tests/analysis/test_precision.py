@@ -82,7 +82,7 @@ def test_dependent_values_stop_later() -> None:
     assert np.mean(took[0.5]) > 2 * np.mean(took[0.0])  # (1 + phi) / (1 - phi) = 3 times
 
 
-def test_looks_come_when_the_run_has_grown_and_two_must_agree() -> None:
+def test_looks_come_after_growth_and_two_in_a_row_must_be_precise() -> None:
     looks, asked = Looks(), []
     answers = iter([True, False, True, True])
 
@@ -101,7 +101,7 @@ def of(**figures: tuple[float | None, float | None, float | None]) -> Summary:
     return Summary("r", "complete", (Figure("requests_per_s", 2.0, "1/s", "measured", n=400), *made), {})
 
 
-def test_what_is_still_needed() -> None:
+def test_the_number_of_further_requests_follows_from_the_half_width() -> None:
     summary = of(output_tokens_per_s=(100.0, 96.0, 103.0))
     (reach,) = reaches(summary, parse(["2%"]))
     assert reach == Reach(Target("output_tokens_per_s", 0.02), 0.04, "it has no interval", 400)
@@ -118,7 +118,7 @@ def test_what_is_still_needed() -> None:
 
 
 @pytest.mark.parametrize("word", ["2", "0%", "100%", "x%", "ttft_s.mean=", "-1%"])
-def test_what_is_no_precision_is_refused(word: str) -> None:
+def test_a_malformed_precision_is_refused(word: str) -> None:
     with pytest.raises(HarnessError, match="is not a percentage"):
         parse([word])
 
@@ -129,7 +129,7 @@ def test_a_load_without_a_steady_part_is_refused() -> None:
         check_shape("offline")
 
 
-def test_requests_after_one_in_flight_are_left_out() -> None:
+def test_requests_sent_after_one_in_flight_are_left_out() -> None:
     """A journal has what ended: of 0, 1, 2, 4 the last was sent beside 3, which still goes on."""
     frame = frame_of([record(i) for i in (4, 0, 2, 1)])
     assert sorted(whole_prefix(frame)["index"]) == [0, 1, 2]
@@ -144,13 +144,12 @@ QUICK = {
 }
 
 
-def test_a_run_ends_when_it_is_precise_and_says_what_that_saved(tmp_path: Path) -> None:
+def test_a_run_ends_when_it_is_precise_and_states_the_time_saved(tmp_path: Path) -> None:
     """TTFT with a coefficient of variation of 0.5 needs 96 requests for 10%, and 64 users 320 for a steady part."""
     workload = read_workload("smoke", {**QUICK, "requests.count": 6000})
     targets = parse(["ttft_s.mean=10%"])
-    with Stop(targets) as judge:
-        directory = measuring.run(workload, tmp_path, lambda _: None, enough=judge)
-        assert not judge.died
+    with Stop(targets) as stop:
+        directory = measuring.run(workload, tmp_path, lambda _: None, enough=stop)
     run = read_run(directory)
     assert run.file.state == "complete"
     assert 300 < len(run.requests) < 5000
@@ -160,17 +159,15 @@ def test_a_run_ends_when_it_is_precise_and_says_what_that_saved(tmp_path: Path) 
     assert table.notes[0].startswith(f"reached after {len(run.requests):,} of 6,000 requests: about ")
 
 
-def test_a_judge_that_is_left_early_ends_and_one_that_dies_never_says_enough(tmp_path: Path) -> None:
-    with Stop(parse(["2%"])) as judge:
-        assert not judge(tmp_path)
-        assert not judge.died
-        judge._child.process.kill()
-        judge._child.process.wait()
-        assert judge.died
-        assert not judge(tmp_path)
+def test_a_stop_process_that_died_never_stops_the_run(tmp_path: Path) -> None:
+    with Stop(parse(["2%"])) as stop:
+        assert not stop(tmp_path)
+        stop._child.process.kill()
+        stop._child.process.wait()
+        assert not stop(tmp_path)
 
 
-def test_repeats_have_the_interval_between_them_and_tell_other_software(tmp_path: Path) -> None:
+def test_repeats_have_an_interval_between_runs_and_name_different_software(tmp_path: Path) -> None:
     workload = read_workload("smoke", {**QUICK, "requests.count": 64})
     (run,) = [read_run(measuring.run(workload, tmp_path, lambda _: None))]
     summary = summary_of(run)

@@ -18,14 +18,14 @@ def test_without_noise_the_split_is_exact() -> None:
     assert split_usage([run_of(*mix, noise=0.0) for mix in MIXES]).coefficients == pytest.approx(TRUE)
 
 
-def test_over_the_runs_that_it_was_fitted_to_the_split_explains_the_whole_bill() -> None:
+def test_the_terms_add_up_to_the_whole_usage() -> None:
     runs = [run_of(*mix, noise=0.2) for mix in MIXES]
     split = split_usage(runs)
     fitted = sum(float((run[:, :4] @ split.coefficients).sum()) for run in runs)
     assert fitted == pytest.approx(sum(run[:, 4].sum() for run in runs))
 
 
-def test_a_part_that_hardly_varies_comes_back_within_its_interval() -> None:
+def test_a_nearly_constant_term_comes_back_within_its_interval() -> None:
     """Joules of windows of a second: static power, then input, output and context tokens."""
     rng = np.random.default_rng(4)
     inputs, outputs = rng.uniform(0, 5000, 60), rng.uniform(0, 2000, 60)
@@ -38,12 +38,12 @@ def test_a_part_that_hardly_varies_comes_back_within_its_interval() -> None:
     assert split.interval(0) == pytest.approx((77.45, 81.28), abs=0.01)
 
 
-def test_runs_of_one_shape_do_not_tell_the_terms_apart() -> None:
+def test_runs_of_one_shape_identify_no_term() -> None:
     identified, rank, condition = identify(np.outer(run_of(800, 150)[:, 3], [800, 150, 131250, 1.0]))
     assert (identified, rank) == ((False,) * 4, 1)
     assert condition > 1e6
 
 
-def test_a_term_that_never_occurs_is_not_identified_and_does_not_spoil_the_others() -> None:
+def test_a_term_that_never_occurs_is_not_identified_and_leaves_the_others_identified() -> None:
     counts = np.array([[1.0, 0, 0, 2], [2, 0, 0, 1], [1, 0, 0, 1]])
     assert identify(counts)[:2] == ((True, False, False, True), 2)

@@ -1,4 +1,4 @@
-"""Figures of what a server said of itself."""
+"""Figures from a server's own metrics."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def readings(**values: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["time_s", "name", "value"])
 
 
-def test_figures_are_those_of_the_span() -> None:
-    said = readings(
+def test_figures_come_from_the_readings_in_the_span() -> None:
+    given = readings(
         running=[0, 2, 4, 9],
         kv_cache_use=[0, 0.25, 0.5, 0.9],
         prefix_cache_queries=[100, 110, 180, 300],
         prefix_cache_hits=[50, 50, 80, 150],
         preemptions=[1, 1, 1, 3],
     )
-    found = {figure.name: (figure.value, figure.unit, figure.n) for figure in server_figures(said, -0.5, 1.5)}
+    found = {figure.name: (figure.value, figure.unit, figure.n) for figure in server_figures(given, -0.5, 1.5)}
     assert found == {
         "server.running.mean": (3.0, "requests", 2),  # of the readings at 0 and 1
         "server.running.max": (4.0, "requests", 2),
@@ -33,18 +33,18 @@ def test_figures_are_those_of_the_span() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "names"),
+    ("given", "names"),
     [
         (readings(), set()),
-        (readings(waiting=[7]), {"server.waiting.mean": "no reading fell into the measured part"}),
+        (readings(waiting=[7]), {"server.waiting.mean": "no reading lies in the measured window"}),
         (
             readings(prefix_cache_queries=[4, 4], prefix_cache_hits=[0, 0]),
-            {"server.prefix_cache_hits": "no token was looked up"},
+            {"server.prefix_cache_hits": "no token was looked up in the cache"},
         ),
     ],
 )
-def test_what_was_not_read_is_not_made_up(said: pd.DataFrame, names: dict[str, str]) -> None:
-    found = {figure.name: figure for figure in server_figures(said, 0.5, 1.5)}
+def test_metrics_without_readings_give_no_value(given: pd.DataFrame, names: dict[str, str]) -> None:
+    found = {figure.name: figure for figure in server_figures(given, 0.5, 1.5)}
     assert {name: found[name].reason for name in names} == dict(names)
     assert all(found[name].value is None for name in names)
     assert bool(found) == bool(names)

@@ -1,4 +1,4 @@
-"""The steady window on simulated loads of which it is known where they are steady, and where not."""
+"""The measured window on simulated loads whose steady part is known."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_steady_load_raises_no_alarm(options: dict[str, Any]) -> None:
     assert sum(each.code is None and each.whole is None for each in found) >= 95
 
 
-def test_the_rate_of_the_window_is_the_rate_in_the_long_run() -> None:
+def test_the_rate_of_the_window_is_the_long_run_rate() -> None:
     """Also with long outputs that linger, and users that go in step. The whole run's rate has the drain in it."""
     for cv, bias in ((0.0, 0.004), (1.0, 0.004)):
         rate, _ = truth(USERS, cv)
@@ -77,7 +77,7 @@ def slow(before: float, after: float, at: float, over: float) -> Callable[[Array
     ],
     ids=["ramp", "early step", "late step", "drift", "heat"],
 )
-def test_ramps_are_cut_and_steps_told_from_drifts(
+def test_ramps_are_cut_and_steps_are_distinguished_from_drifts(
     slowness: Callable[[Array], Array], codes: set[str | None], begins: tuple[float, float]
 ) -> None:
     found = [window(run) for run in closed_loops(USERS, REQUESTS, 30, seed=3, cv=0.3, slowness=slowness)]
@@ -87,7 +87,7 @@ def test_ramps_are_cut_and_steps_told_from_drifts(
     assert all((each.whole is not None) == (begins == (0, 0)) for each in right)
 
 
-def test_a_level_shift_has_both_levels_and_when() -> None:
+def test_a_level_shift_has_both_levels_and_its_time() -> None:
     (run,) = closed_loops(USERS, REQUESTS, 1, seed=4, cv=0.3, slowness=slow(1, 1.25, 0.6, 1e-9))
     found, (rate, _) = window(run), truth(USERS, 0.3)
     assert found.change is not None
@@ -96,7 +96,7 @@ def test_a_level_shift_has_both_levels_and_when() -> None:
     assert found.shift_s == pytest.approx(0.6 * LENGTH_S, rel=0.08)
 
 
-def test_power_that_settles_later_than_the_rate_moves_the_cut() -> None:
+def test_power_that_settles_after_the_rate_moves_the_cut() -> None:
     (run,) = closed_loops(USERS, REQUESTS, 1, seed=5)
     power = np.array([[0.0, 20, 20.001, 100], [100.0, 100, 300, 300]])
     assert window(run).begin_s < 15
@@ -113,7 +113,7 @@ def poisson(load: float, seed: int = 0, n: int = 600) -> Sent:
     return Sent(sent, end - 0.08, end, np.full(n, 10.0))
 
 
-def test_an_open_load_is_steady_where_it_is_served_and_its_queue_grows_where_not() -> None:
+def test_an_open_load_is_steady_below_capacity_and_its_queue_grows_above() -> None:
     calm = [window(poisson(0.7, seed), None, "poisson") for seed in range(40)]
     assert sum(each.code is None and each.whole is None for each in calm) >= 38
     flooded = [window(poisson(1.2, seed), None, "poisson") for seed in range(10)]
@@ -125,24 +125,24 @@ def test_an_open_load_is_steady_where_it_is_served_and_its_queue_grows_where_not
     [
         ("offline", None, REQUESTS, "offline"),
         ("trace", None, REQUESTS, "a load that varies"),
-        ("closed", USERS, 40, "40 requests under full load, too few to cut a warm-up: 80 are needed"),
+        ("closed", USERS, 40, "40 requests under full load, 80 needed to cut the warm-up"),
         ("closed", 64, 64, "64 requests cannot keep 64 slots busy"),
     ],
 )
-def test_what_is_whole_says_why(shape: str, users: int | None, requests: int, reason: str) -> None:
+def test_a_window_of_the_whole_run_has_a_reason(shape: str, users: int | None, requests: int, reason: str) -> None:
     (run,) = closed_loops(users or USERS, requests, 1, seed=6)
     found = window(run, users, shape)
     assert (found.whole or "").startswith(reason)
     assert (found.begin_s, found.end_s) == (run.sent_s.min(), run.end_s.max())
 
 
-def test_a_run_that_was_interrupted_is_whole() -> None:
+def test_the_window_of_an_interrupted_run_is_the_whole_run() -> None:
     sent, nothing = np.arange(3.0), np.array([np.nan, 2.0, np.nan])
     found = find_window(sent, nothing, np.ones(3), np.array([1.5]), np.ones(1), shape="closed", users=2, complete=False)
     assert found.whole == "the run is incomplete"
 
 
-def test_mser_leaves_out_what_is_not_like_the_rest_and_half_at_most() -> None:
+def test_mser_cuts_the_transient_and_at_most_half() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(10, 1, 100)
     values[:20] = np.linspace(0, 10, 20)
@@ -160,6 +160,6 @@ def test_noise_alone_is_neither_a_step_nor_a_drift() -> None:
     assert change(np.r_[np.full(10, 5.0), np.full(10, 5.5)]) == Change("shift", 5.0, 5.5, 0.5)
 
 
-def test_limits_hang_together() -> None:
+def test_the_limits_are_consistent() -> None:
     assert LEAST_BINS >= COMPARED
     assert 2 * round(PLATEAU * COMPARED) < COMPARED

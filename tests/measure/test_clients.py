@@ -110,7 +110,7 @@ def test_an_engine_that_dies_in_one_client_ends_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "clients", "message"),
     [
-        (("engine.name=transformers",), 2, "works inside the harness's own process"),
+        (("engine.name=transformers",), 2, "runs inside the harness's own process"),
         (("load.users=1",), 2, "cannot share load.users=1"),
         (("load={shape: constant, rate_per_s: 9, max_in_flight: 2}",), 3, "cannot share load.max_in_flight=2"),
     ],

@@ -1,4 +1,4 @@
-"""What the doctor sees of a machine: through the real pynvml and the scripted library, and where there is no GPU."""
+"""The doctor on machines with scripted GPUs, through the real pynvml, and without a GPU."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def examined(cwd: Path, variables: Mapping[str, str]) -> tuple[dict[str, str], d
     return dict(machine), {code: rest for code, *rest in findings}, done.returncode, set(done.stderr.split())
 
 
-def test_a_gpu_that_is_not_fit_to_measure_on_is_told_with_the_commands_that_mend_it(
-    fake_nvml: Path, tmp_path: Path
-) -> None:
+def test_each_fault_of_a_gpu_is_a_finding_with_the_command_that_repairs_it(fake_nvml: Path, tmp_path: Path) -> None:
     faults = ("unloads 0", "mig 0", "tenant 0", "throttle 0 66", "unsupported 0 counter")
     script = ["gpus 2", "gpu 0 name H100", "gpu 1 limit 300", *(f"gpu 1 fault {fault}" for fault in faults)]
     parts, found, code, modules = examined(tmp_path, library.environment(fake_nvml, "\n".join(script)))
@@ -61,7 +59,7 @@ def test_a_gpu_that_is_not_fit_to_measure_on_is_told_with_the_commands_that_mend
     assert not modules & {"torch", "transformers", "vllm"}
 
 
-def test_a_good_gpu_and_no_gpu_have_nothing_wrong_with_them(fake_nvml: Path, tmp_path: Path) -> None:
+def test_a_good_gpu_and_no_gpu_give_no_gpu_finding(fake_nvml: Path, tmp_path: Path) -> None:
     _, good, _, _ = examined(tmp_path, library.environment(fake_nvml, "gpus 1"))
     nowhere = {**library.environment(fake_nvml, "gpus 0"), "HARNESS_RESULTS": "/proc/nowhere"}
     parts, none, code, _ = examined(tmp_path, nowhere)
@@ -79,7 +77,7 @@ def codes(place: Mapping[str, Any], results: Path) -> set[str]:
     return {each.code for each in seen if isinstance(each, Finding)}
 
 
-def test_what_a_machine_lacks_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_engines_and_cores_are_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = environment.capture()
     assert "no-engine" not in codes(here, tmp_path)
     monkeypatch.setattr(doctor, "NEEDS", {"vllm": ("no_such_package", "x")})
@@ -90,7 +88,7 @@ def test_what_a_machine_lacks_is_found(tmp_path: Path, monkeypatch: pytest.Monke
     assert not {"few-cores", "busy", "cpu-frequency"} & codes(roomy, tmp_path)
 
 
-def test_models_in_the_hubs_cache_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_in_the_hub_cache_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models--Qwen--Qwen3-8B").mkdir()
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert "Qwen/Qwen3-8B" in list(doctor._models())

@@ -57,7 +57,7 @@ def test_every_request_is_recorded_once_with_its_tokens(tmp_path: Path) -> None:
         assert np.allclose(np.array(row["arrival_s"]) - row["sent_s"], 0.03 + 0.002 * np.arange(5), atol=0.02)
 
 
-def test_the_run_file_says_what_was_asked_and_where(tmp_path: Path) -> None:
+def test_the_run_file_holds_the_workload_and_the_environment(tmp_path: Path) -> None:
     run = measure(tmp_path, "seed=3")
     file = run.file
     assert file.workload.model_dump() == parse_workload(BASE, "test", {"seed": 3}).model_dump(mode="json")
@@ -85,7 +85,7 @@ def test_a_duration_ends_a_run_without_a_count(tmp_path: Path) -> None:
     assert run.requests["error"].isna().all()
 
 
-def test_a_slow_engine_shows_its_queue_in_response_when_the_loop_is_open(tmp_path: Path) -> None:
+def test_in_an_open_loop_the_response_time_contains_the_queue(tmp_path: Path) -> None:
     """One request at a time takes 38 ms and 100 come each second: the wait grows by 28 ms a request."""
     slow = ("engine.capacity=1", "requests.count=20", "warmup.requests=0")
     opened = measure(tmp_path, *slow, "load={shape: constant, rate_per_s: 100, max_in_flight: 1}").requests
@@ -104,7 +104,7 @@ def test_offline_sends_everything_at_once(tmp_path: Path) -> None:
     assert rows["sent_s"].max() < rows["end_s"].min()
 
 
-def test_sending_goes_on_while_requests_are_made(tmp_path: Path) -> None:
+def test_requests_are_sent_while_others_are_built(tmp_path: Path) -> None:
     """At a rate that nothing can keep up with, the first request leaves at once and its tokens are stamped in time."""
     late = ("load={shape: constant, rate_per_s: 1e6}", "requests.count=2000", "requests.input_tokens=2000")
     rows = measure(tmp_path, *late).requests.sort_values("index")
@@ -121,7 +121,7 @@ def test_failed_requests_are_records_and_the_run_goes_on(tmp_path: Path) -> None
     assert failed["arrival_s"].map(len).tolist() == [1] * len(failed)
 
 
-def test_an_engine_that_dies_leaves_what_was_measured(tmp_path: Path) -> None:
+def test_the_death_of_the_engine_keeps_the_requests_measured_so_far(tmp_path: Path) -> None:
     run = measure(tmp_path, "engine.dies_after=6", "warmup.requests=0")
     assert run.file.state == "failed"
     assert run.file.error is not None
@@ -136,7 +136,7 @@ def test_an_engine_that_dies_in_its_warm_up_is_a_failed_run(tmp_path: Path) -> N
     assert len(run.requests) == 0
 
 
-def test_a_wrong_set_up_is_said_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_mistake_in_the_set_up_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="speed"):
         measure(tmp_path, "engine.speed=3")
     with pytest.raises(HarnessError, match="wattson"):
@@ -144,8 +144,8 @@ def test_a_wrong_set_up_is_said_before_anything_is_written(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_meters_are_heard_while_the_engine_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting takes minutes; a meter that nobody hears fills its pipe, and would miss what the loaded engine draws."""
+def test_meters_are_read_while_the_engine_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting takes minutes; an unread meter fills its pipe, and would miss the idle power of the loaded engine."""
     monkeypatch.setattr(measuring, "IDLE_S", 0.1)
     power = tmp_path / "power.csv"
     power.write_text("\n".join(f"{i / 50},100" for i in range(500)))
@@ -160,7 +160,7 @@ def test_meters_are_heard_while_the_engine_starts(tmp_path: Path, monkeypatch: p
     assert 0 < sizes[1] < sizes[2] < sizes[3]
 
 
-def test_what_the_only_process_saw_of_itself_is_kept(tmp_path: Path) -> None:
+def test_a_run_with_one_process_stores_its_client_statistics(tmp_path: Path) -> None:
     (client,) = measure(tmp_path).file.clients
     assert client.model_dump()["client"] == 0
     assert client.cpu_s is not None
@@ -170,14 +170,16 @@ def test_what_the_only_process_saw_of_itself_is_kept(tmp_path: Path) -> None:
     assert 0 < client.loop_delay_s.p50 <= client.loop_delay_s.p99 <= client.loop_delay_s.max
 
 
-def test_a_refused_warm_up_names_the_way_out(tmp_path: Path) -> None:
+def test_a_failed_warm_up_names_the_option_that_skips_it(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match=r"warmup\.requests=0"):
         measure(tmp_path, "engine.failure_share=1")
     (directory,) = tmp_path.iterdir()
     assert read_run(directory).file.state == "failed"
 
 
-def test_what_the_engine_prints_goes_to_its_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_the_process_and_its_children_goes_to_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with measuring._output_to(tmp_path / "log"):
         os.write(1, b"from here\n")
         subprocess.run(["sh", "-c", "echo from a child; echo its error >&2"], check=True)
@@ -219,7 +221,7 @@ def command_line(tmp_path: Path, *overrides: str) -> tuple[list[str], Path]:
         (signal.SIGKILL, -9, "interrupted"),
     ],
 )
-def test_a_run_that_is_stopped_still_reads(tmp_path: Path, number: signal.Signals, code: int, state: str) -> None:
+def test_a_run_ended_by_a_signal_can_be_read(tmp_path: Path, number: signal.Signals, code: int, state: str) -> None:
     command, out = command_line(tmp_path, *ENDLESS)
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, which a child would inherit
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -250,7 +252,7 @@ def test_a_run_that_is_stopped_still_reads(tmp_path: Path, number: signal.Signal
     assert "incomplete" in text
 
 
-def test_an_interrupt_before_the_load_is_said(tmp_path: Path) -> None:
+def test_an_interrupt_before_the_load_is_reported_as_such(tmp_path: Path) -> None:
     command, _ = command_line(tmp_path, "engine.start_s=60")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -261,7 +263,7 @@ def test_an_interrupt_before_the_load_is_said(tmp_path: Path) -> None:
     assert process.returncode == 3
 
 
-def test_a_second_interrupt_while_the_report_is_made_leaves_quietly(tmp_path: Path) -> None:
+def test_a_second_interrupt_during_the_report_exits_without_a_traceback(tmp_path: Path) -> None:
     command, out = command_line(tmp_path, *ENDLESS)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -285,7 +287,7 @@ def test_closed_streams_do_no_harm(tmp_path: Path, closed: str) -> None:
     assert len(read_run(next(out.glob("2*"))).requests) == 5
 
 
-def test_a_full_disk_ends_the_run_and_what_was_written_reads(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_run_and_the_written_rows_can_be_read(tmp_path: Path) -> None:
     command, out = command_line(tmp_path, "requests.count=3000")
     limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "-", *command]
     ended = subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""Sweeps: their points and order, and a search over loads against systems whose curves are known."""
+"""Points of sweeps and their order, and searches on systems with known curves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ repeat: 2
 """
 
 
-def test_points_are_every_combination_by_engine() -> None:
+def test_points_are_all_combinations_grouped_by_engine() -> None:
     sweep = parse_sweep(TEXT, "study.yaml")
     made = points(sweep)
     assert sweep.name == "study"
@@ -44,7 +44,7 @@ def test_points_are_every_combination_by_engine() -> None:
     assert {(p.values["model"], p.values["engine.options.tensor_parallel_size"]) for p in made} == {("a", 1), ("b", 2)}
 
 
-def test_a_point_is_what_it_was_when_the_sweep_is_made_wider() -> None:
+def test_points_keep_their_keys_when_the_sweep_is_extended() -> None:
     narrow, wide = (Sweep(name="s", workload="smoke", grid={"load.users": list(range(1, n))}) for n in (3, 9))
     assert {point.key for point in points(narrow)} < {point.key for point in points(wide)}
 
@@ -71,7 +71,7 @@ def test_each_point_has_a_seed_of_its_own_unless_one_is_given() -> None:
         ("workload: smoke\nname: a/b", "x.yaml:2: name"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(text: str, word: str) -> None:
+def test_a_mistake_is_reported_with_its_line_and_key(text: str, word: str) -> None:
     with pytest.raises(HarnessError, match=word):
         parse_sweep(text, "x.yaml")
 
@@ -110,7 +110,7 @@ def test_a_search_finds_saturation_and_the_highest_load_that_meets_the_objective
     assert saturated >= 0.9 * slots or slots > 1024
 
 
-def test_nothing_beyond_a_load_that_fails_is_tried_and_the_search_ends() -> None:
+def test_a_search_tries_no_load_above_one_that_failed() -> None:
     def out_of_memory(n: float) -> Outcome:
         return Outcome(n * 50, 0.02, True) if n <= 20 else Outcome(None, None, False)
 

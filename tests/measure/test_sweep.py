@@ -1,4 +1,4 @@
-"""Sweeps carried out for real on the simulated engine: killed, resumed, failing, searched, by one worker and by Ray."""
+"""Sweeps on the simulated engine: killed, resumed, failing, with a search, with one worker and with Ray."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_failing_point_is_recorded_and_the_others_go_on(workload: str, tmp_pat
     assert log.count('"state": "failed"') == 1
 
 
-def test_a_process_that_is_killed_is_one_failed_point(workload: str, tmp_path: Path) -> None:
+def test_a_killed_worker_process_costs_one_point(workload: str, tmp_path: Path) -> None:
     sweep = Sweep(name="s", workload=workload, grid={"engine.simulated.start_s": [30, 0]})
     worker = LocalWorker()
 
@@ -144,7 +144,7 @@ def test_a_point_whose_worker_is_lost_is_tried_again(losses: int, state: str, wo
     assert len(complete(tmp_path / "runs")) == (state == "complete")
 
 
-def test_a_cluster_that_never_has_room_is_given_up(
+def test_a_sweep_ends_if_the_cluster_never_has_room(
     workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full(LocalWorker):
@@ -152,7 +152,7 @@ def test_a_cluster_that_never_has_room_is_given_up(
             return False
 
     monkeypatch.setattr(sweeping, "PLACED_S", 0.2)
-    with pytest.raises(HarnessError, match="no worker has had room"):
+    with pytest.raises(HarnessError, match="no room for a worker"):
         carry_out(planned(Sweep(name="s", workload=workload), tmp_path / "runs"), [Full()], lambda _: None)
 
 
@@ -178,14 +178,14 @@ def test_an_interrupt_stores_the_point_as_interrupted(workload: str, tmp_path: P
     assert (line["state"], line["run"]) == ("interrupted", path.name)
 
 
-def test_a_spent_budget_begins_no_further_point(workload: str, tmp_path: Path) -> None:
+def test_no_point_starts_after_the_budget_is_spent(workload: str, tmp_path: Path) -> None:
     sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 2, 4]})
     done = carry_out(planned(sweep, tmp_path / "runs"), [LocalWorker()], lambda _: None, budget_gpu_hours=1e-9)
     assert len(done) == 1
     assert len(carry_out(planned(sweep, tmp_path / "runs"), [LocalWorker()], lambda _: None)) == 3
 
 
-def test_a_search_ends_at_the_capacity_and_is_resumed_from_what_is_stored(workload: str, tmp_path: Path) -> None:
+def test_a_search_ends_at_the_capacity_and_is_resumed_from_the_stored_runs(workload: str, tmp_path: Path) -> None:
     auto = {"axis": "load.users", "limit": 16, "objective": {"response_s.p50": 0.03}, "most": 0}
     options = {"engine.simulated.capacity": 4, "engine.simulated.jitter": 0.0, "requests.count": 32}
     options |= {"engine.simulated.ttft_s": 0.01, "engine.simulated.itl_s": 0.0}
@@ -198,19 +198,19 @@ def test_a_search_ends_at_the_capacity_and_is_resumed_from_what_is_stored(worklo
     assert begun == []
 
 
-def test_a_point_that_is_no_workload_is_refused_before_anything_is_measured(workload: str, tmp_path: Path) -> None:
+def test_a_point_with_an_invalid_workload_is_refused_before_anything_is_measured(workload: str, tmp_path: Path) -> None:
     sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 0]})
     with pytest.raises(HarnessError, match=r"load\.users"):
         planned(sweep, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
-def test_jobs_are_for_ray() -> None:
+def test_jobs_without_ray_are_refused() -> None:
     with pytest.raises(HarnessError, match="--jobs without --ray"), start_workers(None, 1, 2):
         pass
 
 
-def test_several_gpus_are_a_reason_to_name_ray(workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_gpus_give_a_hint_to_ray(workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hint_of(*gpus: str, points: int = 2, **values: Any) -> str | None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(gpus))
         grid = {"load.users": [*range(1, points + 1)]}
@@ -237,7 +237,7 @@ carry_out(planned(sweep, Path(sys.argv[2])), [LocalWorker()], lambda _: None)
 """
 
 
-def test_killed_twice_and_resumed_every_point_is_there_once(workload: str, tmp_path: Path) -> None:
+def test_a_sweep_killed_twice_and_resumed_has_every_point_once(workload: str, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     command = [sys.executable, "-c", KILLED, workload, str(root)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -254,7 +254,7 @@ def test_killed_twice_and_resumed_every_point_is_there_once(workload: str, tmp_p
     assert sum(not isinstance(file, HarnessError) for _, file in list_runs(root)) <= 26
 
 
-def test_a_run_from_elsewhere_gets_a_name_of_its_own(workload: str, tmp_path: Path) -> None:
+def test_a_run_from_another_machine_gets_a_new_name_if_its_name_is_taken(workload: str, tmp_path: Path) -> None:
     carry_out(planned(Sweep(name="s", workload=workload), tmp_path / "there"), [LocalWorker()], lambda _: None)
     (name,) = complete(tmp_path / "there").values()
     files = {path.name: path.read_bytes() for path in (tmp_path / "there" / name).iterdir()}
@@ -284,7 +284,7 @@ def test_ray_on_this_machine_measures_several_points_at_a_time(workload: str, tm
 
 
 @ray
-def test_a_node_of_a_ray_cluster_that_is_lost_loses_and_doubles_no_point(workload: str, tmp_path: Path) -> None:
+def test_the_loss_of_a_ray_node_neither_loses_nor_doubles_a_point(workload: str, tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
     sweep = Sweep(name="s", workload=workload, grid={"load.users": [1, 2], "requests.output_tokens": [3, 4, 5, 6]})
