@@ -19,13 +19,14 @@ from harness import cli
 from harness.cost.bill import Costs
 from harness.cost.by_token import cost_of_query
 from harness.cost.pricing import phase_split, price_run, priced_for
+from harness.facts import whatif
 from harness.facts.appraisal import appraise
 from harness.facts.book import assume
 from harness.facts.comparisons import Context
 from harness.facts.gap import gap, ladder, reported_per_query
-from harness.facts.measured import run_point, shipped_book
+from harness.facts.measured import measurement_of, shipped_book
 from harness.model import Figure, ModelIdentity, Record, Summary
-from harness.report import page, whatif
+from harness.report import page
 from harness.report.facts import compare_tables, facts_table
 from harness.report.table import Table
 from harness.store.directory import RunWriter
@@ -161,7 +162,7 @@ def test_at_20_random_settings_the_page_shows_what_the_verbs_print(
         fleet = {"gpu_price": x["price"], "utilisation": x["utilisation"], "chat_share": x["chat_share"]}
         book = assume(BOOK, fleet | {"tokens_per_query": tokens})
         sets = {key: x[slider] for slider, key in whatif.COST if slider in x}
-        point = run_point(price_run(*RUNS[0], None, sets))
+        point = measurement_of(price_run(*RUNS[0], None, sets))
         if which == 0:
             point = replace(point, usd_per_query=costs["usd_per_query"])
         left = ladder(book, gap(Context(book), point), point).left

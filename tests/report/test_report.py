@@ -81,7 +81,8 @@ FORTY = [record(i) for i in range(40)]
 def rendered(*records: Record, width: int = 80, simulated: bool = False, **changes: Any) -> str:
     state = changes.get("state", "complete")
     made = summary(*records, state=state, simulated=simulated)
-    return text.render(tables.tables(a_run(**changes), made), width, color=False)
+    run = a_run(**changes)
+    return text.render([*tables.measured_tables(run, made), tables.environment_table(run)], width, color=False)
 
 
 def test_the_latency_table_at_80_columns() -> None:
@@ -296,7 +297,7 @@ def test_color_is_for_terminals_and_empty_tables_say_so(monkeypatch: pytest.Monk
 
 def test_json_gives_back_every_figure_in_full() -> None:
     made = summary(*FORTY)
-    shown = tables.tables(a_run(), made)
+    shown = tables.measured_tables(a_run(), made)
     read = json.loads(formats.render(shown, "json", [made]))
     assert read["schema_version"] == 1
     (run,) = read["runs"]
