@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, ChartFormat, Charts, Format, Root, Runs, Scenario, Set, app, each_run, emit, show
+from harness.cli.app import RESULTS, ChartFormat, Charts, Format, Root, Runs, Scenario, Set, app, each_run, show
 
 if TYPE_CHECKING:
     from harness.report.table import Table
@@ -31,14 +31,15 @@ def facts(
 ) -> None:
     """List the published figures, or print one with its source and quote."""
     from harness.facts.measured import shipped_book
-    from harness.report.facts import fact_text, facts_table
+    from harness.report.facts import fact_table, facts_table
 
     book = shipped_book(file or ())
-    if fact is not None:
-        emit(fact_text(book, fact, format_))
-        return
-    found = book.select(entity=entity, metric=metric, period=period, status=status, layer=layer)
-    show([facts_table(found)], format_)
+    if fact is None:
+        found = book.select(entity=entity, metric=metric, period=period, status=status, layer=layer)
+        show([facts_table(found)], format_)
+    else:
+        row = [] if format_ == "text" else [facts_table([book[fact]])]
+        show([*row, fact_table(book, fact)], format_)
 
 
 @app.command()
@@ -77,7 +78,7 @@ def compare(
         appraisal = appraise(priced, book, force)
         context = appraisal.context
         if explain is not None:
-            emit(explained(context, explain, format_))
+            show(explained(context, explain), format_)
             return
         names = [*COMPARISONS, "contradictions"] if table == ["all"] else table or []
         made = [*compare_tables(appraisal), *(comparison_table(context, name) for name in names)]

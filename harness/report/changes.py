@@ -137,7 +137,7 @@ def _saved(run: Run, summary: Summary, found: Sequence[Reach], device_s: float) 
 
 def repeats_table(runs: Sweep) -> Table:
     """The headline figures of repeats of one run: the mean with its interval, then the value of each run."""
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (mean.name, mean, *(replace(figure, low=None, high=None, reason=None) for figure in each))
         for mean, each in repeated(runs)
     )

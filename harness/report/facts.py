@@ -12,9 +12,7 @@ from harness.facts.claims import of_fact
 from harness.facts.comparisons import COMPARISONS, Context, Line, per_query, spend_revenue
 from harness.facts.gap import PUBLISHED_ENERGY, Ladder, Measurement, layer_of
 from harness.model import Figure
-from harness.report import format, formats, text
-from harness.report.formats import Format
-from harness.report.table import PROPERTIES, Cell, Table
+from harness.report.table import FACT, PROPERTIES, Cell, Table
 from harness.store.run import Run
 
 COLUMNS = ("quantity", "bound", "value", "unit", "period", "basis", "status", "layer", "source")
@@ -38,14 +36,8 @@ def facts_table(facts: Iterable[Fact]) -> Table:
     return Table("facts", "Published figures", COLUMNS, body, ("`harness facts ID` prints the quote of one fact.",))
 
 
-def fact_text(book: Book, fact_id: str, format_: Format = "text") -> str | bytes:
-    """All properties of one fact; in formats other than text its `facts_table` stands above them."""
-    above = [] if format_ == "text" else [facts_table([book[fact_id]])]
-    return _document(above, [fact_table(book, fact_id)], format_)
-
-
 def fact_table(book: Book, fact_id: str) -> Table:
-    """All properties of one fact, a row for each."""
+    """All properties of one fact, a row for each; as text each property is one line, so that quotes stay whole."""
     fact = book[fact_id]
     ends = (fact.value,) if fact.value is not None else (fact.value_low, fact.value_high)
     number = " to ".join(f"{end:,.12g}" for end in ends if end is not None)
@@ -58,7 +50,7 @@ def fact_table(book: Book, fact_id: str) -> Table:
         **{name: getattr(fact, name) for name in ("cited", "wording", "quote", "gloss", "note")},
     }
     title = f"{fact.id}  {fact.entity}: {fact.metric}"
-    return Table("fact", title, PROPERTIES, tuple((name, text) for name, text in properties.items() if text))
+    return Table(FACT, title, PROPERTIES, tuple((name, text) for name, text in properties.items() if text))
 
 
 def comparison_table(c: Context, name: str) -> Table:
@@ -75,10 +67,10 @@ def comparison_table(c: Context, name: str) -> Table:
     return Table(name, title, COLUMNS, body, ((note,) if note else ()) + notes)
 
 
-def explanation(c: Context, name: str, format_: Format = "text") -> str | bytes:
+def explained(c: Context, name: str) -> list[Table]:
     """A comparison with its formulas and assumptions, then every fact that it names, with its quote."""
     table = comparison_table(c, name)
-    return _document([table], [fact_table(c.book, i) for i in _named(c.book, [table])], format_)
+    return [table, *(fact_table(c.book, i) for i in _named(c.book, [table]))]
 
 
 def sources_table(book: Book, tables: Iterable[Table]) -> Table:
@@ -91,15 +83,6 @@ def sources_table(book: Book, tables: Iterable[Table]) -> Table:
 def _named(book: Book, tables: Iterable[Table]) -> list[str]:
     words = {word for table in tables for word in re.findall(r"[\w-]+(?:\.[\w-]+)*", f"{table.rows} {table.notes}")}
     return [i for i in book.facts if i in words]
-
-
-def _document(tables: list[Table], facts: list[Table], format_: Format) -> str | bytes:
-    """Tables, then facts. As text a property of a fact has one line, whatever its length, so that quotes stay whole."""
-    if format_ != "text":
-        return formats.render([*tables, *facts], format_)
-    found = [[table.title, *(f"  {name}: {said}" for name, said in table.rows)] for table in facts]
-    paragraphs = ("\n".join(format.plain(line) for line in lines) for lines in found)
-    return (text.render(tables) if tables else "") + "\n\n".join(paragraphs) + "\n"
 
 
 def compare_tables(appraisal: Appraisal) -> tuple[Table, Table]:

@@ -14,7 +14,8 @@ from places import ROOT
 from harness.errors import HarnessError
 from harness.facts.book import SHIPPED, Fact, assume, period, read_book, unit_powers
 from harness.facts.measured import shipped_book
-from harness.report.facts import fact_text
+from harness.report import text
+from harness.report.facts import fact_table
 
 DATA = ROOT / "harness" / "data"
 TEXTS = {name: (DATA / name).read_text("utf-8") for name in SHIPPED}
@@ -133,7 +134,9 @@ def test_another_company_in_a_file_of_ones_own(tmp_path: Path) -> None:
     path.write_text("\ufeff" + table({**ROW, "wording": "à peu près"}), encoding="utf-8")  # with a byte-order mark
     assert [fact.wording for fact in shipped_book([path]).select(layer="user")] == ["à peu près"]
     path.write_text(table({**ROW, "note": "alarm \x1b[31m\nbelow"}), encoding="utf-8")
-    assert "  note: alarm  [31m below\n" in fact_text(shipped_book([path]), "U1")  # nothing in it moves the terminal
+    assert "  note: alarm  [31m below\n" in text.render(
+        [fact_table(shipped_book([path]), "U1")]
+    )  # nothing in it moves the terminal
     with pytest.raises(HarnessError, match="cannot read the facts file"):
         shipped_book([tmp_path / "none.csv"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import subprocess
@@ -31,7 +30,8 @@ from harness.facts.gap import Ladder, Measurement, conditioned, gap, ladder, pub
 from harness.facts.measured import measurement_of, shipped_book, standing
 from harness.files import read_data
 from harness.model import Figure, ModelIdentity, Summary
-from harness.report.facts import compare_tables, comparison_table, explanation, fact_text, facts_table, first_table
+from harness.report import text
+from harness.report.facts import compare_tables, comparison_table, explained, fact_table, facts_table, first_table
 from harness.report.table import Table
 
 BOOK = shipped_book()
@@ -273,23 +273,20 @@ def test_what_a_run_cannot_speak_for(device: str, parameters: int | None, said: 
 
 def test_explanations_hold_formulas_and_quotes_to_the_letter() -> None:
     for name in COMPARISONS:
-        text = explanation(CONTEXT, name)
-        assert isinstance(text, str)
-        for i in set(re.findall(r"\b[A-EX]\d\d\b", text.split("\n\n")[0])):
-            assert BOOK[i].quote in text, (name, i)
-        stored = json.loads(explanation(CONTEXT, name, "json"))["tables"]
-        assert [table["name"] for table in stored] == [name, *["fact"] * text.count("\n  period: ")]
-    said = explanation(CONTEXT, "spend-revenue")
+        table, *facts = explained(CONTEXT, name)
+        assert (table.name, {fact.name for fact in facts}) == (name, {"fact"})
+        shown = text.render([table, *facts])
+        for i in set(re.findall(r"\b[A-EX]\d\d\b", str(table))):
+            assert BOOK[i].quote in shown, (name, i)
+    shown = text.render(explained(CONTEXT, "spend-revenue"))
     for part in ("<= 1.998 ratio · Jan-Sep 2025", "A16 / (A02 / A04)", "assumed: A01 is net of"):
-        assert part in said
-    assert "超9亿日活用户" in explanation(CONTEXT, "contradictions")
-    assert "בהיקף שמוערך ב־1.4 טריליון דולר" in fact_text(BOOK, "C04")
-    assert "\n  value: = 19,366 request\n" in fact_text(BOOK, "X25")
-    row, fact = json.loads(fact_text(BOOK, "E28", "json"))["tables"]
-    assert [row["rows"][0][2][end] for end in ("low", "value", "high")] == [100, 550, 1000]
-    assert ["value", "range 100 to 1,000 MW"] in fact["rows"]
+        assert part in shown
+    assert "超9亿日活用户" in text.render(explained(CONTEXT, "contradictions"))
+    assert "בהיקף שמוערך ב־1.4 טריליון דולר" in text.render([fact_table(BOOK, "C04")])
+    assert "\n  value: = 19,366 request\n" in text.render([fact_table(BOOK, "X25")])
+    assert ("value", "range 100 to 1,000 MW") in fact_table(BOOK, "E28").rows
     with pytest.raises(HarnessError, match="unknown comparison 'margin'"):
-        explanation(CONTEXT, "margin")
+        explained(CONTEXT, "margin")
 
 
 def test_the_documentation_names_every_comparison() -> None:
@@ -299,8 +296,8 @@ def test_the_documentation_names_every_comparison() -> None:
 
 def test_comparing_takes_less_than_three_seconds_from_a_cold_start() -> None:
     code = (
-        "from harness.facts.appraisal import appraise; from harness.report.facts import compare_tables\n"
-        "compare_tables(appraise([]))"
+        "from harness.facts.appraisal import appraise; from harness.report import facts\n"
+        "facts.compare_tables(appraise([]))"
     )
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)
