@@ -51,8 +51,11 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
     columns = width or shutil.get_terminal_size((80, 24)).columns
     console = Console(file=io.StringIO(), width=columns, force_terminal=terminal, highlight=False)
     for table in tables:
-        for part in _parts(table, columns) if table.name != FACT else _lines(table):
-            console.print(part, crop=False)
+        if table.name == FACT:
+            lines = (table.title, *(f"  {name}: {content}" for name, content in table.rows))
+            console.out(*map(plain, lines), sep="\n")  # `out` breaks no line
+        else:
+            console.print(*_parts(table, columns), sep="\n")
         console.print()
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return re.sub(r" +$", "", text, flags=re.MULTILINE)
@@ -76,12 +79,6 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
         for bullet, note in notes:
             listed.add_row(Text(bullet), Text(plain(note), "dim"))
         yield listed
-
-
-def _lines(table: Table) -> Iterator[Text]:
-    """The title, then each row on one line, whatever its length."""
-    for line in (table.title, *(f"  {name}: {content}" for name, content in table.rows)):
-        yield Text(plain(line), no_wrap=True, overflow="ignore")
 
 
 def _cell(cell: Cell, table: Table, common: Mapping[str, str], marks: Mapping[str, int] | None) -> Text:

@@ -134,9 +134,8 @@ def test_another_company_in_a_file_of_ones_own(tmp_path: Path) -> None:
     path.write_text("\ufeff" + table({**ROW, "wording": "à peu près"}), encoding="utf-8")  # with a byte-order mark
     assert [fact.wording for fact in shipped_book([path]).select(layer="user")] == ["à peu près"]
     path.write_text(table({**ROW, "note": "alarm \x1b[31m\nbelow"}), encoding="utf-8")
-    assert "  note: alarm  [31m below\n" in text.render(
-        [fact_table(shipped_book([path]), "U1")]
-    )  # nothing in it moves the terminal
+    shown = text.render([fact_table(shipped_book([path]), "U1")])
+    assert "  note: alarm  [31m below\n" in shown  # no character of the file controls the terminal
     with pytest.raises(HarnessError, match="cannot read the facts file"):
         shipped_book([tmp_path / "none.csv"])
 
