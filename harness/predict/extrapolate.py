@@ -8,23 +8,13 @@ import numpy as np
 
 from harness.config import AS_WRITTEN, Values
 from harness.cost.bill import Costs, Row, bill_factors, costed, draw_inputs, measured
-from harness.cost.gpus import find_gpu, read_rows
+from harness.cost.gpus import Gpu, find_gpu, read_rows
 from harness.cost.pricing import price_tables, priced_for
 from harness.cost.scenario import MEASURED
 from harness.errors import HarnessError
 from harness.files import read_data
 from harness.model import Device, Figure, Summary
-from harness.predict.roofline import (
-    WEIGHT_BYTES,
-    ServedModel,
-    Work,
-    find_model,
-    limits_of,
-    parse_points,
-    predict,
-    stacked,
-    work,
-)
+from harness.predict.roofline import WEIGHT_BYTES, ServedModel, Work, find_model, limits_of, parse_points, predict, work
 from harness.store.run import Run
 
 MEMORY_SHARE = 0.9
@@ -50,14 +40,8 @@ def extrapolate(
     predicted time scales the predicted time and energy. HarnessError for an unknown model or GPU, for weights that do
     not fit, and for a run on a CPU.
     """
-    gpus = price_tables()[0]
-    served, device = find_model(model, models()), find_gpu(gpu, gpus)
-    if served is None:
-        known = ", ".join(each.name for each in models())
-        raise HarnessError(f"model '{model}' is not in models.csv", f"choose one of {known}")
-    if device is None:
-        raise HarnessError(f"GPU '{gpu}' is not in gpus.csv", f"choose one of {', '.join(g.name for g in gpus)}")
-    row = work(served, device, precision, devices, batch, *tokens)
+    served, device = _known(model, gpu)
+    todo = work(served, device, precision, devices, batch, *tokens)
     weights_gb, memory_gb = served.total_params * WEIGHT_BYTES[precision] / 1e9, devices * device.memory_bytes / 1e9
     if weights_gb > MEMORY_SHARE * memory_gb:
         what = (
@@ -67,7 +51,7 @@ def extrapolate(
     used = priced_for(Device("gpu", device.name, devices), scenario, overrides)
     x = draw_inputs(used)
     points = published()[0]
-    seconds, joules = predict(points, row, devices, x[MEASURED])
+    seconds, joules = predict(points, todo, devices, x[MEASURED])
     notes = [
         f"from {len(points)} published points on H100, {len(set(points.model))} models (ML.ENERGY v3)",
         "the interval is valid for the serving software of those points; see `harness extrapolate --validate`",
@@ -95,23 +79,35 @@ def calibration(run: Run, summary: Summary) -> float:
         where = "a CPU" if run.engine and run.engine.device == "cpu" else "no GPU"
         what = f"run {run.id} was measured on {where}: it says nothing about a GPU"
         raise HarnessError(what, "name a GPU run, or none to extrapolate from the published measurements")
-    row, rate, devices = _serving_point(run, summary)
-    seconds, _ = predict(published()[0], row, devices, np.array([0.5]))
+    todo, rate, devices = _serving_point(run, summary)
+    seconds, _ = predict(published()[0], todo, devices, np.array([0.5]))
     return float(devices / rate / seconds[0])
 
 
 def hardware_limits(run: Run, summary: Summary) -> tuple[Figure, ...]:
     """MFU, MBU and the roofline's lower limits of a run; n/a with the reason if its GPU or model is not known."""
     try:
-        row, rate, devices = _serving_point(run, summary)
+        todo, rate, devices = _serving_point(run, summary)
     except HarnessError as unknown:
         return tuple(Figure(name, None, unit, "derived", reason=unknown.what) for name, unit in LIMITS.items())
-    found = {**limits_of(stacked(row), rate)}
+    found = {**limits_of(todo, rate)}
     found["floor_s_per_output_token"] *= devices
     return tuple(Figure(name, found[name], unit, "derived") for name, unit in LIMITS.items())
 
 
-def _serving_point(run: Run, summary: Summary) -> tuple[tuple[float, ...], float, int]:
+def _known(model: str, gpu: str) -> tuple[ServedModel, Gpu]:
+    """The rows of models.csv and gpus.csv with these names. HarnessError for a name without a row."""
+    gpus = price_tables()[0]
+    served, device = find_model(model, models()), find_gpu(gpu, gpus)
+    if served is None:
+        choices = ", ".join(each.name for each in models())
+        raise HarnessError(f"model '{model}' is not in models.csv", f"choose one of {choices}")
+    if device is None:
+        raise HarnessError(f"GPU '{gpu}' is not in gpus.csv", f"choose one of {', '.join(g.name for g in gpus)}")
+    return served, device
+
+
+def _serving_point(run: Run, summary: Summary) -> tuple[Work, float, int]:
     """The work of one decode step of a run, its output tokens/s, and its devices. The batch is requests/s x mean E2E.
 
     HarnessError if GPU, model, precision or a rate is not known.
@@ -119,18 +115,13 @@ def _serving_point(run: Run, summary: Summary) -> tuple[tuple[float, ...], float
     fix = "name another run, or none"
     if run.engine is None or not run.on_gpu:
         raise HarnessError("not a GPU run", fix)
-    identity, named = run.model, run.gpu or "unknown"
-    gpu, model = find_gpu(named, price_tables()[0]), find_model(identity.source or identity.asked or "", models())
-    if gpu is None:
-        raise HarnessError(f"GPU '{named}' is not in gpus.csv", fix)
-    if model is None:
-        raise HarnessError(f"model '{identity.asked}' is not in models.csv", fix)
+    identity, devices = run.model, run.engine.device_count
+    model, gpu = _known(identity.source or identity.asked or "", run.gpu or "unknown")
     names = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "e2e_s.mean")
     rates = [measured(summary, name) for name in names]
     if lacking := next((figure.reason for figure in rates if figure.value is None), None):
         raise HarnessError(lacking, fix)
     out, total, requests, e2e = (figure.value or 0.0 for figure in rates)
-    devices = run.engine.device_count
     precision = run.engine.options.get("quantization") or identity.precision or "bfloat16"
     return work(model, gpu, precision, devices, requests * e2e, (total - out) / requests, out / requests), out, devices
 

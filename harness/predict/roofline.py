@@ -89,7 +89,7 @@ def parse_points(text: str, models: Sequence[ServedModel], gpus: tuple[Gpu, ...]
         model, gpu = find_model(names[0], models), find_gpu(names[1], gpus)
         if model and gpu:
             todo = work(model, gpu, precision, devices, batch, INPUT_TOKENS, output_tokens)
-            points.append((model.name, model.kind, *todo, rate, watts))
+            points.append((model.name, model.kind, *todo[0], rate, watts))
     return np.array(points, dtype=POINT).view(np.recarray)
 
 
@@ -101,8 +101,8 @@ def work(
     batch: float,
     input_tokens: float,
     output_tokens: float,
-) -> tuple[float, ...]:
-    """The columns of `WORK` for one decode step of `batch` sequences, with its share of the prefill.
+) -> Work:
+    """The work of one decode step of `batch` sequences, with its share of the prefill; one row.
 
     The formulas are in docs/economics.md. HarnessError for a precision without FLOP/s or bytes per weight.
     """
@@ -114,16 +114,12 @@ def work(
     context = input_tokens + output_tokens / 2
     cache = 2 * model.kv_layers * model.kv_heads * model.head_dim * KV_BYTES * context * batch
     size = WEIGHT_BYTES[precision]
-    return (
+    row = (
         model.layers, model.moe_layers, batch, size * (model.total_params - model.expert_params) + cache,
         size * model.expert_params * touched, 2 * model.active_params * batch * (1 + input_tokens / output_tokens),
         gpu.bandwidth_bytes_per_s * devices, peak * devices, gpu.tdp_w * devices,
     )  # fmt: skip
-
-
-def stacked(*rows: tuple[float, ...]) -> Work:
-    """Rows of `work` as a record array."""
-    return np.array(list(rows), dtype=[(name, float) for name in WORK]).view(np.recarray)
+    return np.array([row], dtype=[(name, float) for name in WORK]).view(np.recarray)
 
 
 def step_s(step: Array, w: Work) -> Array:
@@ -209,8 +205,8 @@ def left_out_errors(fitted: Work, predicted: Work) -> Array:
     return errors
 
 
-def predict(points: Work, row: tuple[float, ...], devices: int, u: Draws) -> tuple[Draws, Draws]:
-    """Draws of device-seconds and accelerator joules per output token of `row` (from `work`), at the uniforms `u`.
+def predict(points: Work, w: Work, devices: int, u: Draws) -> tuple[Draws, Draws]:
+    """Draws of device-seconds and accelerator joules per output token of one row of `work`, at the uniforms `u`.
 
     The draws include the error of predicting a model that was not measured: Student's t in ln, with one degree of
     freedom fewer than models. Time and energy use the same draw, since a slower step costs more energy.
@@ -220,7 +216,7 @@ def predict(points: Work, row: tuple[float, ...], devices: int, u: Draws) -> tup
     freedom = len(set(points.model)) - 1
     t = stats.t.ppf(u, freedom) / stats.t.ppf(0.95, freedom)
     time_half, energy_half = spread_of(points.model, left_out_errors(points, points))
-    seconds, joules = _per_token(points, stacked(row))
+    seconds, joules = _per_token(points, w)
     return np.asarray(seconds * devices * np.exp(time_half * t)), np.asarray(joules * np.exp(energy_half * t))
 
 

@@ -64,7 +64,7 @@ def of_tables(tables: Iterable[Table], width: int = WIDTH) -> list[Chart]:
 
 
 def of_runs(runs: Sweep, width: int = WIDTH) -> list[Chart]:
-    """Distributions of the first `MOST_LINES` runs, power over time of the first, and a map of a sweep's output rate."""
+    """Distributions of the first `MOST_LINES` runs, power over time of the first, and a map of the output rate."""
     _ready()
     found = [_distribution(runs[:MOST_LINES], name, said, width) for name, said in DISTRIBUTIONS.items()]
     return [chart for chart in (*found, _over_time(runs[0][0], width), _heat_map(runs, width)) if chart is not None]

@@ -58,6 +58,7 @@ def test_deleted_summaries_are_rebuilt_alike(harness: Command, tmp_path: Path) -
         (("list", "runs", "--root", "s3://bucket/runs"), ("'s3://bucket/runs' is a URL", "mount the store")),
         (("report", "nowhere"), ("no run 'nowhere'", "harness list runs")),
         (("facts", "Z99"), ("Z99",)),
+        (("run", "smoke", "--serve", "--set", "engine.serve=/no/server {port}"), ("cannot start '/no/server'",)),
         (("compare", "--table", "gossip"), ("gossip", "spend-revenue")),
     ],
 )
