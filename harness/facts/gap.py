@@ -75,9 +75,9 @@ def published_measurements(text: str, usd_per_gpu_hour: float, *, p99_itl_s: flo
     Only rows whose p99 ITL is at most `p99_itl_s` count. USD/query = output tokens x GPUs x price / (3600 x tokens/s);
     Wh/query covers the GPUs alone. Each row is one run, so there is no interval.
     """
-    chat = (row for row in csv.DictReader(io.StringIO(text)) if row["task"] == "lm-arena-chat")
-    fast = (row for row in chat if float(row["p99_itl_ms"]) <= p99_itl_s * 1000)
-    best = {row["model_id"]: row for row in sorted(fast, key=_tokens_per_gpu_s)}
+    rows = sorted(csv.DictReader(io.StringIO(text)), key=_tokens_per_gpu_s)
+    fast = [row for row in rows if row["task"] == "lm-arena-chat" and float(row["p99_itl_ms"]) <= p99_itl_s * 1000]
+    best = {row["model_id"]: row for row in fast}
     return tuple(_published(best[model], usd_per_gpu_hour) for model in PUBLISHED_MODELS if model in best)
 
 
@@ -164,8 +164,7 @@ def _tokens_per_gpu_s(row: Mapping[str, str]) -> float:
 
 
 def _published(row: Mapping[str, str], price: float) -> Measurement:
-    tokens = float(row["avg_output_len"])
-    gpus = f"{row['num_gpus']} x {row['gpu_model']}"
+    tokens, gpus = float(row["avg_output_len"]), f"{row['num_gpus']} x {row['gpu_model']}"
     return Measurement(
         row["source"],
         row["model_id"].split("/")[-1],

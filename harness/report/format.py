@@ -123,7 +123,7 @@ def printed(table: Table) -> Printed:
         if not isinstance(content, Figure):
             return plain(content or "")
         text = words(content, without | {"interval"} if len(content.interval) > SHORT else without)
-        return text + "".join(f" [{marks[note]}]" for note in asides(content, common))
+        return f"{text} {marks_of(content, common, marks)}".rstrip()
 
     notes = (*(f"[{mark}] {reason}" for reason, mark in marks.items()), *table.notes)
     return Printed(
@@ -201,6 +201,23 @@ def footnotes(table: Table, common: Mapping[str, str]) -> dict[str, int]:
     """Every note of the table's figures -> its number, in reading order."""
     notes = (note for row in table.rows for cell in row if isinstance(cell, Figure) for note in asides(cell, common))
     return {note: i for i, note in enumerate(dict.fromkeys(notes), 1)}
+
+
+def marks_of(figure: Figure, common: Mapping[str, str], marks: Mapping[str, int]) -> str:
+    """The numbers of a figure's notes, such as `[1] [3]`."""
+    return " ".join(f"[{marks[note]}]" for note in asides(figure, common))
+
+
+def two_lines(figure: Figure, without: Container[str]) -> tuple[str, str]:
+    """The value, and for the line below it the interval, n and status; `without` as for `words`."""
+    between = ends(figure)
+    named = "interval" in without or len(figure.interval) > SHORT
+    below = [
+        between if between is None or named else f"{figure.interval}: {between}",
+        f"n={number(figure.n)}" if "n" not in without and figure.n is not None else None,
+        figure.status if "status" not in without else None,
+    ]
+    return amount(figure, unit="unit" not in without, digits=True), "; ".join(part for part in below if part)
 
 
 def plain(text: str) -> str:

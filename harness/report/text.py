@@ -16,20 +16,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from harness.model import Figure
-from harness.report.format import (
-    SHORT,
-    amount,
-    aside,
-    asides,
-    claims,
-    ends,
-    figure_columns,
-    footnotes,
-    number,
-    plain,
-    shared,
-    words,
-)
+from harness.report.format import aside, claims, figure_columns, footnotes, marks_of, plain, shared, two_lines, words
 from harness.report.table import FACT, PROPERTIES, Cell, Table
 
 NARROWEST = 24
@@ -88,17 +75,11 @@ def _cell(cell: Cell, table: Table, common: Mapping[str, str], marks: Mapping[st
     without = {*common, *table.columns}
     if marks is None:
         return Text(words(cell, without - {"interval"}))
-    between, mark = ends(cell), " ".join(f"[{marks[note]}]" for note in asides(cell, common))
-    named = "interval" in common or len(cell.interval) > SHORT
-    under = [
-        (between if named else f"{cell.interval}: {between}") if between else "",
-        f"n={number(cell.n)}" if "n" not in without and cell.n is not None else "",
-        cell.status if "status" not in without else "",
-    ]
+    mark = marks_of(cell, common, marks)
     if cell.value is None:
         return Text(f"n/a {mark}", "dim")
-    text = Text(amount(cell, unit="unit" not in without, digits=True))
-    return text.append("\n" + " ".join(filter(None, ["; ".join(filter(None, under)), mark])), "dim")
+    value, below = two_lines(cell, without)
+    return Text(value).append("\n" + f"{below} {mark}".strip(), "dim")
 
 
 def _grid(table: Table, common: Mapping[str, str], width: int, marks: Mapping[str, int] | None) -> Grid | None:
