@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.model import Figure, Record
-from harness.store.imported import Point, figures
+from harness.store.imported import Result, figures
 
 _PERCENTILES = ("p50", "p90", "p95", "p99")
 _SERVE_NOTES = (
@@ -23,7 +23,7 @@ def _spread(name: str, from_: Mapping[str, Any], keys: Mapping[str, str], scale:
     return figures({f"{name}.{stat}": from_.get(key) for stat, key in keys.items()}, n and int(n), scale)
 
 
-def vllm_serve(content: Mapping[str, Any]) -> Iterator[Point]:
+def vllm_serve(content: Mapping[str, Any]) -> Iterator[Result]:
     """`vllm bench serve --save-result`, and each entry of `vllm bench sweep serve`."""
     done = content["completed"]
     each: tuple[Figure, ...] = ()
@@ -46,7 +46,7 @@ def vllm_serve(content: Mapping[str, Any]) -> Iterator[Point]:
     load = {"shape": "closed", "users": users} if endless and users else {"shape": "offline"}
     if rate is not None and not endless:
         load = {"shape": "gamma", "rate_per_s": float(rate), "burstiness": content.get("burstiness")}
-    yield Point(
+    yield Result(
         figures(totals, done) + each,
         model=content.get("model_id"),
         name=str(content.get("label") or ""),
@@ -77,7 +77,7 @@ def _vllm_records(content: Mapping[str, Any]) -> Iterator[Record]:
         )  # fmt: skip
 
 
-def vllm_offline(content: Mapping[str, Any]) -> Iterator[Point]:
+def vllm_offline(content: Mapping[str, Any]) -> Iterator[Result]:
     """`vllm bench throughput --output-json`."""
     n = content["num_requests"]
     values = {
@@ -86,7 +86,7 @@ def vllm_offline(content: Mapping[str, Any]) -> Iterator[Point]:
         "duration_s": content["elapsed_time"],
         "requests.completed": n,
     }
-    yield Point(figures(values, n), content.get("model_id"), engine="vllm", load={"shape": "offline"})
+    yield Result(figures(values, n), content.get("model_id"), engine="vllm", load={"shape": "offline"})
 
 
 _GUIDELLM = (
@@ -97,7 +97,7 @@ _GUIDELLM_TPOT = (
 )
 
 
-def guidellm(content: Mapping[str, Any]) -> Iterator[Point]:
+def guidellm(content: Mapping[str, Any]) -> Iterator[Result]:
     """guidellm's JSON: a point a benchmark."""
     keys = {"mean": "mean", **{p: p for p in _PERCENTILES}}
     for benchmark in content["benchmarks"]:
@@ -126,7 +126,7 @@ def guidellm(content: Mapping[str, Any]) -> Iterator[Point]:
         users, rate = strategy.get("streams"), strategy.get("rate")
         kind = {"concurrent": "closed", "synchronous": "closed", "throughput": "offline"}.get(strategy["type_"])
         load = {"shape": kind or strategy["type_"], "users": users, "rate_per_s": rate}
-        yield Point(
+        yield Result(
             found,
             model=config["backend"].get("model"),
             name=f"{strategy['type_']} {users or rate or ''}".strip(),
@@ -153,7 +153,7 @@ _AIPERF_NOTES = (
 )
 
 
-def aiperf(content: Mapping[str, Any]) -> Iterator[Point]:
+def aiperf(content: Mapping[str, Any]) -> Iterator[Result]:
     """aiperf's profile_export_aiperf.json, and genai-perf's profile_export_genai_perf.json."""
     count = int((content.get("request_count") or {"avg": 0})["avg"])
     totals = {name: (content.get(key) or {}).get("avg") for name, key in _AIPERF.items()}
@@ -173,7 +173,7 @@ def aiperf(content: Mapping[str, Any]) -> Iterator[Point]:
     phase: Mapping[str, Any] = next(iter(config.get("phases") or ()), {})
     users, rate = phase.get("concurrency"), phase.get("rate")
     load = {"shape": "closed", "users": users} if users else {"rate_per_s": rate} if rate else {}
-    yield Point(
+    yield Result(
         found,
         model=models[0]["name"] if models else (config.get("model_names") or [None])[0],
         version=content.get("aiperf_version"),
@@ -183,7 +183,7 @@ def aiperf(content: Mapping[str, Any]) -> Iterator[Point]:
     )
 
 
-def aiperf_csv(text: str) -> Iterator[Point]:
+def aiperf_csv(text: str) -> Iterator[Result]:
     """aiperf's profile_export_aiperf.csv, and genai-perf's: tables of `Metric (unit)`, as many as there are."""
     content: dict[str, dict[str, Any]] = {}
     for block in re.split(r"\n\s*\n", text.replace("\r", "")):
@@ -200,10 +200,10 @@ def aiperf_csv(text: str) -> Iterator[Point]:
 _AIPERF_WORDS = {"total_input_sequence_length": "total_isl", "total_output_sequence_length": "total_osl"}
 
 
-def aiperf_records(rows: list[Mapping[str, Any]]) -> Iterator[Point]:
+def aiperf_records(rows: list[Mapping[str, Any]]) -> Iterator[Result]:
     """aiperf's profile_export.jsonl: a line a request, with every gap. The figures are computed here."""
     zero_ns = min(row["metadata"]["request_start_ns"] for row in rows)
-    yield Point((), records=tuple(_aiperf_record(i, row, zero_ns) for i, row in enumerate(rows)))
+    yield Result((), records=tuple(_aiperf_record(i, row, zero_ns) for i, row in enumerate(rows)))
 
 
 def _aiperf_record(index: int, row: Mapping[str, Any], zero_ns: int) -> Record:
@@ -234,7 +234,7 @@ def _shared(tokens: int, arrivals: int) -> tuple[int, ...]:
     return tuple(tokens // arrivals + (i < tokens % arrivals) for i in range(arrivals))
 
 
-def inference_perf(content: Mapping[str, Any]) -> Iterator[Point]:
+def inference_perf(content: Mapping[str, Any]) -> Iterator[Result]:
     """inference-perf's summary_lifecycle_metrics.json, and those of its stages."""
     good = content["successes"]
     rates, latency, n = good["throughput"], good["latency"], good["count"]
@@ -257,10 +257,10 @@ def inference_perf(content: Mapping[str, Any]) -> Iterator[Point]:
         ("e2e_s", "request_latency"),
     ):
         found += _spread(name, {"count": n, **(latency.get(word) or {})}, keys, 1.0)
-    yield Point(found, notes=("its normalised time per output token includes TTFT and is left out",))
+    yield Result(found, notes=("its normalised time per output token includes TTFT and is left out",))
 
 
-def mlenergy_benchmark(content: Mapping[str, Any]) -> Iterator[Point]:
+def mlenergy_benchmark(content: Mapping[str, Any]) -> Iterator[Result]:
     """results.json of the ML.ENERGY benchmark: `vllm bench serve` with the energy of its steady state."""
     joules, seconds = content["steady_state_energy"], content["steady_state_duration"]
     per_token = content.get("steady_state_energy_per_token")
@@ -272,10 +272,10 @@ def mlenergy_benchmark(content: Mapping[str, Any]) -> Iterator[Point]:
     whole = next(vllm_serve({"request_throughput": None, "output_throughput": None, **content}))
     kept = tuple(figure for figure in whole.figures if figure.name not in values)
     notes = (*whole.notes, "energy and output rate are of its steady state; requests per second of the whole run")
-    yield Point(figures(values, whole.figures[0].n) + kept, whole.model, engine="vllm", load=whole.load, notes=notes)
+    yield Result(figures(values, whole.figures[0].n) + kept, whole.model, engine="vllm", load=whole.load, notes=notes)
 
 
-def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Point]:
+def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Result]:
     """A task's JSON of the ML.ENERGY leaderboard: a point a configuration."""
     for row in content["configurations"]:
         length, rate = row.get("avg_output_len"), row["output_throughput_tokens_per_sec"]
@@ -290,7 +290,7 @@ def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Point]:
             f"itl_s.{p}": row.get(f"{word}_itl_ms")
             for p, word in zip(_PERCENTILES, ("median", *_PERCENTILES[1:]), strict=True)
         }
-        yield Point(
+        yield Result(
             figures(values, None) + figures(gaps, None, 1e-3),
             model=row["model_id"],
             name=f"{content['task']} {row['gpu_model']}x{row['num_gpus']} {row.get('max_num_seqs') or ''}".strip(),
@@ -305,7 +305,7 @@ def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Point]:
         )
 
 
-def loadgen(text: str) -> Iterator[Point]:
+def loadgen(text: str) -> Iterator[Result]:
     """mlperf_log_summary.txt of MLPerf's LoadGen."""
     said = dict(re.findall(r"^\s*(\S[^:\n]*?)\s*(?:\(ns\))?\s*:\s*(.+?)\s*$", text, re.M))
 
@@ -326,7 +326,7 @@ def loadgen(text: str) -> Iterator[Point]:
         spread |= {f"{name}.{p}": number(f"{p[1:]}.00 percentile {other}") for p in _PERCENTILES}
         found += figures(spread, None, 1e-9)
     verdict = () if said["Result is"] == "VALID" else (f"LoadGen calls this run {said['Result is']}",)
-    yield Point(
+    yield Result(
         found,
         model=said.get("SUT name"),
         name=said["Scenario"].lower(),

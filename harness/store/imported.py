@@ -1,4 +1,4 @@
-"""One measured point of another tool, before it becomes a run."""
+"""One result of another tool, before it becomes a run."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ UNITS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """What a file says of one measured point. None: it does not say."""
+class Result:
+    """One measured result in a file of another tool. None: the file does not give it."""
 
     figures: tuple[Figure, ...]
     model: str | None = None
     name: str = ""
-    """What tells the point from others of its file."""
+    """What distinguishes the result from others of its file."""
     engine: str = "openai"
     version: str | None = None
     """Of the tool."""

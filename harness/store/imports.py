@@ -20,7 +20,7 @@ from harness.errors import HarnessError
 from harness.model import EngineInfo, ModelIdentity
 from harness.store import formats
 from harness.store.directory import RunWriter, engine_record, new_id
-from harness.store.imported import Point
+from harness.store.imported import Result
 from harness.store.run_file import RunFile
 
 
@@ -31,7 +31,7 @@ class Format:
     tool: str
     keys: tuple[str, ...]
     """Keys that such a file has, dotted where they are nested."""
-    read: Callable[[Any], Iterator[Point]]
+    read: Callable[[Any], Iterator[Result]]
 
 
 FORMATS = (
@@ -49,7 +49,7 @@ FORMATS = (
 """Every kind that is known, the one with the more telling keys first."""
 
 
-def points(path: Path) -> list[tuple[Format, Point]]:
+def points(path: Path) -> list[tuple[Format, Result]]:
     """Every measured point in a file of another tool. HarnessError for an unknown or damaged one.
 
     A JSON list is one file in several parts, as a sweep writes it; of JSON lines, what all lines say together counts.
@@ -60,7 +60,7 @@ def points(path: Path) -> list[tuple[Format, Point]]:
         raise HarnessError(f"{path}: {refused}", "give a result file of another tool") from None
     content = _content(text)
     parts = content if isinstance(content, list) and content and not _is_records(content) else [content]
-    found: list[tuple[Format, Point]] = []
+    found: list[tuple[Format, Result]] = []
     for part in parts:
         kind = next((each for each in FORMATS if all(_has(part, key) for key in each.keys)), None)
         if kind is None:
@@ -93,7 +93,7 @@ def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | Non
     return directories
 
 
-def _run_file(kind: Format, point: Point, now: datetime, path: Path, digest: str) -> RunFile:
+def _run_file(kind: Format, point: Result, now: datetime, path: Path, digest: str) -> RunFile:
     model = ModelIdentity(asked=point.model, precision=point.precision)
     info = EngineInfo(point.engine, None, model, "cuda" if point.gpu else "unknown", point.gpus or 1, 0, None)
     return RunFile(
