@@ -19,7 +19,7 @@ def stored() -> list[tuple[Path, dict[str, Any]]]:
     return sorted(runs, key=lambda each: str(each[1]["created_utc"]))
 
 
-def test_a_run_is_repeated_as_it_was_asked_and_set_against_itself(
+def test_rerun_measures_the_same_workload_and_compares_the_two_runs(
     harness: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

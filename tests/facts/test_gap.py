@@ -92,7 +92,7 @@ def test_one_unknown_takes_the_whole_gap() -> None:
     assert [found.product.value, found.left.value] == pytest.approx([10, 2])
 
 
-def test_two_alike_share_the_gap() -> None:
+def test_two_equal_factors_share_the_gap() -> None:
     # both believed 0.2 (0.1 to 0.4), so 25 in all; a gap of 100 asks a factor of 10 of each, with half the variance
     found = ladder(only(chat_share="0.1:0.4", utilisation="0.1:0.4"), exact(100, "ratio", "gap"), RUN)
     spread = math.exp(Z95 * (math.log(4) / (2 * Z95)) / math.sqrt(2))
@@ -102,7 +102,7 @@ def test_two_alike_share_the_gap() -> None:
         )
 
 
-def test_the_most_uncertain_factor_moves_most_and_a_divisor_moves_the_other_way() -> None:
+def test_the_most_uncertain_factor_moves_most_and_an_inverse_factor_moves_the_other_way() -> None:
     # S = 1 + 9 + 1 = 11, so of a gap of 11 each takes its own variance.
     middle, rest = conditioned(np.zeros(3), np.array([1.0, 3.0, 1.0]), np.array([1.0, 1.0, -1.0]), 11.0)
     assert middle == pytest.approx([1, 9, -1])
@@ -128,13 +128,13 @@ def factors(found: Ladder, point: Measurement) -> list[float]:
 
 
 @given(st.floats(0.01, 1e5))
-def test_what_is_needed_multiplies_to_the_gap(wanted: float) -> None:
+def test_the_needed_factors_multiply_to_the_gap(wanted: float) -> None:
     found = ladder(BOOK, exact(wanted, "ratio", "gap"), RUN)
     assert math.prod(factors(found, RUN)) == pytest.approx(wanted)
     assert (found.product.value or 0) * (found.left.value or 0) == pytest.approx(wanted)
 
 
-def test_the_posterior_is_that_of_draws_that_come_to_the_gap() -> None:
+def test_needed_values_are_those_of_draws_whose_product_is_the_gap() -> None:
     rng = np.random.default_rng(0)
     book = only(chat_share="0.2:0.8", utilisation="0.1:0.9", serving_share="0.5:0.9")
     draws = []
@@ -182,7 +182,7 @@ def priced(name: str, device: str, price: float | None, *assumed: Input) -> Pric
     return Priced(run, Summary(name, "complete", rates, {}), replace(scenario, inputs=given), costs)
 
 
-def test_a_run_of_a_gpu_is_where_the_ladder_starts() -> None:
+def test_the_ladder_starts_at_a_gpu_run() -> None:
     run = priced("r1", "cuda", 7.2)
     point = measurement_of(run)
     assert (point.output_tokens, point.active_parameters, point.usd_per_gpu_hour) == (25, 134_515_008, 3.6)
@@ -198,7 +198,7 @@ def test_a_run_of_a_gpu_is_where_the_ladder_starts() -> None:
     assert steps.notes[0] == "from smollm2-135m, 2 x cuda, vllm, scenario on-demand (r1)"
 
 
-def test_a_run_of_a_cpu_stands_beside_published_measurements() -> None:
+def test_published_measurements_stand_in_beside_a_cpu_run() -> None:
     first, steps = compare_tables(appraise([priced("r2", "cpu", 0.1)], BOOK))
     assert first.title.startswith("No GPU run given")
     assert first.notes[0].startswith("CPU figures of a 135M model say nothing about a provider's fleet")
@@ -267,7 +267,7 @@ def test_the_first_line_says_that_published_measurements_stand_in() -> None:
         ("cuda", None, ""),
     ],
 )
-def test_what_a_run_cannot_speak_for(device: str, parameters: int | None, said: str) -> None:
+def test_a_caveat_says_what_a_run_does_not_show(device: str, parameters: int | None, said: str) -> None:
     assert " ".join(standing(device, parameters)).startswith(said)
 
 

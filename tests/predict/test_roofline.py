@@ -105,7 +105,7 @@ def test_models_left_out_are_predicted_within_the_promised_error() -> None:
     assert np.all((coverage >= 0.85) & (coverage <= 0.97))
 
 
-def test_a_left_out_model_does_not_reach_its_own_prediction() -> None:
+def test_the_prediction_of_a_left_out_model_does_not_use_its_measurements() -> None:
     chosen = H100_POINTS.model == "Qwen3-30B-A3B"
     slower = H100_POINTS.copy()
     slower.output_tokens_per_s[chosen] /= 2

@@ -229,7 +229,7 @@ def test_published_measurements_move_as_compare_moves_them(
     assert shown(tab)["left"] == digits(left.value, left.low, left.high)
 
 
-def test_a_page_asks_for_nothing_and_no_name_in_it_acts(
+def test_a_page_loads_nothing_and_runs_no_text_of_a_run(
     tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path
 ) -> None:
     named = Table(HOSTILE, HOSTILE, ("model", HOSTILE), ((HOSTILE, HEBREW),), (HOSTILE,))
@@ -258,7 +258,7 @@ def test_a_table_too_long_for_a_page_is_cut_and_says_so() -> None:
     assert "the first 500 of 1,234 rows" in html
 
 
-def test_a_script_that_got_in_would_not_run(tab: chromium.Page, tmp_path: Path) -> None:
+def test_the_policy_of_a_page_blocks_an_injected_script(tab: chromium.Page, tmp_path: Path) -> None:
     html = page.render("t", []).replace(
         "<main", "<script>window.ran = 1</script><img src='https://127.0.0.1:9/x'><main"
     )
@@ -267,7 +267,7 @@ def test_a_script_that_got_in_would_not_run(tab: chromium.Page, tmp_path: Path) 
     assert len(tab.complaints) == 2
 
 
-def test_keys_move_a_slider_and_a_listener_hears_it(
+def test_keys_move_a_slider_and_a_screen_reader_announces_it(
     tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path
 ) -> None:
     tab.open(written(tmp_path, page.render("t", [], (), starts)))
