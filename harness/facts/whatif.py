@@ -17,23 +17,14 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from harness.analysis.summary import Sweep
-from harness.cost.bill import (
-    ENERGY,
-    Costs,
-    bill_factors,
-    cost_of_run,
-    draw_inputs,
-    measured,
-    rate_distribution,
-    watt_hours,
-)
+from harness.cost.bill import ENERGY, bill_factors, cost_of_run, draw_inputs, measured, rate_distribution, watt_hours
 from harness.cost.draws import Draws, quantile
 from harness.cost.pricing import phase_split, price_run, priced_for, scenario_for
 from harness.cost.scenario import MEASURED, PRICE, Scenario
@@ -42,7 +33,7 @@ from harness.facts.book import assume
 from harness.facts.comparisons import Context
 from harness.facts.gap import Measurement, gap, ladder, reported_per_query
 from harness.facts.measured import measurement_of, median, published, standing
-from harness.model import Device, Summary
+from harness.model import Device, Figure, Summary
 from harness.store.run import Run
 
 Json = dict[str, Any]
@@ -79,13 +70,18 @@ def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Jso
     sets = COST if metered else COST[:2]
     fixed = priced_for(device, name, {key: 1 for _, key in sets})
     unit = cost_of_run(summary, device, fixed)
-    cost, status = _stats(unit, "usd_per_query"), unit["usd_per_query"].status
+    cost, status = _stats(unit.figures, "usd_per_query"), unit["usd_per_query"].status
     if cost is None or start.output_tokens is None:
         return None
     per_token = [None if x is None else x / start.output_tokens for x in cost]
     figures = [
         _figure("usd_per_query", status, of=per_token, powers=BILL | {"output": 1}),
-        _figure("usd_per_million_output_tokens", status, of=_stats(unit, "usd_per_million_output_tokens"), powers=BILL),
+        _figure(
+            "usd_per_million_output_tokens",
+            status,
+            of=_stats(unit.figures, "usd_per_million_output_tokens"),
+            powers=BILL,
+        ),
         *(_energy(summary, device, fixed, start.output_tokens) if metered else ()),
     ]
     sliders = _sliders(given, metered) | {"output": around(start.output_tokens)}
@@ -215,9 +211,9 @@ def _certain(value: float | None) -> list[float | None]:
     return [None, value, None, value]
 
 
-def _stats(found: Costs, name: str) -> list[float | None] | None:
+def _stats(found: Iterable[Figure], name: str) -> list[float | None] | None:
     """p5, median, p95 and mean of a figure; None if it has no value."""
-    figures = {figure.name: figure for figure in found.figures}
+    figures = {figure.name: figure for figure in found}
     middle = figures[name]
     mean = figures.get(f"{name}.mean", middle)
     return None if middle.value is None else [middle.low, middle.value, middle.high, mean.value]
