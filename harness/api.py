@@ -1,4 +1,4 @@
-"""For notebooks and scripts: measure, load, price and compare, as pandas DataFrames. The verbs call the same functions.
+"""For notebooks and scripts: measure, load, price and compare, as pandas DataFrames, with the functions of the verbs.
 
 >>> import tempfile
 >>> from harness import api
@@ -12,8 +12,8 @@
 >>> costs[costs["name"] == "usd_per_query"][["unit", "status"]].to_numpy().tolist()
 [['USD/query', 'simulated']]
 
-Tables come in one long form, a row a cell (`harness.report.formats.COLUMNS`), in SI units; a missing value is NA, and
-`reason` says why. Mistakes raise `harness.errors.HarnessError`.
+Tables have one long form, a row for each cell (`harness.report.formats.COLUMNS`), in SI units; a missing value is NA,
+with its `reason`. Mistakes raise `harness.errors.HarnessError`.
 """
 
 from __future__ import annotations
@@ -45,46 +45,46 @@ RESULTS = "results"
 
 
 def measure(workload: str, root: Root = RESULTS, overrides: Overrides = (), meters: Sequence[str] = ()) -> str:
-    """Measure a workload (a shipped name or a file) with these overrides; the name of its run under `root`."""
+    """Measure a workload (a shipped name or a file) with these overrides; returns the name of its run under `root`."""
     spec = read_workload(workload, values(overrides))
     return measuring.run(spec, Path(root), lambda _: None, meters).name
 
 
 def runs(root: Root = RESULTS, where: str | None = None) -> pd.DataFrame:
-    """A row a run: what it measured and where, then the value of every figure (`harness.analysis.index.runs`)."""
+    """A row for each run: its conditions, then the value of every figure (`harness.analysis.index.runs`)."""
     return index.runs(Path(root), where)
 
 
 def figures(root: Root = RESULTS, where: str | None = None) -> pd.DataFrame:
-    """A row a figure of each run, with its unit, interval, status and count (`harness.analysis.index.figures`)."""
+    """A row for each figure of each run, with unit, interval, status and count (`harness.analysis.index.figures`)."""
     return index.figures(Path(root), where)
 
 
 def requests(run: str, root: Root = RESULTS) -> pd.DataFrame:
-    """A row a request: the columns of `harness.model.Record`, times in seconds since the load began.
+    """A row for each request: the columns of `harness.model.Record`, times in seconds since the load began.
 
-    `arrival_s` and `arrival_tokens` hold a list a row.
+    `arrival_s` and `arrival_tokens` hold a list in each row.
     """
     return _read(run, root).requests.astype({"arrival_s": object, "arrival_tokens": object})
 
 
 def power(run: str, root: Root = RESULTS) -> pd.DataFrame:
-    """A row a meter's reading: the columns of `harness.model.PowerSample`; empty where there was no meter."""
+    """A row for each reading: the columns of `harness.model.PowerSample`; empty if no meter was read."""
     return _read(run, root).power
 
 
 def cost(
     runs: Sequence[str], root: Root = RESULTS, scenario: str | None = None, overrides: Overrides = ()
 ) -> pd.DataFrame:
-    """What each run costs under a scenario (None: its own), in the long form: what `harness cost` prints."""
+    """The cost of each run under a scenario (None: that of its workload), as `harness cost` prints it."""
     priced = [price_run(*_load(name, root), scenario, values(overrides)) for name in runs]
     return long_form(run_cost_tables([explained(priced[0])] if len(priced) == 1 else priced))
 
 
 def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None = None) -> pd.DataFrame:
-    """Measured cost beside the reported spend, in the long form: what `harness compare` prints.
+    """The measured cost and the reported spend, as `harness compare` prints them.
 
-    Without a run of a GPU, published GPU measurements stand in.
+    Published GPU measurements stand in if no run is of a GPU.
     """
     return long_form(compare_tables(appraise([price_run(*_load(name, root), scenario) for name in runs])))
 

@@ -151,7 +151,7 @@ for command in sys.argv[1:]:
 """
 
 
-def test_no_verb_loads_an_engine_that_was_not_asked_for(tmp_path: Path) -> None:
+def test_no_verb_loads_an_engine_that_it_does_not_use(tmp_path: Path) -> None:
     assert {command.split()[0] for command in COMMANDS} == VERBS.keys()
     done = call(sys.executable, "-c", CALLS, *COMMANDS, cwd=tmp_path, PYTHONPATH=str(ROOT))
     ends = [json.loads(line.removeprefix("done:")) for line in done.stderr.splitlines() if line.startswith("done:")]
@@ -191,7 +191,7 @@ def _start(checkout: Path) -> subprocess.CompletedProcess[str]:
     return call(checkout / "scripts/harness", "list", "runs", cwd=checkout, HARNESS_EXTRA="cpu", PYTHON="/no/python")
 
 
-def test_an_environment_in_place_is_used_at_once(checkout: Path) -> None:
+def test_a_complete_environment_is_used_without_set_up(checkout: Path) -> None:
     assert _start(checkout).stdout == "harness list runs\n"
 
 
@@ -235,7 +235,7 @@ def test_the_readme_starts_with_the_two_commands() -> None:
     ]
 
 
-def test_the_map_shows_every_part_and_the_floors_as_they_are() -> None:
+def test_the_architecture_page_has_every_part_and_the_layers_of_the_import_contract() -> None:
     page = (ROOT / "docs/architecture.md").read_text()
     layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
     assert "\n".join(layer.replace("harness.", "").replace(" | ", ", ") for layer in layers) in page

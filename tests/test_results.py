@@ -36,12 +36,12 @@ def test_the_same_files_are_published(again: Path) -> None:
 @pytest.mark.parametrize(
     "path", sorted([*PUBLISHED.glob("*.md"), *PUBLISHED.glob("*.tex")]), ids=lambda path: path.name
 )
-def test_documents_are_the_same_to_the_letter(again: Path, path: Path) -> None:
+def test_published_documents_are_what_the_tool_makes(again: Path, path: Path) -> None:
     assert (again / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), STALE
 
 
 @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.csv")), ids=lambda path: path.name)
-def test_data_are_the_same_to_nine_digits(again: Path, path: Path) -> None:
+def test_published_data_are_what_the_tool_makes_to_nine_digits(again: Path, path: Path) -> None:
     """Another processor may round the last digit of a logarithm in another way."""
     kept, made = (pd.read_csv(folder / path.name) for folder in (PUBLISHED, again))
     pd.testing.assert_frame_equal(made, kept, rtol=1e-9, atol=1e-15)

@@ -254,6 +254,24 @@ def differences(base: Run, new: Run) -> tuple[list[str], list[str]]:
     return must, unsure + _differ(rest, rest_1)
 
 
+def check_comparable(base: Sequence[Run], new: Sequence[Run], force: bool) -> tuple[list[str], list[str]]:
+    """What forbids a comparison of the runs (empty unless `force`), and other differences that a reader must know.
+
+    HarnessError names every field that differs and every run that is not complete.
+    """
+    first, *others = *base, *new
+    must = [f"{run.id} is {run.state}" for run in (first, *others) if run.state != "complete"]
+    noted: list[str] = []
+    for other in others:
+        forbids, beside = differences(first, other)
+        must, noted = must + forbids, noted + beside
+    must, noted = list(dict.fromkeys(must)), list(dict.fromkeys(noted))
+    if must and not force:
+        fix = "compare complete runs that agree in this, or --force, which stamps what it prints"
+        raise HarnessError(f"not comparable: {'; '.join(must)}", fix)
+    return must, noted
+
+
 def _differ(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     pairs = [(key, base.get(key), new.get(key)) for key in dict.fromkeys((*base, *new))]
     return [f"{key} differs: {_shown(a)} vs {_shown(b)}" for key, a, b in pairs if a != b]

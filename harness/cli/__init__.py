@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Nothing heavy is imported before a verb needs it."""
+"""The command line: parse, call, print. Each verb imports its heavy modules when it runs."""
 
 from harness.cli import lists, measure, money, reports, results, sweep
 from harness.cli.app import app, main

@@ -1,4 +1,4 @@
-"""What the verbs share: the application, options that several take, and printing."""
+"""The application, the options that several verbs take, and printing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    help="What it costs to serve an open model here, and whether the story in the press adds up.",
+    help="Measure what it costs to serve an open model, and compare that with a large provider's reported spend.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,7 +36,7 @@ def _directory(root: str | Path) -> Path:
     return Path(root)
 
 
-_HOLDS = "Directory that holds the runs."
+_HOLDS = "Directory of the runs."
 Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_RESULTS", parser=_directory, metavar="DIR", help=_HOLDS)]
 Out = Annotated[Path, typer.Option("--out", envvar="HARNESS_RESULTS", parser=_directory, metavar="DIR", help=_HOLDS)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any key; repeatable.")]
@@ -44,11 +44,16 @@ Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped nam
 Format = Annotated[Literal["text", "md", "csv", "latex", "html", "json", "parquet"], typer.Option("--format")]
 Precision = Annotated[
     list[str] | None,
-    typer.Option("--precision", metavar="2%", help="Or FIGURE=2%: a wanted 95% half-width; repeatable."),
+    typer.Option("--precision", metavar="2%", help="Wanted 95% half-width, or FIGURE=2%; repeatable."),
 ]
-Run_ = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or name; latest is the last one.")]
-Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; the last by default.")]
-Charts = Annotated[Path | None, typer.Option("--charts", metavar="DIR", help="Write charts of it there.")]
+METERS = "auto (all that are found), none, nvml, rapl, prometheus:url=…, replay:path=…; repeatable."
+Meter = Annotated[list[str] | None, typer.Option(help=METERS)]
+Run_ = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or name; latest: the last run.")]
+Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; default: the last run.")]
+Charts = Annotated[Path | None, typer.Option("--charts", metavar="DIR", help="Write charts to this directory.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Compare despite differences that forbid it, and stamp the output.")
+]
 ChartFormat = Annotated[Literal["svg", "png", "pdf", "html"], typer.Option("--chart-format")]
 RESULTS = Path("results")
 T = TypeVar("T")
@@ -59,21 +64,15 @@ def show(
     format_: Formats,
     out: Path | None = None,
     summaries: Sequence[Summary] = (),
-    charts: Path | None = None,
-    chart_format: ChartFormat = "svg",
 ) -> None:
-    """Print the tables, or write them to `out`, and their charts to a folder. JSON has the figures of `summaries`."""
+    """Print the tables, or write them to `out`. JSON also has the figures of `summaries`."""
     from harness.report.formats import render
 
-    if charts is not None:
-        from harness.report import charts as drawing
-
-        drawing.write(drawing.of_tables(tables), charts, chart_format)
     emit(render(tables, format_, summaries), out)
 
 
 def emit(content: str | bytes, out: Path | None = None) -> None:
-    """Print, or write to a file; bytes only where they do no harm."""
+    """Print the content, or write it to a file. HarnessError for bytes on a terminal."""
     if out is not None:
         out.write_bytes(content.encode() if isinstance(content, str) else content)
     elif isinstance(content, bytes) and sys.stdout.isatty():
@@ -82,19 +81,17 @@ def emit(content: str | bytes, out: Path | None = None) -> None:
         typer.echo(content, nl=False)
 
 
-def show_run(directory: Path) -> tuple[Run, Summary]:
-    """Print what a terminal shows of a run."""
-    from harness.analysis.summary import load
-    from harness.report import document
+def stored_run(reference: str, root: Path) -> Run:
+    """The run that a directory or name means."""
+    from harness.store.directory import find_run
+    from harness.store.run import read_run
 
-    found = load(directory)
-    show(document.in_short(document.report([found])), "text")
-    return found
+    return read_run(find_run(reference, root))
 
 
 @contextlib.contextmanager
 def each_run(references: Sequence[str], root: Path, read: Callable[[Path], T]) -> Iterator[list[T]]:
-    """What `read` makes of each run. A damaged one among others is named and left out; the verb then leaves with 2."""
+    """The value of `read` for each run. A damaged run among others is reported and left out, and the exit code is 2."""
     from harness.store.directory import find_run
 
     found, damaged = [], []
@@ -106,26 +103,26 @@ def each_run(references: Sequence[str], root: Path, read: Callable[[Path], T]) -
     if damaged and not found:
         raise damaged[0]
     for each in damaged:
-        typer.echo(f"error: {each}\n  the other runs follow without it", err=True)
+        typer.echo(f"error: {each}\n  the other runs follow without this one", err=True)
     yield found
     if damaged:
         raise typer.Exit(errors.WRONG_USE)
 
 
 def main() -> None:
-    """The entry point: mistakes are printed without a traceback and leave with their exit code."""
+    """The entry point. A HarnessError is printed without a traceback and exits with 2."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # the caller closed it; a file that is opened later must not take its place
+        if getattr(sys, name) is None:  # closed by the caller; no file opened later may get its descriptor
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # quotes in scripts that the terminal's encoding lacks
+            stream.reconfigure(errors="replace")  # quotes may have characters that the terminal's encoding lacks
     try:
         app()
     except errors.HarnessError as mistake:
         typer.echo(f"error: {mistake}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
     except OSError as refused:
-        typer.echo(f"error: {refused}\n  fix: see that the place is there, can be used, and has room", err=True)
+        typer.echo(f"error: {refused}\n  fix: check that the path exists, is accessible and has free space", err=True)
         raise SystemExit(errors.WRONG_USE) from None

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Display:
-    """Progress of a run on standard error: a live bar on a terminal, else a line for each phase."""
+    """Shows the progress of a run on standard error: a bar on a terminal, else a line for each phase."""
 
     def __init__(self) -> None:
-        # A copy of the descriptor: the run sends descriptors 1 and 2 to the engine's log.
+        # A copy of the descriptor, since the run redirects descriptors 1 and 2 to the engine's log.
         self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding, errors="replace")
         self._phase = ""
 
@@ -27,7 +27,7 @@ class Display:
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(), console=console, transient=True, disable=not console.is_interactive,
-            redirect_stdout=False, redirect_stderr=False,  # what an engine prints goes to its log, not above the bar
+            redirect_stdout=False, redirect_stderr=False,  # the engine's output goes to its log
         )  # fmt: skip
         self._task = self._bar.add_task("", total=None, detail="")
         self._bar.start()
@@ -39,7 +39,7 @@ class Display:
             self._stream.close()
 
     def show(self, progress: Progress) -> None:
-        with contextlib.suppress(OSError):  # the terminal is gone; the run is not
+        with contextlib.suppress(OSError):  # the terminal may be closed; the run goes on
             self._show(progress)
 
     def _show(self, progress: Progress) -> None:

@@ -10,7 +10,7 @@ import typer
 from harness import errors
 from harness.cli.app import RESULTS, Root, app, show
 
-Where = Annotated[str | None, typer.Option(metavar="'A=x and B>=y'", help="Only runs for which this holds.")]
+Where = Annotated[str | None, typer.Option(metavar="'A=x and B>=y'", help="Only runs that meet these conditions.")]
 
 
 @app.command("list")
@@ -19,7 +19,7 @@ def list_(
     root: Root = RESULTS,
     where: Where = None,
 ) -> None:
-    """List what there is: workloads, runs (those for which a condition holds), engines, models or scenarios."""
+    """List workloads, runs, engines, models or scenarios."""
     from harness.cli.tables import TABLES, runs_table
 
     if what == "runs":
@@ -36,11 +36,11 @@ def export(
     root: Root = RESULTS,
     where: Where = None,
 ) -> None:
-    """Write the figures of all runs, or of those for which a condition holds, to one file: a row a figure."""
+    """Write the figures of all runs, or of those that meet --where, to one file with a row for each figure."""
     from harness.analysis.index import figures
 
     if out.suffix not in (".parquet", ".csv"):
-        raise errors.HarnessError(f"'{out}' is neither .parquet nor .csv", "name the file so that its form is known")
+        raise errors.HarnessError(f"'{out}' is neither .parquet nor .csv", "end the file's name in one of them")
     table = figures(root, where)
     table.to_parquet(out) if out.suffix == ".parquet" else table.to_csv(out, index=False)
     typer.echo(f"{out}: {len(table)} figures of {table['run'].nunique()} runs")
@@ -50,8 +50,8 @@ def export(
 def import_(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files of other tools.")],
     root: Root = RESULTS,
-    gpu: Annotated[str | None, typer.Option(help="The GPU they were measured on, where the file does not say.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="How many of them served the model.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="The GPU of the measurement, if the file does not name it.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs that served the model.")] = None,
 ) -> None:
     """Store the results of other tools as runs: vLLM's benchmarks, guidellm, aiperf, inference-perf, LoadGen…"""
     from harness.store.imports import store_points

@@ -9,47 +9,33 @@ from typing import Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Out, Precision, Scenario, Set, app, show, show_run
+from harness.cli.app import RESULTS, Meter, Out, Precision, Scenario, Set, app, show
 from harness.cli.display import Display
 
 
 @app.command()
 def run(
-    workload: Annotated[str, typer.Argument(help="A workload file, or the name of a shipped one.")],
-    engine: Annotated[
-        str | None, typer.Option(help="auto, openai (any server), vllm, transformers or simulated.")
-    ] = None,
+    workload: Annotated[str, typer.Argument(help="A workload file, or the name of a shipped workload.")],
+    engine: Annotated[str | None, typer.Option(help="auto, openai, vllm, transformers or simulated.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, directory, GGUF file, or short name.")] = None,
-    serve: Annotated[
-        bool, typer.Option("--serve", help="Start a server for the engine openai: vllm, or what engine.serve names.")
-    ] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Start the server: vllm, or that of engine.serve.")] = False,
     set_: Set = None,
     out: Out = RESULTS,
     scenario: Scenario = None,
-    meter: Annotated[
-        list[str] | None,
-        typer.Option(help="auto (what is found), none, nvml, rapl, prometheus:url=…, replay:path=…; repeatable."),
-    ] = None,
-    assume_power: Annotated[
-        float | None, typer.Option(metavar="WATTS", help="A power to take for granted where no meter reads it.")
-    ] = None,
+    meter: Meter = None,
+    assume_power: Annotated[float | None, typer.Option(metavar="WATTS", help="Assume this constant power.")] = None,
     host_power: Annotated[
-        float | None, typer.Option(min=0, metavar="WATTS", help="Declared power of the rest of the host.")
+        float | None, typer.Option(min=0, metavar="WATTS", help="Power of the rest of the host.")
     ] = None,
-    pue: Annotated[float | None, typer.Option(min=1, help="Declared power usage effectiveness of the site.")] = None,
-    clients: Annotated[
-        int | None, typer.Option(min=1, help="Client processes that share the load on a server.", show_default="1")
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Ray cluster on whose nodes they run; auto finds a local one.")
-    ] = None,
+    pue: Annotated[float | None, typer.Option(min=1, help="Power usage effectiveness of the site.")] = None,
+    clients: Annotated[int | None, typer.Option(min=1, show_default="1", help="Client processes for a server.")] = None,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster for the clients, or auto.")] = None,
     precise: Precision = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Measure so many times, each with an engine started anew.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Number of runs; each starts its engine anew.")] = 1,
 ) -> None:
-    """Measure a workload; store the run, then print its report.
+    """Measure a workload, store the run and print its report.
 
-    With --precision it ends as soon as the figures are that precise; the workload's count and duration are the most
-    that is spent on it.
+    With --precision the run ends as soon as the figures are that precise, or at the workload's count or duration.
     """
     from harness.analysis import precision
     from harness.analysis.summary import summary_of
@@ -57,6 +43,7 @@ def run(
     from harness.cost.pricing import read_scenario
     from harness.measure import run as measuring
     from harness.measure.stop import Stop
+    from harness.report import document
     from harness.report.changes import precision_table, repeats_table
     from harness.store.directory import new_id
     from harness.store.run import read_run
@@ -64,14 +51,14 @@ def run(
 
     named = {"engine.name": engine, "model": model, "scenario": scenario}
     if serve:
-        named = {"engine.name": engine or "openai", "engine.openai.serve": "vllm", **named}
+        named |= {"engine.name": engine or "openai", "engine.openai.serve": "vllm"}
     spec = read_workload(workload, overrides(set_ or ()) | {key: x for key, x in named.items() if x is not None})
     if spec.scenario is not None:
-        read_scenario(spec.scenario)  # a mistake in it should not show after the measuring
+        read_scenario(spec.scenario)  # reports a mistake in the file before measuring
     if targets := precision.parse(precise or ()):
         precision.check_shape(spec.load.shape)
     with Display() as display:
-        # A simulated engine draws no power, so none is looked for unless a meter is named.
+        # A simulated engine draws no power: only meters that are named are read.
         power = meter or ([] if spec.engine.name == "simulated" else ["auto"])
         if assume_power is not None:
             power = [*power, f"constant:watts={assume_power}"]
@@ -86,7 +73,9 @@ def run(
             runs.append(read_run(directory))
             if runs[-1].state != "complete":
                 break
-    stored, summary = show_run(runs[-1].directory)
+    stored = runs[-1]
+    summary = summary_of(stored)
+    show(document.in_short(document.report([(stored, summary)])), "text")
     if repeat > 1:
         show([repeats_table([(each, summary_of(each)) for each in runs])], "text")
     if targets:

@@ -1,4 +1,4 @@
-"""Verbs of cost, and of the reported figures."""
+"""Verbs of costs and of published figures."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, ChartFormat, Charts, Format, Root, Runs, Scenario, Set, app, each_run, emit, show
+from harness.cli.app import RESULTS, ChartFormat, Charts, Force, Format, Root, Runs, Scenario, Set, app, each_run, show
 
 if TYPE_CHECKING:
     from harness.report.table import Table
 
 
-Facts = Annotated[list[Path] | None, typer.Option("--facts", help="Your own facts, beside the shipped; repeatable.")]
+Facts = Annotated[list[Path] | None, typer.Option("--facts", help="A file with facts to add; repeatable.")]
 
 
 @app.command()
 def facts(
     fact: Annotated[str | None, typer.Argument(metavar="ID", help="One fact, with its source and quote.")] = None,
-    entity: Annotated[str | None, typer.Option(help="Whose: part of the name.")] = None,
-    metric: Annotated[str | None, typer.Option(help="Of what: part of the word.")] = None,
-    period: Annotated[str | None, typer.Option(help="When: part of the date or span.")] = None,
+    entity: Annotated[str | None, typer.Option(help="Part of the entity's name.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Part of the metric.")] = None,
+    period: Annotated[str | None, typer.Option(help="Part of the date or period.")] = None,
     status: Annotated[str | None, typer.Option(help="leaked, reported, stated, estimated, projection…")] = None,
     layer: Annotated[str | None, typer.Option(help="articles, outside or user.")] = None,
     file: Facts = None,
@@ -31,14 +31,15 @@ def facts(
 ) -> None:
     """List the published figures, or print one with its source and quote."""
     from harness.facts.measured import shipped_book
-    from harness.report.facts import fact_text, facts_table
+    from harness.report.facts import fact_table, facts_table
 
     book = shipped_book(file or ())
-    if fact is not None:
-        emit(fact_text(book, fact, format_))
-        return
-    found = book.select(entity=entity, metric=metric, period=period, status=status, layer=layer)
-    show([facts_table(found)], format_)
+    if fact is None:
+        found = book.select(entity=entity, metric=metric, period=period, status=status, layer=layer)
+        show([facts_table(found)], format_)
+    else:
+        row = [] if format_ == "text" else [facts_table([book[fact]])]
+        show([*row, fact_table(book, fact)], format_)
 
 
 @app.command()
@@ -50,14 +51,14 @@ def compare(
     explain: Annotated[str | None, typer.Option(metavar="ID", help="A comparison's formulas, inputs, quotes.")] = None,
     set_: Set = None,
     file: Facts = None,
-    force: Annotated[bool, typer.Option("--force", help="Compute what does not compare, and stamp it.")] = False,
+    force: Force = False,
     charts: Charts = None,
     chart_format: ChartFormat = "svg",
     format_: Format = "text",
 ) -> None:
-    """Set the measured cost beside the reported spend: ratios with their bounds, the gap, what must be true.
+    """Compare the measured cost with the reported spend: ratios with their bounds, the gap, what must be true.
 
-    Without a run of a GPU, published GPU measurements stand in. --set changes an assumption of the comparison
+    Published GPU measurements stand in if no run is of a GPU. --set changes an assumption of the comparison
     (chat_share=0.3) or an input of the scenario (serving.utilisation=0.5).
     """
     from harness.analysis.summary import load
@@ -77,11 +78,15 @@ def compare(
         appraisal = appraise(priced, book, force)
         context = appraisal.context
         if explain is not None:
-            emit(explained(context, explain, format_))
+            show(explained(context, explain), format_)
             return
         names = [*COMPARISONS, "contradictions"] if table == ["all"] else table or []
         made = [*compare_tables(appraisal), *(comparison_table(context, name) for name in names)]
-        show(made, format_, charts=charts, chart_format=chart_format)
+        if charts is not None:
+            from harness.report import charts as drawing
+
+            drawing.write(drawing.of_tables(made), charts, chart_format)
+        show(made, format_)
 
 
 @app.command()
@@ -90,19 +95,15 @@ def cost(
     root: Root = RESULTS,
     scenario: Scenario = None,
     set_: Set = None,
-    split: Annotated[
-        bool, typer.Option("--split", help="Price input and output apart, from runs of mixed shape.")
-    ] = False,
-    objective: Annotated[
-        str | None, typer.Option(help="A preset ('70B interactive') or limits (ttft_s.p99=0.5,tpot_s.p99=0.03).")
-    ] = None,
+    split: Annotated[bool, typer.Option("--split", help="Price input and output tokens separately.")] = False,
+    objective: Annotated[str | None, typer.Option(help="'70B interactive', or ttft_s.p99=0.5,tpot_s.p99=0.03.")] = None,
     fleet: Annotated[
         str | None,
-        typer.Option(metavar="MEAN:PEAK", help="With --objective: a day's mean requests/s, and peak / mean."),
+        typer.Option(metavar="MEAN:PEAK", help="With --objective: mean requests/s of a day, and peak / mean."),
     ] = None,
     format_: Format = "text",
 ) -> None:
-    """Price runs under a scenario: each alone, split by phase, at a latency objective, or as a fleet over a day."""
+    """Price runs under a scenario: each run, input and output separately, at an objective, or a fleet over a day."""
     from harness.analysis.summary import load
     from harness.config import overrides
     from harness.cost.fleet import Policy
@@ -128,23 +129,17 @@ def cost(
 
 @app.command()
 def extrapolate(
-    model: Annotated[
-        str | None, typer.Argument(help="A model of harness/data/models.csv, by its hub id or the end of it.")
-    ] = None,
-    gpu: Annotated[str, typer.Argument(help="A GPU of the table.")] = "H100",
-    devices: Annotated[int, typer.Option(help="GPUs that share the model.")] = 1,
+    model: Annotated[str | None, typer.Argument(help="A model of harness/data/models.csv, by hub id or name.")] = None,
+    gpu: Annotated[str, typer.Argument(help="A GPU of harness/data/gpus.csv.")] = "H100",
+    devices: Annotated[int, typer.Option(help="GPUs that serve one copy of the model.")] = 1,
     precision: Annotated[str, typer.Option(help="Of the weights: bfloat16, fp8…")] = "bfloat16",
     batch: Annotated[float, typer.Option(help="Sequences in flight.")] = 64,
     tokens: Annotated[str, typer.Option(metavar="IN:OUT", help="Tokens of a request.")] = "500:500",
     scenario: Annotated[str, typer.Option(help="Cost scenario: a shipped name or a file.")] = "on-demand",
     set_: Set = None,
-    reference: Annotated[
-        str | None, typer.Option("--run", help="A GPU run of your own that rescales the prediction.")
-    ] = None,
+    reference: Annotated[str | None, typer.Option("--run", help="A GPU run that rescales the prediction.")] = None,
     root: Root = RESULTS,
-    validate: Annotated[
-        bool, typer.Option("--validate", help="Print the error on models left out of the fit.")
-    ] = False,
+    validate: Annotated[bool, typer.Option("--validate", help="Print the errors for models not in the fit.")] = False,
     format_: Format = "text",
 ) -> None:
     """Predict speed, energy and cost of a model and GPU that were not measured, from published GPU measurements."""

@@ -21,10 +21,10 @@ def report(
     chart_format: ChartFormat = "svg",
     format_: Format = "text",
 ) -> None:
-    """Print a stored run's figures, cost, and position against the reported figures; or several runs side by side.
+    """Print the figures and the cost of a stored run, and compare them with the reported figures; or several runs.
 
-    A terminal gets a run in short; --table all prints every table, as every other format has. With several runs, a
-    table of single runs that is named is printed for each. HTML is one file that needs no network, with a what-if.
+    As text the report has the main tables; --table all prints every table, as the other formats do. With several runs,
+    --table NAME prints a table of single runs for each run. HTML is one file with a what-if; it needs no network.
     """
     from harness.analysis.summary import load
     from harness.report import document

@@ -1,4 +1,4 @@
-"""Verbs that judge stored runs."""
+"""Verbs that judge runs and this machine."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Format, Precision, Root, Run_, app, show
+from harness.cli.app import RESULTS, Force, Format, Precision, Root, Run_, app, show, stored_run
 from harness.cli.display import Display
 
 if TYPE_CHECKING:
     from harness.report.changes import Difference
     from harness.store.run import Run
-
-
-Force = Annotated[bool, typer.Option("--force", help="Compare what does not compare, and stamp it.")]
 
 
 @app.command()
@@ -26,15 +23,13 @@ def check(
     root: Root = RESULTS,
     precise: Precision = None,
 ) -> None:
-    """Print what is doubtful about a run, and what a wanted precision needs; leave with 1 where a doubt is serious."""
+    """Print the findings of a run, and what a wanted precision needs. Exits with 1 if a finding is serious."""
     from harness.analysis import precision
     from harness.analysis.summary import summary_of
     from harness.report import tables
     from harness.report.changes import precision_table
-    from harness.store.directory import find_run
-    from harness.store.run import read_run
 
-    stored = read_run(find_run(reference, root))
+    stored = stored_run(reference, root)
     summary, targets = summary_of(stored), precision.parse(precise or ())
     wanted = [precision_table(stored, summary, targets)] if targets else []
     show([tables.findings_table(summary.findings), *wanted], "text")
@@ -45,16 +40,18 @@ def check(
 @app.command()
 def diff(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A run, repeats of it (A,B,C), or their directory.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="What is judged against it, likewise.")] = "latest",
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The runs to judge against BASE.")] = "latest",
     root: Root = RESULTS,
     fail_on: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIGURE<PERCENT%", help="'output_tps<-3%': leave with 1 where that is shown; repeatable."),
+        typer.Option(
+            metavar="FIGURE<PERCENT%", help="Exit with 1 if the runs show this change, for instance 'output_tps<-3%'."
+        ),
     ] = None,
     force: Force = False,
     format_: Format = "text",
 ) -> None:
-    """Set runs against runs: each figure's ratio with its interval, what improved and what regressed."""
+    """Compare runs with runs: the ratio of each figure with its interval, and what improved or regressed."""
     from harness.analysis.diff import parse_gate
     from harness.report.changes import difference
 
@@ -78,9 +75,9 @@ def _side(text: str, root: Path) -> list[Run]:
 
 
 def _tell_github(found: Difference) -> None:
-    """Where this runs in a GitHub workflow: annotations, and the tables for the summary of the job."""
+    """In a GitHub workflow: print annotations, and add the tables to the summary of the job."""
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in found.annotations:  # read from either stream, and this one holds no table
+        for line in found.annotations:  # GitHub reads both streams; the tables are on stdout
             typer.echo(line, err=True)
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         from harness.report import markdown
@@ -96,25 +93,24 @@ def rerun(
     force: Force = False,
     format_: Format = "text",
 ) -> None:
-    """Measure a stored run once more as it was measured, and set the two against each other.
+    """Measure a stored run again under the same conditions, and compare the two runs.
 
-    Refuses a machine that differs from that of the run; other differences, such as versions, are named first.
+    Refuses a machine that differs from that of the run; other differences, such as versions, are printed first.
     """
     from harness.analysis.diff import differences
     from harness.measure import environment
     from harness.measure import run as measuring
     from harness.report.changes import difference
-    from harness.store.directory import find_run
     from harness.store.run import Run, read_run
     from harness.store.run_file import Environment
     from harness.workload.schema import workload_of
 
-    before = read_run(find_run(reference, root))
+    before = stored_run(reference, root)
     file = before.file
     here = file.model_copy(update={"environment": Environment.model_validate(environment.capture())})
     must, noted = differences(before, Run(before.directory, here))
     if must and not force:
-        raise errors.HarnessError(f"this is not where {file.id} was measured: {'; '.join(must)}", "add --force")
+        raise errors.HarnessError(f"this machine differs from that of {file.id}: {'; '.join(must)}", "add --force")
     for each in must + noted:
         typer.echo(each, err=True)
     asked = file.workload.model_dump(mode="json")
@@ -131,9 +127,9 @@ def rerun(
 
 @app.command()
 def doctor(root: Root = RESULTS, format_: Format = "text") -> None:
-    """Look at this machine: what can be measured here, what would make a run doubtful, and what mends it.
+    """Examine this machine: what can be measured, what would make a run doubtful, and how to fix it.
 
-    Leaves with 1 only where no run can be stored.
+    Exits with 1 only if no run can be stored.
     """
     from harness.measure import doctor as examining
     from harness.model import Finding

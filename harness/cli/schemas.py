@@ -1,4 +1,4 @@
-"""JSON Schemas of the files that people write and of those that the harness stores, made from their models."""
+"""JSON Schemas of the files that users write and of run.json, made from their pydantic models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMAS: Mapping[str, type] = {
     "fact": Fact,
     "run": RunFile,
 }
-"""What has a schema: three kinds of YAML file, a row of a facts file, and run.json."""
+"""Three kinds of YAML file, a row of a facts file, and run.json."""
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -32,5 +32,5 @@ def schema(name: str) -> dict[str, Any]:
     about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"inference-cost-harness {name}"}
     found = {**about, **TypeAdapter(SCHEMAS[name]).json_schema()}
     if name in ("workload", "sweep"):
-        found["required"].remove("name")  # the file's own name stands in
+        found["required"].remove("name")  # default: the name of the file
     return found

@@ -1,4 +1,4 @@
-"""The verb that measures many points."""
+"""The verb that measures the points of a sweep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Root, app, show
+from harness.cli.app import RESULTS, Meter, Root, app, show
 
 if TYPE_CHECKING:
     from harness.measure.sweep import Status
@@ -18,22 +18,12 @@ if TYPE_CHECKING:
 def sweep(
     file: Annotated[Path, typer.Argument(help="A YAML file with a workload, and a grid, zipped axes or a search.")],
     root: Root = RESULTS,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip stored points, repeat what died.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and measure nothing.")] = False,
-    budget: Annotated[
-        float | None, typer.Option(min=0, metavar="GPU-HOURS", help="Begin no point once so much is spent.")
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="With --ray: points at a time; else as many as its GPUs allow.")
-    ] = None,
-    meter: Annotated[list[str] | None, typer.Option(help="As for `run`; repeatable.")] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Measure several points at a time by Ray: local (this machine), auto, or a cluster's HOST:PORT.",
-        ),
-    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Measure the points that are not complete.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
+    budget: Annotated[float | None, typer.Option(min=0, metavar="GPU-HOURS", help="Start no point after this.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="With --ray: the most points at a time.")] = None,
+    meter: Meter = None,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Use Ray: local, auto, or HOST:PORT.")] = None,
 ) -> None:
     """Measure every point of a grid, or search for the highest load; each point is a run."""
     from harness.cli.tables import ended_table, plan_table
@@ -63,12 +53,12 @@ def sweep(
 
 
 def _say(status: Status) -> None:
-    """A line for each point that ends."""
+    """Print a line for each point that ends."""
     if status.done is None:
         return
-    from harness.cli.tables import in_words
+    from harness.cli.tables import in_words, state_of
 
     left = "" if status.left_s is None else f", about {status.left_s / 60:.0f} min left"
     failed = f", {status.failed} failed" if status.failed else ""
-    how = status.done.state if status.done.error is None else f"{status.done.state}: {status.done.error}"
-    typer.echo(f"{status.finished} of {status.known}{failed}{left}: {in_words(status.point)}: {how}", err=True)
+    where = f"{in_words(status.point)}: {state_of(status.done)}"
+    typer.echo(f"{status.finished} of {status.known}{failed}{left}: {where}", err=True)

@@ -1,4 +1,4 @@
-"""Tables of what there is: stored runs, what ships and is installed, and the points of a sweep."""
+"""Tables of stored runs, shipped files, engines, and the points of a sweep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.workload.library import list_workloads
 
 
 def runs_table(root: Path, where: str | None = None) -> Table:
-    """Stored runs for people, oldest first, with the columns that the condition names."""
+    """Stored runs, oldest first, with the columns that the conditions name."""
     found = runs(root, where)
     named = re.findall(r"[\w.]+(?=\s*[!=<>])", where or "")
     columns = list(dict.fromkeys(["run", "state", "workload", "engine", "model", *named]))
@@ -58,11 +58,11 @@ def scenarios() -> Table:
 
 
 TABLES = {"workloads": workloads, "engines": engine_table, "models": models, "scenarios": scenarios}
-"""What `harness list` takes, runs apart -> the table's maker."""
+"""Word of `harness list` -> table; `runs` has its own."""
 
 
 def plan_table(plan: Plan) -> Table:
-    """The points in their order, and which are done."""
+    """The points in order, with the run of those that are done."""
     rows = tuple((in_words(point), plan.stored.get(point.key, "to do")) for point in plan.points)
     auto = plan.sweep.auto
     notes = [f"{len(plan.points)} points, {len(plan.stored)} done; each needs {plan.gpus} GPUs"]
@@ -72,15 +72,14 @@ def plan_table(plan: Plan) -> Table:
 
 
 def ended_table(plan: Plan, ended: Mapping[Point, Done]) -> Table:
-    """How each point ended, with its headline figures; of a search, where it saturates and what meets the objective."""
+    """The figures and the end of each point; of a search also the load at saturation and the highest feasible load."""
     names = ("output_tokens_per_s", "ttft_s.p99", "tpot_s.p50")
     rows: list[tuple[Cell, ...]] = []
     searches: dict[Point, dict[float, Outcome]] = {}
     auto = plan.sweep.auto
     for point, done in ended.items():
         figures = figures_of(plan.root, done)
-        how = done.state if done.error is None else f"{done.state}: {done.error}"
-        rows.append((in_words(point), *(figures.get(name) for name in names), done.run, how))
+        rows.append((in_words(point), *(figures.get(name) for name in names), done.run, state_of(done)))
         if auto is not None:
             loads = searches.setdefault(point.without(auto.axis), {})
             loads[point.values[auto.axis]] = outcome_of(auto, figures)
@@ -93,8 +92,13 @@ def ended_table(plan: Plan, ended: Mapping[Point, Done]) -> Table:
     return Table("sweep", f"Sweep {plan.sweep.name}", ("point", *names, "run", "state"), tuple(rows), tuple(notes))
 
 
+def state_of(done: Done) -> str:
+    """How a point ended."""
+    return done.state if done.error is None else f"{done.state}: {done.error}"
+
+
 def in_words(point: Point) -> str:
-    """A point's values by the last part of their keys.
+    """The values of a point under the last part of their keys.
 
     >>> in_words(Point({"load.users": 4, "model": "a"}, repeat=1))
     'users 4, model a, repeat 1'

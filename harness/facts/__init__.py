@@ -1,1 +1,1 @@
-"""Published figures, arithmetic that keeps their bounds, and the gap to what was measured."""
+"""Published figures, arithmetic that keeps their bounds, and the gap to the measured cost."""

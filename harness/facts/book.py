@@ -1,4 +1,4 @@
-"""Published figures as validated records: who said what, about which period, on which basis, in which words."""
+"""Published figures as validated records: source, period, basis, bound and the quoted words."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Layer = Literal["articles", "outside", "user"]
 FactStatus = Literal[
     "measured", "leaked", "stated", "reported", "inferred", "estimated", "projection", "target", "rumour", "error"
 ]
-"""How the source knows it; `error` where the article contradicts its own source."""
+"""How the source knows the figure. `error`: the article contradicts its source."""
 Bound = Literal["=", ">=", "~", "<=", "range", ""]
-"""What the wording claims: as printed, at least, about, at most, between two ends, or no number at all."""
+"""What the wording claims: exactly, at least, about, at most, between two ends; empty: no number."""
 AXES: Mapping[str, tuple[str, ...]] = {
     "share": ("net", "gross"),
     "payment": ("cash", "non-cash"),
@@ -38,22 +38,22 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "activity": ("daily", "weekly", "monthly"),
     "valuation": ("pre-money", "post-money"),
 }
-"""The ways in which two figures may differ in kind; tags on one axis exclude each other."""
+"""The ways in which two figures may differ in kind; a figure has at most one tag of each axis."""
 CURRENCIES = ("USD", "EUR", "GBP", "CNY", "JPY")
 PLAIN = ("fraction", "multiple", "ratio", "count", "none")
-"""Unit words without dimension; `none` is for rows without a number."""
+"""Units without a dimension; `none` is the unit of a row without a number."""
 UNITS = (
     *CURRENCIES,
     *("year", "month", "week", "day", "hour", "minute", "date", "user", "customer", "person", "prompt", "message"),
     *("query", "request", "token", "Mtoken", "parameter", "Wh", "kWh", "kW", "MW", "GW", "GPU", "node"),
 )
 WORDS: units.Words = {word: (1.0, (word,)) for word in UNITS} | dict.fromkeys(PLAIN, (1.0, ()))
-"""Each word stands for itself: published figures are not converted."""
+"""Every word is a base unit: published figures are not converted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A span of days, both ends included, or the date of a state (`start` None). `text` is for reading only."""
+    """A span of days, both ends included; if `start` is None, the date of a state. `text` is the printed form."""
 
     start: date | None
     end: date
@@ -64,14 +64,14 @@ class Period:
 
     @property
     def days(self) -> int:
-        """Days in the span. Raises HarnessError for the date of a state."""
+        """Days in the span. HarnessError for the date of a state."""
         if self.start is None:
             raise HarnessError(f"'{self}' is a date, not a span of time", "use a figure with a start and an end")
         return (self.end - self.start).days + 1
 
     @property
     def months(self) -> float:
-        """Months in the span, exact for whole ones.
+        """Months in the span; a part of a month counts as its share of the days of that month.
 
         >>> period("2025-01", "2025-09").months
         9.0
@@ -83,7 +83,7 @@ class Period:
 
 
 def period(start: str, end: str) -> Period:
-    """The period from two printed dates (YYYY, YYYY-MM or YYYY-MM-DD); `start` empty: the state at `end`.
+    """The period between two dates (YYYY, YYYY-MM or YYYY-MM-DD); an empty `start`: the state at `end`.
 
     >>> str(period("2025-01-01", "2025-09-30")), str(period("", "2025-07")), period("2024", "2024").days
     ('Jan-Sep 2025', 'as of 2025-07', 366)
@@ -143,7 +143,7 @@ def _basis(text: str) -> frozenset[str]:
 
 
 def _text(check: Callable[[str], object], expected: str = "") -> AfterValidator:
-    """Text that `check` does not refuse: by raising what it expects, or, where `expected` is given, by being untrue."""
+    """A check of text. `check` raises ValueError with the expected form, or is false if the text is not `expected`."""
 
     def checked(text: str) -> str:
         if not check(text) and expected:
@@ -164,9 +164,9 @@ Unit = Annotated[str, _text(unit_powers)]
 class Fact:
     """One published figure as its source printed it; a row of facts.csv.
 
-    `value` holds the one number of `=`, `>=`, `~` and `<=`; a `range` holds `value_low` and `value_high`; all three are
-    None where the source gives words only. `quote` is verbatim, `gloss` its English, `wording` the hedge that made the
-    bound, `note` what a reader must know.
+    The bounds `=`, `>=`, `~` and `<=` have one number, `value`; a `range` has `value_low` and `value_high`; all three
+    are None if the source gives no number. `quote` is verbatim, `gloss` its English translation, `wording` the words
+    that decide the bound, `note` what a reader must know.
     """
 
     id: Id
@@ -197,7 +197,7 @@ class Fact:
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """An article behind the facts: what is printed as the source of a figure."""
+    """An article that facts cite; its text is printed as the source of a figure."""
 
     id: Filled
     language: str
@@ -212,7 +212,7 @@ class Source:
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True)
 class Contradiction:
-    """Facts that cannot stand side by side as they are, and why."""
+    """Facts that contradict each other, and why."""
 
     topic: Filled
     ids: Annotated[tuple[str, ...], BeforeValidator(str.split)]
@@ -221,10 +221,10 @@ class Contradiction:
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True)
 class Assumption:
-    """A number that no fact gives. With `low` and `high` (p5, p95) it is unknown; without them it is a what-if.
+    """A number that no fact gives. `low` and `high` are its p5 and p95; without them the number counts as exact.
 
-    `ladder` says how a provider's value scales the cost of a measured query: `FIELD`, by its ratio to that field of the
-    measured point; `1/FIELD`, by the inverse ratio; `1/`, by 1 / value; empty: it does not.
+    `ladder` says how the cost of a query scales with the provider's value. `FIELD`: value / that field of the
+    `Measurement`; `1/FIELD`: the inverse; `1/`: 1 / value; empty: not at all.
     """
 
     name: Filled
@@ -240,7 +240,7 @@ class Assumption:
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """All facts in force by id, their articles, where they contradict one another, and the assumptions beside them."""
+    """All facts by id, the articles that they cite, their contradictions, and the assumptions."""
 
     facts: Mapping[str, Fact]
     sources: Mapping[str, Source]
@@ -253,12 +253,12 @@ class Book:
         return self.facts[fact_id]
 
     def source(self, fact_id: str) -> str:
-        """Where a fact comes from, in words."""
+        """The article of a fact, or what its row names as source."""
         source = self[fact_id].source
         return str(self.sources.get(source, source))
 
     def select(self, *, status: str | None = None, layer: str | None = None, **parts: str | None) -> tuple[Fact, ...]:
-        """The facts of that status and layer whose entity, metric and period hold the `parts` given, in any case."""
+        """The facts of that status and layer whose entity, metric and period contain the `parts`; case is ignored."""
         for name, asked, known in (("status", status, FactStatus), ("layer", layer, Layer)):
             if asked is not None and asked not in get_args(known):
                 raise HarnessError(f"unknown {name} '{asked}'", f"choose one of {', '.join(get_args(known))}")
@@ -279,10 +279,10 @@ SHIPPED = ("sources.csv", "contradictions.csv", "assumptions.csv", "facts.csv", 
 
 
 def read_book(shipped: Mapping[str, str], added: Iterable[tuple[str, str]] = ()) -> Book:
-    """The Book in the texts of the SHIPPED files, by name, and of the user's own facts files, as (name, text).
+    """The Book from the texts of the SHIPPED files, by name, and of the user's facts files, as (name, text).
 
-    Raises HarnessError with file, row (the header is row 1), column, the bad value and the expected form. A fact of
-    layer `articles` must carry its quote and name an article; ids are unique over all files.
+    HarnessError with file, row (the header is row 1), column, bad value and expected form. A fact of layer `articles`
+    needs a quote and an article; ids are unique over all files.
     """
     sources = {source.id: source for _, source in _rows(shipped["sources.csv"], "sources.csv", Source)}
     facts: dict[str, Fact] = {}
@@ -300,7 +300,7 @@ def read_book(shipped: Mapping[str, str], added: Iterable[tuple[str, str]] = ())
 
 
 def assume(book: Book, changes: Mapping[str, object]) -> Book:
-    """The Book with assumptions changed: a number makes a what-if, LOW:HIGH an interval about sqrt(LOW HIGH)."""
+    """The Book with assumptions changed: to an exact number, or to LOW:HIGH as p5 and p95 around sqrt(LOW HIGH)."""
     found = dict(book.assumptions)
     for name, given in changes.items():
         if name not in found:
@@ -337,7 +337,7 @@ def _rows(text: str, file: str, kind: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _check(fact: Fact, where: str, sources: Mapping[str, Source]) -> None:
-    """What one column cannot say of itself."""
+    """The rules that involve several columns."""
     try:
         _ = fact.period
     except ValueError as error:

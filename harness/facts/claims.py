@@ -1,8 +1,8 @@
-"""Arithmetic over published figures that keeps period, basis and bound, and refuses what does not compare.
+"""Arithmetic over published figures that keeps period, basis and bound, and refuses figures that do not compare.
 
-A claim is kept as an interval that the true value is known to lie in: `=` is a point, `>=` runs to infinity, `<=`
-starts at zero, `range` has two ends, `~` claims nothing hard. Interval arithmetic then carries every claim soundly: a
-floor in a denominator becomes a ceiling, and a `~` beside a one-sided claim leaves nothing (`n/a`).
+A claim is an interval that contains the true value: `=` is a point, `>=` runs to infinity, `<=` starts at zero, `range`
+has two ends, and `~` is unbounded. By interval arithmetic a floor in a denominator makes a ceiling, and `~` combined
+with a one-sided claim bounds nothing (`n/a`).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ NOTHING = "its inputs bound nothing together"
 
 
 class Refused(HarnessError):
-    """Two figures that differ in a way that matters; forcing computes and stamps the result."""
+    """Two figures that differ in period, basis or unit; --force computes the result and stamps it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A figure with what it claims (low, high), what it is about (unit, period, basis) and what it rests on.
+    """A figure with its claim (low, high), its unit, period and basis, and the facts and assumptions behind it.
 
-    `period` None and empty `basis` belong to constants and parameters. + - * / are `combine` without force.
+    Constants and parameters have no `period` and no `basis`. + - * / are `combine` without force.
     """
 
     value: float | None
-    """The best single number: the end of a one-sided claim, a point inside a range; None where nothing can be said."""
+    """The best single number: the end of a one-sided claim, a point inside a range; None if nothing is known."""
     low: float
     high: float
     rough: bool
@@ -49,13 +49,13 @@ class Quantity:
     statuses: tuple[str, ...]
     layers: tuple[str, ...]
     assumptions: tuple[str, ...] = ()
-    """What was taken for granted on the way, for instance that a volume of one date held over a year."""
+    """Assumptions of the formula, for instance that a volume of one date held over a year."""
     stamps: tuple[str, ...] = ()
-    """The mismatches that were forced; every table that shows the figure shows them."""
+    """The mismatches that --force ignored; printed with the figure."""
 
     @property
     def bound(self) -> str:
-        """The claim in one word: `=`, `>=`, `<=`, `range`, `~`, or `n/a` where nothing can be claimed."""
+        """`=`, `>=`, `<=`, `range`, `~`, or `n/a` if nothing is claimed."""
         if self.low == self.high:
             return "="
         if self.rough:
@@ -82,7 +82,7 @@ class Quantity:
         return "n/a" if self.bound == "n/a" or self.value is None else f"{self.bound} {self.value:.4g}"
 
     def figure(self, name: str) -> Figure:
-        """The same as a figure for tables and JSON; low and high are the ends of the claim, None where open."""
+        """As a figure for tables and JSON; low and high are the ends of the claim, None if unbounded."""
         known = self.value is not None and math.isfinite(self.value) and self.bound != "n/a"
         low, high = (end if known and math.isfinite(end) else None for end in (self.low, self.high))
         value, reason = (self.value, None) if known else (None, NOTHING)
@@ -103,13 +103,13 @@ class Quantity:
 
 
 def exact(value: float, unit: str, name: str, *, status: str = "", why: str = "") -> Quantity:
-    """A constant, or a parameter with its `status` and `why`; the same in every period. `name` is its formula."""
+    """A constant, or a parameter with its `status` and source (`why`), valid in every period; `name` is its formula."""
     statuses, whys = ((status,) if status else ()), ((f"{name} = {value:g} {unit}: {why}",) if why else ())
     return Quantity(value, value, value, False, _unit(unit), None, frozenset(), (), name, statuses, (), whys)
 
 
 def of_fact(fact: Fact) -> Quantity:
-    """A fact as a quantity. Raises HarnessError for one that gives words instead of a number."""
+    """A fact as a quantity. HarnessError for a fact without a number."""
     if fact.bound == "":
         raise HarnessError(f"{fact.id} ({fact.metric}) gives no number: '{fact.wording}'", "choose a fact with a value")
     if fact.value_low is not None and fact.value_high is not None:
@@ -130,8 +130,8 @@ def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quan
     >>> (exact(3.8, "USD", "spend") / floor).text()
     '<= 1.539'
 
-    Raises Refused where period or basis differ, both named, unless `force`, which stamps the result and leaves it no
-    more than `~`; where + or - would mix units, always; and HarnessError for a division by zero.
+    Refused if period or basis differ; with `force` the result is stamped and `~` instead. Refused if + or - mixes
+    units, with `force` too. HarnessError for a division by zero.
     """
     stamps = mismatches(a, b)
     if stamps and not force:
@@ -163,7 +163,7 @@ def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quan
 
 
 def mismatches(a: Quantity, b: Quantity) -> tuple[str, ...]:
-    """The ways in which two figures do not compare: another period, or another word on one axis of the basis."""
+    """Why two figures do not compare: different periods, or different tags on one axis of the basis."""
     found = []
     if a.period is not None and b.period is not None and a.period != b.period:
         found.append(f"period {a.period} with {b.period}")
@@ -175,10 +175,10 @@ def mismatches(a: Quantity, b: Quantity) -> tuple[str, ...]:
 
 
 def held(a: Quantity, over: Period, *, by_contract: bool = False) -> Quantity:
-    """`a`, which its source dates otherwise, taken to hold over all of `over`: an assumption, recorded as one.
+    """`a` as if it held over all of `over`; recorded as an assumption.
 
-    A state of one day says nothing hard of the days before and after it, so the result is `~`; only terms that
-    were agreed once (a rate `by_contract`) keep their bound.
+    The state of one day bounds nothing on other days, so the result is `~`; a rate that a contract fixes
+    (`by_contract`) keeps its bound.
     """
     if a.period == over or a.period is None:
         return a
@@ -187,24 +187,24 @@ def held(a: Quantity, over: Period, *, by_contract: bool = False) -> Quantity:
 
 
 def about(a: Quantity) -> Quantity:
-    """`a` as an approximation only, whatever it claimed; `n/a` stays `n/a`."""
+    """`a` with the bound `~`; `n/a` stays `n/a`."""
     return a if a.bound == "n/a" else replace(a, low=-math.inf, high=math.inf, rough=True)
 
 
 def at_least(a: Quantity) -> Quantity:
-    """`a` as a floor of something that contains it."""
+    """`a` as a floor of a larger amount that contains it."""
     return replace(a, high=math.inf)
 
 
 def rebased(a: Quantity, tags: str, why: str) -> Quantity:
-    """`a` with these basis tags instead of those on the same axes: an assumption, recorded as one."""
+    """`a` with these basis tags in place of those on the same axes; `why` is recorded as an assumption."""
     new = frozenset(tags.split())
     dropped = {tag for axis in AXES.values() if new & set(axis) for tag in axis}
     return replace(a, basis=a.basis - dropped | new, assumptions=_union(a.assumptions, (why,)))
 
 
 def length(a: Quantity, word: str) -> Quantity:
-    """How long the period of `a` is, in that unit of time."""
+    """The length of the period of `a` in hours, days, weeks, months or years, by `word`."""
     if a.period is None:
         raise Refused(f"{a.terms} has no period to spread it over", "use a figure with a start and an end")
     days, months = float(a.period.days), a.period.months
@@ -213,7 +213,7 @@ def length(a: Quantity, word: str) -> Quantity:
 
 
 def growth(later: Quantity, earlier: Quantity) -> Quantity:
-    """later / earlier as mean rates over their own periods, which is what a trend compares; the period names both."""
+    """later / earlier, each as a rate per month of its period; the result's period names both."""
     a, b = (flow / length(flow, "month") for flow in (later, earlier))
     assert a.period is not None
     assert b.period is not None
@@ -222,7 +222,7 @@ def growth(later: Quantity, earlier: Quantity) -> Quantity:
 
 
 def root(a: Quantity, n: int) -> Quantity:
-    """The n-th root of a ratio of figures that cannot be negative; it keeps the bound."""
+    """The n-th root of a ratio, which keeps the bound. Refused for a ratio with a unit or below 0."""
     if a.unit or a.value is None or (a.value if a.rough else a.low) < 0:
         raise Refused(f"({a.terms}) ^ (1/{n}) is not of a positive ratio", "use a ratio of like figures")
     low, high = (end if math.isinf(end) else end ** (1 / n) for end in (a.low, a.high))
@@ -230,9 +230,9 @@ def root(a: Quantity, n: int) -> Quantity:
 
 
 def time_mean(states: Sequence[Quantity], over: Period) -> Quantity:
-    """The mean over a period of a state reported at several dates: linear between them, flat outside; only `~`.
+    """The mean over a period of a state reported at several dates, as `~`: linear between the dates, constant outside.
 
-    A month or year stands for its last day.
+    A state of a month or year counts at its last day.
     """
     joint = reduce(operator.add, (held(state, over) for state in states))
     known = dict(sorted((s.period.end.toordinal(), s.value) for s in states if s.period and s.value is not None))
@@ -256,7 +256,7 @@ def _ends(a: Quantity, sign: str, b: Quantity) -> tuple[float, float]:
         if low < 0 < high:
             return -math.inf, math.inf
         low, high = (1 / high if high else -math.inf), (1 / low if low else math.inf)
-    # 0 * infinity is 0 here: the infinity stands for every finite number above, never for itself
+    # 0 * infinity is 0: an infinite end means any large finite number
     ends = [0.0 if 0 in (x, y) else x * y for x in (a.low, a.high) for y in (low, high)]
     return min(ends), max(ends)
 

@@ -1,4 +1,4 @@
-"""The comparisons that the published figures allow, each with its formula, its inputs and its doubts."""
+"""The comparisons between published figures, each with its formula and its inputs."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ ONE = exact(1, "ratio", "1")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a comparison may use: the facts and assumptions, and the cost measured here where there is one."""
+    """The inputs of a comparison: facts, assumptions, and the measured cost if there is one."""
 
     book: Book
     measured: Quantity | None = None
-    """USD per million output tokens, in USD/Mtoken; its `ids` name the run."""
+    """Of output tokens, in USD/Mtoken; its `ids` name the run."""
     force: bool = False
-    """Compute what does not compare, and stamp it."""
+    """Compute ratios of figures that do not compare, and stamp them."""
 
     def fact(self, fact_id: str) -> Quantity:
         return of_fact(self.book[fact_id])
 
     def given(self, name: str) -> Quantity:
-        """An assumption: `~` where it is unknown, exact for a what-if."""
+        """An assumption: `~` if it has a p5 and p95, else exact."""
         a = self.book.assumptions[name]
         number = exact(a.value, a.unit, name, status=a.status, why=a.source)
         return number if a.low is None else about(number)
@@ -52,14 +52,14 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One result of a comparison, or why there is none."""
+    """One result of a comparison, or why it was refused."""
 
     label: str
     result: Quantity | HarnessError
 
 
 def ratio(c: Context, label: str, a: Quantity, b: Quantity) -> Line:
-    """a / b, or the refusal in its place; another period, basis or unit is forced where the context says so."""
+    """a / b, or the refusal; `c.force` computes it despite a different period, basis or unit."""
     try:
         found = combine(a, "/", b, force=c.force)
         if found.unit:
@@ -73,9 +73,9 @@ def ratio(c: Context, label: str, a: Quantity, b: Quantity) -> Line:
 
 
 def revenue_floor(c: Context, share: str) -> Quantity:
-    """Revenue of which `share` is the net part that a partner kept: net share / rate, a floor since net <= gross.
+    """Total revenue from the net `share` that a partner kept: net share / rate; a floor, since net <= gross.
 
-    The rate (A04) is held over the share's period; its rumour stays in the result's status.
+    The rate (A04) is taken to hold over the share's period; its status, rumour, is among the result's statuses.
     """
     why = f"{share} is net of what the partner owes back (A07), so at most the gross share"
     gross = at_least(rebased(c.fact(share), "gross", why))
@@ -83,12 +83,12 @@ def revenue_floor(c: Context, share: str) -> Quantity:
 
 
 def nine_months(half: Quantity, year: Quantity, path: str) -> Quantity:
-    """Revenue of the first nine months from the first half and the year, by the `path` that quarters take.
+    """Revenue of the first nine months from the first half H1 and the year, for a `path` of quarterly revenue.
 
-    With H2 = year - H1 and H2 >= H1. `non-falling`: on every path of quarters (or months) that never falls, Q3 lies
-    between H1 / 2 and H2 / 2, so nine months lie in [1.5 H1, (H1 + year) / 2]: a hard range. One path each, so `~`:
-    `linear`, quarters a, a+d, a+2d, a+3d with d = (H2 - H1) / 4 and Q3 = H1 / 2 + 3 d / 2; `geometric`, a factor
-    g = sqrt(H2 / H1) a quarter and Q3 = H1 g^2 / (1 + g); `pro rata`, 3/4 of the year whatever the half says.
+    With H2 = year - H1 and H2 >= H1. `non-falling`: if revenue never falls, Q3 lies between H1 / 2 and H2 / 2, so nine
+    months lie in [1.5 H1, (H1 + year) / 2], a range. The others assume one path, so they are `~`: `linear`, quarters a,
+    a+d, a+2d, a+3d with d = (H2 - H1) / 4 and Q3 = H1 / 2 + 3 d / 2; `geometric`, a factor g = sqrt(H2 / H1) per
+    quarter and Q3 = H1 g^2 / (1 + g); `pro rata`, 3/4 of the year, whatever H1 is.
     """
     first, whole = half.period, year.period
     if first is None or whole is None or first.start is None or whole.start != first.start:
@@ -114,12 +114,12 @@ def nine_months(half: Quantity, year: Quantity, path: str) -> Quantity:
 
 
 def press_nine(c: Context, path: str = "non-falling") -> Quantity:
-    """Press revenue of Jan-Sep 2025, from its first half and its year."""
+    """Press revenue of Jan-Sep 2025, from the figures of its first half and of the year."""
     return nine_months(c.fact("A11"), c.fact("E09"), path)
 
 
 def spend_revenue(c: Context) -> tuple[Line, ...]:
-    """Spend over revenue of the same period, for each reading of that revenue."""
+    """Spend / revenue of the same period, for each published revenue."""
     s24, s25 = (c.fact(spend) for spend in SPENDS)
     floor, rounded = "revenue at least net share / 20%", "the article's rounding of that floor"
     return (
@@ -136,7 +136,7 @@ def spend_revenue(c: Context) -> tuple[Line, ...]:
 
 
 def pairs(c: Context) -> tuple[Line, ...]:
-    """Every inference spend over every revenue of the same entity and an overlapping time."""
+    """Every inference spend / every revenue of the same entity whose period overlaps."""
     numbers = [(fact, fact.period) for fact in c.book.facts.values() if fact.bound and fact.currency]
     earned = ("revenue", "annual revenue", "annual recurring revenue", "year-end revenue", "ARR")
     return tuple(
@@ -149,7 +149,7 @@ def pairs(c: Context) -> tuple[Line, ...]:
 
 
 def revenue_share(c: Context) -> tuple[Line, ...]:
-    """The net payment's share of press revenue, and what was paid back if the gross rate is as rumoured."""
+    """The net payment's share of press revenue, and what was paid back if the rumoured gross rate holds."""
     found = []
     for share, over, revenue in (("A01", Y2024, c.fact("A10")), ("A02", NINE, press_nine(c))):
         net, rate = c.fact(share), held(c.fact("A04"), over, by_contract=True)
@@ -160,7 +160,7 @@ def revenue_share(c: Context) -> tuple[Line, ...]:
 
 
 def trend(c: Context) -> tuple[Line, ...]:
-    """Spend a month and a day, and how it grew from one period to the next."""
+    """Spend per month and day, and its growth from one period to the next."""
     s24, s25 = (c.fact(spend) for spend in SPENDS)
     return (
         *(Line(f"spend a {word}", s / length(s, word)) for word in ("month", "day") for s in (s24, s25)),
@@ -171,7 +171,7 @@ def trend(c: Context) -> tuple[Line, ...]:
 
 
 def per_user(c: Context) -> tuple[Line, ...]:
-    """Spend a weekly user and month, and how many subscribers would cover it."""
+    """Spend per weekly user and month, and the number of subscribers that would cover it."""
     spend, counts = c.fact("A16") / length(c.fact("A16"), "month"), ("D03", "X04", "E22")
     mean = time_mean([c.fact(count) for count in counts], NINE)
     payers = spend / c.given("subscription")
@@ -184,11 +184,11 @@ def per_user(c: Context) -> tuple[Line, ...]:
 
 
 VOLUMES = (("A15", ("X02",)), ("A16", ("X01",)), ("A16", ("X03",)), ("A16", ("X02", "X01")))
-"""Each spend with the reported volumes nearest in time; two volumes stand for their mean over time."""
+"""Each spend with the reported volumes nearest in time; of two volumes the mean over time is used."""
 
 
 def volume(c: Context, spend: str, reported: tuple[str, ...]) -> Quantity:
-    """Prompts or messages over the period of a spend: one volume held over it, or the time mean of several."""
+    """Prompts or messages in the period of a spend, from one volume or from the mean over time of several."""
     over, states = c.book[spend].period, [c.fact(one) for one in reported]
     rate = held(states[0], over) if len(states) == 1 else time_mean(states, over)
     return rate * length(c.fact(spend), next(word for word, exponent in rate.unit if exponent < 0))
@@ -200,7 +200,7 @@ def as_queries(count: Quantity) -> Quantity:
 
 
 def per_query(c: Context) -> tuple[Line, ...]:
-    """Spend a prompt or message: all of the spend, then the share of it that goes to chat text."""
+    """Spend per prompt or message: of all the spend, then of the share that goes to chat text."""
     found = []
     for spend, reported in VOLUMES:
         count = volume(c, spend, reported)
@@ -211,7 +211,7 @@ def per_query(c: Context) -> tuple[Line, ...]:
 
 
 def tokens(c: Context) -> tuple[Line, ...]:
-    """The cost of a million output tokens that the spend a query leaves; tokens bought at the measured cost."""
+    """Spend per million output tokens, and the tokens that the spend buys at the measured cost."""
     million, found = exact(1e6, "token/Mtoken", "1e6"), []
     for spend, reported in VOLUMES:
         output = as_queries(volume(c, spend, reported)) * c.given("tokens_per_query")
@@ -224,7 +224,7 @@ def tokens(c: Context) -> tuple[Line, ...]:
 
 
 def energy(c: Context) -> tuple[Line, ...]:
-    """GPUs that the spend rents, the power that they draw, and the energy a query beside published figures."""
+    """GPUs that the spend rents, the power that they draw, and the energy per query over published figures."""
     price, draw, found = c.given("gpu_price"), c.given("gpu_power"), []
     for spend in SPENDS:
         hours = length(c.fact(spend), "hour")
@@ -245,7 +245,7 @@ def energy(c: Context) -> tuple[Line, ...]:
 
 
 def break_even(c: Context) -> tuple[Line, ...]:
-    """How much cheaper inference must get for spend = revenue, and for spend = (1 - margin) of revenue."""
+    """The cut in cost at which spend = revenue, and at which spend = (1 - margin) x revenue."""
     found = []
     for spend, name, revenue in (
         ("A15", "revenue floor", revenue_floor(c, "A01")),
@@ -260,7 +260,7 @@ def break_even(c: Context) -> tuple[Line, ...]:
 
 
 def plan_2030(c: Context) -> tuple[Line, ...]:
-    """What the plan to 2030 needs: growth, and compute over revenue with stock and flow labelled."""
+    """What the plan to 2030 needs: growth, and compute / revenue, with stock and flow labelled."""
     now, then = c.fact("E09"), c.fact("E11")
     yearly = root(growth(then, now), 5)
     assert yearly.value is not None
@@ -308,7 +308,7 @@ COMPARISONS: Mapping[str, tuple[str, Callable[[Context], tuple[Line, ...]], str]
         "The plan to 2030",
         plan_2030,
         "The compute figures are not like for like: E06 is a commitment over eight years to 2033, for infrastructure; "
-        "E10 is spend by 2030 as told to investors; neither says how much of it is inference.",
+        "E10 is spend by 2030 as stated to investors; neither says how much of it is inference.",
     ),
 }
-"""By the word that --explain takes: title, lines, and what to know of them."""
+"""Name, as --explain and --table take it -> title, function, and a note."""

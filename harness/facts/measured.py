@@ -1,4 +1,4 @@
-"""Stored runs and published measurements as points that reported figures are compared with."""
+"""Loads the book of facts, and turns runs and published data into measurements that reported figures compare with."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.cost.bill import measured
 from harness.cost.draws import quantile
 from harness.cost.pricing import Priced
+from harness.cost.scenario import Scenario
 from harness.errors import HarnessError
 from harness.facts.book import SHIPPED, Book, read_book
 from harness.facts.claims import Quantity
-from harness.facts.gap import Point, measured, published_points
+from harness.facts.gap import Measurement, as_quantity, published_measurements
 from harness.files import read_data
 from harness.model import Figure
 from harness.store.run import Run
 
 TOY_PARAMETERS = 1_000_000_000
-"""Below this many parameters a model is too small to stand for one that a provider serves."""
+"""A model with fewer parameters is too small to stand for one that a provider serves."""
 
 
 def shipped_book(added: Iterable[Path] = ()) -> Book:
-    """The shipped facts with those of the user's own files."""
+    """The shipped facts and those of the user's files. HarnessError for a file that cannot be read or is not valid."""
     try:
         mine = [(str(path), path.read_text(encoding="utf-8")) for path in added]
     except (OSError, UnicodeDecodeError) as error:
@@ -31,62 +33,65 @@ def shipped_book(added: Iterable[Path] = ()) -> Book:
     return read_book({name: read_data(name) for name in SHIPPED}, mine)
 
 
+def published(book: Book) -> tuple[Measurement, ...]:
+    """ML.ENERGY's measurements on H100, at the GPU price that the book assumes."""
+    return published_measurements(read_data("published/mlenergy_v3_h100.csv"), book.assumptions["gpu_price"].value)
+
+
 def standing(run: Run) -> tuple[str, ...]:
-    """What a run cannot speak for, said plainly; empty for a GPU run of a large model."""
+    """What the figures of a run do not show; empty for a GPU run of a large model."""
     parameters = run.model.parameters
     small = parameters is not None and parameters < TOY_PARAMETERS
     size = f"a {(parameters or 0) / 1e6:.0f}M model" if small else "this model"
     if run.engine is None:
         return ("The engine never started: nothing was measured here.",)
     if run.engine.device == "none":
-        return ("The engine is simulated: its figures say nothing about any machine, nor about a provider's fleet.",)
+        return ("The engine is simulated: its figures say nothing about any machine or about a provider's fleet.",)
     if run.engine.device == "cpu":
         return (f"CPU figures of {size} say nothing about a provider's fleet: they show that the method runs.",)
     return (f"Figures of {size} say little about the models that a provider serves.",) if small else ()
 
 
-def run_point(priced: Priced) -> Point:
-    """A run as a place to start from. Raises HarnessError for one that never started its engine."""
-    run, costs = priced.run, priced.costs
+def measurement_of(priced: Priced) -> Measurement:
+    """The measured query of a run. HarnessError if the run never started its engine."""
+    run, costs, model = priced.run, priced.costs, priced.run.model
     if run.engine is None:
         raise HarnessError(f"run {run.id} never started its engine", "compare another run")
-    figures = {figure.name: figure for figure in (*priced.summary.figures, *costs.figures)}
-    tokens, requests = (getattr(figures.get(name), "value", None) for name in ("output_tokens_per_s", "requests_per_s"))
-    model, count = run.model, run.engine.device_count
-    price = figures["usd_per_hour"].value if run.on_gpu else None
-    asked = {a.name: a.distribution for a in costs.assumptions}
-    used, requests_per_query = (
-        float(quantile(asked[name], np.array(0.5))) if name in asked else 1.0
-        for name in ("serving.utilisation", "query.requests")
-    )
-    return Point(
+    tokens, requests = (measured(priced.summary, name).value for name in ("output_tokens_per_s", "requests_per_s"))
+    per_query = median(priced.scenario, "query.requests", 1.0)
+    count, price = run.engine.device_count, costs["usd_per_hour"].value
+    return Measurement(
         run.id,
         str(model.asked or model.source),
+        f"{run.file.created_utc:%Y-%m-%d}",
         f"{count} x {run.engine.device}, {run.engine.engine}, scenario {costs.scenario}",
-        figures["usd_per_query"],
-        figures.get("wh_per_query"),
-        None if tokens is None or not requests else tokens / requests * requests_per_query,
+        costs["usd_per_query"],
+        next((figure for figure in costs.figures if figure.name == "wh_per_query"), None),
+        tokens / requests * per_query if tokens is not None and requests is not None else None,
         model.active_parameters or model.parameters,
-        price / count if price is not None else None,
-        used,
+        price / count if price is not None and run.on_gpu else None,
+        median(priced.scenario, "serving.utilisation", 1.0),
     )
 
 
-def points_of(book: Book, runs: Sequence[Priced]) -> list[Point]:
-    """The runs as points; where none is of a GPU, published measurements stand in before them."""
-    points = [run_point(each) for each in runs]
-    if any(each.run.on_gpu for each in runs):
-        return points
-    price = book.assumptions["gpu_price"].value
-    return [*published_points(read_data("published/mlenergy_v3_h100.csv"), price), *points]
+def median(scenario: Scenario, key: str, otherwise: float) -> float:
+    """The median of an input of the scenario, or `otherwise` if the scenario lacks it."""
+    given = scenario.inputs.get(key)
+    return otherwise if given is None else float(quantile(given.distribution, np.array(0.5)))
 
 
-def measured_cost(points: Sequence[Point]) -> Quantity | None:
-    """The first known cost of a million output tokens, for the comparisons that ask for it; None where none has one."""
-    for point in points:
-        cost = point.usd_per_query
-        if cost.value is not None and point.output_tokens:
-            million = Figure("cost", cost.value / point.output_tokens * 1e6, "USD/Mtoken", cost.status)
-            said = f"the measured cost is that of {point.model}, {point.conditions} ({point.source})"
-            return replace(measured(million, point), assumptions=(said,))
+def measurements_of(book: Book, runs: Sequence[Priced]) -> list[Measurement]:
+    """The measurements of the runs, after the published ones if no run is of a GPU."""
+    own = [measurement_of(each) for each in runs]
+    return own if any(each.run.on_gpu for each in runs) else [*published(book), *own]
+
+
+def measured_cost(measurements: Iterable[Measurement]) -> Quantity | None:
+    """The first known cost of a million output tokens, in USD/Mtoken; None if no measurement has one."""
+    for each in measurements:
+        cost = each.usd_per_query
+        if cost.value is not None and each.output_tokens:
+            million = Figure("cost", cost.value / each.output_tokens * 1e6, "USD/Mtoken", cost.status)
+            said = f"the measured cost is that of {each.model}, {each.conditions} ({each.source})"
+            return replace(as_quantity(million, each.source), assumptions=(said,))
     return None

@@ -1,1 +1,1 @@
-"""Models and GPUs that were not measured."""
+"""Predictions for models and GPUs that were not measured, from published measurements."""

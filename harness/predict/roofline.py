@@ -1,4 +1,4 @@
-"""How fast a decode step could be on a GPU, how fast it is, and what that predicts for models and GPUs not measured."""
+"""Time and power of a decode step on a GPU: the roofline limit, a model fitted to measurements, and its errors."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from harness.cost.gpus import Gpu, find_gpu
 from harness.errors import HarnessError
 
 WEIGHT_BYTES: Mapping[str, float] = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "mxfp4": 0.53125}
-"""Bytes a weight; mxfp4 is 4 bits and a shared 8-bit scale for 32 weights (OCP Microscaling Formats 1.0)."""
+"""Bytes per weight; mxfp4 is 4 bits and a shared 8-bit scale for 32 weights (OCP Microscaling Formats 1.0)."""
 KV_BYTES = 2.0
 """Bytes of one number in the KV cache: bfloat16, the engines' default."""
 STEP_PRIOR = np.array([3e-5, 3e-5, 3e-5, 0.8, 0.6, 0.5])
 STEP_PRIOR_SD = np.array([0.7, 1.0, 0.7, 0.1, 0.2, 0.3])
-"""t0, tm, t1, then efficiencies: medians and standard deviations of ln, from what kernels reach in practice (assumed).
-They matter where the points say little; the cap below keeps an efficiency physical."""
+"""Medians, and standard deviations of ln, of t0, tm, t1 and the efficiencies: assumed from what kernels reach.
+They decide where the points constrain a parameter little."""
 EFFICIENCY_CAP = 0.95
+"""No kernel uses the whole bandwidth or all FLOP/s."""
 NOISE = 0.15
-"""Scale at which a residual of ln time counts as an outlier (soft L1)."""
+"""Residual of ln time above which a point counts as an outlier (soft L1)."""
 INPUT_TOKENS = 200.0
 """Mean prompt of the published chat points, assumed: the files do not say."""
 Work = Any
-"""What decode steps must do, as a record array, one row a point, with the columns of `WORK` (limits of all devices)."""
-WORK = (
+"""The work of decode steps: a record array, a row for each point, with the columns of `WORK`."""
+WORK = (  # bandwidth, peak and power limit are those of all devices together
     "layers", "moe_layers", "batch",
     "dense_bytes",  # weights that every step reads, and the KV cache of the batch
     "expert_bytes", "flop", "bandwidth", "peak", "power_limit_w",
 )  # fmt: skip
 POINT = [("model", "U48"), ("kind", "U8"), *((name, float) for name in (*WORK, "output_tokens_per_s", "power_w"))]
-"""A measurement of steady serving: the model, its work, and what came of it."""
+"""Columns of a published measurement: the model, its work, the measured rate and power."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class ServedModel:
 
     name: Annotated[str, Field(validation_alias="model")]
     also: Annotated[frozenset[str], BeforeValidator(lambda names: names.split(";") if names else ())]
-    """Names of repositories with this architecture."""
+    """Names of hub repositories with the same architecture."""
     kind: str
     layers: float
     kv_layers: float
@@ -62,7 +63,7 @@ class ServedModel:
 
 
 def find_model(name: str, models: Sequence[ServedModel]) -> ServedModel | None:
-    """The model of that name: in the table, or a repository (`org/name`) of the same architecture."""
+    """The model of that name, or that of a hub repository (`org/name`) with the same architecture; None: unknown."""
     short = name.rpartition("/")[2]
     return next((model for model in models if short == model.name or short in model.also), None)
 
@@ -70,7 +71,7 @@ def find_model(name: str, models: Sequence[ServedModel]) -> ServedModel | None:
 def parse_points(text: str, models: Sequence[ServedModel], gpus: tuple[Gpu, ...]) -> Work:
     """The chat points of published/mlenergy_v3_h100.csv or mlenergy_v2_a100.csv whose model is in models.csv.
 
-    Rows of `POINT`. Pipeline-parallel ones are left out.
+    A row for each point, with the columns of `POINT`. Pipeline-parallel points are left out.
     """
     points = []
     for r in csv.DictReader(io.StringIO(text)):
@@ -88,7 +89,7 @@ def parse_points(text: str, models: Sequence[ServedModel], gpus: tuple[Gpu, ...]
         model, gpu = find_model(names[0], models), find_gpu(names[1], gpus)
         if model and gpu:
             todo = work(model, gpu, precision, devices, batch, INPUT_TOKENS, output_tokens)
-            points.append((model.name, model.kind, *todo, rate, watts))
+            points.append((model.name, model.kind, *todo[0], rate, watts))
     return np.array(points, dtype=POINT).view(np.recarray)
 
 
@@ -100,10 +101,10 @@ def work(
     batch: float,
     input_tokens: float,
     output_tokens: float,
-) -> tuple[float, ...]:
-    """The columns of `WORK` for one decode step of `batch` sequences, with its share of the prefill.
+) -> Work:
+    """The work of one decode step of `batch` sequences, with its share of the prefill; one row.
 
-    The formulas are in docs/economics.md. HarnessError for a precision that the GPU or the table does not know.
+    The formulas are in docs/economics.md. HarnessError for a precision without FLOP/s or bytes per weight.
     """
     peak = gpu.flops_fp8 if precision == "fp8" else gpu.flops_bf16
     if precision not in WEIGHT_BYTES or peak is None:
@@ -113,16 +114,12 @@ def work(
     context = input_tokens + output_tokens / 2
     cache = 2 * model.kv_layers * model.kv_heads * model.head_dim * KV_BYTES * context * batch
     size = WEIGHT_BYTES[precision]
-    return (
+    row = (
         model.layers, model.moe_layers, batch, size * (model.total_params - model.expert_params) + cache,
         size * model.expert_params * touched, 2 * model.active_params * batch * (1 + input_tokens / output_tokens),
         gpu.bandwidth_bytes_per_s * devices, peak * devices, gpu.tdp_w * devices,
     )  # fmt: skip
-
-
-def stacked(*rows: tuple[float, ...]) -> Work:
-    """`work` rows as a record array."""
-    return np.array(list(rows), dtype=[(name, float) for name in WORK]).view(np.recarray)
+    return np.array([row], dtype=[(name, float) for name in WORK]).view(np.recarray)
 
 
 def step_s(step: Array, w: Work) -> Array:
@@ -137,18 +134,18 @@ def step_s(step: Array, w: Work) -> Array:
 
 
 def power_terms(w: Work, seconds: Array) -> Array:
-    """Shape (points, 3): 1, and the shares of bandwidth and of FLOP/s in use."""
+    """Shape (points, 3): 1, and the used shares of bandwidth and of FLOP/s."""
     moved = w.dense_bytes + w.expert_bytes
     return np.column_stack([np.ones_like(seconds), moved / (w.bandwidth * seconds), w.flop / (w.peak * seconds)])
 
 
 def power_w(power: Array, w: Work, seconds: Array) -> Array:
-    """Power limit * min(1, rest + a * share of bandwidth in use + b * share of FLOP/s in use), in watts."""
+    """Watts: power limit * min(1, rest + a * used share of bandwidth + b * used share of FLOP/s)."""
     return np.asarray(w.power_limit_w * np.minimum(power_terms(w, seconds) @ power, 1.0))
 
 
 def floor_s(w: Work) -> Array:
-    """The roofline: seconds that a step takes if bandwidth or FLOP/s were used in full (Williams et al. 2009)."""
+    """The roofline: seconds of a step that uses bandwidth or FLOP/s in full (Williams et al. 2009)."""
     return np.asarray(np.maximum((w.dense_bytes + w.expert_bytes) / w.bandwidth, w.flop / w.peak))
 
 
@@ -172,16 +169,16 @@ def fit(points: Work) -> tuple[Array, Array]:
 
 
 def _per_token(points: Work, w: Work) -> tuple[Array, Array]:
-    """Seconds and joules of a step by output token, from a fit to `points`."""
+    """Seconds and joules per output token of steps `w`, from a fit to `points`."""
     step, power = fit(points)
     seconds = step_s(step, w)
     return seconds / w.batch, power_w(power, w, seconds) * seconds / w.batch
 
 
 def spread_of(names: NDArray[np.str_], errors: Array) -> Array:
-    """Half widths of a 90% interval of ln time and ln energy for a model not among `names`.
+    """Half-widths of a 90% interval of ln time and ln energy for a model that is not among `names`.
 
-    Models are the sampling unit, not points: t_{0.95, G-1} * sqrt(1 + 1/G) * rms over G models.
+    The sampling unit is the model, not the point: t_{0.95, G-1} * sqrt(1 + 1/G) * rms over G models.
     """
     from scipy import stats
 
@@ -198,10 +195,7 @@ def spreads(points: Work, errors: Array) -> Array:
 
 
 def left_out_errors(fitted: Work, predicted: Work) -> Array:
-    """ln(predicted / measured) per output token, row 0 time, row 1 energy: each model from a fit to all the others.
-
-    All sizes of a model's runs and precisions are left out at once.
-    """
+    """ln(predicted / measured) per output token, row 0 time, row 1 energy; each model from a fit to the others."""
     errors = np.empty((2, len(predicted)))
     for name in set(predicted.model):
         chosen = predicted.model == name
@@ -211,26 +205,26 @@ def left_out_errors(fitted: Work, predicted: Work) -> Array:
     return errors
 
 
-def predict(points: Work, row: tuple[float, ...], devices: int, u: Draws) -> tuple[Draws, Draws]:
-    """Device-seconds and accelerator joules per output token of `row` (from `work`), read at the uniforms `u`.
+def predict(points: Work, w: Work, devices: int, u: Draws) -> tuple[Draws, Draws]:
+    """Draws of device-seconds and accelerator joules per output token of one row of `work`, at the uniforms `u`.
 
-    The draws hold the error of predicting a model that was not measured: Student's t in ln with as many degrees of
-    freedom as there are models less one, time and energy as one, since a slower step is a dearer one.
+    The draws include the error of predicting a model that was not measured: Student's t in ln, with one degree of
+    freedom fewer than models. Time and energy use the same draw, since a slower step costs more energy.
     """
     from scipy import stats
 
     freedom = len(set(points.model)) - 1
     t = stats.t.ppf(u, freedom) / stats.t.ppf(0.95, freedom)
     time_half, energy_half = spread_of(points.model, left_out_errors(points, points))
-    seconds, joules = _per_token(points, stacked(row))
+    seconds, joules = _per_token(points, w)
     return np.asarray(seconds * devices * np.exp(time_half * t)), np.asarray(joules * np.exp(energy_half * t))
 
 
 def limits_of(w: Work, output_tokens_per_s: float) -> Mapping[str, float]:
-    """How far from the roofline one serving point was.
+    """How close one serving point is to the roofline.
 
-    mfu and mbu: shares of FLOP/s and bandwidth in use (model FLOP, and the bytes that a step must move); then seconds
-    per output token at the roofline, and joules per output token there, at the power limit.
+    mfu and mbu: used shares of FLOP/s and bandwidth, from the FLOP and bytes that a step needs; then seconds per output
+    token at the roofline, and joules per output token there at the power limit.
     """
     floor = floor_s(w) / w.batch
     _, bandwidth, flops = power_terms(w, w.batch / output_tokens_per_s)[0]

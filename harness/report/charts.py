@@ -1,7 +1,7 @@
-"""Charts of a report's tables and of runs' rows: one Altair specification each, drawn as SVG, PNG or PDF, or as HTML.
+"""Charts of a report's tables and of runs' rows: Altair specifications, drawn as SVG, PNG, PDF or HTML.
 
-Hues are Okabe and Ito's, and every hue has a shape or a dash of its own, so that grey print and colour-blind readers
-lose nothing. What a chart shows stands in the tables; only distributions and time series come from the rows.
+The hues are those of Okabe and Ito, and each has its own shape or dash, so that charts stay readable in grey and for
+colour-blind readers. Charts draw the figures of the tables; only distributions and time series come from the rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.cost.bill import measured
 from harness.cost.objective import parse_objectives
 from harness.errors import HarnessError
 from harness.files import read_data
-from harness.model import Figure, Status, Summary
+from harness.model import Figure, Status
 from harness.report.table import Cell, Table
 from harness.store.rows import flat
 from harness.store.run import Run
@@ -30,14 +30,14 @@ from harness.store.run import Run
 try:
     import altair as alt
     import vl_convert
-except ImportError:  # the extra `charts`, which `_ready` asks for
+except ImportError:  # `_ready` names the extra `charts`
     alt = vl_convert = None  # type: ignore[assignment]
 ChartFormat = Literal["svg", "png", "pdf", "html"]
 WIDTH, NARROW = 560, 340
-"""Pixels in all: of a page, and of a phone's."""
+"""Pixels: of a page, and of a page on a phone."""
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 FILLS = ("#0072B2", "#D55E00", "#56B4E9", "#F0E442")
-"""From dark to light, so that grey print keeps them apart."""
+"""From dark to light, so that they differ in grey print."""
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [1, 4])
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 MOST_LINES = len(HUES)
@@ -46,43 +46,37 @@ QUANTILES, BINS = 200, 240
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawing: its name is a file's."""
+    """A drawing."""
 
     name: str
+    """Of its file."""
     title: str
     spec: Any
     """An Altair chart."""
 
 
 def of_tables(tables: Iterable[Table], width: int = WIDTH) -> list[Chart]:
-    """Every chart that the tables allow; of several tables of one name the first is drawn."""
+    """A chart of each table that has one; of several tables with the same name the first is drawn."""
     _ready()
     first = {table.name: table for table in reversed(list(tables))}
     made = (draw(first[name], width) for name, draw in CHARTS.items() if name in first)
     return [chart for chart in made if chart is not None]
 
 
-def of_runs(runs: Sequence[tuple[Run, Summary]], width: int = WIDTH) -> list[Chart]:
-    """Distributions of the first runs, and power over time of the first."""
+def of_runs(runs: Sweep, width: int = WIDTH) -> list[Chart]:
+    """Distributions of the first `MOST_LINES` runs, power over time of the first, and a map of the output rate."""
     _ready()
     found = [_distribution(runs[:MOST_LINES], name, said, width) for name, said in DISTRIBUTIONS.items()]
-    return [chart for chart in (*found, _over_time(runs[0][0], width)) if chart is not None]
+    return [chart for chart in (*found, _over_time(runs[0][0], width), _heat_map(runs, width)) if chart is not None]
 
 
-def of_sweep(sweep: Sweep, width: int = WIDTH) -> list[Chart]:
-    """A map of the output rate over the two settings in which the runs differ most; none where not two differ."""
-    _ready()
-    chart = _heat_map(sweep, width)
-    return [] if chart is None else [chart]
-
-
-def of_report(tables: Iterable[Table], sweep: Sweep, width: int) -> list[Chart]:
-    """Every chart of a report; distributions are of the first `MOST_LINES` runs."""
-    return [*of_tables(tables, width), *of_runs(sweep[:MOST_LINES], width), *of_sweep(sweep, width)]
+def of_report(tables: Iterable[Table], runs: Sweep, width: int) -> list[Chart]:
+    """Every chart of a report."""
+    return [*of_tables(tables, width), *of_runs(runs, width)]
 
 
 def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -> list[Path]:
-    """A file a chart under `folder`."""
+    """Writes a file for each chart under `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     how: dict[str, dict[str, Any]] = {"html": {"inline": True}, "png": {"scale_factor": 2}}
     paths = []
@@ -93,7 +87,7 @@ def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -
 
 
 def svg(chart: Chart) -> str:
-    """The drawing as SVG, which needs nothing else."""
+    """The drawing as SVG."""
     return str(vl_convert.vegalite_to_svg(chart.spec.to_dict()))
 
 
@@ -103,7 +97,7 @@ def _ready() -> None:
 
 
 def _finish(name: str, title: str, note: str, width: int, spec: Any) -> Chart:
-    """With title, note, type and grid for print; wrapped to the width."""
+    """Adds title, note and style; texts are wrapped to the width."""
     lines, notes = (textwrap.wrap(text, max(20, int(width / per))) for text, per in ((title, 8.8), (note, 6.4)))
     heads = {"text": lines, "subtitle": notes, "limit": width, "anchor": "start", "frame": "bounds", "offset": 12}
     small, columns = {"labelFontSize": 12, "titleFontSize": 12}, 1 if width < 450 else 2
@@ -119,7 +113,7 @@ def _finish(name: str, title: str, note: str, width: int, spec: Any) -> Chart:
 
 
 def _layered(width: int, left: int, height: Any, *layers: Any) -> Any:
-    """One plot of layers, where the labels of a drawing of that width take `left`."""
+    """Layers in one plot, in a drawing of that width whose labels take `left` pixels."""
     return alt.layer(*layers).properties(width=max(120, width - left - 36), height=height)
 
 
@@ -128,7 +122,7 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _at(channel: str, field: str, title: Any, scale: str = "linear", pad: int | None = 0, **axis: Any) -> Any:
-    """A position. A scale that is not linear ends at the data, `pad` beyond; None: at round numbers."""
+    """An axis. A scale that is not linear ends `pad` pixels beyond the data; None: at round numbers."""
     kind = {"x": alt.X, "y": alt.Y}[channel]
     ends = {} if pad is None else {"nice": False, "padding": pad}
     kinds = {} if scale == "linear" else {"type": scale, **ends}
@@ -136,14 +130,14 @@ def _at(channel: str, field: str, title: Any, scale: str = "linear", pad: int | 
 
 
 def _coded(names: Sequence[str], **ranges: Sequence[Any]) -> dict[str, Any]:
-    """Channels of the field `series`, each with its own range."""
+    """Channels of the field `series`, each with its range."""
     kinds = {"color": alt.Color, "strokeDash": alt.StrokeDash, "shape": alt.Shape}
     scale = {of: alt.Scale(domain=list(names), range=list(values)[: len(names)]) for of, values in ranges.items()}
     return {of: kinds[of]("series:N", title=None, scale=scale[of]) for of in ranges}
 
 
 def _labels() -> Any:
-    """Rows by their label, whose lines were broken by `_wrapped`."""
+    """An axis of labels whose lines `_wrapped` broke."""
     axis = alt.Axis(labelExpr="split(datum.label, '\\n')", labelLimit=260, labelLineHeight=13)
     return alt.Y("label:N", title=None, sort=None, axis=axis)
 
@@ -158,18 +152,17 @@ def _at_one() -> Any:
 
 
 def _ends(cell: Cell) -> dict[str, float | None]:
-    known = isinstance(cell, Figure) and cell.value is not None
-    return {of: getattr(cell, of) if known else None for of in ("value", "low", "high")}
+    return {of: getattr(cell, of, None) for of in ("value", "low", "high")}
 
 
 def _about(table: Table) -> str:
-    """Status of the figures, and the run that they come from."""
+    """The status of the figures, and their run."""
     found = {cell.status for row in table.rows for cell in row if isinstance(cell, Figure)}
     return ", ".join([*sorted(found), *([f"run {table.source}"] if table.source else [])]) + "."
 
 
 def _interactivity(table: Table, width: int) -> Chart | None:
-    """Throughput against what one user gets: the Pareto front, and the limits of objectives."""
+    """Throughput against tokens/s of one user: the Pareto front, and the limits of objectives."""
     rows = [{"x": _ends(row[1])["value"], "y": _ends(row[2])["value"]} for row in table.rows]
     presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
     limits = [{"x": 1 / preset["tpot_s.p99"], "label": of} for of, preset in presets.items() if "interactive" in of]
@@ -190,7 +183,7 @@ def _interactivity(table: Table, width: int) -> Chart | None:
 
 
 def _tiers(table: Table, width: int) -> Chart | None:
-    """Cost of a query against concurrency, a line a price tier."""
+    """Cost of a query against concurrency, with a line for each price tier."""
     rows = [
         {"x": float(load[2]), "series": row[2], **_ends(row[5])}
         for row in table.rows
@@ -216,7 +209,7 @@ RUNGS = {"accelerator": "accelerators", "host": "rest of the host", "idle": "idl
 
 
 def _energy(table: Table, width: int) -> Chart | None:
-    """Energy of a query by boundary: a stack that adds up."""
+    """Energy of a query as a stack of boundaries."""
     found = {str(row[0]): _ends(row[1])["value"] for row in table.rows}
     rows = [
         {"series": said, "value": found.get(f"wh_per_query.{rung}"), "order": i}
@@ -231,7 +224,7 @@ def _energy(table: Table, width: int) -> Chart | None:
 
 
 def _tornado(table: Table, width: int) -> Chart | None:
-    """Which inputs make the cost uncertain."""
+    """The inputs that make the cost uncertain."""
     rows = [{"label": row[0], "series": row[1], "share": _ends(row[2])["value"]} for row in table.rows]
     known = [status for status in get_args(Status) if status in {row["series"] for row in rows}]
     x = _at("x", "share", "share of the variance of ln cost", format="%", tickCount=5)
@@ -245,7 +238,7 @@ BOUNDS = {"<=": ("at most", "triangle-left"), ">=": ("at least", "triangle-right
 
 
 def _claims(table: Table, width: int) -> Chart | None:
-    """Spend over revenue by basis: a bound is open on the side that it says nothing about."""
+    """Spend / revenue by basis; a one-sided bound is drawn to the end of the plot."""
     found = [(row, cell) for row in table.rows if isinstance(cell := row[2], Figure) and cell.unit == "ratio"]
     known = [(row, cell, cell.value) for row, cell in found if cell.value is not None and row[1] in BOUNDS]
     if not known:
@@ -255,7 +248,7 @@ def _claims(table: Table, width: int) -> Chart | None:
     for row, cell, value in known:
         label = _wrapped(f"{str(row[0]).removeprefix('inference spend / ')} ({row[4]})", width)
         span = {"<=": (0.0, value), ">=": (value, top), "range": (cell.low, cell.high)}.get(str(row[1]), (value, value))
-        # No one value of a range is likelier than another.
+        # Every value of a range is equally likely, so none is marked.
         rows.append({"label": label, "series": BOUNDS[str(row[1])][0], "from": span[0], "to": span[1],
                      "value": None if row[1] == "range" else value})  # fmt: skip
     kinds = [kind for kind in BOUNDS.values() if kind[0] in {row["series"] for row in rows}]
@@ -268,12 +261,12 @@ def _claims(table: Table, width: int) -> Chart | None:
         base.mark_point(size=110).encode(x="value:Q", shape=code["shape"]),
         _at_one(),
     )  # fmt: skip
-    note = "A bar is where the ratio can be: 'at most' reaches to 0, 'about' has no hard end. Dashed: spend = revenue."
+    note = "Bars: possible values; 'at most' reaches to 0, 'about' has no bound. Dashed: spend = revenue."
     return _finish("spend-revenue", "Reported inference spend over revenue of the same period", note, width, spec)
 
 
 def _ladder(table: Table, width: int) -> Chart | None:
-    """The gap between the reported and the measured cost, factor by factor: the first row, and the last two."""
+    """The gap (first row), its factors, and their product and the rest (last two rows)."""
     rows = []
     for i, row in enumerate(table.rows):
         ends = _ends(row[1])
@@ -302,12 +295,12 @@ CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
     "spend-revenue": _claims,
     "ladder": _ladder,
 }
-"""Table -> what is drawn of it; None where it holds too little."""
+"""Table -> its drawing, or None if the table has too few values."""
 DISTRIBUTIONS = {"ttft_s": "Time to first token", "itl_s": "Time between tokens"}
 
 
-def _distribution(runs: Sequence[tuple[Run, Summary]], name: str, title: str, width: int) -> Chart | None:
-    """The share of requests, or of gaps, that took at most so long; a line a run."""
+def _distribution(runs: Sweep, name: str, title: str, width: int) -> Chart | None:
+    """Cumulative distribution over requests, or over gaps between tokens, with a line for each run."""
     frames, share = [], np.linspace(0, 1, QUANTILES + 1)
     for run, summary in runs:
         seen = times(run.requests, run.state)
@@ -331,7 +324,7 @@ def _distribution(runs: Sequence[tuple[Run, Summary]], name: str, title: str, wi
 
 
 def _over_time(run: Run, width: int) -> Chart | None:
-    """Power and output tokens by time, with the phases of the run."""
+    """Power and output tokens over time, with the phases of the run."""
     (arrival_s, _), (arrived, _) = flat(run.requests["arrival_s"]), flat(run.requests["arrival_tokens"])
     if not len(arrival_s):
         return None
@@ -369,7 +362,7 @@ def _over_time(run: Run, width: int) -> Chart | None:
 
 
 def _heat_map(sweep: Sweep, width: int) -> Chart | None:
-    """The output rate over the two settings in which the runs of a sweep differ most."""
+    """The output rate over the two settings with the most values among the runs; None if fewer than two differ."""
     settings = pd.json_normalize([run.file.workload.model_dump() for run, _ in sweep]).map(
         lambda x: str(x) if isinstance(x, list) else x
     )

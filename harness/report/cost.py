@@ -16,7 +16,7 @@ from harness.store.run import Run
 
 
 def tornado_tables(priced: Priced) -> list[Table]:
-    """Which input makes the cost of an output token uncertain; no table if nothing does."""
+    """The inputs that make the cost of an output token uncertain; no table if no input is uncertain."""
     if not priced.shares:
         return []
     rows = tuple(
@@ -28,7 +28,7 @@ def tornado_tables(priced: Priced) -> list[Table]:
 
 
 def fleet_table(day: pd.DataFrame, note: str) -> Table:
-    """The fleet by hour, from `cost.pricing.fleet_costs`."""
+    """The fleet by hour of the day, from `cost.pricing.fleet_costs`."""
     rows = tuple(
         (f"{hour}", f"{rate:.3g}", f"{count:.0f}", f"{use:.0%}", f"{flying * count / rate:.3g}" if rate > 0 else "")
         for hour, (rate, count, use, flying) in enumerate(day.to_numpy())
@@ -41,14 +41,14 @@ ONE_USER = "of one user (1 / median TPOT)"
 
 
 def interactivity_table(points: Sequence[Interactive]) -> Table:
-    """Cost against interactivity, a row a run of the Pareto front."""
+    """Cost against interactivity, a row for each run of the Pareto front."""
     rows = tuple((point.run, point.per_user, point.per_device, point.cost) for point in points)
     columns = ("run", ONE_USER, f"per {points[0].per}", "per million output tokens")
     return Table("interactivity", "Cost against interactivity", columns, rows)
 
 
 def cost_tables(found: Costs) -> tuple[Table, Table]:
-    """The cost figures with what their interval rests on, and the assumptions behind them."""
+    """The cost figures, each with the shares of its variance by status, and the assumptions."""
     rows = tuple((figure.name, figure, _basis(found, figure.name)) for figure in found.figures)
     used = tuple(
         (given.name, describe(given.distribution), given.unit, given.status, given.date, given.source)
@@ -56,7 +56,7 @@ def cost_tables(found: Costs) -> tuple[Table, Table]:
     )
     title, columns = f"Assumptions of scenario {found.scenario}", ("input", "value", "unit", "status", "date", "source")
     return (
-        Table("cost", "What it costs", ("figure", "value", "interval rests on"), rows, found.notes),
+        Table("cost", "Cost", ("figure", "value", "interval from"), rows, found.notes),
         Table("assumptions", title, columns, used),
     )
 
@@ -75,7 +75,7 @@ def describe(d: Distribution) -> str:
 
 
 def _basis(found: Costs, name: str) -> str:
-    """How much of a figure's interval is measured, and how much reported or assumed."""
+    """The shares of a figure's variance by status, such as `measured 3%, assumed 97%`."""
     shares = found.shares.get(name.removesuffix(".mean"))
     if shares is None:
         return ""
@@ -83,20 +83,20 @@ def _basis(found: Costs, name: str) -> str:
 
 
 def run_cost_tables(priced: Sequence[Priced]) -> list[Table]:
-    """One run's costs, assumptions and what makes them uncertain; of several, the costs alone, a row a run."""
+    """Costs, assumptions and uncertain inputs of one run; of several runs only the costs, a row for each run."""
     if len(priced) == 1:
         return [*cost_tables(priced[0].costs), *tornado_tables(priced[0])]
-    return [_costs_table("costs", "What each run costs", [(each.run, each.costs) for each in priced])]
+    return [_costs_table("costs", "Cost of each run", [(each.run, each.costs) for each in priced])]
 
 
 def tiers_table(priced: Sequence[Priced]) -> Table:
-    """What each run costs, and what it would cost by its `tiers`."""
+    """The costs of each run, and its costs under the other price tiers."""
     rows = [(each.run, costs) for each in priced for costs in (each.costs, *each.tiers)]
     return _costs_table("tiers", "Cost by price tier", rows)
 
 
 def _costs_table(name: str, title: str, found: Sequence[tuple[Run, Costs]]) -> Table:
-    """A row a run and scenario; where all is of one run, that is the table's source."""
+    """A row for each run and scenario; a table of one run has no columns for run and load."""
     rows: list[tuple[Cell, ...]] = []
     for run, each in found:
         figures = {figure.name: figure for figure in each.figures}
@@ -116,11 +116,11 @@ COST_COLUMNS = {
 
 
 def sweep_tables(best: Sequence[AtObjective], fronts: Sequence[Sequence[Interactive]]) -> list[Table]:
-    """Of runs that differ in nothing but load: the best point at each objective, and cost against interactivity."""
+    """For runs that differ only in load: the best load at each objective, and cost against interactivity."""
     rows = tuple((_objective(point), point.model, point.run, point.rate, point.cost) for point in best)
     columns = ("objective", "model", "run", "output tokens/s", "USD per million output tokens")
-    title = "The most throughput that meets an objective, between measured runs"
-    table = Table("slo", title, columns, rows, ("objectives of MLPerf Inference: p99 of TTFT and of TPOT",))
+    title = "Highest throughput that meets an objective, interpolated between runs"
+    table = Table("slo", title, columns, rows, ("objectives of MLPerf Inference: limits on p99 of TTFT and of TPOT",))
     return [*([table] if rows else ()), *map(interactivity_table, fronts)]
 
 

@@ -1,4 +1,4 @@
-"""A run, or several, as one document: every table in reading order, in any format."""
+"""The report of a run or of several runs: all tables in reading order, and the HTML page."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import replace
 from harness.analysis.summary import Sweep
 from harness.cost.pricing import alike, at_objectives, explained, interactivity, price_run, tiered
 from harness.errors import HarnessError
+from harness.facts import whatif
 from harness.facts.appraisal import appraise
 from harness.facts.comparisons import Context
 from harness.facts.measured import shipped_book, standing
 from harness.model import Summary
-from harness.predict.extrapolate import hardware_limits
-from harness.report import page, tables, whatif
+from harness.report import page, tables
 from harness.report.cost import cost_tables, sweep_tables, tiers_table, tornado_tables
 from harness.report.facts import compare_tables, first_table, sources_table
 from harness.report.table import Table
@@ -24,50 +24,44 @@ COSTS = {
     "usd_per_query": "measured here: cost of a query",
     "usd_per_million_output_tokens": "measured here: cost of a million output tokens",
 }
-"""Cost figures that stand beside the reported ones -> their label there."""
+"""Cost figures that are printed below the reported figures -> their label there."""
 LONG = ("tiers", "tornado", "compare", "ladder", "sources")
-"""What a terminal gets only by name, or with all else."""
+"""Tables that a terminal prints only with --table NAME or --table all."""
 MOST_TIERED = 50
-"""Up to this many runs are priced by every scenario."""
+"""With more runs than this, each run is priced by its own scenario only."""
 NOT_OF_A_RUN = ("compare", "ladder", "reported", "sources")
 
 
 def document(run: Run, summary: Summary, scenario: str | None = None) -> list[Table]:
     """Every table of one run in reading order.
 
-    `scenario`: a shipped cost scenario or a file; None: the workload's own, or else the device's default.
+    `scenario`: a shipped cost scenario or a file; None: the workload's, or else the default of the device.
     """
-    *measured, environment = tables.tables(run, summary)
-    measured[-1:-1] = [
-        *tables.energy_tables(summary, run.file.meters_absent),
-        *tables.listed(
-            "limits", "Distance from the hardware's limit", hardware_limits(run, summary) if run.on_gpu else ()
-        ),
-    ]
     money = [*_money(run, summary, scenario)]
-    found = [*measured, *money, sources_table(shipped_book(), money), environment]
+    found = [*tables.measured_tables(run, summary), *money, sources_table(shipped_book(), money)]
+    found.append(tables.environment_table(run))
     return [each if each.name in NOT_OF_A_RUN else replace(each, source=run.id) for each in found]
 
 
 def over_runs(sweep: Sweep, scenario: str | None = None) -> list[Table]:
-    """Several runs side by side: a row a run, objectives, the Pareto front, costs, the reported figures."""
+    """Several runs in common tables: a row for each run, objectives, the Pareto front, costs, the reported figures."""
     priced = [price_run(run, summary, scenario) for run, summary in sweep if run.engine is not None]
     appraisal = appraise(list(map(tiered, priced)) if len(priced) <= MOST_TIERED else priced)
     groups = alike(sweep)
     best = [point for group in groups for point in at_objectives(group, scenario)]
     fronts = [interactivity(group, scenario) for group in groups]
     found = [tables.runs_table(sweep), *sweep_tables(best, fronts), tiers_table(appraisal.priced)]
-    with suppress(HarnessError):  # none has a cost
+    with suppress(HarnessError):  # no run has a cost
         found += compare_tables(appraisal)
     return [*found, sources_table(appraisal.context.book, found)]
 
 
 def report(sweep: Sweep, scenario: str | None = None, names: Sequence[str] = ()) -> list[Table]:
-    """The tables of one run; of several, those over all runs, and of each run those that are named.
+    """The tables of one run; of several runs the common tables, and of each run those in `names`.
 
-    `names`: only these, or `all`. HarnessError for one that the report does not have.
+    `names`: the tables wanted, or `all`. HarnessError for a name that the report does not have.
     """
-    made = [*(over_runs(sweep, scenario) if len(sweep) > 1 else ())]
+    made = over_runs(sweep, scenario) if len(sweep) > 1 else []
     if len(sweep) == 1 or set(names) - {each.name for each in made}:
         made += [each for run, summary in sweep for each in document(run, summary, scenario)]
     known = dict.fromkeys(each.name for each in made)
@@ -77,9 +71,9 @@ def report(sweep: Sweep, scenario: str | None = None, names: Sequence[str] = ())
 
 
 def page_of(made: Sequence[Table], sweep: Sweep, scenario: str | None = None) -> str:
-    """A report as a page: its tables, charts of the first few runs, and a what-if that starts from them.
+    """The report as an HTML page: tables, charts, and a what-if that starts from the first runs.
 
-    Without the extra `charts` there are none.
+    There are no charts if the extra `charts` is not installed.
     """
     from harness.report import charts
 
@@ -92,14 +86,14 @@ def page_of(made: Sequence[Table], sweep: Sweep, scenario: str | None = None) ->
 
 
 def in_short(made: Sequence[Table]) -> list[Table]:
-    """Without the tables that a terminal gets only by name."""
+    """The tables without those in `LONG`."""
     return [each for each in made if each.name not in LONG]
 
 
 def _money(run: Run, summary: Summary, scenario: str | None) -> Iterator[Table]:
-    """Cost, assumptions, and the reported figures; of a run that never started, the reported figures alone."""
+    """Cost, assumptions, and the reported figures; of a run that never started only the reported figures."""
     if run.engine is None:
-        yield first_table(Context(shipped_book()), run.id, caveats=standing(run))
+        yield first_table(Context(shipped_book()), run, caveats=standing(run))
         return
     appraisal = appraise([explained(tiered(price_run(run, summary, scenario)))])
     priced = appraisal.priced[0]
@@ -108,7 +102,7 @@ def _money(run: Run, summary: Summary, scenario: str | None) -> Iterator[Table]:
     yield tiers_table([priced])
     yield from tornado_tables(priced)
     yield assumptions
-    with suppress(HarnessError):
+    with suppress(HarnessError):  # the run has no cost
         yield from compare_tables(appraisal)
-    beside = [(label, figure) for figure in priced.costs.figures if (label := COSTS.get(figure.name))]
-    yield first_table(appraisal.context, run.id, beside, appraisal.caveats)
+    costs = [(label, figure) for figure in priced.costs.figures if (label := COSTS.get(figure.name))]
+    yield first_table(appraisal.context, run, costs, appraisal.caveats)

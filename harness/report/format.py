@@ -1,10 +1,10 @@
-"""Figures and tables in words: numbers are converted, rounded and given their unit here, and only here."""
+"""Figures and tables as text. Only this module converts and rounds numbers and writes their units."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from harness.analysis.latency import LATENCIES
@@ -13,21 +13,21 @@ from harness.report.table import PROPERTIES, Cell, Table
 
 
 def scale(figure: Figure) -> tuple[float, str]:
-    """What to multiply a figure by for reading, and its unit then: latencies in ms, shares in %, all else as it is."""
+    """The factor and the unit in which a figure is printed: latencies in ms, shares in %, others in SI units."""
     if figure.unit == "s" and figure.name.partition(".")[0] in (*LATENCIES, "client"):
         return 1e3, "ms"
-    return (100.0, "%") if figure.unit in ("share", "1") else (1.0, figure.unit)
+    return (100.0, "%") if figure.unit in ("share", "1") else (1.0, re.sub("/(1e6 |M)token$", "/M tokens", figure.unit))
 
 
 MOST_DECIMALS = {"ms": 3}
-"""Unit -> decimals beyond which there is only noise: stamps are good to some tens of microseconds."""
+"""Unit -> the most decimals printed: time stamps are accurate to some tens of microseconds."""
 
 
 def number(value: float, like: float | None = None, decimals: int = 12) -> str:
-    """Four significant digits, or fewer where those are exact; whole numbers below a million in full.
+    """Four significant digits, or fewer if those are exact; whole numbers below a million in full.
 
-    `like`: with the size and decimals of that number, so that the ends of an interval match what they enclose.
-    `decimals`: no more than these.
+    `like`: use the scale and decimals of that number, so that the ends of an interval match its value.
+    `decimals`: the most decimals.
 
     >>> [number(x) for x in (0, 0.5, 12.3456, 8264.4, 123456, 8.658e8, 13e12, 2.31e-7)]
     ['0', '0.5', '12.35', '8,264', '123,456', '865.8 M', '13,000 bn', '2.31e-07']
@@ -47,7 +47,7 @@ def number(value: float, like: float | None = None, decimals: int = 12) -> str:
 
 
 def ends(figure: Figure) -> str | None:
-    """The interval or bound of a figure alone; None where it has none."""
+    """The interval or bound of a figure without its value; None if it has none."""
     factor, unit = scale(figure)
     like, most = None if figure.value is None else figure.value * factor, MOST_DECIMALS.get(unit, 12)
     low, high = (None if end is None else number(end * factor, like, most) for end in (figure.low, figure.high))
@@ -57,7 +57,7 @@ def ends(figure: Figure) -> str | None:
 
 
 def amount(figure: Figure, *, unit: bool = True, digits: bool = False) -> str:
-    """The value alone, with its unit unless that stands elsewhere, or why there is none. `digits`: always all four."""
+    """The value with its unit, or why there is no value. `digits`: print four digits even if fewer are exact."""
     if figure.value is None:
         return f"n/a ({figure.reason or 'not recorded'})"
     factor, name = scale(figure)
@@ -66,43 +66,37 @@ def amount(figure: Figure, *, unit: bool = True, digits: bool = False) -> str:
     return shown + (name if name == "%" else f" {name}") if unit else shown
 
 
-def words(
-    figure: Figure,
-    *,
-    unit: bool = True,
-    interval: bool = True,
-    kind: bool = True,
-    n: bool = True,
-    status: bool = True,
-    why: bool = True,
-) -> str:
-    """A figure in full; what stands elsewhere in its table can be left out. `kind` names the interval.
+def words(figure: Figure, without: Container[str] = ()) -> str:
+    """A figure in full, without the parts that are printed elsewhere.
+
+    The parts are `unit`, `bound` (the ends of the interval), `interval` (its name), `n`, `reason` and `status`.
 
     >>> words(Figure("usd_per_query", 0.12, "USD/query", "derived", 0.09, 0.16, interval="p5-p95"))
     '0.12 USD/query (p5-p95: 0.0900–0.1600; derived)'
-    >>> words(Figure("ttft_s.p99", 0.2, "s", "measured", n=3), status=False)
+    >>> words(Figure("ttft_s.p99", 0.2, "s", "measured", n=3), {"status"})
     '200 ms (n=3)'
     """
-    between = ends(figure) if interval else None
-    asides = [
-        (f"{figure.interval}: {between}" if kind else between) if between else "",
-        f"n={number(figure.n)}" if n and between is None and figure.n is not None and figure.value is not None else "",
-        figure.reason or "" if why and figure.value is not None else "",
-        figure.status if status else "",
-    ]
-    aside = "; ".join(each for each in asides if each)
-    value = amount(figure, unit=unit) if why or figure.value is not None else "n/a"
+    between = None if "bound" in without else ends(figure)
+    known = figure.value is not None
+    parts = {
+        "bound": between if between is None or "interval" in without else f"{figure.interval}: {between}",
+        "n": f"n={number(figure.n)}" if known and between is None and figure.n is not None else None,
+        "reason": figure.reason if known else None,
+        "status": figure.status,
+    }
+    aside = "; ".join(text for part, text in parts.items() if text and part not in without)
+    value = amount(figure, unit="unit" not in without) if known or "reason" not in without else "n/a"
     return value + (f" ({aside})" if aside else "")
 
 
 CLAIM = ("bound", "value", "unit")
-"""Columns that are read as one phrase, as in `<= 1.539 ratio`."""
+"""Columns that are printed as one phrase, as in `<= 1.539 ratio`."""
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """A table in words: `aside` is what all its figures share, `header` None where the columns need no names."""
+    """A table as text. `aside`: what all its figures share; `header`: None if the columns need no names."""
 
     title: str
     aside: str
@@ -114,24 +108,22 @@ class Printed:
 
 
 def printed(table: Table) -> Printed:
-    """The table for a format without a terminal's width: interval beside each value, reasons as numbered notes.
+    """The table for formats without a fixed width: each interval beside its value, reasons as numbered notes.
 
     >>> rate = Figure("rate", 12.3456, "tokens/s", "measured", reason="one run")
-    >>> printed(Table("t", "T", ("of", "value"), (("x", rate),), source="run-1")).rows
+    >>> printed(Table("t", "T", ("figure", "value"), (("x", rate),), source="run-1")).rows
     (('x', '12.35 tokens/s (measured) [1]'),)
     """
     table = claims(table)
     common = shared(table)
     marks = footnotes(table, common)
+    without = {*common, *table.columns, "reason"}
 
     def cell(content: Cell) -> str:
         if not isinstance(content, Figure):
             return plain(content or "")
-        own = {kind: kind not in common and kind not in table.columns for kind in ("unit", "n", "status")}
-        noted = asides(content, common)
-        kind = "interval" not in common and len(content.interval) <= SHORT
-        text = words(content, interval="bound" not in table.columns, kind=kind, why=False, **own)
-        return text + "".join(f" [{marks[note]}]" for note in noted)
+        text = words(content, without | {"interval"} if len(content.interval) > SHORT else without)
+        return f"{text} {marks_of(content, common, marks)}".rstrip()
 
     notes = (*(f"[{mark}] {reason}" for reason, mark in marks.items()), *table.notes)
     return Printed(
@@ -145,7 +137,7 @@ def printed(table: Table) -> Printed:
 
 
 def claims(table: Table) -> Table:
-    """With the phrase in place of the columns of CLAIM, where the table has them."""
+    """The table with one column `claim` in place of the columns of CLAIM, if it has them."""
     at = table.columns.index(CLAIM[0]) if CLAIM[0] in table.columns else 0
     if table.columns[at : at + 3] != CLAIM:
         return table
@@ -156,8 +148,8 @@ def claims(table: Table) -> Table:
 def _claim(bound: Cell, value: Cell, columns: tuple[str, ...]) -> str:
     if not isinstance(value, Figure) or value.value is None:
         return amount(value) if isinstance(value, Figure) else value or ""
-    beside = {kind: kind not in columns for kind in ("n", "status")}
-    text = words(value, interval=not value.interval.startswith("bound"), **beside)
+    without = {"n", "status"}.intersection(columns) | ({"bound"} if value.interval.startswith("bound") else set())
+    text = words(value, without)
     if bound == "range" and (between := ends(value)):
         return text.replace(amount(value, unit=False), between.replace("–", " to "), 1)
     return f"{bound} {text}"
@@ -168,7 +160,7 @@ def figure_columns(table: Table) -> set[int]:
 
 
 def shared(table: Table) -> dict[str, str]:
-    """What all figures of a table have in common, and so need not repeat: unit, interval, n, status."""
+    """Of unit, interval, n and status those that are the same for all figures of a table."""
     figures = [cell for row in table.rows for cell in row if isinstance(cell, Figure)]
     if len(figures) < 2:
         return {}
@@ -182,7 +174,7 @@ def shared(table: Table) -> dict[str, str]:
 
 
 def aside(table: Table, common: Mapping[str, str], where: str = "") -> str:
-    """What all figures share, for the title; `where` the intervals stand, where they do not name themselves."""
+    """What all figures share, as printed beside the title; `where` says where the intervals are printed."""
     said = {kind: what for kind, what in common.items() if kind not in table.columns}
     parts = [
         said.get("unit", ""),
@@ -194,11 +186,11 @@ def aside(table: Table, common: Mapping[str, str], where: str = "") -> str:
 
 
 SHORT = 12
-"""Characters of an interval's name, such as 95% or p5-p95, that may stand beside it; a longer one is a note."""
+"""An interval's name of up to this many characters, such as 95%, is printed beside it; a longer name is a note."""
 
 
 def asides(figure: Figure, common: Mapping[str, str]) -> list[str]:
-    """What is to be noted of a figure: why there is no value or interval, and an interval's name of many words."""
+    """The notes of a figure: why it has no value or interval, and a long name of its interval."""
     long = "interval" not in common and len(figure.interval) > SHORT and ends(figure)
     why = figure.reason or ("not recorded" if figure.value is None else None)
     notes = (why, f"interval: {figure.interval}" if long else None)
@@ -206,11 +198,28 @@ def asides(figure: Figure, common: Mapping[str, str]) -> list[str]:
 
 
 def footnotes(table: Table, common: Mapping[str, str]) -> dict[str, int]:
-    """Every `asides` in the table -> the number of its note, in the order of reading."""
+    """Every note of the table's figures -> its number, in reading order."""
     notes = (note for row in table.rows for cell in row if isinstance(cell, Figure) for note in asides(cell, common))
     return {note: i for i, note in enumerate(dict.fromkeys(notes), 1)}
 
 
+def marks_of(figure: Figure, common: Mapping[str, str], marks: Mapping[str, int]) -> str:
+    """The numbers of a figure's notes, such as `[1] [3]`."""
+    return " ".join(f"[{marks[note]}]" for note in asides(figure, common))
+
+
+def two_lines(figure: Figure, without: Container[str]) -> tuple[str, str]:
+    """The value, and for the line below it the interval, n and status; `without` as for `words`."""
+    between = ends(figure)
+    named = "interval" in without or len(figure.interval) > SHORT
+    below = [
+        between if between is None or named else f"{figure.interval}: {between}",
+        f"n={number(figure.n)}" if "n" not in without and figure.n is not None else None,
+        figure.status if "status" not in without else None,
+    ]
+    return amount(figure, unit="unit" not in without, digits=True), "; ".join(part for part in below if part)
+
+
 def plain(text: str) -> str:
-    """Without control characters, those of direction included, which an engine's error or a name may hold."""
+    """Text without control characters and direction marks, which an engine's error or a name may contain."""
     return CONTROL.sub(" ", text)

@@ -1,4 +1,4 @@
-"""Every output format by name. For programs: JSON and one long form, in SI units and full precision, nothing rounded.
+"""Every output format by name. For programs: JSON, and one long form (CSV, Parquet), in SI units, not rounded.
 
     {"schema_version": 1,
      "runs":   [{"run", "state", "figures": {name: figure}, "errors": {kind: count},
@@ -32,13 +32,13 @@ WORDS: Mapping[str, Callable[[Sequence[Table]], str]] = {
     "csv": lambda tables: long_form(tables).to_csv(index=False),
 }
 SCHEMA_VERSION = 1
-"""Of the JSON."""
+"""Of the JSON format."""
 
 
 def render(tables: Sequence[Table], format_: Format, summaries: Sequence[Summary] = ()) -> str | bytes:
-    """The tables in one of the formats; JSON has every figure of the `summaries` besides. Only Parquet is bytes.
+    """The tables in one of the formats. JSON also has every figure of the `summaries`; only Parquet is bytes.
 
-    Raises ValueError for a number that JSON has no form for: a missing one must be None.
+    ValueError for NaN or infinity, which JSON cannot hold; a missing value must be None.
 
     >>> render([], "json")
     '{"schema_version": 1, "runs": [], "tables": []}\\n'
@@ -61,15 +61,15 @@ COLUMNS = {
     "value": "Float64", "unit": "string", "low": "Float64", "high": "Float64", "interval": "string", "n": "Int64",
     "status": "string", "reason": "string", "source": "string",
 }  # fmt: skip
-"""Of the long form. `row` counts from 0 within a table and `key` is its first cell; a cell has a `text`, or a figure's
-fields from `name` to `reason`. A note stands in the column `note`, without a row."""
+"""Columns of the long form. `row` counts from 0 in a table and `key` is the row's first cell; a cell has a `text` or a
+figure's fields from `name` to `reason`. A note has the column `note` and no row."""
 
 
 def long_form(tables: Sequence[Table]) -> pd.DataFrame:
-    """A row a cell and a note. A missing value is NA, and `reason` says why; `source` is the run or the facts.
+    """A row for each cell and note. A missing value is NA, with its `reason`; `source` is the run or the facts.
 
     >>> rate = Figure("rate", 12.5, "tokens/s", "measured")
-    >>> made = long_form([Table("t", "T", ("of", "value"), (("x", rate),), source="run-1")])
+    >>> made = long_form([Table("t", "T", ("figure", "value"), (("x", rate),), source="run-1")])
     >>> made[["key", "column", "value", "unit", "status", "source"]].values.tolist()[1]
     ['x', 'value', 12.5, 'tokens/s', 'measured', 'run-1']
     """

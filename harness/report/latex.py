@@ -1,4 +1,4 @@
-"""Tables as LaTeX: longtables with rules by booktabs, for \\input; the first lines say what the preamble needs."""
+"""Tables as LaTeX longtables with booktabs rules, for \\input; a comment lists the packages that the preamble needs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ COMMANDS = {
     "→": r"$\to$", "µ": r"\textmu{}", "–": r"\textendash{}", "…": r"\dots{}", "·": r"\textperiodcentered{}",
     "[": "{[}", "*": "{*}", "\0": r"\allowbreak{}", "\1": r"-\kern0pt{}", **{c: f"\\{c}" for c in "&%$#_{}"},
 }  # fmt: skip
-"""Of one character each. `[` and `*` would be an argument of the row before."""
+"""Character -> LaTeX. `[` and `*` after a row's end would be read as its argument."""
 LINE = 82
-"""Characters of \\footnotesize to a line of the article class; a wider table has columns of a set width."""
+"""Characters of \\footnotesize in a line of the article class; the columns of a wider table have fixed widths."""
 WIDEST = 40
 LONGEST_WORD = 20
 
 
 def render(tables: Sequence[Table]) -> str:
-    """Every table with caption and, for the first of its name, the label `tab:NAME`; its notes follow it."""
+    """Every table with caption, notes, and for the first table of its name the label `tab:NAME`."""
     seen: set[str] = set()
     parts = [PREAMBLE]
     for table in tables:
@@ -62,7 +62,7 @@ def _one(table: Printed, label: str) -> str:
 
 
 def _columns(table: Printed) -> str:
-    """As wide as they are where that fits a line; else shares of the line by their longest cell."""
+    """Columns of natural width if the table fits a line; else shares of the line by the longest cell."""
     columns = list(zip(*table.rows, *([table.header] if table.header else []), strict=True))
     widest = [max(map(len, column)) for column in columns]
     if sum(widest) + 2 * len(widest) <= LINE:
@@ -78,7 +78,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that is to be read as it is written; a word too long for a line can be broken.
+    """LaTeX that prints the text as it is; long words may be broken.
 
     >>> print(escape("50% of a_b <= $5 – 10^6"))
     50\\% of a\\_b \\textless{}= \\$5 \\textendash{} 10\\textasciicircum{}6

@@ -1,4 +1,4 @@
-"""Tables as Markdown, with the pipes of GitHub's dialect."""
+"""Tables as GitHub Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPECIAL = re.compile(r"[\\`*|<>~$&]|(?<!\w)_|_(?!\w)|(?<=\])\(")
 
 
 def render(tables: Sequence[Table]) -> str:
-    """A heading, a table and its notes as a list, for each table."""
+    """A heading, the rows and a list of notes for each table."""
     return "\n".join(_one(printed(table)) for table in tables)
 
 
@@ -36,7 +36,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that is to be read as it is written.
+    """Markdown that prints the text as it is.
 
     >>> print(escape("a|b <= *c* snake_case _d_ ~ $5"))
     a\\|b \\<= \\*c\\* snake_case \\_d\\_ \\~ \\$5

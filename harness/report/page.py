@@ -1,4 +1,4 @@
-"""One HTML file for readers: tables, charts and a what-if, with all that it needs inside and no request to anywhere."""
+"""The report as one HTML file: tables, charts and a what-if. It loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from harness.report.format import Printed, plain, printed
 from harness.report.table import Table
 
 MOST_ROWS = 500
-"""Of a table."""
+"""Rows printed of a table."""
 MOST_LABELLED = 100_000
-"""Characters of a drawing whose marks all say what they stand for; beyond that there are too many to point at."""
+"""A drawing with more characters than this loses the labels of its marks (`aria-`), which would be too many to read."""
 
 
 def render(
@@ -28,10 +28,9 @@ def render(
     drawings: Sequence[tuple[str, ...]] = (),
     starts: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The page. `drawings` are (title, wide SVG, narrow SVG), `starts` what the what-if starts from (`whatif.starts`).
+    """The page. `drawings` are (title, wide SVG, narrow SVG), `starts` the starting points of the what-if.
 
-    What comes from a run is escaped; should that ever fail, the page's policy loads nothing and runs no script but its
-    own, by digest.
+    Text of a run is escaped. Besides, the page's policy lets it load nothing and run only the script with its digest.
     """
     script = _asset("page.js") + (_asset("whatif.js") if starts else "")
     groups = [
@@ -43,7 +42,7 @@ def render(
         body += f"<h2>{heading}</h2>\n" if parts else ""
         body += "".join(f'<div id="{kind}-{i}">{html}</div>\n' for i, (_, html) in enumerate(parts))
         links += [(f"{kind}-{i}", named) for i, (named, _) in enumerate(parts)]
-    return _template("page.html").substitute(
+    return Template(_asset("page.html")).substitute(
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         title=_text(title),
         style=_asset("page.css"),
@@ -56,11 +55,11 @@ def render(
 def _what_if(starts: Sequence[Mapping[str, Any]]) -> str:
     data = json.dumps({"starts": starts}, allow_nan=False, separators=(",", ":"))
     options = "".join(f"<option>{_text(start['label'])}</option>" for start in starts)
-    return _template("whatif.html").substitute(options=options, data=data.replace("<", "\\u003c"))
+    return Template(_asset("whatif.html")).substitute(options=options, data=data.replace("<", "\\u003c"))
 
 
 def _chart(number: int, title: str, *drawings: str) -> str:
-    """Each drawing with ids of its own, since it was made as if it stood alone; the first is for paper too."""
+    """The drawings with ids that are unique in the page; the first is also printed on paper."""
     own = [re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>chart{number}-{i}-", each) for i, each in enumerate(drawings)]
     own = [re.sub(' aria-[a-z]+="[^"]*"', "", each) if len(each) > MOST_LABELLED else each for each in own]
     boxes = (f'<div class="scroll {kind}">{each}</div>' for kind, each in zip(("wide", "narrow"), own, strict=True))
@@ -68,7 +67,7 @@ def _chart(number: int, title: str, *drawings: str) -> str:
 
 
 def _section(name: str, table: Printed) -> str:
-    """Caption, heads, rows and notes; text takes its direction from its first strong letter (`dir="auto"`)."""
+    """Caption, heads, rows and notes; `dir="auto"` writes Arabic and Hebrew from right to left."""
     kinds = [' class="figure"' if i in table.figures else "" for i in range(len(table.rows[0]))]
     aside = f" <small>({escape(table.aside)})</small>" if table.aside else ""
     names = zip(kinds, table.header or (), strict=False)
@@ -91,7 +90,7 @@ def _section(name: str, table: Printed) -> str:
 
 
 def _cut(table: Table) -> Table:
-    """As many rows as a page has room for; a note says so."""
+    """The first `MOST_ROWS` rows; a note says that rows are left out."""
     said = f"the first {MOST_ROWS} of {len(table.rows):,} rows; --format csv has them all"
     too_long = len(table.rows) > MOST_ROWS
     return replace(table, rows=table.rows[:MOST_ROWS], notes=(said, *table.notes)) if too_long else table
@@ -103,7 +102,3 @@ def _text(text: str) -> str:
 
 def _asset(name: str) -> str:
     return (resources.files("harness.report") / "page" / name).read_text(encoding="utf-8")
-
-
-def _template(name: str) -> Template:
-    return Template(_asset(name))

@@ -1,4 +1,4 @@
-"""The tables of one run: what ran, how fast, how well, and what is doubtful."""
+"""The tables of one run: conditions, speed, latency, energy and findings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from harness.analysis.findings import mixed
 from harness.analysis.latency import LATENCIES, STATISTICS
 from harness.analysis.summary import Sweep
 from harness.model import Figure, Finding, Summary
+from harness.predict.extrapolate import hardware_limits
 from harness.report.format import amount, number
 from harness.report.table import PROPERTIES, Cell, Table
 from harness.store.run import Run
@@ -22,7 +23,7 @@ RATES: Mapping[str, str] = {
     "requests_per_s": "requests",
     "goodput_per_s": "goodput",
     "duration_s": "duration",
-    "window.share": "steady part",
+    "window.share": "window",
 }
 OBJECTIVES: Mapping[str, str] = {
     "ttft_s": "first token within {} of the due time",
@@ -32,24 +33,26 @@ OBJECTIVES: Mapping[str, str] = {
 }
 
 
-def tables(run: Run, summary: Summary) -> list[Table]:
-    """Every table of a run by itself, in reading order: `run` first, `environment` last."""
+def measured_tables(run: Run, summary: Summary) -> list[Table]:
+    """Every table of a run's measurement, in reading order."""
+    limits = hardware_limits(run, summary) if run.on_gpu else ()
     return [
         run_table(run),
         throughput_table(summary),
         latency_table(summary),
         *([goodput_table(summary, run.objectives)] if run.objectives else []),
         tokens_table(summary),
-        *listed("client", "The load as sent, and what sent it", _named(summary, "load.", "client.")),
-        *listed("server", "What the server says", _named(summary, "server.")),
+        *listed("client", "Offered load and client", _named(summary, "load.", "client.")),
+        *listed("server", "Server metrics", _named(summary, "server.")),
         *([errors_table(summary)] if summary.errors else []),
+        *energy_tables(summary, run.file.meters_absent),
+        *listed("limits", "Distance from the hardware's limit", limits),
         findings_table(summary.findings),
-        environment_table(run),
     ]
 
 
 def run_table(run: Run) -> Table:
-    """What ran, on what, under which load; parts that are not known are left out."""
+    """Model, engine, device, workload and load of a run; unknown properties are left out."""
     file, asked = run.file, run.file.workload
     took = (f"{name[:-2].replace('_', ' ')} {round(s, 3):g} s" for name, s in file.timings if s is not None)
     return _properties(
@@ -71,12 +74,12 @@ def run_table(run: Run) -> Table:
 
 
 def load_of(run: Run) -> str:
-    """The load that a run was under, in a few words."""
+    """The load of a run in a line, such as `closed, users 4`."""
     return _short(run.file.workload.load.model_dump())
 
 
 def runs_table(sweep: Sweep) -> Table:
-    """A row a run: what ran, under which load, how fast, at what energy, and which findings are serious.
+    """A row for each run: its conditions, the headline figures and the serious findings.
 
     A note names software that differs between the runs.
     """
@@ -93,7 +96,7 @@ def runs_table(sweep: Sweep) -> Table:
 
 
 def environment_table(run: Run) -> Table:
-    """Where the run took place, and every setting that changes an engine."""
+    """The machine, the software, and every setting of the engine."""
     model, options = run.model, run.engine.options if run.engine else None
     weights = {"source": model.source, "revision": model.revision, "weights_sha256": model.weights_sha256}
     found = {**run.environment.model_dump(), "weights": weights, "engine options": options}
@@ -103,17 +106,17 @@ def environment_table(run: Run) -> Table:
 
 
 def throughput_table(summary: Summary) -> Table:
-    """Rates over the measured part, and how many requests they rest on."""
+    """Rates in the measured window, and the number of requests."""
     sent, done, failed, cut = (
         amount(summary[f"requests.{kind}"], unit=False) for kind in ("sent", "completed", "failed", "unfinished")
     )
     rows: list[tuple[Cell, ...]] = [(label, summary[name]) for name, label in RATES.items()]
     rows.append(("requests sent", f"{done} of {sent} completed, {failed} failed, {cut} cut off"))
-    return Table("throughput", "Throughput", ("of", "value"), tuple(rows))
+    return Table("throughput", "Throughput", ("figure", "value"), tuple(rows))
 
 
 def latency_table(summary: Summary) -> Table:
-    """Mean and percentiles of every latency; n counts gaps for ITL and requests for all else."""
+    """Mean and percentiles of every latency; n counts gaps for ITL, and requests for the others."""
     rows: list[tuple[Cell, ...]] = []
     for name in LATENCIES:
         label = name[:-2] if name in ("response_s", "lag_s") else name[:-2].upper()
@@ -126,22 +129,22 @@ def latency_table(summary: Summary) -> Table:
 
 
 def goodput_table(summary: Summary, limits: Mapping[str, float]) -> Table:
-    """The share of requests that met every objective, and each one alone. `limits` in seconds."""
+    """The share of requests that met all objectives, and each objective alone. `limits` in seconds."""
     alone = tuple(
         (OBJECTIVES[name].format(f"{number(limit * 1e3)} ms"), summary[f"objectives_met.{name}"])
         for name, limit in limits.items()
     )
-    rows = (("every one", summary["objectives_met"]), *alone)
+    rows = (("all objectives met", summary["objectives_met"]), *alone)
     return Table("goodput", "Requests that met the objectives", ("objective", "met by"), rows)
 
 
 def tokens_table(summary: Summary) -> Table:
-    """Tokens asked for against tokens got, over the completed requests."""
+    """Tokens asked for and tokens received, over the completed requests."""
     rows: tuple[tuple[Cell, ...], ...] = (
         ("input", summary["input_tokens.asked"], summary["input_tokens.got"], summary["cached_tokens"]),
         ("output", summary["output_tokens.asked"], summary["output_tokens.got"], None),
     )
-    return Table("tokens", "Tokens of the completed requests", ("tokens", "asked", "got", "from cache"), rows)
+    return Table("tokens", "Tokens of the completed requests", ("tokens", "asked", "received", "from cache"), rows)
 
 
 LADDER: Mapping[str, str] = {
@@ -153,29 +156,29 @@ LADDER: Mapping[str, str] = {
 }
 ENERGY = ("joules_per_", "gpu_power_w", "split.", "gpu_idle_power_w.", "gpu_net_energy_j", "gpu_memory_power_w",
           "energy_uncertainty.", "energy_cross_check.", "meter_cpu_share.")  # fmt: skip
-"""Beginnings of the names of energy figures, in reading order."""
+"""Prefixes of the names of energy figures, in reading order."""
 
 
 def energy_tables(summary: Summary, absent: Iterable[str]) -> list[Table]:
-    """Energy by boundary, then by token and request with its doubts; of a run without a meter, why there is none."""
+    """Energy by boundary, then per token and request; for a run without a meter, why no meter was read."""
     figures = {figure.name: figure for figure in summary.figures}
     ladder = tuple((label, figures[name]) for name, label in LADDER.items() if name in figures)
     if not ladder:
         why = tuple((each,) for each in absent)
-        return [Table("energy", "Energy: n/a, no meter was read", ("looked for",), why)] if why else []
+        return [Table("energy", "Energy: n/a, no meter was read", ("meter looked for",), why)] if why else []
     return [
-        Table("energy", "Energy of the measured part, by boundary", ("boundary", "energy"), ladder),
-        *listed("joules", "Energy by token and request, and what it rests on", _named(summary, *ENERGY)),
+        Table("energy", "Energy of the measured window, by boundary", ("boundary", "energy"), ladder),
+        *listed("joules", "Energy per token and request, and its uncertainty", _named(summary, *ENERGY)),
     ]
 
 
 def _named(summary: Summary, *beginnings: str) -> list[Figure]:
-    """The figures whose names begin with one of these, in that order."""
+    """The figures whose names begin with one of these prefixes, in the order of the prefixes."""
     return [figure for start in beginnings for figure in summary.figures if figure.name.startswith(start)]
 
 
 def listed(name: str, title: str, figures: Iterable[Figure]) -> list[Table]:
-    """Figures by their names; no table where there are none."""
+    """A table of figures under their names, or no table if there are none."""
     rows = tuple((figure.name, figure) for figure in figures)
     return [Table(name, title, ("figure", "value"), rows)] if rows else []
 
@@ -187,7 +190,7 @@ def errors_table(summary: Summary) -> Table:
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    """What makes figures doubtful, and what to do about it."""
+    """Findings, with what to do about each."""
     return Table("findings", "Findings", FINDING, tuple(map(finding_row, findings)))
 
 
@@ -195,7 +198,7 @@ FINDING = ("finding", "seen", "what to do")
 
 
 def finding_row(finding: Finding) -> tuple[str, str, str]:
-    """The cells of `FINDING`."""
+    """The cells of the columns `FINDING`."""
     return f"{finding.code} (serious)" if finding.serious else finding.code, finding.text, finding.advice
 
 
@@ -208,7 +211,7 @@ def _joined(parts: Iterable[object], between: str = ", ") -> str:
 
 
 def _short(value: Any) -> str:
-    """A part of run.json in a line, without what was left open."""
+    """A part of run.json in a line, without values that are not set."""
     if isinstance(value, dict):
         return in_short(_given(value))
     return _joined(map(_short, value), " ") if isinstance(value, list | tuple) else "" if value is None else str(value)

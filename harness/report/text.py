@@ -16,44 +16,33 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from harness.model import Figure
-from harness.report.format import (
-    SHORT,
-    amount,
-    aside,
-    asides,
-    claims,
-    ends,
-    figure_columns,
-    footnotes,
-    number,
-    plain,
-    shared,
-    words,
-)
-from harness.report.table import PROPERTIES, Cell, Table
+from harness.report.format import aside, claims, figure_columns, footnotes, marks_of, plain, shared, two_lines, words
+from harness.report.table import FACT, PROPERTIES, Cell, Table
 
 NARROWEST = 24
-"""A column of text may be wrapped to this width, not below."""
+"""Columns of text are wrapped to at least this width."""
 GAP = 2
 RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufefc]")
 SAYS_ITSELF = {"claim", "period", "basis", "status", "layer", "source"}
-"""Columns whose name a list leaves out."""
+"""Columns whose names a list does not print."""
 
 
 def render(tables: Sequence[Table], width: int | None = None, color: bool | None = None) -> str:
-    """The tables one under the other. `width` and `color`: None asks the terminal; without one, 80 and no.
+    """The tables one below the other. `width` and `color`: None takes those of the terminal, or else 80 and no color.
 
-    What all figures of a table share (unit, n, status) stands in its title. With four or more columns of figures, each
-    interval is under its figure, and reasons are notes. A table that does not fit the width becomes a list, a paragraph
-    to a row, with what all rows share said once. The columns bound, value and unit, side by side, are read as one
-    phrase.
+    What all figures of a table share (unit, n, status) is printed in its title. With four or more columns of figures,
+    each interval is below its figure, and reasons are notes. A table wider than `width` becomes a list with a paragraph
+    for each row; what all rows share is printed once. The columns bound, value and unit become one phrase.
     """
     terminal = sys.stdout.isatty() if color is None else color
     columns = width or shutil.get_terminal_size((80, 24)).columns
     console = Console(file=io.StringIO(), width=columns, force_terminal=terminal, highlight=False)
     for table in tables:
-        for part in _parts(table, columns):
-            console.print(part)
+        if table.name == FACT:
+            lines = (table.title, *(f"  {name}: {content}" for name, content in table.rows))
+            console.out(*map(plain, lines), sep="\n")  # `out` breaks no line
+        else:
+            console.print(*_parts(table, columns), sep="\n")
         console.print()
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return re.sub(r" +$", "", text, flags=re.MULTILINE)
@@ -80,27 +69,21 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
 
 
 def _cell(cell: Cell, table: Table, common: Mapping[str, str], marks: Mapping[str, int] | None) -> Text:
-    """`marks`: of the reasons that are footnotes; None where figure, interval and reason stand on one line."""
+    """`marks`: reason -> number of its footnote; None: value, interval and reason are on one line."""
     if not isinstance(cell, Figure):
         return Text(plain(cell or ""))
-    own = {kind: kind not in common and kind not in table.columns for kind in ("unit", "n", "status")}
+    without = {*common, *table.columns}
     if marks is None:
-        return Text(words(cell, interval="bound" not in table.columns, **own))
-    between, mark = ends(cell), " ".join(f"[{marks[note]}]" for note in asides(cell, common))
-    named = "interval" in common or len(cell.interval) > SHORT
-    under = [
-        (between if named else f"{cell.interval}: {between}") if between else "",
-        f"n={number(cell.n)}" if own["n"] and cell.n is not None else "",
-        cell.status if own["status"] else "",
-    ]
+        return Text(words(cell, without - {"interval"}))
+    mark = marks_of(cell, common, marks)
     if cell.value is None:
         return Text(f"n/a {mark}", "dim")
-    text = Text(amount(cell, unit=own["unit"], digits=True))
-    return text.append("\n" + " ".join(filter(None, ["; ".join(filter(None, under)), mark])), "dim")
+    value, below = two_lines(cell, without)
+    return Text(value).append("\n" + f"{below} {mark}".strip(), "dim")
 
 
 def _grid(table: Table, common: Mapping[str, str], width: int, marks: Mapping[str, int] | None) -> Grid | None:
-    """Columns side by side; None where they would not fit, or where text of both directions would share a line."""
+    """Columns side by side; None if they do not fit, or if a line would mix left-to-right and right-to-left text."""
     figures, headed, stacked = figure_columns(table), table.columns != PROPERTIES, marks is not None
     rows = [[_cell(cell, table, common, marks) for cell in row] for row in table.rows]
     if not stacked:
@@ -131,7 +114,7 @@ def _grid(table: Table, common: Mapping[str, str], width: int, marks: Mapping[st
 
 
 def _align(table: Table, rows: Sequence[list[Text]]) -> None:
-    """Pad the numbers of each column of figures to one width, so that they end at the same place."""
+    """Right-align the numbers of each column of figures."""
     for column in figure_columns(table):
         places = [i for i, row in enumerate(table.rows) if isinstance(x := row[column], Figure) and x.value is not None]
         width = max((len(rows[i][column].plain.partition(" ")[0]) for i in places), default=0)
@@ -141,7 +124,7 @@ def _align(table: Table, rows: Sequence[list[Text]]) -> None:
 
 
 def _list(table: Table, common: Mapping[str, str], width: int) -> Group:
-    """A paragraph to a row: its first cell, then the others with the names of their columns, unless those are plain."""
+    """A paragraph for each row: its first cell, then the others, with the names of most columns."""
     same = {i for i in range(1, len(table.columns)) if len({row[i] for row in table.rows}) == 1 < len(table.rows)}
     same = {i for i in same if table.rows[0][i] and isinstance(table.rows[0][i], str)}
 
@@ -159,7 +142,7 @@ def _list(table: Table, common: Mapping[str, str], width: int) -> Group:
 
 
 def _flow(items: Iterable[str], width: int) -> Iterator[str]:
-    """Items on as few lines as they fit; one that is read from the right has its own."""
+    """Items on as few lines as possible; a right-to-left item has its own line."""
     line = ""
     for item in items:
         alone = RIGHT_TO_LEFT.search(item)

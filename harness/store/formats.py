@@ -26,7 +26,7 @@ UNITS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class Result:
     """One measured point of a file. None: not in the file."""
 
     figures: tuple[Figure, ...]
@@ -86,7 +86,7 @@ def _vllm_latency(name: str, content: Mapping[str, Any], word: str, n: int | Non
     return _latency(name, seen, n, 1e-3)
 
 
-def vllm_serve(content: Mapping[str, Any]) -> Iterator[Point]:
+def vllm_serve(content: Mapping[str, Any]) -> Iterator[Result]:
     """`vllm bench serve --save-result`, and each entry of `vllm bench sweep serve`."""
     done = content["completed"]
     each: tuple[Figure, ...] = ()
@@ -107,7 +107,7 @@ def vllm_serve(content: Mapping[str, Any]) -> Iterator[Point]:
     load = {"shape": "closed", "users": users} if endless and users else {"shape": "offline"}
     if rate is not None and not endless:
         load = {"shape": "gamma", "rate_per_s": float(rate), "burstiness": content.get("burstiness")}
-    yield Point(
+    yield Result(
         figures(totals, done) + each,
         model=content.get("model_id"),
         name=str(content.get("label") or ""),
@@ -138,7 +138,7 @@ def _vllm_records(content: Mapping[str, Any]) -> Iterator[Record]:
         )  # fmt: skip
 
 
-def vllm_offline(content: Mapping[str, Any]) -> Iterator[Point]:
+def vllm_offline(content: Mapping[str, Any]) -> Iterator[Result]:
     """`vllm bench throughput --output-json`."""
     n = content["num_requests"]
     values = {
@@ -147,7 +147,7 @@ def vllm_offline(content: Mapping[str, Any]) -> Iterator[Point]:
         "duration_s": content["elapsed_time"],
         "requests.completed": n,
     }
-    yield Point(figures(values, n), content.get("model_id"), engine="vllm", load={"shape": "offline"})
+    yield Result(figures(values, n), content.get("model_id"), engine="vllm", load={"shape": "offline"})
 
 
 _GUIDELLM_NOTES = (
@@ -156,7 +156,7 @@ _GUIDELLM_NOTES = (
 )
 
 
-def guidellm(content: Mapping[str, Any]) -> Iterator[Point]:
+def guidellm(content: Mapping[str, Any]) -> Iterator[Result]:
     """guidellm's JSON: one point per benchmark."""
     for benchmark in content["benchmarks"]:
         metrics, config = benchmark["metrics"], benchmark["config"]
@@ -184,7 +184,7 @@ def guidellm(content: Mapping[str, Any]) -> Iterator[Point]:
         users, rate = strategy.get("streams"), strategy.get("rate")
         kind = {"concurrent": "closed", "synchronous": "closed", "throughput": "offline"}.get(strategy["type_"])
         load = {"shape": kind or strategy["type_"], "users": users, "rate_per_s": rate}
-        yield Point(
+        yield Result(
             found,
             model=config["backend"].get("model"),
             name=f"{strategy['type_']} {users or rate or ''}".strip(),
@@ -211,7 +211,7 @@ _AIPERF_NOTES = (
 )
 
 
-def aiperf(content: Mapping[str, Any]) -> Iterator[Point]:
+def aiperf(content: Mapping[str, Any]) -> Iterator[Result]:
     """aiperf's profile_export_aiperf.json, and genai-perf's profile_export_genai_perf.json."""
     totals = {name: (content.get(key) or {}).get("avg") for name, key in _AIPERF.items()}
     n = int(totals["requests.completed"] or 0) or None
@@ -230,7 +230,7 @@ def aiperf(content: Mapping[str, Any]) -> Iterator[Point]:
     phase: Mapping[str, Any] = next(iter(config.get("phases") or ()), {})
     users, rate = phase.get("concurrency"), phase.get("rate")
     load = {"shape": "closed", "users": users} if users else {"rate_per_s": rate} if rate else {}
-    yield Point(
+    yield Result(
         found,
         model=models[0]["name"] if models else (config.get("model_names") or [None])[0],
         version=content.get("aiperf_version"),
@@ -240,7 +240,7 @@ def aiperf(content: Mapping[str, Any]) -> Iterator[Point]:
     )
 
 
-def aiperf_csv(text: str) -> Iterator[Point]:
+def aiperf_csv(text: str) -> Iterator[Result]:
     """aiperf's profile_export_aiperf.csv, and genai-perf's: any number of tables of `Metric (unit)`."""
     content: dict[str, dict[str, Any]] = {}
     for block in re.split(r"\n\s*\n", text.replace("\r", "")):
@@ -257,10 +257,10 @@ def aiperf_csv(text: str) -> Iterator[Point]:
 _AIPERF_WORDS = {"total_input_sequence_length": "total_isl", "total_output_sequence_length": "total_osl"}
 
 
-def aiperf_records(rows: list[Mapping[str, Any]]) -> Iterator[Point]:
+def aiperf_records(rows: list[Mapping[str, Any]]) -> Iterator[Result]:
     """aiperf's profile_export.jsonl: one line per request, with all gaps. The figures are computed from the rows."""
     zero_ns = min(row["metadata"]["request_start_ns"] for row in rows)
-    yield Point((), records=tuple(_aiperf_record(i, row, zero_ns) for i, row in enumerate(rows)))
+    yield Result((), records=tuple(_aiperf_record(i, row, zero_ns) for i, row in enumerate(rows)))
 
 
 def _aiperf_record(index: int, row: Mapping[str, Any], zero_ns: int) -> Record:
@@ -291,7 +291,7 @@ def _shared(tokens: int, arrivals: int) -> tuple[int, ...]:
     return tuple(tokens // arrivals + (i < tokens % arrivals) for i in range(arrivals))
 
 
-def inference_perf(content: Mapping[str, Any]) -> Iterator[Point]:
+def inference_perf(content: Mapping[str, Any]) -> Iterator[Result]:
     """inference-perf's summary_lifecycle_metrics.json, and those of its stages."""
     good = content["successes"]
     rates, latency, n = good["throughput"], good["latency"], good["count"]
@@ -314,10 +314,10 @@ def inference_perf(content: Mapping[str, Any]) -> Iterator[Point]:
         ("e2e_s", "request_latency"),
     ):
         found += _latency(name, latency.get(word) or {}, n)
-    yield Point(found, notes=("the normalised time per output token includes TTFT and is left out",))
+    yield Result(found, notes=("the normalised time per output token includes TTFT and is left out",))
 
 
-def mlenergy_benchmark(content: Mapping[str, Any]) -> Iterator[Point]:
+def mlenergy_benchmark(content: Mapping[str, Any]) -> Iterator[Result]:
     """results.json of the ML.ENERGY benchmark: `vllm bench serve` with the energy of the steady state."""
     joules, seconds = content["steady_state_energy"], content["steady_state_duration"]
     per_token = content.get("steady_state_energy_per_token")
@@ -329,10 +329,10 @@ def mlenergy_benchmark(content: Mapping[str, Any]) -> Iterator[Point]:
     whole = next(vllm_serve({"request_throughput": None, "output_throughput": None, **content}))
     kept = tuple(figure for figure in whole.figures if figure.name not in values)
     notes = (*whole.notes, "energy and output rate are of the steady state; requests per second of the whole run")
-    yield Point(figures(values, whole.figures[0].n) + kept, whole.model, engine="vllm", load=whole.load, notes=notes)
+    yield Result(figures(values, whole.figures[0].n) + kept, whole.model, engine="vllm", load=whole.load, notes=notes)
 
 
-def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Point]:
+def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Result]:
     """A task's JSON of the ML.ENERGY leaderboard: one point per configuration."""
     for row in content["configurations"]:
         length, rate = row.get("avg_output_len"), row["output_throughput_tokens_per_sec"]
@@ -343,7 +343,7 @@ def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Point]:
             "joules_per_request": row["energy_per_request_joules"],
             "gpu_power_w": row.get("avg_power_watts"),
         }
-        yield Point(
+        yield Result(
             figures(values, None) + _vllm_latency("itl_s", row, "itl", None),
             model=row["model_id"],
             name=f"{content['task']} {row['gpu_model']}x{row['num_gpus']} {row.get('max_num_seqs') or ''}".strip(),
@@ -356,7 +356,7 @@ def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Point]:
         )
 
 
-def loadgen(text: str) -> Iterator[Point]:
+def loadgen(text: str) -> Iterator[Result]:
     """mlperf_log_summary.txt of MLPerf's LoadGen."""
     said = dict(re.findall(r"^\s*(\S[^:\n]*?)\s*(?:\(ns\))?\s*:\s*(.+?)\s*$", text, re.M))
 
@@ -378,7 +378,7 @@ def loadgen(text: str) -> Iterator[Point]:
         found += figures(spread, None, 1e-9)
     verdict = () if said["Result is"] == "VALID" else (f"LoadGen calls this run {said['Result is']}",)
     scenario = said["Scenario"]
-    yield Point(
+    yield Result(
         found,
         model=said.get("SUT name"),
         name=scenario.lower(),

@@ -31,7 +31,7 @@ class Format:
     tool: str
     keys: tuple[str, ...]
     """Keys of such a file; dotted if nested."""
-    read: Callable[[Any], Iterator[formats.Point]]
+    read: Callable[[Any], Iterator[formats.Result]]
 
 
 FORMATS = (
@@ -49,7 +49,7 @@ FORMATS = (
 """All supported kinds, the more specific keys first."""
 
 
-def points(path: Path) -> list[tuple[Format, formats.Point]]:
+def points(path: Path) -> list[tuple[Format, formats.Result]]:
     """All measured points in a file of another tool. HarnessError for an unknown or damaged file.
 
     Each entry of a JSON list is read alone, as in the file of a sweep; request records are read together.
@@ -61,7 +61,7 @@ def points(path: Path) -> list[tuple[Format, formats.Point]]:
     content = _content(text)
     records = _has(content, "metadata.request_start_ns")
     parts = content if isinstance(content, list) and content and not records else [content]
-    found: list[tuple[Format, formats.Point]] = []
+    found: list[tuple[Format, formats.Result]] = []
     for part in parts:
         kind = next((each for each in FORMATS if all(_has(part, key) for key in each.keys)), None)
         if kind is None:
@@ -94,7 +94,7 @@ def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | Non
     return directories
 
 
-def _run_file(kind: Format, point: formats.Point, now: datetime, path: Path, digest: str) -> RunFile:
+def _run_file(kind: Format, point: formats.Result, now: datetime, path: Path, digest: str) -> RunFile:
     model = ModelIdentity(asked=point.model, precision=point.precision)
     info = EngineInfo(point.engine, None, model, "cuda" if point.gpu else "unknown", point.gpus or 1, 0, None)
     return RunFile(

@@ -274,7 +274,7 @@ def test_diff_prints_gates_annotates_for_github_and_exits_with_their_outcome(
     assert alike.code == 0, alike.err
     tables = {table["name"]: table for table in json.loads(alike.out)["tables"]}
     assert "no difference seen" in dict(tables["verdict"]["rows"])["verdict"]
-    assert "options.seed differs: 0 vs 1" in dict(tables["verdict"]["rows"])["differs too"]
+    assert "options.seed differs: 0 vs 1" in dict(tables["verdict"]["rows"])["also different"]
     assert [row[2] for row in tables["gates"]["rows"]] == ["passed"]
     (seen,) = (row[3]["value"] for row in tables["diff"]["rows"] if row[0] == "ttft_s.p50")
     monkeypatch.setenv("GITHUB_ACTIONS", "true")

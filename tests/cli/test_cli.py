@@ -16,7 +16,7 @@ from commands import QUICK, Command
 def test_a_run_is_stored_and_reported_with_cost_and_the_reported_figures(harness: Command) -> None:
     run = harness(*QUICK)
     assert run.code == 0, run.err
-    for expected in ("Throughput", "Latency", "What it costs", "Reported inference spend", "<=", "SIMULATED", "A15"):
+    for expected in ("Throughput", "Latency", "\nCost", "Reported inference spend", "<=", "SIMULATED", "A15"):
         assert expected in run.out
     again = harness("report")
     assert again.code == 0
@@ -36,7 +36,7 @@ def test_json_has_every_figure_with_unit_status_and_run(harness: Command) -> Non
     }
 
 
-def test_deleted_summaries_are_rebuilt_alike(harness: Command, tmp_path: Path) -> None:
+def test_a_deleted_summary_is_rebuilt_the_same(harness: Command, tmp_path: Path) -> None:
     harness(*QUICK)
     before = harness("report", "--format", "json").out
     summary = tmp_path / "results" / "latest" / "summary.json"
@@ -58,6 +58,7 @@ def test_deleted_summaries_are_rebuilt_alike(harness: Command, tmp_path: Path) -
         (("list", "runs", "--root", "s3://bucket/runs"), ("'s3://bucket/runs' is a URL", "mount the store")),
         (("report", "nowhere"), ("no run 'nowhere'", "harness list runs")),
         (("facts", "Z99"), ("Z99",)),
+        (("run", "smoke", "--serve", "--set", "engine.serve=/no/server {port}"), ("cannot start '/no/server'",)),
         (("compare", "--table", "gossip"), ("gossip", "spend-revenue")),
     ],
 )
@@ -73,7 +74,7 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         assert each in left.err
 
 
-def test_what_a_terminal_cannot_show_does_not_stop_the_command() -> None:
+def test_characters_that_the_terminal_lacks_do_not_stop_the_command() -> None:
     for encoding in ("ascii", "latin-1"):
         command = [sys.executable, "-m", "harness", "facts", "A15"]
         shown = subprocess.run(
@@ -83,7 +84,7 @@ def test_what_a_terminal_cannot_show_does_not_stop_the_command() -> None:
         assert b"OpenAI" in shown.stdout
 
 
-def test_beside_a_live_bar_what_is_printed_stays_where_it_belongs() -> None:
+def test_the_progress_bar_does_not_redirect_stdout() -> None:
     terminal, end = pty.openpty()
     code = "from harness.cli.display import Display\nwith Display(): print('from the engine')"
     lively = os.environ | {"TERM": "xterm"}
@@ -108,7 +109,7 @@ def test_a_run_without_a_success_is_incomplete(harness: Command) -> None:
     assert "failed-requests" in checked.out
 
 
-def test_lists(harness: Command) -> None:
+def test_list_prints_what_is_shipped_and_stored(harness: Command) -> None:
     harness(*QUICK)
     assert "offline-throughput" in harness("list", "workloads").out
     assert "simulated" in harness("list", "engines").out

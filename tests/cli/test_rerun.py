@@ -19,7 +19,7 @@ def stored() -> list[tuple[Path, dict[str, Any]]]:
     return sorted(runs, key=lambda each: str(each[1]["created_utc"]))
 
 
-def test_a_run_is_repeated_as_it_was_asked_and_set_against_itself(
+def test_rerun_measures_the_same_workload_and_compares_the_two_runs(
     harness: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -51,7 +51,7 @@ def test_another_machine_is_refused_and_another_version_is_named(harness: Comman
     (directory / "run.json").write_text(json.dumps(raw))
     refused = harness("rerun", directory.name)
     assert refused.code == 2
-    assert "was measured: cpu differs: Another CPU vs" in refused.err
+    assert f"differs from that of {directory.name}: cpu differs: Another CPU vs" in refused.err
     forced = harness("rerun", directory.name, "--force")
     assert forced.code == 0, forced.err
     assert "FORCED" in forced.out

@@ -38,7 +38,7 @@ def test_the_published_schema_is_that_of_the_models(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "path"), FILES, ids=lambda value: value if isinstance(value, str) else value.name)
-def test_what_ships_is_valid(name: str, path: Path) -> None:
+def test_every_shipped_file_is_valid_by_its_schema(name: str, path: Path) -> None:
     content, _ = read_yaml(path.read_text(), str(path))
     assert list(jsonschema.Draft202012Validator(schema(name)).iter_errors(content)) == []
 
@@ -54,7 +54,7 @@ def test_what_ships_is_valid(name: str, path: Path) -> None:
         ("run", {}),
     ],
 )
-def test_a_mistake_is_not_valid(name: str, wrong: Any) -> None:
+def test_a_mistake_is_not_valid_by_the_schema(name: str, wrong: Any) -> None:
     with pytest.raises(jsonschema.ValidationError):
         check(name, wrong)
 

@@ -14,7 +14,8 @@ from places import ROOT
 from harness.errors import HarnessError
 from harness.facts.book import SHIPPED, Fact, assume, period, read_book, unit_powers
 from harness.facts.measured import shipped_book
-from harness.report.facts import fact_text
+from harness.report import text
+from harness.report.facts import fact_table
 
 DATA = ROOT / "harness" / "data"
 TEXTS = {name: (DATA / name).read_text("utf-8") for name in SHIPPED}
@@ -117,7 +118,7 @@ def test_a_file_with_other_columns_or_too_many_cells_is_refused() -> None:
         read_book(TEXTS, [("mine.csv", table() + '"A')])
 
 
-def test_filters_meet() -> None:
+def test_a_fact_must_pass_every_filter() -> None:
     shipped = shipped_book()
     assert [f.id for f in shipped.select(metric="inference spend", layer="articles")] == ["A15", "A16"]
     assert [f.id for f in shipped.select(entity="openai", status="rumour", period="2025-11")] == ["A04"]
@@ -128,12 +129,13 @@ def test_filters_meet() -> None:
         shipped["Z9"]
 
 
-def test_another_company_in_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_users_facts_file_is_read_and_its_control_characters_are_not_printed(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("\ufeff" + table({**ROW, "wording": "à peu près"}), encoding="utf-8")  # with a byte-order mark
     assert [fact.wording for fact in shipped_book([path]).select(layer="user")] == ["à peu près"]
     path.write_text(table({**ROW, "note": "alarm \x1b[31m\nbelow"}), encoding="utf-8")
-    assert "  note: alarm  [31m below\n" in fact_text(shipped_book([path]), "U1")  # nothing in it moves the terminal
+    shown = text.render([fact_table(shipped_book([path]), "U1")])
+    assert "  note: alarm  [31m below\n" in shown  # no character of the file controls the terminal
     with pytest.raises(HarnessError, match="cannot read the facts file"):
         shipped_book([tmp_path / "none.csv"])
 
@@ -162,7 +164,9 @@ def test_assumptions_change_by_value_or_interval() -> None:
         ("2025-02-27", "2025-02-28", "2025-02-27 to 2025-02-28", 2, 2 / 28),
     ],
 )
-def test_periods(start: str, end: str, text: str, days: int, months: float) -> None:
+def test_a_period_has_a_short_text_its_days_and_its_months(
+    start: str, end: str, text: str, days: int, months: float
+) -> None:
     found = period(start, end)
     assert (str(found), found.days) == (text, days)
     assert found.months == pytest.approx(months)
@@ -173,7 +177,7 @@ def test_the_date_of_a_state_has_no_length() -> None:
         _ = period("", "2025-07").days
 
 
-def test_units() -> None:
+def test_a_unit_is_a_product_of_powers_of_words() -> None:
     assert unit_powers("Wh/kW-hour") == {"Wh": 1, "kW": -1, "hour": -1}
     assert unit_powers("user/user") == {}
 

@@ -72,7 +72,9 @@ def claim(
         (("=", 0), "*", (">=", 3), "= 0"),
     ],
 )
-def test_bounds_by_hand(a: tuple[str, float], sign: str, b: tuple[str, float], expected: str) -> None:
+def test_arithmetic_keeps_bounds_as_computed_by_hand(
+    a: tuple[str, float], sign: str, b: tuple[str, float], expected: str
+) -> None:
     assert combine(claim(*a), sign, claim(*b)).text() == expected
 
 
@@ -136,7 +138,7 @@ def test_no_result_claims_more_than_its_inputs_allow(case: tuple[Quantity, float
 
 
 @given(known(), known(), st.sampled_from("+-*/"))
-def test_a_hard_claim_comes_of_hard_claims_only(
+def test_a_result_is_hard_only_if_its_inputs_are(
     a: tuple[Quantity, float], b: tuple[Quantity, float], sign: str
 ) -> None:
     result = combine(replace(a[0], unit=()), sign, replace(b[0], unit=()))
@@ -147,14 +149,16 @@ def test_a_hard_claim_comes_of_hard_claims_only(
 
 
 @given(known(), known())
-def test_nothing_claimed_means_nothing_known(a: tuple[Quantity, float], b: tuple[Quantity, float]) -> None:
+def test_a_ratio_is_na_only_if_it_may_be_as_small_and_as_large_as_you_like(
+    a: tuple[Quantity, float], b: tuple[Quantity, float]
+) -> None:
     # a ratio of hard positive claims is n/a only where it may be as small and as large as one likes
     result = combine(a[0], "/", b[0])
     if result.bound == "n/a" and "~" not in (a[0].bound, b[0].bound):
         assert (a[0].bound, b[0].bound) in {(">=", ">="), ("<=", "<=")}
 
 
-def test_what_differs_is_refused_with_both_named() -> None:
+def test_figures_that_do_not_compare_are_refused_and_the_error_names_both() -> None:
     nine = period("2025-01", "2025-09")
     with pytest.raises(Refused, match="period 2024 with Jan-Sep 2025"):
         claim("=", 1) / claim("=", 1, over=nine)
@@ -169,13 +173,13 @@ def test_what_differs_is_refused_with_both_named() -> None:
         claim("=", 1) + replace(claim("=", 1), unit=(("user", 1),))
 
 
-def test_force_stamps_the_result_and_all_that_follows_and_claims_nothing_hard() -> None:
+def test_force_stamps_the_result_and_results_made_from_it_and_bounds_nothing() -> None:
     forced = combine(claim("=", 6, basis="stock"), "/", claim("=", 3, basis="flow"), force=True)
     assert (forced.text(), forced.stamps) == ("~ 2", ("time stock with flow",))
     assert (exact(2, "ratio", "two") * forced).stamps == ("time stock with flow",)
 
 
-def test_a_state_of_one_day_holds_only_about_but_a_contract_holds() -> None:
+def test_a_state_of_one_day_is_approximate_over_a_period_but_a_contract_keeps_its_bound() -> None:
     rate = of_fact(FACTS["A04"])
     assert (held(rate, YEAR).text(), held(rate, YEAR, by_contract=True).text()) == ("~ 0.2", "= 0.2")
     assert held(rate, YEAR).assumptions == ("A04 (as of 2025-11) held over 2024",)
@@ -183,7 +187,7 @@ def test_a_state_of_one_day_holds_only_about_but_a_contract_holds() -> None:
     assert prompts.text() == "~ 2.5e+09"  # at least 2.5e9 in July is no floor of January
 
 
-def test_formula_ids_status_and_layer_travel() -> None:
+def test_a_result_has_the_formula_ids_statuses_and_layers_of_its_inputs() -> None:
     result = of_fact(FACTS["X15"]) / of_fact(FACTS["A11"])
     assert (result.terms, result.ids, result.statuses) == ("X15 / A11", ("X15", "A11"), ("leaked", "reported"))
     assert (result.layers, str(result.period)) == (("outside", "articles"), "Jan-Jun 2025")
@@ -191,7 +195,7 @@ def test_formula_ids_status_and_layer_travel() -> None:
     assert (one / (one - one * one + one)).terms == "one / (one - (one * one) + one)"
 
 
-def test_units_travel() -> None:
+def test_a_result_has_the_unit_of_its_formula() -> None:
     price = exact(2, "USD/GPU-hour", "price")
     gpus = of_fact(FACTS["A16"]) / (price * length(of_fact(FACTS["A16"]), "hour"))
     assert (gpus.unit_text, gpus.value) == ("GPU", 8.65e9 / 2 / (273 * 24))
@@ -220,7 +224,7 @@ def test_mean_over_time_is_linear_between_dates_and_flat_outside() -> None:
     assert result.value == pytest.approx(mean)
 
 
-def test_what_has_no_number_or_divides_by_zero_is_refused() -> None:
+def test_a_fact_without_a_number_and_a_division_by_zero_are_refused() -> None:
     with pytest.raises(HarnessError, match=r"A06 .* gives no number: 'undisclosed'"):
         of_fact(FACTS["A06"])
     for zero in ("=", "~"):
@@ -228,7 +232,7 @@ def test_what_has_no_number_or_divides_by_zero_is_refused() -> None:
             claim("=", 1) / claim(zero, 0)
 
 
-def test_about_and_rebased_say_what_they_did() -> None:
+def test_about_and_rebased_record_their_assumption() -> None:
     assert about(claim(">=", 2)).text() == "~ 2"
     net = rebased(of_fact(FACTS["A01"]), "gross", "net is at most gross")
     assert (net.basis, net.assumptions) == (frozenset({"flow", "gross"}), ("net is at most gross",))

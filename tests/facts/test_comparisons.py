@@ -113,11 +113,11 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_by_hand(name: str) -> None:
+def test_every_comparison_gives_the_answers_computed_by_hand(name: str) -> None:
     assert [six(line) for line in COMPARISONS[name][1](CONTEXT)] == EXPECTED[name]
 
 
-def test_every_comparison_has_an_answer_by_hand_or_a_test_of_its_own() -> None:
+def test_every_comparison_is_tested() -> None:
     assert set(COMPARISONS) == {*EXPECTED, "pairs"}
 
 
@@ -127,7 +127,7 @@ def test_the_net_share_over_the_rumoured_rate_is_a_floor() -> None:
     assert "rumour" in revenue_floor(CONTEXT, "A01").statuses
 
 
-def test_pairs_are_computed_where_they_match_and_refused_where_not() -> None:
+def test_pairs_that_match_are_computed_and_others_refused() -> None:
     found = {(q.terms if isinstance(q, Quantity) else q.what.split(" mixes ")[0]): six(Line("", q))
              for q in (line.result for line in COMPARISONS["pairs"][1](CONTEXT))}  # fmt: skip
     assert found["X15 / A11"] == "= 1.16744"  # 5.02 / 4.3, both of the first half
@@ -137,7 +137,7 @@ def test_pairs_are_computed_where_they_match_and_refused_where_not() -> None:
     assert "A15 / E09" not in found  # no time in common
 
 
-def test_pairs_take_in_another_company(tmp_path: Path) -> None:
+def test_pairs_include_the_companies_of_the_users_file(tmp_path: Path) -> None:
     header, *shipped = read_data("facts.csv").splitlines()
     mine = [row.replace("articles,OpenAI", "user,Acme") for row in shipped if row.startswith(("A15", "A10"))]
     mine += [f"B{mine[0].replace('USD', 'EUR')}"]  # revenue in another currency
@@ -157,7 +157,7 @@ def test_forcing_stamps_what_was_refused() -> None:
     assert (forced.text(), forced.stamps) == ("~ 2.333", ("period Nov 2025-Oct 2033 with as of 2030",))
 
 
-def test_measured_cost_buys_tokens_and_stands_beside_list_price() -> None:
+def test_the_measured_cost_gives_tokens_bought_and_a_ratio_to_the_list_price() -> None:
     cost = replace(exact(2, "USD/Mtoken", "run1", status="derived"), ids=("run1",))
     lines = COMPARISONS["tokens"][1](Context(CONTEXT.book, cost))[-3:]
     assert [six(line) for line in lines] == [
@@ -174,7 +174,7 @@ def test_assumptions_move_the_comparisons() -> None:
 
 
 @pytest.mark.parametrize("path", ["linear", "geometric", "non-falling"])
-def test_every_path_lies_in_the_bounds_of_those_that_do_not_fall(path: str) -> None:
+def test_every_path_of_quarters_lies_in_the_range_of_non_falling_paths(path: str) -> None:
     half, year = of_fact(CONTEXT.book["A11"]), of_fact(CONTEXT.book["E09"])
     found = nine_months(half, year, path)
     assert found.value is not None
@@ -183,7 +183,7 @@ def test_every_path_lies_in_the_bounds_of_those_that_do_not_fall(path: str) -> N
     assert flat.value == pytest.approx(6.45e9)
 
 
-def test_a_path_needs_a_half_and_its_year() -> None:
+def test_nine_months_need_a_half_year_and_its_year() -> None:
     half, year = of_fact(CONTEXT.book["A11"]), of_fact(CONTEXT.book["E09"])
     for bad, what in (
         (replace(half, period=period("2024-01", "2024-06")), "does not begin"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import subprocess
@@ -27,26 +26,21 @@ from harness.facts.appraisal import appraise
 from harness.facts.book import Book, assume
 from harness.facts.claims import exact
 from harness.facts.comparisons import COMPARISONS, Context
-from harness.facts.gap import Ladder, Point, conditioned, gap, ladder, published_points, reported_per_query
-from harness.facts.measured import run_point, shipped_book, standing
+from harness.facts.gap import Ladder, Measurement, conditioned, gap, ladder, published_measurements, reported_per_query
+from harness.facts.measured import measurement_of, shipped_book, standing
 from harness.files import read_data
 from harness.model import Figure, ModelIdentity, Summary
-from harness.report.facts import (
-    compare_tables,
-    comparison_table,
-    explained,
-    fact_text,
-    facts_table,
-    first_table,
-)
+from harness.report import text
+from harness.report.facts import compare_tables, comparison_table, explained, fact_table, facts_table, first_table
 from harness.report.table import Table
 
 BOOK = shipped_book()
 CONTEXT = Context(BOOK)
-PUBLISHED = published_points(read_data("published/mlenergy_v3_h100.csv"), 1.3)
-RUN = Point(
+PUBLISHED = published_measurements(read_data("published/mlenergy_v3_h100.csv"), 1.3)
+RUN = Measurement(
     "20261121-run",
     "a model",
+    "2026-11-21",
     "1 x H100",
     Figure("usd_per_query", 0.001, "USD/query", "derived", 0.0009, 0.0011),
     Figure("wh_per_query", None, "Wh/query", "measured", reason="no meter"),
@@ -62,7 +56,7 @@ def only(**changes: object) -> Book:
     return replace(book, assumptions={name: book.assumptions[name] for name in changes})
 
 
-def test_a_published_point_by_hand() -> None:
+def test_a_published_measurement_by_hand() -> None:
     # 4 x H100 at 192 in flight: 863.916 tokens / (3015.553 tokens/s / 4) = 1.145947 GPU-s, x 1.3 / 3600; 725.898 J
     point = PUBLISHED[0]
     assert (point.model, point.conditions) == (
@@ -75,8 +69,8 @@ def test_a_published_point_by_hand() -> None:
     assert (point.active_parameters, round(point.output_tokens or 0, 3)) == (22e9, 863.916)
 
 
-def test_a_tighter_latency_takes_a_dearer_point() -> None:
-    fast = published_points(read_data("published/mlenergy_v3_h100.csv"), 1.3, p99_itl_s=0.09)
+def test_a_tighter_latency_takes_a_dearer_measurement() -> None:
+    fast = published_measurements(read_data("published/mlenergy_v3_h100.csv"), 1.3, p99_itl_s=0.09)
     assert all(float(re.findall(r"(\d+) ms", point.conditions)[0]) <= 90 for point in fast)
     assert (fast[0].usd_per_query.value or 0) > (PUBLISHED[0].usd_per_query.value or 0)
 
@@ -98,7 +92,7 @@ def test_one_unknown_takes_the_whole_gap() -> None:
     assert [found.product.value, found.left.value] == pytest.approx([10, 2])
 
 
-def test_two_alike_share_the_gap() -> None:
+def test_two_equal_factors_share_the_gap() -> None:
     # both believed 0.2 (0.1 to 0.4), so 25 in all; a gap of 100 asks a factor of 10 of each, with half the variance
     found = ladder(only(chat_share="0.1:0.4", utilisation="0.1:0.4"), exact(100, "ratio", "gap"), RUN)
     spread = math.exp(Z95 * (math.log(4) / (2 * Z95)) / math.sqrt(2))
@@ -108,14 +102,14 @@ def test_two_alike_share_the_gap() -> None:
         )
 
 
-def test_the_most_uncertain_factor_moves_most_and_a_divisor_moves_the_other_way() -> None:
+def test_the_most_uncertain_factor_moves_most_and_an_inverse_factor_moves_the_other_way() -> None:
     # S = 1 + 9 + 1 = 11, so of a gap of 11 each takes its own variance.
     middle, rest = conditioned(np.zeros(3), np.array([1.0, 3.0, 1.0]), np.array([1.0, 1.0, -1.0]), 11.0)
     assert middle == pytest.approx([1, 9, -1])
     assert rest**2 == pytest.approx([10 / 11, 9 * 2 / 11, 10 / 11])
 
 
-def test_a_point_scales_what_is_in_proportion_to_it() -> None:
+def test_a_factor_is_the_ratio_of_the_providers_value_to_the_measured_one() -> None:
     found = ladder(only(active_parameters=200e9, gpu_price=2.6), exact(8, "ratio", "gap"), RUN)
     assert sorted(rung.multiplier.value or 0 for rung in found.rungs) == pytest.approx([2, 2])
     assert found.left.value == pytest.approx(2)  # nothing is unknown: the rest stays unexplained
@@ -123,7 +117,7 @@ def test_a_point_scales_what_is_in_proportion_to_it() -> None:
     assert [half.rungs[0].multiplier.value, half.rungs[0].needed.value] == pytest.approx([2, 0.25])
 
 
-def factors(found: Ladder, point: Point) -> list[float]:
+def factors(found: Ladder, point: Measurement) -> list[float]:
     """What each needed value multiplies the cost by."""
     return [
         1 / (rung.needed.value or 0)
@@ -134,13 +128,13 @@ def factors(found: Ladder, point: Point) -> list[float]:
 
 
 @given(st.floats(0.01, 1e5))
-def test_what_is_needed_multiplies_to_the_gap(wanted: float) -> None:
+def test_the_needed_factors_multiply_to_the_gap(wanted: float) -> None:
     found = ladder(BOOK, exact(wanted, "ratio", "gap"), RUN)
     assert math.prod(factors(found, RUN)) == pytest.approx(wanted)
     assert (found.product.value or 0) * (found.left.value or 0) == pytest.approx(wanted)
 
 
-def test_the_posterior_is_that_of_draws_that_come_to_the_gap() -> None:
+def test_needed_values_are_those_of_draws_whose_product_is_the_gap() -> None:
     rng = np.random.default_rng(0)
     book = only(chat_share="0.2:0.8", utilisation="0.1:0.9", serving_share="0.5:0.9")
     draws = []
@@ -153,10 +147,10 @@ def test_the_posterior_is_that_of_draws_that_come_to_the_gap() -> None:
         assert [rung.needed.low, rung.needed.value, rung.needed.high] == pytest.approx(expected, rel=0.03)
 
 
-def test_a_run_that_does_not_tell_its_parameters_leaves_that_rung_out() -> None:
+def test_a_factor_that_the_run_has_no_value_for_is_left_out() -> None:
     found = ladder(BOOK, exact(30, "ratio", "gap"), replace(RUN, active_parameters=None))
     by_name = {rung.assumption.name: rung for rung in found.rungs}
-    assert by_name["active_parameters"].multiplier.text() == "n/a (20261121-run does not tell its active_parameters)"
+    assert by_name["active_parameters"].multiplier.text() == "n/a (20261121-run has no active_parameters)"
     assert by_name["utilisation"].needed.value is not None
 
 
@@ -183,26 +177,28 @@ def priced(name: str, device: str, price: float | None, *assumed: Input) -> Pric
     )
     half = Input("serving.utilisation", distribution("uniform", 0.4, 0.6), "1", "a test", "2026", "assumed")
     costs = Costs("on-demand", prices, {}, (half, *assumed), ())
-    return Priced(run, Summary(name, "complete", rates, {}), read_scenario("on-demand"), costs)
+    scenario = read_scenario("on-demand")
+    given = {**scenario.inputs, **{each.name: each for each in costs.assumptions}}
+    return Priced(run, Summary(name, "complete", rates, {}), replace(scenario, inputs=given), costs)
 
 
-def test_a_run_of_a_gpu_is_where_the_ladder_starts() -> None:
+def test_the_ladder_starts_at_a_gpu_run() -> None:
     run = priced("r1", "cuda", 7.2)
-    point = run_point(run)
+    point = measurement_of(run)
     assert (point.output_tokens, point.active_parameters, point.usd_per_gpu_hour) == (25, 134_515_008, 3.6)
     assert (point.utilisation, point.usd_per_query.value) == (0.5, 0.001)
     appraisal = appraise([run], BOOK)
     cost = appraisal.context.measured
     assert (cost.text() if cost else "", cost.ids if cost else ()) == ("~ 40", ("r1",))  # 0.001 USD / 25 tokens
     thrice = Input("query.requests", distribution("value", 3), "1", "a test", "2026", "assumed")
-    assert run_point(priced("r1", "cuda", 7.2, thrice)).output_tokens == 75  # a query is three requests
+    assert measurement_of(priced("r1", "cuda", 7.2, thrice)).output_tokens == 75  # a query is three requests
     first, steps = compare_tables(appraisal)
     assert first.title == "A query, reported and measured"
     assert first.notes[0] == "Figures of a 135M model say little about the models that a provider serves."
     assert steps.notes[0] == "from smollm2-135m, 2 x cuda, vllm, scenario on-demand (r1)"
 
 
-def test_a_run_of_a_cpu_stands_beside_published_measurements() -> None:
+def test_published_measurements_stand_in_beside_a_cpu_run() -> None:
     first, steps = compare_tables(appraise([priced("r2", "cpu", 0.1)], BOOK))
     assert first.title.startswith("No GPU run given")
     assert first.notes[0].startswith("CPU figures of a 135M model say nothing about a provider's fleet")
@@ -218,7 +214,7 @@ def test_a_run_of_a_cpu_stands_beside_published_measurements() -> None:
 def test_a_run_without_an_engine_is_refused() -> None:
     started = priced("r3", "cuda", 1)
     with pytest.raises(HarnessError, match="run r3 never started its engine"):
-        run_point(replace(started, run=changed(started.run, engine=None)))
+        measurement_of(replace(started, run=changed(started.run, engine=None)))
 
 
 def every_table(force: bool) -> Iterator[Table]:
@@ -230,7 +226,7 @@ def every_table(force: bool) -> Iterator[Table]:
     yield from compare_tables(appraise([], BOOK, force))
     yield from compare_tables(appraisal)
     costs = [("cost of a query", run.costs["usd_per_query"])]
-    yield first_table(appraisal.context, RUN.source, costs, standing(run.run))
+    yield first_table(appraisal.context, run.run, costs, standing(run.run))
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -271,28 +267,25 @@ def test_the_first_line_says_that_published_measurements_stand_in() -> None:
         ("cuda", None, ""),
     ],
 )
-def test_what_a_run_cannot_speak_for(device: str, parameters: int | None, said: str) -> None:
+def test_a_caveat_says_what_a_run_does_not_show(device: str, parameters: int | None, said: str) -> None:
     engine = GPU | {"device": device, "model": ModelIdentity("m", parameters=parameters)} if device else None
     assert " ".join(standing(a_run(engine=engine))).startswith(said)
 
 
 def test_explanations_hold_formulas_and_quotes_to_the_letter() -> None:
     for name in COMPARISONS:
-        text = explained(CONTEXT, name)
-        assert isinstance(text, str)
-        for i in set(re.findall(r"\b[A-EX]\d\d\b", text.split("\n\n")[0])):
-            assert BOOK[i].quote in text, (name, i)
-        stored = json.loads(explained(CONTEXT, name, "json"))["tables"]
-        assert [table["name"] for table in stored] == [name, *["fact"] * text.count("\n  period: ")]
-    said = explained(CONTEXT, "spend-revenue")
-    for part in ("<= 1.998 ratio · Jan-Sep 2025", "A16 / (A02 / A04)", "taken for granted: A01 is net of"):
-        assert part in said
-    assert "超9亿日活用户" in explained(CONTEXT, "contradictions")
-    assert "בהיקף שמוערך ב־1.4 טריליון דולר" in fact_text(BOOK, "C04")
-    assert "\n  value: = 19,366 request\n" in fact_text(BOOK, "X25")
-    row, fact = json.loads(fact_text(BOOK, "E28", "json"))["tables"]
-    assert [row["rows"][0][2][end] for end in ("low", "value", "high")] == [100, 550, 1000]
-    assert ["value", "range 100 to 1,000 MW"] in fact["rows"]
+        table, *facts = explained(CONTEXT, name)
+        assert (table.name, {fact.name for fact in facts}) == (name, {"fact"})
+        shown = text.render([table, *facts])
+        for i in set(re.findall(r"\b[A-EX]\d\d\b", str(table))):
+            assert BOOK[i].quote in shown, (name, i)
+    shown = text.render(explained(CONTEXT, "spend-revenue"))
+    for part in ("<= 1.998 ratio · Jan-Sep 2025", "A16 / (A02 / A04)", "assumed: A01 is net of"):
+        assert part in shown
+    assert "超9亿日活用户" in text.render(explained(CONTEXT, "contradictions"))
+    assert "בהיקף שמוערך ב־1.4 טריליון דולר" in text.render([fact_table(BOOK, "C04")])
+    assert "\n  value: = 19,366 request\n" in text.render([fact_table(BOOK, "X25")])
+    assert ("value", "range 100 to 1,000 MW") in fact_table(BOOK, "E28").rows
     with pytest.raises(HarnessError, match="unknown comparison 'margin'"):
         explained(CONTEXT, "margin")
 
@@ -304,8 +297,8 @@ def test_the_documentation_names_every_comparison() -> None:
 
 def test_comparing_takes_less_than_three_seconds_from_a_cold_start() -> None:
     code = (
-        "from harness.facts.appraisal import appraise; from harness.report.facts import compare_tables\n"
-        "compare_tables(appraise([]))"
+        "from harness.facts.appraisal import appraise; from harness.report import facts\n"
+        "facts.compare_tables(appraise([]))"
     )
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)

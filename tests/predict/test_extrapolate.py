@@ -56,14 +56,14 @@ def test_what_cannot_be_extrapolated_is_refused(arguments: tuple[str, str], word
         extrapolate(*arguments)
 
 
-def test_a_cpu_run_is_no_ground_to_extrapolate_to_a_gpu() -> None:
+def test_extrapolating_from_a_cpu_run_is_refused() -> None:
     with pytest.raises(HarnessError, match="measured on a CPU: it says nothing about a GPU"):
         extrapolate("Qwen3-8B", "H100", run=(run_on("cpu"), summary()))
     with pytest.raises(HarnessError, match=r"model 'x/y' is not in models.csv"):
         extrapolate("Qwen3-8B", "H100", run=(run_on(model="x/y"), summary()))
 
 
-def test_a_run_of_ones_own_scales_the_prediction() -> None:
+def test_a_gpu_run_scales_the_prediction() -> None:
     once = calibration(run_on(), summary())
     assert calibration(run_on(), summary(500.0)) == pytest.approx(2 * once)
     scaled, plain = (

@@ -22,7 +22,6 @@ from harness.predict.roofline import (
     predict,
     spread_of,
     spreads,
-    stacked,
     step_s,
     work,
 )
@@ -34,9 +33,7 @@ H100_POINTS = parse_points((DATA / "published/mlenergy_v3_h100.csv").read_text()
 A100_POINTS = parse_points((DATA / "published/mlenergy_v2_a100.csv").read_text(), MODELS, GPUS)
 
 
-def row(
-    model: str, batch: float, devices: int = 1, precision: str = "bfloat16", gpu: str = "H100"
-) -> tuple[float, ...]:
+def row(model: str, batch: float, devices: int = 1, precision: str = "bfloat16", gpu: str = "H100") -> Work:
     found, device = find_model(model, MODELS), find_gpu(gpu, GPUS)
     assert found is not None
     assert device is not None
@@ -44,7 +41,7 @@ def row(
 
 
 def test_the_work_of_a_dense_step_by_hand() -> None:
-    w = stacked(row("meta-llama/Llama-3.1-8B-Instruct", 10))
+    w = row("meta-llama/Llama-3.1-8B-Instruct", 10)
     # KV cache: 2 x 32 layers x 8 heads x 128 x 2 bytes = 131072 bytes a token; 10 sequences at 1250 tokens.
     assert w.dense_bytes[0] == pytest.approx(16.06e9 + 131072 * 12500)
     assert w.expert_bytes[0] == 0
@@ -53,10 +50,10 @@ def test_the_work_of_a_dense_step_by_hand() -> None:
 
 
 def test_a_batch_touches_more_experts_than_a_token_activates() -> None:
-    one, many = (stacked(row("Qwen3-30B-A3B", batch)) for batch in (1, 4096))
+    one, many = (row("Qwen3-30B-A3B", batch) for batch in (1, 4096))
     assert one.expert_bytes[0] == pytest.approx(2 * 28.99e9 * 8 / 128)
     assert many.expert_bytes[0] == pytest.approx(2 * 28.99e9)
-    two = stacked(row("Qwen3-30B-A3B", 2))
+    two = row("Qwen3-30B-A3B", 2)
     assert two.expert_bytes[0] == pytest.approx(2 * 28.99e9 * (1 - (120 / 128) ** 2))
 
 
@@ -69,7 +66,7 @@ def test_the_active_parameters_of_every_model_follow_from_its_experts() -> None:
 
 
 def test_shares_of_the_limit_by_hand() -> None:
-    w = stacked(row("Llama-3.1-8B", 10))
+    w = row("Llama-3.1-8B", 10)
     seconds = 4 * floor_s(w)[0]
     found = limits_of(w, 10 / seconds)
     assert found["mbu"] == pytest.approx(0.25)
@@ -108,7 +105,7 @@ def test_models_left_out_are_predicted_within_the_promised_error() -> None:
     assert np.all((coverage >= 0.85) & (coverage <= 0.97))
 
 
-def test_a_left_out_model_does_not_reach_its_own_prediction() -> None:
+def test_the_prediction_of_a_left_out_model_does_not_use_its_measurements() -> None:
     chosen = H100_POINTS.model == "Qwen3-30B-A3B"
     slower = H100_POINTS.copy()
     slower.output_tokens_per_s[chosen] /= 2

@@ -73,7 +73,7 @@ def test_charts_draw_the_figures_of_the_tables(tables: list[Table], made: dict[s
     ]
 
 
-def test_a_bound_is_open_on_the_side_that_it_says_nothing_about() -> None:
+def test_a_one_sided_bound_is_drawn_to_the_end_of_the_plot() -> None:
     def row(bound: str, value: float, low: float | None = None, high: float | None = None) -> tuple[Any, ...]:
         figure = Figure("r", value, "ratio", "derived", low, high, interval=f"bound {bound}")
         return (f"inference spend / {bound}", bound, figure, "ratio", "2024", "cash", "leaked", "articles", "A")
@@ -97,7 +97,7 @@ def test_a_front_without_points_is_not_drawn_and_one_point_has_round_labels() ->
     assert "715.610200147" not in re.sub('aria-label="[^"]*"', "", drawn(chart, WIDTH))
 
 
-def test_rows_are_drawn_as_distributions_and_over_time_with_the_phases(tmp_path: Path) -> None:
+def test_runs_are_drawn_as_distributions_and_over_time_with_their_phases(tmp_path: Path) -> None:
     run, summary = load(stored(tmp_path))
     idled = changed(run, idle={"bare": (-9.0, -5.0), "after": (200.0, 204.0)})
     found = {chart.name: chart for chart in charts.of_runs([(idled, summary)])}
@@ -113,15 +113,16 @@ def test_rows_are_drawn_as_distributions_and_over_time_with_the_phases(tmp_path:
     assert "power of GPUs in W" in drawn(found["over-time"], WIDTH)
 
 
-def test_a_sweep_over_two_settings_is_a_map_and_over_one_is_none(tmp_path: Path) -> None:
+def test_a_sweep_over_two_settings_has_a_map_and_over_one_has_none(tmp_path: Path) -> None:
     run, summary = load(stored(tmp_path))
 
     def at(users: int, tokens: int) -> Run:
         return changed(run, workload={"load": {"users": users}, "requests": {"input_tokens": tokens}})
 
-    (chart,) = charts.of_sweep([(at(users, tokens), summary) for users in (1, 2, 4) for tokens in (64, 512)])
+    sweep = [(at(users, tokens), summary) for users in (1, 2, 4) for tokens in (64, 512)]
+    (chart,) = [each for each in charts.of_runs(sweep) if each.name == "sweep"]
     assert {(row["x"], row["y"]) for row in data(chart)} == {(u, n) for u in (1, 2, 4) for n in (64, 512)}
-    assert charts.of_sweep([(at(users, 64), summary) for users in (1, 2)]) == []
+    assert "sweep" not in {each.name for each in charts.of_runs([(at(users, 64), summary) for users in (1, 2)])}
 
 
 def test_one_specification_gives_every_format(made: dict[str, Chart], tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_tables_over_several_runs_come_before_those_of_each(several: list[Ta
     assert len({table.source for table in several if table.name == "latency"}) == 3
 
 
-def test_software_that_differs_is_said_of_runs_side_by_side(tmp_path: Path) -> None:
+def test_tables_of_several_runs_name_software_that_differs(tmp_path: Path) -> None:
     run, other = (read_run(stored(tmp_path, users)) for users in (4, 8))
     newer = changed(other, environment={"packages": {"vllm": "0.12"}})
     said = "The runs were measured with different software: vllm 0.11, 0.12."
@@ -71,7 +71,7 @@ def test_software_that_differs_is_said_of_runs_side_by_side(tmp_path: Path) -> N
     assert [row for row in across.rows if "mixed" in str(row[1])] == []
 
 
-def test_tables_by_name(tmp_path: Path) -> None:
+def test_a_report_has_the_tables_that_are_named(tmp_path: Path) -> None:
     sweep = [load(stored(tmp_path, users)) for users in (4, 8)]
     assert [table.name for table in document.report(sweep, names=["latency"])] == ["latency", "latency"]
     assert [table.name for table in document.report(sweep, names=["runs"])] == ["runs"]
@@ -258,7 +258,7 @@ HARD = Table(
 
 
 @pytest.mark.parametrize("format_", ["md", "html", "latex"])
-def test_text_that_a_format_could_take_for_its_own_is_read_as_it_is_written(format_: Format) -> None:
+def test_text_with_a_formats_special_characters_reads_back_unchanged(format_: Format) -> None:
     (grid,) = READ[format_](str(formats.render([HARD], format_)))
     assert grid == [[format.plain(str(cell)).strip() for cell in row] for row in HARD.rows]
 

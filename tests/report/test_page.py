@@ -19,13 +19,14 @@ from harness import cli
 from harness.cost.bill import Costs
 from harness.cost.by_token import cost_of_query
 from harness.cost.pricing import phase_split, price_run, priced_for
+from harness.facts import whatif
 from harness.facts.appraisal import appraise
 from harness.facts.book import assume
 from harness.facts.comparisons import Context
 from harness.facts.gap import gap, ladder, reported_per_query
-from harness.facts.measured import run_point, shipped_book
+from harness.facts.measured import measurement_of, shipped_book
 from harness.model import Figure, ModelIdentity, Record, Summary
-from harness.report import page, whatif
+from harness.report import page
 from harness.report.facts import compare_tables, facts_table
 from harness.report.table import Table
 from harness.store.directory import RunWriter
@@ -161,7 +162,7 @@ def test_at_20_random_settings_the_page_shows_what_the_verbs_print(
         fleet = {"gpu_price": x["price"], "utilisation": x["utilisation"], "chat_share": x["chat_share"]}
         book = assume(BOOK, fleet | {"tokens_per_query": tokens})
         sets = {key: x[slider] for slider, key in whatif.COST if slider in x}
-        point = run_point(price_run(*RUNS[0], None, sets))
+        point = measurement_of(price_run(*RUNS[0], None, sets))
         if which == 0:
             point = replace(point, usd_per_query=costs["usd_per_query"])
         left = ladder(book, gap(Context(book), point), point).left
@@ -228,7 +229,7 @@ def test_published_measurements_move_as_compare_moves_them(
     assert shown(tab)["left"] == digits(left.value, left.low, left.high)
 
 
-def test_a_page_asks_for_nothing_and_no_name_in_it_acts(
+def test_a_page_loads_nothing_and_runs_no_text_of_a_run(
     tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path
 ) -> None:
     named = Table(HOSTILE, HOSTILE, ("model", HOSTILE), ((HOSTILE, HEBREW),), (HOSTILE,))
@@ -257,7 +258,7 @@ def test_a_table_too_long_for_a_page_is_cut_and_says_so() -> None:
     assert "the first 500 of 1,234 rows" in html
 
 
-def test_a_script_that_got_in_would_not_run(tab: chromium.Page, tmp_path: Path) -> None:
+def test_the_policy_of_a_page_blocks_an_injected_script(tab: chromium.Page, tmp_path: Path) -> None:
     html = page.render("t", []).replace(
         "<main", "<script>window.ran = 1</script><img src='https://127.0.0.1:9/x'><main"
     )
@@ -266,7 +267,7 @@ def test_a_script_that_got_in_would_not_run(tab: chromium.Page, tmp_path: Path) 
     assert len(tab.complaints) == 2
 
 
-def test_keys_move_a_slider_and_a_listener_hears_it(
+def test_keys_move_a_slider_and_a_screen_reader_announces_it(
     tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path
 ) -> None:
     tab.open(written(tmp_path, page.render("t", [], (), starts)))

@@ -81,7 +81,8 @@ FORTY = [record(i) for i in range(40)]
 def rendered(*records: Record, width: int = 80, simulated: bool = False, **changes: Any) -> str:
     state = changes.get("state", "complete")
     made = summary(*records, state=state, simulated=simulated)
-    return text.render(tables.tables(a_run(**changes), made), width, color=False)
+    run = a_run(**changes)
+    return text.render([*tables.measured_tables(run, made), tables.environment_table(run)], width, color=False)
 
 
 def test_the_latency_table_at_80_columns() -> None:
@@ -113,7 +114,7 @@ lag           0            0            0      0      0   40
     )
 
 
-def test_the_head_of_a_run_says_what_ran() -> None:
+def test_the_first_table_shows_the_conditions_of_the_run() -> None:
     found = rendered(*FORTY)
     assert found.startswith(
         """\
@@ -161,7 +162,7 @@ def test_what_is_known_of_model_and_device(
     assert (device in lines) if device else not any(line.startswith("device") for line in lines)
 
 
-def test_tokens_that_came_in_groups_are_noted_under_the_latencies() -> None:
+def test_a_note_under_the_latencies_counts_unseen_gaps() -> None:
     grouped = [replace(each, arrival_s=each.arrival_s[:3], arrival_tokens=(1, 1, 2)) for each in FORTY]
     assert "33.33% of the gaps between tokens went unseen" in rendered(*grouped)
     assert "went unseen" not in rendered(*FORTY)
@@ -177,7 +178,7 @@ def test_a_failed_run_reads_and_has_no_zeros() -> None:
     assert "Failed requests" not in rendered(*FORTY)
 
 
-def test_simulated_figures_are_marked_plainly_and_measured_ones_are_not() -> None:
+def test_simulated_figures_are_marked_and_measured_ones_are_not() -> None:
     found = rendered(*FORTY, simulated=True, engine_asked="simulated")
     for title in ("Throughput", "Latency", "Requests that met", "Tokens of"):
         assert re.search(rf"^{title}.*SIMULATED\)$", found, re.MULTILINE), title
@@ -198,13 +199,13 @@ RATES = (figure(name="a", n=3), figure(name="b", unit="requests/s", value=1234.5
         (("what", "value", "bound"), (figure(low=1.0), ">="), "x     12.35 tokens/s (measured)  >="),
     ],
 )
-def test_what_has_a_column_of_its_own_is_not_repeated(
+def test_a_cell_does_not_repeat_what_has_its_own_column(
     columns: tuple[str, ...], cells: tuple[str | Figure, ...], line: str
 ) -> None:
     assert line in text.render([Table("t", "T", columns, (("x", *cells),))], 80, color=False).splitlines()
 
 
-def test_what_all_figures_share_stands_in_the_title_and_what_differs_beside_each() -> None:
+def test_the_title_has_what_all_figures_share_and_each_figure_the_rest() -> None:
     found = text.render([Table("t", "T", ("what", "value"), (("x", RATES[0]), ("y", RATES[1])))], 80, color=False)
     assert found.splitlines()[0] == "T (n=3)"
     assert "x     12.35 tokens/s (measured)" in found
@@ -243,7 +244,7 @@ def test_any_table_fits_80_columns_and_loses_no_word(rows: list[tuple[Any, ...]]
             assert word in found
 
 
-def test_a_quote_read_from_the_right_shares_no_line_with_other_columns() -> None:
+def test_a_right_to_left_quote_has_its_own_line() -> None:
     found = text.render([Table("t", "T", ("id", "quote", "n"), (("A01", ARABIC, "7"),))], 80, color=False)
     assert found.splitlines()[1:] == [
         "  A01",
@@ -254,7 +255,7 @@ def test_a_quote_read_from_the_right_shares_no_line_with_other_columns() -> None
     ]
 
 
-def test_a_list_reads_bound_value_and_unit_as_one_phrase_and_says_once_what_all_rows_share() -> None:
+def test_a_list_prints_a_claim_as_one_phrase_and_once_what_all_rows_share() -> None:
     columns = ("what", "bound", "value", "unit", "period", "of", "source")
     hard, soft = figure(low=1.0, high=15.0, interval="bound range"), figure(low=11.0, high=13.0, interval="p5-p95")
     table = Table(
@@ -296,7 +297,7 @@ def test_color_is_for_terminals_and_empty_tables_say_so(monkeypatch: pytest.Monk
 
 def test_json_gives_back_every_figure_in_full() -> None:
     made = summary(*FORTY)
-    shown = tables.tables(a_run(), made)
+    shown = tables.measured_tables(a_run(), made)
     read = json.loads(formats.render(shown, "json", [made]))
     assert read["schema_version"] == 1
     (run,) = read["runs"]

@@ -1,108 +1,100 @@
-"""A what-if that a page computes by itself: figures as sums of terms in what its sliders set.
+"""The data of a page's what-if: figures that the page computes from the values of its sliders.
 
-What a slider sets is certain, so a cost is a fixed distribution times powers of the sliders, or a sum of a few such
-terms. The distributions are made here, by the functions that `harness cost` and `harness compare` call; a page only
-multiplies and adds. A figure is one of
+A slider's value is exact, so a cost is a fixed distribution times powers of the sliders, or a sum of a few such terms.
+The functions behind `harness cost` and `harness compare` compute the distributions here; the page only multiplies and
+adds. A figure is one of
 
-    "of": [low, value, high, mean]      fixed (null: there is none), times `powers`
+    "of": [low, value, high, mean]      fixed (null: unknown), times `powers`
     "of": "name"                        an earlier figure, times `powers` and `factor`
     "terms": [{"draws", "powers"}, …]   p5, median, p95 and mean of the sum over draws, times `powers`
      … "places", "weights"              the sum is sorted, read at `places`, and multiplied by `weights`
 
-where powers, {name: exponent}, are of sliders, of `uncached` (1 - cached) and of medians of earlier figures, and draws
-are a number or base64 of little-endian float32 (`places` of uint8).
+where powers, {name: exponent}, name sliders, `uncached` (1 - cached) and medians of earlier figures, and draws are a
+number or base64 of little-endian float32 (`places`: of uint8).
 """
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from harness.analysis.summary import Sweep
-from harness.cost.bill import (
-    ENERGY,
-    Costs,
-    bill_factors,
-    cost_of_run,
-    draw_inputs,
-    measured,
-    rate_distribution,
-    watt_hours,
-)
+from harness.cost.bill import ENERGY, bill_factors, cost_of_run, draw_inputs, measured, rate_distribution, watt_hours
 from harness.cost.draws import Draws, quantile
 from harness.cost.pricing import phase_split, price_run, priced_for, scenario_for
 from harness.cost.scenario import MEASURED, PRICE, Scenario
 from harness.errors import HarnessError
 from harness.facts.book import assume
 from harness.facts.comparisons import Context
-from harness.facts.gap import Point, gap, ladder, published_points, reported_per_query
-from harness.facts.measured import run_point, standing
-from harness.files import read_data
+from harness.facts.gap import Measurement, gap, ladder, reported_per_query
+from harness.facts.measured import measurement_of, median, published, standing
 from harness.model import Device, Figure, Summary
 from harness.store.run import Run
 
 Json = dict[str, Any]
 MOST_RUNS = 6
-"""Runs that a what-if starts from, or splits: their draws make a page large, and a fit of many runs takes long."""
+"""The most runs that become starts or are split by phase: draws make a page large, and a fit of many runs is slow."""
 COST = (("price", PRICE), ("utilisation", "serving.utilisation"), ("pue", "energy.pue"))
 TOKENS = (("input", "query.input_tokens"), ("output", "query.visible_tokens"), ("cached", "serving.cached_share"))
 ASSUMED = (("utilisation", "utilisation"), ("output", "tokens_per_query"), ("chat_share", "chat_share"))
-"""Slider and the name that `--set` gives it: in `cost`, in `cost --split` besides, and in `compare`."""
+"""Slider, and its key for `--set`: in `cost`, in `cost --split` too, and in `compare`."""
 NO_SPLIT = "needs a phase split: report together runs that differ in their mix of input and output"
 NO_ENERGY = "no energy was measured, or the scenario has no inputs for it"
 BILL = {"price": 1, "utilisation": -1}
 
 
 def starts(runs: Sweep, c: Context, scenario: str | None = None) -> list[Json]:
-    """What a what-if can start from: the phase split of the runs, each of the first runs, published measurements.
+    """The starting points of a what-if: the phase split of the runs, each of the first runs, published measurements.
 
-    A run without a cost is left out, and so is a split that the runs do not identify.
+    Left out: a run without a cost, and a split that the runs do not identify.
     """
     found = [_of_split(runs, c, scenario)] if 1 < len(runs) <= MOST_RUNS else []
     found += [_of_run(run, summary, c, scenario) for run, summary in runs[:MOST_RUNS]]
-    price = c.book.assumptions["gpu_price"].value
-    points = published_points(read_data("published/mlenergy_v3_h100.csv"), price)
-    return [start for start in (*found, *(_of_published(point, c) for point in points)) if start]
+    found += [_of_published(each, c) for each in published(c.book)]
+    return [start for start in found if start]
 
 
 def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Json | None:
-    """Cost and energy in proportion to output tokens, which is what `compare` assumes."""
+    """Cost and energy in proportion to output tokens, as `compare` assumes; None for a run without a cost."""
     if run.engine is None:
         return None
     priced, device, name = price_run(run, summary, scenario), run.device, scenario or scenario_for(run)
-    given, point = priced.scenario, run_point(priced)
-    # What no slider moves stays uncertain: points of Sobol's differ with the number of dimensions.
+    given, start = priced.scenario, measurement_of(priced)
+    # Inputs without a slider stay uncertain: Sobol points depend on the number of dimensions.
     metered = set(ENERGY) <= set(given.inputs) and measured(summary, "joules_per_request").value is not None
     sets = COST if metered else COST[:2]
     fixed = priced_for(device, name, {key: 1 for _, key in sets})
     unit = cost_of_run(summary, device, fixed)
-    cost, status = _stats(unit, "usd_per_query"), unit["usd_per_query"].status
-    if cost is None or point.output_tokens is None:
+    cost, status = _stats(unit.figures, "usd_per_query"), unit["usd_per_query"].status
+    if cost is None or start.output_tokens is None:
         return None
-    per_token = [None if x is None else x / point.output_tokens for x in cost]
+    per_token = [None if x is None else x / start.output_tokens for x in cost]
     figures = [
         _figure("usd_per_query", status, of=per_token, powers=BILL | {"output": 1}),
-        _figure("usd_per_million_output_tokens", status, of=_stats(unit, "usd_per_million_output_tokens"), powers=BILL),
-        *(_energy(summary, device, fixed, point.output_tokens) if metered else ()),
+        _figure(
+            "usd_per_million_output_tokens",
+            status,
+            of=_stats(unit.figures, "usd_per_million_output_tokens"),
+            powers=BILL,
+        ),
+        *(_energy(summary, device, fixed, start.output_tokens) if metered else ()),
     ]
-    sliders = _sliders(given, metered) | {"output": around(point.output_tokens)}
+    sliders = _sliders(given, metered) | {"output": around(start.output_tokens)}
     words = f"{run.id} --scenario {name}"
     commands = [(f"harness cost {words}", sets)]
-    if point.usd_per_gpu_hour is not None:  # beside any other run `compare` starts from published measurements
+    if start.usd_per_gpu_hour is not None:  # for any other run `compare` starts from published measurements
         commands.append((f"harness compare {words}", (*sets, ("price", "gpu_price"), *ASSUMED)))
-    said = " ".join(standing(run))
-    return _start(f"run {run.id}, scenario {name}", given.per, sliders, figures, c, point, commands) | {
-        "standing": said
-    }
+    made = _start(f"run {run.id}, scenario {name}", given.per, sliders, figures, c, start, commands)
+    return made | {"standing": " ".join(standing(run))}
 
 
 def _of_split(runs: Sweep, c: Context, scenario: str | None) -> Json | None:
-    """Cost by input, output and cached share: `cost_of_query` with its draws of overhead and of the fit."""
+    """Cost by input, output and cached tokens, from the draws of `cost_of_query`; None if the runs differ too much."""
     try:
         device, split, mix = phase_split([run for run, _ in runs])
     except HarnessError:
@@ -126,52 +118,52 @@ def _of_split(runs: Sweep, c: Context, scenario: str | None) -> Json | None:
         _figure("usd_per_million_output_tokens", status, **million),
     ]
     sliders = _sliders(given, False) | {
-        "pue": "a split is of time: it has no energy",
-        "input": around(_median(given, "query.input_tokens", mix[0])),
-        "output": around(_median(given, "query.visible_tokens", mix[1])),
-        "cached": between(_median(given, "serving.cached_share", 0.0), 0, 0.95),
+        "pue": "a phase split has no energy",
+        "input": around(median(given, "query.input_tokens", mix[0])),
+        "output": around(median(given, "query.visible_tokens", mix[1])),
+        "cached": between(median(given, "serving.cached_share", 0.0), 0, 0.95),
     }
-    point = run_point(price_run(*runs[0], scenario))
+    start = measurement_of(price_run(*runs[0], scenario))
     words = f"--split {' '.join(each.id for each, _ in runs)} --scenario {name} --set query.reasoning_tokens=0"
     label = f"phase split of {len(runs)} runs, scenario {name}"
-    return _start(label, given.per, sliders, figures, c, point, [(f"harness cost {words}", [*COST[:2], *TOKENS])])
+    return _start(label, given.per, sliders, figures, c, start, [(f"harness cost {words}", [*COST[:2], *TOKENS])])
 
 
-def _of_published(point: Point, c: Context) -> Json:
-    """The published cost at one price and full load, by output tokens; energy of the GPUs alone."""
-    assert point.output_tokens
-    assert point.usd_per_gpu_hour
-    assert point.usd_per_query.value
-    cost = point.usd_per_query.value / point.output_tokens / point.usd_per_gpu_hour
+def _of_published(start: Measurement, c: Context) -> Json:
+    """The published cost at full load, in proportion to output tokens and price; energy of the GPUs alone."""
+    assert start.output_tokens
+    assert start.usd_per_gpu_hour
+    assert start.usd_per_query.value
+    cost = start.usd_per_query.value / start.output_tokens / start.usd_per_gpu_hour
     figures = [
         _figure("usd_per_query", "derived", of=_certain(cost), powers=BILL | {"output": 1}),
         _figure("usd_per_million_output_tokens", "derived", of=_certain(cost * 1e6), powers=BILL),
     ]
-    if point.wh_per_query and point.wh_per_query.value:
-        each = _certain(point.wh_per_query.value / point.output_tokens)
+    if start.wh_per_query and start.wh_per_query.value:
+        each = _certain(start.wh_per_query.value / start.output_tokens)
         figures.append(_figure("wh_per_query", "derived", of=each, powers={"pue": 1, "output": 1}))
     given = {name: c.book.assumptions[name].value for name in ("gpu_price", "utilisation")}
     sliders = {
         "price": around(given["gpu_price"]),
         "utilisation": between(given["utilisation"], 0.05, 1),
         "pue": between(1.2, 1, 2),
-        "output": around(point.output_tokens),
+        "output": around(start.output_tokens),
     }
-    label = f"published: {point.model}, {point.conditions} ({point.source})"
-    return _start(label, "gpu", sliders, figures, c, point, [("harness compare", [("price", "gpu_price"), *ASSUMED])])
+    label = f"published: {start.model}, {start.conditions} ({start.source})"
+    return _start(label, "gpu", sliders, figures, c, start, [("harness compare", [("price", "gpu_price"), *ASSUMED])])
 
 
 def _start(
-    label: str, per: str, sliders: Json, figures: list[Json], c: Context, point: Point,
+    label: str, per: str, sliders: Json, figures: list[Json], c: Context, start: Measurement,
     commands: Sequence[tuple[str, Sequence[tuple[str, str]]]],
 ) -> Json:  # fmt: skip
-    """A start with its place against the reported spend: `left` of the ladder from `point`, for a cost of 1 USD."""
+    """A starting point, with its figures against the reported spend: `left` of the ladder, for a cost of 1 USD."""
     status = figures[0]["status"]
-    here = {"utilisation": point.utilisation, "tokens_per_query": point.output_tokens, "chat_share": 1.0}
-    if point.usd_per_gpu_hour is not None:
-        here["gpu_price"] = point.usd_per_gpu_hour
+    here = {"utilisation": start.utilisation, "tokens_per_query": start.output_tokens, "chat_share": 1.0}
+    if start.usd_per_gpu_hour is not None:
+        here["gpu_price"] = start.usd_per_gpu_hour
     unit = replace(c, book=assume(c.book, here))
-    one = replace(point, usd_per_query=Figure("usd_per_query", 1.0, "USD/query", point.usd_per_query.status))
+    one = replace(start, usd_per_query=replace(start.usd_per_query, value=1.0))
     left = ladder(unit.book, gap(unit, one), one).left
     chat, plan = c.book.assumptions["chat_share"], c.book.assumptions["subscription"]
     reported, ends = _certain(reported_per_query(c).value), [left.low, left.value, left.high, None]
@@ -191,7 +183,7 @@ def _start(
 
 
 def _energy(summary: Summary, device: Device, fixed: Scenario, tokens: float) -> list[Json]:
-    """Wh of a query: `watt_hours` is linear in PUE and in PUE / utilisation, so two of its values give both terms."""
+    """Wh per query. `watt_hours` is linear in PUE and in PUE / utilisation, so two values of it give both terms."""
     joules, rate = measured(summary, "joules_per_request"), measured(summary, "requests_per_s").value or math.nan
     x = draw_inputs(fixed)
     requests = x["query.requests"]
@@ -219,29 +211,29 @@ def _certain(value: float | None) -> list[float | None]:
     return [None, value, None, value]
 
 
-def _stats(found: Costs, name: str) -> list[float | None] | None:
-    """p5, median, p95 and mean of a figure; None where it has no value."""
-    figures = {figure.name: figure for figure in found.figures}
+def _stats(found: Iterable[Figure], name: str) -> list[float | None] | None:
+    """p5, median, p95 and mean of a figure; None if it has no value."""
+    figures = {figure.name: figure for figure in found}
     middle = figures[name]
     mean = figures.get(f"{name}.mean", middle)
     return None if middle.value is None else [middle.low, middle.value, middle.high, mean.value]
 
 
 def _draws(values: Draws, kind: str = "f4") -> str | float:
-    """As the page reads them: base64, or one number where all are the same."""
+    """Draws in the form that the page reads: base64, or one number if all are the same."""
     if kind == "f4" and np.ptp(values) <= 1e-12 * abs(values[0]):
         return float(values[0])
     return base64.b64encode(np.asarray(values, f"<{kind}").tobytes()).decode("ascii")
 
 
 def around(value: float) -> Json:
-    """A slider from a tenth to five times a value above 0, in steps of its third digit."""
+    """A slider from a tenth of a value above 0 to five times the value, in steps of its third digit."""
     step = 10.0 ** (math.floor(math.log10(value)) - 2)
     return between(value, value / 10, value * 5, step)
 
 
 def between(value: float, low: float, high: float, step: float = 0.01) -> Json:
-    """A slider from `low` to `high` in steps; `value`, where it starts, need not be on one: a step may cost a digit.
+    """A slider from `low` to `high` in steps, which starts at `value`; that need not be a multiple of a step.
 
     >>> between(0.3873, 0.05, 1)
     {'low': 0.05, 'high': 1.0, 'step': 0.01, 'value': 0.3873}
@@ -252,15 +244,10 @@ def between(value: float, low: float, high: float, step: float = 0.01) -> Json:
 
 
 def _sliders(scenario: Scenario, energy: bool) -> Json:
-    """Price, utilisation and PUE at the scenario's own medians; a price of 1 where it has none."""
+    """Sliders of price, utilisation and PUE at the scenario's medians; the price is 1 if the scenario has none."""
     bill = bill_factors(scenario, draw_inputs(scenario))
     return {
         "price": around(float(np.median(bill[0][1])) if bill else 1.0),
-        "utilisation": between(_median(scenario, "serving.utilisation", 1.0), 0.05, 1),
-        "pue": between(_median(scenario, "energy.pue", 1.0), 1, 2) if energy else NO_ENERGY,
+        "utilisation": between(median(scenario, "serving.utilisation", 1.0), 0.05, 1),
+        "pue": between(median(scenario, "energy.pue", 1.0), 1, 2) if energy else NO_ENERGY,
     }
-
-
-def _median(scenario: Scenario, key: str, otherwise: float) -> float:
-    given = scenario.inputs.get(key)
-    return otherwise if given is None else float(quantile(given.distribution, np.array(0.5)))
