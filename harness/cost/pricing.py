@@ -200,7 +200,8 @@ def alike(sweep: Sweep) -> list[Sweep]:
 
 def at_objectives(sweep: Sweep, scenario: str | None = None) -> list[AtObjective]:
     """The best point of runs that are `alike`, at each preset objective."""
-    return [_at(sweep, name, limits, scenario) for name, limits in preset_objectives().items()]
+    presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
+    return [_at(sweep, name, limits, scenario) for name, limits in presets.items()]
 
 
 def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtObjective:
@@ -219,7 +220,7 @@ def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtO
 
 def read_objective(text: str) -> Objective:
     """Limits from a preset's name (`70B interactive`), or from seconds by figure (`ttft_s.p99=0.5,tpot_s.p99=0.03`)."""
-    presets = preset_objectives()
+    presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
     if text in presets:
         return presets[text]
     try:
@@ -230,11 +231,6 @@ def read_objective(text: str) -> Objective:
         known = ", ".join(f"'{name}'" for name in presets)
         raise HarnessError(f"'{text}' is not an objective", f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {known}")
     return limits
-
-
-def preset_objectives() -> dict[str, Objective]:
-    """Name -> limits of the shipped objectives."""
-    return parse_objectives(read_data("prices/mlperf_slo.csv"))
 
 
 def device_and_scenario(

@@ -56,7 +56,7 @@ def test_a_correlation_of_what_is_not_there_is_refused() -> None:
         ("price.usd_per_hour=cheap", ["price.usd_per_hour", "cheap"]),
         ("price.usd_per_hour={value: '3'}", ["price.usd_per_hour.value", "'3'"]),
         ("serving.utilisation=1.2", ["serving.utilisation", "1.2", "at most 1"]),
-        ("serving.utilisation={lognormal: {p5: 0.3, p95: 0.6}}", ["serving.utilisation", "above 0 without end"]),
+        ("serving.utilisation={lognormal: {p5: 0.3, p95: 0.6}}", ["serving.utilisation", "no upper limit"]),
         ("serving.utilisation={value: 120, unit: percent}", ["percent", "at most 1"]),
         ("serving.utilization=0.5", ["serving.utilization", "serving.utilisation"]),
         ("price", ["KEY=VALUE"]),
