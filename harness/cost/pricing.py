@@ -57,12 +57,7 @@ def price_run(run: Run, summary: Summary, scenario: str | None = None, overrides
 
 def explained(priced: Priced) -> Priced:
     """`priced` with the shares of its inputs in the uncertainty of the cost."""
-    rate, inputs = measured(priced.summary, "output_tokens_per_s"), priced.scenario.inputs
-    shares = {} if priced.scenario.no_price or rate.value is None else tornado(priced.scenario, rate)
-    if not any(shares.values()):
-        return priced
-    status = {name: inputs[name].status if name in inputs else rate.status for name in shares}
-    return replace(priced, shares={name: (status[name], share) for name, share in shares.items()})
+    return replace(priced, shares=tornado(priced.scenario, measured(priced.summary, "output_tokens_per_s")))
 
 
 def tiered(priced: Priced) -> Priced:
