@@ -32,7 +32,7 @@ def test_the_example_in_the_documentation_reads() -> None:
     assert scenario.correlations == (("query.visible_tokens", "measured", 0.5),)
 
 
-def test_a_correlation_of_what_is_not_there_is_refused() -> None:
+def test_a_correlation_of_an_unknown_input_is_refused() -> None:
     for link in (
         "[serving.overhead, query.speed, 0.5]",
         "[serving.overhead, serving.overhead, 0.5]",
@@ -101,7 +101,7 @@ def price_of(scenario: Scenario) -> tuple[float, ...]:
     return priced(scenario, Device("gpu", "H100", 1), GPUS, PRICES).inputs[PRICE].distribution.parameters
 
 
-def test_a_price_comes_from_the_scenario_then_the_table_and_never_from_nowhere() -> None:
+def test_a_price_comes_from_the_scenario_or_else_from_the_table() -> None:
     on_demand = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml")
     reserved = parse_scenario((DATA / "scenarios/reserved.yaml").read_text(), "reserved.yaml")
     assert price_of(on_demand) == (1.75, 6.16)
