@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -198,14 +198,23 @@ def _in_words(error: ErrorDetails, form: Any, origin: str, places: Mapping[str, 
 
 
 def _known(form: Any, path: Sequence[int | str]) -> tuple[str, list[str]]:
-    """The description of the key at `path` in a model, and all keys of the map that holds it."""
+    """The description of the key at `path` in a model (or its choices), and all keys of the map that holds it."""
     models, fields, field = list(_models(form)), {}, None
     for part in path:
         fields = {name: each for model in models for name, each in model.model_fields.items()}
         if isinstance(part, str):  # an int is an index in a list
             field = fields.get(part)
         models = list(_models(field.annotation)) if field else models
-    return (field and field.description) or "", list(fields)
+    if field is None:
+        return "", list(fields)
+    choices = ", ".join(_choices(field.annotation))
+    return field.description or (choices and f"one of {choices}"), list(fields)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values of a Literal, or of a Literal or None."""
+    parts = get_args(annotation) if get_origin(annotation) is Union else [annotation]
+    return [str(value) for part in parts if get_origin(part) is Literal for value in get_args(part)]
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -6,7 +6,7 @@ from harness.config import low_high, overrides, read_yaml
 from harness.errors import HarnessError
 
 
-def test_numbers_are_those_of_json_and_all_else_is_text() -> None:
+def test_numbers_are_those_of_json_and_other_scalars_are_text() -> None:
     text = "{a: 1e3, b: 1.5E-3, c: -.5, d: +2, e: 0, f: .inf, g: 2026-11-21, h: 1:30, i: 0x1F, j: 010, k: true, l: ~}"
     assert read_yaml(text, "x")[0] == {
         "a": 1000.0, "b": 0.0015, "c": -0.5, "d": 2, "e": 0, "f": float("inf"), "g": "2026-11-21", "h": "1:30",
@@ -14,26 +14,26 @@ def test_numbers_are_those_of_json_and_all_else_is_text() -> None:
     }  # fmt: skip
 
 
-def test_a_bomb_is_refused_before_it_unfolds() -> None:
+def test_a_yaml_bomb_is_refused_before_it_expands() -> None:
     bomb = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 64))
     with pytest.raises(HarnessError, match=r"^x.yaml:2: not YAML: an alias is not allowed"):
         read_yaml(bomb, "x.yaml")
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "9" * 5000, "a: \x00", "*a", "!!python/object:os.system {}", "{[]: 1}"])
-def test_what_is_not_yaml_is_said_in_a_line(text: str) -> None:
+def test_an_error_for_invalid_yaml_is_one_line(text: str) -> None:
     with pytest.raises(HarnessError, match="not YAML") as raised:
         read_yaml(text, "x.yaml")
     assert "\n" not in raised.value.what
 
 
-def test_set_takes_yaml_and_the_last_of_a_key() -> None:
+def test_set_takes_yaml_and_the_last_value_of_a_key_wins() -> None:
     words = ["a.b=1e3", " c = {d: [x, '2']}", "a.b=null", "c.e=2026-01-02", "f="]
     assert overrides(words) == {"c": {"d": ["x", "2"]}, "a.b": None, "c.e": "2026-01-02", "f": None}
     assert list(overrides(["a=1", "b=2", "a=3"])) == ["b", "a"]
 
 
-def test_values_that_are_a_map_already_stay_as_they_are() -> None:
+def test_overrides_given_as_a_map_are_not_parsed() -> None:
     assert overrides({"a.b": "1e3"}) == {"a.b": "1e3"}
 
 
@@ -49,7 +49,7 @@ def test_values_that_are_a_map_already_stay_as_they_are() -> None:
         ("seed=" + "9" * 5000, "--set seed: not YAML: ", "quotes"),
     ],
 )
-def test_a_word_of_another_form_is_refused_by_name(word: str, what: str, fix: str) -> None:
+def test_a_set_word_of_another_form_is_refused_by_name(word: str, what: str, fix: str) -> None:
     with pytest.raises(HarnessError) as raised:
         overrides([word])
     assert raised.value.what.startswith(what)
@@ -57,6 +57,6 @@ def test_a_word_of_another_form_is_refused_by_name(word: str, what: str, fix: st
 
 
 @pytest.mark.parametrize("value", ["", "lots", "1:2:3", "1:", ":", True, None, [1, 2], {"low": 1}])
-def test_what_is_neither_a_number_nor_a_range_is_no_range(value: object) -> None:
+def test_a_value_that_is_not_a_number_or_range_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         low_high(value)

@@ -18,7 +18,7 @@ FINITE = st.floats(-1e6, 1e6)
 
 @settings(deadline=None)
 @given(st.lists(FINITE, min_size=1, max_size=50), st.floats(0, 1))
-def test_percentile_is_numpys_default(values: list[float], p: float) -> None:
+def test_percentile_equals_numpys_default(values: list[float], p: float) -> None:
     assert stats.percentile(np.sort(values), p) == pytest.approx(float(np.quantile(values, p)), abs=1e-9)
 
 
@@ -58,7 +58,7 @@ def test_ranks_cover_at_least_95_percent_and_need_just_least_n(p: float) -> None
         (1000, 0.99, (983, 997)),  # P(B < 983) = 1.38%, P(B < 984) = 2.64%; P(B >= 997) = 1.01%, P(B >= 996) = 2.87%
     ],
 )
-def test_ranks_known(n: int, p: float, ranks: tuple[int, int]) -> None:
+def test_ranks_equal_known_values(n: int, p: float, ranks: tuple[int, int]) -> None:
     assert stats.interval_ranks(n, p) == ranks
 
 
@@ -134,7 +134,7 @@ def covers(top: stats.Array, known: float, bottom: stats.Array | None = None, to
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.3, 0.6, 0.8])
-def test_intervals_of_a_mean_hold_the_truth_though_values_depend_on_each_other(phi: float) -> None:
+def test_intervals_of_a_mean_cover_the_true_value_of_autocorrelated_values(phi: float) -> None:
     """Autoregressive series of 1,000 values: taken as independent, they cover down to 50% of the time."""
     rng, runs, n = np.random.default_rng(4), 600, 1000
     x = np.empty((n, runs))
@@ -145,7 +145,7 @@ def test_intervals_of_a_mean_hold_the_truth_though_values_depend_on_each_other(p
 
 
 @pytest.mark.parametrize("cv", [0.0, 0.5, 1.0])
-def test_intervals_of_a_closed_loop_hold_the_truth(cv: float) -> None:
+def test_intervals_of_a_closed_loop_cover_the_true_value(cv: float) -> None:
     """The rate of the window and the mean time of a request, 400 runs each."""
     users, rate_held, mean_held = 8, [], []
     rate, stay = truth(users, cv)
@@ -165,7 +165,7 @@ def test_intervals_of_a_closed_loop_hold_the_truth(cv: float) -> None:
     assert 0.92 <= np.mean(mean_held) <= 0.97
 
 
-def test_intervals_of_joules_per_token_hold_the_truth_over_twenty_parts() -> None:
+def test_intervals_of_joules_per_token_cover_the_true_value() -> None:
     rng = np.random.default_rng(6)
     counts = rng.uniform(80, 120, (600, 20))
     joules = 2.0 * counts + rng.normal(0, 20, (600, 20))
@@ -183,11 +183,11 @@ def test_intervals_of_joules_per_token_hold_the_truth_over_twenty_parts() -> Non
         (np.r_[np.zeros(49), 1.0], None, "one value holds it all"),
     ],
 )
-def test_a_mean_without_an_interval(top: stats.Array, bottom: stats.Array | None, why: str) -> None:
+def test_too_few_or_dependent_values_have_no_interval(top: stats.Array, bottom: stats.Array | None, why: str) -> None:
     assert stats.ratio_half(top, bottom) is None, why
 
 
-def test_intervals_over_repeats_by_hand_and_by_draws() -> None:
+def test_intervals_over_repeats_equal_the_calculation_by_hand_and_cover() -> None:
     assert stats.repeats_half(np.array([5.0])) is None
     assert stats.repeats_half(np.array([1.0, 3.0])) == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2), rel=1e-4)
     drawn = np.random.default_rng(7).normal(10, 1, (600, 4))

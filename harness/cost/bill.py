@@ -182,19 +182,24 @@ def interval_figures(name: str, unit: str, status: Status, cost: Draws) -> list[
     return [replace(median, low=low, high=high), Figure(f"{name}.mean", float(cost.mean()), unit, status)]
 
 
-def tornado(scenario: Scenario, rate: Figure) -> dict[str, float]:
-    """Input -> share of the variance of ln cost, largest first, for a scenario from `priced`.
+def tornado(scenario: Scenario, rate: Figure) -> dict[str, tuple[Status, float]]:
+    """Input -> status, and share of the variance of ln cost, largest first, for a scenario from `priced`.
 
     The cost is USD per device-second / measured `rate`. A share is the squared correlation of ln input with ln cost
     over the draws; docs/economics.md says when that is exact. Unlike `Costs.shares`, an owned price is split into its
-    inputs.
+    inputs. Empty if there is no price or no rate, or if nothing is uncertain.
     """
-    x = draw_inputs(scenario)
+    if scenario.no_price or rate.value is None:
+        return {}
+    x, inputs = draw_inputs(scenario), scenario.inputs
     rates = quantile(rate_distribution(rate), 1 - x[MEASURED])
     cost = np.prod([values for _, values in bill_factors(scenario, x)], axis=0) / rates
-    keys = [*((PRICE,) if PRICE in scenario.inputs else OWNED), "serving.overhead", "serving.utilisation"]
-    shares = {key: _explained(x[key], cost) for key in keys} | {rate.name: _explained(rates, cost)}
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+    keys = [*((PRICE,) if PRICE in inputs else OWNED), "serving.overhead", "serving.utilisation"]
+    shares: dict[str, tuple[Status, float]] = {key: (inputs[key].status, _explained(x[key], cost)) for key in keys}
+    shares[rate.name] = rate.status, _explained(rates, cost)
+    if not any(share for _, share in shares.values()):
+        return {}
+    return dict(sorted(shares.items(), key=lambda item: -item[1][1]))
 
 
 def _explained(values: Draws, cost: Draws) -> float:

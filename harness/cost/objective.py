@@ -1,4 +1,4 @@
-"""Throughput, and so cost, at a latency objective: the best point of a sweep that meets it, never past the sweep."""
+"""Throughput at a latency objective: the best point of a sweep that meets the objective, without extrapolation."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from harness.model import Figure, Summary
 CARRIED = (
     "output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "joules_per_request", "joules_per_output_token"
 )  # fmt: skip
-"""Figures that an interpolated point has, where the runs have them."""
+"""Figures of an interpolated point, if the runs have them."""
 Objective = Mapping[str, float]
-"""Upper limits in seconds by the figure that they hold for: {"ttft_s.p99": 0.45}."""
+"""Figure -> upper limit in seconds: {"ttft_s.p99": 0.45}."""
 
 
 def parse_objectives(text: str) -> dict[str, Objective]:
-    """The rows of prices/mlperf_slo.csv by name: 99th percentiles of TTFT and TPOT."""
+    """Name -> objective, from the text of prices/mlperf_slo.csv: 99th percentiles of TTFT and TPOT."""
     columns = {"ttft_s.p99": "p99_ttft_ms", "tpot_s.p99": "p99_tpot_ms"}
     rows = csv.DictReader(io.StringIO(text))
     return {row["scenario"]: {name: float(row[column]) / 1e3 for name, column in columns.items()} for row in rows}
 
 
 def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Summary:
-    """The point with the largest output rate at which every limit holds, between two runs of the Pareto front.
+    """The point with the largest output rate that meets all limits, between two runs of the Pareto front.
 
-    Its `run` names both. Where the fastest run meets the objective it is the answer, and a lower bound. HarnessError
-    where no run does, or one lacks a figure. docs/economics.md says why latencies and rates are linear in between.
+    `run` of the point names both runs. If the fastest run meets the objective, that run is returned, as a lower bound.
+    HarnessError if no run meets the objective, or if a run lacks a figure. docs/economics.md explains why latencies and
+    rates are interpolated linearly.
     """
     names, limits = list(objective), np.array(list(objective.values()))
     front = pareto_front(sweep, names)
@@ -55,12 +56,12 @@ def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Summary:
 
 
 def pareto_front(sweep: Sequence[Summary], latencies: Sequence[str]) -> list[Summary]:
-    """The runs that no other equals or beats in output rate and every latency, by rising output rate."""
+    """The runs that no other run equals or beats in output rate and all latencies, by rising output rate."""
     if not sweep:
         raise HarnessError("no run to choose from", "name the runs of a sweep over users or rate")
     points = [(-value(run, CARRIED[0]), *(value(run, name) for name in latencies)) for run in sweep]
     front: list[int] = []
-    for i in sorted(range(len(points)), key=points.__getitem__):  # from the fastest on, so that none is beaten later
+    for i in sorted(range(len(points)), key=points.__getitem__):  # fastest first: no later run beats an earlier one
         if not any(np.all(np.array(points[j]) <= points[i]) for j in front):
             front.insert(0, i)
     return [sweep[i] for i in front]
@@ -76,7 +77,7 @@ def _between(slower: Summary, faster: Summary, name: str, weight: float) -> Figu
 
 
 def value(run: Summary, name: str) -> float:
-    """A figure's value; HarnessError naming run and reason where it has none."""
+    """A figure's value; HarnessError with run and reason if there is none."""
     figure = measured(run, name)
     if figure.value is None:
         raise HarnessError(f"run {run.run}: {figure.reason}", "leave the run out, or measure more requests")

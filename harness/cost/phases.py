@@ -1,4 +1,4 @@
-"""What input, output, context and requests each take of a device's time, from runs of mixed shape."""
+"""Device time of input tokens, output tokens, context and requests, from runs with different lengths."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from harness.cost.draws import Array, Draws
 from harness.store.rows import flat
 
 TERMS = ("input", "output", "context", "request")
-"""What explains usage: uncached input tokens, output tokens, the sum of every output token's context, requests.
+"""Terms of device usage: uncached input tokens, output tokens, sum of the contexts of output tokens, requests.
 
-`regression.split_usage` finds the coefficients from the `time_blocks` of runs. The runs must be of one model, device
-and concurrency: a larger batch takes less per token."""
+`regression.split_usage` fits the coefficients to the `time_blocks` of runs. The runs must have the same model, device
+and concurrency, because a larger batch needs less time per token."""
 
 
 def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> Array:
-    """A run cut into `number` equal stretches of time, from the first send to the last end: a row each.
+    """Counts and usage of a run in `number` equal time blocks, from the first send to the last end: one row per block.
 
-    Columns are the counts of `TERMS`, then usage in device-seconds. Failed requests are left out, their time is not: it
-    was paid for. Input tokens and the request itself count where the first token arrived, each output token where it
-    arrived, with the input and the output before it as its context. ValueError where no request succeeded.
+    Columns are the counts of `TERMS`, then usage in device-seconds. Tokens of failed requests are left out, but not
+    their time, which was paid for. Input tokens and the request count in the block of the first token, each output
+    token in the block of its arrival, with the input and the output before it as its context. ValueError if no request
+    succeeded.
     """
     done = requests[requests["error"].isna().to_numpy() & (flat(requests["arrival_s"])[1] > 0)]
     if done.empty:
@@ -38,7 +39,7 @@ def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> 
     starts = np.cumsum(sizes) - sizes
     arrived = np.cumsum(tokens)
     before = np.repeat(inputs - (arrived - tokens)[starts], sizes) + arrived - tokens
-    # Tokens of one arrival have contexts c, c+1, …: their sum is n times the middle one.
+    # n tokens of one arrival have contexts c, c+1, …: their sum is n times the mean.
     context = (before + (tokens - 1) / 2) * tokens
     return np.column_stack([
         place(times[starts], uncached), place(times, tokens), place(times, context),
@@ -49,7 +50,7 @@ def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> 
 def usage_of(
     coefficients: Array, tokens_in: Draws | float, tokens_out: Draws | float, cached_share: Draws | float
 ) -> Draws:
-    """Usage of one request: a(1-h) n_in + b n_out + d n_out (n_in + n_out/2) + r, with a, b, d, r the last axis.
+    """Usage of one request: a(1-h) n_in + b n_out + d n_out (n_in + n_out/2) + r; a, b, d, r are on the last axis.
 
     >>> float(usage_of(np.array([1.0, 10.0, 0.0, 5.0]), 100.0, 2.0, 0.25))
     100.0
@@ -61,9 +62,9 @@ def usage_of(
 
 
 def allocate(coefficients: Array, counts: Array, usage: float) -> Mapping[str, float]:
-    """A run's whole usage shared out by term in proportion to the fit, so that the terms add up to `usage` exactly.
+    """`usage` divided between the terms in proportion to the fit, so that the terms add up to `usage` exactly.
 
-    `counts` are the run's totals in the order of `TERMS`. ValueError where the fit explains nothing.
+    `counts` are the run's totals in the order of `TERMS`. ValueError if the fit explains nothing.
 
     >>> dict(allocate(np.array([1.0, 2.0, 0.0, 0.0]), np.array([10.0, 5.0, 7.0, 1.0]), 40.0))
     {'input': 20.0, 'output': 20.0, 'context': 0.0, 'request': 0.0}

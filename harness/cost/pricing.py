@@ -57,12 +57,7 @@ def price_run(run: Run, summary: Summary, scenario: str | None = None, overrides
 
 def explained(priced: Priced) -> Priced:
     """`priced` with the shares of its inputs in the uncertainty of the cost."""
-    rate, inputs = measured(priced.summary, "output_tokens_per_s"), priced.scenario.inputs
-    shares = {} if priced.scenario.no_price or rate.value is None else tornado(priced.scenario, rate)
-    if not any(shares.values()):
-        return priced
-    status = {name: inputs[name].status if name in inputs else rate.status for name in shares}
-    return replace(priced, shares={name: (status[name], share) for name, share in shares.items()})
+    return replace(priced, shares=tornado(priced.scenario, measured(priced.summary, "output_tokens_per_s")))
 
 
 def tiered(priced: Priced) -> Priced:
@@ -200,7 +195,8 @@ def alike(sweep: Sweep) -> list[Sweep]:
 
 def at_objectives(sweep: Sweep, scenario: str | None = None) -> list[AtObjective]:
     """The best point of runs that are `alike`, at each preset objective."""
-    return [_at(sweep, name, limits, scenario) for name, limits in preset_objectives().items()]
+    presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
+    return [_at(sweep, name, limits, scenario) for name, limits in presets.items()]
 
 
 def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtObjective:
@@ -219,7 +215,7 @@ def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtO
 
 def read_objective(text: str) -> Objective:
     """Limits from a preset's name (`70B interactive`), or from seconds by figure (`ttft_s.p99=0.5,tpot_s.p99=0.03`)."""
-    presets = preset_objectives()
+    presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
     if text in presets:
         return presets[text]
     try:
@@ -230,11 +226,6 @@ def read_objective(text: str) -> Objective:
         known = ", ".join(f"'{name}'" for name in presets)
         raise HarnessError(f"'{text}' is not an objective", f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {known}")
     return limits
-
-
-def preset_objectives() -> dict[str, Objective]:
-    """Name -> limits of the shipped objectives."""
-    return parse_objectives(read_data("prices/mlperf_slo.csv"))
 
 
 def device_and_scenario(

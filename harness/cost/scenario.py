@@ -1,4 +1,4 @@
-"""Scenarios: the sourced assumptions that turn measured tokens into money and energy. Text in, values out."""
+"""Scenarios: sourced assumptions that convert measured tokens to money and energy. Opens no file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BeforeValidator
 
-from harness.config import AS_WRITTEN, Values, checked, low_high, overridden, read_map, refused
+from harness.config import AS_WRITTEN, Section, Values, checked, low_high, overridden, read_map, refused
 from harness.cost import units
 from harness.cost.draws import PARAMETERS, Distribution, distribution, scaled, support
 from harness.errors import HarnessError
@@ -23,7 +23,7 @@ InputStatus = Literal["measured", "reported", "assumed"]
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What an input means: its canonical unit and the range that makes sense."""
+    """Canonical unit, allowed range and meaning of an input."""
 
     unit: str
     low: float
@@ -51,19 +51,19 @@ KEYS: Mapping[str, Key] = {
     "owned.hosting_usd_per_kw_month": Key("USD/kW/month", 0, math.inf, "building and cooling, by IT power"),
     "owned.staff_usd_per_hour": Key("USD/hour", 0, math.inf, "operation, repair and spares of one GPU"),
 }
-"""Every input that a scenario may hold."""
+"""All inputs that a scenario may hold."""
 PRICE = "price.usd_per_hour"
 MEASURED = "measured"
-"""Names, in correlations, what the run measured: device-seconds and joules per token or query, higher is dearer."""
+"""In correlations: device-seconds and joules per token or query, as measured; a higher value costs more."""
 ALWAYS = ("serving.utilisation", "serving.overhead", "query.requests")
 OWNED = (*(key for key in KEYS if key.startswith("owned.")), "energy.pue")
 POSITIVE = (PRICE, "serving.utilisation", "owned.capital_usd", "owned.life_years")
-"""Inputs for which 0 makes no sense either."""
+"""Inputs that must be above 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One assumption: a number or a distribution in the unit of its key, and where it comes from."""
+    """One assumption: a distribution in the unit of its key, with its source."""
 
     name: str
     distribution: Distribution
@@ -75,7 +75,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A set of assumptions. `per` is what a price is for; `gpu` limits the scenario to that row of gpus.csv."""
+    """A set of assumptions. `per` is the unit of a price; `gpu` limits the scenario to this row of gpus.csv."""
 
     name: str
     description: str
@@ -86,15 +86,14 @@ class Scenario:
     correlations: tuple[tuple[str, str, float], ...]
     origin: str
     no_price: str | None = None
-    """Why there is no price of the device at hand, and one is needed; see `cost.priced`."""
+    """Why a needed price is missing; set by `bill.priced`."""
 
 
 Loose = Annotated[str, BeforeValidator(str, json_schema_input_type=str | float)]
-"""Text that YAML may read as something else: 1 and 2026."""
+"""Text that YAML may read as a number, such as 1 and 2026."""
 
 
-class InputFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class InputFile(Section, strict=True):
     value: float | None = None
     lognormal: dict[str, float] | None = None
     uniform: dict[str, float] | None = None
@@ -107,26 +106,25 @@ class InputFile(BaseModel):
     status: InputStatus
 
 
-class ScenarioFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class ScenarioFile(Section):
     name: str
     description: str
     tier: Tier
     per: Literal["gpu", "vcpu"] = "gpu"
     gpu: str | None = None
     inputs: dict[Literal[*KEYS], InputFile]  # type: ignore[valid-type]
-    correlations: list[tuple[str, str, float]] = []
+    correlations: tuple[tuple[str, str, float], ...] = ()
 
 
-_content = lru_cache(maxsize=32)(read_map)  # reading YAML is slow, and a scenario is read for each run that it prices
+_content = lru_cache(maxsize=32)(read_map)  # reading YAML is slow, and a scenario is read once per run
 
 
 def parse_scenario(text: str, origin: str, overrides: Values = AS_WRITTEN) -> Scenario:
     """The scenario in `text` (YAML); `origin` is its file for error messages.
 
-    Each of `overrides` is an input by its key: a number, LOW:HIGH (p5 and p95 of a lognormal), a distribution
-    (`{uniform: {low: 0.3, high: 0.6}}`) or a whole input; unless they say otherwise they are in the unit of the key,
-    their source is `--set` and their status assumed. HarnessError with file, key, value and the expected form.
+    `overrides` maps keys to a number, LOW:HIGH (p5 and p95 of a lognormal), a distribution
+    (`{uniform: {low: 0.3, high: 0.6}}`) or a whole input. Defaults of an override: the unit of its key, source `--set`,
+    status assumed. HarnessError with file, key, value and expected form.
     """
     data, places = _content(text, origin, "a scenario, whose form docs/economics.md describes")
     if isinstance(data.get("inputs"), dict):
@@ -143,12 +141,11 @@ def parse_scenario(text: str, origin: str, overrides: Values = AS_WRITTEN) -> Sc
         if not {a, b} <= {*inputs, MEASURED} or a == b or not -1 < rho < 1:
             fix = f"name two inputs of this scenario, or one and '{MEASURED}', and a rho between -1 and 1"
             raise HarnessError(f"{origin}: correlations: [{a}, {b}, {rho}]", fix)
-    links = tuple(file.correlations)
-    return Scenario(file.name, file.description, file.tier, file.per, file.gpu, inputs, links, origin)
+    return Scenario(file.name, file.description, file.tier, file.per, file.gpu, inputs, file.correlations, origin)
 
 
 def _given(key: str, value: Any) -> dict[str, Any]:
-    """What `--set` says of an input, as a scenario's file has it."""
+    """A value of `--set` in the form of a scenario file's input."""
     if not isinstance(value, dict):
         try:
             low, high = low_high(value)
@@ -179,15 +176,15 @@ def _input(key: str, given: InputFile, where: str) -> Input:
         above = "above 0" if key in POSITIVE else f"{known.low:g} or more"
         limits = above if math.isinf(known.high) else f"{above}, at most {known.high:g}"
         if math.isinf(high):
-            limits += "; a lognormal takes every value above 0 without end: use beta, triangular or uniform"
+            limits += "; a lognormal has no upper limit: use beta, triangular or uniform"
         raise HarnessError(f"{where}: {raw} ({given.unit})", f"expected {known.meaning}: {limits}")
     return Input(key, made, known.unit, given.source, given.date, given.status)
 
 
 def parse_prices(rental_ranges: str, three_years: str) -> dict[tuple[str, str], Input]:
-    """The rows of prices/gpu_rental_ranges.csv and prices/gpu_prices.csv: (tier, GPU) -> price of a GPU-hour.
+    """(tier, GPU) -> price of a GPU-hour, from prices/gpu_rental_ranges.csv and prices/gpu_prices.csv.
 
-    A range is read as the 5th and 95th percentile of a lognormal.
+    The ends of a range are the 5th and 95th percentile of a lognormal.
     """
     rental = "usd_per_gpu_hour_rental_3yr"
     prices = {}

@@ -1,4 +1,4 @@
-"""Units as words joined with `-` and `/`, such as `USD/GPU-hour`, and how one converts into another."""
+"""Units as words joined with `-` and `/`, such as `USD/kW-hour`, and their conversion."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 Words = Mapping[str, tuple[float, tuple[str, ...]]]
-"""Word -> how many of the product of the base words it is."""
+"""Word -> (factor, base words): the word is `factor` times the product of the base words."""
 WORDS: Words = {
     "1": (1.0, ()),
     "percent": (0.01, ()),
@@ -26,11 +26,11 @@ WORDS: Words = {
     "kWh": (1e3, ("W", "hour")),
     "MWh": (1e6, ("W", "hour")),
 }
-"""The words of `factor`. A year is 365.25 days, a month a twelfth of it."""
+"""The words of `factor`. A year has 365.25 days, a month is a twelfth of a year."""
 
 
 def reduced(text: str, words: Words) -> tuple[float, dict[str, int]]:
-    """A unit as a number times powers of base words; `-` multiplies, all after the first `/` divides.
+    """A unit as a factor and the powers of base words; `-` multiplies, everything after the first `/` divides.
 
     KeyError for a word that is not among `words`.
 
@@ -48,7 +48,7 @@ def reduced(text: str, words: Words) -> tuple[float, dict[str, int]]:
 
 
 def factor(given: str, wanted: str) -> float:
-    """What a number in unit `given` is multiplied by to be in `wanted`; ValueError where they do not fit.
+    """The factor that converts a number from unit `given` to unit `wanted`; ValueError if they do not match.
 
     >>> factor("percent", "1"), factor("USD/day", "USD/hour") == 1 / 24
     (0.01, True)

@@ -202,13 +202,8 @@ def read_summary(directory: Path) -> Summary | None:
         if raw["harness"] != source():
             return None
         _SUMMARY.validate_python(raw)
-        return Summary(
-            run=raw["run"],
-            state=raw["state"],
-            figures=tuple(Figure(**figure) for figure in raw["figures"]),
-            errors=raw["errors"],
-            findings=tuple(Finding(**finding) for finding in raw["findings"]),
-        )
+        figures, findings = (Figure(**each) for each in raw["figures"]), (Finding(**each) for each in raw["findings"])
+        return Summary(raw["run"], raw["state"], tuple(figures), raw["errors"], tuple(findings))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -97,6 +97,8 @@ def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | Non
 def _run_file(kind: Format, point: formats.Result, now: datetime, path: Path, digest: str) -> RunFile:
     model = ModelIdentity(asked=point.model, precision=point.precision)
     info = EngineInfo(point.engine, None, model, "cuda" if point.gpu else "unknown", point.gpus or 1, 0, None)
+    said = dataclasses.asdict(replace(point, records=()))
+    imported = {key: said[key] for key in ("version", "measured", "figures", "notes")}
     return RunFile(
         id=new_id(now, point.model, kind.tool, point.name),
         created_utc=now,
@@ -105,15 +107,7 @@ def _run_file(kind: Format, point: formats.Result, now: datetime, path: Path, di
         engine_asked=point.engine,
         engine=engine_record(info),
         environment={"gpus": [{"name": point.gpu}] * (point.gpus or 1)} if point.gpu else {},
-        imported={
-            "tool": kind.tool,
-            "version": point.version,
-            "file": path.name,
-            "sha256": digest,
-            "measured": point.measured,
-            "figures": [dataclasses.asdict(figure) for figure in point.figures],
-            "notes": list(point.notes),
-        },
+        imported={"tool": kind.tool, "file": path.name, "sha256": digest, **imported},
     )
 
 

@@ -90,9 +90,7 @@ class Step(Section):
 class Load(Section):
     """When requests are sent; `TAKES` lists the keys of each shape."""
 
-    shape: Literal["closed", "offline", "constant", "poisson", "gamma", "trace", "ramp", "steps"] = Field(
-        description="one of closed, offline, constant, poisson, gamma, trace, ramp, steps"
-    )
+    shape: Literal["closed", "offline", "constant", "poisson", "gamma", "trace", "ramp", "steps"]
     users: Annotated[UsersOr0, Field(gt=0)] | None = Field(
         None, description="requests in flight at any time, a whole number from 1 to 100,000"
     )
@@ -106,12 +104,10 @@ class Load(Section):
     steps: Annotated[tuple[Step, ...], Field(min_length=1)] | None = Field(
         None, description="a list of {users or rate_per_s, duration_s}, all of one kind"
     )
-    arrivals: Literal["poisson", "constant"] | None = Field(None, description="one of poisson, constant")
+    arrivals: Literal["poisson", "constant"] | None = None
     trace: str | None = Field(None, description="a shipped trace's name or a file, for its arrival times")
     time_scale: Positive | None = Field(None, description="a factor above 0 on the trace's times: 0.5 is twice as fast")
-    duration_s: Seconds | None = Field(
-        None, description="seconds above 0 after which no request is sent: 60 or '1 min'"
-    )
+    duration_s: Seconds | None = Field(None, description="seconds above 0 until sending stops: 60 or '1 min'")
     max_in_flight: Count | None = Field(None, description=f"the most requests in flight, {WHOLE}")
 
     @model_validator(mode="after")

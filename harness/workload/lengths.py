@@ -28,9 +28,7 @@ _SECONDS = "seconds above 0: 0.2 or '200 ms'"
 class Lengths(Section):
     """Distribution of the number of tokens of prompts or answers; `LENGTHS` lists the keys of each distribution."""
 
-    distribution: Literal["fixed", "uniform", "normal", "lognormal"] = Field(
-        description="one of fixed, uniform, normal, lognormal"
-    )
+    distribution: Literal["fixed", "uniform", "normal", "lognormal"]
     tokens: Count | None = Field(None, description=f"tokens of every request, {WHOLE}")
     mean: Tokens | None = Field(None, description="mean tokens, from 1 to 10 million")
     std: Tokens | None = Field(None, description="standard deviation in tokens, from 1 to 10 million")
@@ -65,9 +63,7 @@ class Lengths(Section):
 class Times(Section):
     """Distribution of a duration; `TIMES` lists the keys of each distribution."""
 
-    distribution: Literal["fixed", "uniform", "normal", "lognormal", "exponential"] = Field(
-        description="one of fixed, uniform, normal, lognormal, exponential"
-    )
+    distribution: Literal["fixed", "uniform", "normal", "lognormal", "exponential"]
     seconds: Seconds | None = Field(None, description=f"the same for all: {_SECONDS}")
     mean: Seconds | None = Field(None, description=f"mean, {_SECONDS}")
     std: Seconds | None = Field(None, description=f"standard deviation, {_SECONDS}")

@@ -49,7 +49,7 @@ class Content(Section):
     input_tokens: LengthsOrInt = Field(None, description=LENGTHS_FORM)
     output_tokens: LengthsOrInt = Field(None, description=LENGTHS_FORM)
     trace: str | None = Field(None, description="a shipped trace's name or a file, for its lengths")
-    trace_order: Literal["sampled", "recorded"] | None = Field(None, description="one of sampled, recorded")
+    trace_order: Literal["sampled", "recorded"] | None = None
     prompts: str | None = Field(None, description="a JSONL file of prompts, or a JSON file of ShareGPT's form")
     turns: LengthsOrInt = Field(None, description="turns of a conversation, as lengths are given; at most 1,000")
     think_time_s: TimesOrSeconds = Field(None, description=TIMES_FORM)
@@ -168,9 +168,7 @@ class Workload(Section):
 
     name: str = Field(min_length=1, description="a short name; the file's name if not given")
     description: str = Field("", description="one line of text")
-    model: str = Field(
-        "smollm2-135m", min_length=1, description="a short name, a hub id, a local directory or a GGUF file"
-    )
+    model: str = Field("smollm2-135m", min_length=1, description="a short name, hub id, directory or GGUF file")
     engine: Engine = Field(Engine(), description="a map: the engine's name, and options by engine")
     requests: Requests = Field(description="a map: count, and lengths, a trace or prompts")
     load: Load = Field(description="a map: shape, and the keys of that shape")

@@ -56,7 +56,7 @@ def test_one_server_is_the_textbook_queue() -> None:
     assert in_flight(6.0, BATCHING) == math.inf
 
 
-def test_a_day_by_hand() -> None:
+def test_a_day_of_a_fleet_equals_the_calculation_by_hand() -> None:
     load = np.array([1.0] * 8 + [5.0] * 8 + [2.0] * 8)
     day = plan(load, 2.0, BATCHING, BARE)
     assert day.replicas.tolist() == [1] * 8 + [3] * 8 + [1] * 8
@@ -75,7 +75,9 @@ def test_spares_keep_enough_replicas_at_work() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.1, 50), st.floats(1, 2), st.floats(0, 0.9), st.integers(0, 5))
-def test_more_caution_never_takes_fewer_replicas(mean: float, peak: float, headroom: float, hold: int) -> None:
+def test_more_headroom_or_hold_time_never_gives_fewer_replicas(
+    mean: float, peak: float, headroom: float, hold: int
+) -> None:
     load = diurnal(mean, peak)
     careful = plan(load, 1.5, BATCHING, Policy(headroom, 0.999, 0.99, hold))
     bare = plan(load, 1.5, BATCHING, BARE)

@@ -55,7 +55,7 @@ def test_a_limit_that_a_run_meets_exactly_gives_that_run() -> None:
     assert best_feasible(SWEEP, objective(0.2, 1.0))["output_tokens_per_s"].value == pytest.approx(300)
 
 
-def test_a_slower_run_that_misses_the_objective_does_not_hide_a_faster_one_that_meets_it() -> None:
+def test_a_slower_run_that_misses_the_objective_does_not_hide_a_faster_run() -> None:
     sweep = [run("long queue", 100, 9.0, 0.001), run("good", 200, 0.1, 0.01)]
     assert best_feasible(sweep, objective(1, 1)).run == "good"
 
@@ -79,7 +79,7 @@ def test_nothing_is_extrapolated() -> None:
     st.floats(0.001, 1),
     st.floats(1, 2),
 )
-def test_a_looser_objective_is_never_slower_and_never_past_the_sweep(
+def test_a_looser_objective_is_never_slower_and_never_beyond_the_sweep(
     points: list[tuple[float, float, float]], ttft: float, tpot: float, looser: float
 ) -> None:
     sweep = [run(str(i), *point) for i, point in enumerate(points)]

@@ -29,7 +29,7 @@ def cost(split: Split, scenario: Scenario, n: int = 2**14) -> Costs:
     return cost_of_query(split, (800.0, 150.0), H100, priced(scenario, H100, GPUS, PRICES), n)
 
 
-def test_a_term_that_costs_nothing_has_a_price_of_nothing() -> None:
+def test_a_term_without_cost_has_price_0() -> None:
     runs = [run_of(*mix) for mix in MIXES]
     free = split_usage([np.column_stack([run[:, :4], run[:, :4] @ (TRUE * [1, 1, 1, 0])]) for run in runs])
     scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml")
@@ -86,7 +86,7 @@ def query(given: Values, mixes: list[tuple[int, int]] = MIXES, noise: float = 0.
     return {figure.name: figure.value for figure in found.figures}
 
 
-def test_a_query_by_hand() -> None:
+def test_the_cost_of_a_query_equals_the_calculation_by_hand() -> None:
     # USD 0.0024 a device-second; 600 uncached of 800, 100 visible and 50 reasoning tokens, twice.
     found = query({"serving.cached_share": 0.25, "query.visible_tokens": 100, "query.reasoning_tokens": 50})
     seconds = 2 * (0.06 + 0.75 + 2e-6 * 150 * 875 + 0.02)

@@ -136,7 +136,7 @@ def test_cost_falls_as_interactivity_does() -> None:
 
 
 @pytest.mark.parametrize("text", ["fast", "ttft_s.p99=-1", "ttft_s.p99=0.1,tpot", ""])
-def test_an_objective_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_objective_is_refused(text: str) -> None:
     with pytest.raises(HarnessError, match="is not an objective"):
         read_objective(text)
 
@@ -148,7 +148,7 @@ def test_the_tornado_names_every_input_that_can_move_the_cost() -> None:
     assert len(table.rows) == 4
 
 
-def test_a_cost_that_is_not_there_or_certain_has_no_tornado() -> None:
+def test_a_missing_or_certain_cost_has_no_tornado() -> None:
     nothing = Summary("r", "complete", (), {})
     assert tornado_tables(explained(price_run(loaded(), nothing))) == []
     certain = dict.fromkeys(("price.usd_per_hour", "serving.overhead", "serving.utilisation"), 1)
@@ -157,7 +157,7 @@ def test_a_cost_that_is_not_there_or_certain_has_no_tornado() -> None:
     assert tornado_tables(explained(known)) == []
 
 
-def test_a_workload_names_the_scenario_of_its_runs() -> None:
+def test_a_workload_may_name_the_scenario_of_its_runs() -> None:
     own = loaded(scenario="mine.yaml")
     with pytest.raises(HarnessError, match="no scenario 'mine"):
         price_run(own, SUMMARY)

@@ -32,7 +32,7 @@ def test_the_example_in_the_documentation_reads() -> None:
     assert scenario.correlations == (("query.visible_tokens", "measured", 0.5),)
 
 
-def test_a_correlation_of_what_is_not_there_is_refused() -> None:
+def test_a_correlation_of_an_unknown_input_is_refused() -> None:
     for link in (
         "[serving.overhead, query.speed, 0.5]",
         "[serving.overhead, serving.overhead, 0.5]",
@@ -58,7 +58,7 @@ def test_a_correlation_of_what_is_not_there_is_refused() -> None:
         ("price.usd_per_hour=3:1", ["p5 3.0", "p95 1.0"]),
         ("serving.utilisation=0.3:0.6", ["serving.utilisation", "above 0 without end"]),
         ("serving.utilisation=1.2", ["serving.utilisation", "1.2", "at most 1"]),
-        ("serving.utilisation={lognormal: {p5: 0.3, p95: 0.6}}", ["serving.utilisation", "above 0 without end"]),
+        ("serving.utilisation={lognormal: {p5: 0.3, p95: 0.6}}", ["serving.utilisation", "no upper limit"]),
         ("serving.utilisation={value: 120, unit: percent}", ["percent", "at most 1"]),
         ("serving.utilization=0.5", ["serving.utilization", "serving.utilisation"]),
         ("price", ["KEY=VALUE"]),
@@ -121,7 +121,7 @@ def price_of(scenario: Scenario) -> tuple[float, ...]:
     return priced(scenario, Device("gpu", "H100", 1), GPUS, PRICES).inputs[PRICE].distribution.parameters
 
 
-def test_a_price_comes_from_the_scenario_then_the_table_and_never_from_nowhere() -> None:
+def test_a_price_comes_from_the_scenario_or_else_from_the_table() -> None:
     on_demand = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml")
     reserved = parse_scenario((DATA / "scenarios/reserved.yaml").read_text(), "reserved.yaml")
     assert price_of(on_demand) == (1.75, 6.16)

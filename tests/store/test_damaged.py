@@ -110,7 +110,7 @@ EACH_VERB = ("future schema", "an inner field of another kind", "half of the row
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_every_verb_names_what_is_damaged_and_goes_on_with_the_others(
+def test_every_verb_names_the_damaged_file_and_reads_the_other_runs(
     kind: str,
     whole: Path,
     harness: Command,
@@ -154,7 +154,7 @@ def victim(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place=st.floats(0, 1, exclude_max=True),
     byte=st.none() | st.integers(0, 255),
 )
-def test_a_file_cut_anywhere_or_with_a_byte_changed_is_read_or_refused(
+def test_a_truncated_or_altered_file_is_read_or_refused(
     whole: Path, victim: Path, name: str, place: float, byte: int | None
 ) -> None:
     """Rows that are read are those that were written: run.json has the digest of their file."""
@@ -180,7 +180,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data(), value=st.sampled_from([None, "x", 5, [], {}, [1], {"a": 1}, 1e300]))
-def test_a_value_of_another_kind_anywhere_in_run_json_is_read_or_refused(
+def test_a_value_of_another_type_in_run_json_is_read_or_refused(
     whole: Path, victim: Path, data: st.DataObject, value: object
 ) -> None:
     raw = json.loads((whole / "run.json").read_text())
@@ -196,7 +196,7 @@ def test_a_value_of_another_kind_anywhere_in_run_json_is_read_or_refused(
         pd.testing.assert_frame_equal(read_run(victim).requests, read_run(whole).requests)
 
 
-def test_a_run_that_may_not_be_entered_is_named_and_the_others_are_listed(whole: Path, tmp_path: Path) -> None:
+def test_a_run_without_read_permission_is_named_and_the_others_are_listed(whole: Path, tmp_path: Path) -> None:
     for name in ("good", "closed"):
         shutil.copytree(whole, tmp_path / name)
     (tmp_path / "closed").chmod(0)

@@ -54,7 +54,7 @@ def test_a_finished_run_reads_as_it_was_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in writer.directory.iterdir()) == ["requests.parquet", "run.json"]
 
 
-def test_a_key_of_the_environment_that_no_code_reads_any_more_still_reads(tmp_path: Path) -> None:
+def test_unknown_keys_of_the_environment_are_kept(tmp_path: Path) -> None:
     environment = {"client_capacity": {"tokens_per_s": 16000.0, "requests_per_s": 2000.0, "limited_by": "server"}}
     writer = RunWriter(tmp_path, run_file(environment=environment))
     writer.finish("complete")
@@ -91,7 +91,7 @@ def test_a_journal_cut_in_the_middle_of_a_line_keeps_the_whole_lines(tmp_path: P
     assert read_run(writer.directory).requests["index"].tolist() == [0]
 
 
-def test_a_run_whose_process_is_gone_is_interrupted(tmp_path: Path) -> None:
+def test_a_run_whose_process_has_ended_is_interrupted(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, run_file())
     directory = writer.directory
     assert read_run(directory).file.state == "running"
@@ -188,11 +188,11 @@ def test_runs_of_one_second_do_not_collide(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "slug"), [("../../x/é y", "-y"), ("漢字", ""), ("x" * 500, "-" + "x" * 40), ("\0", ""), ("/", "")]
 )
-def test_names_are_fit_for_a_directory(name: str, slug: str) -> None:
+def test_run_ids_are_valid_directory_names(name: str, slug: str) -> None:
     assert new_id(datetime(2026, 1, 2, tzinfo=UTC), None, name) == f"20260102T000000Z{slug}"
 
 
-def test_a_place_that_cannot_be_written_is_an_error_and_what_is_there_still_reads(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_an_error_and_its_rows_still_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "broken").symlink_to("nowhere/at/all")
     for name in ("file", "file/in", "broken", "x" * 500):
@@ -206,7 +206,7 @@ def test_a_place_that_cannot_be_written_is_an_error_and_what_is_there_still_read
     assert read_run(writer.directory).requests["index"].tolist() == [0]
 
 
-def test_what_is_called_latest_and_is_no_link_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_named_latest_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "latest").mkdir()
     point_latest(tmp_path, "a")
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]

@@ -69,7 +69,7 @@ def test_figures_are_those_that_the_tool_printed(name: str, tmp_path: Path) -> N
     assert summary.findings[0].code == "imported"
 
 
-def test_what_the_tool_does_not_say_stays_missing(tmp_path: Path) -> None:
+def test_a_value_missing_in_the_file_stays_missing(tmp_path: Path) -> None:
     (directory,) = store_points(DATA / "vllm_throughput.json", tmp_path)
     missing = summary_of(read_run(directory))["ttft_s.p50"]
     assert (missing.value, missing.reason) == (None, "vllm bench throughput does not give it")
@@ -121,7 +121,7 @@ def test_energy_of_the_benchmark_is_that_of_its_steady_state(tmp_path: Path) -> 
     assert values["requests_per_s"] == content["request_throughput"]
 
 
-def test_a_sweep_is_a_point_an_entry(tmp_path: Path) -> None:
+def test_a_sweep_gives_one_point_per_entry(tmp_path: Path) -> None:
     content = json.loads((DATA / "vllm_serve.json").read_text())
     file = tmp_path / "summary.json"
     file.write_text(json.dumps([content, content | {"max_concurrency": 16}]))

@@ -68,7 +68,7 @@ def test_poisson_is_gamma_of_burstiness_1() -> None:
     assert np.array_equal(gaps(shape="gamma", rate_per_s=3, burstiness=1), gaps(shape="poisson", rate_per_s=3))
 
 
-def test_the_seed_alone_decides() -> None:
+def test_due_times_depend_only_on_the_seed() -> None:
     load = Load(shape="poisson", rate_per_s=3)
     assert list(due_times(load, 50, seed=1)) == list(due_times(load, 50, seed=1))
     assert list(due_times(load, 50, seed=0)) != list(due_times(load, 50, seed=1))
@@ -89,12 +89,14 @@ def test_offline_is_due_at_once() -> None:
         ({"duration_s": "0.1 min"}, 1, [0]),  # whichever comes first
     ],
 )
-def test_trace(keys: dict[str, Any], count: int | None, due: list[float]) -> None:
+def test_a_trace_is_replayed_once_from_its_first_arrival(
+    keys: dict[str, Any], count: int | None, due: list[float]
+) -> None:
     load = Load(shape="trace", trace="t", **keys)
     assert list(due_times(load, count, 0, trace(10, 12, 16))) == due
 
 
-def test_closed_has_no_due_times() -> None:
+def test_a_closed_loop_has_no_due_times() -> None:
     with pytest.raises(ValueError, match="closed"):
         due_times(Load(shape="closed", users=1), 1, 0)
 
@@ -120,23 +122,23 @@ def test_due_times_never_decrease_and_keep_to_both_limits(
     ("written", "si"),
     [(3, 3.0), (0.5, 0.5), ("200 ms", 0.2), ("2min", 120.0), ("1e-3", 0.001), ("1 h", 3600.0), ("50 us", 5e-5)],
 )
-def test_seconds(written: Any, si: float) -> None:
+def test_times_convert_to_seconds(written: Any, si: float) -> None:
     assert Load(shape="constant", rate_per_s=1, duration_s=written).duration_s == pytest.approx(si)
 
 
 @pytest.mark.parametrize(("written", "si"), [(3, 3.0), ("3 /s", 3.0), ("120 /min", 2.0), ("9/h", 0.0025), ("2", 2.0)])
-def test_rates(written: Any, si: float) -> None:
+def test_rates_convert_to_requests_per_second(written: Any, si: float) -> None:
     assert Load(shape="constant", rate_per_s=written).rate_per_s == pytest.approx(si)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "-1 s", "3 sec", "3 /s", "soon", "1.2.3", "inf", math.nan, True, [1], ""])
-def test_what_is_no_time_is_refused(wrong: Any) -> None:
+def test_an_invalid_time_is_refused(wrong: Any) -> None:
     with pytest.raises(ValidationError, match="above 0"):
         Load.model_validate({"shape": "constant", "rate_per_s": 1, "duration_s": wrong})
 
 
 @pytest.mark.parametrize("wrong", [0, -3, "3 s", "3 per second", "/s"])
-def test_what_is_no_rate_is_refused(wrong: Any) -> None:
+def test_an_invalid_rate_is_refused(wrong: Any) -> None:
     with pytest.raises(ValidationError, match="above 0"):
         Load.model_validate({"shape": "constant", "rate_per_s": wrong})
 
@@ -150,7 +152,7 @@ STEPS = {"of users": ({"users": 3, "duration_s": 9.0},), "of the rate": ({"rate_
 
 
 @pytest.mark.parametrize("shape", sorted(TAKES))
-def test_each_shape_takes_its_keys_needs_the_plain_ones_and_refuses_the_others(shape: str) -> None:
+def test_each_shape_requires_its_keys_and_refuses_those_of_other_shapes(shape: str) -> None:
     takes = TAKES[shape].split()
     shape, _, varied = shape.partition(" ")
     examples = {**EXAMPLES, "steps": STEPS.get(varied)}
@@ -188,9 +190,7 @@ def steps(of: str, *pairs: tuple[float, float], **keys: Any) -> Load:
         (steps("rate_per_s", (2, 1), (4, 9), arrivals="constant", duration_s=1.5), [0, 0.5, 1, 1.25]),
     ],
 )
-def test_constant_arrivals_come_as_the_integral_of_the_rate_passes_each_whole_number(
-    load: Load, due: list[float]
-) -> None:
+def test_constant_arrivals_are_due_when_the_cumulative_rate_passes_whole_numbers(load: Load, due: list[float]) -> None:
     assert list(due_times(load, None, 0)) == pytest.approx(due)
 
 
@@ -231,7 +231,9 @@ def test_poisson_arrivals_of_a_varying_rate_are_those_of_a_rate_of_1_after_time_
     span=st.floats(0.1, 10),
     seed=st.integers(0, 100),
 )
-def test_steps_of_constant_arrivals_number_the_integral(levels: list[float], span: float, seed: int) -> None:
+def test_steps_of_constant_arrivals_give_as_many_requests_as_the_cumulative_rate(
+    levels: list[float], span: float, seed: int
+) -> None:
     load = steps("rate_per_s", *((level, span) for level in levels), arrivals="constant")
     due = list(due_times(load, None, seed))
     assert due == sorted(due)
@@ -252,12 +254,12 @@ def test_steps_of_constant_arrivals_number_the_integral(levels: list[float], spa
         ),
     ],
 )
-def test_users_come_and_go(load: Load, spans: list[list[tuple[float, float]]]) -> None:
+def test_users_are_active_in_the_spans_of_the_load(load: Load, spans: list[list[tuple[float, float]]]) -> None:
     assert user_spans(load) == spans
 
 
 @given(start=st.integers(0, 40), end=st.integers(0, 40), at=st.floats(0, 20))
-def test_users_on_a_ramp_are_the_level_rounded_towards_its_start(start: int, end: int, at: float) -> None:
+def test_users_on_a_ramp_are_the_level_rounded_towards_the_start_level(start: int, end: int, at: float) -> None:
     assume(start or end)
     level = start + (end - start) * min(at / 10, 1.0)
     assume(abs(level - round(level)) > 1e-9)
@@ -265,7 +267,7 @@ def test_users_on_a_ramp_are_the_level_rounded_towards_its_start(start: int, end
     assert there == (math.floor(level) if end > start else math.ceil(level))
 
 
-def test_users_have_no_due_times_and_due_times_no_users() -> None:
+def test_a_load_has_either_users_or_due_times() -> None:
     with pytest.raises(ValueError, match="no due times"):
         due_times(ramp("users", 1, 2, 3), None, 0)
     with pytest.raises(ValueError, match="no users"):
@@ -286,12 +288,12 @@ def test_users_have_no_due_times_and_due_times_no_users() -> None:
         ({"steps": [{"rate_per_s": "-1 /s", "duration_s": 1}]}, "a number from 0"),
     ],
 )
-def test_steps_that_are_none(keys: dict[str, Any], message: str) -> None:
+def test_invalid_steps_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Load.model_validate({"shape": "steps", **keys})
 
 
-def test_a_million_due_times_cost_half_a_second_at_most() -> None:
+def test_a_million_due_times_take_at_most_half_a_second() -> None:
     began = time.process_time()
     assert sum(1 for _ in due_times(Load(shape="poisson", rate_per_s=100), 1_000_000, 0)) == 1_000_000
     assert time.process_time() - began < 0.5

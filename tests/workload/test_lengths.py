@@ -50,7 +50,7 @@ def test_lognormal_has_its_median_and_p95_and_the_mean_that_follows() -> None:
         ]
     ),
 )
-def test_lengths_keep_to_their_bounds_and_their_order(
+def test_lengths_stay_in_bounds_and_rise_with_the_quantile(
     u: float, v: float, least: int, span: int, kind: dict[str, Any]
 ) -> None:
     of = lengths(**kind, min=least, max=least + span)
@@ -95,11 +95,11 @@ def test_times_keep_to_their_bounds(u: float) -> None:
 
 
 @pytest.mark.parametrize("distribution", sorted(TIMES))
-def test_times_need_their_keys(distribution: str) -> None:
+def test_times_without_a_required_key_are_refused(distribution: str) -> None:
     with pytest.raises(ValidationError, match="is missing"):
         Times.model_validate({"distribution": distribution})
 
 
-def test_the_most_is_not_below_the_least() -> None:
+def test_a_maximum_below_the_minimum_is_refused() -> None:
     with pytest.raises(ValidationError, match="below min"):
         Times.model_validate({"distribution": "uniform", "min": "2 s", "max": "20 ms"})

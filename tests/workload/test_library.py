@@ -37,7 +37,7 @@ def test_shipped_workloads_are_found_from_anywhere(elsewhere: Path) -> None:
     assert all(map(all, listed))
 
 
-def test_the_list_says_what_is_asked(elsewhere: Path) -> None:
+def test_the_list_shows_requests_and_load(elsewhere: Path) -> None:
     (elsewhere / "workloads").mkdir()
     (elsewhere / "workloads" / "a.yaml").write_text(
         "description: mine\n"
@@ -64,7 +64,7 @@ def test_shipped_workloads_make_requests_that_a_context_of_8192_holds(name: str)
     assert create_engine("simulated", None, workload.engine_options("simulated"))
 
 
-def test_smoke_is_small() -> None:
+def test_the_smoke_workload_is_small() -> None:
     requests = read_workload("smoke").requests
     assert requests.count is not None
     assert requests.output_tokens is not None
@@ -81,7 +81,7 @@ def test_chat_lasts_as_long_as_it_says_and_code_replays_the_recording() -> None:
     assert [make(i).output_tokens for i in range(300)] == trace.output_tokens[:300].tolist()
 
 
-def test_a_workload_of_ones_own_comes_before_a_shipped_one_of_that_name(elsewhere: Path) -> None:
+def test_a_users_workload_hides_a_shipped_one_with_the_same_name(elsewhere: Path) -> None:
     (elsewhere / "workloads").mkdir()
     (elsewhere / "workloads" / "smoke.yaml").write_text(PLAIN)
     assert read_workload("smoke").requests.count == 4
@@ -90,7 +90,7 @@ def test_a_workload_of_ones_own_comes_before_a_shipped_one_of_that_name(elsewher
 
 
 @pytest.mark.parametrize("asked", ["smok", "workloads/smoke.yaml", "nowhere/smoke.yml"])
-def test_an_unknown_workload_is_answered_with_the_known_ones(elsewhere: Path, asked: str) -> None:
+def test_an_unknown_workload_error_lists_the_known_ones(elsewhere: Path, asked: str) -> None:
     assert not (elsewhere / asked).exists()
     with pytest.raises(HarnessError) as raised:
         read_workload(asked)
@@ -98,7 +98,7 @@ def test_an_unknown_workload_is_answered_with_the_known_ones(elsewhere: Path, as
     assert raised.value.fix == f"did you mean 'smoke'? give a file, or one of {', '.join(SHIPPED)}"
 
 
-def test_files_that_a_workload_names_are_looked_for_beside_it(elsewhere: Path) -> None:
+def test_files_of_a_workload_are_found_in_its_directory(elsewhere: Path) -> None:
     (elsewhere / "mine").mkdir()
     (elsewhere / "mine" / "t.csv").write_text("arrival_s,input_tokens,output_tokens\n0,1,1\n")
     (elsewhere / "mine" / "w.yaml").write_text(
@@ -127,7 +127,7 @@ def test_mistakes_name_the_file_as_it_was_given(elsewhere: Path) -> None:
         ("azure-code-2023", 8819, 3435.948056, (2047.8483, 1469, 7437), (27.8825, 13, 1899)),
     ],
 )
-def test_shipped_traces_are_azures(
+def test_shipped_traces_equal_azures_files(
     name: str, rows: int, span_s: float, n_in: tuple[float, ...], n_out: tuple[float, ...]
 ) -> None:
     trace = read_trace(name)
@@ -146,7 +146,7 @@ AZURES = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:59:59.5000000
 
 @pytest.mark.parametrize("text", [OURS, AZURES, "\ufeff" + AZURES])
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
-def test_ones_own_traces(tmp_path: Path, text: str, suffix: str) -> None:
+def test_a_users_trace_is_read(tmp_path: Path, text: str, suffix: str) -> None:
     path = tmp_path / f"mine{suffix}"
     path.write_bytes(gzip.compress(text.encode()) if suffix == ".csv.gz" else text.encode())
     trace = read_trace(str(path))
@@ -234,7 +234,7 @@ def test_mistakes_in_traces_name_file_line_and_column(tmp_path: Path, text: str,
     assert fix in raised.value.fix
 
 
-def test_a_trace_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_or_unknown_trace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv.gz").write_text(OURS)
     with pytest.raises(HarnessError, match=r"cannot read .*t\.csv\.gz: Not a gzipped file"):
         read_trace(str(tmp_path / "t.csv.gz"))
@@ -244,7 +244,7 @@ def test_a_trace_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "", "..", "/"])
-def test_names_that_no_file_can_have(name: str) -> None:
+def test_impossible_file_names_are_refused(name: str) -> None:
     for read in (read_workload, read_trace, read_prompts):
         with pytest.raises(HarnessError, match=r"^(no|cannot read) "):
             read(name)
@@ -319,7 +319,7 @@ def test_mistakes_in_sharegpt_name_the_conversation(tmp_path: Path, text: str, w
     assert raised.value.what.startswith(f"{tmp_path / 's.json'}{what}")
 
 
-def test_prompts_that_are_not_there() -> None:
+def test_a_missing_prompts_file_is_refused() -> None:
     with pytest.raises(HarnessError, match=r"cannot read nowhere\.jsonl"):
         read_prompts("nowhere.jsonl")
 

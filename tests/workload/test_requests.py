@@ -116,7 +116,7 @@ def test_rows_of_a_trace_in_recorded_order_start_over() -> None:
         (["max_input_tokens=15", "max_total_tokens=16"], [(10, 1), (14, 2), (13, 3)]),
     ],
 )
-def test_cuts(limits: list[str], pairs: list[tuple[int, int]]) -> None:
+def test_limits_shorten_the_input_first(limits: list[str], pairs: list[tuple[int, int]]) -> None:
     workload = plain(*TRACED, "requests.trace_order=recorded", *(f"requests.{limit}" for limit in limits))
     assert asked(workload, 3, files={"t": RECORDED}) == pairs
 
@@ -162,7 +162,7 @@ def test_a_source_that_was_not_passed_is_not_replaced_by_random_tokens(source: s
         Conversations(plain(source), VOCABULARY, encode=encode)
 
 
-def test_what_never_fits_is_refused_before_the_run() -> None:
+def test_a_workload_whose_requests_never_fit_is_refused() -> None:
     with pytest.raises(HarnessError, match=r"every request has 12 tokens or more.*the engine takes 11") as raised:
         Conversations(plain(), VOCABULARY, max_length=11)
     assert "requests.max_total_tokens=11" in raised.value.fix
@@ -170,7 +170,7 @@ def test_what_never_fits_is_refused_before_the_run() -> None:
     assert asked(plain(), 1, max_length=12) == [(8, 4)]
 
 
-def test_what_fits_only_sometimes_is_left_to_the_engine() -> None:
+def test_requests_that_fit_only_sometimes_are_sent() -> None:
     varied = plain("requests.input_tokens={distribution: uniform, min: 1, max: 100}")
     assert max(total for total, _ in asked(varied, 50, max_length=11)) > 11
 
@@ -190,7 +190,7 @@ def answers(talk: Conversations, conversation: int, completion: Completion) -> l
     return turns
 
 
-def test_a_prompt_grows_by_what_was_answered_and_what_the_user_says_next() -> None:
+def test_a_prompt_grows_by_the_answer_and_the_users_next_text() -> None:
     turns = answers(talk("requests.turns=4"), 7, Completion(None, 3, token_ids=(1, 2, 3)))
     assert [(request.index, request.conversation, request.turn) for request, _ in turns] == [
         (7000, 7, 0), (7001, 7, 1), (7002, 7, 2), (7003, 7, 3),
@@ -203,7 +203,7 @@ def test_a_prompt_grows_by_what_was_answered_and_what_the_user_says_next() -> No
     assert len(set(said)) == 4
 
 
-def test_an_answer_in_text_is_encoded_without_another_beginning() -> None:
+def test_an_answer_in_text_is_encoded_without_a_begin_token() -> None:
     turns = answers(talk("requests.turns=2", encode=lambda text: [9, *encode(text)]), 0, Completion(None, 2, text="hi"))
     assert turns[1][0].prompt[8:10] == (104, 105)
     assert turns[1][0].stand_in_tokens == 0
@@ -212,14 +212,14 @@ def test_an_answer_in_text_is_encoded_without_another_beginning() -> None:
 @pytest.mark.parametrize(
     ("completion", "n"), [(Completion(None, 3), 3), (Completion(None, None), 4), (Completion(None, 3, text=""), 3)]
 )
-def test_what_the_engine_does_not_give_is_stood_in_for_and_counted(completion: Completion, n: int) -> None:
+def test_random_tokens_replace_a_missing_answer_and_are_counted(completion: Completion, n: int) -> None:
     turns = answers(talk("requests.turns=3", encode=encode), 1, completion)
     assert [len(request.prompt) for request, _ in turns] == [8, 16 + n, 24 + 2 * n]
     assert [request.stand_in_tokens for request, _ in turns] == [None, n, 2 * n]
     assert min(turns[1][0].prompt) >= RESERVED_IDS
 
 
-def test_without_turns_nothing_follows_and_nothing_is_a_conversation() -> None:
+def test_without_turns_a_request_is_not_part_of_a_conversation() -> None:
     plainly = talk()
     request = plainly.make(3)
     assert (request.index, request.conversation, request.turn, request.part) == (3, None, None, None)
@@ -237,7 +237,7 @@ def test_indices_are_unique_over_conversations_and_turns_also_of_clients_that_sh
     assert max(index % 1000 for index in seen) > 100
 
 
-def test_turns_and_thought_are_of_the_distributions_asked_for() -> None:
+def test_turns_and_think_times_follow_their_distributions() -> None:
     of = talk(
         "requests.turns={distribution: uniform, min: 1, max: 4}",
         "requests.think_time_s={distribution: exponential, mean: 5 s}",
@@ -302,7 +302,7 @@ def test_a_share_of_the_requests_begins_with_one_of_the_prefixes() -> None:
     assert requests[0].prompt[-8:] == talk().make(0).prompt  # what comes after is as it would be without
 
 
-def test_texts_begin_with_texts() -> None:
+def test_a_text_prefix_is_put_before_the_prompt() -> None:
     given = {"files": {"p.jsonl": ((Prompt(prompt="ab"),),)}, "encode": encode}
     request = talk(*PROMPTED, "requests.output_tokens=5", "requests.prefix={texts: [You are.]}", **given).make(0)
     assert (request.prompt, request.messages) == (tuple(b"You are.\n\nab"), ("You are.\n\nab",))
@@ -330,7 +330,7 @@ def test_only_the_part_with_turns_goes_on() -> None:
     }  # fmt: skip
 
 
-def test_a_share_of_the_users_gives_up() -> None:
+def test_a_share_of_the_requests_is_cancelled() -> None:
     make = talk("requests.cancel_after_s={distribution: uniform, min: 1, max: 3}", "requests.cancel_share=0.2").make
     given_up = [after for i in range(4000) if (after := make(i).cancel_after_s) is not None]
     assert stats.binomtest(len(given_up), 4000, 0.2).pvalue > 0.01
@@ -339,7 +339,7 @@ def test_a_share_of_the_users_gives_up() -> None:
 
 
 @pytest.mark.parametrize("key", ["cancel_after_s=1", "prefix={tokens: 5}", "parts=[{name: a}, {name: b}]"])
-def test_a_key_that_is_added_leaves_the_tokens_as_they_were(key: str) -> None:
+def test_adding_a_key_does_not_change_the_tokens(key: str) -> None:
     assert talk(f"requests.{key}").make(6).prompt[-8:] == talk().make(6).prompt
 
 
@@ -377,7 +377,7 @@ def sent(*words: str, stop_after_s: float | None = None) -> tuple[list[Record], 
     return records, asyncio.run(load())
 
 
-def test_each_turn_of_each_conversation_has_one_record_and_is_due_after_the_thought() -> None:
+def test_each_turn_has_one_record_and_is_due_after_the_think_time() -> None:
     records, _ = sent("requests.turns=3", "requests.think_time_s=30 ms")
     assert sorted(record.index for record in records) == [1000 * c + t for c in range(4) for t in range(3)]
     ends = {(record.conversation, record.turn): record.end_s for record in records}
@@ -388,13 +388,13 @@ def test_each_turn_of_each_conversation_has_one_record_and_is_due_after_the_thou
             assert record.stand_in_tokens == 4 * record.turn
 
 
-def test_users_who_come_later_are_not_waited_for_once_all_has_been_sent() -> None:
+def test_a_run_ends_without_users_that_start_after_the_last_request() -> None:
     records, took_s = sent("load={shape: steps, steps: [{users: 1, duration_s: 60}, {users: 2, duration_s: 60}]}")
     assert len(records) == 4
     assert took_s < 10
 
 
-def test_a_user_who_thinks_when_the_load_is_stopped_says_no_more() -> None:
+def test_no_request_follows_a_think_time_after_the_stop() -> None:
     records, took_s = sent("requests.turns=3", "requests.think_time_s=60", stop_after_s=0.1)
     assert [record.turn for record in records] == [0, 0]
     assert took_s < 10

@@ -26,7 +26,7 @@ def plain(*words: str) -> Workload:
     return parse_workload(PLAIN, "w.yaml", overrides(words))
 
 
-def test_what_is_left_out_has_its_default() -> None:
+def test_missing_keys_have_defaults() -> None:
     workload = plain()
     assert (workload.name, workload.model, workload.engine.name, workload.seed) == ("w", "smollm2-135m", "auto", 0)
     assert workload.warmup.requests == 1
@@ -159,7 +159,7 @@ def test_steps_end_by_themselves() -> None:
     assert plain(load, "requests.count=null").load.end_s == 60
 
 
-def test_a_part_takes_over_what_stands_beside_the_parts() -> None:
+def test_keys_beside_the_parts_are_defaults_of_each_part() -> None:
     parts = "requests.parts=[{name: a, turns: 3}, {name: b, output_tokens: 9, think_time_s: null}]"
     workload = plain(parts, "requests.parts.1.weight=2.5", "requests.max_total_tokens=50")
     a, b = workload.requests.contents
@@ -188,13 +188,13 @@ def test_every_engine_has_its_map_and_its_name() -> None:
         assert plain(f"engine.name={name}").engine.name == name
 
 
-def test_what_is_set_leaves_the_values_it_was_given_alone() -> None:
+def test_overrides_are_not_modified() -> None:
     asked = {"load": {"shape": "closed"}, "load.users": 3}
     assert parse_workload(PLAIN, "w.yaml", asked).load.users == 3
     assert asked == {"load": {"shape": "closed"}, "load.users": 3}
 
 
-def test_a_mistake_is_where_the_value_was_given_last() -> None:
+def test_an_error_names_the_place_of_the_last_value() -> None:
     text = PLAIN.replace("users: 2", "users: 2, duration_s: never")
     with pytest.raises(HarnessError, match=r"^--set: load.users is 0"):
         plain("load.users=0")
