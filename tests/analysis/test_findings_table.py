@@ -11,7 +11,7 @@ from string import Formatter
 import pytest
 from places import ROOT
 
-from harness.analysis.findings_table import Row, finding, findings
+from harness.analysis.findings import Row, finding, findings
 
 
 def calls(name: str) -> Iterator[tuple[str, ast.Call]]:

@@ -246,10 +246,7 @@ def test_steps_of_constant_arrivals_number_the_integral(levels: list[float], spa
         (ramp("users", 1, 3, 10), [[(0, math.inf)], [(5, math.inf)], [(10, math.inf)]]),
         (ramp("users", 3, 1, 10, duration_s=20), [[(0, 20)], [(0, 10)], [(0, 5)]]),
         (ramp("users", 0, 2, 10, duration_s=8), [[(5, 8)], []]),  # the second would come at 10
-        (
-            steps("users", (1, 1), (3, 1), (0, 1), (2, 2)),
-            [[(0, 2), (3, 5)], [(1, 2), (3, 5)], [(1, 2)]],
-        ),
+        (steps("users", (1, 1), (3, 1), (0, 1), (2, 2)), [[(0, 2), (3, 5)], [(1, 2), (3, 5)], [(1, 2)]]),
     ],
 )
 def test_users_come_and_go(load: Load, spans: list[list[tuple[float, float]]]) -> None:
