@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.model import MeterDevice, MeterInfo, PowerSample, Record
+from harness.store import rows
 from harness.store.directory import RunWriter
-from harness.store.rows import frame_of
 from harness.store.run import Run
 from harness.store.run_file import Anchor, RunFile, Timings
+
+
+def frame_of(records: Sequence[Record]) -> pd.DataFrame:
+    """Records in the form of `Run.requests`."""
+    return rows.frame(pa.Table.from_pylist(list(map(asdict, records)), schema=rows.REQUESTS))
 
 
 def by_hand(index: int = 0, **changes: object) -> Record:

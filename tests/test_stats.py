@@ -106,10 +106,7 @@ def test_pooled_interval_of_clusters_of_one_is_close_to_the_plain_one() -> None:
     assert pooled == pytest.approx(stats.percentile_interval(ordered, 0.9), rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("count", "p", "why"),
-    [(99, 0.5, "below LEAST_CLUSTERS"), (298, 0.99, "below least_n")],
-)
+@pytest.mark.parametrize(("count", "p", "why"), [(99, 0.5, "below LEAST_CLUSTERS"), (298, 0.99, "below least_n")])
 def test_pooled_interval_is_none_for_few_clusters(count: int, p: float, why: str) -> None:
     for extra, known in ((0, False), (1, True)):
         values, sizes = np.random.default_rng(0).exponential(size=(count + extra) * 5), np.full(count + extra, 5)

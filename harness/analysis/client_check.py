@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from harness.analysis.findings_table import finding
+from harness.analysis.findings import finding
 from harness.analysis.latency import Times, members, times
 from harness.analysis.window import Window
 from harness.model import Figure, Finding, Summary

@@ -24,19 +24,9 @@ BETTER: Mapping[str, int] = {
     **dict.fromkeys(("joules_per_output_token", "joules_per_input_token", "joules_per_request"), -1),
 }
 """Compared figures, by name up to the first dot -> 1 if more is better, -1 if less is better."""
-COSTS: Mapping[str, str] = {
-    "usd_per_million_output_tokens": "output_tokens_per_s",
-    "usd_per_query": "requests_per_s",
-}
+COSTS: Mapping[str, str] = {"usd_per_million_output_tokens": "output_tokens_per_s", "usd_per_query": "requests_per_s"}
 """Cost -> the rate that the cost is inverse to. The hourly price cancels between runs on equal devices."""
-HEADLINES = (
-    "output_tokens_per_s",
-    "ttft_s.p50",
-    "ttft_s.p99",
-    "tpot_s.p50",
-    "tpot_s.p99",
-    "joules_per_output_token",
-)
+HEADLINES = ("output_tokens_per_s", "ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "tpot_s.p99", "joules_per_output_token")
 """Figures in tables of several runs; the verdict is about these."""
 SHORT = {
     "output_tps": "output_tokens_per_s",

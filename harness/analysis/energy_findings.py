@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis import readings
-from harness.analysis.findings_table import finding
+from harness.analysis.findings import finding
 from harness.analysis.joules import Array, Window
 from harness.analysis.readings import Source
 from harness.model import Figure, Finding, MeterInfo

@@ -1,17 +1,51 @@
-"""Conditions and limits of the findings about a run's requests and machine. data/findings.yaml has their texts."""
+"""Findings: what is doubtful about a run. The texts are in data/findings.yaml, the limits and conditions here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
-from harness.analysis.findings_table import finding
 from harness.analysis.latency import Times, times
 from harness.analysis.window import Window
+from harness.config import read_yaml
+from harness.files import read_data
 from harness.model import Finding, Summary
 from harness.stats import least_n
 from harness.store.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One code. `seen` and `advice` hold {names} that a run's values replace."""
+
+    seen: str
+    about: str
+    advice: str
+    serious: bool | str = False
+    """A text says under which condition it is serious: then the caller decides."""
+
+
+@cache
+def findings() -> Mapping[str, Row]:
+    """The table, by code."""
+    rows, _ = read_yaml(read_data("findings.yaml"), "findings.yaml")
+    return {code: Row(**row) for code, row in rows.items()}
+
+
+def finding(code: str, *, serious: bool | None = None, **values: Any) -> Finding:
+    """The finding with this code and a run's values in its texts. KeyError for an unknown code or a missing value.
+
+    >>> finding("few-requests", done=16, needs=299).text
+    '16 requests completed, too few for an interval of the p99: it needs 299.'
+    """
+    row = findings()[code]
+    decided = bool(row.serious) if serious is None else serious
+    return Finding(code, row.seen.format(**values), row.advice.format(**values), decided)
+
 
 FAILED_SHARE = 0.01
 """Share of failed requests above which the load on the others was lower than asked."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis.findings_table import finding
+from harness.analysis.findings import finding
 from harness.analysis.joules import Array, Reads, Window, align, counter_window, edges, power_window
 from harness.analysis.latency import gaps_within
 from harness.model import Finding, MeterDevice, MeterInfo, Status

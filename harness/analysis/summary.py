@@ -8,8 +8,7 @@ from pathlib import Path
 
 from harness.analysis.client_check import check_client, clock_bound_s
 from harness.analysis.energy import measure_energy
-from harness.analysis.findings import check_conditions, check_requests
-from harness.analysis.findings_table import finding
+from harness.analysis.findings import check_conditions, check_requests, finding
 from harness.analysis.latency import summarise, window_of
 from harness.analysis.readings import watts_between
 from harness.analysis.server import server_figures
@@ -76,7 +75,5 @@ def _imported(origin: Imported, computed: Summary, rows: bool) -> Summary:
     notes = "; ".join(origin.notes) or "none that is known"
     found = finding("imported", tool=origin.tool, file=origin.file, notes=notes)
     return replace(
-        computed,
-        figures=(*printed.values(), *others),
-        findings=(found, *(computed.findings if rows else ())),
+        computed, figures=(*printed.values(), *others), findings=(found, *(computed.findings if rows else ()))
     )

@@ -27,7 +27,6 @@ MOST_CUT = 1 / 3
 """Largest share of the loaded time that a warm-up may take."""
 PLATEAU = 0.2
 """Smallest share of the compared time for a level."""
-
 WHOLE = {
     "offline": "offline: all requests are sent at once, and the whole run is the load",
     **dict.fromkeys(("trace", "ramp", "steps"), "a load that varies: the whole run is the load"),

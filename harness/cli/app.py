@@ -43,8 +43,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")]
 Format = Annotated[Literal["text", "md", "csv", "latex", "html", "json", "parquet"], typer.Option("--format")]
 Precision = Annotated[
-    list[str] | None,
-    typer.Option("--precision", metavar="2%", help="Wanted 95% half-width, or FIGURE=2%; repeatable."),
+    list[str] | None, typer.Option("--precision", metavar="2%", help="Wanted 95% half-width, or FIGURE=2%; repeatable.")
 ]
 METERS = "auto (all that are found), none, nvml, rapl, prometheus:url=…, replay:path=…; repeatable."
 Meter = Annotated[list[str] | None, typer.Option(help=METERS)]
@@ -59,12 +58,7 @@ RESULTS = Path("results")
 T = TypeVar("T")
 
 
-def show(
-    tables: Sequence[Table],
-    format_: Formats,
-    out: Path | None = None,
-    summaries: Sequence[Summary] = (),
-) -> None:
+def show(tables: Sequence[Table], format_: Formats, out: Path | None = None, summaries: Sequence[Summary] = ()) -> None:
     """Print the tables, or write them to `out`. JSON also has the figures of `summaries`."""
     from harness.report.formats import render
 

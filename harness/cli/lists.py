@@ -62,9 +62,7 @@ def import_(
 
 
 @app.command()
-def schema(
-    name: Annotated[Literal["workload", "sweep", "scenario", "fact", "run"], typer.Argument()],
-) -> None:
+def schema(name: Annotated[Literal["workload", "sweep", "scenario", "fact", "run"], typer.Argument()]) -> None:
     """Print the JSON Schema of a workload, sweep, scenario, fact, or of run.json."""
     import json
 

@@ -30,7 +30,7 @@ def facts(
     format_: Format = "text",
 ) -> None:
     """List the published figures, or print one with its source and quote."""
-    from harness.facts.measured import shipped_book
+    from harness.facts.appraisal import shipped_book
     from harness.report.facts import fact_table, facts_table
 
     book = shipped_book(file or ())
@@ -65,10 +65,9 @@ def compare(
     from harness.config import overrides
     from harness.cost.pricing import price_run
     from harness.cost.scenario import KEYS
-    from harness.facts.appraisal import appraise
+    from harness.facts.appraisal import appraise, shipped_book
     from harness.facts.book import assume
     from harness.facts.comparisons import COMPARISONS
-    from harness.facts.measured import shipped_book
     from harness.report.facts import compare_tables, comparison_table, explained
 
     given = overrides(set_ or ())

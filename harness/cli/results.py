@@ -1,4 +1,4 @@
-"""Verbs that judge runs and this machine."""
+"""Verbs that show and compare stored runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Force, Format, Precision, Root, Run_, app, show, stored_run
+from harness.cli.app import (
+    RESULTS,
+    ChartFormat,
+    Charts,
+    Force,
+    Format,
+    Precision,
+    Root,
+    Run_,
+    Runs,
+    Scenario,
+    app,
+    each_run,
+    emit,
+    show,
+    stored_run,
+)
 from harness.cli.display import Display
 
 if TYPE_CHECKING:
@@ -18,11 +34,40 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def check(
-    reference: Run_ = "latest",
+def report(
+    references: Runs = None,
     root: Root = RESULTS,
-    precise: Precision = None,
+    scenario: Scenario = None,
+    table: Annotated[list[str] | None, typer.Option(help="A table by name, or all; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+    charts: Charts = None,
+    chart_format: ChartFormat = "svg",
+    format_: Format = "text",
 ) -> None:
+    """Print the figures and the cost of a stored run, and compare them with the reported figures; or several runs.
+
+    As text the report has the main tables; --table all prints every table, as the other formats do. With several runs,
+    --table NAME prints a table of single runs for each run. HTML is one file with a what-if; it needs no network.
+    """
+    from harness.analysis.summary import load
+    from harness.report import document
+
+    with each_run(references or ["latest"], root, load) as sweep:
+        made = document.report(sweep, scenario, table or ())
+        if charts is not None:
+            from harness.report import charts as drawing
+
+            drawn = drawing.of_report(made, sweep, drawing.WIDTH)
+            drawing.write(drawn, charts, chart_format)
+        if format_ == "html":
+            emit(document.page_of(made, sweep, scenario), out)
+            return
+        shown = document.in_short(made) if format_ == "text" and not table else made
+        show(shown, format_, out, [summary for _, summary in sweep])
+
+
+@app.command()
+def check(reference: Run_ = "latest", root: Root = RESULTS, precise: Precision = None) -> None:
     """Print the findings of a run, and what a wanted precision needs. Exits with 1 if a finding is serious."""
     from harness.analysis import precision
     from harness.analysis.summary import summary_of
@@ -80,19 +125,14 @@ def _tell_github(found: Difference) -> None:
         for line in found.annotations:  # GitHub reads both streams; the tables are on stdout
             typer.echo(line, err=True)
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
-        from harness.report import markdown
+        from harness.report.markup import markdown
 
         with Path(path).open("a", encoding="utf-8") as summary:
-            summary.write(markdown.render(found.tables))
+            summary.write(markdown(found.tables))
 
 
 @app.command()
-def rerun(
-    reference: Run_ = "latest",
-    root: Root = RESULTS,
-    force: Force = False,
-    format_: Format = "text",
-) -> None:
+def rerun(reference: Run_ = "latest", root: Root = RESULTS, force: Force = False, format_: Format = "text") -> None:
     """Measure a stored run again under the same conditions, and compare the two runs.
 
     Refuses a machine that differs from that of the run; other differences, such as versions, are printed first.

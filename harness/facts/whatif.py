@@ -29,10 +29,10 @@ from harness.cost.draws import Draws, quantile
 from harness.cost.pricing import phase_split, price_run, priced_for, scenario_for
 from harness.cost.scenario import MEASURED, PRICE, Scenario
 from harness.errors import HarnessError
+from harness.facts.appraisal import measurement_of, median, published, standing
 from harness.facts.book import assume
 from harness.facts.comparisons import Context
 from harness.facts.gap import Measurement, gap, ladder, reported_per_query
-from harness.facts.measured import measurement_of, median, published, standing
 from harness.model import Device, Figure, Summary
 from harness.store.run import Run
 
@@ -113,10 +113,7 @@ def _of_split(runs: Sweep, c: Context, scenario: str | None) -> Json | None:
     status = "simulated" if device.kind == "none" else "derived"
     query = {"terms": terms, "places": _draws(places, "u1"), "weights": _draws(weights), "powers": BILL}
     million = {"of": "usd_per_query", "factor": 1e6 / float(np.median(x["query.requests"])), "powers": {"output": -1}}
-    figures = [
-        _figure("usd_per_query", status, **query),
-        _figure("usd_per_million_output_tokens", status, **million),
-    ]
+    figures = [_figure("usd_per_query", status, **query), _figure("usd_per_million_output_tokens", status, **million)]
     sliders = _sliders(given, False) | {
         "pue": "a phase split has no energy",
         "input": around(median(given, "query.input_tokens", mix[0])),

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from harness.analysis.energy_findings import THROTTLE
-from harness.analysis.findings_table import finding
+from harness.analysis.findings import finding
 from harness.engines.base import NEEDS
 from harness.engines.weights import short_names
 from harness.errors import HarnessError

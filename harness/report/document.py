@@ -10,9 +10,8 @@ from harness.analysis.summary import Sweep
 from harness.cost.pricing import alike, at_objectives, explained, interactivity, price_run, tiered
 from harness.errors import HarnessError
 from harness.facts import whatif
-from harness.facts.appraisal import appraise
+from harness.facts.appraisal import appraise, shipped_book, standing
 from harness.facts.comparisons import Context
-from harness.facts.measured import shipped_book, standing
 from harness.model import Summary
 from harness.report import page, tables
 from harness.report.cost import cost_tables, sweep_tables, tiers_table, tornado_tables

@@ -20,14 +20,15 @@ from typing import Any, Literal
 import pandas as pd
 
 from harness.model import Figure, Summary
-from harness.report import latex, markdown, page, text
+from harness.report import page, text
+from harness.report.markup import latex, markdown
 from harness.report.table import Table
 
 Format = Literal["text", "md", "csv", "latex", "html", "json", "parquet"]
 WORDS: Mapping[str, Callable[[Sequence[Table]], str]] = {
     "text": text.render,
-    "md": markdown.render,
-    "latex": latex.render,
+    "md": markdown,
+    "latex": latex,
     "html": lambda tables: page.render(tables[0].title, tables),
     "csv": lambda tables: long_form(tables).to_csv(index=False),
 }

@@ -111,12 +111,3 @@ def flat(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 def digest_of(path: Path) -> str:
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def frame_of(records: list[Record]) -> pd.DataFrame:
-    """Records in the form of `Run.requests`.
-
-    >>> frame_of([]).columns.tolist()[:3]
-    ['index', 'scheduled_s', 'sent_s']
-    """
-    return frame(_table(({name: getattr(record, name) for name in REQUESTS.names} for record in records), REQUESTS))

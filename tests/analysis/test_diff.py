@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import typer.main
 import yaml
-from builders import a_run
+from builders import a_run, frame_of
 from commands import QUICK, Command
 from places import ROOT
 from scipy import stats as reference
@@ -27,7 +27,6 @@ from harness.analysis.latency import summarise, window_of
 from harness.config import overrides
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
-from harness.store.rows import frame_of
 from harness.workload.library import read_workload
 
 USERS, TOKENS = 8, 16
@@ -265,9 +264,7 @@ def runs(harness: Command) -> tuple[str, str, str]:
 
 
 def test_diff_prints_gates_annotates_for_github_and_exits_with_their_outcome(
-    runs: tuple[str, str, str],
-    harness: Command,
-    monkeypatch: pytest.MonkeyPatch,
+    runs: tuple[str, str, str], harness: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, same, slow = runs
     alike = harness("diff", base, same, "--fail-on", "output_tps<-30%", "--format", "json")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import power_trace
 import pytest
+from builders import frame_of
 from fake_nvml import library
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,6 @@ from harness.analysis import joules as windows
 from harness.analysis import readings
 from harness.analysis.energy import measure_energy
 from harness.model import MeterInfo
-from harness.store.rows import frame_of
 
 Run = tuple[pd.DataFrame, tuple[MeterInfo, ...]]
 """power.parquet and what the meters said of themselves."""
@@ -273,9 +273,7 @@ def test_tokens_are_counted_up_to_and_including_an_instant() -> None:
     assert (at["sent"] - at["ended"]).tolist() == [0, 1, 1, 0]
 
 
-def test_constant_power_is_static_power_if_request_shapes_differ_and_not_identified_if_they_do_not(
-    steady: Run,
-) -> None:
+def test_constant_power_is_static_power_if_request_shapes_differ_and_not_identified_if_they_do_not(steady: Run) -> None:
     alike = measure_energy(*steady, requests(76), 5.0, 30.0)
     assert all("the windows do not tell" in alike[f"split.{name}"].text() for name in figures.SPLIT)
     shapes = np.random.default_rng(0).integers(1, 400, (76, 2))
@@ -352,8 +350,7 @@ def codes(power: pd.DataFrame, infos: tuple[MeterInfo, ...], **options: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("factor", "expected"),
-    [(1.02, {}), (1.06, {"counter-doubtful": False}), (0.85, {"counter-disagrees": True})],
+    ("factor", "expected"), [(1.02, {}), (1.06, {"counter-doubtful": False}), (0.85, {"counter-disagrees": True})]
 )
 def test_counter_and_average_power_must_agree(
     plain: pd.DataFrame, steady: Run, factor: float, expected: dict[str, bool]

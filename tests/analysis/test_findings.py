@@ -114,11 +114,7 @@ TEXTS = {"prompts": "questions"}
 CACHING = {"enable_prefix_caching": True}
 PLACES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # code, arguments of `conditions` with the finding, similar ones without it
-    (
-        "debug-build",
-        {"environment": {"debug": ["CUDA_LAUNCH_BLOCKING=1"]}},
-        {"environment": {"debug": []}},
-    ),
+    ("debug-build", {"environment": {"debug": ["CUDA_LAUNCH_BLOCKING=1"]}}, {"environment": {"debug": []}}),
     (
         "swap",
         {"environment": {"swap": {"in_bytes": 3 << 20, "out_bytes": 3 << 20}}},

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from builders import by_hand as record
+from builders import frame_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
@@ -19,7 +20,6 @@ from harness.analysis.latency import LATENCIES, STATISTICS, summarise, times, wi
 from harness.analysis.window import Window
 from harness.errors import HarnessError
 from harness.model import Figure, Record, Summary
-from harness.store.rows import frame_of
 
 
 def summary(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import by_hand as record
-from builders import changed
+from builders import changed, frame_of
 from closed_loop import closed_loops, truth
 
 from harness import stats
@@ -20,7 +20,6 @@ from harness.measure import run as measuring
 from harness.measure.stop import Stop
 from harness.model import Figure, Summary
 from harness.report.changes import precision_table, repeats_table
-from harness.store.rows import frame_of
 from harness.store.run import read_run
 from harness.workload.library import read_workload
 

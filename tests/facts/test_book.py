@@ -12,8 +12,8 @@ import pytest
 from places import ROOT
 
 from harness.errors import HarnessError
+from harness.facts.appraisal import shipped_book
 from harness.facts.book import SHIPPED, Fact, assume, period, read_book, unit_powers
-from harness.facts.measured import shipped_book
 from harness.report import text
 from harness.report.facts import fact_table
 

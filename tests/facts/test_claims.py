@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError
+from harness.facts.appraisal import shipped_book
 from harness.facts.book import Fact, Period, period
 from harness.facts.claims import (
     Quantity,
@@ -26,7 +27,6 @@ from harness.facts.claims import (
     root,
     time_mean,
 )
-from harness.facts.measured import shipped_book
 
 YEAR = period("2024", "2024")
 FACTS = shipped_book()

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
+from harness.facts.appraisal import shipped_book
 from harness.facts.book import assume, period
 from harness.facts.claims import Quantity, Refused, exact, of_fact
 from harness.facts.comparisons import COMPARISONS, Context, Line, nine_months, revenue_floor
-from harness.facts.measured import shipped_book
 from harness.files import read_data
 
 CONTEXT = Context(shipped_book())

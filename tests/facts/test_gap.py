@@ -22,12 +22,11 @@ from harness.cost.draws import Z95, distribution
 from harness.cost.pricing import Priced, read_scenario
 from harness.cost.scenario import Input
 from harness.errors import HarnessError
-from harness.facts.appraisal import appraise
+from harness.facts.appraisal import appraise, measurement_of, shipped_book, standing
 from harness.facts.book import Book, assume
 from harness.facts.claims import exact
 from harness.facts.comparisons import COMPARISONS, Context
 from harness.facts.gap import Ladder, Measurement, conditioned, gap, ladder, published_measurements, reported_per_query
-from harness.facts.measured import measurement_of, shipped_book, standing
 from harness.files import read_data
 from harness.model import Figure, ModelIdentity, Summary
 from harness.report import text

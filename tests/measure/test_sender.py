@@ -127,11 +127,7 @@ def test_an_answer_that_cannot_be_parsed_is_one_failed_request() -> None:
 
     records, sending = send(workload({"shape": "offline"}, count=3), Scripted(answer))
     ended = [(r.index, r.error, r.error_text, r.arrival_tokens) for r in sorted(records, key=lambda r: r.index)]
-    assert ended == [
-        (0, None, None, (1, 1, 1)),
-        (1, "malformed", "not JSON", (1,)),
-        (2, None, None, (1, 1, 1)),
-    ]
+    assert ended == [(0, None, None, (1, 1, 1)), (1, "malformed", "not JSON", (1,)), (2, None, None, (1, 1, 1))]
     assert sending.failed == 1
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from builders import frame_of
 
 from harness.analysis.energy import measure_energy
 from harness.errors import HarnessError
@@ -19,7 +20,6 @@ from harness.meters.base import create_meter
 from harness.meters.prometheus import PrometheusReader
 from harness.meters.rapl import RaplReader
 from harness.model import MeterInfo, PowerSample
-from harness.store.rows import frame_of
 
 NO_REQUESTS = frame_of([])
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from builders import frame_of
 from fake_nvml import library
 
 from harness.analysis.energy import measure_energy
@@ -22,7 +23,6 @@ from harness.measure import run
 from harness.meters import tracker
 from harness.meters.base import create_meter
 from harness.model import MeterInfo, PowerSample
-from harness.store.rows import frame_of
 from harness.store.run import read_run
 from harness.workload.schema import parse_workload
 
@@ -193,10 +193,7 @@ def test_cuda_visible_devices_is_respected(script: Script, monkeypatch: pytest.M
     ],
 )
 def test_updates_are_located_to_a_millisecond_with_fifty_readings_a_second(
-    fake_nvml: Path,
-    counter: str,
-    fill_s: float,
-    half_ms: float,
+    fake_nvml: Path, counter: str, fill_s: float, half_ms: float
 ) -> None:
     answer = library.simulate(
         fake_nvml, f"wave constant 300\ncounter {counter}", seconds=33.0, reader={"fill_s": fill_s}

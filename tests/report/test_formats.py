@@ -22,9 +22,10 @@ from markdown_it import MarkdownIt
 from harness.analysis.summary import load, summary_of
 from harness.errors import HarnessError
 from harness.model import Figure
-from harness.report import changes, document, format, formats, latex, tables
+from harness.report import changes, document, format, formats, tables
 from harness.report.format import scale
 from harness.report.formats import Format
+from harness.report.markup import PREAMBLE, latex
 from harness.report.table import Table
 from harness.store.run import read_run
 
@@ -274,7 +275,7 @@ def test_html_has_no_tag_but_its_own() -> None:
 
 def compiled(tables: Sequence[Table], folder: Path, engine: str, preamble: Sequence[str]) -> str:
     head = ["\\documentclass{article}", "\\usepackage{array,booktabs,longtable}", *preamble, "\\begin{document}"]
-    (folder / "t.tex").write_text("\n".join([*head, latex.render(tables), "\\end{document}"]), encoding="utf-8")
+    (folder / "t.tex").write_text("\n".join([*head, latex(tables), "\\end{document}"]), encoding="utf-8")
     command = [engine, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
     assert done.returncode == 0, done.stdout[-2000:]
@@ -283,7 +284,7 @@ def compiled(tables: Sequence[Table], folder: Path, engine: str, preamble: Seque
 
 @pytest.mark.skipif(shutil.which("lualatex") is None, reason="no TeX: lualatex is not installed")
 def test_latex_compiles_with_quotes_in_other_scripts(one: list[Table], tmp_path: Path) -> None:
-    preamble = [line[1:].strip() for line in latex.PREAMBLE.splitlines() if "babel" in line and "chinese" not in line]
+    preamble = [line[1:].strip() for line in PREAMBLE.splitlines() if "babel" in line and "chinese" not in line]
     log = compiled([*one, HARD], tmp_path, "lualatex", preamble)
     missing = set(re.findall(r"Missing character: There is no (.)", log))
     assert all("\u4e00" <= character <= "\u9fff" for character in missing), missing  # no font for Chinese was named

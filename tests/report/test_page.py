@@ -20,11 +20,10 @@ from harness.cost.bill import Costs
 from harness.cost.by_token import cost_of_query
 from harness.cost.pricing import phase_split, price_run, priced_for
 from harness.facts import whatif
-from harness.facts.appraisal import appraise
+from harness.facts.appraisal import appraise, measurement_of, shipped_book
 from harness.facts.book import assume
 from harness.facts.comparisons import Context
 from harness.facts.gap import gap, ladder, reported_per_query
-from harness.facts.measured import measurement_of, shipped_book
 from harness.model import Figure, ModelIdentity, Record, Summary
 from harness.report import page
 from harness.report.facts import compare_tables, facts_table

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from builders import CPU, a_run, record
+from builders import CPU, a_run, frame_of, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -19,7 +19,6 @@ from harness.model import Figure, Finding, Record, Summary
 from harness.report import formats, tables, text
 from harness.report.format import ends, number, words
 from harness.report.table import PROPERTIES, Table
-from harness.store.rows import frame_of
 
 
 def figure(**changes: Any) -> Figure:

@@ -111,10 +111,7 @@ EACH_VERB = ("future schema", "an inner field of another kind", "half of the row
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_every_verb_names_the_damaged_file_and_reads_the_other_runs(
-    kind: str,
-    whole: Path,
-    harness: Command,
-    tmp_path: Path,
+    kind: str, whole: Path, harness: Command, tmp_path: Path
 ) -> None:
     damage, named = DAMAGE[kind]
     for name in ("good", "damaged"):
@@ -149,11 +146,7 @@ def victim(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    name=st.sampled_from(FILES),
-    place=st.floats(0, 1, exclude_max=True),
-    byte=st.none() | st.integers(0, 255),
-)
+@given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), byte=st.none() | st.integers(0, 255))
 def test_a_truncated_or_altered_file_is_read_or_refused(
     whole: Path, victim: Path, name: str, place: float, byte: int | None
 ) -> None:

@@ -11,19 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from builders import frame_of
 
 from harness.errors import HarnessError
 from harness.model import Figure, Finding, Record, Summary
-from harness.store.directory import (
-    RunWriter,
-    find_run,
-    list_runs,
-    new_id,
-    point_latest,
-    read_summary,
-    write_summary,
-)
-from harness.store.rows import frame_of
+from harness.store.directory import RunWriter, find_run, list_runs, new_id, point_latest, read_summary, write_summary
 from harness.store.run import Run, read_run
 from harness.store.run_file import RunFile
 

@@ -248,10 +248,7 @@ def test_steps_of_constant_arrivals_give_as_many_requests_as_the_cumulative_rate
         (ramp("users", 1, 3, 10), [[(0, math.inf)], [(5, math.inf)], [(10, math.inf)]]),
         (ramp("users", 3, 1, 10, duration_s=20), [[(0, 20)], [(0, 10)], [(0, 5)]]),
         (ramp("users", 0, 2, 10, duration_s=8), [[(5, 8)], []]),  # the second would come at 10
-        (
-            steps("users", (1, 1), (3, 1), (0, 1), (2, 2)),
-            [[(0, 2), (3, 5)], [(1, 2), (3, 5)], [(1, 2)]],
-        ),
+        (steps("users", (1, 1), (3, 1), (0, 1), (2, 2)), [[(0, 2), (3, 5)], [(1, 2), (3, 5)], [(1, 2)]]),
     ],
 )
 def test_users_are_active_in_the_spans_of_the_load(load: Load, spans: list[list[tuple[float, float]]]) -> None:

@@ -265,10 +265,7 @@ def test_a_conversation_ends_before_a_turn_that_exceeds_a_limit(
     assert len(answers(talk("requests.turns=5", *limits, **given), 0, Completion(None, 4))) == turns
 
 
-SAID = (
-    (Prompt(prompt="ab", answer="xyz"), Prompt(prompt="cd", answer="uv")),
-    (Prompt(prompt="ef", answer="w"),),
-)
+SAID = ((Prompt(prompt="ab", answer="xyz"), Prompt(prompt="cd", answer="uv")), (Prompt(prompt="ef", answer="w"),))
 SHAREGPT = "requests={count: 2, prompts: s.json, turns: 9}"
 
 

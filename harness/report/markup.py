@@ -1,4 +1,4 @@
-"""Tables as LaTeX longtables with booktabs rules, for \\input; a comment lists the packages that the preamble needs."""
+"""Tables as Markdown, in the dialect of GitHub, and as LaTeX longtables for \\input."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ WIDEST = 40
 LONGEST_WORD = 20
 
 
-def render(tables: Sequence[Table]) -> str:
+def latex(tables: Sequence[Table]) -> str:
     """Every table with caption, notes, and for the first table of its name the label `tab:NAME`."""
     seen: set[str] = set()
     parts = [PREAMBLE]
     for table in tables:
         label = "" if table.name in seen else rf"\label{{tab:{table.name}}}"
         seen.add(table.name)
-        parts.append(_one(printed(table), label))
+        parts.append(_latex_table(printed(table), label))
     return "\n".join(parts)
 
 
-def _one(table: Printed, label: str) -> str:
-    caption = escape(table.title) + (f" ({escape(table.aside)})" if table.aside else "")
-    head = [_row(table.header), r"\midrule"] if table.header else []
+def _latex_table(table: Printed, label: str) -> str:
+    caption = latex_text(table.title) + (f" ({latex_text(table.aside)})" if table.aside else "")
+    head = [_latex_row(table.header), r"\midrule"] if table.header else []
     lines = [
         r"\begingroup\footnotesize",
         rf"\begin{{longtable}}{{{_columns(table)}}}",
@@ -52,9 +52,9 @@ def _one(table: Printed, label: str) -> str:
         r"\endfirsthead \toprule",
         *head,
         r"\endhead \bottomrule \endfoot",
-        *map(_row, table.rows),
+        *map(_latex_row, table.rows),
         r"\end{longtable}",
-        *(rf"\noindent {escape(note)}\par" for note in table.notes),
+        *(rf"\noindent {latex_text(note)}\par" for note in table.notes),
         r"\endgroup",
         "",
     ]
@@ -73,11 +73,11 @@ def _columns(table: Printed) -> str:
     return "".join(wrapped % (share / sum(shares)) for share in shares)
 
 
-def _row(cells: Sequence[str]) -> str:
-    return " & ".join(map(escape, cells)) + r" \\[1pt]"
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(latex_text, cells)) + r" \\[1pt]"
 
 
-def escape(text: str) -> str:
+def latex_text(text: str) -> str:
     """LaTeX that prints the text as it is; long words may be broken.
 
     >>> print(escape("50% of a_b <= $5 – 10^6"))
@@ -85,3 +85,39 @@ def escape(text: str) -> str:
     """
     marked = re.sub(rf"(\S{{{LONGEST_WORD}}})(?=\S)", "\\1\0", text)
     return "".join(COMMANDS.get(c, c) for c in re.sub("-(?=-)", "\1", marked))  # hyphens in a row would be a dash
+
+
+SPECIAL = re.compile(r"[\\`*|<>~$&]|(?<!\w)_|_(?!\w)|(?<=\])\(")
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """A heading, the rows and a list of notes for each table."""
+    return "\n".join(_markdown_table(printed(table)) for table in tables)
+
+
+def _markdown_table(table: Printed) -> str:
+    width = len(table.rows[0])
+    lines = [
+        f"### {markdown_text(table.title)}" + (f" ({markdown_text(table.aside)})" if table.aside else ""),
+        "",
+        _markdown_row(table.header or ("",) * width),
+        "|" + "|".join(" ---: " if i in table.figures else " --- " for i in range(width)) + "|",
+        *map(_markdown_row, table.rows),
+        "",
+        *(f"- {markdown_text(note)}" for note in table.notes),
+        *([""] if table.notes else []),
+    ]
+    return "\n".join(lines)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(markdown_text, cells))} |"
+
+
+def markdown_text(text: str) -> str:
+    """Markdown that prints the text as it is.
+
+    >>> print(escape("a|b <= *c* snake_case _d_ ~ $5"))
+    a\\|b \\<= \\*c\\* snake_case \\_d\\_ \\~ \\$5
+    """
+    return SPECIAL.sub(lambda found: f"\\{found[0]}", text)
