@@ -16,8 +16,6 @@ Tables have one long form, a row for each cell (`harness.report.formats.COLUMNS`
 with its `reason`. Mistakes raise `harness.errors.HarnessError`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What users write: YAML texts, `--set` values, and the error messages for mistakes in them. Opens no file."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

@@ -1,7 +1,5 @@
 """Exceptions and exit codes."""
 
-from __future__ import annotations
-
 OK, GATE_FAILED, WRONG_USE, INCOMPLETE = 0, 1, 2, 3
 """Exit codes: success; a gate or check failed; wrong use or set-up; the run is incomplete."""
 

@@ -1,7 +1,5 @@
 """Package data, users' files, versions of installed packages, and the user's cache directory."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import os

@@ -1,7 +1,5 @@
 """Child processes that end with the harness, and a watchdog for the processes that an engine starts."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os

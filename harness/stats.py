@@ -1,7 +1,5 @@
 """Percentiles, means and ratios with their 95% confidence intervals. Pure numpy."""
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Did the client send the requested load, and how late? docs/method.md derives the criteria."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Comparison of runs: ratios with intervals, judgements, gates, and the conditions that must be equal."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Energy figures: joules per token and request with named terms of uncertainty, and energy by boundary."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 

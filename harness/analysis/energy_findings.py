@@ -1,7 +1,5 @@
 """Conditions and limits of the findings about a run's energy. data/findings.yaml has their texts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Findings: what is doubtful about a run. The texts are in data/findings.yaml, the limits and conditions here."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """All runs under a root as one table, cached in `.index.parquet`; only new or changed runs are read again."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import fnmatch

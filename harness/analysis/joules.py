@@ -3,8 +3,6 @@
 Times are seconds since the load began; a window is the pair of instants between which energy is wanted.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Precision of figures, when a run may stop, and how many more requests it needs; docs/method.md has the rule."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence

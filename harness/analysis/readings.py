@@ -1,7 +1,5 @@
 """The power readings of one run by device, their faults, and the counts of tokens over time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

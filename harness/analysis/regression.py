@@ -1,7 +1,5 @@
 """Usage (device-seconds or joules) per unit of each kind of work, by regression over blocks of time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The mean of a figure over repeats of one run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The summary of a stored run: its figures and findings, computed once and stored in summary.json."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -3,8 +3,6 @@
 Times are seconds since the load began.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal

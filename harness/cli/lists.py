@@ -1,7 +1,5 @@
 """Verbs over everything that is stored, shipped or installed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

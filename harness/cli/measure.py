@@ -1,7 +1,5 @@
 """Verbs that measure."""
 
-from __future__ import annotations
-
 import contextlib
 from datetime import UTC, datetime
 from typing import Annotated

@@ -1,7 +1,5 @@
 """JSON Schemas of the files that users write and of run.json, made from their pydantic models."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

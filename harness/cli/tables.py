@@ -1,7 +1,5 @@
 """Tables of stored runs, shipped files, engines, and the points of a sweep."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Cost of a run's tokens under a scenario, and how much of its uncertainty is measured or assumed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Cost of a query and of a million input or output tokens, from the phase split of measured runs and a scenario."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

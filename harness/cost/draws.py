@@ -3,8 +3,6 @@
 A quantity is a numpy array of draws, so that a formula takes a number or an array.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A day of a fleet: replicas by hour for a varying load, their utilisation and requests in flight."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

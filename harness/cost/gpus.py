@@ -1,7 +1,5 @@
 """The table of GPUs: peak performance, and name in the price tables."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

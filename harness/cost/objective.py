@@ -1,7 +1,5 @@
 """Throughput at a latency objective: the best point of a sweep that meets the objective, without extrapolation."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Device time of input tokens, output tokens, context and requests, from runs with different lengths."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

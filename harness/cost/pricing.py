@@ -1,7 +1,5 @@
 """Costs of stored runs, with the scenario and price for their device, read from shipped and user files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Scenarios: sourced assumptions that convert measured tokens to money and energy. Opens no file."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -1,7 +1,5 @@
 """Units as words joined with `-` and `/`, such as `USD/kW-hour`, and their conversion."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

@@ -3,8 +3,6 @@
 To add an engine, write a module with a class that implements `Engine`, and add a line to `harness.model.ENGINES`.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """An engine without a model: tokens arrive on a configured schedule, so every measured figure has a known answer."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping

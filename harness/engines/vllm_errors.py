@@ -1,7 +1,5 @@
 """Turns a failed start of vLLM into an error message with a fix."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

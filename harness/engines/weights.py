@@ -5,8 +5,6 @@ architecture, parameter counts and hash from the configuration and the safetenso
 files are converted in a child process, because forking an engine from a process with torch's threads can deadlock.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import difflib

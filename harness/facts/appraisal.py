@@ -1,7 +1,5 @@
 """What runs cost and where that stands against published figures, as one value that is made once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

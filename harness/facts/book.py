@@ -1,7 +1,5 @@
 """Published figures as validated records: source, period, basis, bound and the quoted words."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

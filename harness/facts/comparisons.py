@@ -1,7 +1,5 @@
 """The comparisons between published figures, each with its formula and its inputs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

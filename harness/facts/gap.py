@@ -1,7 +1,5 @@
 """The gap between the reported and the measured cost of a query, and the factors that could explain it."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

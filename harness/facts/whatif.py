@@ -13,8 +13,6 @@ where powers, {name: exponent}, name sliders, `uncached` (1 - cached) and median
 number or base64 of little-endian float32 (`places`: of uint8).
 """
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Iterable, Sequence

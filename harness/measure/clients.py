@@ -5,8 +5,6 @@ parent sets for all. Processes on one machine share CLOCK_MONOTONIC. Each writes
 only progress is sent, four times a second.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import math

@@ -1,7 +1,5 @@
 """What this machine can measure, and what would put a run here in doubt; docs/quiet-machine.md has the reasons."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

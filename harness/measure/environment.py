@@ -1,7 +1,5 @@
 """Describe where a run takes place: machine, GPUs, software, and settings that affect an engine."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -1,7 +1,5 @@
 """Measures the points of a sweep on workers. Each point is a stored run, from which the sweep can be resumed."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import math

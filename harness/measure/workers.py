@@ -4,8 +4,6 @@ A worker keeps its engine loaded while the next point needs the same engine. It 
 (for instance out of memory) costs one point only.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

@@ -4,8 +4,6 @@ To add a meter, write a module with a class that implements `Meter`, or `sampler
 line to `METERS`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 from collections.abc import Mapping, Sequence

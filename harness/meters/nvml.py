@@ -1,7 +1,5 @@
 """NVIDIA GPUs, read with NVML (package nvidia-ml-py). Supported features are found by asking each GPU."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -1,7 +1,5 @@
 """Read endpoints in the Prometheus text format, and a power meter based on one (default: NVIDIA's DCGM exporter)."""
 
-from __future__ import annotations
-
 import http.client
 import re
 import time

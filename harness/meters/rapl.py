@@ -1,7 +1,5 @@
 """Energy of CPU packages and DRAM: RAPL counters in Linux's powercap (Intel, and AMD under the same name)."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from pathlib import Path

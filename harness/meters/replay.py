@@ -1,7 +1,5 @@
 """Power that is not read from hardware: a recording, an external meter's log of this run, or a declared constant."""
 
-from __future__ import annotations
-
 import csv
 import math
 import time

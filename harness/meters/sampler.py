@@ -4,8 +4,6 @@ A thread would wait for the interpreter's lock while the load loop or an in-proc
 lock while tokens wait for their timestamp; and a driver call that never returns would hang the run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import operator

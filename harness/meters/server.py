@@ -1,7 +1,5 @@
 """A server's own metrics, read once a second while it is measured."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Decide when to read a counter that is updated rarely, and measure the period and step of its updates."""
 
-from __future__ import annotations
-
 import math
 import random
 from dataclasses import dataclass, field

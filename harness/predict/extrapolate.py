@@ -1,7 +1,5 @@
 """The cost of a model that was not measured, from published GPU measurements; how close a run is to the GPU's limit."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

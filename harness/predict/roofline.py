@@ -1,7 +1,5 @@
 """Time and power of a decode step on a GPU: the roofline limit, a model fitted to measurements, and its errors."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The errors of predictions for models that were left out of the fit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tables of differences between runs, of a wanted precision, and of repeats."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

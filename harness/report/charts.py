@@ -4,8 +4,6 @@ The hues are those of Okabe and Ito, and each has its own shape or dash, so that
 colour-blind readers. Charts draw the figures of the tables; only distributions and time series come from the rows.
 """
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Tables of costs and of the assumptions behind them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

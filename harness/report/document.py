@@ -1,7 +1,5 @@
 """The report of a run or of several runs: all tables in reading order, and the HTML page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Tables of published figures and of their comparisons: every figure with its period, basis and source."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """Figures and tables as text. Only this module converts and rounds numbers and writes their units."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Container, Mapping

@@ -9,8 +9,6 @@ A figure is {"name", "value", "unit", "status", "low", "high", "n", "reason", "i
 `harness.model.Figure`; a missing value is null and `reason` says why.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence

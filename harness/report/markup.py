@@ -1,7 +1,5 @@
 """Tables as Markdown, in the dialect of GitHub, and as LaTeX longtables for \\input."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The report as one HTML file: tables, charts and a what-if. It loads nothing from the network."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

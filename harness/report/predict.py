@@ -1,7 +1,5 @@
 """The table of prediction errors."""
 
-from __future__ import annotations
-
 from harness.predict.validation import validation
 from harness.report.table import Table
 

@@ -1,7 +1,5 @@
 """The one table model that every output format renders."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from harness.model import Figure

@@ -1,7 +1,5 @@
 """The tables of one run: conditions, speed, latency, energy and findings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

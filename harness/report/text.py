@@ -1,7 +1,5 @@
 """Tables as text for a terminal, a CI log or a pipe."""
 
-from __future__ import annotations
-
 import io
 import re
 import shutil

@@ -4,8 +4,6 @@ During a run, its rows are in requests.jsonl (requests-0.jsonl… for several cl
 server.jsonl. Finished files are written under a temporary name and renamed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

@@ -1,7 +1,5 @@
 """Readers of other tools' files: which number becomes which figure, and where the definitions differ."""
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@
 the file does not hold stays None or absent. docs/importing.md compares the definitions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

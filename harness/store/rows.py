@@ -1,7 +1,5 @@
 """Tables of a run: requests, power readings and server metrics, from Parquet files or from journals."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools

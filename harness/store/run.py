@@ -1,7 +1,5 @@
 """A stored run: its workload, engine and environment, typed. Rows are read from disk at first use."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

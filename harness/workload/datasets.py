@@ -1,7 +1,5 @@
 """Traces and prompts from the text of published files. Opens no file."""
 
-from __future__ import annotations
-
 import io
 import itertools
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Workloads, traces and prompts, found by name or path."""
 
-from __future__ import annotations
-
 import os.path
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ Random numbers are raw words of Philox, a counter-based generator addressed by (
 the same words in every version, which it does not for its distributions (NEP 19).
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 from collections.abc import Callable, Mapping

@@ -29,7 +29,7 @@ def texts(node: ast.expr) -> set[str]:
 YIELDED = [
     (code, {str(keyword.arg) for keyword in call.keywords})
     for _, call in calls("finding")
-    for code in texts(call.args[0])
+    for code in sorted(texts(call.args[0]))
 ]
 """Code and names of the values of each call of `finding`."""
 

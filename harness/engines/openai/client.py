@@ -1,7 +1,5 @@
 """The engine `openai`: a client of any server with OpenAI's HTTP interface (vLLM, SGLang, TGI, llama.cpp, Ollama)."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

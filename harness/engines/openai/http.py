@@ -3,8 +3,6 @@
 During an answer each read costs one timestamp and the search for the end of the answer. The content is parsed later.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

@@ -1,7 +1,5 @@
 """Start a model server on a free port, wait until it is healthy, and stop it in every case."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import http.client

@@ -1,7 +1,5 @@
 """Parse a server's answer: server-sent events, text, tokens in each arrival, token usage and finish reason."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
