@@ -78,7 +78,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 def latex_text(text: str) -> str:
     """LaTeX that prints the text as it is; long words may be broken.
 
-    >>> print(escape("50% of a_b <= $5 – 10^6"))
+    >>> print(latex_text("50% of a_b <= $5 – 10^6"))
     50\\% of a\\_b \\textless{}= \\$5 \\textendash{} 10\\textasciicircum{}6
     """
     marked = re.sub(rf"(\S{{{LONGEST_WORD}}})(?=\S)", "\\1\0", text)
@@ -115,7 +115,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def markdown_text(text: str) -> str:
     """Markdown that prints the text as it is.
 
-    >>> print(escape("a|b <= *c* snake_case _d_ ~ $5"))
+    >>> print(markdown_text("a|b <= *c* snake_case _d_ ~ $5"))
     a\\|b \\<= \\*c\\* snake_case \\_d\\_ \\~ \\$5
     """
     return SPECIAL.sub(lambda found: f"\\{found[0]}", text)
