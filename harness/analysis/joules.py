@@ -59,9 +59,9 @@ class Window:
 def edges(reads: Reads) -> Edges:
     """The counter's updates, from pairs of readings that differ.
 
-    An update lies between the request of the last reading without it and the arrival of the first with it. If that interval
-    is wider than `TIGHT_S`, the update is placed a whole number of periods after the nearest update with a narrow
-    interval; if several placements are possible, it is not `sure`.
+    An update lies between the request of the last reading without it and the arrival of the first reading with it. If
+    that interval is wider than `TIGHT_S`, the update is placed a whole number of periods after the nearest update with
+    a narrow interval; if several placements are possible, it is not `sure`.
     """
     changed = np.flatnonzero(np.diff(reads.energy_j) != 0) + 1
     low, high = reads.before_s[changed - 1], reads.after_s[changed]
