@@ -27,6 +27,7 @@ from harness.analysis.summary import load
 from harness.config import overrides as values
 from harness.cost.pricing import explained, price_run
 from harness.facts.appraisal import appraise
+from harness.files import results_root
 from harness.measure import run as measuring
 from harness.model import Summary
 from harness.report.cost import run_cost_tables
@@ -45,17 +46,17 @@ RESULTS = "results"
 def measure(workload: str, root: Root = RESULTS, overrides: Overrides = (), meters: Sequence[str] = ()) -> str:
     """Measure a workload (a shipped name or a file) with these overrides; returns the name of its run under `root`."""
     spec = read_workload(workload, values(overrides))
-    return measuring.run(spec, Path(root), lambda _: None, meters).name
+    return measuring.run(spec, results_root(root), lambda _: None, meters).name
 
 
 def runs(root: Root = RESULTS, where: str | None = None) -> pd.DataFrame:
     """A row for each run: its conditions, then the value of every figure (`harness.analysis.index.runs`)."""
-    return index.runs(Path(root), where)
+    return index.runs(results_root(root), where)
 
 
 def figures(root: Root = RESULTS, where: str | None = None) -> pd.DataFrame:
     """A row for each figure of each run, with unit, interval, status and count (`harness.analysis.index.figures`)."""
-    return index.figures(Path(root), where)
+    return index.figures(results_root(root), where)
 
 
 def requests(run: str, root: Root = RESULTS) -> pd.DataFrame:
@@ -88,8 +89,8 @@ def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None
 
 
 def _load(run: str, root: Root) -> tuple[Run, Summary]:
-    return load(find_run(run, Path(root)))
+    return load(find_run(run, results_root(root)))
 
 
 def _read(run: str, root: Root) -> Run:
-    return read_run(find_run(run, Path(root)))
+    return read_run(find_run(run, results_root(root)))

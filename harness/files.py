@@ -22,6 +22,13 @@ def read_data(name: str) -> str:
     return data_path(name).read_text(encoding="utf-8")
 
 
+def results_root(root: str | Path) -> Path:
+    """The directory of runs. HarnessError for a URL."""
+    if "://" in str(root):
+        raise HarnessError(f"'{root}' is a URL, not a directory", "mount the store, or sync it to a directory")
+    return Path(root)
+
+
 def read_text(path: Path) -> str:
     """Text of a UTF-8 file, plain or .gz. HarnessError if it cannot be read."""
     try:

@@ -8,12 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from harness.analysis.latency import LATENCIES, STATISTICS
 from harness.analysis.window import WHOLE
+from harness.config import near
 from harness.errors import HarnessError
 from harness.model import Summary
 
 DEFAULTS = ("output_tokens_per_s", "joules_per_output_token")
 """Figures of a precision without a name; the second only if energy is measured."""
+FIGURES = (
+    *("output_tokens_per_s", "total_tokens_per_s", "input_tokens_per_s", "requests_per_s", "goodput_per_s"),
+    *("joules_per_output_token", "joules_per_input_token", "joules_per_request"),
+    *(f"{latency}.{statistic}" for latency in LATENCIES for statistic in STATISTICS),
+)
+"""Figures that can have a 95% interval."""
 GROWTH = 1.05
 """Factor between the numbers of requests at two successive looks."""
 IN_A_ROW = 2
@@ -73,7 +81,10 @@ def parse(words: Sequence[str]) -> tuple[Target, ...]:
         if not 0 < share < 1:
             fix = "write 2%, or for another figure ttft_s.mean=2%"
             raise HarnessError(f"precision '{word}' is not a percentage", fix)
-        found += [Target(figure, share) for figure in ([name.strip()] if name else DEFAULTS)]
+        if name and (name := name.strip()) not in FIGURES:
+            fix = f"{near(name, FIGURES)}choose one of {', '.join(FIGURES)}"
+            raise HarnessError(f"precision '{word}': no figure '{name}' can be judged", fix)
+        found += [Target(figure, share) for figure in ([name] if name else DEFAULTS)]
     return tuple(found)
 
 

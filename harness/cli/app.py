@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from harness import errors
+from harness.files import results_root
 
 if TYPE_CHECKING:
     from harness.model import Summary
@@ -30,15 +31,11 @@ app = typer.Typer(
 )
 
 
-def _directory(root: str | Path) -> Path:
-    if "://" in str(root):
-        raise errors.HarnessError(f"'{root}' is a URL, not a directory", "mount the store, or sync it to a directory")
-    return Path(root)
-
-
 _HOLDS = "Directory of the runs."
-Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_RESULTS", parser=_directory, metavar="DIR", help=_HOLDS)]
-Out = Annotated[Path, typer.Option("--out", envvar="HARNESS_RESULTS", parser=_directory, metavar="DIR", help=_HOLDS)]
+Root = Annotated[
+    Path, typer.Option("--root", envvar="HARNESS_RESULTS", parser=results_root, metavar="DIR", help=_HOLDS)
+]
+Out = Annotated[Path, typer.Option("--out", envvar="HARNESS_RESULTS", parser=results_root, metavar="DIR", help=_HOLDS)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any key; repeatable.")]
 Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")]
 Format = Annotated[Literal["text", "md", "csv", "latex", "html", "json", "parquet"], typer.Option("--format")]

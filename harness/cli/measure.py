@@ -48,6 +48,9 @@ def run(
     from harness.workload.library import read_workload
 
     named = {"engine.name": engine, "model": model, "scenario": scenario}
+    if serve and engine not in (None, "openai"):
+        fix = "leave out --serve, or measure the server with --engine openai"
+        raise errors.HarnessError(f"--serve starts a server, and engine '{engine}' needs none", fix)
     if serve:
         named |= {"engine.name": engine or "openai", "engine.openai.serve": "vllm"}
     spec = read_workload(workload, overrides(set_ or ()) | {key: x for key, x in named.items() if x is not None})

@@ -72,6 +72,9 @@ def compare(
 
     given = overrides(set_ or ())
     inputs = {key: value for key, value in given.items() if key in KEYS}
+    if inputs and not references:
+        fix = "name a run, or set an assumption of the comparison, for instance utilisation=0.5"
+        raise errors.HarnessError(f"--set {next(iter(inputs))}: no run is priced", fix)
     with each_run(references or (), root, lambda path: price_run(*load(path), scenario, inputs)) as priced:
         book = assume(shipped_book(file or ()), {key: value for key, value in given.items() if key not in KEYS})
         appraisal = appraise(priced, book, force)
@@ -112,6 +115,8 @@ def cost(
     with each_run(references or ["latest"], root, load) as sweep:
         how = (scenario, overrides(set_ or ()))
         made: Sequence[Table]
+        if fleet is not None and objective is None:
+            raise errors.HarnessError("--fleet without --objective", "add --objective: a fleet is planned at one")
         if split:
             made = cost_tables(query_costs([run for run, _ in sweep], *how))
         elif objective is None:

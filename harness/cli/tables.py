@@ -63,7 +63,8 @@ def plan_table(plan: Plan) -> Table:
     """The points in order, with the run of those that are done."""
     rows = tuple((in_words(point), plan.stored.get(point.key, "to do")) for point in plan.points)
     auto = plan.sweep.auto
-    notes = [f"{len(plan.points)} points, {len(plan.stored)} done; each needs {plan.gpus} GPUs"]
+    needs = "" if plan.simulated else f"; GPUs for each: {plan.gpus}"
+    notes = [f"{len(plan.points)} points, {len(plan.stored)} done{needs}"]
     if auto is not None:
         notes = [f"at each of these a search over {auto.axis} from {auto.start:g} to {auto.limit:g}"]
     return Table("plan", f"Plan of sweep {plan.sweep.name}", ("point", "run"), rows, tuple(notes))
