@@ -112,7 +112,7 @@ def test_the_number_of_further_requests_follows_from_the_half_width() -> None:
     assert (reach.half, reach.more, reach.met) == (None, None, False)
     both = reaches(of(output_tokens_per_s=(100.0, 99, 101), joules_per_output_token=(1.0, 0.9, 1.1)), parse(["2%"]))
     assert [each.met for each in both] == [True, False]
-    with pytest.raises(HarnessError, match="has no figure 'ttft_s.p99'"):
+    with pytest.raises(HarnessError, match=r"has no figure 'ttft_s\.p99'"):
         reaches(summary, parse(["ttft_s.p99=2%"]))
 
 
