@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis import energy_findings as doubts
-from harness.analysis import readings
+from harness.analysis import readings, tokens
 from harness.analysis.joules import Array, Window, align
 from harness.analysis.readings import Source
 from harness.analysis.regression import Split, split_usage
@@ -84,10 +84,10 @@ def measure_energy(
     if window is None:
         of_gpus += [_missing(name, unit, reason) for name, unit in OF_WINDOW.items()]
     else:
-        counts = readings.tokens(requests)
+        counts = tokens.tokens(requests)
         cuts = _cuts(gpus, window, WINDOWS)
         joules = _joules(gpus, cuts)
-        of_gpus += _per_token(window, cuts, joules, counts, readings.step_s(requests))
+        of_gpus += _per_token(window, cuts, joules, counts, tokens.step_s(requests))
         of_gpus += _split(gpus, window, counts)
         findings += doubts.steadiness(joules / np.diff(cuts), cuts, counts, slots)
     figures = [replace(figure, status=status) if figure.status == "measured" else figure for figure in of_gpus]
@@ -141,9 +141,9 @@ def _joules(gpus: Sequence[Source], cuts: Array) -> Array:
     return np.asarray(np.sum([readings.joules_between(s, cuts) for s in gpus], axis=0))
 
 
-def _per_token(window: Window, cuts: Array, joules: Array, counts: pd.DataFrame, step_s: float) -> Iterator[Figure]:
-    whole = readings.between(counts, np.array([window.start_s, window.end_s])).iloc[0]
-    parts = readings.between(counts, cuts)
+def _per_token(window: Window, cuts: Array, joules: Array, counts: tokens.Counts, step_s: float) -> Iterator[Figure]:
+    whole = tokens.between(counts, np.array([window.start_s, window.end_s])).iloc[0]
+    parts = tokens.between(counts, cuts)
     boundary, step = window.boundary_j / window.energy_j, step_s / window.seconds
     watts = window.energy_j / window.seconds
     low, high = watts * (1 - boundary), watts * (1 + boundary)
@@ -168,7 +168,7 @@ def _per_token(window: Window, cuts: Array, joules: Array, counts: pd.DataFrame,
     yield Figure("energy_uncertainty.gain", GAIN, "1", "assumed")
 
 
-def _split(gpus: Sequence[Source], window: Window, counts: pd.DataFrame) -> Iterator[Figure]:
+def _split(gpus: Sequence[Source], window: Window, counts: tokens.Counts) -> Iterator[Figure]:
     """Energy per second, per input, output and context token, from the regression."""
     found = _regression(gpus, window, counts)
     for term, (name, unit) in enumerate(SPLIT.items()):
@@ -182,12 +182,12 @@ def _split(gpus: Sequence[Source], window: Window, counts: pd.DataFrame) -> Iter
             yield Figure(f"split.{name}", value, unit, "measured", low, high, found.blocks, interval="95%: repeats")
 
 
-def _regression(gpus: Sequence[Source], window: Window, counts: pd.DataFrame) -> Split | str:
+def _regression(gpus: Sequence[Source], window: Window, counts: tokens.Counts) -> Split | str:
     """The coefficients of `SPLIT`; the reason instead if one of the four is not identified."""
     cuts = _cuts(gpus, window, SPLIT_WINDOWS)
     if len(cuts) <= LEAST_SPLIT_WINDOWS:
         return f"needs {LEAST_SPLIT_WINDOWS} windows of {readings.LEAST_PERIODS} counter periods, has {len(cuts) - 1}"
-    parts = readings.between(counts, cuts)[["input_token", "output_token", "context"]]
+    parts = tokens.between(counts, cuts)[["input_token", "output_token", "context"]]
     found = split_usage([np.column_stack([np.diff(cuts), parts, _joules(gpus, cuts)])])
     unknown = [name for name, known in zip(SPLIT, found.identified, strict=True) if not known]
     return f"not identified: the windows do not tell {', '.join(unknown)} apart" if unknown else found

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pandas as pd
 
-from harness.analysis import readings
+from harness.analysis import readings, tokens
 from harness.analysis.findings import finding
 from harness.analysis.joules import Array, Window
 from harness.analysis.readings import Source
@@ -98,10 +97,10 @@ def disagreement(checks: Sequence[Figure], window: Window | None) -> Finding | N
     return finding("counter-disagrees" if void else "counter-doubtful", kind=kind, off=off)
 
 
-def steadiness(power_w: Array, cuts: Array, counts: pd.DataFrame, slots: int | None) -> Iterator[Finding]:
+def steadiness(power_w: Array, cuts: Array, counts: tokens.Counts, slots: int | None) -> Iterator[Finding]:
     """Findings if the window is short for the slots, or batch, context or power has a trend over the window."""
-    parts, middle = readings.between(counts, cuts), readings.counted(counts, (cuts[1:] + cuts[:-1]) / 2)
-    done, sent = float(parts["request"].sum()), float(counts["sent"].iloc[-1])
+    parts, middle = tokens.between(counts, cuts), tokens.counted(counts, (cuts[1:] + cuts[:-1]) / 2)
+    done, sent = float(parts["request"].sum()), float(counts["sent"].amount.sum())
     if slots and done < TURNOVERS * slots:
         yield finding("few-turnovers", done=done, turnovers=done / slots, slots=slots, needs=TURNOVERS)
     if slots and sent < PER_SLOT * slots:

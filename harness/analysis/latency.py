@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness import stats
+from harness.analysis.tokens import gaps_within
 from harness.analysis.window import Window, find_window
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
@@ -103,13 +104,6 @@ def times(requests: pd.DataFrame, state: str) -> Times:
         "gaps": gaps,
     }
     return Times(completed, faulty & ~cut_off, pd.DataFrame(each, index=requests.index), gaps_s)
-
-
-def gaps_within(arrival_s: Array, sizes: NDArray[np.int64]) -> Array:
-    """Gaps between the successive arrivals of each request, request by request; `sizes` counts a request's arrivals."""
-    inner = np.ones(len(arrival_s), bool)
-    inner[(np.cumsum(sizes) - sizes)[sizes > 0]] = False  # the first arrival of a request ends no gap
-    return np.diff(arrival_s, prepend=0.0)[inner]
 
 
 def window_of(

@@ -1,4 +1,4 @@
-"""The power readings of one run by device, their faults, and the counts of tokens over time."""
+"""The power readings of one run by device, and their faults."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,7 @@ import pandas as pd
 
 from harness.analysis.findings import finding
 from harness.analysis.joules import Array, Reads, Window, align, counter_window, edges, power_window
-from harness.analysis.latency import gaps_within
 from harness.model import Finding, MeterDevice, MeterInfo, Status
-from harness.store.rows import flat
 
 STALE_PERIODS = 5
 """Periods without an update or a reading after which a counter is faulty."""
@@ -165,41 +163,3 @@ def settle(found: Sequence[Source], start_s: float, end_s: float) -> tuple[float
 def worst(parts: Sequence[Source]) -> Status:
     """The status of a sum: the least certain of its parts' (simulated, then assumed, then measured)."""
     return next((s for s in ("simulated", "assumed") if s in {part.status for part in parts}), "measured")
-
-
-def tokens(requests: pd.DataFrame) -> pd.DataFrame:
-    """Cumulative counts at each instant of the index, which starts at -inf. `requests` has the columns of model.Record.
-
-    `output_token`; `input_token`, counted at the first token of the request; `context`, output tokens times the length
-    of their context; `request`, completed requests; `sent` and `ended`, requests. Tokens of failed requests count,
-    because their energy was used.
-    """
-    (when, sizes), (group, _) = flat(requests["arrival_s"]), flat(requests["arrival_tokens"])
-    inputs = requests["input_tokens"].fillna(requests["input_asked"]).to_numpy(float)
-    request, first = np.repeat(np.arange(len(sizes)), sizes), (np.cumsum(sizes) - sizes)[sizes > 0]
-    before = pd.Series(group).groupby(request).cumsum().to_numpy() - group / 2
-    ends_s = requests["end_s"]
-    instants = {"request": ends_s[requests["error"].isna()], "sent": requests["sent_s"], "ended": ends_s}
-    events = [
-        pd.DataFrame({"output_token": group, "context": group * (inputs[request] + before)}, when),
-        pd.DataFrame({"input_token": inputs[sizes > 0]}, when[first]),
-        *(pd.DataFrame({name: 1.0}, at.dropna().to_numpy(float)) for name, at in instants.items()),
-    ]
-    counts = pd.concat([pd.DataFrame({"output_token": 0.0}, [-math.inf]), *events])
-    return counts.fillna(0.0).sort_index(kind="stable").cumsum()
-
-
-def counted(counts: pd.DataFrame, instants: Array) -> pd.DataFrame:
-    """The row of `tokens` at each instant, with the events at that instant."""
-    return counts.iloc[counts.index.searchsorted(instants, side="right") - 1]
-
-
-def between(counts: pd.DataFrame, cuts: Array) -> pd.DataFrame:
-    """The increase of each count between successive instants."""
-    return counted(counts, cuts).diff().iloc[1:]
-
-
-def step_s(requests: pd.DataFrame) -> float:
-    """Median gap between a request's tokens, the uncertainty of a window's edge in tokens; 0 without gaps."""
-    gaps = gaps_within(*flat(requests["arrival_s"]))
-    return float(np.median(gaps)) if len(gaps) else 0.0

@@ -261,18 +261,6 @@ def test_idle_power_is_given_by_phase_and_net_energy_beside_gross(fake_nvml: Pat
     assert result["energy_j.gpu"].value == pytest.approx(300 * 18, rel=0.02)
 
 
-def test_tokens_are_counted_up_to_and_including_an_instant() -> None:
-    came = readings.tokens(requests(2, tokens=4, input_tokens=10))
-    parts = readings.between(came, np.array([0.2, 0.5, 1.0]))
-    # 0.25, 0.375, 0.5: a token at the end belongs to the window, one at the start does not
-    assert parts["output_token"].tolist() == [3, 4]
-    assert parts["input_token"].tolist() == [0, 10]  # the first prompt was read by 0.125
-    assert parts["context"].tolist() == [11.5 + 12.5 + 13.5, 10.5 + 11.5 + 12.5 + 13.5]
-    assert parts["request"].tolist() == [1, 1]
-    at = readings.counted(came, np.array([-1.0, 0.25, 0.75, 2.0]))
-    assert (at["sent"] - at["ended"]).tolist() == [0, 1, 1, 0]
-
-
 def test_constant_power_is_static_power_if_request_shapes_differ_and_not_identified_if_they_do_not(steady: Run) -> None:
     alike = measure_energy(*steady, requests(76), 5.0, 30.0)
     assert all("the windows do not tell" in alike[f"split.{name}"].text() for name in figures.SPLIT)
