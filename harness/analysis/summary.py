@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.analysis.client_check import check_client, clock_bound_s
 from harness.analysis.energy import measure_energy
-from harness.analysis.findings import check_conditions, check_requests, finding
+from harness.analysis.findings import FAILED_SHARE, check_conditions, check_requests, finding
 from harness.analysis.latency import summarise, window_of
 from harness.analysis.readings import watts_between
 from harness.analysis.server import server_figures
@@ -64,14 +64,22 @@ def made_of(run: Run) -> Summary:
 def _imported(origin: Imported, computed: Summary, rows: bool) -> Summary:
     """The figures that the other tool printed, then those computed from its rows, if the tool stored rows."""
     printed = {figure.name: figure for figure in origin.figures}
-    absent = f"{origin.tool} does not give it"
+    done, failed = (
+        figure.value if (figure := printed.get(f"requests.{how}")) else None for how in ("completed", "failed")
+    )
+    absent = "no request completed" if done == 0 else f"{origin.tool} does not give it"
     others = (
         replace(figure, status="derived") if rows else replace(figure, value=None, n=None, reason=absent)
         for figure in computed.figures
         if figure.name not in printed
     )
     notes = "; ".join(origin.notes) or "none that is known"
-    found = finding("imported", tool=origin.tool, file=origin.file, notes=notes)
-    return replace(
-        computed, figures=(*printed.values(), *others), findings=(found, *(computed.findings if rows else ()))
-    )
+    found = [finding("imported", tool=origin.tool, file=origin.file, notes=notes)]
+    if origin.doubts:
+        found.append(finding("file-contradicts", file=origin.file, doubts="; ".join(origin.doubts)))
+    seen = computed.findings if rows else ()
+    if done is not None and failed and failed > FAILED_SHARE * (done + failed):
+        of_all = f"{failed:g} of {done + failed:g}"
+        found.append(finding("failed-requests", share=failed / (done + failed), kinds=of_all))
+        seen = tuple(each for each in seen if each.code != "failed-requests")
+    return replace(computed, figures=(*printed.values(), *others), findings=(*found, *seen))

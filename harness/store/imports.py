@@ -17,8 +17,10 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.model import EngineInfo, ModelIdentity
-from harness.store import formats
 from harness.store.directory import RunWriter, engine_record, new_id
+from harness.store.formats import aiperf, guidellm, inference_perf, leaderboards, loadgen, vllm
+from harness.store.formats.consistency import checked
+from harness.store.formats.point import Result
 from harness.store.run_file import RunFile
 
 
@@ -28,45 +30,52 @@ class Format:
 
     tool: str
     keys: tuple[str, ...]
-    """Keys of such a file; dotted if nested."""
-    read: Callable[[Any], Iterator[formats.Result]]
+    """Keys of such a file; dotted if nested, `|` between alternatives."""
+    read: Callable[[Any], Iterator[Result]]
 
 
 FORMATS = (
-    Format("ML.ENERGY benchmark", ("steady_state_energy", "steady_state_duration"), formats.mlenergy_benchmark),
-    Format("ML.ENERGY leaderboard", ("task", "configurations"), formats.mlenergy_leaderboard),
-    Format("vllm bench serve", ("request_throughput", "output_throughput", "mean_ttft_ms"), formats.vllm_serve),
-    Format("vllm bench throughput", ("elapsed_time", "requests_per_second", "tokens_per_second"), formats.vllm_offline),
-    Format("guidellm", ("metadata.guidellm_version", "benchmarks"), formats.guidellm),
-    Format("aiperf or genai-perf", ("request_throughput.avg", "request_latency.unit"), formats.aiperf),
-    Format("aiperf records", ("metadata.request_start_ns", "metrics"), formats.aiperf_records),
-    Format("aiperf or genai-perf, CSV", ("Metric,avg", "Request Throughput"), formats.aiperf_csv),
-    Format("inference-perf", ("benchmark_time_seconds", "load_summary", "successes"), formats.inference_perf),
-    Format("MLPerf LoadGen", ("MLPerf Results Summary", "Scenario"), formats.loadgen),
+    Format("ML.ENERGY benchmark", ("steady_state_energy", "steady_state_duration"), leaderboards.mlenergy_benchmark),
+    Format("ML.ENERGY leaderboard", ("task", "configurations"), leaderboards.mlenergy_leaderboard),
+    Format("InferenceX", ("hw", "conc", "tput_per_gpu|output_tput_per_gpu"), leaderboards.inferencex),
+    Format("SGLang", ("mean_e2e_latency_ms", "request_throughput", "completed"), vllm.serve),
+    Format("vllm bench serve", ("request_throughput", "output_throughput", "completed", "duration"), vllm.serve),
+    Format("vllm bench throughput", ("elapsed_time", "requests_per_second", "tokens_per_second"), vllm.offline),
+    Format("guidellm", ("benchmarks.metrics.request_latency",), guidellm.guidellm),
+    Format("aiperf records", ("metadata.request_start_ns", "metrics"), aiperf.aiperf_records),
+    Format(
+        "aiperf or genai-perf", ("request_throughput|error_request_count|error_summary", "input_config"), aiperf.aiperf
+    ),
+    Format("aiperf or genai-perf", ("request_throughput.avg", "request_latency.unit"), aiperf.aiperf),
+    Format("aiperf or genai-perf, CSV", ("Metric,avg", "Request Throughput"), aiperf.aiperf_csv),
+    Format("inference-perf", ("load_summary", "successes.throughput", "failures"), inference_perf.inference_perf),
+    Format("MLPerf LoadGen", ("MLPerf Results Summary", "Scenario"), loadgen.loadgen),
 )
 """All supported kinds, the more specific keys first."""
 
 
-def points(path: Path) -> list[tuple[Format, formats.Result]]:
+def points(path: Path) -> list[tuple[Format, Result]]:
     """All measured points in a file of another tool. HarnessError for an unknown or damaged file.
 
     Each entry of a JSON list is read alone, as in the file of a sweep; request records are read together.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as refused:
         raise HarnessError(f"{path}: {refused}", "give a result file of another tool") from None
     content = _content(text)
     records = _has(content, "metadata.request_start_ns")
+    if records and isinstance(content, Mapping):
+        content = [content]
     parts = content if isinstance(content, list) and content and not records else [content]
-    found: list[tuple[Format, formats.Result]] = []
+    found: list[tuple[Format, Result]] = []
     for part in parts:
         kind = next((each for each in FORMATS if all(_has(part, key) for key in each.keys)), None)
         if kind is None:
             known = "; ".join(f"{each.tool}: {', '.join(each.keys)}" for each in FORMATS)
             raise HarnessError(f"{path}: not the file of a known tool", f"expected the keys of one of these: {known}")
         try:
-            found += [(kind, point) for point in kind.read(part)]
+            found += [(kind, checked(point)) for point in kind.read(part)]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as damaged:
             why = f"lacks {damaged}" if isinstance(damaged, KeyError) else str(damaged)
             fix = f"get the file again; it should hold {', '.join(kind.keys)} and the other keys of {kind.tool}"
@@ -92,11 +101,11 @@ def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | Non
     return directories
 
 
-def _run_file(kind: Format, point: formats.Result, now: datetime, path: Path, digest: str) -> RunFile:
+def _run_file(kind: Format, point: Result, now: datetime, path: Path, digest: str) -> RunFile:
     model = ModelIdentity(asked=point.model, precision=point.precision)
     info = EngineInfo(point.engine, None, model, "cuda" if point.gpu else "unknown", point.gpus or 1, 0, None)
     said = dataclasses.asdict(replace(point, records=()))
-    imported = {key: said[key] for key in ("version", "measured", "figures", "notes")}
+    imported = {key: said[key] for key in ("version", "measured", "figures", "notes", "doubts")}
     return RunFile(
         id=new_id(now, point.model, kind.tool, point.name),
         created_utc=now,
@@ -119,7 +128,9 @@ def _content(text: str) -> Any:
 
 
 def _has(content: Any, key: str) -> bool:
-    """True if a text contains `key`, or a map, or the first map of a list, has the dotted key."""
+    """True if a text contains `key`, or a map, or the first map of a list, has the dotted key or one of several."""
+    if "|" in key:
+        return any(_has(content, each) for each in key.split("|"))
     if isinstance(content, str):
         return key in content
     if isinstance(content, list):

@@ -158,12 +158,14 @@ class ClientSeen(_Open):
 
 
 class Imported(_Open):
-    """Another tool's result: its figures, and notes on their definitions."""
+    """Another tool's result: its figures, notes on their definitions, and contradictions in the file."""
 
     tool: str
     file: str
     figures: tuple[Figure, ...]
     notes: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
+    """What in the file speaks against its figures."""
 
 
 class SweepPoint(_Open):

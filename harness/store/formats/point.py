@@ -1,0 +1,93 @@
+"""One measured point of another tool's file, and the figures made of the file's numbers."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.model import Figure, Record, Status
+
+UNITS: Mapping[str, str] = {
+    "requests_per_s": "requests/s",
+    "output_tokens_per_s": "tokens/s",
+    "input_tokens_per_s": "tokens/s",
+    "total_tokens_per_s": "tokens/s",
+    "requests": "requests",
+    "input_tokens": "tokens",
+    "output_tokens": "tokens",
+    "joules_per_output_token": "J",
+    "joules_per_request": "J",
+    "gpu_power_w": "W",
+}
+"""Figure, or the part of its name before the dot -> unit; all other figures are in seconds."""
+PERCENTILES = ("p50", "p90", "p95", "p99")
+_ALSO = {"mean": "avg", "p50": "median"}
+"""Other names of statistics in the tools' files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One measured point of a file. None: not in the file."""
+
+    figures: tuple[Figure, ...]
+    model: str | None = None
+    name: str = ""
+    """Distinguishes the points of one file."""
+    engine: str = "openai"
+    version: str | None = None
+    """Version of the tool."""
+    measured: str | None = None
+    """The run's date, as written in the file."""
+    load: Mapping[str, Any] = field(default_factory=dict)
+    """Shape, users or rate, with the keys of `harness.workload.arrivals.Load`."""
+    precision: str | None = None
+    gpu: str | None = None
+    gpus: int | None = None
+    notes: tuple[str, ...] = ()
+    """Where the tool's definitions differ from this project's."""
+    doubts: tuple[str, ...] = ()
+    """What in the file speaks against its figures: contradictions, a run that was cancelled."""
+    edges: int = 0
+    """Number of requests by which a count may differ from rate x duration, because the tool's window cuts requests."""
+    whole: tuple[Figure, ...] | None = None
+    """Figures of one and the same time, for the check of counts against rates; None: `figures` are."""
+    records: tuple[Record, ...] = ()
+
+
+def figures(
+    values: Mapping[str, float | None], n: int | None, scale: float = 1.0, status: Status = "reported"
+) -> tuple[Figure, ...]:
+    """Figures from figure name -> value; a value that is missing or not finite gives no figure.
+
+    >>> [(each.name, each.value, each.unit) for each in figures({"ttft_s.p50": 12.5, "itl_s.p50": None}, 3, 1e-3)]
+    [('ttft_s.p50', 0.0125, 's')]
+    """
+    return tuple(
+        Figure(
+            name, value * scale, UNITS.get(name) or UNITS.get(name.partition(".")[0], "s"), status, n=n,
+            reason="the tool gives no interval",
+        )
+        for name, value in values.items()
+        if value is not None and math.isfinite(value)
+    )  # fmt: skip
+
+
+def latency(name: str, seen: Mapping[str, Any], n: int | None, scale: float = 1.0) -> tuple[Figure, ...]:
+    """Mean and percentiles of one latency from statistic -> value; of `n` requests unless `seen` has a count.
+
+    No figures if no request was observed: the tools print 0 then, which no latency is.
+    """
+    n = seen.get("count", n)
+    values = {f"{name}.{stat}": seen.get(stat, seen.get(_ALSO.get(stat, stat))) for stat in ("mean", *PERCENTILES)}
+    if n == 0 or not any(values.values()):
+        return ()
+    return figures(values, n and int(n), scale)
+
+
+def shared(tokens: int, arrivals: int) -> tuple[int, ...]:
+    """Tokens of each arrival, as equal as whole numbers allow: the file does not hold the tokens of each chunk.
+
+    >>> shared(5, 3)
+    (2, 2, 1)
+    """
+    return tuple(tokens // arrivals + (i < tokens % arrivals) for i in range(arrivals))
