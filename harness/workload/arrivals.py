@@ -149,6 +149,7 @@ class Trace:
     """Ids of the blocks at the start of each prompt, of all requests one after the other; equal ids, equal tokens."""
     block_ends: NDArray[np.int64] | None = None
     """The blocks of request i are `block_ids[block_ends[i] : block_ends[i + 1]]`."""
+    block_tokens: int = 512
 
     def blocks(self, row: int) -> list[int]:
         """Block ids of one request; empty if the trace has no blocks."""

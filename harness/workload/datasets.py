@@ -24,14 +24,20 @@ _COLUMNS = (
     ("Timestamp", "Request tokens", "Response tokens"),
 )
 """Of the harness's own CSV, of Azure's public traces (dates with times), and of BurstGPT."""
+_BLOCKS = tuple(16 << k for k in range(9))
+"""Sizes of a trace's blocks: 16 tokens in Bailian's (vLLM's blocks), 512 in Mooncake's."""
+_EPOCH_S = (1e9, 4e9)
+"""Times since 1970 lie between these, in seconds: their size tells the unit of such timestamps."""
+_PER_S = (1 / 600, 500.0)
+"""Requests per second of a trace that is taken at its word; Azure's, Bailian's and Mooncake's have 2 to 100."""
 _TRACE_FORM = (
     f"expected CSV with the columns {' or '.join(','.join(names) for names in _COLUMNS)}, "
     "or JSON lines with timestamp,input_length,output_length"
 )
 
 
-class _MooncakeRequest(BaseModel):
-    """A line of a Mooncake trace; `timestamp` is in milliseconds."""
+class _Line(BaseModel):
+    """A line of a trace in Mooncake's form, which Bailian's traces have with other units."""
 
     model_config = ConfigDict(strict=True)
 
@@ -42,24 +48,71 @@ class _MooncakeRequest(BaseModel):
 
 
 def parse_trace(text: str, path: Path) -> Trace:
-    """A trace from CSV with one of the headers in `_COLUMNS`, or from Mooncake's JSON lines.
+    """A trace from CSV with one of the headers in `_COLUMNS`, or from JSON lines of Mooncake's or Bailian's form.
 
     Lines that begin with # at the top of a CSV are comments. Failed requests of a BurstGPT trace, which have no answer,
     are left out. HarnessError with file, line and column for a mistake.
     """
     notes = "".join(itertools.takewhile(lambda line: line.startswith("#"), io.StringIO(text)))
-    ids = ends = None
+    ids, ends, size, unit_s = None, None, 512, 1.0
     if text.lstrip().startswith("{"):
-        requests = _json_lines(_MooncakeRequest, text, path, _TRACE_FORM)
+        requests = _json_lines(_Line, text, path, _TRACE_FORM)
         rows = pd.DataFrame([dict(each) for each in requests.values()], list(requests))
         blocks = rows.pop("hash_ids")
         ids = np.array(list(itertools.chain.from_iterable(blocks)), np.int64)
         ends = np.cumsum([0, *map(len, blocks)])
+        size = _block_tokens(rows["input_length"].to_numpy(float), np.diff(ends), path)
+        unit_s = _unit_s(rows["timestamp"].to_numpy(float), size if len(ids) else None, path)
     else:
         rows = _csv_rows(text[len(notes) :], path, notes.count("\n") + 1)
     if rows.empty:
         raise HarnessError(f"{path}: no rows", _TRACE_FORM)
-    return Trace(*_checked(rows, path), ids, ends)
+    return Trace(*_checked(rows, path, unit_s), ids, ends, size)
+
+
+def _block_tokens(lengths: NDArray[np.float64], counts: NDArray[np.int64], path: Path) -> int:
+    """Tokens of a block, from the lengths and numbers of blocks of the requests that have any; 512 if several fit.
+
+    HarnessError if some request has more blocks than its length holds.
+    """
+    lengths, counts = lengths[counts > 0], counts[counts > 0]
+    fits = {size: (counts == -(-lengths // size)) | (counts == lengths // size) for size in _BLOCKS}
+    fitting = [size for size in _BLOCKS if len(counts) and fits[size].mean() >= 0.99]
+    if not fitting and np.any(counts > -(-lengths // 512)):
+        row = int(np.argmax(counts / lengths))
+        what = f"{path}: a request has input_length {lengths[row]:g} and {counts[row]} hash_ids"
+        raise HarnessError(
+            what, f"expected one id for each block, of one size from {_BLOCKS[0]} to {_BLOCKS[-1]} tokens"
+        )
+    return 512 if 512 in fitting or not fitting else fitting[0]
+
+
+def _unit_s(times: NDArray[np.float64], block_tokens: int | None, path: Path) -> float:
+    """Size in seconds of the unit of a JSON trace's timestamps.
+
+    Times since 1970 tell it. Others are whole milliseconds with blocks of 512 tokens (Mooncake), or seconds with
+    fractions and small blocks (Bailian). Where digits and blocks speak for different units, the one that gives a rate
+    nearer to 1 request/s is taken. HarnessError if they agree on a unit with a rate that no trace has, and the other
+    would give one.
+    """
+    for unit_s in (1.0, 1e-3, 1e-6, 1e-9):
+        if _EPOCH_S[0] <= times[0] * unit_s < _EPOCH_S[1]:
+            return unit_s
+    said = {1e-3 if np.all(times == np.floor(times)) else 1.0}
+    if block_tokens is not None:
+        said.add(1e-3 if block_tokens >= 128 else 1.0)
+    span = float(times[-1] - times[0])
+    if not 0 < span < np.inf:
+        return max(said)
+    rates = {unit_s: (len(times) - 1) / span / unit_s for unit_s in (1.0, 1e-3)}
+    unit_s = min(said, key=lambda unit_s: abs(np.log(rates[unit_s])))
+    other_s = 1.0 if unit_s < 1 else 1e-3
+    if not _PER_S[0] <= rates[unit_s] <= _PER_S[1] and _PER_S[0] <= rates[other_s] <= _PER_S[1]:
+        names = {1.0: "seconds", 1e-3: "milliseconds"}
+        what = f"{path}: timestamps in {names[unit_s]} are {rates[unit_s]:.3g} requests/s"
+        fix = f"in {names[other_s]} they would be {rates[other_s]:.3g}; write CSV with arrival_s in seconds"
+        raise HarnessError(what, fix)
+    return unit_s
 
 
 def _csv_rows(text: str, path: Path, first: int) -> pd.DataFrame:
@@ -89,14 +142,15 @@ def _csv_rows(text: str, path: Path, first: int) -> pd.DataFrame:
     return rows[kept & (rows["Response tokens"] != "0") if "Response tokens" in columns else kept]
 
 
-def _checked(rows: pd.DataFrame, path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def _checked(rows: pd.DataFrame, path: Path, unit_s: float) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Arrival times in seconds since the first request, never decreasing, and input and output tokens."""
     times, *counts = (rows[column] for column in rows)
     if times.name == "TIMESTAMP":
         dates = pd.to_datetime(times, format="ISO8601", utc=True, errors="coerce")
         arrival_s = (dates - dates.iloc[0]).dt.total_seconds().to_numpy(float)
     else:
-        arrival_s = pd.to_numeric(times, errors="coerce").to_numpy(float) / (1e3 if times.name == "timestamp" else 1)
+        arrival_s = pd.to_numeric(times, errors="coerce").to_numpy(float) * unit_s
+        arrival_s[np.abs(arrival_s) >= 1e11] = np.nan  # not seconds: milliseconds since 1970, for instance
         with np.errstate(invalid="ignore"):  # inf - inf
             arrival_s = arrival_s - arrival_s[0]
     tokens = [pd.to_numeric(column, errors="coerce").to_numpy(float) for column in counts]
@@ -105,7 +159,7 @@ def _checked(rows: pd.DataFrame, path: Path) -> tuple[NDArray[Any], NDArray[Any]
     if not np.all(good):
         row = int(np.argmin(np.all(good, axis=0)))
         column = next(i for i, each in enumerate(good) if not each[row])
-        expected = WHOLE if column else "a time, not before that of the row above"
+        expected = WHOLE if column else "a time in seconds, not before that of the row above"
         what = f"{rows.columns[column]} is '{rows.iat[row, column]!s}'"
         raise HarnessError(f"{path}:{rows.index[row]}: {what}", f"expected {expected}")
     return arrival_s, tokens[0].astype(np.int64), tokens[1].astype(np.int64)

@@ -19,8 +19,6 @@ from harness.workload.schema import Content, Prompt, Prompts, Workload
 
 RESERVED_IDS = 128
 """Random prompts use no token id below this: most tokenizers keep their special tokens there, the others at the end."""
-BLOCK_TOKENS = 512
-"""Prompt tokens per hash id of a Mooncake trace; the last id of a request stands for the remaining tokens."""
 MOST_TURNS = 1000
 """Maximum turns of a conversation. With turns, the request of turn t of conversation c has index 1000 c + t."""
 _TOKENS, _CONVERSATION, _THINK, _CANCEL, _PREFIX, _BLOCK, _STAND_IN = range(7)
@@ -160,8 +158,9 @@ class Conversations:
             rows = len(source.arrival_s)
             row = conversation % rows if content.trace_order == "recorded" else int(u * rows)
             n_in, n_out = int(source.input_tokens[row]), int(source.output_tokens[row])
-            blocks = source.blocks(row)[: -(-n_in // BLOCK_TOKENS)]
-            shared = tuple(i for block in blocks for i in self._random(_BLOCK, block, BLOCK_TOKENS))[:n_in]
+            size = source.block_tokens
+            blocks = source.blocks(row)[: -(-n_in // size)]
+            shared = tuple(i for block in blocks for i in self._random(_BLOCK, block, size))[:n_in]
         elif content.input_tokens is not None and content.output_tokens is not None:
             n_in, n_out = content.input_tokens.at(u), content.output_tokens.at(v)
         return shared + self._ids(words, n_in - len(shared)), n_out, None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 
 from harness.cost.pricing import list_scenarios
 from harness.engines.base import create_engine
@@ -154,6 +157,7 @@ def test_a_users_trace_is_read(tmp_path: Path, text: str, suffix: str) -> None:
     assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([10, 20], [1, 2])
 
 
+HEADER = "arrival_s,input_tokens,output_tokens\n"
 # as in the releases of BurstGPT: a request that failed has no answer
 BURST = """\
 Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type
@@ -186,6 +190,58 @@ def test_traces_of_mooncake(tmp_path: Path) -> None:
     assert [trace.blocks(row) for row in range(3)] == [[46, 47, 2353, 2354], [46], []]
 
 
+def test_a_trace_of_bailian_is_in_seconds_with_blocks_of_16_tokens() -> None:
+    trace = read_trace(str(ROOT / "tests/data/bailian_seconds.jsonl"))
+    assert trace.arrival_s.tolist() == [0, 1.5, 3.0, 4.2]
+    assert (trace.block_tokens, trace.blocks(1)) == (16, [0, 1, 9])
+
+
+def lines(times: Sequence[float], ids: int | None = None, length: int = 1000) -> str:
+    blocks = {} if ids is None else {"hash_ids": list(range(ids))}
+    rows = ({"timestamp": t, "input_length": length, "output_length": 9, **blocks} for t in times)
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("times", "ids", "last_s", "block"),
+    [
+        ([0, 900, 2500], 2, 2.5, 512),  # Mooncake
+        ([0, 900, 2500], 63, 2.5, 16),  # whole milliseconds with small blocks: 0.8 requests/s rather than 1 in 20 min
+        ([0, 1, 3], 63, 3.0, 16),  # whole seconds with small blocks: 0.7 requests/s rather than 700
+        ([0.0, 0.9, 2.5], 2, 2.5, 512),  # seconds with large blocks
+        ([0.5, 900.5, 2500.5], 2, 2.5, 512),  # fractions of milliseconds
+        ([0.0, 0.9, 2.5], None, 2.5, 512),
+        ([1_700_000_000, 1_700_000_002], None, 2.0, 512),  # seconds since 1970
+        ([1_700_000_000_000, 1_700_000_002_000], 63, 2.0, 16),
+        ([1_700_000_000_000_000_000, 1_700_000_002_000_000_000], None, 2.0, 512),
+        ([7, 7, 7], 2, 0.0, 512),
+    ],
+)
+def test_units_of_a_json_trace_are_told_by_its_content(
+    tmp_path: Path, times: list[float], ids: int | None, last_s: float, block: int
+) -> None:
+    (tmp_path / "t.jsonl").write_text(lines(times, ids))
+    trace = read_trace(str(tmp_path / "t.jsonl"))
+    assert (trace.arrival_s[-1], trace.block_tokens) == (pytest.approx(last_s), block)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        (lines([0, 1, 2, 4]), "timestamps in milliseconds are 750 requests/s", "in seconds they would be 0.75"),
+        (lines([0.5, 1e5]), "timestamps in seconds are 1e-05 requests/s", "in milliseconds they would be 0.01"),
+        (lines([0, 900], 5), "input_length 1000 and 5 hash_ids", "of one size from 16 to 4096 tokens"),
+        (HEADER + "1700000000000,1,1\n", "arrival_s is '1700000000000'", "a time in seconds"),
+    ],
+)
+def test_a_rate_or_length_that_no_trace_has_is_refused(tmp_path: Path, text: str, what: str, fix: str) -> None:
+    (tmp_path / "t").write_text(text)
+    with pytest.raises(HarnessError) as refused:
+        read_trace(str(tmp_path / "t"))
+    assert what in refused.value.what
+    assert fix in refused.value.fix
+
+
 def test_the_files_of_a_workload_are_read_by_their_names(elsewhere: Path) -> None:
     (elsewhere / "m.jsonl").write_text(MOONCAKE)
     (elsewhere / "p.jsonl").write_text('{"prompt": "a"}')
@@ -195,9 +251,6 @@ def test_the_files_of_a_workload_are_read_by_their_names(elsewhere: Path) -> Non
     )
     files = read_files(read_workload("w.yaml"))
     assert {name: type(file) for name, file in files.items()} == {"m.jsonl": Trace, "p.jsonl": tuple}
-
-
-HEADER = "arrival_s,input_tokens,output_tokens\n"
 
 
 @pytest.mark.parametrize(

@@ -353,6 +353,18 @@ def test_equal_hash_ids_are_equal_blocks_of_tokens() -> None:
     assert c[512:] != a[512:700]
 
 
+def test_blocks_have_the_size_of_the_trace() -> None:
+    """As in Bailian's traces: the first two blocks of 16 tokens are the same, the third is not."""
+    trace = Trace(
+        np.zeros(2), np.array([40, 33]), np.ones(2, int), np.array([0, 1, 2, 0, 1, 9]), np.array([0, 3, 6]), 16
+    )
+    make = talk("requests={count: 2, trace: m, trace_order: recorded}", files={"m": trace}).make
+    a, b = (make(i).prompt for i in range(2))
+    assert (len(a), len(b)) == (40, 33)
+    assert a[:32] == b[:32]
+    assert a[32] != b[32]
+
+
 # As the sender sends them
 
 
