@@ -46,6 +46,8 @@ class Request:
     """From 0."""
     stand_in_tokens: int | None = None
     """Number of random prompt tokens that replace earlier answers, because the engine returned no ids or text."""
+    shared_tokens: int = 0
+    """Upper bound of the tokens at the prompt's beginning that other requests of the workload have too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ class Record:
     """Time to open a connection, between sent and the first arrival; None: none was opened."""
     client: int | None = None
     """Number, from 0, of the client process that sent the request, if there were several."""
+    shared_tokens: int | None = None
+    """As in `Request`; None in runs of schema versions before 3."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,18 @@ def run(
     clients: Annotated[int | None, typer.Option(min=1, show_default="1", help="Client processes for a server.")] = None,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster for the clients, or auto.")] = None,
     precise: Precision = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Number of runs; each starts its engine anew.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Number of runs; an engine is started for each.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Send the prompts of this seed, which a running server may know.")
+    ] = None,
+    reset_cache: Annotated[
+        bool, typer.Option("--reset-cache", help="Empty the prefix cache of a running server before each run.")
+    ] = False,
 ) -> None:
     """Measure a workload, store the run and print its report.
 
     With --precision the run ends as soon as the figures are that precise, or at the workload's count or duration.
+    A server that runs already gets new prompts in every run, so that its prefix cache does not know them.
     """
     from harness.analysis import precision
     from harness.analysis.summary import summary_of
@@ -47,13 +54,16 @@ def run(
     from harness.store.run import read_run
     from harness.workload.library import read_workload
 
-    named = {"engine.name": engine, "model": model, "scenario": scenario}
+    named: dict[str, object] = {"engine.name": engine, "model": model, "scenario": scenario, "seed": seed}
     if serve and engine not in (None, "openai"):
         fix = "leave out --serve, or measure the server with --engine openai"
         raise errors.HarnessError(f"--serve starts a server, and engine '{engine}' needs none", fix)
     if serve:
         named |= {"engine.name": engine or "openai", "engine.openai.serve": "vllm"}
     spec = read_workload(workload, overrides(set_ or ()) | {key: x for key, x in named.items() if x is not None})
+    if seed is not None and repeat > 1 and not serve and spec.engine.name == "openai" and not reset_cache:
+        what = "--seed with --repeat sends a running server the prompts that it has just answered"
+        raise errors.HarnessError(what, "omit --seed, or add --reset-cache")
     if spec.scenario is not None:
         read_scenario(spec.scenario)  # reports a mistake in the file before measuring
     if targets := precision.parse(precise or ()):
@@ -69,8 +79,9 @@ def run(
             sweep = {"name": group, "key": f"{k}", "values": {}, "repeat": k} if repeat > 1 else None
             with Stop(targets) if targets else contextlib.nullcontext() as stop:
                 directory = measuring.run(
-                    spec, out, display.show, power, declared, clients, ray, enough=stop, sweep=sweep
-                )
+                    *(spec, out, display.show, power, declared, clients, ray), enough=stop, sweep=sweep,
+                    same_prompts=seed is not None, reset_cache=reset_cache,
+                )  # fmt: skip
             runs.append(read_run(directory))
             if runs[-1].state != "complete":
                 break

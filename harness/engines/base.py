@@ -47,6 +47,13 @@ class Exchanging(Protocol):
     async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]: ...
 
 
+@runtime_checkable
+class Resetting(Protocol):
+    """An engine whose prefix cache can be emptied. Raises HarnessError if it refuses."""
+
+    async def reset_cache(self) -> None: ...
+
+
 def create_engine(name: str, model: str | None, options: Mapping[str, Any]) -> Engine:
     """Construct the engine of that name without starting it.
 

@@ -102,6 +102,9 @@ class VLLMEngine:
             token_ids=None if request.turn is None else tuple(answer),
         )
 
+    async def reset_cache(self) -> None:
+        await self._llm.reset_prefix_cache()
+
     async def stop(self) -> None:
         """End every process of the engine, also after a failed or interrupted `start`."""
         if self._children is None:

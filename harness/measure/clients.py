@@ -35,13 +35,23 @@ GRACE_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The contents of the files named in the workload."""
+    """The contents of the files named in the workload, and the salts of the measured and of the warm-up prompts."""
 
     files: Mapping[str, Trace | Prompts]
     arrivals: Trace | None
+    salt: int | None = None
+    warm_up_salt: int | None = None
 
     def conversations(self, workload: Workload, info: EngineInfo) -> Conversations:
-        return Conversations(workload, info.vocabulary, info.max_length, self.files, info.encode)
+        return self._salted(workload, info, self.salt)
+
+    def warm_up(self, workload: Workload, info: EngineInfo, talk: Conversations | None = None) -> Conversations:
+        """The conversations of the warm-up; `talk` are those of the load, if they were made already."""
+        made = talk if self.warm_up_salt == self.salt else None
+        return made or self._salted(workload, info, self.warm_up_salt)
+
+    def _salted(self, workload: Workload, info: EngineInfo, salt: int | None) -> Conversations:
+        return Conversations(workload, info.vocabulary, info.max_length, self.files, info.encode, salt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,14 +233,16 @@ async def _serve(job: Job, pipe: Connection) -> Ended:
 
     k, n = job.share
     engine = create_engine(job.engine, job.workload.engine_model(job.engine), job.options)
-    talk = job.inputs.conversations(job.workload, await engine.start())
+    info = await engine.start()
+    talk = job.inputs.conversations(job.workload, info)
     journal = Journal(job.journal)
     sender = Sender(job.workload, job.inputs.arrivals, engine, talk.make, journal.add, talk.follow, job.share)
     loop.add_reader(pipe, on_message)
     reporter = asyncio.ensure_future(report())
     try:
         share = math.ceil(job.workload.warmup.requests / n)
-        await warm_up(engine, lambda i: talk.make(i + k * share), share)
+        warm = job.inputs.warm_up(job.workload, info, talk)
+        await warm_up(engine, lambda i: warm.make(i + k * share), share)
         with LoopMonitor() as monitor:
             pipe.send("ready")
             return await measure(sender, await began_ns, monitor)

@@ -6,31 +6,36 @@ import asyncio
 import contextlib
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from harness.engines.base import Engine, choose_engine, create_engine
+from harness.engines.base import Engine, Resetting, choose_engine, create_engine
 from harness.errors import EngineDied, HarnessError
 from harness.measure import environment
 from harness.measure.clients import PROGRESS_PERIOD_S, Clients, Ended, Inputs, Job, Link, Local, measure
 from harness.measure.eventloop import Interrupt, LoopMonitor, event_loop
 from harness.measure.nodes import Cluster
-from harness.measure.sender import Progress, Sender, warm_up
+from harness.measure.sender import WARM_UP_INDEX, Progress, Sender, probe, warm_up
 from harness.meters.base import start_meters
 from harness.meters.sampler import Polled
 from harness.meters.server import ServerReader
 from harness.model import SERVED, EngineInfo, ServerSample
 from harness.store.directory import RunWriter, engine_record, new_id, point_latest
-from harness.store.run_file import Anchor, RunFile
+from harness.store.run_file import Anchor, Prompts, RunFile
 from harness.workload.arrivals import Trace
 from harness.workload.library import read_files
+from harness.workload.requests import Conversations
 from harness.workload.schema import Workload
 
+CACHING = ("openai", "vllm")
+"""Engines that may have a prefix cache."""
+SALT_BITS = 48
 IDLE_S = 3.0
 """Length of each metered span without load."""
 LEAD_S = 0.02, 0.3
@@ -67,6 +72,8 @@ def run(
     enough: Enough | None = None,
     sweep: Mapping[str, Any] | None = None,
     kept: Kept | None = None,
+    same_prompts: bool = False,
+    reset_cache: bool = False,
 ) -> Path:
     """Measure the workload once, and return the directory under `root` that holds the run.
 
@@ -77,6 +84,9 @@ def run(
     `ray`, the address of a cluster, they run on its nodes, by default one per node. A `kept` engine is started by the
     first run, serves the later ones as it is, and is stopped by `Kept.close`.
 
+    An engine that ran before gets prompts that no earlier run sent, unless `same_prompts` asks for those of the seed;
+    `reset_cache` resets its prefix cache before the warm-up.
+
     Raises HarnessError for a mistake in the set-up, before or while the engine starts.
     """
     name = choose_engine() if workload.engine.name == "auto" else workload.engine.name
@@ -85,7 +95,10 @@ def run(
         here.engine = create_engine(name, workload.engine_model(name), workload.engine_options(name))
     files = read_files(workload)
     arrivals = files.get(workload.load.trace or "")
-    inputs = Inputs(files, arrivals if isinstance(arrivals, Trace) else None)
+    attached = here.info is not None or (name == "openai" and not workload.engine_options(name).get("serve"))
+    drawn = secrets.randbits(SALT_BITS) if attached else None
+    prompts = Prompts(salt=None if same_prompts else drawn, attached=attached, cache_reset=reset_cache)
+    inputs = Inputs(files, arrivals if isinstance(arrivals, Trace) else None, prompts.salt, drawn)
     now = datetime.now(UTC)
     writer = None
     try:
@@ -103,6 +116,7 @@ def run(
                     meters_asked=power,
                     meters=meter.infos,
                     meters_absent=meter.absent,
+                    prompts=prompts,
                     sweep=sweep,
                 ),
             )
@@ -170,12 +184,12 @@ class _Session:
                     self.kept.info = info = self.kept.info or runner.run(self._start())
                 server = getattr(self.engine, "server_record", None)
                 self.writer.update(engine=engine_record(info), server=server)
-                with self._sender(info) as sender:
+                if self.writer.file.prompts and self.writer.file.prompts.cache_reset:
+                    runner.run(self._reset_cache())
+                talk = self.inputs.conversations(self.workload, info) if self.link is None else None
+                with self._sender(talk) as sender:
                     with self._timed("warmup_s", "warming up"):
-                        if isinstance(sender, Clients):
-                            runner.run(sender.ready())
-                        else:
-                            runner.run(warm_up(self.engine, sender.make, self.workload.warmup.requests))
+                        runner.run(self._warm_up(sender, talk, info))
                     self.power.idle("loaded")
                     with self._server_metrics(info) as metrics, self._timed("measured_s", "measuring"):
                         ended = runner.run(self._measure(sender, metrics, interrupt))
@@ -203,10 +217,10 @@ class _Session:
         return start.result()
 
     @contextlib.contextmanager
-    def _sender(self, info: EngineInfo) -> Iterator[Sender | Clients]:
+    def _sender(self, talk: Conversations | None) -> Iterator[Sender | Clients]:
         """The sender of the load: in this process, or several client processes."""
         if self.link is None:
-            talk = self.inputs.conversations(self.workload, info)
+            assert talk is not None
             yield Sender(self.workload, self.inputs.arrivals, self.engine, talk.make, self.writer.add, talk.follow)
             return
         name = self.writer.file.engine_asked
@@ -224,13 +238,43 @@ class _Session:
         finally:
             self.writer.update(clients=clients.close())
 
+    async def _reset_cache(self) -> None:
+        if not isinstance(self.engine, Resetting):
+            name = self.writer.file.engine_asked
+            raise HarnessError(f"engine '{name}' has no prefix cache that can be reset", "omit --reset-cache")
+        await self.engine.reset_cache()
+
+    async def _warm_up(self, sender: Sender | Clients, talk: Conversations | None, info: EngineInfo) -> None:
+        """Warm the engine up, then find out how much of one more new prompt its cache supplies."""
+        count, prompts = self.workload.warmup.requests, self.writer.file.prompts
+        if isinstance(sender, Clients):
+            await sender.ready()
+        made = self.inputs.warm_up(self.workload, info, talk)
+        if isinstance(sender, Sender):
+            await warm_up(self.engine, made.make, count)
+        if count == 0 or info.engine not in CACHING or prompts is None:
+            return
+        request = replace(made.make(WARM_UP_INDEX + count), output_tokens=1)
+        before = await asyncio.to_thread(self._hits, info)
+        cached = (await probe(self.engine, request)).cached_tokens
+        if cached is None and before is not None and (after := await asyncio.to_thread(self._hits, info)) is not None:
+            cached = int(after - before)
+        if cached is not None:
+            alone = max(0, cached - request.shared_tokens)
+            self.writer.update(prompts=prompts.model_copy(update={"cached_alone": alone}))
+
+    def _hits(self, info: EngineInfo) -> float | None:
+        """Tokens that the server's prefix cache has supplied so far; None: it does not tell."""
+        samples = ServerReader(addresses(info)).read()
+        return next((each.value for each in samples if each.name == "prefix_cache_hits"), None)
+
     @contextlib.contextmanager
     def _server_metrics(self, info: EngineInfo) -> Iterator[Polled[ServerSample] | None]:
         """Reads the server's own metrics meanwhile; None if the engine is not a server."""
-        if not (urls := info.options.get("base_url")):
+        if not (urls := addresses(info)):
             yield None
             return
-        metrics = Polled("server", ServerSample, ServerReader, [urls] if isinstance(urls, str) else urls)
+        metrics = Polled("server", ServerSample, ServerReader, urls)
         metrics.start()
         try:
             yield metrics
@@ -316,6 +360,12 @@ class _Power:
         for meter in self.meters:
             if (samples := meter.drain()) and self.writer is not None:
                 self.writer.add_power(samples)
+
+
+def addresses(info: EngineInfo) -> list[str]:
+    """The addresses of the server; empty: the engine is no server."""
+    urls = info.options.get("base_url") or []
+    return [urls] if isinstance(urls, str) else list(urls)
 
 
 def _last_line(log: Path) -> str:

@@ -60,17 +60,18 @@ async def warm_up(engine: Engine, make: Callable[[int], Request], count: int) ->
 
     Raises EngineDied, and HarnessError if a request fails.
     """
+    await asyncio.gather(*(probe(engine, make(WARM_UP_INDEX + i)) for i in range(count)))
 
-    async def one(index: int) -> None:
-        try:
-            await engine.generate(make(index), lambda _: None)
-        except RequestFailed as failed:
-            raise HarnessError(
-                f"a warm-up request failed: {failed.kind}: {failed.message}",
-                "make the workload's requests fit the engine, or set warmup.requests=0 to measure the failures",
-            ) from None
 
-    await asyncio.gather(*(one(WARM_UP_INDEX + i) for i in range(count)))
+async def probe(engine: Engine, request: Request) -> Completion:
+    """Send one request without recording it. Raises EngineDied, and HarnessError if the request fails."""
+    try:
+        return await engine.generate(request, lambda _: None)
+    except RequestFailed as failed:
+        raise HarnessError(
+            f"a warm-up request failed: {failed.kind}: {failed.message}",
+            "make the workload's requests fit the engine, or set warmup.requests=0 to measure the failures",
+        ) from None
 
 
 Follow = Callable[[Request, Completion], tuple[Request, float] | None]
@@ -319,6 +320,7 @@ class Sender:
                 stand_in_tokens=request.stand_in_tokens,
                 connect_s=done.connect_s,
                 client=self.client if self.clients > 1 else None,
+                shared_tokens=request.shared_tokens,
             )
         )
         return completion

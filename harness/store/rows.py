@@ -43,7 +43,10 @@ COLUMNS = {
 """Columns of each Parquet file: the fields of Record, PowerSample and ServerSample, in their order."""
 _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("time_s",)}
 """Columns with times on CLOCK_MONOTONIC in a journal, and in seconds since the start of the load in a finished file."""
-_INTEGERS = ("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client")
+_INTEGERS = (
+    *("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client"),
+    "shared_tokens",
+)
 """Integer columns with missing values: nullable in pandas, so that integers do not become floats."""
 
 

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model
 from harness.config import Section
 from harness.model import Figure, MeterInfo, ModelIdentity
 
-SCHEMA_VERSION = 2
-"""Of run.json and the Parquet files. History: 1 (0.1.0) the first; 2 adds conversations, connections and clients."""
+SCHEMA_VERSION = 3
+"""Of run.json and the Parquet files. History: 1 (0.1.0) the first; 2 adds conversations, connections and clients;
+3 adds the prompts' salt, and what they share."""
 
 State = Literal["running", "complete", "interrupted", "failed"]
 
@@ -157,6 +158,25 @@ class ClientSeen(_Open):
     """Largest possible difference between its clock and that of the parent process."""
 
 
+class Prompts(_Open):
+    """Where the prompts came from, and what an earlier run can have left of them in the engine's prefix cache."""
+
+    salt: int | None = None
+    """Drawn for this run alone; None: the prompts follow from the workload's seed, as in every run with that seed."""
+    attached: bool = False
+    """The engine ran before this run began, so its cache may hold the prompts of earlier runs."""
+    cache_reset: bool = False
+    """The engine's cache was reset before the warm-up."""
+    cached_alone: int | None = None
+    """Tokens that the cache supplied of a new prompt after the warm-up, without those that the workload shares: those
+    of the chat template. None: the engine does not tell."""
+
+    @property
+    def repeated(self) -> bool:
+        """An earlier run may have sent these prompts to this engine."""
+        return self.attached and self.salt is None and not self.cache_reset
+
+
 class Imported(_Open):
     """Another tool's result: its figures, notes on their definitions, and contradictions in the file."""
 
@@ -197,6 +217,8 @@ class RunFile(Section):
     meters_absent: tuple[str, ...] = ()
     """Reasons why meters are missing, one for each meter that was tried."""
     clients: tuple[ClientSeen, ...] = ()
+    prompts: Prompts | None = None
+    """None: written before schema version 3, or imported."""
     server: dict[str, Any] | None = None
     """Command, version and log of the server that the harness started."""
     sweep: SweepPoint | None = None

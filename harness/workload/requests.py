@@ -21,12 +21,16 @@ RESERVED_IDS = 128
 """Random prompts use no token id below this: most tokenizers keep their special tokens there, the others at the end."""
 MOST_TURNS = 1000
 """Maximum turns of a conversation. With turns, the request of turn t of conversation c has index 1000 c + t."""
-_TOKENS, _CONVERSATION, _THINK, _CANCEL, _PREFIX, _BLOCK, _STAND_IN = range(7)
+_TOKENS, _CONVERSATION, _THINK, _CANCEL, _PREFIX, _BLOCK, _STAND_IN, _SALT = range(8)
 """Purposes with separate random numbers, so that adding a key to a workload does not change the other values."""
+_SALT_WORDS = 4096
+"""Words made from the salt; prompts longer than this use them again."""
 _Encode = Callable[[str], list[int]]
-_Said = tuple[tuple[int, ...], int, str | None]
-"""The user's part of one turn: token ids, number of tokens to answer with, and the text, if any."""
-_Source = Trace | list[list[tuple[tuple[int, ...], Lengths, str]]] | None
+_Said = tuple[tuple[int, ...], int, str | None, int]
+"""The user's part of one turn: token ids, number of tokens to answer with, the text, if any, and the number of ids at
+its beginning that other requests of the run may have too."""
+_Encoded = tuple[tuple[int, ...], Lengths, str]
+_Source = Trace | list[list[_Encoded]] | None
 """A trace; or per conversation and turn the token ids, answer lengths and text; or None for random tokens."""
 
 
@@ -41,6 +45,9 @@ class Conversations:
     Requests above `max_input_tokens` or `max_total_tokens` are shortened, the input first. Requests above the engine's
     `max_length` are sent, and the engine rejects them.
 
+    A `salt` changes every prompt and no length or time: no prefix cache has the prompts of two salts in common, and
+    prompts that share a beginning still share it. Texts begin with the salt as a word. None: the seed alone decides.
+
     HarnessError if every request exceeds `max_length`, if prompts meet an engine without a tokenizer, or if a prompt
     has no output length. ValueError if a file is missing in `files`.
     """
@@ -52,14 +59,22 @@ class Conversations:
         max_length: int | None = None,
         files: Mapping[str, Trace | Prompts] | None = None,
         encode: _Encode | None = None,
+        salt: int | None = None,
     ) -> None:
+        # A second generator for each request would cost 20 us: instead the salt's words change those of the first.
+        self._mask = None if salt is None else np.random.Philox(key=salt, counter=_SALT << 128).random_raw(_SALT_WORDS)
+        self._mark = "" if salt is None else f"{salt:x} "
         self.seed, self.contents = workload.seed, workload.requests.contents
         self.vocabulary, self.max_length, self.encode = vocabulary, max_length, encode
         weights = [part.weight for part in workload.requests.parts or ()]
         self.names = [part.name for part in workload.requests.parts or ()]
         self.edges = [edge / sum(weights) for edge in itertools.accumulate(weights)][:-1]
         self.stride = MOST_TURNS if any(content.turns for content in self.contents) else 1
-        self.sources = [_source(content, files or {}, encode, workload.requests.count) for content in self.contents]
+        self.sources = [
+            _source(content, files or {}, encode, workload.requests.count, self._mark) for content in self.contents
+        ]
+        self._repeated = [_repeated(source) if isinstance(source, Trace) else frozenset() for source in self.sources]
+        self._common = [_common(source) if isinstance(source, list) else [] for source in self.sources]
         for content in self.contents:
             if content.input_tokens is not None and content.output_tokens is not None and max_length is not None:
                 least = sum(_cut(content, content.input_tokens.shortest(), content.output_tokens.shortest()))
@@ -72,15 +87,17 @@ class Conversations:
         """The first request of a conversation, which is numbered from 0; the only one if there are no turns."""
         part, _, number = self._plan(conversation)
         content, index = self.contents[part], conversation * self.stride
-        ids, n_out, text = self._said(part, conversation, 0)
+        ids, n_out, text, shared = self._said(part, conversation, 0)
         prefix = content.prefix if number is not None else None
         if prefix is not None and prefix.tokens is not None:
             # Parts with equal prefix settings share the prefixes.
             first = next(i for i, each in enumerate(self.contents) if each.prefix == prefix)
             ids = self._random(_PREFIX, first << 32 | (number or 0), prefix.tokens) + ids
-        elif prefix is not None and prefix.texts and self.encode is not None:
-            text = f"{prefix.texts[number or 0]}\n\n{text}"
-            ids = tuple(self.encode(text))
+            shared += prefix.tokens
+        elif prefix is not None and prefix.texts and self.encode is not None and text is not None:
+            begin = f"{self._mark}{prefix.texts[number or 0]}\n\n"
+            text = begin + text.removeprefix(self._mark)
+            ids, shared = tuple(self.encode(text)), shared + len(self.encode(begin))
         n_in, n_out = _cut(content, len(ids), n_out)
         return Request(
             index=index,
@@ -92,6 +109,7 @@ class Conversations:
             part=self.names[part] if self.names else None,
             conversation=conversation if self.stride > 1 else None,
             turn=0 if self.stride > 1 else None,
+            shared_tokens=min(shared, n_in),
         )
 
     def follow(self, request: Request, completion: Completion) -> tuple[Request, float] | None:
@@ -115,7 +133,7 @@ class Conversations:
         else:
             n = request.output_tokens if completion.output_tokens is None else completion.output_tokens
             answer, stand_in = self._random(_STAND_IN, request.index, n), stand_in + n
-        ids, n_out, text = self._said(part, conversation, turn)
+        ids, n_out, text, _ = self._said(part, conversation, turn)
         prompt = request.prompt + answer + ids
         total = len(prompt) + n_out
         if (len(prompt), n_out) != _cut(content, len(prompt), n_out) or total > (self.max_length or total):
@@ -129,6 +147,7 @@ class Conversations:
         following = replace(
             request, index=index, turn=turn, prompt=prompt, output_tokens=n_out, messages=messages,
             stand_in_tokens=stand_in, cancel_after_s=self._cancel_after_s(content, index),
+            shared_tokens=len(request.prompt) + len(answer),
         )  # fmt: skip
         return following, think_s
 
@@ -152,18 +171,21 @@ class Conversations:
         u, v = _uniform(words, 2)
         if isinstance(source, list):
             ids, lengths, text = source[conversation % len(source)][turn]
-            return ids, lengths.at(v), text
-        shared: tuple[int, ...] = ()
+            first_time = conversation < len(source)
+            return ids, lengths.at(v), text, self._common[part][conversation] if first_time else len(ids)
+        shared, again = tuple[int, ...](), 0
         if source is not None:
             rows = len(source.arrival_s)
             row = conversation % rows if content.trace_order == "recorded" else int(u * rows)
             n_in, n_out = int(source.input_tokens[row]), int(source.output_tokens[row])
             size = source.block_tokens
             blocks = source.blocks(row)[: -(-n_in // size)]
+            first_time = content.trace_order == "recorded" and conversation < rows
+            again = size * (len(self._repeated[part].intersection(blocks)) if first_time else len(blocks))
             shared = tuple(i for block in blocks for i in self._random(_BLOCK, block, size))[:n_in]
         elif content.input_tokens is not None and content.output_tokens is not None:
             n_in, n_out = content.input_tokens.at(u), content.output_tokens.at(v)
-        return shared + self._ids(words, n_in - len(shared)), n_out, None
+        return shared + self._ids(words, n_in - len(shared)), n_out, None, again
 
     def _cancel_after_s(self, content: Content, index: int) -> float | None:
         if content.cancel_after_s is None:
@@ -178,8 +200,10 @@ class Conversations:
         return self._ids(self._words(purpose, index), n)
 
     def _ids(self, words: np.random.Philox, n: int) -> tuple[int, ...]:
-        low = min(RESERVED_IDS, self.vocabulary // 2)
-        return tuple((low + ((words.random_raw(n) >> 32) * (self.vocabulary - low) >> 32)).tolist())
+        low, raw = min(RESERVED_IDS, self.vocabulary // 2), words.random_raw(n)
+        if self._mask is not None:  # uniform words stay uniform
+            raw ^= self._mask[:n] if n <= _SALT_WORDS else np.resize(self._mask, n)
+        return tuple((low + ((raw >> 32) * (self.vocabulary - low) >> 32)).tolist())
 
 
 def _uniform(words: np.random.Philox, n: int) -> list[float]:
@@ -187,10 +211,28 @@ def _uniform(words: np.random.Philox, n: int) -> list[float]:
     return list((((words.random_raw(n) >> 12) + 0.5) * 2.0**-52).tolist())
 
 
+def _repeated(trace: Trace) -> frozenset[int]:
+    """Ids of the blocks that occur more than once in a trace."""
+    ids, counts = np.unique([] if trace.block_ids is None else trace.block_ids, return_counts=True)
+    return frozenset(ids[counts > 1].tolist())
+
+
+def _common(source: list[list[_Encoded]]) -> list[int]:
+    """For each prompt, the number of tokens at its beginning that another prompt has too."""
+    prompts = [turns[0][0] for turns in source]
+    common = [0] * len(prompts)
+    in_order = sorted(range(len(prompts)), key=prompts.__getitem__)  # the two most alike are neighbours
+    for a, b in itertools.pairwise(in_order):
+        pairs = zip(prompts[a], prompts[b], strict=False)
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        common[a], common[b] = max(common[a], same), max(common[b], same)
+    return common
+
+
 def _source(
-    content: Content, files: Mapping[str, Trace | Prompts], encode: _Encode | None, count: int | None
+    content: Content, files: Mapping[str, Trace | Prompts], encode: _Encode | None, count: int | None, mark: str
 ) -> _Source:
-    """The trace, or the prompts encoded as far as the run can need them: encoding is slow."""
+    """The trace, or the prompts encoded as far as the run can need them: encoding is slow. `mark` begins each."""
     name = content.trace if content.prompts is None else content.prompts
     if name is None:
         return None
@@ -203,20 +245,22 @@ def _source(
         raise HarnessError(f"{name} holds texts; this engine has no tokenizer", "give input_tokens instead")
     most = 1 if content.turns is None else content.turns.at(1 - 2**-53)
     return [
-        [_encoded(prompt, turn, content, encode, f"{name}: prompt {i}") for turn, prompt in enumerate(prompts[:most])]
+        [
+            _encoded(prompt, turn, content, encode, f"{name}: prompt {i}", "" if turn else mark)
+            for turn, prompt in enumerate(prompts[:most])
+        ]
         for i, prompts in enumerate(file[:count], start=1)
     ]
 
 
-def _encoded(
-    prompt: Prompt, turn: int, content: Content, encode: _Encode, place: str
-) -> tuple[tuple[int, ...], Lengths, str]:
+def _encoded(prompt: Prompt, turn: int, content: Content, encode: _Encode, place: str, mark: str) -> _Encoded:
     output = content.output_tokens if prompt.output_tokens is None else prompt.output_tokens
     if output is None and prompt.answer is not None:
         output = Lengths(distribution="fixed", tokens=max(1, len(_inner(prompt.answer, encode))))
     if output is None:
         raise HarnessError(f"{place} has no output_tokens", "add it there, or set requests.output_tokens")
-    return (_inner(prompt.prompt, encode) if turn else tuple(encode(prompt.prompt))), output, prompt.prompt
+    text = mark + prompt.prompt
+    return (_inner(text, encode) if turn else tuple(encode(text))), output, text
 
 
 def _inner(text: str, encode: _Encode) -> tuple[int, ...]:

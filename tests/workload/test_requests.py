@@ -135,7 +135,8 @@ def test_texts_are_encoded_and_start_over() -> None:
     ).make
     first = Request(0, (97, 98), 5, False, ("ab",))
     second = Request(1, (120, 121, 122), 7, False, ("xyz",))
-    assert [make(0), make(1), make(2)] == [first, second, Request(2, (97, 98), 5, False, ("ab",))]
+    again = Request(2, (97, 98), 5, False, ("ab",), shared_tokens=2)
+    assert [make(0), make(1), make(2)] == [first, second, again]
 
 
 def test_texts_are_cut_at_their_end() -> None:
@@ -413,3 +414,57 @@ def test_no_turn_is_due_after_the_end_of_the_load() -> None:
     records, _ = sent("requests.turns=9", "requests.think_time_s=20 ms", "load.duration_s=100 ms")
     assert max(record.scheduled_s for record in records) < 0.1
     assert max(record.turn or 0 for record in records) > 0
+
+
+# Prompts that no earlier run sent
+
+
+def test_a_salt_changes_every_token_and_no_length() -> None:
+    plainly, salted, other = (Conversations(plain(*VARIED), VOCABULARY, salt=salt) for salt in (None, 1, 2))
+    for i in range(50):
+        a, b, c = plainly.make(i), salted.make(i), other.make(i)
+        assert len(a.prompt) == len(b.prompt) == len(c.prompt)
+        assert a.output_tokens == b.output_tokens == c.output_tokens
+        for one, two in ((a, b), (b, c)):
+            assert np.mean(np.array(one.prompt) == np.array(two.prompt)) < 0.2
+    assert salted.make(3) == Conversations(plain(*VARIED), VOCABULARY, salt=1).make(3)
+
+
+def test_salted_ids_are_uniform_also_beyond_the_words_of_the_salt() -> None:
+    make = Conversations(plain("requests.input_tokens=20000"), vocabulary=1128, salt=5).make
+    seen = np.bincount(np.concatenate([make(i).prompt for i in range(10)]), minlength=1128)
+    assert seen[:RESERVED_IDS].sum() == 0
+    chi2 = ((seen[RESERVED_IDS:] - 200) ** 2 / 200).sum()
+    assert abs(chi2 - 999) < 4 * (2 * 999) ** 0.5
+
+
+def test_prefixes_stay_shared_within_a_salt_and_differ_between_two() -> None:
+    one, two = (talk("requests.prefix={tokens: 20}", salt=salt).make for salt in (1, 2))
+    assert one(0).prompt[:20] == one(1).prompt[:20] != two(0).prompt[:20]
+    assert one(0).shared_tokens == 20
+
+
+def test_texts_begin_with_the_salt_also_before_a_prefix_of_text() -> None:
+    given = {"files": {"p.jsonl": ((Prompt(prompt="ab"),),)}, "encode": encode, "salt": 0xABC}
+    asked = (*PROMPTED, "requests.output_tokens=5")
+    assert talk(*asked, **given).make(0).messages == ("abc ab",)
+    prefixed = talk(*asked, "requests.prefix={texts: [You are.]}", **given).make(0)
+    assert (prefixed.messages, prefixed.prompt) == (("abc You are.\n\nab",), tuple(b"abc You are.\n\nab"))
+
+
+def test_what_a_prompt_shares_with_others_of_the_workload_is_counted() -> None:
+    assert talk().make(0).shared_tokens == 0
+    texts = tuple((Prompt(prompt=text),) for text in ("abcx", "abcy", "b"))
+    make = talk(*PROMPTED, "requests.output_tokens=5", files={"p.jsonl": texts}, encode=encode).make
+    assert [make(i).shared_tokens for i in range(4)] == [3, 3, 0, 4]  # the fourth is the first again
+    (first, _), (second, _) = answers(talk("requests.turns=2"), 0, Completion(None, 3, token_ids=(1, 2, 3)))
+    assert (first.shared_tokens, second.shared_tokens) == (0, 8 + 3)
+
+
+@pytest.mark.parametrize(("order", "shared"), [("recorded", [512, 512, 0, 1024]), ("sampled", None)])
+def test_blocks_that_a_trace_repeats_are_shared(order: str, shared: list[int] | None) -> None:
+    ids = np.array([7, 8, 7, 9, 10])
+    trace = Trace(np.arange(3.0), np.array([1024, 1024, 300]), np.ones(3, int), ids, np.array([0, 2, 4, 5]))
+    make = talk(*TRACED, f"requests.trace_order={order}", files={"t": trace}).make
+    made = [make(i) for i in range(4)]
+    assert [r.shared_tokens for r in made] == (shared or [len(r.prompt) for r in made])

@@ -156,6 +156,23 @@ class OpenAIEngine:
     async def stop(self) -> None:
         await self._pool.close()
 
+    async def reset_cache(self) -> None:
+        """Empty the prefix cache of every server, in the way of vLLM or SGLang. HarnessError if one refuses."""
+        for server, base in enumerate(self._bases):
+            answers = [await self._reset(server, page) for page in ("/reset_prefix_cache", "/flush_cache")]
+            if None not in answers:
+                what = f"{base.url} does not reset its prefix cache: {'; '.join(map(str, answers))}"
+                fix = "omit --reset-cache: every run sends new prompts; or start vLLM with VLLM_SERVER_DEV_MODE=1"
+                raise HarnessError(what, fix)
+
+    async def _reset(self, server: int, page: str) -> str | None:
+        """None if the server did as asked; otherwise why not."""
+        try:
+            await self._ask("POST", page, {}, server)
+        except RequestFailed as failed:  # both servers answer 200 without JSON
+            return None if failed.kind == "malformed" else f"{page}: {failed.kind}"
+        return None
+
     def _completion(self, response: http.Response, connect_s: float | None) -> Completion:
         answer, failed = self._parse(response)
         if failed is not None:
@@ -283,12 +300,14 @@ class OpenAIEngine:
                 "set engine.tokenizer, or send token ids: engine.prompt=tokens, engine.endpoint=completions",
             ) from None
 
-    async def _ask(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The JSON object that the first server returns, requested on a new connection. Raises RequestFailed."""
-        data = b"" if fields is None else msgspec.json.encode(fields)
-        _, _, headers = self._heads[0].partition(b"\r\n")
-        line = b"%b %b%b HTTP/1.1\r\n" % (method.encode(), self._bases[0].path.encode(), path.encode())
-        pool = http.Pool(self._bases[:1], self.options.connect_timeout_s, ASK_TIMEOUT_S)
+    async def _ask(
+        self, method: str, path: str, fields: Mapping[str, Any] | None = None, server: int = 0
+    ) -> dict[str, Any]:
+        """The JSON object that a server returns, requested on a new connection. Raises RequestFailed."""
+        data, base = b"" if fields is None else msgspec.json.encode(fields), self._bases[server]
+        _, _, headers = self._heads[server].partition(b"\r\n")
+        line = b"%b %b%b HTTP/1.1\r\n" % (method.encode(), base.path.encode(), path.encode())
+        pool = http.Pool([base], self.options.connect_timeout_s, ASK_TIMEOUT_S)
         try:
             connection = await pool.connect(0)
             request = line + headers + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
