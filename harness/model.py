@@ -203,6 +203,20 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Charged:
+    """The GPUs whose energy and price a run is charged."""
+
+    devices: tuple[str, ...]
+    """As in `PowerSample.device`: NVML's indices."""
+    why: str
+    """How they were found, or why they are not known."""
+    name: str | None = None
+    """NVML's name; None: there are none, or of several kinds."""
+    asked: tuple[str, ...] = ()
+    """What the user named with `--gpus`, if what was seen contradicts it."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """The weights that answered. `asked` is the model as the user named it; None: the engine does not know."""
 

@@ -278,7 +278,7 @@ def _conditions(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
     ran: dict[str, Any] = {"engine": run.file.engine_asked}
     if engine is not None:
         ran |= {"model": model.source, "precision": model.precision, "stored_precision": model.stored_precision}
-        ran |= {"weights_sha256": model.weights_sha256, "device": engine.device, "device_count": engine.device_count}
+        ran |= {"weights_sha256": model.weights_sha256, "device": engine.device, "device_count": run.device_count}
         rest |= {"engine_version": engine.version, "options": engine.options}
         if engine.device == "cpu":
             ran |= {"cpu": place.cpu.model, "cores_usable": place.cpu.cores_usable}

@@ -57,19 +57,21 @@ def measure_energy(
     idle: Mapping[str, tuple[float, float]] | None = None,
     host_w: float | None = None,
     pue: float | None = None,
+    uncharged: str | None = None,
 ) -> Energy:
     """Every energy figure and finding of a run.
 
     `power` has the columns of model.PowerSample, `requests` those of model.Record. `start_s` and `end_s` are the ends
     of the measured window, in seconds since the load began. `slots` is the largest number of requests in flight, if
     known. `idle` holds the spans without load (`bare`, `loaded`, `after`). `host_w` and `pue` come from the user, so
-    figures with them have the status `assumed`.
+    figures with them have the status `assumed`. `uncharged` says why no GPU is charged to the run, if so.
     """
     found = readings.sources(power, infos)
     gpus = [s for s in found if s.device.domain in readings.GPU]
     start_s, end_s = readings.settle(gpus, start_s, end_s)
     status = readings.worst(gpus)
     findings, reason = doubts.of_readings(infos, gpus, start_s, end_s)
+    reason = uncharged or reason
     window = None if reason else readings.total(gpus, start_s, end_s)
     if window is None and reason is None:
         reason = "window-not-bracketed: the power readings do not span the window, or have a gap in it"

@@ -64,10 +64,12 @@ def check_requests(run: Run, summary: Summary, window: Window | None = None) -> 
 
 
 def check_conditions(run: Run, summary: Summary) -> Iterator[Finding]:
-    """Findings about the machine and the engine's options; none for a simulated run."""
+    """Findings about the machine and the engine's options; of a simulated run only that another one was beside it."""
+    place, options = run.environment, run.engine.options if run.engine else {}
+    if place.beside:
+        yield finding("other-run", count=place.beside, serious=not run.on_gpu and not run.simulated)
     if run.simulated:
         return
-    place, options = run.environment, run.engine.options if run.engine else {}
     swapped = sum(place.swap.values())
     if place.debug:
         yield finding("debug-build", debug=", ".join(place.debug))

@@ -30,7 +30,7 @@ FIELDS: Mapping[str, Callable[[Run], Any]] = {
     "engine": lambda run: run.file.engine_asked,
     "engine_version": lambda run: run.engine and run.engine.version,
     "device": lambda run: run.engine and run.engine.device,
-    "device_count": lambda run: run.engine and run.engine.device_count,
+    "device_count": lambda run: run.engine and run.device_count,
     "gpu": lambda run: run.gpu,
     "load": lambda run: run.file.workload.load.shape,
     "users": lambda run: run.users,

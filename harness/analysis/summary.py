@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from harness.analysis.charged import charge
 from harness.analysis.client_check import check_client, clock_bound_s
 from harness.analysis.energy import measure_energy
 from harness.analysis.findings import FAILED_SHARE, check_conditions, check_requests, finding
@@ -41,19 +42,21 @@ def made_of(run: Run) -> Summary:
     file = run.file
     apart_s = clock_bound_s(file.clients)
     infos = [replace(info, clock_offset_s=info.clock_offset_s + apart_s) for info in file.meters]
+    infos, uncharged, doubts = charge(run, infos)
     window = window_of(
         run.requests, run.state, run.shape, run.users, lambda cuts: watts_between(run.power, infos, cuts)
     )
     made = summarise(run.id, run.state, run.requests, run.objectives, run.simulated, window)
-    made = replace(made, findings=(*check_requests(run, made, window), *check_conditions(run, made)))
+    made = replace(made, findings=(*check_requests(run, made, window), *check_conditions(run, made), *doubts))
     made = check_client(run, made, window)
     if window is not None:
         figures, findings = made.figures, made.findings
         if infos:
             ends, host_w, pue = (window.begin_s, window.end_s), file.declared.get("host_w"), file.declared.get("pue")
             energy = measure_energy(
-                run.power, infos, run.requests, *ends, slots=run.users, idle=file.idle, host_w=host_w, pue=pue
-            )
+                run.power, infos, run.requests, *ends, slots=run.users, idle=file.idle, host_w=host_w, pue=pue,
+                uncharged=uncharged,
+            )  # fmt: skip
             figures, findings = figures + energy.figures, findings + energy.findings
         figures += server_figures(run.server, window.begin_s, window.end_s)
         made = replace(made, figures=figures, findings=findings)

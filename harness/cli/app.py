@@ -44,6 +44,9 @@ Precision = Annotated[
 ]
 METERS = "auto (all that are found), none, nvml, rapl, prometheus:url=…, replay:path=…; repeatable."
 Meter = Annotated[list[str] | None, typer.Option(help=METERS)]
+Gpus = Annotated[
+    str | None, typer.Option(metavar="LIST", help="The engine's GPUs, 0,1 or UUIDs, if they cannot be seen.")
+]
 Run_ = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or name; latest: the last run.")]
 Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; default: the last run.")]
 Charts = Annotated[Path | None, typer.Option("--charts", metavar="DIR", help="Write charts to this directory.")]

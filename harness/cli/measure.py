@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Meter, Out, Precision, Scenario, Set, app, show
+from harness.cli.app import RESULTS, Gpus, Meter, Out, Precision, Scenario, Set, app, show
 from harness.cli.display import Display
 
 
@@ -21,6 +21,7 @@ def run(
     out: Out = RESULTS,
     scenario: Scenario = None,
     meter: Meter = None,
+    gpus: Gpus = None,
     assume_power: Annotated[float | None, typer.Option(metavar="WATTS", help="Assume this constant power.")] = None,
     host_power: Annotated[
         float | None, typer.Option(min=0, metavar="WATTS", help="Power of the rest of the host.")
@@ -80,7 +81,7 @@ def run(
             with Stop(targets) if targets else contextlib.nullcontext() as stop:
                 directory = measuring.run(
                     *(spec, out, display.show, power, declared, clients, ray), enough=stop, sweep=sweep,
-                    same_prompts=seed is not None, reset_cache=reset_cache,
+                    same_prompts=seed is not None, reset_cache=reset_cache, gpus=gpus.split(",") if gpus else None,
                 )  # fmt: skip
             runs.append(read_run(directory))
             if runs[-1].state != "complete":

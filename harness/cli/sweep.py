@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Meter, Root, app, show
+from harness.cli.app import RESULTS, Gpus, Meter, Root, app, show
 
 if TYPE_CHECKING:
     from harness.measure.sweep import Status
@@ -23,6 +23,8 @@ def sweep(
     budget: Annotated[float | None, typer.Option(min=0, metavar="GPU-HOURS", help="Start no point after this.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="With --ray: the most points at a time.")] = None,
     meter: Meter = None,
+    gpus: Gpus = None,
+    cooldown: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Rest between two points.")] = 0.0,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Use Ray: local, auto, or HOST:PORT.")] = None,
 ) -> None:
     """Measure every point of a grid, or search for the highest load; each point is a run."""
@@ -43,7 +45,7 @@ def sweep(
     with start_workers(ray, 0 if plan.simulated else plan.gpus, jobs) as found:
         if ray is None and (hint := hint_of(plan)) is not None:
             typer.echo(hint, err=True)
-        ended = carry_out(plan, found, _say, power, budget)
+        ended = carry_out(plan, found, _say, power, budget, tuple(gpus.split(",")) if gpus else None, cooldown)
     show([ended_table(plan, ended)], "text")
     if any(done.state != "complete" for done in ended.values()):
         raise typer.Exit(errors.INCOMPLETE)

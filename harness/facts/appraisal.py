@@ -58,7 +58,7 @@ def measurement_of(priced: Priced) -> Measurement:
         raise HarnessError(f"run {run.id} never started its engine", "compare another run")
     tokens, requests = (measured(priced.summary, name).value for name in ("output_tokens_per_s", "requests_per_s"))
     per_query = median(priced.scenario, "query.requests", 1.0)
-    count, price = run.engine.device_count, costs["usd_per_hour"].value
+    count, price = run.device_count, costs["usd_per_hour"].value
     return Measurement(
         run.id,
         str(model.asked or model.source),

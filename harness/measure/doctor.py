@@ -83,9 +83,12 @@ def _gpus(place: Mapping[str, Any]) -> Iterator[Seen]:
             yield finding("nvml-absent", what=absent.what, fix=absent.fix)
         return
     yield "driver", str(place["driver"])
+    if place["nvml"] is not None:
+        yield finding("nvml-absent", what=place["nvml"], fix="look for Xid errors in `dmesg`, and reset the GPU")
     samples = {sample.device: sample for sample in reader.read() if sample.domain != "gpu memory"}
+    known = {str(gpu["index"]): gpu for gpu in place["gpus"]}
     for device in (gpu.device for gpu in reader.gpus):
-        yield from _gpu(device, samples[device.device], place["gpus"][int(device.device)])
+        yield from _gpu(device, samples[device.device], known[device.device])
 
 
 def _gpu(device: MeterDevice, now: PowerSample, known: Mapping[str, Any]) -> Iterator[Seen]:

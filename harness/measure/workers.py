@@ -36,6 +36,7 @@ class Task:
     sweep: dict[str, Any]
     """The entry `sweep` of run.json: the sweep's name, the point's key and values."""
     power: tuple[str, ...] = ()
+    gpus: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,9 @@ def work(pipe: Connection) -> None:
             kept.close()
             kept, loaded = Kept(), wanted
         try:
-            directory = measuring.run(task.workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept)
+            directory = measuring.run(
+                task.workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept, gpus=task.gpus
+            )
             run = read_run(directory)
             done = Done(run.state, directory.name, run.file.error)
         except HarnessError as wrong:

@@ -69,12 +69,14 @@ def construct(name: str, options: Mapping[str, Any]) -> Any:
         raise HarnessError(f"meter '{name}' does not take {dict(options)}: {wrong}", "see docs/energy.md") from None
 
 
-def start_meters(asked: Sequence[str]) -> tuple[list[tuple[Meter, MeterInfo]], list[str]]:
+def start_meters(
+    asked: Sequence[str], gpus: Sequence[str] | None = None
+) -> tuple[list[tuple[Meter, MeterInfo]], list[str]]:
     """Start the meters for words of the form `NAME` or `NAME:KEY=VALUE,KEY=VALUE`.
 
-    `auto` starts each meter of `AUTO` that has something to read; `none` starts none. Returns the started meters, and
-    for each meter that `auto` could not start a text with the reason. Raises HarnessError if a meter given by name
-    cannot start; the meters started before it are stopped.
+    `auto` starts each meter of `AUTO` that has something to read; `none` starts none. `gpus`, indices or UUIDs, is the
+    option `devices` of nvml. Returns the started meters, and for each meter that `auto` could not start a text with the
+    reason. Raises HarnessError if a meter given by name cannot start; the meters started before it are stopped.
 
     >>> start_meters(["none"])
     ([], [])
@@ -87,7 +89,8 @@ def start_meters(asked: Sequence[str]) -> tuple[list[tuple[Meter, MeterInfo]], l
             pairs = [pair.partition("=") for pair in rest.split(",") if pair]
             options = {key: read_yaml(value, f"--meter {word}")[0] for key, _, value in pairs}
             for each in {"auto": AUTO, "none": ()}.get(name, (name,)):
-                meter = create_meter(each, options)
+                of_gpus = {} if each != "nvml" or gpus is None else {"devices": [*gpus]}
+                meter = create_meter(each, options | of_gpus)
                 try:
                     started.append((meter, meter.start()))
                 except HarnessError as error:

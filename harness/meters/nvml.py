@@ -16,6 +16,7 @@ import pynvml
 
 from harness.errors import HarnessError
 from harness.files import cache_root, write_cache
+from harness.meters.gpus import ask, boards, named, visible
 from harness.meters.tracker import FILL_S, GUARD_S, TRACK_S, UpdateTracker, smallest_step, update_period_s
 from harness.model import MeterDevice, MeterInfo, PowerSample
 
@@ -56,9 +57,9 @@ class _Gpu:
 class NvmlReader:
     """Reads energy counter, instantaneous and average power, memory power, and once a second what explains them.
 
-    Options: `devices`, a list of indices or UUID prefixes (default: CUDA_VISIBLE_DEVICES, else all); `probe_s`, the
-    duration of the probe of a GPU that is not in the cache; `fill_s`, the interval between readings. Processes that
-    descend from this process's parent are the harness's own; the others are counted as foreign.
+    Options: `devices`, a list of indices or UUID prefixes (default: those that CUDA shows to this process; all, if that
+    is not known); `probe_s`, the duration of the probe of a GPU that is not in the cache; `fill_s`, the interval
+    between readings. Processes that descend from this process's parent are the harness's own; others are foreign.
     """
 
     next_s = 0.0
@@ -79,17 +80,17 @@ class NvmlReader:
     def open(self) -> MeterInfo:
         """Find the GPUs and their features. Raises HarnessError without a driver or a GPU."""
         try:
-            pynvml.nvmlInit()
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+            listed = dict(boards())
             driver = str(pynvml.nvmlSystemGetDriverVersion())
         except pynvml.NVMLError as error:
             fix = "install the NVIDIA driver, or choose another meter"
             raise HarnessError(f"NVML does not answer: {error}", fix) from None
         self._call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")
-        chosen = self._chosen([str(ask(handle, "nvmlDeviceGetUUID")) for handle in handles])
+        chosen = visible([*listed], os.environ) if self.devices is None else named(self.devices, [*listed])
+        chosen = tuple(listed) if chosen is None else chosen
         if not chosen:
-            raise HarnessError("NVML finds no GPU", "check CUDA_VISIBLE_DEVICES and the option `devices`")
-        self.gpus = [self._gpu(index, handles[index], len(chosen)) for index in chosen]
+            raise HarnessError("NVML finds no GPU", "check CUDA_VISIBLE_DEVICES and `nvidia-smi`")
+        self.gpus = [self._gpu(board.index, listed[board], len(chosen)) for board in chosen]
         self._probe(driver)
         memory = [
             MeterDevice(gpu.device.device, "gpu memory", average_period_s=SLOW_S, average_window_s=AVERAGE_WINDOW_S)
@@ -168,21 +169,6 @@ class NvmlReader:
             "foreign_processes": None if own is None else len(running) - own,
         }
 
-    def _chosen(self, uuids: list[str]) -> list[int]:
-        """Indices of the GPUs asked for, each by its index or a prefix of its UUID."""
-        wanted = self.devices
-        if wanted is None and (visible := os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()):
-            wanted = [*visible.split(",")]
-        chosen = []
-        for part in range(len(uuids)) if wanted is None else wanted:
-            word = str(part).strip()
-            found = [i for i, uuid in enumerate(uuids) if word == str(i) or uuid.startswith(word)]
-            if not found:
-                fix = f"choose indices below {len(uuids)}, or one of {', '.join(uuids)}"
-                raise HarnessError(f"no GPU '{word}'", fix)
-            chosen += found
-        return chosen
-
     def _gpu(self, index: int, handle: Any, count: int) -> _Gpu:
         """One of `count` GPUs with its features. Only Grace-Hopper reports power of the module but not of the GPU."""
         get = functools.partial(ask, handle)
@@ -251,14 +237,6 @@ class NvmlReader:
             }
             for energy, average, instant in changes
         ]
-
-
-def ask(handle: Any, function: str, *arguments: Any) -> Any:
-    """Call a pynvml function for one GPU; None if the GPU or driver does not support it."""
-    try:
-        return getattr(pynvml, function)(handle, *arguments)
-    except pynvml.NVMLError:
-        return None
 
 
 def from_milli(value: int | None) -> float | None:

@@ -113,7 +113,7 @@ def _serving_point(run: Run, summary: Summary) -> tuple[Work, float, int]:
     fix = "name another run, or none"
     if run.engine is None or not run.on_gpu:
         raise HarnessError("not a GPU run", fix)
-    identity, devices = run.model, run.engine.device_count
+    identity, devices = run.model, run.device_count
     model, gpu = _known(identity.source or identity.asked or "", run.gpu or "unknown")
     names = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "e2e_s.mean")
     rates = [measured(summary, name) for name in names]

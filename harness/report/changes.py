@@ -108,7 +108,7 @@ COLUMNS = ("figure", "value", "half-width", "wanted", "more requests", "or more 
 def precision_table(run: Run, summary: Summary, targets: Sequence[Target]) -> Table:
     """The 95% half-width of each figure beside the wanted one, and how much more measuring that needs."""
     begin_s, end_s = (summary[f"window.{end}_s"].value or 0.0 for end in ("begin", "end"))
-    device_s = (run.engine.device_count if run.engine else 1) * (end_s - begin_s)
+    device_s = run.device_count * (end_s - begin_s)
     found = reaches(summary, targets)
     rows = tuple(_precision_row(summary, each, device_s) for each in found)
     return Table("precision", "Precision", COLUMNS, rows, _saved(run, summary, found, device_s), summary.run)

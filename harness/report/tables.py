@@ -241,7 +241,7 @@ def _device(run: Run) -> str:
     if run.engine is None:
         return ""
     if run.on_gpu:
-        return f"{run.engine.device_count} × {run.gpu or 'GPU'}"
+        return f"{run.device_count} × {run.gpu or 'GPU'}"
     if run.engine.device == "cpu":
         cpu = run.environment.cpu
         return f"{cpu.model or 'CPU'}, {cpu.cores_usable} cores usable"

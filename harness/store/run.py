@@ -29,10 +29,14 @@ class Run:
         self.simulated = file.engine_asked == "simulated"
         self.served = file.engine_asked in SERVED
         """True if the engine runs outside the client process."""
-        self.on_gpu = self.engine is not None and self.engine.device == "cuda"
-        """True if the engine reported that it ran on NVIDIA GPUs."""
-        self.gpu = self.environment.gpus[0].name if self.environment.gpus else None
-        """NVML's name of the machine's first GPU."""
+        charged, gpus = file.charged, self.environment.gpus
+        seen = charged is not None and charged.devices and not self.simulated
+        self.on_gpu = bool(seen) or (self.engine is not None and self.engine.device == "cuda")
+        """True if NVIDIA GPUs are charged, or the engine reported that it ran on them."""
+        self.gpu = charged.name if charged and seen else gpus[0].name if gpus else None
+        """NVML's name of the charged GPUs, if all have the same; if they are not known, of the machine's first GPU."""
+        self.device_count = len(charged.devices) if charged and seen else self.engine.device_count if self.engine else 1
+        """Number of the charged GPUs; if they are not known, the engine's own number of devices."""
         self.shape, self.users = file.workload.load.shape or "", file.workload.load.users
         """Shape of the load, such as `closed` or `poisson`, and number of users."""
         self.objectives = {name: limit for name, limit in file.workload.objectives.items() if limit is not None}
@@ -65,12 +69,12 @@ class Run:
         if self.engine is None:
             fix = "choose another run"
             raise HarnessError(f"run {self.id} never started its engine, so there is nothing to price", fix)
-        kind, count = self.engine.device, self.engine.device_count
+        kind = self.engine.device
         if kind == "cpu":
             return Device("cpu", self.environment.cpu.model, self.environment.cpu.cores_usable or 1)
         if kind in ("cuda", "unknown"):
-            return Device("gpu", self.gpu if self.on_gpu else None, count)
-        return Device("none", None, count)
+            return Device("gpu", self.gpu if self.on_gpu else None, self.device_count)
+        return Device("none", None, self.device_count)
 
 
 def read_run(directory: Path) -> Run:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from harness.config import Section
-from harness.model import Figure, MeterInfo, ModelIdentity
+from harness.model import Charged, Figure, MeterInfo, ModelIdentity
 
 SCHEMA_VERSION = 3
 """Of run.json and the Parquet files. History: 1 (0.1.0) the first; 2 adds conversations, connections and clients;
@@ -126,6 +126,8 @@ class Environment(_Open):
     governors: tuple[str, ...] = ()
     swap: dict[str, int] = {}
     debug: tuple[str, ...] = ()
+    beside: int = 0
+    """Number of other runs on the machine at the same time."""
 
 
 class Started(_Open):
@@ -209,6 +211,8 @@ class RunFile(Section):
     environment: Environment
     engine: Started | None = None
     """None: the engine never started."""
+    charged: Charged | None = None
+    """None: the engine never started, or an older harness wrote the run."""
     meters: tuple[MeterInfo, ...] = ()
     meters_asked: tuple[str, ...] = ()
     """The meters that the user named with `--meter`."""

@@ -349,7 +349,10 @@ Status nvmlDeviceGetUtilizationRates(void *handle, unsigned *to) {
     GPU(handle); REFUSE("utilisation"); to[0] = to[1] = g->utilisation; return OK;
 }
 Status nvmlDeviceGetMemoryInfo(void *handle, unsigned long long *to) {
-    GPU(handle); REFUSE("memory"); to[0] = 80ULL << 30; to[1] = 60ULL << 30; to[2] = 20ULL << 30; return OK;
+    GPU(handle); REFUSE("memory"); 
+    const Fault *f = fault(g, "memory", NULL, t);
+    to[0] = 80ULL << 30; to[2] = f ? (unsigned long long)(f->value * (1ULL << 30)) : 20ULL << 30; to[1] = to[0] - to[2];
+    return OK;
 }
 Status nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
     GPU(handle); REFUSE("mig"); *current = *pending = fault(g, "mig", NULL, t) != NULL; return OK;

@@ -71,6 +71,13 @@ def test_a_good_gpu_and_no_gpu_give_no_gpu_finding(fake_nvml: Path, tmp_path: Pa
     assert {"RAPL", "CPU", "models", "engine vllm", "room for results"} <= parts.keys()
 
 
+def test_a_lost_gpu_is_named_and_the_others_are_examined(fake_nvml: Path, tmp_path: Path) -> None:
+    parts, found, _, _ = examined(tmp_path, library.environment(fake_nvml, "gpus 3\ngpu 1 fault lost 0\n"))
+    assert {"GPU 0", "GPU 2"} <= parts.keys()
+    assert "GPU 1" not in parts
+    assert found["nvml-absent"][0] == "The machine has an NVIDIA driver, but no answer from GPU 1."
+
+
 def codes(place: Mapping[str, Any], results: Path) -> set[str]:
     """The findings of a machine with that environment."""
     seen = [*doctor._engines(place), *doctor._host(place), *doctor._room(results)]

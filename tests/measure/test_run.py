@@ -19,6 +19,7 @@ from harness.config import overrides
 from harness.errors import HarnessError
 from harness.measure import run as measuring
 from harness.measure.eventloop import event_loop
+from harness.measure.logs import output_to
 from harness.measure.sender import Progress
 from harness.store.run import Run, read_run
 from harness.workload.schema import parse_workload
@@ -180,7 +181,7 @@ def test_a_failed_warm_up_names_the_option_that_skips_it(tmp_path: Path) -> None
 def test_output_of_the_process_and_its_children_goes_to_the_log(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with measuring._output_to(tmp_path / "log"):
+    with output_to(tmp_path / "log"):
         os.write(1, b"from here\n")
         subprocess.run(["sh", "-c", "echo from a child; echo its error >&2"], check=True)
     os.write(1, b"after\n")

@@ -19,6 +19,7 @@ from places import ROOT
 from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
 from harness.measure import sweep as sweeping
+from harness.measure.logs import KEPT, output_to
 from harness.measure.search import Sweep
 from harness.measure.sweep import Status, carry_out, planned
 from harness.measure.workers import Done, LocalWorker, Task, start_workers
@@ -228,6 +229,7 @@ def test_unused_gpus_give_a_hint_to_ray(workload: str, tmp_path: Path, monkeypat
 
 KILLED = """
 import sys
+from harness.measure.logs import KEPT, output_to
 from harness.measure.search import Sweep
 from harness.measure.sweep import carry_out, planned
 from harness.measure.workers import LocalWorker
@@ -308,3 +310,29 @@ def test_the_loss_of_a_ray_node_neither_loses_nor_doubles_a_point(workload: str,
     assert len(complete(tmp_path / "runs")) == 8
     carry_out(planned(slow, tmp_path / "local"), [LocalWorker()], lambda _: None)
     assert figures(tmp_path / "runs") == figures(tmp_path / "local")
+
+
+def test_a_kept_engines_later_output_is_in_the_log_of_the_later_point(tmp_path: Path) -> None:
+    """The engine's processes go on writing to the file that was open when they started, also if it was deleted."""
+    first, second = tmp_path / "1.log", tmp_path / "2.log"
+    with first.open("ab", buffering=0) as engine, output_to(first):
+        engine.write(b"loaded\n")
+    with first.open("ab", buffering=0) as engine, first.open("rb") as log:
+        engine.write(b"between\n")
+        first.unlink()
+        with output_to(second, log):
+            os.write(1, b"the harness\n")
+            engine.write(b"second point\n")
+    assert second.read_bytes() == b"the harness\n" + KEPT + b"second point\n"
+
+
+def test_a_worker_rests_between_two_points_and_not_after_the_last(workload: str, tmp_path: Path) -> None:
+    sweep, seen = Sweep(name="s", workload=workload, grid={"load.users": [1, 2]}), list[tuple[float, bool]]()
+    plan = planned(sweep, tmp_path / "runs")
+    done = carry_out(plan, [LocalWorker()], lambda s: seen.append((time.monotonic(), s.done is None)), cooldown_s=2.0)
+    ended_s = time.monotonic()
+    assert {each.state for each in done.values()} == {"complete"}
+    (_, _), (first_end_s, _), (second_start_s, starts), (second_end_s, _) = seen
+    assert starts
+    assert second_start_s - first_end_s > 1.9
+    assert ended_s - second_end_s < 1.9
