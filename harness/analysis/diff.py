@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from harness.analysis.server import cached_share, check_cache
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.stats import CONFIDENCE
@@ -224,6 +225,8 @@ def parse_gate(text: str) -> Gate:
 
 # ---- conditions that must be equal ----
 
+CACHED = 0.05
+"""Difference of the shares of the input that came from a cache, above which it is told."""
 LENGTH = ("requests.count", "load.duration_s")
 """Keys of a workload that change the precision of figures, not their meaning."""
 
@@ -249,7 +252,11 @@ def check_comparable(base: Sequence[Run], new: Sequence[Run], force: bool) -> tu
     """
     first, *others = *base, *new
     must = [f"{run.id} is {run.state}" for run in (first, *others) if run.state != "complete"]
+    must += [f"{run.id} has {each.code}" for run in (first, *others) for each in check_cache(run) if each.serious]
     noted: list[str] = []
+    shares = [share for run in (first, *others) if (share := cached_share(run)) is not None]
+    if shares and max(shares) - min(shares) > CACHED:
+        noted.append(f"input from the prefix cache differs: {min(shares):.0%} to {max(shares):.0%}")
     for other in others:
         forbids, beside = differences(first, other)
         must, noted = must + forbids, noted + beside

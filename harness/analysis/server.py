@@ -1,50 +1,160 @@
-"""Figures from the metrics that a server reported while it was measured."""
+"""What a server told of itself while it was measured: figures from its metrics, and doubts that they raise."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from harness.model import Figure
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.analysis.findings import finding
+from harness.model import Figure, Finding
+from harness.store.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
+Array = NDArray[np.float64]
 GAUGES = {
     "running.mean": "requests",
     "running.max": "requests",
     "waiting.mean": "requests",
     "waiting.max": "requests",
     "kv_cache_use.max": "share",
+    "acceptance.mean": "share",
+    "accepted_length.mean": "tokens",
 }
 """Figures of metrics that are not counters, and their units."""
+RATIOS = {
+    "prefix_cache_hits": ("prefix_cache_hits", "prefix_cache_queries", "share", "no token was looked up in the cache"),
+    "queue_s.mean": ("queue_s", "queued", "s", "no request left the queue"),
+    "prefill_s.mean": ("prefill_s", "prefilled", "s", "no request ended"),
+    "acceptance.mean": ("accepted_tokens", "draft_tokens", "share", "no token was drafted"),
+}
+"""Figure -> the counter above and the counter below the line, unit, and the reason for no value."""
+WARM_SHARE = 0.01
+"""Share of the input that a prefix cache may supply beyond what is declared, without a finding."""
+FULL = 0.95
+"""Use of the KV cache above which requests soon wait or are preempted."""
+GROWN = 0.05
+"""Growth of a server's queue over the window, as a share of the requests in the server, above which it is a finding."""
+LEAST_READINGS = 9
+"""Readings needed to compare the first third of a window with the last."""
 
 
 def server_figures(readings: pd.DataFrame, begin_s: float, end_s: float) -> tuple[Figure, ...]:
     """Figures `server.…` from the readings (columns of server.parquet) between two times.
 
-    Means and maxima are over readings one second apart, and miss changes in between. The increase of a counter is the
-    first reading after the span less the last one before it. `server.prefix_cache_hits` is the share of the prompt
-    tokens looked up in the cache that were found. Metrics that the server does not report give no figure.
+    Means and maxima of gauges are over readings one second apart, and miss changes in between. The increase of a
+    counter is the first reading after the span less the last one before it. `server.prefix_cache_hits` is the share of
+    the prompt tokens looked up in the cache that were found; `queue_s` and `prefill_s` are means of the requests that
+    ended. Of speculative decoding: `acceptance` is the share of drafted tokens that were accepted, `accepted_length`
+    the tokens of a verified step, with the one that the model adds itself. A metric that is not reported gives none.
     """
-    by_name = {name: rows.set_index("time_s")["value"].sort_index() for name, rows in readings.groupby("name")}
-    found: list[Figure] = []
+    found: dict[str, Figure] = {}
+
+    def add(name: str, value: float | None, unit: str, n: int | None = None, reason: str | None = None) -> None:
+        found.setdefault(name, Figure(f"server.{name}", value, unit, "measured", n=n, reason=reason))
+
+    grown = _growth(readings, begin_s, end_s)
+    for name, (above, below, unit, none) in RATIOS.items():
+        if above in grown and (n := grown.get(below)) is not None:
+            add(name, grown[above] / n if n > 0 else None, unit, int(n), None if n > 0 else none)
+    if (drafts := grown.get("drafts")) is not None and "accepted_tokens" in grown:
+        length = 1 + grown["accepted_tokens"] / drafts if drafts > 0 else None
+        add("accepted_length.mean", length, "tokens", int(drafts), None if drafts > 0 else "no token was drafted")
+    for name, unit in (("preemptions", "requests"), ("draft_tokens", "tokens")):
+        if name in grown:
+            add(name, grown[name], unit)
     for key, unit in GAUGES.items():
         name, stat = key.split(".")
-        if name in by_name:
-            inside = by_name[name][begin_s:end_s]
-            value = float(getattr(inside, stat)()) if len(inside) else None
-            reason = None if len(inside) else "no reading lies in the measured window"
-            found.append(Figure(f"server.{key}", value, unit, "measured", n=len(inside), reason=reason))
+        if (values := _inside(readings, name, begin_s, end_s)) is not None:
+            value = float(getattr(np, stat)(values)) if len(values) else None
+            add(key, value, unit, len(values), None if len(values) else "no reading lies in the measured window")
+    return tuple(found.values())
+
+
+def _growth(readings: pd.DataFrame, begin_s: float, end_s: float) -> Mapping[str, float]:
+    """The increase of every metric over a span, as if it were a counter."""
     grown: dict[str, float] = {}
-    for counter, values in by_name.items():
+    for name, rows in readings.groupby("name"):
+        values = rows.set_index("time_s")["value"].sort_index()
         first = max(int(values.index.searchsorted(begin_s, side="right")) - 1, 0)
         last = min(int(values.index.searchsorted(end_s)), len(values) - 1)
-        grown[str(counter)] = float(values.iloc[last] - values.iloc[first])
-    if "prefix_cache_hits" in grown and (asked := grown.get("prefix_cache_queries")) is not None:
-        share = grown["prefix_cache_hits"] / asked if asked > 0 else None
-        reason = None if asked > 0 else "no token was looked up in the cache"
-        found.append(Figure("server.prefix_cache_hits", share, "share", "measured", n=int(asked), reason=reason))
-    if "preemptions" in grown:
-        found.append(Figure("server.preemptions", grown["preemptions"], "requests", "measured"))
-    return tuple(found)
+        grown[str(name)] = float(values.iloc[last] - values.iloc[first])
+    return grown
+
+
+def _inside(readings: pd.DataFrame, name: str, begin_s: float, end_s: float) -> Array | None:
+    """The values of a metric that were read in a span, in order of time; None: it was never read."""
+    rows = readings[readings["name"] == name].sort_values("time_s")
+    inside = rows["time_s"].between(begin_s, end_s)
+    return rows["value"].to_numpy(float)[inside.to_numpy()] if len(rows) else None
+
+
+def check_server(run: Run, figures: Mapping[str, Figure], begin_s: float, end_s: float) -> Iterator[Finding]:
+    """Findings from what the server told of its queue and its memory in the window; `figures` by name."""
+
+    def value(name: str) -> float:
+        return getattr(figures.get(f"server.{name}"), "value", None) or 0.0
+
+    if (preempted := value("preemptions")) > 0:
+        yield finding("preemptions", count=preempted)
+    if (use := value("kv_cache_use.max")) > FULL:
+        yield finding("kv-cache-full", use=use)
+    waiting = _inside(run.server, "waiting", begin_s, end_s)
+    if waiting is not None and len(waiting) >= LEAST_READINGS:
+        third = len(waiting) // 3
+        before, since = float(waiting[:third].mean()), float(waiting[-third:].mean())
+        if since - before > max(1.0, GROWN * (value("running.mean") + value("waiting.mean"))):
+            yield finding("waiting-grows", before=before, since=since)
+
+
+def check_cache(run: Run) -> Iterator[Finding]:
+    """Did the engine's prefix cache know the prompts, or may it have known them?"""
+    prompts, share = run.file.prompts, undeclared_hits(run)
+    if share is not None and share > WARM_SHARE:
+        yield finding("warm-cache", share=share)
+    if prompts is not None and prompts.repeated:
+        yield finding("prompts-repeated", seed=run.file.workload.seed, serious=share is None)
+
+
+def _input(run: Run) -> tuple[Array, Array, Array, Array]:
+    """Of each request the input tokens: in all, sent, from the cache (NaN: not told), and shared by the workload."""
+    read, sent, cached, shared = (
+        run.requests[name].to_numpy(float, na_value=np.nan)
+        for name in ("input_tokens", "input_asked", "cached_tokens", "shared_tokens")
+    )
+    return np.fmax(read, sent), sent, cached, shared
+
+
+def cached_share(run: Run) -> float | None:
+    """Share of the input tokens that the engine reports from its cache; None: it does not report it."""
+    total, _, cached, _ = _input(run)
+    told = ~np.isnan(cached)
+    return float(cached[told].sum() / max(total[told].sum(), 1)) if told.any() else None
+
+
+def undeclared_hits(run: Run) -> float | None:
+    """Share of the input tokens that a prefix cache supplied beyond what the requests share by the workload.
+
+    Declared are the tokens that a prompt shares with others of the run, and those of the chat template: what the engine
+    supplied of a new prompt after the warm-up, or the input tokens that it counts beyond those sent. The larger share
+    of two accounts: the engine's for each request, and its metrics over the run. None: it gives neither account, or the
+    run was stored before prompts were recorded.
+    """
+    if run.file.prompts is None:
+        return None
+    total, sent, cached, shared = _input(run)
+    alone = np.maximum(total - sent, run.file.prompts.cached_alone or 0)
+    declared = np.minimum(np.nan_to_num(shared) + alone, total)
+    shares, told = [], ~np.isnan(cached)
+    if told.any():
+        shares.append(float(np.maximum(cached - declared, 0)[told].sum() / max(total[told].sum(), 1)))
+    grown = _growth(run.server, -np.inf, np.inf)
+    # A request that is preempted finds its own tokens in the cache.
+    if "prefix_cache_hits" in grown and "prefix_cache_queries" in grown and not grown.get("preemptions"):
+        hits = grown["prefix_cache_hits"] / max(grown["prefix_cache_queries"], 1)
+        shares.append(max(0.0, hits - float(declared.sum() / max(total.sum(), 1))))
+    return max(shares) if shares else None

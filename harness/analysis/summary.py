@@ -10,7 +10,7 @@ from harness.analysis.energy import measure_energy
 from harness.analysis.findings import FAILED_SHARE, check_conditions, check_requests, finding
 from harness.analysis.latency import summarise, window_of
 from harness.analysis.readings import watts_between
-from harness.analysis.server import server_figures
+from harness.analysis.server import check_cache, check_server, server_figures
 from harness.model import Summary
 from harness.store.directory import read_summary, write_summary
 from harness.store.run import Run, read_run
@@ -47,7 +47,8 @@ def made_of(run: Run) -> Summary:
         run.requests, run.state, run.shape, run.users, lambda cuts: watts_between(run.power, infos, cuts)
     )
     made = summarise(run.id, run.state, run.requests, run.objectives, run.simulated, window)
-    made = replace(made, findings=(*check_requests(run, made, window), *check_conditions(run, made), *doubts))
+    doubts = (*check_cache(run), *check_requests(run, made, window), *check_conditions(run, made), *doubts)
+    made = replace(made, findings=doubts)
     made = check_client(run, made, window)
     if window is not None:
         figures, findings = made.figures, made.findings
@@ -58,7 +59,10 @@ def made_of(run: Run) -> Summary:
                 uncharged=uncharged,
             )  # fmt: skip
             figures, findings = figures + energy.figures, findings + energy.findings
-        figures += server_figures(run.server, window.begin_s, window.end_s)
+        told = server_figures(run.server, window.begin_s, window.end_s)
+        figures += told
+        found = check_server(run, {each.name: each for each in told}, window.begin_s, window.end_s)
+        findings += tuple(found)
         made = replace(made, figures=figures, findings=findings)
     made = replace(made, findings=tuple(sorted(made.findings, key=lambda each: not each.serious)))
     return made if file.imported is None else _imported(file.imported, made, bool(len(run.requests)))

@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from harness.errors import HarnessError
 from harness.meters import prometheus
@@ -20,25 +21,40 @@ NAMES = {
     "prefix_cache_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total",
                           "sglang:cached_tokens_total"),
     "preemptions": ("vllm:num_preemptions_total", "sglang:num_retracted_requests_total"),
+    "queue_s": ("vllm:request_queue_time_seconds_sum", "sglang:queue_time_seconds_sum",
+                "tgi_request_queue_duration_sum"),
+    "queued": ("vllm:request_queue_time_seconds_count", "sglang:queue_time_seconds_count",
+               "tgi_request_queue_duration_count"),
+    "prefill_s": ("vllm:request_prefill_time_seconds_sum",),
+    "prefilled": ("vllm:request_prefill_time_seconds_count",),
+    "drafts": ("vllm:spec_decode_num_drafts_total",),
+    "draft_tokens": ("vllm:spec_decode_num_draft_tokens_total",),
+    "accepted_tokens": ("vllm:spec_decode_num_accepted_tokens_total",),
+    "acceptance": ("sglang:spec_accept_rate",),
+    "accepted_length": ("sglang:spec_accept_length",),
 }  # fmt: skip
 """Metric as stored -> its names in vLLM, SGLang, TGI and llama.cpp. kv_cache_use is from 0 to 1; prefix_cache_queries
-and prefix_cache_hits are tokens."""
+and prefix_cache_hits are tokens; queue_s and prefill_s are sums over the requests that queued and prefilled count."""
+OVER_ENGINES: dict[str, Callable[[list[float]], float]] = {
+    "kv_cache_use": max,
+    "acceptance": fmean,
+    "accepted_length": fmean,
+}
+"""Metrics that do not add up over several engines -> what stands for all."""
 
 _STORED_NAME = {theirs: name for name, names in NAMES.items() for theirs in names}
 
 
 def values_of(text: str) -> dict[str, float]:
-    """The stored metrics in an answer of /metrics. Over several engines, counts add up and kv_cache_use is the maximum.
+    """The stored metrics in an answer of /metrics; over several engines added up, or as `OVER_ENGINES` says.
 
     >>> values_of('vllm:num_requests_running{engine="0"} 3.0\\nvllm:num_requests_running{engine="1"} 4.0\\n')
     {'running': 7.0}
     """
-    values: dict[str, float] = {}
+    values: dict[str, list[float]] = {}
     for metric, _, value in prometheus.parse(text, _STORED_NAME):
-        name = _STORED_NAME[metric]
-        before = values.get(name, 0.0)
-        values[name] = max(before, value) if name == "kv_cache_use" else before + value
-    return values
+        values.setdefault(_STORED_NAME[metric], []).append(value)
+    return {name: OVER_ENGINES.get(name, sum)(each) for name, each in values.items()}
 
 
 class ServerReader:

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import typer.main
 import yaml
-from builders import a_run, frame_of
+from builders import a_run, frame_of, record
 from commands import QUICK, Command
 from places import ROOT
 from scipy import stats as reference
@@ -27,6 +27,7 @@ from harness.analysis.latency import summarise, window_of
 from harness.config import overrides
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
+from harness.store.run import Run
 from harness.workload.library import read_workload
 
 USERS, TOKENS = 8, 16
@@ -286,6 +287,20 @@ def test_diff_prints_gates_annotates_for_github_and_exits_with_their_outcome(
     repeats = harness("diff", f"{base},{same}", f"{slow},{slow}", "--format", "json")
     assert "Welch" in repeats.out
     assert harness("diff", "results", base).code == 0  # a directory stands for the runs in it
+
+
+def test_runs_whose_caches_may_have_known_the_prompts_are_refused_or_stamped() -> None:
+    def run(cached: int | None, salt: int | None) -> Run:
+        each = record(0, input_asked=100, input_tokens=100, cached_tokens=cached, shared_tokens=90)
+        return a_run(each, prompts={"salt": salt, "attached": True, "cached_alone": 0})
+
+    fresh, other = run(0, 1), run(90, 2)
+    assert diff.check_comparable([fresh], [fresh], False) == ([], [])
+    assert diff.check_comparable([fresh], [other], False)[1] == ["input from the prefix cache differs: 0% to 90%"]
+    for doubtful, code in ((run(100, 1), "warm-cache"), (run(None, None), "prompts-repeated")):
+        with pytest.raises(HarnessError, match=f"not comparable: .* has {code}"):
+            diff.check_comparable([doubtful], [fresh], False)
+        assert code in diff.check_comparable([doubtful], [fresh], True)[0][0]
 
 
 def test_runs_that_are_not_comparable_are_refused_or_stamped_with_force(harness: Command) -> None:

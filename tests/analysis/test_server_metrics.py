@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from builders import a_run, record
 
-from harness.analysis.server import server_figures
+from harness.analysis.server import check_cache, check_server, server_figures, undeclared_hits
+from harness.model import Record
+from harness.store.run import Run
 
 
 def readings(**values: list[float]) -> pd.DataFrame:
@@ -48,3 +51,99 @@ def test_metrics_without_readings_give_no_value(given: pd.DataFrame, names: dict
     assert {name: found[name].reason for name in names} == dict(names)
     assert all(found[name].value is None for name in names)
     assert bool(found) == bool(names)
+
+
+def test_a_ttft_is_split_into_queue_and_prefill_by_the_servers_histograms() -> None:
+    given = readings(queue_s=[1, 2, 5], queued=[10, 20, 30], prefill_s=[0, 1, 3], prefilled=[10, 20, 30])
+    found = {figure.name: (figure.value, figure.unit, figure.n) for figure in server_figures(given, -0.5, 0.5)}
+    assert found == {"server.queue_s.mean": (0.2, "s", 20), "server.prefill_s.mean": (0.15, "s", 20)}
+
+
+@pytest.mark.parametrize(
+    ("given", "true"),
+    [
+        # vLLM's counters: 100 steps drafted 300 tokens, of which 150 were accepted, and each step adds one of its own
+        (readings(drafts=[0, 100], draft_tokens=[0, 300], accepted_tokens=[0, 150]), (0.5, 2.5)),
+        (readings(acceptance=[0.4, 0.6], accepted_length=[2, 3]), (0.5, 2.5)),  # SGLang's gauges
+        (readings(drafts=[7, 7], draft_tokens=[21, 21], accepted_tokens=[3, 3]), (None, None)),
+    ],
+)
+def test_speculative_decoding_is_told_in_one_way(given: pd.DataFrame, true: tuple[float | None, float | None]) -> None:
+    found = {figure.name: figure.value for figure in server_figures(given, -1, 0)}
+    assert (found["server.acceptance.mean"], found["server.accepted_length.mean"]) == true
+    if "draft_tokens" in set(given["name"]):
+        assert found["server.draft_tokens"] == (300 if true[0] else 0)
+
+
+def met(
+    *records: Record, told: pd.DataFrame | None = None, alone: int | None = 0, salt: int | None = 1, **prompts: bool
+) -> Run:
+    """A run that these requests and readings were stored of."""
+    given = {"salt": salt, "attached": True, "cached_alone": alone} | prompts
+    run = a_run(*records, prompts=given)
+    run.__dict__["server"] = readings() if told is None else told
+    return run
+
+
+def asked(cached: int | None, shared: int = 0, sent: int = 100, read: int | None = 100) -> Record:
+    return record(0, input_asked=sent, input_tokens=read, cached_tokens=cached, shared_tokens=shared)
+
+
+@pytest.mark.parametrize(
+    ("run", "share"),
+    [
+        (met(asked(None)), None),
+        (met(asked(0)), 0),
+        (met(asked(96), asked(0)), 0.48),
+        (met(asked(48, shared=50)), 0),  # a prefix of the workload
+        (met(asked(96, shared=50)), 0.46),
+        (met(asked(16), alone=20), 0),  # the chat template, as seen in the warm-up
+        (met(asked(16, sent=80)), 0),  # or as the server counts it
+        (met(asked(97, read=3)), 0.97),  # a gateway that leaves cached tokens out of the input
+        (met(asked(None), told=readings(prefix_cache_queries=[9, 109], prefix_cache_hits=[5, 85])), 0.8),
+        (met(asked(None, shared=50), told=readings(prefix_cache_queries=[0, 99], prefix_cache_hits=[0, 44])), 0),
+        (met(asked(0), told=readings(prefix_cache_queries=[0, 100], prefix_cache_hits=[0, 80])), 0.8),
+        (met(asked(None), told=readings(prefix_cache_queries=[0, 0], prefix_cache_hits=[0, 0])), 0),
+        # preempted requests find their own tokens
+        (met(asked(0), told=readings(prefix_cache_queries=[0, 9], prefix_cache_hits=[0, 5], preemptions=[0, 1])), 0),
+        (a_run(asked(96)), None),  # a run of an earlier version
+    ],
+)
+def test_hits_are_undeclared_beyond_what_the_workload_and_the_template_share(run: Run, share: float | None) -> None:
+    found = undeclared_hits(run)
+    assert found == (share if share is None else pytest.approx(share))
+
+
+@pytest.mark.parametrize(
+    ("run", "found"),
+    [
+        (met(asked(0)), []),
+        (met(asked(96)), [("warm-cache", True)]),
+        (met(asked(0), salt=None), [("prompts-repeated", False)]),  # possibly warm, but seen to be cold
+        (met(asked(None), salt=None), [("prompts-repeated", True)]),
+        (met(asked(96), salt=None), [("warm-cache", True), ("prompts-repeated", False)]),
+        (met(asked(None), salt=None, cache_reset=True), []),
+        (met(asked(None), salt=None, attached=False), []),
+    ],
+)
+def test_a_cache_that_knew_the_prompts_or_may_have_is_a_finding(run: Run, found: list[tuple[str, bool]]) -> None:
+    assert [(each.code, each.serious) for each in check_cache(run)] == found
+
+
+NINE = [0.0] * 9
+
+
+@pytest.mark.parametrize(
+    ("told", "codes"),
+    [
+        (readings(waiting=[5, 6, 5, 6, 5, 6, 5, 6, 5], kv_cache_use=[0.9] * 9, preemptions=NINE), []),
+        (readings(waiting=[0, 1, 2, 3, 4, 5, 6, 7, 8], running=[20.0] * 9), ["waiting-grows"]),
+        (readings(waiting=[0, 0, 0, 0, 0, 0, 1, 1, 1]), []),  # one request more is chance
+        (readings(waiting=[100, 100, 100, 101, 101, 101, 103, 103, 103]), []),  # 3% of those in the server
+        (readings(kv_cache_use=[0.5] * 8 + [0.97]), ["kv-cache-full"]),
+        (readings(preemptions=[*NINE[:8], 2]), ["preemptions"]),
+    ],
+)
+def test_a_server_without_room_for_the_load_is_a_finding(told: pd.DataFrame, codes: list[str]) -> None:
+    figures = {each.name: each for each in server_figures(told, -1, 7)}
+    assert [each.code for each in check_server(met(asked(0), told=told), figures, -1, 7)] == codes
