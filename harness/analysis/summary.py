@@ -47,8 +47,8 @@ def made_of(run: Run) -> Summary:
         run.requests, run.state, run.shape, run.users, lambda cuts: watts_between(run.power, infos, cuts)
     )
     made = summarise(run.id, run.state, run.requests, run.objectives, run.simulated, window)
-    doubts = (*check_cache(run), *check_requests(run, made, window), *check_conditions(run, made), *doubts)
-    made = replace(made, findings=doubts)
+    found = (*check_cache(run), *check_requests(run, made, window), *check_conditions(run, made), *doubts)
+    made = replace(made, findings=found)
     made = check_client(run, made, window)
     if window is not None:
         figures, findings = made.figures, made.findings
@@ -61,8 +61,8 @@ def made_of(run: Run) -> Summary:
             figures, findings = figures + energy.figures, findings + energy.findings
         told = server_figures(run.server, window.begin_s, window.end_s)
         figures += told
-        found = check_server(run, {each.name: each for each in told}, window.begin_s, window.end_s)
-        findings += tuple(found)
+        of_server = check_server(run, {each.name: each for each in told}, window.begin_s, window.end_s)
+        findings += tuple(of_server)
         made = replace(made, figures=figures, findings=findings)
     made = replace(made, findings=tuple(sorted(made.findings, key=lambda each: not each.serious)))
     return made if file.imported is None else _imported(file.imported, made, bool(len(run.requests)))
