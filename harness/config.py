@@ -25,12 +25,24 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+MOST_CHARACTERS, DEEPEST = 10_000_000, 50
+"""Largest length of a YAML text, and its deepest nesting: PyYAML needs minutes and gigabytes beyond."""
+
+
 class _Loader(yaml.SafeLoader):
+    depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # a few lines with aliases can expand to more than the memory holds
             mark = parent.start_mark if parent else None
             raise yaml.MarkedYAMLError(problem="an alias is not allowed", problem_mark=mark)
-        return super().compose_node(parent, index)
+        if self.depth == DEEPEST:
+            problem = f"more than {DEEPEST} maps and lists inside each other"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -45,12 +57,16 @@ for _tag, _form in (("int", r"[-+]?(0|[1-9][0-9]*)$"), ("float", _FLOAT)):
 def read_yaml(text: str, origin: str) -> tuple[Any, dict[str, str]]:
     """The value of a YAML text, and `origin:line` of each dotted key in the text.
 
-    Numbers follow YAML 1.2: 1e3 is a number; 010, 1:30 and dates are text. Aliases and duplicate keys are refused.
+    Numbers follow YAML 1.2: 1e3 is a number; 010, 1:30 and dates are text. Aliases and duplicate keys are refused, and
+    texts of more than `MOST_CHARACTERS` or nested deeper than `DEEPEST`.
     HarnessError, with `origin` and the line, if the text is not valid YAML.
 
     >>> read_yaml("a: {b: 1e3}", "x.yaml")
     ({'a': {'b': 1000.0}}, {'a': 'x.yaml:1', 'a.b': 'x.yaml:1'})
     """
+    if len(text) > MOST_CHARACTERS:
+        what = f"{origin}: {len(text):,} characters, more than the {MOST_CHARACTERS:,} that are read"
+        raise HarnessError(what, "give requests and arrivals as a JSONL or CSV file instead")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

@@ -10,6 +10,8 @@ from pathlib import Path
 from harness.errors import HarnessError
 
 PACKAGE = Path(str(resources.files("harness")))
+MOST_BYTES = 2**30
+"""Largest text that is read, decompressed."""
 
 
 def data_path(name: str) -> Path:
@@ -30,10 +32,13 @@ def results_root(root: str | Path) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """Text of a UTF-8 file, plain or .gz. HarnessError if it cannot be read."""
+    """Text of a UTF-8 file, plain or .gz. HarnessError if it cannot be read, or has more than `MOST_BYTES`."""
     try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES:,} bytes")
+        return data.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the name
         raise HarnessError(f"cannot read {path}: {error}", "give a readable UTF-8 text file") from None
 

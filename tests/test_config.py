@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from harness.config import low_high, overrides, read_yaml
@@ -60,3 +62,12 @@ def test_a_set_word_of_another_form_is_refused_by_name(word: str, what: str, fix
 def test_a_value_that_is_not_a_number_or_range_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         low_high(value)
+
+
+def test_a_text_too_long_or_too_deep_is_refused_before_it_is_parsed() -> None:
+    for text, word in (("a: 1\n" * 2_100_000, "characters"), ("[" * 60 + "]" * 60, "inside each other")):
+        begun = time.process_time()
+        with pytest.raises(HarnessError, match=word):
+            read_yaml(text, "x.yaml")
+        assert time.process_time() - begun < 1
+    assert read_yaml("[" * 40 + "]" * 40, "x.yaml")[0]

@@ -36,11 +36,15 @@ def export(
 ) -> None:
     """Write the figures of all runs, or of those that meet --where, to one file with a row for each figure."""
     from harness.analysis.index import figures
+    from harness.report.formats import csv
 
     if out.suffix not in (".parquet", ".csv"):
         raise errors.HarnessError(f"'{out}' is neither .parquet nor .csv", "end the file's name in one of them")
     table = figures(root, where)
-    table.to_parquet(out) if out.suffix == ".parquet" else table.to_csv(out, index=False)
+    if out.suffix == ".parquet":
+        table.to_parquet(out)
+    else:
+        out.write_text(csv(table), encoding="utf-8")
     typer.echo(f"{out}: {len(table)} figures of {table['run'].nunique()} runs")
 
 

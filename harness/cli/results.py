@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,7 +69,10 @@ def report(
 
 @app.command()
 def check(reference: Run_ = "latest", root: Root = RESULTS, precise: Precision = None) -> None:
-    """Print the findings of a run, and what a wanted precision needs. Exits with 1 if a finding is serious."""
+    """Print the findings of a run, and what a wanted precision needs.
+
+    Exits with 1 if a finding is serious, and with 3 if the run did not complete.
+    """
     from harness.analysis import precision
     from harness.analysis.summary import summary_of
     from harness.report import tables
@@ -80,6 +84,16 @@ def check(reference: Run_ = "latest", root: Root = RESULTS, precise: Precision =
     show([tables.findings_table(summary.findings), *wanted], "text")
     if any(finding.serious for finding in summary.findings):
         raise typer.Exit(errors.GATE_FAILED)
+    _require_complete(stored)
+
+
+def _require_complete(stored: Run) -> None:
+    """Exit with 3 if the run did not complete."""
+    if stored.state != "complete":
+        typer.echo(
+            f"incomplete: run {stored.id} is {stored.state}: {stored.file.error or 'no reason stored'}", err=True
+        )
+        raise typer.Exit(errors.INCOMPLETE)
 
 
 @app.command()
@@ -101,11 +115,18 @@ def diff(
     from harness.report.changes import difference
 
     gates = [parse_gate(text) for text in fail_on or ()]
-    found = difference(_side(base, root), _side(new, root), gates, force)
+    sides = _side(base, root), _side(new, root)
+    if both := {run.directory for run in sides[0]} & {run.directory for run in sides[1]}:
+        what = f"{min(both).name} stands on both sides of the comparison"
+        raise errors.HarnessError(what, "name two different runs; `harness list runs` prints them")
+    found = difference(*sides, gates, force)
     show(found.tables, format_)
     _tell_github(found)
     if found.failed:
         raise typer.Exit(errors.GATE_FAILED)
+    if gates:
+        for stored in itertools.chain(*sides):
+            _require_complete(stored)
 
 
 def _side(text: str, root: Path) -> list[Run]:

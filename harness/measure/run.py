@@ -28,7 +28,7 @@ from harness.meters.gpus import Board, Use, choose, look, named, processes_of
 from harness.meters.sampler import Polled
 from harness.meters.server import ServerReader
 from harness.model import SERVED, Charged, EngineInfo, ServerSample
-from harness.store.directory import RunWriter, engine_record, new_id, point_latest
+from harness.store.directory import RunWriter, engine_record, new_id
 from harness.store.run_file import Anchor, Prompts, RunFile
 from harness.workload.arrivals import Trace
 from harness.workload.library import read_files
@@ -148,7 +148,6 @@ def run(
         if kept is None:
             here.runner.close()
     writer.finish(ended.state, ended.error)
-    point_latest(root, writer.file.id)
     return writer.directory
 
 

@@ -28,7 +28,7 @@ WORDS: Mapping[str, Callable[[Sequence[Table]], str]] = {
     "md": markdown,
     "latex": latex,
     "html": lambda tables: page.render(tables[0].title, tables),
-    "csv": lambda tables: long_form(tables).to_csv(index=False),
+    "csv": lambda tables: csv(long_form(tables)),
 }
 SCHEMA_VERSION = 1
 """Of the JSON format."""
@@ -53,6 +53,26 @@ def render(tables: Sequence[Table], format_: Format, summaries: Sequence[Summary
         long_form(tables).to_parquet(buffer, index=False)
         return buffer.getvalue()
     return WORDS[format_](tables)
+
+
+_FORMULA, _CONTROL = r"^[=+\-@\t]", r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+"""Starts of a text that a spreadsheet runs as a formula; control characters other than tab and newline."""
+
+
+def csv(table: pd.DataFrame) -> str:
+    """A table as CSV. Texts that a spreadsheet would run as formulas get a leading ', control characters become �.
+
+    >>> csv(pd.DataFrame({"x": ["=1+1", "-3%", "a", None], "y": [-1.5, 2, 3, None]}))
+    "x,y\\n'=1+1,-1.5\\n'-3%,2.0\\na,3.0\\n,\\n"
+    """
+    texts = {name: table[name] for name in table if not pd.api.types.is_numeric_dtype(table[name])}
+    safe = {
+        name: column.astype("string")
+        .str.replace(_CONTROL, "\ufffd", regex=True)
+        .str.replace(rf"({_FORMULA})", r"'\1", regex=True)
+        for name, column in texts.items()
+    }
+    return str(table.assign(**safe).to_csv(index=False))
 
 
 COLUMNS = {

@@ -34,6 +34,8 @@ from harness.store.run_file import SCHEMA_VERSION, RunFile, State
 class RunWriter:
     """Writes a run into a new directory under `root`, from the start of the run until `finish`.
 
+    `root`/latest points to the run from its start, so that after a crash no older run is taken for it.
+
     Every method raises HarnessError if the directory cannot be written. Rows written before can still be read.
     """
 
@@ -49,6 +51,7 @@ class RunWriter:
         with contextlib.suppress(OSError):  # a file system without locks: the run will read as interrupted
             fcntl.flock(self._journal("requests"), fcntl.LOCK_EX)
         self.update()
+        point_latest(root, self.file.id)
 
     def add(self, record: Record) -> None:
         """Write a finished request to the journal."""
@@ -132,6 +135,7 @@ def adopt(root: Path, files: Mapping[str, bytes]) -> str:
             except OSError as taken:
                 if taken.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
+    point_latest(root, named.id)
     return named.id
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +68,26 @@ def test_a_stored_workload_of_another_version_is_an_error_that_names_the_file(ha
     assert refused.code == 2
     assert "run.json" in refused.err
     assert "requests.colour" in refused.err
+
+
+def test_after_a_crash_no_older_run_passes_for_the_newest(harness: Command, tmp_path: Path) -> None:
+    assert harness(*QUICK).code == 0
+    first = (tmp_path / "results/latest").resolve()
+    slow = ("--set", "load.users=1", "--set", "requests.count=500", "--set", "engine.ttft_s=1")
+    command = [sys.executable, "-m", "harness", *QUICK, *slow]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as dying:
+        while (tmp_path / "results/latest").resolve() == first:
+            time.sleep(0.05)
+        dying.kill()
+    checked = harness("check")
+    assert checked.code in (1, 3)
+    assert "interrupted" in checked.out + checked.err
+    gated = harness("diff", first.name, "--fail-on", "output_tps<-3%")
+    assert gated.code in (1, 2, 3)
+
+
+def test_a_run_is_not_compared_with_itself(harness: Command) -> None:
+    assert harness(*QUICK).code == 0
+    refused = harness("diff", "latest", "--fail-on", "output_tps<-3%")
+    assert refused.code == 2
+    assert "both sides" in refused.err

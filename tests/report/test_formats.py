@@ -294,3 +294,11 @@ def test_latex_compiles_with_quotes_in_other_scripts(one: list[Table], tmp_path:
 def test_latex_without_other_scripts_compiles_with_any_engine(one: list[Table], tmp_path: Path) -> None:
     log = compiled([table for table in one if table.name != "sources"], tmp_path, "pdflatex", [])
     assert "Output written on" in log
+
+
+def test_csv_text_is_no_formula_and_numbers_stay_numbers() -> None:
+    hostile = ["=cmd()", "+1", "-1", "@x", "\tx", "\rx", "a=b", "bell\x07", ""]
+    table = pd.DataFrame({"text": hostile, "number": [-1.5] * len(hostile)})
+    read = pd.read_csv(io.StringIO(formats.csv(table)), keep_default_na=False, lineterminator="\n")
+    assert read["text"].tolist() == ["'=cmd()", "'+1", "'-1", "'@x", "'\tx", "\ufffdx", "a=b", "bell\ufffd", ""]
+    assert read["number"].tolist() == [-1.5] * len(hostile)
