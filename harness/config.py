@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem="an alias is not allowed", problem_mark=mark)
         if self.depth == DEEPEST:
             problem = f"more than {DEEPEST} maps and lists inside each other"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.get_mark())
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,18 +83,17 @@ def check(reference: Run_ = "latest", root: Root = RESULTS, precise: Precision =
     summary, targets = summary_of(stored), precision.parse(precise or ())
     wanted = [precision_table(stored, summary, targets)] if targets else []
     show([tables.findings_table(summary.findings), *wanted], "text")
-    if any(finding.serious for finding in summary.findings):
-        raise typer.Exit(errors.GATE_FAILED)
-    _require_complete(stored)
+    gate_failed = any(finding.serious for finding in summary.findings)
+    if (incomplete := _incomplete([stored])) or gate_failed:
+        raise typer.Exit(errors.GATE_FAILED if gate_failed else incomplete)
 
 
-def _require_complete(stored: Run) -> None:
-    """Exit with 3 if the run did not complete."""
-    if stored.state != "complete":
-        typer.echo(
-            f"incomplete: run {stored.id} is {stored.state}: {stored.file.error or 'no reason stored'}", err=True
-        )
-        raise typer.Exit(errors.INCOMPLETE)
+def _incomplete(runs: Iterable[Run]) -> int:
+    """Prints a line for each run that did not complete; returns the exit code 3, or 0 if all did."""
+    unfinished = [run for run in runs if run.state != "complete"]
+    for run in unfinished:
+        typer.echo(f"incomplete: run {run.id} is {run.state}: {run.file.error or 'no reason stored'}", err=True)
+    return errors.INCOMPLETE if unfinished else 0
 
 
 @app.command()
@@ -122,11 +122,11 @@ def diff(
     found = difference(*sides, gates, force)
     show(found.tables, format_)
     _tell_github(found)
+    incomplete = _incomplete(itertools.chain(*sides))
     if found.failed:
         raise typer.Exit(errors.GATE_FAILED)
-    if gates:
-        for stored in itertools.chain(*sides):
-            _require_complete(stored)
+    if gates and incomplete:
+        raise typer.Exit(incomplete)
 
 
 def _side(text: str, root: Path) -> list[Run]:

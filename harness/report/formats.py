@@ -67,7 +67,7 @@ def csv(table: pd.DataFrame) -> str:
     """
     texts = {name: table[name] for name in table if not pd.api.types.is_numeric_dtype(table[name])}
     safe = {
-        name: column.astype("string")
+        str(name): column.astype("string")
         .str.replace(_CONTROL, "\ufffd", regex=True)
         .str.replace(rf"({_FORMULA})", r"'\1", regex=True)
         for name, column in texts.items()
