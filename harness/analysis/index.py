@@ -25,7 +25,7 @@ FIELDS: Mapping[str, Callable[[Run], Any]] = {
     "state": lambda run: run.state,
     "created_utc": lambda run: run.file.created_utc.isoformat(),
     "workload": lambda run: run.file.workload.name,
-    "model": lambda run: run.file.workload.model,
+    "model": lambda run: run.model.asked or run.model.source,
     "precision": lambda run: run.model.precision,
     "engine": lambda run: run.file.engine_asked,
     "engine_version": lambda run: run.engine and run.engine.version,

@@ -117,7 +117,7 @@ def check_cache(run: Run) -> Iterator[Finding]:
     if share is not None and share > WARM_SHARE:
         yield finding("warm-cache", share=share)
     if prompts is not None and prompts.repeated:
-        yield finding("prompts-repeated", seed=run.file.workload.seed, serious=share is None)
+        yield finding("prompts-repeated", seed=run.file.workload.seed)
 
 
 def _input(run: Run) -> tuple[Array, Array, Array, Array]:

@@ -48,6 +48,13 @@ class Exchanging(Protocol):
 
 
 @runtime_checkable
+class Naming(Protocol):
+    """An engine that can be asked for the model's name before it starts; None: no server answers."""
+
+    async def model_name(self) -> str | None: ...
+
+
+@runtime_checkable
 class Resetting(Protocol):
     """An engine whose prefix cache can be emptied. Raises HarnessError if it refuses."""
 

@@ -38,9 +38,8 @@ class Schedule(BaseModel):
 class SimulatedEngine:
     """Serves concurrent requests independently; the times of a request depend only on the seed and its index."""
 
-    def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
+    def __init__(self, _model: str | None, options: Mapping[str, Any]) -> None:
         self.schedule = checked(Schedule, options, "simulated engine")
-        self._model = model
         self._slots: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
         self._served = 0
 
@@ -51,7 +50,7 @@ class SimulatedEngine:
         return EngineInfo(
             engine="simulated",
             version=None,
-            model=ModelIdentity(asked=self._model),
+            model=ModelIdentity(None),
             device="none",
             device_count=1,
             vocabulary=32_000,

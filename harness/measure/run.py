@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
-from harness.engines.base import Engine, Resetting, choose_engine, create_engine
+from harness.engines.base import Engine, Naming, Resetting, choose_engine, create_engine
 from harness.errors import EngineDied, HarnessError
 from harness.measure import environment
 from harness.measure.beside import Beside
@@ -115,10 +115,13 @@ def run(
             writer = meter.writer = RunWriter(
                 root,
                 RunFile(
-                    id=new_id(now, None if name == "simulated" else workload.model, workload.name),
+                    id=new_id(now, _model_name(name, workload, here), workload.name),
                     created_utc=now,
                     pid=os.getpid(),
-                    workload=workload.model_dump(mode="json"),
+                    # A model that was not asked of a running server is not asked of it in a rerun.
+                    workload=workload.model_dump(
+                        mode="json", exclude=set() if workload.engine_model(name) else {"model"}
+                    ),
                     engine_asked=name,
                     environment=environment.capture(),
                     declared=declared or {},
@@ -149,6 +152,13 @@ def run(
             here.runner.close()
     writer.finish(ended.state, ended.error)
     return writer.directory
+
+
+def _model_name(engine: str, workload: Workload, here: Kept) -> str | None:
+    """The model's name for the run's directory: a server's own, if it answers; none of a simulated engine."""
+    if isinstance(here.engine, Naming):
+        return here.runner.run(here.engine.model_name())
+    return None if engine == "simulated" else workload.model
 
 
 @contextlib.contextmanager

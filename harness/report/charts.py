@@ -361,9 +361,8 @@ def _over_time(run: Run, width: int) -> Chart | None:
 
 def _heat_map(sweep: Sweep, width: int) -> Chart | None:
     """The output rate over the two settings with the most values among the runs; None if fewer than two differ."""
-    settings = pd.json_normalize([run.file.workload.model_dump() for run, _ in sweep]).map(
-        lambda x: str(x) if isinstance(x, list) else x
-    )
+    asked = [{**run.file.workload.model_dump(), "model": run.model.asked} for run, _ in sweep]
+    settings = pd.json_normalize(asked).map(lambda x: str(x) if isinstance(x, list) else x)
     varied = [name for name in settings if 1 < settings[name].nunique() <= 24 and settings[name].notna().all()]
     if len(varied) < 2:
         return None

@@ -24,9 +24,12 @@ class Run:
         self.id, self.state, self.environment = file.id, file.state, file.environment
         self.engine = file.engine
         """What the engine reported about itself; None: the engine never started."""
-        self.model = ModelIdentity(file.workload.model) if self.engine is None else self.engine.model
-        """The weights that answered; if the engine never started, the model of the workload."""
         self.simulated = file.engine_asked == "simulated"
+        unnamed = self.simulated or (file.engine_asked == "openai" and file.server is None)
+        asked = ModelIdentity(None if unnamed else file.workload.model)
+        self.model = asked if self.engine is None or self.simulated else self.engine.model
+        """The weights that answered, by a server's own name for them; if the engine never started, the model that it
+        would have loaded. A simulated engine has none."""
         self.served = file.engine_asked in SERVED
         """True if the engine runs outside the client process."""
         charged, gpus = file.charged, self.environment.gpus

@@ -145,6 +145,9 @@ class Server:
             await _whole(writer, Whole({"tokens": [1000 + len(word) for word in body["prompt"].split()]}))
         elif page == "detokenize":
             await _whole(writer, Whole({"prompt": " ".join(f"t{token}" for token in body["tokens"])}))
+        elif page == "flush_cache" and "seen" in state:
+            state["seen"].clear()
+            await _whole(writer, Whole(b"Cache flushed."))
         elif page == "metrics" and "metrics" in state:
             await _whole(writer, Whole(state["metrics"].encode()))
         else:

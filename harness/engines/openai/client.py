@@ -85,7 +85,7 @@ class OpenAIEngine:
         """Ask the server for its model, version and limits. Raises HarnessError if it does not answer."""
         given = self.options
         try:
-            models = (await self._ask("GET", "/v1/models")).get("data")
+            first = await self._served()
         except RequestFailed as failed:
             raise HarnessError(
                 f"no server answers at {self._bases[0].url}: {failed.kind}: {failed.message}",
@@ -95,8 +95,7 @@ class OpenAIEngine:
         for page in ("/version", "/api/version", "/info", "/props", "/get_server_info"):
             with contextlib.suppress(RequestFailed):
                 about |= await self._ask("GET", page)
-        first = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else {}
-        self._model = self._model or first.get("id")
+        self._model = first.get("id") or self._model
         if self._model is None:
             raise HarnessError(f"{self._bases[0].url} does not say which model it serves", "give it with --model")
         meta, settings = (
@@ -155,6 +154,19 @@ class OpenAIEngine:
 
     async def stop(self) -> None:
         await self._pool.close()
+
+    async def model_name(self) -> str | None:
+        """The model's name as the server says it; None if no server answers."""
+        with contextlib.suppress(RequestFailed):
+            return (await self._served()).get("id") or self._model
+        return None
+
+    async def _served(self) -> dict[str, Any]:
+        """The server's entry for the model asked for, else for the only one that it serves, whatever was asked for."""
+        listed = (await self._ask("GET", "/v1/models")).get("data")
+        models = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+        named = [each for each in models if each.get("id") == self._model]
+        return next(iter(named or (models if self._model is None or len(models) == 1 else [])), {})
 
     async def reset_cache(self) -> None:
         """Empty the prefix cache of every server, in the way of vLLM or SGLang. HarnessError if one refuses."""

@@ -222,6 +222,9 @@ class ServedEngine(OpenAIEngine):
         model = info.model if served is None else await asyncio.to_thread(weights.identity, served)
         return replace(info, model=model, options={**info.options, **self._serve.model_dump()})
 
+    async def model_name(self) -> str | None:
+        return self._server.name
+
     async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
         try:
             return await super().exchange(request, arrived)
