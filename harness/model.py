@@ -233,6 +233,8 @@ class ModelIdentity:
     stored_precision: str | None = None
     """Precision of the stored weights before conversion, for instance Q4_1."""
     weights_sha256: str | None = None
+    config: Mapping[str, Any] | None = None
+    """The model's config.json, from which its shape follows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,7 @@ def identity(weights: Weights, precision: str | None = None) -> ModelIdentity:
         precision=precision or config.get("dtype") or config.get("torch_dtype"),
         stored_precision=weights.stored_precision or quantised.get("quant_method"),
         weights_sha256=lines[0][:64] if len(lines) == 1 else hash_of_hashes,
+        config=top,
     )
 
 

@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from harness.analysis.findings import finding
 from harness.config import AS_WRITTEN, Values
 from harness.cost.bill import Costs, Row, bill_factors, costed, draw_inputs, measured
 from harness.cost.gpus import Gpu, find_gpu, read_rows
@@ -11,7 +12,7 @@ from harness.cost.pricing import price_tables, priced_for
 from harness.cost.scenario import MEASURED
 from harness.errors import HarnessError
 from harness.files import read_data
-from harness.model import Device, Figure, Summary
+from harness.model import Device, Figure, Finding, Summary
 from harness.predict.roofline import WEIGHT_BYTES, ServedModel, Work, find_model, limits_of, parse_points, predict, work
 from harness.store.run import Run
 
@@ -82,15 +83,21 @@ def calibration(run: Run, summary: Summary) -> float:
     return float(devices / rate / seconds[0])
 
 
-def hardware_limits(run: Run, summary: Summary) -> tuple[Figure, ...]:
-    """MFU, MBU and the roofline's lower limits of a run; n/a with the reason if its GPU or model is not known."""
+def hardware_limits(run: Run, summary: Summary) -> tuple[tuple[Figure, ...], tuple[Finding, ...]]:
+    """MFU, MBU and the roofline's lower limits of a run; n/a with the reason if its GPU or model is not known.
+
+    A share above 1 is impossible: then all are n/a, and a finding says so.
+    """
     try:
         todo, rate, devices = _serving_point(run, summary)
     except HarnessError as unknown:
-        return tuple(Figure(name, None, unit, "derived", reason=unknown.what) for name, unit in LIMITS.items())
+        return tuple(Figure(name, None, unit, "derived", reason=unknown.what) for name, unit in LIMITS.items()), ()
     found = {**limits_of(todo, rate)}
     found["floor_s_per_output_token"] *= devices
-    return tuple(Figure(name, found[name], unit, "derived") for name, unit in LIMITS.items())
+    if max(found["mfu"], found["mbu"]) > 1:
+        doubt = finding("beyond-hardware", mfu=found["mfu"], mbu=found["mbu"])
+        return tuple(Figure(name, None, unit, "derived", reason=doubt.text) for name, unit in LIMITS.items()), (doubt,)
+    return tuple(Figure(name, found[name], unit, "derived") for name, unit in LIMITS.items()), ()
 
 
 def _known(model: str, gpu: str) -> tuple[ServedModel, Gpu]:

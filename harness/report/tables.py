@@ -33,7 +33,7 @@ OBJECTIVES: Mapping[str, str] = {
 
 def measured_tables(run: Run, summary: Summary) -> list[Table]:
     """Every table of a run's measurement, in reading order."""
-    limits = hardware_limits(run, summary) if run.on_gpu else ()
+    limits, doubts = hardware_limits(run, summary) if run.on_gpu else ((), ())
     return [
         run_table(run),
         throughput_table(summary),
@@ -45,7 +45,7 @@ def measured_tables(run: Run, summary: Summary) -> list[Table]:
         *([errors_table(summary)] if summary.errors else []),
         *energy_tables(summary, run.file.meters_absent),
         *listed("limits", "Distance from the hardware's limit", limits),
-        findings_table(summary.findings),
+        findings_table((*doubts, *summary.findings)),
     ]
 
 

@@ -123,6 +123,7 @@ def test_a_directory_is_described_by_its_configuration_and_files(tmp_path: Path)
         active_parameters=40,
         precision="float16",
         weights_sha256=hashlib.sha256((tmp_path / "m/model.safetensors").read_bytes()).hexdigest(),
+        config=config,
     )
     assert identity(resolve(place), precision="float32").precision == "float32"
 

@@ -73,12 +73,20 @@ def test_a_gpu_run_scales_the_prediction() -> None:
 
 
 def test_the_limits_of_a_run_on_a_known_gpu() -> None:
-    found = {figure.name: figure.value for figure in hardware_limits(run_on(), summary())}
+    found = {figure.name: figure.value for figure in hardware_limits(run_on(), summary())[0]}
     bytes_moved = 2 * 8.19e9 + 2 * 36 * 8 * 128 * 2 * 750 * 8
     assert found["mbu"] == pytest.approx(bytes_moved / 3.35e12 / (8 / 1000))
     assert found["mfu"] == pytest.approx(2 * 8.19e9 * 2000 / 989.4e12)
     assert found["floor_s_per_output_token"] == pytest.approx(bytes_moved / 3.35e12 / 8)
     assert found["floor_joules_per_output_token"] == pytest.approx(700 * bytes_moved / 3.35e12 / 8)
+
+
+def test_a_share_above_one_is_a_finding_and_no_figure() -> None:
+    """1000 tokens/s need 81.7% of the bandwidth, so 34 times as many would need 27 times the bandwidth."""
+    figures, (found,) = hardware_limits(run_on(), summary(34_000.0))
+    assert found.code == "beyond-hardware"
+    assert found.serious
+    assert {figure.value for figure in figures} == {None}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +99,7 @@ def test_the_limits_of_a_run_on_a_known_gpu() -> None:
     ],
 )
 def test_limits_that_are_not_known_say_why(run: Run, of: Summary, words: str) -> None:
-    assert {figure.text() for figure in hardware_limits(run, of)} == {f"n/a ({words})"}
+    assert {figure.text() for figure in hardware_limits(run, of)[0]} == {f"n/a ({words})"}
 
 
 def test_the_validation_table_states_errors_and_coverage_of_both_gpus() -> None:
