@@ -43,10 +43,19 @@ Overrides = Mapping[str, Any] | Sequence[str]
 RESULTS = "results"
 
 
-def measure(workload: str, root: Root = RESULTS, overrides: Overrides = (), meters: Sequence[str] = ()) -> str:
-    """Measure a workload (a shipped name or a file) with these overrides; returns the name of its run under `root`."""
+def measure(
+    workload: str,
+    root: Root = RESULTS,
+    overrides: Overrides = (),
+    meters: Sequence[str] = (),
+    gpus: Sequence[str] | None = None,
+) -> str:
+    """Measure a workload (a shipped name or a file) with these overrides; returns the name of its run under `root`.
+
+    `gpus` names the engine's GPUs, by index or UUID, where they cannot be seen.
+    """
     spec = read_workload(workload, values(overrides))
-    return measuring.run(spec, results_root(root), lambda _: None, meters).name
+    return measuring.run(spec, results_root(root), lambda _: None, meters, gpus=gpus).name
 
 
 def runs(root: Root = RESULTS, where: str | None = None) -> pd.DataFrame:
