@@ -1,64 +1,41 @@
-"""Other runs on this machine at the same time: each run holds a lock on a file of its own while it lasts."""
+"""Is another run measured on this machine at the same time?"""
 
 import contextlib
 import fcntl
 import os
 import tempfile
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import IO
 
-FORGET_S = 3600.0
-"""Age at which the file of a run that has ended is deleted."""
+LOCK = Path(tempfile.gettempdir()) / "inference-cost-harness.lock"
 
 
 class Beside:
-    """Counts the runs that overlap with this one.
+    """A shared lock of all runs on one machine, held from the construction until `close`.
 
-    The kernel releases a lock when its process ends, however that happens. A file outlives its run, so that a longer
-    run sees one that began and ended meanwhile. Without a directory for the files, no other run is seen.
+    Each run appends a byte, so that an earlier run sees a later one, also one that has ended. The kernel releases the
+    lock when a process ends, however that happens. Where the file cannot be written, no other run is seen.
     """
 
-    def __init__(self, place: Path | None = None) -> None:
-        self.place = place or Path(tempfile.gettempdir()) / "inference-cost-harness-runs"
-        self._file: IO[bytes] | None = None
-        self._seen: set[str] = set()
-
-    def __enter__(self) -> "Beside":
+    def __init__(self, path: Path = LOCK) -> None:
+        self._file: int | None = None
+        self._earlier, self._size = False, 0
         with contextlib.suppress(OSError):
-            self.place.mkdir(exist_ok=True)
-            with contextlib.suppress(OSError):  # made by another user
-                self.place.chmod(0o1777)
-            own = self.place / f"{os.getpid()}-{time.monotonic_ns()}"
-            file = own.open("xb")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            self._file, self._own, self._begun_s = file, own.name, own.stat().st_mtime
-            self.count()
-        return self
+            if not path.exists():  # O_CREAT on another user's file is refused in a directory for all users
+                path.touch()
+                path.chmod(0o666)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._earlier = True
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+            os.write(self._file, b".")
+            self._size = os.fstat(self._file).st_size
 
-    def __exit__(self, *_: TracebackType | type[BaseException] | BaseException | None) -> None:
+    def seen(self) -> bool:
+        """Whether another run has overlapped with this one so far."""
+        return self._file is not None and (self._earlier or os.fstat(self._file).st_size > self._size)
+
+    def close(self) -> None:
         if self._file is not None:
-            self._file.close()
-
-    def count(self) -> int:
-        """Number of other runs that have overlapped with this one so far."""
-        if self._file is None:
-            return 0
-        for path in self.place.iterdir():
-            with contextlib.suppress(OSError):  # deleted meanwhile, or another user's
-                begun_s = path.stat().st_mtime
-                if path.name != self._own and (begun_s > self._begun_s or _locked(path)):
-                    self._seen.add(path.name)
-                elif path.name != self._own and time.time() - begun_s > FORGET_S:
-                    path.unlink()
-        return len(self._seen)
-
-
-def _locked(path: Path) -> bool:
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+            os.close(self._file)

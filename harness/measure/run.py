@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -111,7 +112,11 @@ def run(
     now = datetime.now(UTC)
     writer = None
     try:
-        with Beside() as beside, _links(clients, ray, name, workload) as (count, link), _Power(power, gpus) as meter:
+        with (
+            closing(Beside()) as beside,
+            _links(clients, ray, name, workload) as (count, link),
+            _Power(power, gpus) as meter,
+        ):
             writer = meter.writer = RunWriter(
                 root,
                 RunFile(
@@ -141,7 +146,7 @@ def run(
                 )
                 ended = session.run(kept is None, attached)
             writer.update(
-                environment={**environment.ended(writer.file.environment.model_dump()), "beside": beside.count()}
+                environment={**environment.ended(writer.file.environment.model_dump()), "other_run": beside.seen()}
             )
     except BaseException as stopped:
         if writer is not None:

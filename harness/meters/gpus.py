@@ -141,15 +141,11 @@ def _doubt(use: Use, shown: Sequence[Board] | None, used: Mapping[str, int | Non
         return "the server was not started by the harness"
     if use.count is None:
         return "the server does not report how many GPUs it uses"
-    if shown is None:
-        return "GPUs of several kinds are here, which CUDA may number otherwise than NVML"
-    if len(shown) < use.count:
-        return f"CUDA shows {len(shown)} GPUs to an engine that uses {use.count}"
-    for board in shown:
-        was, now = used.get(board.uuid), board.memory_used_bytes
-        if was is None or now is None or now - was < RISE_BYTES:
-            return f"the memory in use of GPU {board.index} did not rise at the engine's start"
-    return None
+    if shown is None or len(shown) < use.count:
+        return f"the {use.count} that CUDA shows it first are not known ('CUDA_VISIBLE_DEVICES', GPUs of several kinds)"
+    pairs = [(used.get(board.uuid), board.memory_used_bytes) for board in shown]
+    rose = all(was is not None and now is not None and now - was >= RISE_BYTES for was, now in pairs)
+    return None if rose else "memory in use did not rise on each GPU that CUDA shows it"
 
 
 def _charged(boards: Sequence[Board], why: str, by_user: Sequence[Board] = ()) -> Charged:

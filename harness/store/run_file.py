@@ -126,8 +126,8 @@ class Environment(_Open):
     governors: tuple[str, ...] = ()
     swap: dict[str, int] = {}
     debug: tuple[str, ...] = ()
-    beside: int = 0
-    """Number of other runs on the machine at the same time."""
+    other_run: bool = False
+    """True if another run of the harness took place on the machine at the same time."""
 
 
 class Started(_Open):

@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from harness.measure.beside import FORGET_S, Beside
+from harness.measure.beside import Beside
 
 
-def test_runs_that_overlap_see_each_other_once(tmp_path: Path) -> None:
-    with Beside(tmp_path) as first:
-        assert first.count() == 0
-        with Beside(tmp_path) as second:
-            assert (first.count(), second.count()) == (1, 1)
-        assert first.count() == 1  # it has ended, and did overlap
-    with Beside(tmp_path) as later:
-        assert later.count() == 0
+def test_runs_that_overlap_see_each_other(tmp_path: Path) -> None:
+    first = Beside(tmp_path / "lock")
+    assert not first.seen()
+    second = Beside(tmp_path / "lock")
+    assert first.seen()
+    assert second.seen()
+    first.close()
+    third = Beside(tmp_path / "lock")  # the second still runs
+    assert third.seen()
+    second.close()
+    third.close()
+    assert not Beside(tmp_path / "lock").seen()
 
 
 def test_a_run_that_began_and_ended_within_another_is_seen(tmp_path: Path) -> None:
-    with Beside(tmp_path) as long:
-        time.sleep(0.02)
-        with Beside(tmp_path):
-            pass
-        assert long.count() == 1
+    long = Beside(tmp_path / "lock")
+    Beside(tmp_path / "lock").close()
+    assert long.seen()
 
 
-def test_a_crashed_run_is_not_seen_and_is_forgotten(tmp_path: Path) -> None:
-    code = "import os, sys; from harness.measure.beside import *; Beside(Path(sys.argv[1])).__enter__(); os._exit(9)"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
-    (left,) = tmp_path.iterdir()
-    time.sleep(0.02)
-    with Beside(tmp_path) as run:
-        assert run.count() == 0
-        os.utime(left, (0, time.time() - FORGET_S - 1))
-        run.count()
-        assert not left.exists()
+def test_a_crashed_run_is_not_seen(tmp_path: Path) -> None:
+    code = "import os, sys; from harness.measure.beside import *; b = Beside(Path(sys.argv[1])); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], check=False)
+    run = Beside(tmp_path / "lock")
+    assert (tmp_path / "lock").stat().st_size == 2
+    assert not run.seen()
 
 
 def test_a_place_that_cannot_be_written_hides_other_runs(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with Beside(tmp_path / "file" / "x") as run:
-        assert run.count() == 0
+    run = Beside(tmp_path / "missing" / "lock")
+    assert not run.seen()
+    run.close()
