@@ -13,7 +13,17 @@ from harness.cost.scenario import MEASURED
 from harness.errors import HarnessError
 from harness.files import read_data
 from harness.model import Device, Figure, Finding, Summary
-from harness.predict.roofline import WEIGHT_BYTES, ServedModel, Work, find_model, limits_of, parse_points, predict, work
+from harness.predict.roofline import (
+    WEIGHT_BYTES,
+    ServedModel,
+    Work,
+    find_model,
+    from_config,
+    limits_of,
+    parse_points,
+    predict,
+    work,
+)
 from harness.store.run import Run
 
 MEMORY_SHARE = 0.9
@@ -100,10 +110,13 @@ def hardware_limits(run: Run, summary: Summary) -> tuple[tuple[Figure, ...], tup
     return tuple(Figure(name, found[name], unit, "derived") for name, unit in LIMITS.items()), ()
 
 
-def _known(model: str, gpu: str) -> tuple[ServedModel, Gpu]:
-    """The rows of models.csv and gpus.csv with these names. HarnessError for a name without a row."""
+def _known(model: str, gpu: str, described: ServedModel | None = None) -> tuple[ServedModel, Gpu]:
+    """The rows of models.csv and gpus.csv with these names; `described` replaces that of the model.
+
+    HarnessError for a name without a row.
+    """
     gpus = price_tables()[0]
-    served, device = find_model(model, models()), find_gpu(gpu, gpus)
+    served, device = described or find_model(model, models()), find_gpu(gpu, gpus)
     if served is None:
         choices = ", ".join(each.name for each in models())
         raise HarnessError(f"model '{model}' is not in models.csv", f"choose one of {choices}")
@@ -121,7 +134,9 @@ def _serving_point(run: Run, summary: Summary) -> tuple[Work, float, int]:
     if run.engine is None or not run.on_gpu:
         raise HarnessError("not a GPU run", fix)
     identity, devices = run.model, run.device_count
-    model, gpu = _known(identity.source or identity.asked or "", run.gpu or "unknown")
+    name = identity.source or identity.asked or ""
+    described = from_config(name, identity.config) if identity.config else None
+    model, gpu = _known(name, run.gpu or "unknown", described)
     names = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "e2e_s.mean")
     rates = [measured(summary, name) for name in names]
     if lacking := next((figure.reason for figure in rates if figure.value is None), None):

@@ -66,6 +66,39 @@ def find_model(name: str, models: Sequence[ServedModel]) -> ServedModel | None:
     return next((model for model in models if short == model.name or short in model.also), None)
 
 
+UNUSUAL = ("kv_lora_rank", "hybrid_override_pattern", "linear_attn_config", "mlp_only_layers")
+"""Entries of a config.json whose models have layers or caches of other forms than `from_config` counts."""
+
+
+def from_config(name: str, config: Mapping[str, Any]) -> ServedModel | None:
+    """The model that a config.json describes; None for one with unusual layers, or without the needed entries.
+
+    Parameters are those of attention, MLP (gate, up, down) and the embeddings; norms and biases are left out.
+    """
+    c = {**config, **(config.get("text_config") or {})}
+    layers, hidden, heads, vocab = (
+        c.get(k) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+    )
+    experts = c.get("num_experts") or c.get("num_local_experts") or 0
+    width = (c.get("moe_intermediate_size") if experts else None) or c.get("intermediate_size")
+    if (
+        not (layers and hidden and heads and vocab and width)
+        or any(c.get(key) for key in UNUSUAL)
+        or {*c.get("layer_types", ())} - {"full_attention"}
+    ):
+        return None
+    kv_heads, head_dim = c.get("num_key_value_heads") or heads, c.get("head_dim") or hidden // heads
+    mlp, used = 3 * hidden * width * layers, c.get("num_experts_per_tok") or 0
+    rest = 2 * hidden * head_dim * (heads + kv_heads) * layers + vocab * hidden * (
+        1 if c.get("tie_word_embeddings") else 2
+    )
+    total, active, kind = rest + mlp * (experts or 1), rest + mlp * (used or 1), "moe" if experts else "dense"
+    return ServedModel(
+        name, frozenset(), kind, layers, layers, kv_heads, head_dim, total, active, mlp * experts, experts, used,
+        layers if experts else 0, "config.json",
+    )  # fmt: skip
+
+
 def parse_points(text: str, models: Sequence[ServedModel], gpus: tuple[Gpu, ...]) -> Work:
     """The chat points of published/mlenergy_v3_h100.csv or mlenergy_v2_a100.csv whose model is in models.csv.
 

@@ -1,17 +1,22 @@
 """Extrapolation as the verb sees it: names, memory, CPU runs, calibration by a run of one's own, limits of a run."""
 
+from typing import Any
+
 import pytest
 from builders import GPU, a_run
 
 from harness.errors import HarnessError
 from harness.model import Figure, ModelIdentity, Summary
 from harness.predict.extrapolate import calibration, extrapolate, hardware_limits
+from harness.predict.roofline import from_config
 from harness.report.predict import validation_table
 from harness.store.run import Run
 
 
-def run_on(device: str = "cuda", model: str = "Qwen/Qwen3-8B", gpu: str = "NVIDIA H100 80GB HBM3") -> Run:
-    identity = ModelIdentity(model, model, precision="bfloat16")
+def run_on(
+    device: str = "cuda", model: str = "Qwen/Qwen3-8B", gpu: str = "NVIDIA H100 80GB HBM3", config: Any = None
+) -> Run:
+    identity = ModelIdentity(model, model, precision="bfloat16", config=config)
     return a_run(engine=GPU | {"device": device, "model": identity}, environment={"gpus": [{"name": gpu}]})
 
 
@@ -79,6 +84,44 @@ def test_the_limits_of_a_run_on_a_known_gpu() -> None:
     assert found["mfu"] == pytest.approx(2 * 8.19e9 * 2000 / 989.4e12)
     assert found["floor_s_per_output_token"] == pytest.approx(bytes_moved / 3.35e12 / 8)
     assert found["floor_joules_per_output_token"] == pytest.approx(700 * bytes_moved / 3.35e12 / 8)
+
+
+LLAMA_8B = {
+    "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN_30B = {
+    "num_hidden_layers": 48, "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+    "moe_intermediate_size": 768, "intermediate_size": 6144, "num_experts": 128, "num_experts_per_tok": 8,
+    "vocab_size": 151936, "layer_types": ["full_attention"] * 48,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "active"), [(LLAMA_8B, 8.03e9, 8.03e9), ({"text_config": QWEN_30B}, 30.5e9, 3.35e9)]
+)
+def test_parameters_follow_from_the_configuration(config: dict[str, Any], total: float, active: float) -> None:
+    """The published counts of Llama-3.1-8B and Qwen3-30B-A3B."""
+    found = from_config("x", config)
+    assert found is not None
+    assert (found.total_params, found.active_params) == pytest.approx((total, active), rel=0.005)
+
+
+@pytest.mark.parametrize(
+    "config", [{}, LLAMA_8B | {"kv_lora_rank": 512}, LLAMA_8B | {"layer_types": ["sliding_attention"]}]
+)
+def test_a_configuration_of_another_kind_gives_no_shape(config: dict[str, Any]) -> None:
+    assert from_config("x", config) is None
+
+
+def test_limits_are_those_of_the_models_own_configuration() -> None:
+    """A directory has no row in models.csv: the shape is that of its config.json."""
+    figures, _ = hardware_limits(run_on(model="/models/mine", config=LLAMA_8B), summary())
+    found = {figure.name: figure.value for figure in figures}
+    assert found["mfu"] == pytest.approx(2 * 8.03e9 * 2000 / 989.4e12, rel=0.001)
+    assert found["mbu"] == pytest.approx(
+        (2 * 8.03e9 + 2 * 32 * 8 * 128 * 2 * 750 * 8) / 3.35e12 / (8 / 1000), rel=0.001
+    )
 
 
 def test_a_share_above_one_is_a_finding_and_no_figure() -> None:
