@@ -66,6 +66,10 @@ class Completion:
     token_ids: tuple[int, ...] | None = None
     text: str | None = None
     """The answer, for the next turn of a conversation; None: the engine returned no text."""
+    hidden_tokens: int | None = None
+    """Output tokens that were counted and not sent, such as reasoning; they are in the first arrival."""
+    retries: int | None = None
+    """Times that the request was sent again because the server asked it to wait; None: it was not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,10 @@ class Record:
     """Number, from 0, of the client process that sent the request, if there were several."""
     shared_tokens: int | None = None
     """As in `Request`; None in runs of schema versions before 3."""
+    hidden_tokens: int | None = None
+    """As in `Completion`: the first arrival is that of the first token shown, not of the first that was made."""
+    retries: int | None = None
+    """As in `Completion`; the waits lie between sent and the first arrival."""
 
 
 @dataclass(frozen=True, slots=True)

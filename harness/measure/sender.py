@@ -321,6 +321,8 @@ class Sender:
                 connect_s=done.connect_s,
                 client=self.client if self.clients > 1 else None,
                 shared_tokens=request.shared_tokens,
+                hidden_tokens=done.hidden_tokens or None,
+                retries=done.retries or None,
             )
         )
         return completion

@@ -46,6 +46,7 @@ _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("ti
 _INTEGERS = (
     *("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client"),
     "shared_tokens",
+    *("hidden_tokens", "retries"),
 )
 """Integer columns with missing values: nullable in pandas, so that integers do not become floats."""
 

@@ -40,7 +40,7 @@ async def ask(name: str, endpoint: str = "completions", status: int = 200) -> tu
         options = {"base_url": f"http://127.0.0.1:{port}", "endpoint": endpoint, "prompt": "text", "stream": stream}
         engine = OpenAIEngine("m", options)
         try:
-            request = Request(0, (5, 6, 7), 8, messages=("Count.",))
+            request = Request(0, (5, 6, 7), 16, messages=("Count.",))
             return await engine.generate(request, calls.append), calls
         finally:
             await engine.stop()

@@ -33,9 +33,9 @@ def response_of(body: bytes, ends: Sequence[int]) -> Response:
     return Response(200, {}, pieces, range(1, len(pieces) + 1))
 
 
-def read(body: bytes, ends: Sequence[int] | None = None) -> Answer:
+def read(body: bytes, ends: Sequence[int] | None = None, asked: int = 100) -> Answer:
     response = response_of(body, ends or [len(body)])
-    answer = Answer(len(response.ends))
+    answer = Answer(len(response.ends), asked)
     answer.read_stream(response)
     return answer
 
@@ -58,7 +58,7 @@ def read(body: bytes, ends: Sequence[int] | None = None) -> Answer:
     ],
 )
 def test_events_are_parsed_as_the_standard_says(body: bytes, data: list[bytes]) -> None:
-    assert sse.events(body, [len(body)])[0] == data
+    assert [found for _, found, _ in sse.events(body, [len(body)])] == data
 
 
 PIECES = [
@@ -79,7 +79,7 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[int], list[tuple[int, int]]]:
     """A body, the offsets at which its arrivals end, and (end offset, tokens) of each event."""
     ending = draw(st.sampled_from([b"\n", b"\r\n", b"\r"]))
     body, held = b"", []
-    for piece, tokens in draw(st.lists(st.sampled_from(PIECES), max_size=8)):
+    for piece, tokens in [PIECES[0], *draw(st.lists(st.sampled_from(PIECES), max_size=8))]:
         body += piece.replace(b"\n", ending)
         held.append((len(body), tokens))
     body += DONE
@@ -104,7 +104,7 @@ def test_a_uniform_stream_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -
     texts = [" a", "", '\n"', "ü", " e"]
     last = event({"index": 0, "text": " z", "finish_reason": "length"})
     pieces = [event({"delta": {"role": "assistant"}}), *map(word, texts), last, event(usage={"prompt_tokens": 4}), DONE]
-    answer = Answer(4)
+    answer = Answer(4, 100)
     answer.read_stream(Response(200, {}, pieces, [0, 3, 6, 9]))
     assert (answer.counts, answer.finish_reason, answer.usage.prompt_tokens) == ([0, 1, 3, 1], "length", 4)
     assert sorted(answer.text) == sorted([" a", '\n"', "ü", " e", " z", ""])
@@ -112,8 +112,9 @@ def test_a_uniform_stream_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -
 
 @given(st.lists(st.sampled_from([*PIECES, (word("a"), 1), (word("b"), 1), (word(""), 0), (word() * 2, 2)]), max_size=9))
 def test_the_fast_path_counts_as_the_slow_one(parts: list[tuple[bytes, int]]) -> None:
+    parts = [(word(), 1), *parts]
     pieces = [*(piece for piece, _ in parts), DONE]
-    answer = Answer(len(pieces))
+    answer = Answer(len(pieces), 100)
     answer.read_stream(Response(200, {}, pieces, range(1, len(pieces) + 1)))
     assert answer.counts == [*(tokens for _, tokens in parts), 0]
     assert "".join(answer.text) == "".join(read(b"".join(pieces)).text)
@@ -130,7 +131,7 @@ def test_a_damaged_stream_is_parsed_or_fails(noise: bytes, place: int) -> None:
     else:
         kind = "read"
         assert sum(answer.counts) <= 2  # noise adds no token
-    assert kind in ("read", "malformed", "cut")
+    assert kind in ("read", "malformed", "cut", "empty")
 
 
 LAST = event({"index": 0, "text": "", "finish_reason": "length"})
@@ -151,7 +152,7 @@ LAST = event({"index": 0, "text": "", "finish_reason": "length"})
     ],
 )
 def test_a_stream_fails_with_its_kind_of_error_and_keeps_the_counts_before_it(body: bytes, kind: str) -> None:
-    answer = Answer(1)
+    answer = Answer(1, 100)
     with pytest.raises(RequestFailed) as refused:
         answer.read_stream(response_of(body, [len(body)]))
     assert refused.value.kind == kind
@@ -167,21 +168,149 @@ def test_a_line_of_ten_megabytes_is_one_token() -> None:
     assert read(body).counts == [1]
 
 
+STOP = event({"index": 0, "text": "", "finish_reason": "stop"})
+BLANK = word("")
+
+
+def usage_of(tokens: int | None, **more: Any) -> bytes:
+    usage = {"prompt_tokens": 9, "completion_tokens": tokens, "prompt_tokens_details": {"cached_tokens": 8}, **more}
+    return event(usage=usage)
+
+
+def reasoning_tokens(count: int) -> dict[str, Any]:
+    return {"completion_tokens_details": {"reasoning_tokens": count}}
+
+
 @pytest.mark.parametrize(
-    ("usage_tokens", "counts"),
+    ("parts", "counts", "hidden"),
     [
-        (3, [1, 1, 1]),  # equal
-        (4, [1, 1, 2]),  # one more: the end-of-sequence token has no text
-        (7, [2, 2, 3]),  # several per chunk: spread evenly, counted by `unseen_gaps`
-        (2, [1, 1, 1]),  # fewer than chunks: both counts are kept, finding count-differs
-        (None, [1, 1, 1]),
+        # the usage agrees, states fewer, or nothing: an event is a token
+        ([word(), word(), word(), LAST, usage_of(3)], [1, 1, 1, 0, 0], 0),
+        ([word(), word(), word(), LAST, usage_of(2)], [1, 1, 1, 0, 0], 0),
+        ([word(), word(), word(), LAST, usage_of(None)], [1, 1, 1, 0, 0], 0),
+        # an end token arrives with the finish reason; at the limit of the length there is none
+        ([word(), word(), STOP, usage_of(3)], [1, 1, 1, 0], 0),
+        ([word(), STOP, usage_of(2)], [1, 1, 0], 0),
+        ([word(), word(), LAST, usage_of(3)], [1, 2, 0, 0], 0),
+        # tokens without a text after the first: special tokens, and letters of several tokens
+        ([BLANK, word(), BLANK, BLANK, word(), LAST, usage_of(4)], [0, 1, 1, 1, 1, 0, 0], 0),
+        # groups: the first token alone, then three together, as a draft model makes them
+        ([word("a" * 4), word("b" * 12), word("c" * 12), LAST, usage_of(7)], [1, 3, 3, 0, 0], 0),
+        ([word(), word(), word(), STOP, usage_of(10)], [3, 3, 3, 1, 0], 0),
+        # more tokens than bytes, or reasoning that was not sent: hidden before the first
+        ([word("ab"), word("cd"), LAST, usage_of(9)], [8, 1, 0, 0], 7),
+        ([word(), word(), LAST, usage_of(8, **reasoning_tokens(6))], [7, 1, 0, 0], 6),
+        ([word(), word(), LAST, usage_of(2, reasoning_tokens=6, total_tokens=17)], [7, 1, 0, 0], 6),  # xAI
+        # reasoning that was sent, in groups of two
+        ([event({"delta": {"reasoning": " so"}})] * 3 + [LAST, usage_of(6, **reasoning_tokens(6))], [2, 2, 2, 0, 0], 0),
+        # all in one arrival, as a parser of tool calls holds them back: nothing is known of their times
+        ([event({"delta": {"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}}), STOP, usage_of(9)],
+         [9, 0, 0], 8),
+        # a usage of more than was asked for (20) and shown
+        ([word("a"), word("b"), LAST, usage_of(1000)], [1, 1, 0, 0], 0),
+        ([word("a" * 40), word("b" * 40), LAST, usage_of(24)], [10, 10, 0, 0], 0),  # it may have gone a little too far
+    ],
+)  # fmt: skip
+def test_tokens_of_the_usage_that_no_event_showed_are_placed(parts: list[bytes], counts: list[int], hidden: int) -> None:
+    parts = [*parts, DONE]
+    answer = read(b"".join(parts), list(itertools.accumulate(map(len, parts))), asked=20)
+    assert (answer.counts, answer.hidden_tokens) == ([*counts, 0], hidden)
+
+
+@pytest.mark.parametrize(
+    ("parts", "tokens"),
+    [
+        ([usage_of(1), word(), word(), word(), LAST], None),  # overtaken: said at the start
+        ([word(), word(), usage_of(5), LAST], 5),  # before the end, of the whole answer
+        ([word(usage=None), event({"text": "b"}, usage={"completion_tokens": 2}), LAST, usage_of(0)], 2),  # zeros last
+        ([event({"text": "a"}, usage={"completion_tokens": 1}) for _ in range(4)] + [LAST], 4),  # one event each
+        ([event({"text": "a"}, usage={"output_tokens": i}) for i in (1, 2, 3)] + [LAST], 3),
     ],
 )
-def test_usage_with_more_tokens_than_chunks_is_spread_over_the_arrivals(
-    usage_tokens: int | None, counts: list[int]
-) -> None:
-    usage = {"prompt_tokens": 9, "completion_tokens": usage_tokens, "prompt_tokens_details": {"cached_tokens": 8}}
-    parts = [word(), word(), word(), event(usage=usage), DONE]
-    answer = read(b"".join(parts), list(itertools.accumulate(map(len, parts))))
-    assert answer.counts == [*counts, 0, 0]
-    assert (answer.usage.prompt_tokens, answer.cached_tokens()) == (9, 8)
+def test_the_usage_that_counts_is_the_last_that_says_something(parts: list[bytes], tokens: int | None) -> None:
+    assert read(b"".join([*parts, DONE])).output_tokens() == tokens
+
+
+def test_a_usage_in_every_event_tells_how_many_tokens_it_holds() -> None:
+    parts = [event({"text": "word" * 4}, usage={"completion_tokens": told}) for told in (1, 5, 7)]
+    parts += [LAST, DONE]
+    assert read(b"".join(parts), list(itertools.accumulate(map(len, parts)))).counts == [1, 4, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("usage", "read_tokens", "cached"),
+    [
+        ({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 61}}, 64, 61),
+        ({"prompt_tokens": 40, "prompt_tokens_details": {"cached_tokens": 24}}, 64, 24),  # 64 ids were sent
+        ({"prompt_tokens": 64, "prompt_tokens_details": {"cached_tokens": 48}}, 64, 48),
+        ({"prompt_tokens": 71, "prompt_cache_hit_tokens": 0}, 71, 0),
+        ({"input_tokens": 3, "cache_read_input_tokens": 51, "cache_creation_input_tokens": 10}, 64, 51),
+        ({"input_tokens": 64, "input_tokens_details": {"cached_tokens": 0}}, 64, 0),
+        ({"completion_tokens": 1}, None, None),
+    ],
+)
+def test_input_tokens_hold_those_from_the_cache(usage: Any, read_tokens: int | None, cached: int | None) -> None:
+    answer = read(word() + LAST + event(usage=usage) + DONE)
+    assert (answer.usage.input(64), answer.cached_tokens()) == (read_tokens, cached)
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind"),
+    [
+        ([], "empty"),
+        ([event({"delta": {"role": "assistant", "content": None}})], "empty"),
+        ([STOP, usage_of(0)], "empty"),
+        ([STOP, usage_of(20, **reasoning_tokens(20))], "empty"),  # the limit was reached while it reasoned
+        ([event({"text": "", "finish_reason": "content_filter"}), usage_of(0)], "filtered"),
+        ([event({"delta": {"refusal": "I cannot."}}), STOP, usage_of(4)], "filtered"),
+        ([b'event: ping\ndata: {"type": "ping"}\n\n'], "empty"),
+    ],
+)
+def test_an_answer_without_a_token_has_failed(parts: list[bytes], kind: str) -> None:
+    with pytest.raises(RequestFailed) as failed:
+        read(b"".join([*parts, DONE]))
+    assert failed.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"reasoning": "so"},
+        {"reasoning_content": "so", "content": None, "tool_calls": []},
+        {"reasoning_details": [{"type": "reasoning.text", "text": "so"}], "reasoning": "so"},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "so"}]}]},
+        {"content": [{"type": "text", "text": "so"}]},
+        {"function_call": {"name": "f", "arguments": ""}},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "a"}}]},
+    ],
+)
+def test_every_form_of_a_token_counts_once(delta: dict[str, Any]) -> None:
+    answer = read(event({"delta": delta}) + word(" end") + LAST + DONE)
+    assert sum(answer.counts) == 2
+    assert "".join(answer.text) in (" end", "so end")
+
+
+def test_several_choices_share_the_usage() -> None:
+    two = [event({"index": 0, "text": " a"}, {"index": 1, "text": " b"})] * 3
+    assert read(b"".join([*two, LAST, usage_of(6), DONE]), asked=3).counts == [6]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "kind"),
+    [
+        ("ping", '{"type": "ping"}', None),
+        ("ping", "alive", None),
+        ("message", "alive", "malformed"),
+        ("error", "upstream timed out", "error"),
+        ("error", '{"code": 500, "message": "upstream timed out"}', "error"),
+    ],
+)
+def test_events_of_other_types_are_passed_over_but_errors(name: str, data: str, kind: str | None) -> None:
+    body = word() + f"event: {name}\ndata: {data}\n\n".encode() + LAST + DONE
+    if kind is None:
+        assert read(body).counts == [1]
+        return
+    with pytest.raises(RequestFailed) as failed:
+        read(body)
+    assert failed.value.kind == kind
+    assert kind != "error" or failed.value.message == "upstream timed out"

@@ -6,7 +6,8 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ VOCABULARY = 32_000
 """Assumed if neither the server nor an option states it: current models have at least this many tokens."""
 ASK_TIMEOUT_S = 30.0
 """Read timeout of requests about the server itself: model, version, tokenizer."""
+LENGTH_FIELDS = "max_tokens", "max_completion_tokens"
+"""Fields for a request's number of output tokens. The second is used where the server says that it must be."""
+_UNSUPPORTED = re.compile(rb"unsupported|not supported|unrecogni[sz]ed|unknown|not permitted|deprecated", re.IGNORECASE)
 SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "cookie")
 """Headers whose value must come from an environment variable, because options are stored with the run."""
 
@@ -40,6 +44,10 @@ class Options(BaseModel):
     """How a completion's prompt is sent. Chat prompts are always text."""
     tokenizer: str | None = None
     """Directory or name for transformers' AutoTokenizer. None: use the server's /tokenize and /detokenize."""
+    system_prompt: str | None = None
+    """First message of each chat request."""
+    retry_after: bool = False
+    """True: send a request that a 429 or 503 rejects again, after its Retry-After. False: the request has failed."""
     temperature: float = Field(0.0, ge=0)
     body: dict[str, Any] = {}
     """Additional JSON fields of each request; null removes one of the default fields."""
@@ -69,6 +77,8 @@ class OpenAIEngine:
         urls = [given.base_url] if isinstance(given.base_url, str) else given.base_url
         if not urls:
             raise HarnessError("openai engine: base_url is empty", "give the address of at least one server")
+        if given.system_prompt is not None and given.endpoint != "chat":
+            raise HarnessError("openai engine: system_prompt goes with endpoint=chat", "set engine.endpoint=chat")
         self._bases = [http.parse_base(url) for url in urls]
         self._model = model
         self._secrets: list[str] = []
@@ -78,6 +88,7 @@ class OpenAIEngine:
             f"POST {each.path}{path} HTTP/1.1\r\nHost: {each.host}\r\n{headers}".encode() for each in self._bases
         ]
         self._pool = http.Pool(self._bases, given.connect_timeout_s, given.read_timeout_s)
+        self._length_field = LENGTH_FIELDS[0]
         self._prepared: dict[int, tuple[Request, bytes]] = {}
         self._tokenizer: Any = None
 
@@ -132,6 +143,23 @@ class OpenAIEngine:
         prepared, body = self._prepared.pop(request.index, (None, b""))
         if prepared is not request:
             body = self._body(request)
+        earlier, retries, waited_s = 0, 0, 0.0  # arrivals that hold rejections of the request
+        while True:
+            response, connect_s = await self._attempt(request, body, arrived, earlier)
+            wait_s = None if response.status == 200 else self._wait_s(response, body)
+            if wait_s is None or waited_s + wait_s > self.options.read_timeout_s:
+                return functools.partial(self._completion, request, response, connect_s, earlier, retries)
+            earlier, retries, waited_s = earlier + len(response.ends), retries + (wait_s > 0), waited_s + wait_s
+            try:
+                await asyncio.sleep(wait_s)
+            except BaseException as error:
+                raise self._with_arrivals(error, [0] * earlier) from None
+            body = self._renamed(body)
+
+    async def _attempt(
+        self, request: Request, body: bytes, arrived: Callable[[int], None], earlier: int
+    ) -> tuple[http.Response, float | None]:
+        """One exchange, and the time to open its connection. `earlier` arrivals belong to rejections of the request."""
         server = self._pool.next_server()
         connection = self._pool.take_idle(server) if self.options.keep_alive else None
         connect_s = None
@@ -142,12 +170,12 @@ class OpenAIEngine:
                 connection = await self._pool.connect(server)
                 connect_s = clock() - begin_s
             try:
-                response = await connection.exchange(self._heads[server] + body, arrived)
-                return functools.partial(self._completion, response, connect_s)
+                return await connection.exchange(self._heads[server] + body, arrived), connect_s
             except BaseException as error:
                 if not connection.stale or connect_s is not None:
-                    answer, _ = self._parse(connection.response())  # the part that arrived before the error
-                    raise self._with_arrivals(error, answer) from None
+                    # The counts are of the part that arrived before the error.
+                    answer, _ = self._parse(request, connection.response())
+                    raise self._with_arrivals(error, [0] * earlier + answer.counts) from None
             finally:
                 self._pool.give_back(server, connection)
             connection = None  # the server had closed it while idle: send the request on a new one
@@ -185,25 +213,54 @@ class OpenAIEngine:
             return None if failed.kind == "malformed" else f"{page}: {failed.kind}"
         return None
 
-    def _completion(self, response: http.Response, connect_s: float | None) -> Completion:
-        answer, failed = self._parse(response)
+    def _wait_s(self, response: http.Response, body: bytes) -> float | None:
+        """Time after which a rejected request is sent again; None: it failed."""
+        if response.status in (400, 422) and _length(0) in body and self.options.endpoint == "chat":
+            said = response.body()
+            if LENGTH_FIELDS[1].encode() in said and _UNSUPPORTED.search(said):
+                self._length_field = LENGTH_FIELDS[1]
+                self._prepared = {i: (request, self._renamed(each)) for i, (request, each) in self._prepared.items()}
+                return 0.0
+        if self.options.retry_after and response.status in (429, 503):
+            return http.retry_after_s(response.headers, time.time())
+        return None
+
+    def _renamed(self, body: bytes) -> bytes:
+        """A body with the answer's length in the field that the server takes."""
+        if self._length_field == LENGTH_FIELDS[0]:
+            return body
+        _, _, data = body.partition(b"\r\n\r\n")
+        return _framed(data.replace(_length(0), _length(1), 1))
+
+    def _completion(
+        self, request: Request, response: http.Response, connect_s: float | None, earlier: int, retries: int
+    ) -> Completion:
+        answer, failed = self._parse(request, response)
+        counts = [0] * earlier + answer.counts
         if failed is not None:
-            raise self._with_arrivals(failed, answer)
+            raise self._with_arrivals(failed, counts)
+        sent = (
+            len(request.prompt) if self.options.endpoint == "completions" and self.options.prompt == "tokens" else None
+        )
         return Completion(
-            input_tokens=answer.usage.prompt_tokens,
-            output_tokens=answer.usage.completion_tokens,
+            input_tokens=answer.usage.input(sent),
+            output_tokens=answer.output_tokens(),
             cached_tokens=answer.cached_tokens(),
             finish_reason=answer.finish_reason,
-            arrival_tokens=tuple(answer.counts),
+            arrival_tokens=tuple(counts),
             connect_s=connect_s,
             token_ids=tuple(answer.token_ids) or None,
             text="".join(answer.text),
+            hidden_tokens=answer.hidden_tokens,
+            retries=retries,
         )
 
-    def _parse(self, response: http.Response) -> tuple[Answer, RequestFailed | None]:
+    def _parse(self, request: Request, response: http.Response) -> tuple[Answer, RequestFailed | None]:
         """The answer as far as it could be parsed, and the error that ended parsing."""
-        answer = Answer(len(response.ends))
+        answer = Answer(len(response.ends), request.output_tokens)
         try:
+            if response.coding is not None:
+                raise _compressed(response.coding)
             if response.status != 200:
                 raise RequestFailed(f"http_{response.status}", error_message(response.body()))
             if not self.options.stream or response.headers.get(b"content-type", b"").startswith(b"application/json"):
@@ -214,11 +271,11 @@ class OpenAIEngine:
             return answer, failed
         return answer, None
 
-    def _with_arrivals(self, error: BaseException, answer: Answer) -> BaseException:
+    def _with_arrivals(self, error: BaseException, counts: Sequence[int]) -> BaseException:
         """The error without secrets, and with the tokens in each arrival as `arrival_tokens`."""
         if isinstance(error, RequestFailed):
             error = RequestFailed(error.kind, self._without_secrets(error.message))
-        error.arrival_tokens = tuple(answer.counts)  # type: ignore[attr-defined]
+        error.arrival_tokens = tuple(counts)  # type: ignore[attr-defined]
         return error
 
     def _body(self, request: Request) -> bytes:
@@ -228,23 +285,24 @@ class OpenAIEngine:
         if given.endpoint == "chat":
             texts = request.messages or (self._text(request.prompt),)
             roles = itertools.cycle(("user", "assistant"))
-            fields["messages"] = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+            system = [] if given.system_prompt is None else [{"role": "system", "content": given.system_prompt}]
+            said = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+            fields["messages"] = system + said
         elif given.prompt == "text":
             fields["prompt"] = "\n".join(request.messages or (self._text(request.prompt),))
         else:
             fields["prompt"] = request.prompt
-        fields |= {"max_tokens": request.output_tokens, "temperature": given.temperature, "stream": given.stream}
+        fields |= {self._length_field: request.output_tokens, "temperature": given.temperature, "stream": given.stream}
         if given.stream:
             fields["stream_options"] = {"include_usage": True}
         if request.ignore_eos:
             fields["ignore_eos"] = True
         fields = {key: value for key, value in (fields | given.body).items() if value is not None}
-        data = msgspec.json.encode(fields)
-        return b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
+        return _framed(msgspec.json.encode(fields))
 
     def _headers(self) -> str:
         """The header lines common to all requests. Values of environment variables are stored nowhere else."""
-        given, lines = self.options, ["Content-Type: application/json"]
+        given, lines = self.options, ["Content-Type: application/json", "Accept-Encoding: identity"]
         if not given.keep_alive:
             lines.append("Connection: close")
         headers = dict(given.headers)
@@ -324,6 +382,8 @@ class OpenAIEngine:
             connection = await pool.connect(0)
             request = line + headers + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
             response = await connection.exchange(request, lambda _: None)
+            if response.coding is not None:
+                raise _compressed(response.coding)
             if response.status != 200:
                 raise RequestFailed(f"http_{response.status}", self._without_secrets(error_message(response.body())))
             answer = msgspec.json.decode(response.body())
@@ -332,3 +392,18 @@ class OpenAIEngine:
         finally:
             await pool.close()
         return answer if isinstance(answer, dict) else {}
+
+
+def _length(which: int) -> bytes:
+    """The key of a length field in a body. Quotes inside a JSON text are escaped, so that it occurs as a key alone."""
+    return f'"{LENGTH_FIELDS[which]}":'.encode()
+
+
+def _framed(data: bytes) -> bytes:
+    """The Content-Length header, the blank line and the body."""
+    return b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
+
+
+def _compressed(coding: str) -> RequestFailed:
+    what = f"the answer is compressed ({coding}), though no compression was asked for: its tokens have no arrival times"
+    return RequestFailed("compressed", what + "; switch compression off in the server or the proxy before it")

@@ -11,6 +11,7 @@ import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from harness.errors import HarnessError, RequestFailed
@@ -98,7 +99,7 @@ def _parsed(head: bytes) -> _Head:
     status = int(match[1])
     fields = (field.partition(b":") for field in rest.split(b"\r\n"))
     headers = {name.strip().lower(): value.strip() for name, _, value in fields}
-    chunked = headers.get(b"transfer-encoding", b"").lower() == b"chunked"
+    chunked = headers.get(b"transfer-encoding", b"").lower().endswith(b"chunked")
     length = b"0" if status in (204, 304) else headers.get(b"content-length")
     if chunked or length is None:
         size = None
@@ -108,6 +109,23 @@ def _parsed(head: bytes) -> _Head:
         raise ValueError(f"the answer's Content-Length is {length[:40]!r}")
     keep_alive = line.startswith(b"HTTP/1.1") and headers.get(b"connection", b"").lower() != b"close"
     return _Head(status, headers, keep_alive, chunked, size)
+
+
+def retry_after_s(headers: Mapping[bytes, bytes], now_s: float) -> float | None:
+    """How long a rejected request should wait, at least 0.1 s; None if the server does not say so.
+
+    Retry-After holds seconds or a date (RFC 9110, 10.2.3), retry-after-ms milliseconds. `now_s` is Unix time.
+
+    >>> retry_after_s({b"retry-after": b"2"}, 0.0), retry_after_s({b"retry-after": b"Thu, 01 Jan 1970 00:01:00 GMT"}, 50.0)
+    (2.0, 10.0)
+    """
+    with contextlib.suppress(ValueError):
+        if (told := headers.get(b"retry-after-ms")) is not None:
+            return max(0.1, float(told) / 1e3)
+        if (told := headers.get(b"retry-after")) is not None:
+            digits = told.replace(b".", b"", 1).isdigit()
+            return max(0.1, float(told) if digits else parsedate_to_datetime(told.decode()).timestamp() - now_s)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +139,13 @@ class Response:
     """The body without HTTP framing: one piece per chunk if it was sent in chunks, else one piece per read."""
     ends: Sequence[int]
     """Number of pieces received by the end of each arrival."""
+
+    @property
+    def coding(self) -> str | None:
+        """The compression of the body; None: it is not compressed."""
+        codings = b",".join(self.headers.get(name, b"") for name in (b"content-encoding", b"transfer-encoding"))
+        names = {each.strip() for each in codings.decode("latin-1").lower().split(",")} - {"", "identity", "chunked"}
+        return ", ".join(sorted(names)) or None
 
     def body(self) -> bytes:
         return b"".join(self.pieces)

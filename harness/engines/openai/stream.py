@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from harness.engines.openai.http import Response
+from harness.engines.openai.usage import Events, Fields, Usage, text_of
 from harness.errors import RequestFailed
 
 DONE = b"[DONE]"
@@ -18,28 +19,31 @@ _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _TEXT = re.compile(rb'"(?:text|content)": ?"((?:[^"\\\n]|\\.)*)"')
 
 
-def events(body: bytes, ends: Sequence[int]) -> tuple[list[bytes], list[int]]:
-    r"""The data of each server-sent event, and the arrival (from 0) that contained its last byte.
+def events(body: bytes, ends: Sequence[int]) -> list[tuple[bytes, bytes, int]]:
+    r"""The type and data of each server-sent event, and the arrival (from 0) that contained its last byte.
 
     `ends` are the byte offsets in `body` at which the arrivals end. Parsing follows the WHATWG HTML standard, 9.2.6:
     lines end in CRLF, LF or CR; a blank line ends an event; several data lines are joined by LF; comments and other
-    fields are ignored, as are events without data and an unfinished last event.
+    fields are ignored, as are events without data and an unfinished last event. The type is usually empty.
 
-    >>> events(b"data: 1\n\n: hello\n\ndata: 2\r\ndata:3\r\n\r\ndata: cut", [5, 40, 46])
-    ([b'1', b'2\n3'], [1, 1])
+    >>> events(b"data: 1\n\n: hello\n\nevent: x\ndata: 2\r\ndata:3\r\n\r\ndata: cut", [5, 49, 55])
+    [(b'', b'1', 1), (b'x', b'2\n3', 1)]
     """
     start = 3 if body.startswith(b"\xef\xbb\xbf") else 0
-    at, found, arrivals = 0, [], []
+    at, found = 0, []
     for blank in _BLANK_LINE.finditer(body, start):
         block, start = body[start : blank.start()], blank.end()
-        fields = (line.partition(b":") for line in block.splitlines())
-        lines = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
+        kind, lines = b"", []
+        for name, _, value in (line.partition(b":") for line in block.splitlines()):
+            if name == b"data":
+                lines.append(value.removeprefix(b" "))
+            elif name == b"event":
+                kind = value.strip()
         if any(lines):
             while ends[at] < start:
                 at += 1
-            found.append(b"\n".join(lines))
-            arrivals.append(at)
-    return found, arrivals
+            found.append((kind, b"\n".join(lines), at))
+    return found
 
 
 def single_event(piece: bytes) -> bytes | None:
@@ -79,18 +83,18 @@ def uniform_events(pieces: Sequence[bytes]) -> tuple[int, int, bytes] | None:
     return first, last, b'["%b"]' % strings
 
 
-class _Fields(msgspec.Struct, gc=False):
-    """The JSON fields that are read. Others are ignored; a value of the wrong type is an error."""
-
-
-class _Delta(_Fields):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
+class _Delta(Fields):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    reasoning_details: Any = None  # OpenRouter
     tool_calls: list[Any] | None = None
+    function_call: Any = None
+    refusal: str | None = None
 
 
-class _Choice(_Fields):
+class _Choice(Fields):
+    index: int = 0
     text: str | None = None
     delta: _Delta | None = None
     message: _Delta | None = None
@@ -98,78 +102,88 @@ class _Choice(_Fields):
     token_ids: list[int] | None = None  # vLLM, with `return_token_ids: true` in the body
 
 
-class _Details(_Fields):
-    cached_tokens: int | None = None
-
-
-class _Usage(_Fields):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    prompt_cache_hit_tokens: int | None = None  # DeepSeek
-
-
-class _Timings(_Fields):
+class _Timings(Fields):
     cache_n: int | None = None  # llama.cpp
 
 
-class _Event(_Fields):
+class _Event(Fields):
     """An event of a stream, or a whole answer that is not streamed."""
 
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: Usage | None = None
     timings: _Timings | None = None
     error: Any = None
     message: Any = None
+    detail: Any = None
+    object: Any = None
+    type: Any = None
 
 
 _decode = msgspec.json.Decoder(_Event).decode
 _decode_texts = msgspec.json.Decoder(list[str]).decode
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_FILTERED = re.compile("filter|safety|refus|block|prohibit", re.IGNORECASE)
+"""Finish reasons of an answer that was withheld."""
+_THOUGHT = re.compile("think|thought|reason")
+"""Types of the parts of a content that hold reasoning."""
 
 
 class Answer:
-    """A parsed answer, and the tokens in each of its arrivals.
+    """A parsed answer to a request for `asked` tokens, and the tokens in each of its arrivals.
 
     An event with text, reasoning or a tool call counts as one token, or as the number of token ids in it. An event with
-    only a role, or with nothing, counts as none. Tokens count for the arrival that contained the event's last byte.
+    only a role, or with nothing, counts as none, unless the usage says otherwise (`Events.place`). Tokens count for the
+    arrival that contained the event's last byte.
     """
 
-    def __init__(self, arrivals: int) -> None:
+    def __init__(self, arrivals: int, asked: int) -> None:
         self.counts = [0] * arrivals
         """Tokens in each arrival."""
+        self.asked = asked
+        self._begin()
+
+    def _begin(self) -> None:
+        self.events, self.usage = Events(), Usage()
         self.text: list[str] = []
         self.token_ids: list[int] = []
-        self.usage = _Usage()
         self.timings: _Timings | None = None
         self.finish_reason: str | None = None
+        self.hidden_tokens = 0
+        """Tokens that the usage counts and that were not sent in any form."""
+        self._refused = False
+        self._choices = 1
 
     def read_stream(self, response: Response) -> None:
         """Parse a stream. Raises RequestFailed; the counts and texts before the error are kept."""
         if not self._read_uniform(response):
-            self.text, self.token_ids = [], []
-            found, arrivals = events(response.body(), response.offsets())
-            for data, arrival in zip(found, arrivals, strict=True):
-                if data == DONE:
-                    break
-                self.counts[arrival] += self._parse(data)
-            else:
-                if self.finish_reason is None:
-                    raise RequestFailed("cut", "the stream ended without [DONE] and without a finish_reason")
+            self._begin()
+            try:
+                for kind, data, arrival in events(response.body(), response.offsets()):
+                    if data.strip() == DONE:
+                        break
+                    self._parse(data, arrival, kind)
+                else:
+                    if self.finish_reason is None:
+                        raise RequestFailed("cut", "the stream ended without [DONE] and without a finish_reason")
+            except RequestFailed:
+                self._count()
+                raise
         self._finish()
 
     def read_json(self, body: bytes) -> None:
         """Parse an answer that is not streamed: all its tokens arrive with the last byte. Raises RequestFailed."""
-        self.counts[-1] = self._parse(body)
+        self._parse(body, len(self.counts) - 1)
+        if not self.events.tokens:
+            raise RequestFailed("error", error_message(body))
         self._finish()
 
     def cached_tokens(self) -> int | None:
         """Prompt tokens from the prefix cache, in the field of whichever server; None if not reported."""
-        if (details := self.usage.prompt_tokens_details) is not None and details.cached_tokens is not None:
-            return details.cached_tokens
-        if self.timings is not None:
-            return self.timings.cache_n
-        return self.usage.prompt_cache_hit_tokens
+        return self.usage.cached if self.timings is None or self.usage.cached is not None else self.timings.cache_n
+
+    def output_tokens(self) -> int | None:
+        """Output tokens by the server's count; None if not reported."""
+        return self.events.total(self.usage, self.asked)
 
     def _read_uniform(self, response: Response) -> bool:
         """Parse a stream of single events that are mostly uniform. False if the stream has another form."""
@@ -180,67 +194,102 @@ class Answer:
         others = [data for piece in (*pieces[:first], *pieces[last:]) if (data := single_event(piece)) is not None]
         if len(others) != first + len(pieces) - last or others[-1:] != [b" " + DONE]:
             return False
+        arrivals = [
+            arrival
+            for arrival, (before, after) in enumerate(itertools.pairwise((0, *response.ends)))
+            for _ in range(before, after)
+        ]
         try:
             texts = _decode_texts(strings)
             event = _decode(single_event(pieces[first]) or b"")
             text_only = _Event([_Choice(text=texts[0])]), _Event([_Choice(delta=_Delta(content=texts[0]))])
             if event not in text_only or len(texts) != last - first:
                 return False
-            tokens = [self._parse(data) for data in others[:first]]
-            tokens += [int(text != "") for text in texts]
+            for data, arrival in zip(others[:first], arrivals, strict=False):
+                self._parse(data, arrival)
             self.text += texts
-            tokens += [self._parse(data) for data in others[first:-1]]
+            self.events.shown += texts
+            self.events.tokens += [int(text != "") for text in texts]
+            self.events.arrivals += arrivals[first:last]
+            for data, arrival in zip(others[first:-1], arrivals[last:], strict=False):
+                self._parse(data, arrival)
         except (RequestFailed, *_NOT_JSON):
             return False
-        self.counts = [sum(tokens[before:after]) for before, after in itertools.pairwise((0, *response.ends))]
         return True
 
-    def _parse(self, data: bytes) -> int:
-        """Record one event, and return its number of tokens."""
+    def _parse(self, data: bytes, arrival: int, kind: bytes = b"") -> None:
+        """Record one event. Events of types that hold no choice, such as pings, are passed over."""
         try:
             event = _decode(data)
         except _NOT_JSON as wrong:
+            if kind == b"error":
+                raise RequestFailed("error", error_message(data)) from None
+            if kind not in (b"", b"message"):
+                return
             raise RequestFailed("malformed", f"{wrong} in {data[:200]!r}") from None
-        if event.usage is not None:
-            self.usage = event.usage
         if event.timings is not None:
             self.timings = event.timings
-        if event.error is not None:
-            raise RequestFailed("error", _error_text(event.error))
-        if event.choices is None:
-            if event.usage is None:
-                raise RequestFailed("error", _error_text(event.message) or "an event has no choices")
-            return 0
-        tokens = 0
-        for choice in event.choices:
-            if choice.finish_reason is not None:
-                self.finish_reason = choice.finish_reason
-            piece = choice.text
-            if (delta := choice.delta or choice.message) is not None:
-                piece = delta.content
-                if not piece and (delta.reasoning_content or delta.reasoning or delta.tool_calls):
-                    tokens += 1
-            if piece:
-                self.text.append(piece)
-                tokens += 1
-            if choice.token_ids:
-                self.token_ids += choice.token_ids
-                tokens += len(choice.token_ids) - bool(piece)
-        return tokens
+        for choice in event.choices or ():
+            self._add(choice)
+        if event.choices:
+            self.events.close(arrival)
+        if event.usage is not None:
+            self.usage.update(event.usage)
+            if tokens := event.usage.output:
+                self.events.told.append((len(self.events.tokens) - 1, tokens))
+        says = event.message or event.detail if event.object is None and event.type is None else None
+        if event.error is not None or (event.choices is None and (says or "error" in (event.object, event.type))):
+            raise RequestFailed("error", _error_text(event.error or event.message or event.detail))
+        if kind == b"error" and event.choices is None:
+            raise RequestFailed("error", error_message(data))
+
+    def _add(self, choice: _Choice) -> None:
+        """Record one choice of the current event."""
+        found = self.events
+        self._choices = max(self._choices, choice.index + 1)
+        if choice.finish_reason is not None:
+            self.finish_reason = choice.finish_reason
+            found.end = len(found.tokens)
+        text, shown, ids = choice.text or "", "", choice.token_ids or []
+        calls: list[Any] = []
+        if (delta := choice.delta or choice.message) is not None:
+            text, reasoning = _content(delta.content)
+            reasoning = reasoning or text_of(delta.reasoning_content) or text_of(delta.reasoning)
+            reasoning = reasoning or text_of(delta.reasoning_details)
+            found.reasoning_shown |= bool(reasoning)
+            calls = [*(delta.tool_calls or ()), *([delta.function_call] if delta.function_call else ())]
+            shown = reasoning + text_of(calls)
+            self._refused |= bool(delta.refusal)
+        if text:
+            self.text.append(text)
+        self.token_ids += ids
+        found.add(text + shown, len(ids) or bool(text or shown or calls))
+
+    def _count(self) -> None:
+        self.counts = [0] * len(self.counts)
+        for arrival, tokens in zip(self.events.arrivals, self.events.tokens, strict=True):
+            self.counts[arrival] += tokens
 
     def _finish(self) -> None:
-        """Raise RequestFailed if the server aborted; spread tokens of the usage that were not seen in events.
-
-        If the usage has more tokens than the events, some event had several tokens, or some tokens had no text. The
-        usage is then spread over the arrivals with tokens in proportion; the figure `unseen_gaps` counts the gaps that
-        were not observed. If the usage has fewer tokens, both counts are kept.
-        """
+        """Count the tokens in each arrival. Raises RequestFailed if the server aborted, or if there is no token."""
         if self.finish_reason in ("abort", "error"):
+            self._count()
             raise RequestFailed(self.finish_reason, "the server aborted the request")
-        total, counted = self.usage.completion_tokens or 0, sum(self.counts)
-        if 0 < counted < total:
-            cumulative = [0, *(total * each // counted for each in itertools.accumulate(self.counts))]
-            self.counts = [after - before for before, after in itertools.pairwise(cumulative)]
+        if not any(self.events.tokens):
+            withheld = self._refused or _FILTERED.search(self.finish_reason or "")
+            text = f"no token was shown; finish_reason {self.finish_reason}, usage {self.usage.output or 0} tokens"
+            raise RequestFailed("filtered" if withheld else "empty", text)
+        self.events.stopped = self.finish_reason not in (None, "length")
+        self.hidden_tokens = self.events.place(self.usage, self.asked * self._choices)
+        self._count()
+
+
+def _content(content: Any) -> tuple[str, str]:
+    """The text of a content, and the reasoning in it: a list holds parts of both."""
+    if not isinstance(content, list):
+        return text_of(content), ""
+    thought = [part for part in content if isinstance(part, dict) and _THOUGHT.search(str(part.get("type")))]
+    return text_of([part for part in content if part not in thought]), text_of(thought)
 
 
 def error_message(body: bytes) -> str:
