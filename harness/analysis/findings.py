@@ -135,10 +135,17 @@ def _tokens(run: Run, seen: Times, summary: Summary) -> Iterator[Finding]:
         yield finding("short-output", short=short.sum(), answers=len(got), lost=lost)
     if (differs := ~np.isnan(read) & (read != read_asked)).any():
         yield finding("input-differs", read=read[differs].sum(), sent=read_asked[differs].sum())
-    if (differs := ~np.isnan(counted) & (counted != arrived)).any():
+    if (claimed := counted > np.fmax(asked, arrived)).any():
+        yield finding("usage-not-believed", counted=counted[claimed].sum(), used=got[claimed].sum())
+    if (differs := ~np.isnan(counted) & (counted != arrived) & ~claimed).any():
         yield finding("count-differs", counted=counted[differs].sum(), arrived=arrived[differs].sum())
+    if (hidden := seen.each["hidden_tokens"].to_numpy()[seen.completed]).any():
+        yield finding("hidden-tokens", share=hidden.sum() / got.sum(), answers=int((hidden > 0).sum()), of=len(got))
+    retries = run.requests["retries"].fillna(0).sum()
+    if retries:
+        yield finding("retried", retries=retries, requests=int((run.requests["retries"] > 0).sum()))
     unseen = summary["unseen_gaps"].value
-    if unseen is not None and unseen > GROUPED_SHARE:
+    if unseen is not None and unseen > GROUPED_SHARE and not hidden.all():
         yield finding("grouped-tokens", unseen=unseen)
     cached, total = summary["cached_tokens"].value, summary["input_tokens.got"].value
     if cached is not None and total is not None and cached > 0:

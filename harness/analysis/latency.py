@@ -34,6 +34,9 @@ ABORTED = "aborted"
 CANCELLED = "cancelled"
 """Error of a request that its user cancelled (`cancel_after_s` in the workload)."""
 NO_SUCCESS = "no request succeeded"
+HIDDEN = "the server counted tokens that it did not send"
+BETWEEN_TOKENS = ("tpot_s", "itl_s")
+"""Latencies, and objectives on them, that a request with hidden tokens does not have."""
 WINDOW: Mapping[str, str] = {
     "window.begin_s": "s",
     "window.end_s": "s",
@@ -60,9 +63,10 @@ class Times:
     """Failed in the engine. A request that is neither failed nor completed was cut off or cancelled."""
     each: pd.DataFrame
     """Per request: ttft_s, tpot_s, e2e_s, response_s, lag_s, first_response_s, longest_gap_s; output_tokens, by the
-    engine's count or else as arrived; arrived_tokens; gaps, the request's number of elements in gaps_s."""
+    engine's count, or as arrived if it states none or more than was asked for and arrived; arrived_tokens;
+    hidden_tokens; gaps, the request's number of elements in gaps_s."""
     gaps_s: Array
-    """Gaps between arrivals within each completed request, request by request."""
+    """Gaps between arrivals within each completed request without hidden tokens, request by request."""
 
 
 def times(requests: pd.DataFrame, state: str) -> Times:
@@ -77,23 +81,26 @@ def times(requests: pd.DataFrame, state: str) -> Times:
     faulty = error.notna().to_numpy()
     completed = ended & ~faulty
     arrival_s, sizes = _flat(requests["arrival_s"], completed)
-    ends = np.cumsum(sizes)
-    starts = ends - sizes
-    padded = np.append(arrival_s, np.nan)
-    first = np.where(sizes > 0, padded[starts], np.nan)
-    last = np.where(sizes > 0, padded[ends - 1], np.nan)
-    gaps_s = gaps_within(arrival_s, sizes)
-    gaps = np.maximum(sizes - 1, 0)
+    first = _firsts(arrival_s, sizes)
+    last = np.where(sizes > 0, np.append(arrival_s, np.nan)[np.cumsum(sizes) - 1], np.nan)
+    hidden = np.where(completed, np.nan_to_num(_numbers(requests["hidden_tokens"])), 0.0)
+    shown = np.where(hidden > 0, 0, sizes)
+    gaps_s = gaps_within(arrival_s[np.repeat(hidden == 0, sizes)], shown)
+    gaps = np.maximum(shown - 1, 0)
     longest = np.full(len(gaps), np.nan)
     if len(gaps_s):
         longest[gaps > 0] = np.maximum.reduceat(gaps_s, (np.cumsum(gaps) - gaps)[gaps > 0])
-    tokens, arrived = _numbers(requests["output_tokens"]), _arrived(requests)
-    tokens = np.where(np.isnan(tokens), arrived, tokens)
+    tokens, asked = _numbers(requests["output_tokens"]), _numbers(requests["output_asked"])
+    groups, all_sizes = flat(requests["arrival_tokens"])
+    arrived, first_group = _sums(groups, all_sizes), _firsts(groups, all_sizes)
+    believed = tokens <= np.fmax(asked, arrived)
+    tokens = np.where(believed, tokens, arrived)
+    after_first = tokens * (1 - first_group / np.where(arrived > 0, arrived, np.nan))
     scheduled, sent = _numbers(requests["scheduled_s"]), _numbers(requests["sent_s"])
     each = {
         "ttft_s": first - sent,
         # One arrival, of any number of tokens, has no time between tokens.
-        "tpot_s": np.where(gaps > 0, (last - first) / np.where(tokens > 1, tokens - 1, np.nan), np.nan),
+        "tpot_s": np.where(gaps > 0, (last - first) / np.where(after_first > 0, after_first, np.nan), np.nan),
         "e2e_s": last - sent,
         "response_s": last - scheduled,
         "lag_s": sent - scheduled,
@@ -102,6 +109,7 @@ def times(requests: pd.DataFrame, state: str) -> Times:
         "output_tokens": tokens,
         "arrived_tokens": arrived,
         "gaps": gaps,
+        "hidden_tokens": hidden,
     }
     return Times(completed, faulty & ~cut_off, pd.DataFrame(each, index=requests.index), gaps_s)
 
@@ -223,12 +231,15 @@ def _window(window: Window | None, seen: Times, whole: Times, rate: Figure, dura
     ]
 
 
-def _arrived(requests: pd.DataFrame) -> Array:
-    """Tokens that arrived for each request."""
-    tokens, sizes = flat(requests["arrival_tokens"])
-    total = np.concatenate(([0.0], np.cumsum(tokens)))
-    ends = np.cumsum(sizes)
+def _sums(values: Array, sizes: NDArray[np.int64]) -> Array:
+    """Sum of the values of each row; `sizes` counts a row's values."""
+    total, ends = np.concatenate(([0.0], np.cumsum(values))), np.cumsum(sizes)
     return np.asarray(total[ends] - total[ends - sizes])
+
+
+def _firsts(values: Array, sizes: NDArray[np.int64]) -> Array:
+    """First value of each row, NaN for a row without values."""
+    return np.where(sizes > 0, np.append(values, np.nan)[np.cumsum(sizes) - sizes], np.nan)
 
 
 def _flat(column: pd.Series, keep: Mask) -> tuple[Array, NDArray[np.int64]]:
@@ -303,7 +314,8 @@ def _spread(name: str, seen: Times, basis: Basis) -> list[Figure]:
     pooled = name == "itl_s"
     values = seen.gaps_s if pooled else seen.each[name].dropna().to_numpy()
     if len(values) == 0:
-        return [Figure(f"{name}.{stat}", None, "s", "measured", n=0, reason=LATENCIES[name]) for stat in STATISTICS]
+        reason = HIDDEN if seen.each["hidden_tokens"].any() and name in BETWEEN_TOKENS else LATENCIES[name]
+        return [Figure(f"{name}.{stat}", None, "s", "measured", n=0, reason=reason) for stat in STATISTICS]
     ordered = np.sort(values)
     sizes = seen.each["gaps"][seen.each["gaps"] > 0].to_numpy()
     count = len(sizes) if pooled else len(values)
@@ -328,7 +340,8 @@ def _spread(name: str, seen: Times, basis: Basis) -> list[Figure]:
 def _goodput(seen: Times, duration_s: float | None, limits: Mapping[str, float], basis: Basis) -> list[Figure]:
     """Requests that met all objectives, per second and as a share of completed and failed ones; then each objective.
 
-    Latencies count from the due time. An answer with one arrival has no gap between tokens and meets limits on gaps.
+    Latencies count from the due time. An answer with one arrival has no gap between tokens and meets limits on gaps; of
+    one with hidden tokens the gaps are unknown.
     """
     answered = seen.completed & seen.each["ttft_s"].notna().to_numpy()
     met = {"objectives_met": answered}
@@ -345,8 +358,12 @@ def _goodput(seen: Times, duration_s: float | None, limits: Mapping[str, float],
     if not limits:
         absent = "the workload has no objectives"
         rate = replace(rate, value=None, low=None, high=None, reason=absent)
-    shares = {name: None if absent else float(good.sum() / ended) for name, good in met.items()}
-    return [rate, *(Figure(name, x, "share", "measured", n=ended, reason=absent) for name, x in shares.items())]
+    why: dict[str, str | None] = dict.fromkeys(met, absent)
+    if seen.each["hidden_tokens"].any() and (unknown := set(limits) & set(BETWEEN_TOKENS)) and not absent:
+        why |= dict.fromkeys(["objectives_met", *(f"objectives_met.{name}" for name in unknown)], HIDDEN)
+        rate = replace(rate, value=None, low=None, high=None, reason=HIDDEN)
+    shares = {name: None if why[name] else float(good.sum() / ended) for name, good in met.items()}
+    return [rate, *(Figure(name, x, "share", "measured", n=ended, reason=why[name]) for name, x in shares.items())]
 
 
 def _tokens(requests: pd.DataFrame, seen: Times) -> list[Figure]:
@@ -359,6 +376,7 @@ def _tokens(requests: pd.DataFrame, seen: Times) -> list[Figure]:
         "output_tokens.asked": _sum(requests["output_asked"], seen),
         "output_tokens.got": (float(output.sum()), None) if n else (None, NO_SUCCESS),
         "cached_tokens": _sum(requests["cached_tokens"], seen),
+        "hidden_tokens": (float(seen.each["hidden_tokens"].sum()), None) if n else (None, NO_SUCCESS),
     }
     between = float(np.maximum(seen.each["arrived_tokens"][seen.completed] - 1, 0).sum())
     unseen = (1 - len(seen.gaps_s) / between, None) if between else (None, "no answer has two tokens")

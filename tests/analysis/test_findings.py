@@ -96,7 +96,10 @@ PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"records": changed(1, output_asked=9), "ignore_eos": False},
     ),
     ("input-differs", {"records": changed(1, input_tokens=17)}, {"records": changed(1, input_tokens=None)}),
-    ("count-differs", {"records": changed(1, output_tokens=9)}, {"records": changed(1, output_tokens=None)}),
+    ("count-differs", {"records": changed(1, output_tokens=9, output_asked=9)}, {"records": GOOD}),
+    ("usage-not-believed", {"records": changed(1, output_tokens=1000)}, {"records": changed(1, output_tokens=None)}),
+    ("hidden-tokens", {"records": changed(1, hidden_tokens=2)}, {"records": changed(1, hidden_tokens=None)}),
+    ("retried", {"records": changed(1, retries=2)}, {"records": changed(1, retries=None)}),
     ("grouped-tokens", {"records": changed(40, **GROUPED)}, {"records": changed(30, **GROUPED)}),  # 6/7 of them unseen
     ("cached-input", {"records": changed(1, cached_tokens=8)}, {"records": changed(1, cached_tokens=0)}),
 ]

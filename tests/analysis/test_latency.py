@@ -48,6 +48,7 @@ def test_the_figures_of_one_request_are_those_computed_by_hand() -> None:
         "lag_s.mean": 0.5,
         "goodput_per_s": None,
         "objectives_met": None,
+        "hidden_tokens": 0,
         "cached_tokens": 0.0,
         "unseen_gaps": 0.0,
     }
@@ -66,6 +67,37 @@ def test_an_arrival_of_many_tokens_is_one_gap_and_the_rest_are_unseen() -> None:
     whole = summary(record(arrival_s=(3.0,), arrival_tokens=(5,), output_tokens=5))
     assert (whole["tpot_s.mean"].value, whole["unseen_gaps"].value) == (None, 1.0)
     assert whole["ttft_s.mean"].value == 1.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "tpot_s", "tokens"),
+    [
+        # a second from the first arrival to the last
+        ({"arrival_tokens": (4, 4, 4), "output_tokens": 12, "output_asked": 12}, 1 / 8, 12),
+        ({"arrival_tokens": (1, 4, 4), "output_tokens": 9, "output_asked": 9}, 1 / 8, 9),
+        ({"arrival_tokens": (2, 2, 2), "output_tokens": 3}, 1 / 2, 3),  # a letter each: counted apart from chunks
+        ({"output_tokens": None}, 1 / 2, 3),
+        ({"output_tokens": 1000}, 1 / 2, 3),  # more than was asked for and arrived
+        ({"arrival_tokens": (10, 1, 1), "hidden_tokens": 9, "output_tokens": 12, "output_asked": 12}, None, 12),
+    ],
+)
+def test_tpot_divides_by_tokens_after_the_first_arrival(
+    changes: dict[str, object], tpot_s: float | None, tokens: int
+) -> None:
+    found = summary(record(**changes))
+    assert found["tpot_s.mean"].value == (None if tpot_s is None else pytest.approx(tpot_s))
+    assert found["output_tokens.got"].value == tokens
+
+
+def test_hidden_tokens_leave_no_time_between_tokens_and_no_objective_on_it() -> None:
+    hidden = record(0, arrival_tokens=(10, 1, 1), hidden_tokens=9, output_tokens=12, output_asked=12)
+    found = summary(hidden, record(1), objectives={"ttft_s": 9, "tpot_s": 9})
+    assert (found["hidden_tokens"].value, found["ttft_s.mean"].n, found["tpot_s.mean"].n) == (9, 2, 1)
+    assert (found["itl_s.mean"].n, found["unseen_gaps"].value) == (2, pytest.approx(1 - 2 / 13))
+    names = ("goodput_per_s", "objectives_met", "objectives_met.tpot_s", "objectives_met.ttft_s")
+    assert [found[name].value for name in names] == [None, None, None, 1.0]
+    assert summary(hidden)["itl_s.p50"].reason == "the server counted tokens that it did not send"
+    assert summary(hidden, objectives={"ttft_s": 9})["goodput_per_s"].value is not None
 
 
 def test_single_token_answers_have_no_time_between_tokens() -> None:

@@ -211,7 +211,9 @@ def reasoning_tokens(count: int) -> dict[str, Any]:
         ([word("a" * 40), word("b" * 40), LAST, usage_of(24)], [10, 10, 0, 0], 0),  # it may have gone a little too far
     ],
 )  # fmt: skip
-def test_tokens_of_the_usage_that_no_event_showed_are_placed(parts: list[bytes], counts: list[int], hidden: int) -> None:
+def test_tokens_of_the_usage_that_no_event_showed_are_placed(
+    parts: list[bytes], counts: list[int], hidden: int
+) -> None:
     parts = [*parts, DONE]
     answer = read(b"".join(parts), list(itertools.accumulate(map(len, parts))), asked=20)
     assert (answer.counts, answer.hidden_tokens) == ([*counts, 0], hidden)

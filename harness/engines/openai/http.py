@@ -116,8 +116,8 @@ def retry_after_s(headers: Mapping[bytes, bytes], now_s: float) -> float | None:
 
     Retry-After holds seconds or a date (RFC 9110, 10.2.3), retry-after-ms milliseconds. `now_s` is Unix time.
 
-    >>> retry_after_s({b"retry-after": b"2"}, 0.0), retry_after_s({b"retry-after": b"Thu, 01 Jan 1970 00:01:00 GMT"}, 50.0)
-    (2.0, 10.0)
+    >>> [retry_after_s({b"retry-after": told}, 50.0) for told in (b"2", b"Thu, 01 Jan 1970 00:01:00 GMT", b"soon")]
+    [2.0, 10.0, None]
     """
     with contextlib.suppress(ValueError):
         if (told := headers.get(b"retry-after-ms")) is not None:
