@@ -314,8 +314,8 @@ def _spread(name: str, seen: Times, basis: Basis) -> list[Figure]:
     pooled = name == "itl_s"
     values = seen.gaps_s if pooled else seen.each[name].dropna().to_numpy()
     if len(values) == 0:
-        reason = HIDDEN if seen.each["hidden_tokens"].any() and name in BETWEEN_TOKENS else LATENCIES[name]
-        return [Figure(f"{name}.{stat}", None, "s", "measured", n=0, reason=reason) for stat in STATISTICS]
+        why = HIDDEN if seen.each["hidden_tokens"].any() and name in BETWEEN_TOKENS else LATENCIES[name]
+        return [Figure(f"{name}.{stat}", None, "s", "measured", n=0, reason=why) for stat in STATISTICS]
     ordered = np.sort(values)
     sizes = seen.each["gaps"][seen.each["gaps"] > 0].to_numpy()
     count = len(sizes) if pooled else len(values)

@@ -18,6 +18,8 @@ from harness.workload.schema import Workload
 
 WARM_UP_INDEX = 1 << 40
 """Index of the first warm-up request: above all measured ones, so that no prefix cache shares their prompts."""
+NO_TOKEN = ("empty", "filtered")
+"""Kinds of failure of an answer that has come to its end without a token."""
 PREBUILT_TOKENS = 2_000_000
 """Limit on the prompt tokens built before the load begins: some 100 MB."""
 PREBUILD_S = 2.0
@@ -68,6 +70,8 @@ async def probe(engine: Engine, request: Request) -> Completion:
     try:
         return await engine.generate(request, lambda _: None)
     except RequestFailed as failed:
+        if failed.kind in NO_TOKEN:  # the engine works; the measurement counts such answers
+            return Completion(None, None)
         raise HarnessError(
             f"a warm-up request failed: {failed.kind}: {failed.message}",
             "make the workload's requests fit the engine, or set warmup.requests=0 to measure the failures",

@@ -83,5 +83,8 @@ def trap(name: str, behaviour: str, why: str, source: str, endpoint: str = "chat
 HTML = "https://html.spec.whatwg.org/multipage/server-sent-events.html"
 TRAPS = (
     trap("plain", "one token an event", "All other servers are compared with this one.", "docs/method.md"),
+    trap("role_first", "a role without a token at once", "TTFT would be that of the role.", "vLLM's chat endpoint"),
+    trap("comments", "comments and pings", "A ping is no token, and no error.", HTML),
     trap("crlf_cut", "CRLF, and letters cut between chunks", "Tokens would be lost.", HTML, "completions"),
+    trap("usage_each", "usage in every event", "Zeros at the end would erase it.", "vLLM's continuous_usage_stats"),
 )

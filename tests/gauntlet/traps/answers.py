@@ -1,0 +1,350 @@
+"""Servers whose answers are not one token an event: hidden, grouped, empty, refused or cut."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip as compression
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from gauntlet.stub import DONE, GAP_S, TTFT_S, Ask, HangUp, Step, Whole, behaviour, sse, stub
+from gauntlet.trap import Load, Stand, Trap, Truth
+
+TOKENS, USERS = 16, 8
+LENGTH_S = TTFT_S + (TOKENS - 1) * GAP_S
+RATE = USERS / LENGTH_S
+TTFT = Truth("ttft_s.p50", TTFT_S, slack=0.01)
+TPOT = Truth("tpot_s.p50", GAP_S, slack=0.001)
+E2E = Truth("e2e_s.p50", LENGTH_S, slack=0.02)
+REQUESTS = Truth("requests_per_s", RATE, within=0.1)
+OUTPUT = Truth("output_tokens_per_s", RATE * TOKENS, within=0.1)
+
+
+@behaviour
+def hidden(ask: Ask) -> Iterator[Step]:
+    """Three quarters are reasoning that is counted and not sent."""
+    unsent = ask.tokens * 3 // 4
+    yield ask.event(role="assistant")
+    yield TTFT_S + GAP_S * unsent
+    yield from ask.words(ask.tokens - unsent)
+    yield from ask.end(completion_tokens_details={"reasoning_tokens": unsent})
+
+
+@behaviour
+def thinking(ask: Ask) -> Iterator[Step]:
+    """Half is reasoning, in one of the forms that servers use."""
+    forms: list[dict[str, Any]] = [
+        {"reasoning": "so "},
+        {"reasoning_content": "so "},
+        {"reasoning": "so ", "reasoning_details": [{"type": "reasoning.text", "text": "so "}]},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "so "}]}]},
+    ]
+    half = ask.tokens // 2
+    yield TTFT_S
+    for i in range(half):
+        if i:
+            yield GAP_S
+        yield ask.event(**forms[ask.number % len(forms)])
+    yield GAP_S
+    yield from ask.words(ask.tokens - half)
+    yield from ask.end(completion_tokens_details={"reasoning_tokens": half})
+
+
+@behaviour
+def groups(ask: Ask) -> Iterator[Step]:
+    """The first token alone, then three an event, as a draft model makes them."""
+    yield TTFT_S
+    yield ask.event(" one")
+    for i in range(0, ask.tokens - 1, 3):
+        yield GAP_S
+        yield ask.event(" two" * min(3, ask.tokens - 1 - i))
+    yield from ask.end()
+
+
+@behaviour
+def end_token(ask: Ask) -> Iterator[Step]:
+    """Four tokens, and the end token in an event without a text."""
+    yield TTFT_S
+    yield from ask.words(4)
+    yield GAP_S
+    yield from ask.end(5, "stop")
+
+
+@behaviour
+def half_blank(ask: Ask) -> Iterator[Step]:
+    """Every second answer has no token, and is there at once."""
+    if ask.number % 2:
+        yield ask.event(role="assistant", content=None)
+        yield DONE
+        return
+    yield TTFT_S
+    yield from ask.words()
+    yield from ask.end()
+
+
+@behaviour
+def withheld(ask: Ask) -> Iterator[Step]:
+    """A content filter holds every second answer back."""
+    yield TTFT_S
+    if ask.number % 2:
+        yield from ask.end(0, "content_filter")
+        return
+    yield from ask.words()
+    yield from ask.end()
+
+
+@behaviour
+def cached_apart(ask: Ask) -> Iterator[Step]:
+    """The usage states input tokens beside those from the cache."""
+    yield TTFT_S
+    yield from ask.words()
+    cached = len(ask.prompt) - 3
+    yield from ask.end(prompt=3, prompt_tokens_details={"cached_tokens": cached})
+
+
+@behaviour
+def boastful(ask: Ask) -> Iterator[Step]:
+    """The usage counts a thousand tokens."""
+    yield TTFT_S
+    yield from ask.words()
+    yield from ask.end(1000)
+
+
+@behaviour
+def newer(ask: Ask) -> Iterator[Step]:
+    """Takes the length as max_completion_tokens alone."""
+    if "max_tokens" in ask.body:
+        text = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+        yield Whole({"error": {"message": text, "param": "max_tokens", "code": "unsupported_parameter"}}, 400)
+        return
+    yield TTFT_S
+    yield from ask.words()
+    yield from ask.end()
+
+
+@behaviour
+def gzip(ask: Ask) -> Iterator[Step]:
+    """Compresses, though it was not asked to."""
+    yield TTFT_S
+    body = b"".join(sse(step) for step in ask.words() if isinstance(step, dict)) + DONE
+    yield Whole(compression.compress(body), headers={"Content-Type": "text/event-stream", "Content-Encoding": "gzip"})
+
+
+@behaviour
+def tool_calls(ask: Ask) -> Iterator[Step]:
+    """A tool call, a piece of its arguments an event."""
+    yield TTFT_S
+    for i in range(ask.tokens):
+        if i:
+            yield GAP_S
+        yield ask.event(tool_calls=[{"index": 0, "function": {"arguments": "a"}}])
+    yield from ask.end(finish="tool_calls")
+
+
+@behaviour
+def held_back(ask: Ask) -> Iterator[Step]:
+    """A parser of tool calls holds all tokens back, and sends events without anything meanwhile."""
+    yield ask.event(role="assistant")
+    yield TTFT_S
+    for _ in range(ask.tokens - 1):
+        yield ask.event(tool_calls=None, role=None)
+        yield GAP_S
+    yield ask.event(tool_calls=[{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}])
+    yield from ask.end(finish="tool_calls")
+
+
+@behaviour
+def buffered(ask: Ask) -> Iterator[Step]:
+    """A proxy holds the whole stream back."""
+    yield LENGTH_S
+    yield b"".join(sse(step) for step in (*ask.words(), *ask.end()) if isinstance(step, dict)) + DONE
+
+
+@behaviour
+def limited(ask: Ask) -> Iterator[Step]:
+    """Rejects every second request, to be sent again after half a second."""
+    if ask.number % 2 == 0:
+        yield Whole({"error": {"message": "Rate limit"}}, 429, {"retry-after-ms": "500"})
+        return
+    yield TTFT_S
+    yield from ask.words()
+    yield from ask.end()
+
+
+@behaviour
+def breaks(ask: Ask) -> Iterator[Step]:
+    """Of four answers one ends in an error, and one where the connection does."""
+    yield TTFT_S
+    if ask.number % 4 == 2:
+        yield from ask.words(3)
+        yield {"error": {"message": "CUDA out of memory", "code": 500}}
+        yield DONE
+        return
+    if ask.number % 4 == 3:
+        yield from ask.words(2)
+        yield HangUp()
+        return
+    yield from ask.words()
+    yield from ask.end()
+
+
+@contextlib.contextmanager
+def stand(name: str) -> Iterator[Stand]:
+    with stub() as (url, _):
+        yield Stand(f"{url}/{name}")
+
+
+LOAD = Load(requests=24, users=USERS, input_tokens=64, output_tokens=TOKENS, endpoint="chat")
+IDS, FREE = replace(LOAD, endpoint="completions"), replace(LOAD, ignore_eos=False)
+
+
+def trap(name: str, behaviour: str, why: str, source: str, *truths: Truth, load: Load = LOAD, **more: Any) -> Trap:
+    return Trap(name, "server", behaviour, why, source, lambda: stand(name), truths, load, **more)
+
+
+def failed(share: float) -> Truth:
+    return Truth("requests.failed", share * LOAD.requests, slack=2)
+
+
+TTFT_SHOWN = Truth("ttft_s.p50", TTFT_S + TOKENS * 3 // 4 * GAP_S, slack=0.01)
+END_S = TTFT_S + 4 * GAP_S
+NO_TPOT = Truth("tpot_s.p50", None)
+SERIOUS: Mapping[str, Any] = {"must_say": ("failed-requests",)}
+TRAPS = (
+    trap(
+        "hidden",
+        "3/4 of the tokens are not sent",
+        "TPOT would be a quarter.",
+        "OpenAI's reasoning models",
+        TTFT_SHOWN,
+        NO_TPOT,
+        OUTPUT,
+        must_say=("hidden-tokens",),
+    ),
+    trap(
+        "thinking",
+        "reasoning in four forms",
+        "TTFT would be that of the answer.",
+        "vLLM, SGLang, OpenRouter, Mistral",
+        TTFT,
+        TPOT,
+        E2E,
+        OUTPUT,
+    ),
+    trap(
+        "groups",
+        "one token, then three an event",
+        "TPOT would be off by the first group.",
+        "vLLM's speculative decoding",
+        TTFT,
+        replace(TPOT, value=GAP_S / 3),
+        load=IDS,
+    ),
+    trap(
+        "end_token",
+        "an end token without a text",
+        "TPOT and E2E would miss a token.",
+        "vLLM",
+        replace(E2E, value=END_S),
+        TPOT,
+        Truth("output_tokens_per_s", 5 * USERS / END_S, within=0.1),
+        load=FREE,
+    ),
+    trap(
+        "half_blank",
+        "every second answer is empty",
+        "Twice the requests per second.",
+        "vLLM issue 8935",
+        failed(0.5),
+        E2E,
+        load=FREE,
+        **SERIOUS,
+    ),
+    trap(
+        "withheld",
+        "every second answer is withheld",
+        "Twice the requests per second.",
+        "Azure OpenAI's content filter",
+        failed(0.5),
+        E2E,
+        load=FREE,
+        **SERIOUS,
+    ),
+    trap(
+        "cached_apart",
+        "input tokens beside the cached",
+        "More tokens from the cache than were read.",
+        "Anthropic's usage",
+        Truth("input_tokens.got", 64 * 24),
+        Truth("cached_tokens", 61 * 24),
+        load=IDS,
+    ),
+    trap(
+        "boastful",
+        "usage of 1,000 for 16",
+        "Throughput would be 60 times the true one.",
+        "LiteLLM",
+        TTFT,
+        TPOT,
+        OUTPUT,
+        must_say=("usage-not-believed",),
+    ),
+    trap(
+        "newer",
+        "max_completion_tokens",
+        "No answer, or answers of another length.",
+        "OpenAI's API",
+        TTFT,
+        TPOT,
+        OUTPUT,
+        failed(0),
+    ),
+    trap(
+        "gzip",
+        "a compressed answer",
+        "A message that does not name the compression.",
+        "nginx's gzip",
+        says=("refused",),
+        must_say=("compressed",),
+    ),
+    trap("tool_calls", "arguments of a tool call", "They are tokens.", "OpenAI's API", TTFT, TPOT, E2E, OUTPUT),
+    trap(
+        "held_back",
+        "a call that a parser holds back",
+        "TPOT would be nothing.",
+        "SGLang pull request 36272",
+        replace(TTFT, value=LENGTH_S),
+        NO_TPOT,
+        OUTPUT,
+    ),
+    trap(
+        "buffered",
+        "all in one read",
+        "TPOT would be nothing.",
+        "nginx's proxy_buffering",
+        replace(TTFT, value=LENGTH_S),
+        NO_TPOT,
+        OUTPUT,
+    ),
+    trap(
+        "limited",
+        "429 for every second request",
+        "Failures are not served.",
+        "RFC 6585",
+        failed(0.5),
+        TTFT,
+        TPOT,
+        **SERIOUS,
+    ),
+    trap(
+        "breaks",
+        "errors and cuts in streams",
+        "Parts of answers are no answers.",
+        "vLLM",
+        failed(0.5),
+        TTFT,
+        TPOT,
+        **SERIOUS,
+    ),
+)
