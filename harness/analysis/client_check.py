@@ -39,7 +39,7 @@ def check_client(run: Run, summary: Summary, window: Window | None = None) -> Su
     figures = [*offered, *_own(sent, clients, run.served)]
     if run.simulated:
         figures = [replace(figure, status="simulated") for figure in figures]
-    late = _late(times(members(sent, window), run.state), summary, load, clients if run.served else ())
+    late = _late(times(members(sent, window), run.state), summary, load, clients, run.served)
     bound_s = clock_bound_s(clients)
     return replace(
         summary,
@@ -140,14 +140,16 @@ def _own(sent: pd.DataFrame, clients: Sequence[ClientSeen], served: bool) -> Ite
         yield Figure("client.connected", opened / len(sent), "share", "measured", n=len(sent))
 
 
-def _late(seen: Times, summary: Summary, load: Load, clients: Sequence[ClientSeen]) -> Iterator[Finding]:
+def _late(seen: Times, summary: Summary, load: Load, clients: Sequence[ClientSeen], served: bool) -> Iterator[Finding]:
     """Findings if the client's own delay could move a p99 by more than `MOVED`."""
-    enough = [delay for client in clients if (delay := client.loop_delay_s) is not None and delay.n >= least_n(0.99)]
-    loop_s = max((delay.p99 for delay in enough), default=0.0)
+    delays_s = [client.loop_delay_s for client in clients if served and client.loop_delay_s is not None]
+    loop_s = max((delay.p99 for delay in delays_s if delay.n >= least_n(0.99)), default=0.0)
     done = seen.each[seen.completed]
     lag_s = 0.0
-    # Offline requests have no due time of their own, and requests held back by `max_in_flight` are meant to wait.
-    if load.shape != "offline" and load.max_in_flight is None and len(done):
+    # Offline requests have no due time of their own, and requests held back by `max_in_flight` are meant to wait. In a
+    # closed loop a request is due when the client comes to send it: what delays it then is the engine in its process.
+    due = load.shape != "offline" and load.max_in_flight is None and (served or not load.closed)
+    if due and len(done):
         lag_s = max(0.0, float(done["first_response_s"].quantile(0.99) - done["ttft_s"].quantile(0.99)))
     for name, parts in (
         ("TTFT", {"event loop's p99 delay": loop_s, "late sending": lag_s}),

@@ -55,6 +55,13 @@ class Naming(Protocol):
 
 
 @runtime_checkable
+class Telling(Protocol):
+    """An engine in this process that counts its work: the text of a server's /metrics."""
+
+    def metrics(self) -> str: ...
+
+
+@runtime_checkable
 class Resetting(Protocol):
     """An engine whose prefix cache can be emptied. Raises HarnessError if it refuses."""
 

@@ -33,7 +33,7 @@ class VLLMEngine:
     """vLLM's asynchronous engine; every output delta is one arrival.
 
     Options are the fields of vLLM's AsyncEngineArgs, and `temperature` (default 0, greedy). Defaults are those of
-    `vllm serve`, except `disable_log_stats` and, on a CPU, `CPU_DEFAULTS`. `EngineInfo.options` has those in force.
+    `vllm serve`, except those of `CPU_DEFAULTS` on a CPU. `EngineInfo.options` has those in force.
     """
 
     def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
@@ -103,6 +103,12 @@ class VLLMEngine:
             token_ids=None if request.turn is None else tuple(answer),
         )
 
+    def metrics(self) -> str:
+        """vLLM's metrics as its server would print them; empty with `disable_log_stats`."""
+        from prometheus_client import generate_latest
+
+        return str(generate_latest().decode())
+
     async def reset_cache(self) -> None:
         await self._llm.reset_prefix_cache()
 
@@ -138,7 +144,7 @@ class VLLMEngine:
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            options = {"disable_log_stats": True} | (dict(CPU_DEFAULTS) if current_platform.is_cpu() else {})
+            options = dict(CPU_DEFAULTS) if current_platform.is_cpu() else {}
             if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
                 options.pop("kv_cache_memory_bytes", None)
             if found.revision is not None and not Path(found.name_or_path).is_dir():

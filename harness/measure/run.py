@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
-from harness.engines.base import Engine, Naming, Resetting, choose_engine, create_engine
+from harness.engines.base import Engine, Naming, Resetting, Telling, choose_engine, create_engine
 from harness.errors import EngineDied, HarnessError
 from harness.measure import environment
 from harness.measure.beside import Beside
@@ -27,7 +27,7 @@ from harness.measure.sender import WARM_UP_INDEX, Progress, Sender, probe, warm_
 from harness.meters.base import start_meters
 from harness.meters.gpus import Board, Use, choose, look, named, processes_of
 from harness.meters.sampler import Polled
-from harness.meters.server import ServerReader
+from harness.meters.server import ServerReader, counters
 from harness.model import SERVED, Charged, EngineInfo, ServerSample
 from harness.store.directory import RunWriter, engine_record, new_id
 from harness.store.run_file import Anchor, Prompts, RunFile
@@ -321,9 +321,13 @@ class _Session:
 
     @contextlib.contextmanager
     def _server_metrics(self, info: EngineInfo) -> Iterator[Polled[ServerSample] | None]:
-        """Reads the server's own metrics meanwhile; None if the engine is not a server."""
+        """Reads the server's own metrics meanwhile; None if the engine is not a server: it is read at both ends."""
         if not (urls := addresses(info)):
-            yield None
+            self._read_counters()
+            try:
+                yield None
+            finally:
+                self._read_counters()
             return
         metrics = Polled("server", ServerSample, ServerReader, urls)
         metrics.start()
@@ -332,6 +336,10 @@ class _Session:
         finally:
             metrics.stop()
             self.writer.add_server(metrics.drain())
+
+    def _read_counters(self) -> None:
+        if isinstance(self.engine, Telling):
+            self.writer.add_server(counters(self.engine.metrics()))
 
     async def _measure(
         self, sender: Sender | Clients, metrics: Polled[ServerSample] | None, interrupt: Interrupt

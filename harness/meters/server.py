@@ -35,6 +35,7 @@ NAMES = {
 }  # fmt: skip
 """Metric as stored -> its names in vLLM, SGLang, TGI and llama.cpp. kv_cache_use is from 0 to 1; prefix_cache_queries
 and prefix_cache_hits are tokens; queue_s and prefill_s are sums over the requests that queued and prefilled count."""
+GAUGES = ("running", "waiting", "kv_cache_use", "acceptance", "accepted_length")
 OVER_ENGINES: dict[str, Callable[[list[float]], float]] = {
     "kv_cache_use": max,
     "acceptance": fmean,
@@ -55,6 +56,12 @@ def values_of(text: str) -> dict[str, float]:
     for metric, _, value in prometheus.parse(text, _STORED_NAME):
         values.setdefault(_STORED_NAME[metric], []).append(value)
     return {name: OVER_ENGINES.get(name, sum)(each) for name, each in values.items()}
+
+
+def counters(text: str) -> list[ServerSample]:
+    """The counters among the stored metrics, at the time of the call: of an engine that is read at both ends alone."""
+    now_s = time.monotonic()
+    return [ServerSample(now_s, name, value) for name, value in values_of(text).items() if name not in GAUGES]
 
 
 class ServerReader:

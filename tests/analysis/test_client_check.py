@@ -194,3 +194,9 @@ def test_a_stalled_event_loop_is_measured_for_its_whole_stall() -> None:
     assert 0.05 < delay_s["p99"] <= delay_s["max"]
     assert 0.09 < delay_s["max"] < 0.3
     assert 0 < seen["cpu_s"] < seen["elapsed_s"]
+
+
+def test_late_sending_of_a_closed_loop_is_the_engines_where_both_share_a_process() -> None:
+    late = [replace(each, sent_s=each.scheduled_s + 0.008) for each in closed()]
+    assert [each.code for each in checked(late, CLOSED).findings] == ["client-limited"]
+    assert checked(late, CLOSED, served=False).findings == ()

@@ -45,10 +45,7 @@ def children() -> list[str]:
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Loaded]:
-    # With disable_log_stats=False vLLM keeps counters, which the tests compare with the arrivals.
-    engine = VLLMEngine(
-        MODEL, {"max_model_len": MAX_LENGTH, "kv_cache_memory_bytes": 256 << 20, "disable_log_stats": False}
-    )
+    engine = VLLMEngine(MODEL, {"max_model_len": MAX_LENGTH, "kv_cache_memory_bytes": 256 << 20})
     with asyncio.Runner() as runner:
         try:
             yield Loaded(engine, runner.run(engine.start()), runner)
