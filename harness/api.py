@@ -31,7 +31,7 @@ from harness.files import results_root
 from harness.measure import run as measuring
 from harness.model import Summary
 from harness.report.cost import run_cost_tables
-from harness.report.facts import compare_tables
+from harness.report.facts import compare_tables, full_tables
 from harness.report.formats import long_form
 from harness.store.directory import find_run
 from harness.store.run import Run, read_run
@@ -89,12 +89,20 @@ def cost(
     return long_form(run_cost_tables([explained(priced[0])] if len(priced) == 1 else priced))
 
 
-def compare(runs: Sequence[str] = (), root: Root = RESULTS, scenario: str | None = None) -> pd.DataFrame:
-    """The measured cost and the reported spend, as `harness compare` prints them.
+def compare(
+    runs: Sequence[str] = (),
+    root: Root = RESULTS,
+    scenario: str | None = None,
+    provider: str = "openai",
+    full: bool = False,
+) -> pd.DataFrame:
+    """The reported inference bill beside revenue, measurement and power, as `harness compare` prints them.
 
-    Published GPU measurements stand in if no run is of a GPU.
+    Large published GPU models stand in if no run is evidence. `full`: every comparison too.
     """
-    return long_form(compare_tables(appraise([price_run(*_load(name, root), scenario) for name in runs])))
+    priced = [price_run(*_load(name, root), scenario) for name in runs]
+    appraisal = appraise(priced, provider=provider)
+    return long_form(full_tables(appraisal) if full else compare_tables(appraisal))
 
 
 def _load(run: str, root: Root) -> tuple[Run, Summary]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from harness.report.table import Table
 
 
+MACHINE = ("json", "csv", "parquet")
+"""Formats that also get the screen's numbers as figures."""
 Facts = Annotated[list[Path] | None, typer.Option("--facts", help="A file with facts to add; repeatable.")]
 
 
@@ -47,8 +49,11 @@ def compare(
     references: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare.")] = None,
     root: Root = RESULTS,
     scenario: Scenario = None,
+    provider: Annotated[str, typer.Option(help="openai, anthropic or deepseek.")] = "openai",
+    spend: Annotated[float | None, typer.Option(metavar="USD", help="An exact bill of Jan-Sep 2025.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every comparison, as figures with formulas.")] = False,
     table: Annotated[list[str] | None, typer.Option(help="A comparison by name, or all; repeatable.")] = None,
-    explain: Annotated[str | None, typer.Option(metavar="ID", help="A comparison's formulas, inputs, quotes.")] = None,
+    explain: Annotated[str | None, typer.Option(metavar="NAME", help="A number's formula, inputs, quotes.")] = None,
     set_: Set = None,
     file: Facts = None,
     force: Force = False,
@@ -56,19 +61,20 @@ def compare(
     chart_format: ChartFormat = "svg",
     format_: Format = "text",
 ) -> None:
-    """Compare the measured cost with the reported spend: ratios with their bounds, the gap, what must be true.
+    """Is the reported inference bill plausible, and what would have to be true? Revenue, your measurement, power.
 
-    Published GPU measurements stand in if no run is of a GPU. --set changes an assumption of the comparison
-    (chat_share=0.3) or an input of the scenario (serving.utilisation=0.5).
+    Large published GPU models stand in if no run is evidence. --set changes an assumption of the comparison
+    (chat_share=0.3:0.6) or an input of the scenario (serving.utilisation=0.5).
     """
     from harness.analysis.summary import load
     from harness.config import overrides
     from harness.cost.pricing import price_run
     from harness.cost.scenario import KEYS
-    from harness.facts.appraisal import appraise, shipped_book
+    from harness.facts.appraisal import appraise, checked_book, shipped_book, with_spend
     from harness.facts.book import assume
-    from harness.facts.comparisons import COMPARISONS
-    from harness.report.facts import compare_tables, comparison_table, explained
+    from harness.facts.comparisons import TABLES
+    from harness.report.facts import CONTRADICTIONS, compare_tables, comparison_table, explained, full_tables
+    from harness.report.screen import screen_tables
 
     given = overrides(set_ or ())
     inputs = {key: value for key, value in given.items() if key in KEYS}
@@ -77,17 +83,20 @@ def compare(
         raise errors.HarnessError(f"--set {next(iter(inputs))}: no run is priced", fix)
     with each_run(references or (), root, lambda path: price_run(*load(path), scenario, inputs)) as priced:
         book = assume(shipped_book(file or ()), {key: value for key, value in given.items() if key not in KEYS})
-        appraisal = appraise(priced, book, force)
-        context = appraisal.context
+        book = checked_book(book if spend is None else with_spend(book, spend), force or spend is not None)
+        appraisal = appraise(priced, book, force, provider)
         if explain is not None:
-            show(explained(context, explain), format_)
+            show(explained(appraisal, explain), format_)
             return
-        names = [*COMPARISONS, "contradictions"] if table == ["all"] else table or []
-        made = [*compare_tables(appraisal), *(comparison_table(context, name) for name in names)]
+        names = [*TABLES, CONTRADICTIONS] if table == ["all"] else [name for name in table or [] if name != "must-be"]
+        made = full_tables(appraisal) if full else screen_tables(appraisal, format_ != "text") if not table else []
+        if format_ in MACHINE or "must-be" in (table or []):
+            made = compare_tables(appraisal) if not full else made
+        made = [*made, *(comparison_table(appraisal.context, name) for name in names)]
         if charts is not None:
             from harness.report import charts as drawing
 
-            drawing.write(drawing.of_tables(made), charts, chart_format)
+            drawing.write(drawing.of_tables([*compare_tables(appraisal), *made]), charts, chart_format)
         show(made, format_)
 
 

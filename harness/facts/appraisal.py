@@ -1,4 +1,4 @@
-"""What runs cost and where that stands against published figures, as one value that is made once."""
+"""What runs cost, where that stands against published figures, and the verdict, as one value that is made once."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,16 +11,19 @@ from harness.cost.draws import quantile
 from harness.cost.pricing import Priced
 from harness.cost.scenario import Scenario
 from harness.errors import HarnessError
-from harness.facts.book import SHIPPED, Book, read_book
+from harness.facts.book import SHIPPED, Book, Shown, read_book
 from harness.facts.claims import Quantity
-from harness.facts.comparisons import Context
-from harness.facts.gap import Ladder, Measurement, as_quantity, gap, ladder, published_measurements
+from harness.facts.formulas import Context, quantity, result
+from harness.facts.gap import LARGE, Agreement, Measurement, agreement, as_quantity, published_measurements
+from harness.facts.verdict import sentences
 from harness.files import read_data
 from harness.model import Figure
 from harness.store.run import Run
 
 TOY_PARAMETERS = 1_000_000_000
 """A model with fewer parameters is too small to stand for one that a provider serves."""
+SPEND = "A16"
+"""The bill that `compare --spend` replaces."""
 
 
 def shipped_book(added: Iterable[Path] = ()) -> Book:
@@ -32,13 +35,43 @@ def shipped_book(added: Iterable[Path] = ()) -> Book:
     return read_book({name: read_data(name) for name in SHIPPED}, mine)
 
 
+def with_spend(book: Book, usd: float) -> Book:
+    """The book with an exact inference bill of Jan-Sep 2025 in place of the leaked one. HarnessError below 0."""
+    if not 0 < usd < float("inf"):
+        raise HarnessError(f"--spend is {usd:g}", "give US dollars above 0, for instance 8.65e9")
+    given = replace(book[SPEND], value=usd, half_digit=0.0, note="set with --spend in place of 8.65e9")
+    return replace(book, facts={**book.facts, SPEND: given})
+
+
+def contradictions(book: Book) -> tuple[str, ...]:
+    """Assumptions against facts: a price that needs more power than stood, a serving share above the margins."""
+    c, given, found = Context(book), book.assumptions, []
+    floor, limit = (quantity(c, name).value or 0.0 for name in ("price_floor", "serving_limit"))
+    price, share = given["gpu_price"], given["serving_share"]
+    if (price.low or price.value) < floor:
+        low = price.low or price.value
+        why = f"below {floor:.2f} (price_floor) the bill buys more GPUs than the power that stood could feed"
+        found.append(f"gpu_price {low:g} USD/GPU-hour: {why}")
+    if (share.high or share.value) > limit:
+        high = share.high or share.value
+        found.append(f"serving_share {high:g}: the leaked cost of revenue allows {limit:.2f} (serving_limit)")
+    return tuple(found)
+
+
+def checked_book(book: Book, force: bool = False) -> Book:
+    """The book, if its assumptions do not contradict its facts; with `force` in any case. HarnessError otherwise."""
+    if not force and (found := contradictions(book)):
+        raise HarnessError("; ".join(found), "choose another value, or --force it and say so")
+    return book
+
+
 def published(book: Book) -> tuple[Measurement, ...]:
     """ML.ENERGY's measurements on H100, at the GPU price that the book assumes."""
     return published_measurements(read_data("published/mlenergy_v3_h100.csv"), book.assumptions["gpu_price"].value)
 
 
 def standing(run: Run) -> tuple[str, ...]:
-    """What the figures of a run do not show; empty for a GPU run of a large model."""
+    """Why a run shows how the method works, and is no evidence; empty for a GPU run of a large model."""
     parameters = run.model.parameters
     small = parameters is not None and parameters < TOY_PARAMETERS
     size = f"a {(parameters or 0) / 1e6:.0f}M model" if small else "this model"
@@ -47,7 +80,11 @@ def standing(run: Run) -> tuple[str, ...]:
     if run.engine.device == "none":
         return ("The engine is simulated: its figures say nothing about any machine or about a provider's fleet.",)
     if run.engine.device == "cpu":
-        return (f"CPU figures of {size} say nothing about a provider's fleet: they show that the method runs.",)
+        return (f"CPU figures of {size} say nothing about a provider's fleet.",)
+    if run.engine.options.get("load_format") == "dummy":
+        return ("The weights are random: the figures show that the method runs.",)
+    if not run.on_gpu:
+        return ("The device is not known: name it when you import the file (--gpu).",)
     return (f"Figures of {size} say little about the models that a provider serves.",) if small else ()
 
 
@@ -56,20 +93,30 @@ def measurement_of(priced: Priced) -> Measurement:
     run, costs, model = priced.run, priced.costs, priced.run.model
     if run.engine is None:
         raise HarnessError(f"run {run.id} never started its engine", "compare another run")
-    tokens, requests = (measured(priced.summary, name).value for name in ("output_tokens_per_s", "requests_per_s"))
+    names = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s")
+    tokens, total, requests = (measured(priced.summary, name).value for name in names)
     per_query = median(priced.scenario, "query.requests", 1.0)
     count, price = run.device_count, costs["usd_per_hour"].value
+    hardware = (run.gpu or "GPU") if run.on_gpu else run.engine.device
+
+    def a_query(rate: float | None) -> float | None:
+        return rate / requests * per_query if rate is not None and requests is not None else None
+
+    seconds = a_query(count)
     return Measurement(
         run.id,
         str(model.asked or model.source),
         f"{run.file.created_utc:%Y-%m-%d}",
-        f"{count} x {run.engine.device}, {run.engine.engine}, scenario {costs.scenario}",
+        f"{count} x {hardware}, {run.engine.engine}, scenario {costs.scenario}",
         costs["usd_per_query"],
         next((figure for figure in costs.figures if figure.name == "wh_per_query"), None),
-        tokens / requests * per_query if tokens is not None and requests is not None else None,
-        model.active_parameters or model.parameters,
+        None if seconds is None else Figure("gpu_s_per_query", seconds, "GPU-second/query", "derived"),
+        a_query(tokens),
+        a_query(total - tokens) if total is not None and tokens is not None else None,
         price / count if price is not None and run.on_gpu else None,
         median(priced.scenario, "serving.utilisation", 1.0),
+        parameters=model.parameters,
+        doubts=standing(run),
     )
 
 
@@ -79,49 +126,85 @@ def median(scenario: Scenario, key: str, otherwise: float) -> float:
     return otherwise if given is None else float(quantile(given.distribution, np.array(0.5)))
 
 
-def measurements_of(book: Book, runs: Sequence[Priced]) -> list[Measurement]:
-    """The measurements of the runs, after the published ones if no run is of a GPU."""
-    own = [measurement_of(each) for each in runs]
-    return own if any(each.run.on_gpu for each in runs) else [*published(book), *own]
+def measured_cost(measurements: Sequence[Measurement]) -> Quantity | None:
+    """The cost of a million output tokens in USD/Mtoken of the first of the runs; None if none has a cost.
 
-
-def measured_cost(measurements: Iterable[Measurement]) -> Quantity | None:
-    """The first known cost of a million output tokens, in USD/Mtoken; None if no measurement has one."""
-    for each in measurements:
-        cost = each.usd_per_query
-        if cost.value is not None and each.output_tokens:
-            million = Figure("cost", cost.value / each.output_tokens * 1e6, "USD/Mtoken", cost.status)
-            said = f"the measured cost is that of {each.model}, {each.conditions} ({each.source})"
-            return replace(as_quantity(million, each.source), assumptions=(said,))
-    return None
+    Of published measurements the median: no model stands for all.
+    """
+    known = [(each, each.usd_per_query.value / each.output_tokens * 1e6) for each in measurements
+             if each.usd_per_query.value is not None and each.output_tokens]  # fmt: skip
+    if not known:
+        return None
+    several = known[0][0].usd_per_query.status == "published"
+    each, value = sorted(known, key=lambda pair: pair[1])[len(known) // 2] if several else known[0]
+    cost = Figure("cost", value, "USD/Mtoken", each.usd_per_query.status)
+    if several:
+        cost = replace(cost, low=min(usd for _, usd in known), high=max(usd for _, usd in known))
+    which = f"{len(known)} published large models" if several else f"{each.model}, {each.conditions}"
+    return replace(
+        as_quantity(cost, each.source), assumptions=(f"the measured cost is that of {which} ({each.source})",)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Appraisal:
-    """What runs cost, the gap to the reported spend, and the factors that could explain the gap."""
+    """What runs cost, the gap to the reported bill, what must be true to close it, and the verdict."""
 
     priced: tuple[Priced, ...]
     context: Context
     """The facts and assumptions in force, and the measured cost of a million output tokens."""
+    provider: str
     measurements: tuple[Measurement, ...]
-    """Of the runs; the published GPU measurements come first if no run is of a GPU."""
-    gaps: tuple[tuple[Measurement, Quantity], ...]
-    """Reported / measured cost of a query, for each measurement with a cost above 0."""
-    ladder: Ladder | None
-    """The factors of the first gap; None if no measurement has a cost."""
+    """Of the runs."""
+    points: tuple[Measurement, ...]
+    """Published, on H100."""
+    starts: tuple[Measurement, ...]
+    """The runs that are evidence; empty: the large published models stand in."""
+    agreement: Agreement | None
+    """None for a provider without a reported bill a prompt."""
+    verdict: tuple[tuple[str, str], ...]
+    """(topic, sentence)."""
     caveats: tuple[str, ...]
-    """What the figures of the runs do not show."""
+    """Why runs are no evidence."""
+
+    @property
+    def subject(self) -> Shown:
+        """The fact that is appraised."""
+        return next(row for row in self.shown("subject"))
+
+    def shown(self, section: str) -> tuple[Shown, ...]:
+        """The rows of the screen of this provider."""
+        return tuple(row for row in self.context.book.screen if (row.provider, row.section) == (self.provider, section))
+
+    def figures(self) -> dict[str, Quantity | HarnessError]:
+        """Every row of comparisons.csv on the screen, by name."""
+        rows = [row.row for section in ("revenue", "measurement", "power") for row in self.shown(section) if row.row]
+        return {name: result(self.context, name) for name in rows}
 
 
-def appraise(priced: Sequence[Priced], book: Book | None = None, force: bool = False) -> Appraisal:
+def appraise(
+    priced: Sequence[Priced], book: Book | None = None, force: bool = False, provider: str = "openai"
+) -> Appraisal:
     """Compare runs and their costs with the facts of a book (None: the shipped facts).
 
-    `force` also compares figures of different period, basis or unit, and stamps those results.
+    `force` also compares figures of different period, basis or unit, and stamps those results. HarnessError for an
+    unknown provider.
     """
     book = book or shipped_book()
-    found = measurements_of(book, priced)
-    context = Context(book, measured_cost(found), force)
-    gaps = tuple((each, gap(context, each)) for each in found if (each.usd_per_query.value or 0.0) > 0)
-    first = ladder(book, gaps[0][1], gaps[0][0]) if gaps else None
-    caveats = {caveat for each in priced for caveat in standing(each.run)}
-    return Appraisal(tuple(priced), context, tuple(found), gaps, first, tuple(sorted(caveats)))
+    known = dict.fromkeys(row.provider for row in book.screen)
+    if provider not in known:
+        raise HarnessError(f"unknown provider '{provider}'", f"choose one of {', '.join(known)}")
+    found, points = [measurement_of(each) for each in priced], published(book)
+    starts = [each for each in found if not each.doubts and (each.usd_per_query.value or 0.0) > 0]
+    large = [point for point in points if (point.parameters or 0) >= LARGE]
+    context = Context(
+        book, measured_cost(starts or [each for each in found if each.usd_per_query.value] or large), force
+    )
+    made: Agreement | None = None
+    verdict: tuple[tuple[str, str], ...] = (("bill", "no bill a prompt is published for this provider: not judged"),)
+    if provider == "openai":
+        made = agreement(context, points, starts)
+        bill, whole, floor = (quantity(context, name) for name in ("bill_press", "all_press", "price_floor"))
+        verdict = sentences(made, bill, whole, floor.value or 0.0)
+    caveats = tuple(sorted({f"{each.source}: {doubt}" for each in found for doubt in each.doubts}))
+    return Appraisal(tuple(priced), context, provider, tuple(found), points, tuple(starts), made, verdict, caveats)

@@ -4,25 +4,37 @@ import csv
 import io
 import math
 import re
-from calendar import monthrange
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from datetime import date, timedelta
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, TypeAdapter
+from pydantic.json_schema import SkipJsonSchema
 
 from harness.config import checked, low_high, near, refused
 from harness.cost import units
+from harness.cost.draws import PARAMETERS, Distribution, distribution, quantile
 from harness.errors import HarnessError
+from harness.facts.period import Period, day, period
 from harness.model import Status
 
 Layer = Literal["articles", "outside", "user"]
 """`articles`: the five articles and their quotes. `outside`: complementary figures. `user`: added with --facts."""
 FactStatus = Literal[
-    "measured", "leaked", "stated", "reported", "inferred", "estimated", "projection", "target", "rumour", "error"
+    "measured",
+    "audited",
+    "leaked",
+    "stated",
+    "reported",
+    "inferred",
+    "estimated",
+    "projection",
+    "target",
+    "rumour",
+    "error",
 ]
 """How the source knows the figure. `error`: the article contradicts its source."""
 Bound = Literal["=", ">=", "~", "<=", "range", ""]
@@ -35,6 +47,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "compute": ("inference", "training", "total-compute"),
     "activity": ("daily", "weekly", "monthly"),
     "valuation": ("pre-money", "post-money"),
+    "suppliers": ("one-supplier", "all-suppliers"),
 }
 """The ways in which two figures may differ in kind; a figure has at most one tag of each axis."""
 CURRENCIES = ("USD", "EUR", "GBP", "CNY", "JPY")
@@ -42,61 +55,25 @@ PLAIN = ("fraction", "multiple", "ratio", "count", "none")
 """Units without a dimension; `none` is the unit of a row without a number."""
 UNITS = (
     *CURRENCIES,
-    *("year", "month", "week", "day", "hour", "minute", "date", "user", "customer", "person", "prompt", "message"),
+    *(
+        "year",
+        "month",
+        "week",
+        "day",
+        "hour",
+        "minute",
+        "second",
+        "date",
+        "user",
+        "customer",
+        "person",
+        "prompt",
+        "message",
+    ),
     *("query", "request", "token", "Mtoken", "parameter", "Wh", "kWh", "kW", "MW", "GW", "GPU", "node"),
 )
 WORDS: units.Words = {word: (1.0, (word,)) for word in UNITS} | dict.fromkeys(PLAIN, (1.0, ()))
 """Every word is a base unit: published figures are not converted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """A span of days, both ends included; if `start` is None, the date of a state. `text` is the printed form."""
-
-    start: date | None
-    end: date
-    text: str = field(default="", compare=False)
-
-    def __str__(self) -> str:
-        return self.text
-
-    @property
-    def days(self) -> int:
-        """Days in the span. HarnessError for the date of a state."""
-        if self.start is None:
-            raise HarnessError(f"'{self}' is a date, not a span of time", "use a figure with a start and an end")
-        return (self.end - self.start).days + 1
-
-    @property
-    def months(self) -> float:
-        """Months in the span; a part of a month counts as its share of the days of that month.
-
-        >>> period("2025-01", "2025-09").months
-        9.0
-        """
-        first = self.end - timedelta(self.days - 1)
-        before = (first.day - 1) / monthrange(first.year, first.month)[1]
-        last = self.end.day / monthrange(self.end.year, self.end.month)[1]
-        return (self.end.year - first.year) * 12 + self.end.month - first.month + last - before
-
-
-def period(start: str, end: str) -> Period:
-    """The period between two dates (YYYY, YYYY-MM or YYYY-MM-DD); an empty `start`: the state at `end`.
-
-    >>> str(period("2025-01-01", "2025-09-30")), str(period("", "2025-07")), period("2024", "2024").days
-    ('Jan-Sep 2025', 'as of 2025-07', 366)
-    """
-    if not start:
-        return Period(None, _day(end, last=True), f"as of {end}")
-    first, last = _day(start, last=False), _day(end, last=True)
-    if last < first:
-        raise ValueError(f"a date on or after period_start {start}")
-    text = f"{first} to {last}"
-    if first.day == 1 and last.day == monthrange(last.year, last.month)[1]:
-        text = f"{first:%b %Y}-{last:%b %Y}" if first.year < last.year else f"{first:%b}-{last:%b %Y}"
-        text = f"{first:%b %Y}" if first.month == last.month and first.year == last.year else text
-        text = f"{first.year}" if (last - first).days > 363 and first.year == last.year else text
-    return Period(first, last, text)
 
 
 def unit_powers(text: str) -> dict[str, int]:
@@ -111,33 +88,42 @@ def unit_powers(text: str) -> dict[str, int]:
         raise ValueError(f"words among {', '.join(WORDS)}, joined with - and /") from None
 
 
-def _day(text: str, *, last: bool) -> date:
-    try:
-        if not re.fullmatch(r"\d{4}(-\d\d){0,2}", text, re.ASCII):
-            raise ValueError
-        first = date.fromisoformat((text + "-01-01")[:10])
-    except ValueError:
-        raise ValueError("a date as YYYY, YYYY-MM or YYYY-MM-DD") from None
-    if not last or len(text) == 10:
-        return first
-    month = 12 if len(text) == 4 else first.month
-    return first.replace(month=month, day=monthrange(first.year, month)[1])
+NUMBER = (
+    "a number of at least 0, such as 2.5e9 (a loss goes by its metric, not its sign; only a fraction may be below 0)"
+)
 
 
 def _number(text: str | float | None) -> float | None:
     if not isinstance(text, str):
         return text
-    if not re.fullmatch(r"(\d*\.?\d+([eE][+-]?\d+)?)?", text, re.ASCII) or float(text or 0) == math.inf:
-        raise ValueError("a number of at least 0, such as 2.5e9 (a loss goes by its metric, not its sign)")
+    if not re.fullmatch(r"(-?\d*\.?\d+([eE][+-]?\d+)?)?", text, re.ASCII) or abs(float(text or 0)) == math.inf:
+        raise ValueError(NUMBER)
     return float(text) if text else None
 
 
-def _basis(text: str) -> frozenset[str]:
-    tags, known = frozenset(text.split()), {tag for axis in AXES.values() for tag in axis} | {"unstated"}
+def _basis(text: str | frozenset[str]) -> frozenset[str]:
+    tags = frozenset(text.split()) if isinstance(text, str) else text
+    known = {tag for axis in AXES.values() for tag in axis} | {"unstated"}
     if not tags or not tags <= known or any(len(tags & set(axis)) > 1 for axis in AXES.values()):
         axes = "; ".join(" or ".join(axis) for axis in AXES.values())
         raise ValueError(f"unstated, or tags with spaces between and at most one of each group: {axes}")
     return tags
+
+
+def half_digit(text: str, unit: str) -> float:
+    """Half a unit of the last digit of a printed number; 0 for counts and dates.
+
+    Of a whole number without an exponent, zeros at its end do not count as printed.
+
+    >>> [half_digit(text, "USD") for text in ("8.65e9", "34.00e9", "13e9", "3700000")]
+    [5000000.0, 5000000.0, 500000000.0, 50000.0]
+    """
+    found = re.fullmatch(r"-?(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d+))?", text, re.ASCII)
+    if not found or unit in ("count", "date", "none"):
+        return 0.0
+    whole, decimals, power = found[1], found[2] or "", found[3]
+    zeros = 0 if decimals or power else len(whole) - len(whole.rstrip("0"))
+    return 0.5 * 10.0 ** (int(power or 0) - len(decimals) + zeros)
 
 
 def _text(check: Callable[[str], object], expected: str = "") -> AfterValidator:
@@ -152,7 +138,7 @@ def _text(check: Callable[[str], object], expected: str = "") -> AfterValidator:
 
 
 Id = Annotated[str, _text(re.compile(r"[\w.-]+").fullmatch, "letters, digits, dots and dashes only")]
-Date = Annotated[str, _text(lambda text: text and _day(text, last=True))]
+Date = Annotated[str, _text(lambda text: text and day(text, last=True))]
 Filled = Annotated[str, _text(str.strip, "text, not an empty cell")]
 Number = Annotated[float | None, BeforeValidator(_number)]
 Unit = Annotated[str, _text(unit_powers)]
@@ -187,6 +173,8 @@ class Fact:
     quote: str
     gloss: str
     note: str
+    half_digit: SkipJsonSchema[float] = 0.0
+    """Half a unit of the last printed digit of `value`; not a column."""
 
     @property
     def period(self) -> Period:
@@ -221,8 +209,8 @@ class Contradiction:
 class Assumption:
     """A number that no fact gives. `low` and `high` are its p5 and p95; without them the number counts as exact.
 
-    `ladder` says how the cost of a query scales with the provider's value. `FIELD`: value / that field of the
-    `Measurement`; `1/FIELD`: the inverse; `1/`: 1 / value; empty: not at all.
+    `ladder` says how the bill for a prompt depends on it: `*` and `/` multiply and divide it, `output` and `input` are
+    its tokens; empty: not at all.
     """
 
     name: Filled
@@ -233,17 +221,65 @@ class Assumption:
     unit: Unit
     status: Status
     source: Filled
-    ladder: str
+    ladder: Literal["*", "/", "output", "input", ""]
+    given: Distribution | None = None
+    """A distribution of the user's; not a column."""
+
+    @property
+    def distribution(self) -> Distribution:
+        """As given, or else a lognormal between `low` and `high`."""
+        if self.low is None or self.high is None:
+            return self.given or distribution("value", self.value)
+        return self.given or distribution("lognormal", self.low, self.high)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, slots=True)
+class Comparison:
+    """A row of comparisons.csv: numerator / denominator, as formulas in ids of facts, assumptions and other rows.
+
+    `facts.formulas` reads the formulas. An empty denominator is 1. `span` is the period (YYYY-MM..YYYY-MM) over which
+    states are held and that `month`, `day`… in a formula measure; `scope` says which suppliers are in it.
+    """
+
+    name: Filled
+    table: Filled
+    provider: Filled
+    label: Filled
+    numerator: Filled
+    denominator: str
+    span: str
+    scope: str
+
+    @property
+    def period(self) -> Period | None:
+        start, _, end = self.span.partition("..")
+        return period(start, end or start) if start else None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, slots=True)
+class Shown:
+    """A row of screen.csv: what the first screen of `compare` shows of a provider. Without a `row`, `remark` says why.
+
+    `row` is a row of comparisons.csv; of the section `subject` a fact. Names in braces in `remark` are filled in.
+    """
+
+    provider: Filled
+    section: Literal["subject", "revenue", "measurement", "power"]
+    row: str
+    label: str
+    remark: str
 
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """All facts by id, the articles that they cite, their contradictions, and the assumptions."""
+    """All facts by id, the articles that they cite, their contradictions, assumptions, comparisons and the screen."""
 
     facts: Mapping[str, Fact]
     sources: Mapping[str, Source]
     contradictions: tuple[Contradiction, ...]
     assumptions: Mapping[str, Assumption]
+    comparisons: Mapping[str, Comparison]
+    screen: tuple[Shown, ...]
 
     def __getitem__(self, fact_id: str) -> Fact:
         if fact_id not in self.facts:
@@ -272,7 +308,8 @@ class Book:
         )
 
 
-SHIPPED = ("sources.csv", "contradictions.csv", "assumptions.csv", "facts.csv", "outside_facts.csv")
+TEXTS = ("facts.csv", "outside_facts.csv", "outside_facts_2026.csv")
+SHIPPED = ("sources.csv", "contradictions.csv", "assumptions.csv", "comparisons.csv", "screen.csv", *TEXTS)
 """The data files that a Book is read from."""
 
 
@@ -284,7 +321,7 @@ def read_book(shipped: Mapping[str, str], added: Iterable[tuple[str, str]] = ())
     """
     sources = {source.id: source for _, source in _rows(shipped["sources.csv"], "sources.csv", Source)}
     facts: dict[str, Fact] = {}
-    for file, text in [(name, shipped[name]) for name in SHIPPED[3:]] + list(added):
+    for file, text in [(name, shipped[name]) for name in TEXTS] + list(added):
         for where, fact in _rows(text, file, Fact):
             _check(fact, where, sources)
             if fact.id in facts:
@@ -294,30 +331,53 @@ def read_book(shipped: Mapping[str, str], added: Iterable[tuple[str, str]] = ())
         item for _, item in _rows(shipped["contradictions.csv"], "contradictions.csv", Contradiction)
     )
     assumptions = {item.name: item for _, item in _rows(shipped["assumptions.csv"], "assumptions.csv", Assumption)}
-    return Book(facts, sources, contradictions, assumptions)
+    rows = {item.name: item for _, item in _rows(shipped["comparisons.csv"], "comparisons.csv", Comparison)}
+    screen = tuple(item for _, item in _rows(shipped["screen.csv"], "screen.csv", Shown))
+    return Book(facts, sources, contradictions, assumptions, rows, screen)
 
 
 def assume(book: Book, changes: Mapping[str, object]) -> Book:
-    """The Book with assumptions changed: to an exact number, or to LOW:HIGH as p5 and p95 around sqrt(LOW HIGH)."""
+    """The Book with assumptions changed.
+
+    To an exact number, to LOW:HIGH as p5 and p95 of a lognormal, or to a distribution as in a scenario, such as
+    {uniform: {low: 0.2, high: 0.6}}.
+    """
     found = dict(book.assumptions)
     for name, given in changes.items():
         if name not in found:
             raise HarnessError(f"unknown assumption '{name}'", f"{near(name, found)}choose one of {', '.join(found)}")
         try:
-            low, high = low_high(given)
+            shape = _shape(given)
+            low, value, high = quantile(shape, np.array([0.05, 0.5, 0.95])).tolist()
             if not 0 < low <= high < math.inf or (found[name].unit == "fraction" and high > 1):
                 raise ValueError
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             most = " and at most 1" if found[name].unit == "fraction" else ""
-            raise refused("--set", name, given, f"a number or LOW:HIGH, above 0{most}") from None
+            raise refused("--set", name, given, f"a number, LOW:HIGH or a distribution, above 0{most}") from None
         ends = (low, high) if low < high else (None, None)
-        value, source = math.sqrt(low * high), "set by the user"
-        found[name] = replace(found[name], low=ends[0], value=value, high=ends[1], status="assumed", source=source)
+        own = None if shape.kind in ("value", "lognormal") else shape
+        changed = {"low": ends[0], "value": value, "high": ends[1], "given": own}
+        found[name] = replace(found[name], status="assumed", source="set by the user", **changed)
     return replace(book, assumptions=found)
 
 
+def _shape(given: object) -> Distribution:
+    """A distribution from a number, LOW:HIGH or {kind: parameters}. ValueError, KeyError, TypeError if wrong."""
+    if isinstance(given, dict):
+        ((kind, raw),) = given.items()
+        numbers = raw if isinstance(raw, list) else [raw[name] for name in PARAMETERS[kind]]
+        return distribution(kind, *map(float, numbers))
+    low, high = low_high(given)
+    return distribution("lognormal", low, high) if low != high else distribution("value", low)
+
+
+def columns_of(kind: Any) -> list[str]:
+    """The columns of a file of facts, assumptions…, in order."""
+    return [column.name for column in fields(kind) if column.name not in ("half_digit", "given")]
+
+
 def _rows(text: str, file: str, kind: Any) -> Iterable[tuple[str, Any]]:
-    columns = [column.name for column in fields(kind)]
+    columns = columns_of(kind)
     reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), restkey="", strict=True)
     found = Counter(reader.fieldnames)
     if wrong := sorted((found - Counter(columns)) + (Counter(columns) - found)):
@@ -329,6 +389,8 @@ def _rows(text: str, file: str, kind: Any) -> Iterable[tuple[str, Any]]:
             where = f"{file} row {number}"
             if "" in row or None in row.values():
                 raise HarnessError(f"{where} has not {len(columns)} cells", "put cells that hold a comma in quotes")
+            if kind is Fact:
+                row |= {"half_digit": half_digit(row["value"], row["unit"])}
             yield where, checked(form, row, where)
     except csv.Error as error:
         raise HarnessError(f"{file} row {number + 1}: {error}", "write comma-separated UTF-8 text") from None
@@ -346,6 +408,7 @@ def _check(fact: Fact, where: str, sources: Mapping[str, Source]) -> None:
     currency, cited = "".join(name for name in CURRENCIES if name in unit_powers(fact.unit)), fact.layer == "articles"
     for column, wrong, expected in (
         ("bound", given != numbers, form),
+        ("value", fact.unit != "fraction" and min(fact.value_low or 0, fact.value or 0) < 0, NUMBER),
         ("value_low", fact.bound == "range" and (fact.value_low or 0) > (fact.value_high or 0), "at most value_high"),
         ("unit", (fact.unit == "none") != (fact.bound == ""), "none where there is no number, else the number's unit"),
         ("currency", fact.currency != currency, f"the currency in the unit '{fact.unit}', or nothing"),

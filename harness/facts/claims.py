@@ -1,8 +1,9 @@
 """Arithmetic over published figures that keeps period, basis and bound, and refuses figures that do not compare.
 
-A claim is an interval that contains the true value: `=` is a point, `>=` runs to infinity, `<=` starts at zero, `range`
-has two ends, and `~` is unbounded. By interval arithmetic a floor in a denominator makes a ceiling, and `~` combined
-with a one-sided claim bounds nothing (`n/a`).
+A claim is an interval that contains the true value: `=` is a point, `>=` runs to infinity, `<=` starts at zero and
+`range` has two ends. By interval arithmetic a floor in a denominator makes a ceiling. `~` bounds nothing: its ends (the
+p5 and p95 of an assumption or a run, half a printed digit) travel beside its value and say what it is known to miss.
+`~` combined with a one-sided claim is `n/a`. Printed numbers are true to half of their last digit, which travels too.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import reduce
 
 import numpy as np
 
 from harness.errors import HarnessError
-from harness.facts.book import AXES, Fact, Period, unit_powers
-from harness.model import Figure
+from harness.facts.book import AXES, Fact, unit_powers
+from harness.facts.period import Period, period
+from harness.model import Figure, Status
 
+ABOUT = "about"
+"""The name of the ends of a `~`."""
 NOTHING = "its inputs bound nothing together"
 
 
@@ -38,7 +43,7 @@ class Quantity:
     low: float
     high: float
     rough: bool
-    """True where the value is only approximate (`~`)."""
+    """True where the value is only approximate (`~`): the ends are then no bounds."""
     unit: tuple[tuple[str, int], ...]
     period: Period | None
     basis: frozenset[str]
@@ -52,14 +57,16 @@ class Quantity:
     """Assumptions of the formula, for instance that a volume of one date held over a year."""
     stamps: tuple[str, ...] = ()
     """The mismatches that --force ignored; printed with the figure."""
+    rounded: bool = False
+    """The width of the claim is only that of printed digits, so that it still counts as `=`."""
 
     @property
     def bound(self) -> str:
         """`=`, `>=`, `<=`, `range`, `~`, or `n/a` if nothing is claimed."""
-        if self.low == self.high:
-            return "="
         if self.rough:
             return "~"
+        if self.low == self.high or self.rounded:
+            return "="
         if math.isinf(self.high):
             return "n/a" if self.low == 0 or math.isinf(self.low) else ">="
         return "<=" if self.low == 0 or math.isinf(self.low) else "range"
@@ -84,10 +91,12 @@ class Quantity:
     def figure(self, name: str) -> Figure:
         """As a figure for tables and JSON; low and high are the ends of the claim, None if unbounded."""
         known = self.value is not None and math.isfinite(self.value) and self.bound != "n/a"
-        low, high = (end if known and math.isfinite(end) else None for end in (self.low, self.high))
+        wide = known and not (self.rough and self.low == self.high)
+        low, high = (end if wide and math.isfinite(end) else None for end in (self.low, self.high))
         value, reason = (self.value, None) if known else (None, NOTHING)
-        status = "reported" if self.ids == (self.terms,) else "derived"
-        return Figure(name, value, self.unit_text, status, low, high, reason=reason, interval=f"bound {self.bound}")  # type: ignore[arg-type]
+        status: Status = "reported" if self.ids == (self.terms,) else "derived"
+        kind = ABOUT if self.rough else f"bound {self.bound}"
+        return Figure(name, value, self.unit_text, status, low, high, reason=reason, interval=kind)
 
     def __add__(self, other: Quantity) -> Quantity:
         return combine(self, "+", other)
@@ -108,19 +117,32 @@ def exact(value: float, unit: str, name: str, *, status: str = "", why: str = ""
     return Quantity(value, value, value, False, _unit(unit), None, frozenset(), (), name, statuses, (), whys)
 
 
-def of_fact(fact: Fact) -> Quantity:
-    """A fact as a quantity. HarnessError for a fact without a number."""
+def of_fact(fact: Fact, rounding: bool = False) -> Quantity:
+    """A fact as a quantity. HarnessError for a fact without a number.
+
+    `rounding`: a number without a bound (`=`, `~`) is true to half of its last printed digit.
+    """
     if fact.bound == "":
         raise HarnessError(f"{fact.id} ({fact.metric}) gives no number: '{fact.wording}'", "choose a fact with a value")
     if fact.value_low is not None and fact.value_high is not None:
         value, low, high = (fact.value_low + fact.value_high) / 2, fact.value_low, fact.value_high
     else:
         assert fact.value is not None
-        value = fact.value
-        low = {"=": value, ">=": value, "<=": 0.0}.get(fact.bound, -math.inf)
-        high = {"=": value, "<=": value}.get(fact.bound, math.inf)
+        value, half = fact.value, fact.half_digit if rounding else 0.0
+        low = {">=": value, "<=": 0.0}.get(fact.bound, value - half)
+        high = {">=": math.inf, "<=": value}.get(fact.bound, value + half)
     basis, unit, by, of = fact.basis - {"unstated"}, _unit(fact.unit), (fact.status,), (fact.layer,)
-    return Quantity(value, low, high, fact.bound == "~", unit, fact.period, basis, (fact.id,), fact.id, by, of)
+    found = Quantity(value, low, high, fact.bound == "~", unit, fact.period, basis, (fact.id,), fact.id, by, of)
+    return replace(found, rounded=fact.bound == "=" and low < high)
+
+
+def printed(fact: Fact) -> Quantity:
+    """A fact that says `about` or `more than` as if its printed digits were true; recorded as an assumption."""
+    q, half = of_fact(fact), fact.half_digit
+    if q.value is None or fact.bound == "range":
+        return q
+    said = () if fact.bound == "=" else (f"{fact.id} ({fact.wording or fact.bound}) taken at its printed digits",)
+    return replace(q, low=q.value - half, high=q.value + half, rough=False, rounded=half > 0, assumptions=said)
 
 
 def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quantity:
@@ -145,8 +167,8 @@ def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quan
         raise Refused(f"{a.terms} {sign} {b.terms} mixes {a.unit_text} with {b.unit_text}", "convert one of them first")
     if sign == "/" and b.value == 0 and b.bound in ("=", "~"):
         raise HarnessError(f"{a.terms} / {b.terms} divides by zero", "leave this ratio out")
-    rough = "~" in (a.bound, b.bound) and {a.bound, b.bound} <= {"=", "~"}
-    low, high = (-math.inf, math.inf) if rough else _ends(a, sign, b)
+    rough = "~" in (a.bound, b.bound) and {a.bound, b.bound} <= {"=", "~", "range"}
+    low, high = _ends(a, sign, b) if rough or "~" not in (a.bound, b.bound) else (-math.inf, math.inf)
     unknown = a.value is None or b.value is None or (sign == "/" and b.value == 0)
     value = None if unknown else _OPERATIONS[sign](a.value, b.value)
     left = f"({a.terms})" if sign in "*/" and any(f" {mark} " in a.terms for mark in "+-") else a.terms
@@ -158,6 +180,7 @@ def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quan
         _union(a.statuses, b.statuses), _union(a.layers, b.layers), _union(a.assumptions, b.assumptions),
         _union(a.stamps, b.stamps, stamps),
     )  # fmt: skip
+    found = replace(found, rounded=a.bound == b.bound == "=" and low < high)
     found = replace(found, value={">=": low, "<=": high, "n/a": None}.get(found.bound, value))
     return about(found) if stamps else found
 
@@ -187,13 +210,16 @@ def held(a: Quantity, over: Period, *, by_contract: bool = False) -> Quantity:
 
 
 def about(a: Quantity) -> Quantity:
-    """`a` with the bound `~`; `n/a` stays `n/a`."""
-    return a if a.bound == "n/a" else replace(a, low=-math.inf, high=math.inf, rough=True)
+    """`a` with the bound `~`; an end that is open becomes the value; `n/a` stays `n/a`."""
+    if a.bound == "n/a" or a.value is None:
+        return a
+    low, high = (end if math.isfinite(end) and a.bound not in ("<=", ">=") else a.value for end in (a.low, a.high))
+    return replace(a, low=low, high=high, rough=True, rounded=False)
 
 
 def at_least(a: Quantity) -> Quantity:
     """`a` as a floor of a larger amount that contains it."""
-    return replace(a, high=math.inf)
+    return replace(a, high=math.inf, rounded=False, value=a.low if a.bound == "=" else a.value)
 
 
 def rebased(a: Quantity, tags: str, why: str) -> Quantity:
@@ -223,24 +249,48 @@ def growth(later: Quantity, earlier: Quantity) -> Quantity:
 
 def root(a: Quantity, n: int) -> Quantity:
     """The n-th root of a ratio, which keeps the bound. Refused for a ratio with a unit or below 0."""
-    if a.unit or a.value is None or (a.value if a.rough else a.low) < 0:
+    if a.unit or a.value is None or a.low < 0:
         raise Refused(f"({a.terms}) ^ (1/{n}) is not of a positive ratio", "use a ratio of like figures")
     low, high = (end if math.isinf(end) else end ** (1 / n) for end in (a.low, a.high))
     return replace(a, value=a.value ** (1 / n), low=low, high=high, terms=f"({a.terms}) ^ (1/{n})")
 
 
-def time_mean(states: Sequence[Quantity], over: Period) -> Quantity:
-    """The mean over a period of a state reported at several dates, as `~`: linear between the dates, constant outside.
+def time_mean(states: Sequence[Quantity], over: Period, logs: bool = False) -> Quantity:
+    """The mean over a period of a state reported at several dates, as `~`.
 
-    A state of a month or year counts at its last day.
+    Linear (with `logs`: linear in the logarithm) between the dates, constant outside. A state of a month or year counts
+    at its last day.
     """
     joint = reduce(operator.add, (held(state, over) for state in states))
-    known = dict(sorted((s.period.end.toordinal(), s.value) for s in states if s.period and s.value is not None))
+    known = {s.period.end.toordinal(): about(s) for s in states if s.period and s.value is not None}
+    known = dict(sorted(known.items()))
     days = over.end.toordinal() - np.arange(over.days)
-    mean = float(np.interp(days, list(known), list(known.values())).mean())
-    names = ", ".join(state.terms for state in states)
-    said = (f"{names}: linear between their dates, flat outside",)
-    return about(replace(joint, value=mean, terms=f"time_mean({names})", assumptions=said))
+
+    def mean(values: Sequence[float]) -> float:
+        path = np.exp(np.interp(days, list(known), np.log(values))) if logs else np.interp(days, list(known), values)
+        return float(path.mean())
+
+    names, kind = ", ".join(state.terms for state in states), "log_mean" if logs else "time_mean"
+    said = (f"{names}: {'log-linear' if logs else 'linear'} between their dates, flat outside",)
+    low, value, high = (mean([getattr(s, end) for s in known.values()]) for end in ("low", "value", "high"))
+    return replace(about(joint), value=value, low=low, high=high, terms=f"{kind}({names})", assumptions=said)
+
+
+def prorata(a: Quantity, over: Period) -> Quantity:
+    """A flow spread evenly over its own period, as if it had that rate over another, as `~`."""
+    assert a.period is not None
+    scale = exact(over.months / a.period.months, "ratio", f"{over.months:g}/{a.period.months:g} months")
+    said = _union(a.assumptions, (f"{a.terms} ({a.period}) spread evenly: its rate over {over}",))
+    return replace(about(a * scale), period=over, assumptions=said)
+
+
+def rest(whole: Quantity, part: Quantity) -> Quantity:
+    """What is left of a flow after a part that begins at the same time: the flow of the time between their ends."""
+    w, p = whole.period, part.period
+    if w is None or p is None or w.start is None or w.start != p.start or w.end <= p.end:
+        raise Refused(f"{part.terms} ({p}) does not begin {whole.terms} ({w})", "give a span and its first part")
+    after = period(str(p.end + timedelta(1)), str(w.end))
+    return replace(whole, period=after) - replace(part, period=after)
 
 
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}

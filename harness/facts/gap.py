@@ -1,29 +1,38 @@
-"""The gap between the reported and the measured cost of a query, and the factors that could explain it."""
+"""The gap between the reported and the measured cost of a prompt, and what must be true of the provider to close it.
+
+The bill for a prompt = GPU-seconds a token x (output + weight x input tokens) x price / 3600 x overhead x efficiency x
+latency x supplier's share / (utilisation x chat's share x text's share x serving share). docs/reported.md explains it.
+"""
 
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.cost.draws import Z95, Array, log_moments
+from harness.cost.draws import Array, Distribution, Draws, distribution, log_moments, quantile
 from harness.errors import HarnessError
-from harness.facts.book import Assumption, Book
+from harness.facts.book import Assumption
 from harness.facts.claims import Quantity, about, exact
-from harness.facts.comparisons import VOLUMES, Context, as_queries, volume
-from harness.model import Figure, Status
+from harness.facts.formulas import Context, quantity
+from harness.model import Figure
 
-PUBLISHED_MODELS = (
-    "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8",
-    "meta-llama/Llama-3.1-405B-Instruct-FP8",
-    "meta-llama/Llama-3.3-70B-Instruct",
-    "meta-llama/Llama-3.1-8B-Instruct",
-)
-"""Models whose published measurements stand in for a GPU run; the first, a large mixture of experts, comes first."""
-PUBLISHED_ENERGY = ("X08", "X09", "X10", "X11")
-"""Published energies of a query, in Wh."""
+READINGS = tuple(f"spend_query_{name}" for name in ("x01", "x03", "x162", "x163", "linear", "log"))
+"""Rows of comparisons.csv: the bill of Jan-Sep 2025 a prompt, for each reading of the volume."""
+PUBLISHED_INPUT = 200.0
+"""Mean prompt of the published chat points in tokens, assumed: the files do not say."""
+LARGE = 60e9
+"""A published model of so many parameters or more may stand for one that a provider serves."""
+FEWEST, DRAWS = 100, 2**14
+"""With fewer effective draws no value is given for what must be true."""
+MODEL = "model"
+MODEL_FACTOR = Assumption(
+    name=MODEL, label="GPU-s a million tokens", low=None, value=1.0, high=None, unit="ratio",
+    status="published", source="large models of ML.ENERGY's H100 points: dense and mixture of experts", ladder="*",
+)  # fmt: skip
+EVEN = distribution("uniform", 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,63 +48,174 @@ class Measurement:
     """Devices, and engine and scenario or batch and latency."""
     usd_per_query: Figure
     wh_per_query: Figure | None
+    gpu_s: Figure | None
+    """Device-seconds of a query at the measured rate."""
     output_tokens: float | None
     """Per query."""
-    active_parameters: float | None
+    input_tokens: float | None
     usd_per_gpu_hour: float | None
     utilisation: float = 1.0
     """Share of the time that the device is busy, as the cost assumes; 1 is steady load at the measured rate."""
+    kind: str = ""
+    """Of a published model: dense, moe or hybrid."""
+    parameters: float | None = None
+    doubts: tuple[str, ...] = ()
+    """Why the run shows how the method works, and is no evidence; empty for evidence."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
-    """One factor of the gap: its multiplier, and the value needed for all factors together to explain the gap."""
+class Factor:
+    """One factor of the bill: your value, what is believed, and what it must be if all factors make up the bill."""
 
-    assumption: Assumption
-    multiplier: Figure
+    name: str
+    label: str
+    start: Figure
+    believed: Figure
     needed: Figure
-    """In the assumption's unit."""
+    share: float | None
+    """Share of the belief below the median of what must be; None: unknown."""
+
+    @property
+    def width(self) -> float:
+        """p95 / p5 of the belief."""
+        low, high = self.believed.low, self.believed.high
+        return high / low if low and high else 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ladder:
-    """The gap, its factors, their product (p5-p95), and the unexplained rest, gap / product."""
+class Agreement:
+    """The reported bill for a prompt beside the measured cost, and the provider's factors. Figures have p5 and p95."""
 
-    gap: Quantity
-    rungs: tuple[Rung, ...]
-    product: Figure
+    reported: Figure
+    measured: Figure
+    gap: Figure
+    """Reported / measured."""
     left: Figure
+    """Reported / what the believed factors make."""
+    reach: float
+    """Probability that the believed factors reach the reported bill."""
+    factors: tuple[Factor, ...]
+    kinds: tuple[str, ...]
+    """Kinds of models in the belief."""
 
 
 def published_measurements(text: str, usd_per_gpu_hour: float, *, p99_itl_s: float = 0.2) -> tuple[Measurement, ...]:
-    """Of each of `PUBLISHED_MODELS` the chat row of ML.ENERGY's H100 table with the most tokens/s per GPU.
+    """Of each model the chat row of ML.ENERGY's H100 table with the most tokens/s per GPU, in order of the names.
 
     Only rows whose p99 ITL is at most `p99_itl_s` count. USD/query = output tokens x GPUs x price / (3600 x tokens/s);
     Wh/query covers the GPUs alone. Each row is one run, so there is no interval.
     """
-    rows = sorted(csv.DictReader(io.StringIO(text)), key=_tokens_per_gpu_s)
+    rows = sorted(csv.DictReader(io.StringIO(text)), key=lambda row: 1 / _gpu_s_per_token(row))
     fast = [row for row in rows if row["task"] == "lm-arena-chat" and float(row["p99_itl_ms"]) <= p99_itl_s * 1000]
     best = {row["model_id"]: row for row in fast}
-    return tuple(_published(best[model], usd_per_gpu_hour) for model in PUBLISHED_MODELS if model in best)
+    return tuple(_published(best[model], usd_per_gpu_hour) for model in sorted(best))
 
 
-def reported_per_query(c: Context) -> Quantity:
-    """Inference spend per query over the latest period, at the mean over time of the reported volumes."""
-    spend, reported = VOLUMES[-1]
-    return c.fact(spend) / as_queries(volume(c, spend, reported))
+def agreement(c: Context, points: Sequence[Measurement], starts: Sequence[Measurement]) -> Agreement:
+    """The gap as a distribution over cost, readings of the volume and models, and what must be true to close it.
+
+    `points` are published measurements; without `starts` the large ones of them are the measured cost, each kind and
+    each model as likely as any other. HarnessError if there is no reported bill a prompt.
+    """
+    large = [point for point in points if (point.parameters or 0) >= LARGE]
+    factors = [a for a in c.book.assumptions.values() if a.ladder]
+    names = {a.name: a.distribution for a in factors} | dict.fromkeys(("reading", "kind", "place", "measured"), EVEN)
+    x = draws(names)
+    reported = _readings(c, x["reading"])
+    weight = c.book.assumptions["input_weight"].value
+    seconds = _spread(large, x, lambda each: _seconds_a_token(each, weight))
+    own = [ratio for each in starts if (ratio := _against_published(each, points, weight)) is not None]
+    seconds = seconds + (np.mean(own) if own else 0.0)
+    measured = _spread(starts or large, x, _cost) + _doubt(starts, x["measured"])
+    bill = seconds + np.log(x["tokens_per_query"] + weight * x["input_tokens"]) - math.log(3600)
+    for a in factors:
+        bill = bill + _sign(a) * np.log(x[a.name])
+    believed = {MODEL: np.exp(seconds) * 1e6, **{a.name: x[a.name] for a in factors}}
+    possible = _possible(believed, factors)
+    needed, weights = conditioned(believed, factors, reported - bill)
+    made = [_factor(MODEL_FACTOR, believed, needed, possible, weights, _own(starts or large, weight))]
+    made += [_factor(a, believed, needed, possible, weights, _known(a, starts)) for a in factors]
+    return Agreement(
+        figure("reported_usd_per_query", "USD/prompt", np.exp(reported)),
+        figure("measured_usd_per_query", "USD/query", np.exp(measured)),
+        figure("gap", "ratio", np.exp(reported - measured)),
+        figure("left", "ratio", np.exp(reported - bill)[possible]),
+        float(np.mean((bill >= reported)[possible])),
+        tuple(made),
+        tuple(sorted({point.kind for point in large})),
+    )
 
 
-def gap(c: Context, start: Measurement) -> Quantity:
-    """Reported / measured cost of a query. HarnessError if the measurement has no cost."""
-    return reported_per_query(c) / as_quantity(start.usd_per_query, start.source)
+def bill_a_prompt(c: Context) -> Figure:
+    """The reported bill a prompt, over all readings of the volume."""
+    return figure("reported_usd_per_query", "USD/prompt", np.exp(_readings(c, draws({"reading": EVEN})["reading"])))
+
+
+def _readings(c: Context, u: Draws) -> Draws:
+    """ln of the reported bill a prompt, between the readings of the volume."""
+    return np.asarray(np.quantile(np.log([quantity(c, name).value or math.nan for name in READINGS]), u))
+
+
+def draws(distributions: Mapping[str, Distribution], n: int = DRAWS) -> dict[str, Draws]:
+    """Independent draws of each distribution, one in each n-th of its probability (a Latin hypercube); always the same.
+
+    `cost.draws.draw` is more even, but loads scipy.stats, which takes longer than all of `compare`.
+    """
+    rng = np.random.default_rng(0)
+    return {name: quantile(d, (rng.permutation(n) + rng.random(n)) / n) for name, d in distributions.items()}
+
+
+def conditioned(
+    believed: Mapping[str, Draws], factors: Sequence[Assumption], missing: Draws
+) -> tuple[dict[str, Draws], Array]:
+    """Draws and weights of the factors, given that they make up the bill; `missing` is ln (reported / believed bill).
+
+    In each draw the widest lognormal factor takes the value that closes the gap, weighted by its density: exact
+    for any distributions of the others. A fraction above 1 has weight 0, and so has everything if no factor is
+    lognormal.
+    """
+    wide = {a.name: a for a in factors if a.given is None and _width(a) > 1 and _sign(a)}
+    if not wide:
+        return dict(believed), np.zeros(len(missing))
+    pivot = max(wide.values(), key=_width)
+    mean, sd = log_moments(pivot.low or 1, pivot.high or 1)
+    value = np.log(believed[pivot.name]) + _sign(pivot) * missing
+    moved = {**believed, pivot.name: np.exp(value)}
+    return moved, np.exp(-0.5 * ((value - mean) / sd) ** 2) * _possible(moved, factors)
+
+
+def figure(name: str, unit: str, values: Draws, weights: Array | None = None, n: int | None = None) -> Figure:
+    """p5, median and p95 of draws; `n` is the number of effective draws, if they are weighted."""
+    low, middle, high = quantiles(values, weights)
+    return Figure(name, middle, unit, "derived", low, high, n, interval="p5-p95")
+
+
+def quantiles(values: Draws, weights: Array | None = None) -> tuple[float, float, float]:
+    """p5, median and p95.
+
+    >>> quantiles(np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0]))
+    (2.0, 2.0, 2.0)
+    """
+    if weights is None:
+        low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+    else:
+        order = np.argsort(values)
+        total = np.cumsum(weights[order])
+        places = np.searchsorted(total, np.array([0.05, 0.5, 0.95]) * total[-1])
+        low, middle, high = values[order][np.minimum(places, len(values) - 1)]
+    return float(low), float(middle), float(high)
 
 
 def as_quantity(figure: Figure, source: str) -> Quantity:
-    """A measured figure as a quantity with the bound `~` and the id of its source. HarnessError if it has no value."""
+    """A measured figure as a quantity with the bound `~`, its interval and the id of its source.
+
+    HarnessError if it has no value.
+    """
     if figure.value is None:
         raise HarnessError(f"{figure.name} is {figure.text()}", "compare a run that has this figure")
-    number = exact(figure.value, figure.unit, source, status=figure.status)
-    return replace(about(number), ids=(source,), layers=(layer_of(figure),))
+    number = about(exact(figure.value, figure.unit, source, status=figure.status))
+    low, high = (figure.value if end is None else end for end in (figure.low, figure.high))
+    return replace(number, low=low, high=high, ids=(source,), layers=(layer_of(figure),))
 
 
 def layer_of(figure: Figure) -> str:
@@ -103,74 +223,110 @@ def layer_of(figure: Figure) -> str:
     return "outside" if figure.status == "published" else "run"
 
 
-def ladder(book: Book, wanted: Quantity, start: Measurement) -> Ladder:
-    """The factors between a measured and a reported cost, and the values needed for their product to be the gap.
-
-    Each factor is lognormal with the p5 and p95 of its assumption; `conditioned` gives the values needed. A factor is
-    n/a and left out of the product if the measurement lacks the field that it refers to, such as active parameters.
-    HarnessError if the gap has no value.
-    """
-    if wanted.value is None or wanted.value <= 0:
-        raise HarnessError(f"the gap {wanted.terms} is {wanted.text()}", "choose a reported figure with a value")
-    factors = [a for a in book.assumptions.values() if a.ladder]
-    terms = {a.name: term for a in factors if (term := _term(a, start)) is not None}
-    signs, known, mean, sd = np.array(list(terms.values())).T
-    multipliers, gap_ln, spread = signs * (mean - known), math.log(wanted.value), math.sqrt(np.sum(sd**2))
-    after, rest = conditioned(mean, sd, signs, gap_ln + signs @ known)
-    found = iter(zip(multipliers, sd, after, rest, strict=True))
-    rungs = []
-    for a in factors:
-        reason = f"{start.source} has no {a.ladder}"
-        multiplier = needed = Figure(a.name, None, a.unit, a.status, reason=reason)
-        if a.name in terms:
-            before, before_sd, *given = next(found)
-            multiplier = _interval(a.name, "ratio", a.status, before, before_sd)
-            needed = _interval(a.name, a.unit, "derived", *given)
-        rungs.append(Rung(a, multiplier, needed))
-    product = _interval("product", "ratio", "derived", multipliers.sum(), spread)
-    left = _interval("left", "ratio", "derived", gap_ln - multipliers.sum(), spread)
-    return Ladder(wanted, tuple(rungs), product, left)
+def _factor(
+    a: Assumption, believed: Mapping[str, Draws], needed: Mapping[str, Draws], possible: Draws, weights: Array,
+    own: float | None,
+) -> Factor:  # fmt: skip
+    unit = "GPU-second/Mtoken" if a.name == MODEL else a.unit
+    effective = float(weights.sum() ** 2 / np.sum(weights**2)) if weights.any() else 0.0
+    start = Figure(a.name, own, unit, "measured", reason=None if own else "not a property of the measurement")
+    before = figure(a.name, unit, believed[a.name][possible])
+    if effective < FEWEST:
+        reason = f"{effective:.0f} effective draws close the gap, {FEWEST} are needed: the beliefs do not reach it"
+        return Factor(a.name, a.label, start, before, Figure(a.name, None, unit, "derived", reason=reason), None)
+    after = figure(a.name, unit, needed[a.name], weights, int(effective))
+    share = float(np.mean(believed[a.name][possible] < after.value))
+    return Factor(a.name, a.label, start, before, after, share)
 
 
-def conditioned(mean: Array, sd: Array, signs: Array, y: float) -> tuple[Array, Array]:
-    """Means and standard deviations of independent normals x_i, given that sum s_i x_i is y.
-
-    With S = sum sd^2: mean_i + s_i sd_i^2 (y - sum s mean) / S, and variance sd_i^2 (1 - sd_i^2 / S).
-    """
-    total = np.sum(sd**2) or 1.0  # if S is 0 nothing is uncertain, and every mean stays
-    return mean + signs * sd**2 * (y - signs @ mean) / total, sd * np.sqrt(1 - sd**2 / total)
+def _possible(x: Mapping[str, Draws], factors: Sequence[Assumption]) -> Draws:
+    """True where no fraction is above 1."""
+    return np.asarray(np.all([x[a.name] <= 1 for a in factors if a.unit == "fraction"], axis=0))
 
 
-def _term(a: Assumption, start: Measurement) -> tuple[float, ...] | None:
-    """For ln factor = sign * (ln value - ln known): sign, ln known, mean and standard deviation of ln value.
-
-    None if the measurement lacks the field.
-    """
-    sign, name = (-1, a.ladder[2:]) if a.ladder.startswith("1/") else (1, a.ladder)
-    known: float | None = getattr(start, name) if name else 1.0
-    low, high = (a.value if end is None else end for end in (a.low, a.high))
-    return None if known is None else (sign, math.log(known), *log_moments(low, high))
+def _sign(a: Assumption) -> int:
+    """The power of a factor in the bill; 0 for tokens, which are a sum."""
+    return {"*": 1, "/": -1}.get(a.ladder, 0)
 
 
-def _interval(name: str, unit: str, status: Status, mean: float, sd: float) -> Figure:
-    low, value, high = (math.exp(mean + k * Z95 * sd) for k in (-1, 0, 1))
-    return Figure(name, value, unit, status, low, high, interval="p5-p95")
+def _width(a: Assumption) -> float:
+    return (a.high or 1.0) / (a.low or 1.0)
 
 
-def _tokens_per_gpu_s(row: Mapping[str, str]) -> float:
-    return float(row["output_throughput_tokens_per_sec"]) / int(row["num_gpus"])
+def _spread(found: Sequence[Measurement], x: Mapping[str, Draws], of: Callable[[Measurement], float]) -> Draws:
+    """Draws of a value over measurements: each kind as likely as any other, between the values of its measurements."""
+    kinds: dict[str, list[float]] = {}
+    for each in found:
+        kinds.setdefault(each.kind, []).append(of(each))
+    levels = [np.quantile(values, x["place"]) for _, values in sorted(kinds.items())]
+    return np.asarray(np.choose(np.minimum((x["kind"] * len(levels)).astype(int), len(levels) - 1), levels))
+
+
+def _cost(each: Measurement) -> float:
+    return math.log(each.usd_per_query.value or math.nan)
+
+
+def _doubt(starts: Sequence[Measurement], u: Draws) -> Draws:
+    """ln of the mean doubt about the cost of the runs; 0 without intervals."""
+    costs = [each.usd_per_query for each in starts]
+    halves = [math.log(cost.high / cost.low) / 2 for cost in costs if cost.low and cost.high]
+    half = sum(halves) / len(costs) if halves else 0.0
+    return np.log(quantile(distribution("lognormal", math.exp(-half), math.exp(half)), u))
+
+
+def _seconds_a_token(each: Measurement, weight: float) -> float:
+    """ln of the device-seconds of an output token; an input token counts as `weight` output tokens."""
+    seconds = each.gpu_s.value if each.gpu_s is not None else None
+    return (
+        math.log(seconds / (each.output_tokens + weight * (each.input_tokens or 0.0)))
+        if seconds and each.output_tokens
+        else math.nan
+    )
+
+
+def _against_published(each: Measurement, points: Sequence[Measurement], weight: float) -> float | None:
+    """ln (your seconds a token / the published ones of the same model on the same GPU); None without such a point."""
+    same = [point for point in points if point.model.lower() == each.model.rpartition("/")[2].lower()]
+    seconds = _seconds_a_token(each, weight)
+    if not same or "H100" not in each.conditions or math.isnan(seconds):
+        return None
+    return seconds - _seconds_a_token(same[0], weight)
+
+
+def _own(found: Sequence[Measurement], weight: float) -> float | None:
+    """Median device-seconds of a million tokens."""
+    values = [1e6 * math.exp(_seconds_a_token(each, weight)) for each in found]
+    return None if not values or math.isnan(sum(values)) else float(np.median(values))
+
+
+FIELDS = {"tokens_per_query": "output_tokens", "input_tokens": "input_tokens", "utilisation": "utilisation",
+          "gpu_price": "usd_per_gpu_hour"}  # fmt: skip
+"""Factor -> the field of a measurement that holds your value of it."""
+
+
+def _known(a: Assumption, starts: Sequence[Measurement]) -> float | None:
+    values = [value for each in starts if a.name in FIELDS and (value := getattr(each, FIELDS[a.name])) is not None]
+    return float(np.median(values)) if values else None
+
+
+def _gpu_s_per_token(row: Mapping[str, str]) -> float:
+    return int(row["num_gpus"]) / float(row["output_throughput_tokens_per_sec"])
 
 
 def _published(row: Mapping[str, str], price: float) -> Measurement:
     tokens, gpus = float(row["avg_output_len"]), f"{row['num_gpus']} x {row['gpu_model']}"
+    seconds, kind = tokens * _gpu_s_per_token(row), row["architecture"].lower()
     return Measurement(
         row["source"],
         row["model_id"].split("/")[-1],
         "2025",
         f"{gpus}, batch {row['max_num_seqs']}, p99 ITL {float(row['p99_itl_ms']):.0f} ms",
-        Figure("usd_per_query", tokens / _tokens_per_gpu_s(row) * price / 3600, "USD/query", "published", n=1),
+        Figure("usd_per_query", seconds * price / 3600, "USD/query", "published", n=1),
         Figure("wh_per_query", float(row["energy_per_request_joules"]) / 3600, "Wh/query", "published", n=1),
+        Figure("gpu_s_per_query", seconds, "GPU-second/query", "published", n=1),
         tokens,
-        float(row["activated_params_billions"]) * 1e9,
+        PUBLISHED_INPUT,
         price,
+        kind=next(name for name in ("moe", "hybrid", "dense") if name in kind),
+        parameters=float(row["total_params_billions"]) * 1e9,
     )

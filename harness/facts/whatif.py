@@ -16,7 +16,6 @@ number or base64 of little-endian float32 (`places`: of uint8).
 import base64
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,8 @@ from harness.cost.pricing import phase_split, price_run, priced_for, scenario_fo
 from harness.cost.scenario import MEASURED, PRICE, Scenario
 from harness.errors import HarnessError
 from harness.facts.appraisal import measurement_of, median, published, standing
-from harness.facts.book import assume
-from harness.facts.comparisons import Context
-from harness.facts.gap import Measurement, gap, ladder, reported_per_query
+from harness.facts.formulas import Context
+from harness.facts.gap import LARGE, Measurement, bill_a_prompt
 from harness.model import Device, Figure, Summary
 from harness.store.run import Run
 
@@ -39,8 +37,7 @@ MOST_RUNS = 6
 """The most runs that become starts or are split by phase: draws make a page large, and a fit of many runs is slow."""
 COST = (("price", PRICE), ("utilisation", "serving.utilisation"), ("pue", "energy.pue"))
 TOKENS = (("input", "query.input_tokens"), ("output", "query.visible_tokens"), ("cached", "serving.cached_share"))
-ASSUMED = (("utilisation", "utilisation"), ("output", "tokens_per_query"), ("chat_share", "chat_share"))
-"""Slider, and its key for `--set`: in `cost`, in `cost --split` too, and in `compare`."""
+"""Slider, and its key for `--set`: of a run, and of tokens with a phase split."""
 NO_SPLIT = "needs a phase split: report together runs that differ in their mix of input and output"
 NO_ENERGY = "no energy was measured, or the scenario has no inputs for it"
 BILL = {"price": 1, "utilisation": -1}
@@ -53,12 +50,12 @@ def starts(runs: Sweep, c: Context, scenario: str | None = None) -> list[Json]:
     """
     found = [_of_split(runs, c, scenario)] if 1 < len(runs) <= MOST_RUNS else []
     found += [_of_run(run, summary, c, scenario) for run, summary in runs[:MOST_RUNS]]
-    found += [_of_published(each, c) for each in published(c.book)]
+    found += [_of_published(each, c) for each in published(c.book) if (each.parameters or 0) >= LARGE]
     return [start for start in found if start]
 
 
 def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Json | None:
-    """Cost and energy in proportion to output tokens, as `compare` assumes; None for a run without a cost."""
+    """Cost and energy in proportion to output tokens; None for a run without a cost."""
     if run.engine is None:
         return None
     priced, device, name = price_run(run, summary, scenario), run.device, scenario or scenario_for(run)
@@ -84,10 +81,8 @@ def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Jso
     ]
     sliders = _sliders(given, metered) | {"output": around(start.output_tokens)}
     words = f"{run.id} --scenario {name}"
-    commands = [(f"harness cost {words}", sets)]
-    if start.usd_per_gpu_hour is not None:  # for any other run `compare` starts from published measurements
-        commands.append((f"harness compare {words}", (*sets, ("price", "gpu_price"), *ASSUMED)))
-    made = _start(f"run {run.id}, scenario {name}", given.per, sliders, figures, c, start, commands)
+    commands = [(f"harness {verb} {words}", sets) for verb in ("cost", "compare")[: 1 if start.doubts else 2]]
+    made = _start(f"run {run.id}, scenario {name}", given.per, sliders, figures, c, commands)
     return made | {"standing": " ".join(standing(run))}
 
 
@@ -118,10 +113,9 @@ def _of_split(runs: Sweep, c: Context, scenario: str | None) -> Json | None:
         "output": around(median(given, "query.visible_tokens", mix[1])),
         "cached": between(median(given, "serving.cached_share", 0.0), 0, 0.95),
     }
-    start = measurement_of(price_run(*runs[0], scenario))
     words = f"--split {' '.join(each.id for each, _ in runs)} --scenario {name} --set query.reasoning_tokens=0"
     label = f"phase split of {len(runs)} runs, scenario {name}"
-    return _start(label, given.per, sliders, figures, c, start, [(f"harness cost {words}", [*COST[:2], *TOKENS])])
+    return _start(label, given.per, sliders, figures, c, [(f"harness cost {words}", [*COST[:2], *TOKENS])])
 
 
 def _of_published(start: Measurement, c: Context) -> Json:
@@ -145,27 +139,22 @@ def _of_published(start: Measurement, c: Context) -> Json:
         "output": around(start.output_tokens),
     }
     label = f"published: {start.model}, {start.conditions} ({start.source})"
-    return _start(label, "gpu", sliders, figures, c, start, [("harness compare", [("price", "gpu_price"), *ASSUMED])])
+    return _start(label, "gpu", sliders, figures, c, [("harness compare", [("price", "gpu_price")])])
 
 
 def _start(
-    label: str, per: str, sliders: Json, figures: list[Json], c: Context, start: Measurement,
+    label: str, per: str, sliders: Json, figures: list[Json], c: Context,
     commands: Sequence[tuple[str, Sequence[tuple[str, str]]]],
 ) -> Json:  # fmt: skip
-    """A starting point, with its figures against the reported spend: `left` of the ladder, for a cost of 1 USD."""
+    """A starting point, with its figures against the reported bill: `gap`, the bill for chat a prompt over the cost."""
     status = figures[0]["status"]
-    here = {"utilisation": start.utilisation, "tokens_per_query": start.output_tokens, "chat_share": 1.0}
-    if start.usd_per_gpu_hour is not None:
-        here["gpu_price"] = start.usd_per_gpu_hour
-    unit = replace(c, book=assume(c.book, here))
-    one = replace(start, usd_per_query=replace(start.usd_per_query, value=1.0))
-    left = ladder(unit.book, gap(unit, one), one).left
+    bill = bill_a_prompt(c)
+    ends = [bill.low, bill.value, bill.high, None]
     chat, plan = c.book.assumptions["chat_share"], c.book.assumptions["subscription"]
-    reported, ends = _certain(reported_per_query(c).value), [left.low, left.value, left.high, None]
     against = [
-        _figure("reported_usd_per_query", "reported", of=reported, powers={"chat_share": 1}),
-        _figure("left", status, of=ends, powers={"chat_share": 1, "usd_per_query": -1}),
-        _figure("agreeing_usd_per_hour", status, of="left", powers={"price": 1}),
+        _figure("reported_usd_per_query", "reported", of=ends, powers={"chat_share": 1}),
+        _figure("gap", status, of=ends, powers={"chat_share": 1, "usd_per_query": -1}),
+        _figure("agreeing_usd_per_hour", status, of="gap", powers={"price": 1}),
         _figure("queries_per_subscription", status, of=_certain(plan.value), powers={"usd_per_query": -1}),
     ]
     return {

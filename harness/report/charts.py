@@ -263,25 +263,32 @@ def _claims(table: Table, width: int) -> Chart | None:
     return _finish("spend-revenue", "Reported inference spend over revenue of the same period", note, width, spec)
 
 
-def _ladder(table: Table, width: int) -> Chart | None:
-    """The gap (first row), its factors, and their product and the rest (last two rows)."""
+def _must_be(table: Table, width: int) -> Chart | None:
+    """Each factor's belief and what it must be, over the median of the belief."""
     rows = []
-    for i, row in enumerate(table.rows):
-        ends = _ends(row[1])
-        whole = i in (0, len(table.rows) - 2, len(table.rows) - 1)
-        rows.append({"label": _wrapped(str(row[0]), width), "series": "whole" if whole else "factor", **ends})
-        rows[-1] |= {end: ends["value"] for end in ("low", "high") if ends[end] is None}
-    code = _coded(("factor", "whole"), color=HUES, shape=("circle", "diamond"))
-    base = _rows(rows).encode(y=_labels(), color=code["color"].legend(None))
-    x = _at("x", "low", "cost of a query times", "log", None, format="~g", tickCount=5)
+    for row in table.rows:
+        middle = _ends(row[2])["value"]
+        if middle is None or not row[4]:
+            continue
+        for series, cell in (("believed", row[2]), ("must be", row[3])):
+            ends = {of: None if end is None else end / middle for of, end in _ends(cell).items()}
+            rows.append({"label": _wrapped(str(row[0]), width), "series": series, **ends})
+    if not rows:
+        return None
+    code = _coded(("believed", "must be"), color=HUES, shape=("circle", "diamond"))
+    code["y"], offset = _labels(), alt.YOffset("series:N")
+    base = _rows(rows).encode(y=code["y"], yOffset=offset, color=code["color"])
+    x = _at("x", "low", "value / median of what is believed", "log", None, format="~g", tickCount=5)
     spec = _layered(
-        width, 150 if width < 450 else 235, alt.Step(34),
+        width, 150 if width < 450 else 235, alt.Step(14),
         base.mark_rule(strokeWidth=3).encode(x=x, x2="high:Q"),
-        base.mark_point(size=90).encode(x="value:Q", shape=code["shape"].legend(None)),
+        base.mark_point(size=80).encode(x="value:Q", shape=code["shape"]),
         _at_one(),
     )  # fmt: skip
-    note = "p5 to p95 of each factor; diamonds: the gap, the product of the factors, and what they leave over; "
-    return _finish("gap-ladder", "The gap, factor by factor", note + next(iter(table.notes), ""), width, spec)
+    note = "p5 to p95. Circles: believed; diamonds: must be, if all factors make up the bill. " + next(
+        iter(table.notes), ""
+    )
+    return _finish("must-be", "What must be true to close the gap", note, width, spec)
 
 
 CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
@@ -291,7 +298,7 @@ CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
     "tornado": _tornado,
     "reported": _claims,
     "spend-revenue": _claims,
-    "ladder": _ladder,
+    "must-be": _must_be,
 }
 """Table -> its drawing, or None if the table has too few values."""
 DISTRIBUTIONS = {"ttft_s": "Time to first token", "itl_s": "Time between tokens"}

@@ -9,11 +9,12 @@ from harness.cost.pricing import alike, at_objectives, explained, interactivity,
 from harness.errors import HarnessError
 from harness.facts import whatif
 from harness.facts.appraisal import appraise, shipped_book, standing
-from harness.facts.comparisons import Context
+from harness.facts.formulas import Context
 from harness.model import Summary
 from harness.report import page, tables
 from harness.report.cost import cost_tables, sweep_tables, tiers_table, tornado_tables
 from harness.report.facts import compare_tables, first_table, sources_table
+from harness.report.screen import SCREEN
 from harness.report.table import Table
 from harness.store.run import Run
 
@@ -22,11 +23,11 @@ COSTS = {
     "usd_per_million_output_tokens": "measured here: cost of a million output tokens",
 }
 """Cost figures that are printed below the reported figures -> their label there."""
-LONG = ("tiers", "tornado", "compare", "ladder", "sources")
+LONG = ("tiers", "tornado", *SCREEN, "must-be", "sources")
 """Tables that a terminal prints only with --table NAME or --table all."""
 MOST_TIERED = 50
 """With more runs than this, each run is priced by its own scenario only."""
-NOT_OF_A_RUN = ("compare", "ladder", "reported", "sources")
+NOT_OF_A_RUN = (*SCREEN, "must-be", "reported", "sources")
 
 
 def document(run: Run, summary: Summary, scenario: str | None = None) -> list[Table]:
@@ -48,8 +49,7 @@ def over_runs(sweep: Sweep, scenario: str | None = None) -> list[Table]:
     best = [point for group in groups for point in at_objectives(group, scenario)]
     fronts = [interactivity(group, scenario) for group in groups]
     found = [tables.runs_table(sweep), *sweep_tables(best, fronts), tiers_table(appraisal.priced)]
-    with suppress(HarnessError):  # no run has a cost
-        found += compare_tables(appraisal)
+    found += compare_tables(appraisal)
     return [*found, sources_table(appraisal.context.book, found)]
 
 
@@ -99,7 +99,6 @@ def _money(run: Run, summary: Summary, scenario: str | None) -> Iterator[Table]:
     yield tiers_table([priced])
     yield from tornado_tables(priced)
     yield assumptions
-    with suppress(HarnessError):  # the run has no cost
-        yield from compare_tables(appraisal)
+    yield from compare_tables(appraisal)
     costs = [(label, figure) for figure in priced.costs.figures if (label := COSTS.get(figure.name))]
     yield first_table(appraisal.context, run, costs, appraisal.caveats)

@@ -2,26 +2,34 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+from harness.config import near
 from harness.errors import HarnessError
 from harness.facts.appraisal import Appraisal
 from harness.facts.book import Book, Fact
 from harness.facts.claims import of_fact
-from harness.facts.comparisons import COMPARISONS, Context, Line, per_query, spend_revenue
-from harness.facts.gap import PUBLISHED_ENERGY, Ladder, Measurement, layer_of
+from harness.facts.comparisons import TABLES, lines
+from harness.facts.formulas import Context, Line, named_ids, result
+from harness.facts.gap import Measurement, layer_of
 from harness.model import Figure
+from harness.report.screen import must_be_table, screen_tables
 from harness.report.table import FACT, PROPERTIES, Cell, Table
 from harness.store.run import Run
 
 COLUMNS = ("quantity", "bound", "value", "unit", "period", "basis", "status", "layer", "source")
+SCOPED = (*COLUMNS, "scope", "name", "at printed digits")
+"""Of comparisons: which suppliers the figure covers, what --explain takes, and the figure without half a digit."""
+FIRST = ("bill_floor_2024", "bill_press_2024", "bill_floor", "bill_press",
+         "spend_query_x02", "spend_query_x01", "spend_query_x03", "spend_query_linear")  # fmt: skip
+"""Rows of comparisons.csv that a run's report shows."""
+CONTRADICTIONS = "contradictions"
 Row = tuple[Cell, ...]
 
 
 def first_table(c: Context, run: Run, costs: Sequence[tuple[str, Figure]] = (), caveats: Sequence[str] = ()) -> Table:
     """Inference spend / revenue and spend per query, and below them the run's `costs`, as (label, figure)."""
-    revenue, query = spend_revenue(c), per_query(c)
-    ratios = [Line(f"inference spend / {revenue[i].label}", revenue[i].result) for i in (0, 2, 3, 5)]
-    body, notes = rows([*ratios, *query[::2]], c.book)
+    body, notes = rows([Line(c.book.comparisons[name].label, result(c, name)) for name in FIRST], c.book)
     date = f"{run.file.created_utc:%Y-%m-%d}"
     own = tuple(_measured_row(label, figure, date, "this machine", run.id) for label, figure in costs)
     title = "Reported inference spend, and the cost measured here"
@@ -52,23 +60,106 @@ def fact_table(book: Book, fact_id: str) -> Table:
 
 
 def comparison_table(c: Context, name: str) -> Table:
-    """One of COMPARISONS, or `contradictions`, as a table. HarnessError for an unknown name."""
-    if name == "contradictions":
+    """One of TABLES, or `contradictions`, as a table. HarnessError for an unknown name."""
+    if name == CONTRADICTIONS:
         found = [(item, c.book[i]) for item in c.book.contradictions for i in item.ids]
         body = tuple(_fact_row(f"{item.topic}: {fact.entity}, {fact.metric}", fact) for item, fact in found)
         notes = tuple(f"{item.topic} ({', '.join(item.ids)}): {item.why}" for item in c.book.contradictions)
         return Table(name, "Contradictions within and between the sources", COLUMNS, body, notes)
-    if name not in COMPARISONS:
-        raise HarnessError(f"unknown comparison '{name}'", f"choose one of {', '.join(COMPARISONS)}, contradictions")
-    title, lines, note = COMPARISONS[name]
-    body, notes = rows(lines(c), c.book)
-    return Table(name, title, COLUMNS, body, ((note,) if note else ()) + notes)
+    made = lines(c, name)
+    title, note = TABLES[name]
+    body, notes = scoped(c, made)
+    return Table(name, title, SCOPED, body, ((note,) if note else ()) + notes)
 
 
-def explained(c: Context, name: str) -> list[Table]:
-    """A comparison with its formulas and assumptions, then every fact that it names, with its quote."""
-    table = comparison_table(c, name)
-    return [table, *(fact_table(c.book, i) for i in _named(c.book, [table]))]
+def scoped(c: Context, made: Sequence[Line]) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The rows of comparison lines in the columns SCOPED, and their notes."""
+    plain = replace(c, rounding=False, known={})
+    body, notes = rows(made, c.book)
+    return tuple(
+        (*row, line.scope, line.name, _point(plain, line)) for row, line in zip(body, made, strict=True)
+    ), notes
+
+
+def _point(plain: Context, line: Line) -> Figure | None:
+    """The figure of a line without half a digit; None where that changes nothing."""
+    q = line.result
+    if isinstance(q, HarnessError) or not line.name or q.bound == "n/a" or q.low == q.high:
+        return None
+    point = result(plain, line.name)
+    return None if isinstance(point, HarnessError) else point.figure(line.name)
+
+
+def explained(appraisal: Appraisal, name: str) -> list[Table]:
+    """A comparison, a row of one, a fact or an assumption: its formula, its inputs, then every fact with its quote.
+
+    HarnessError for an unknown name.
+    """
+    c, book = appraisal.context, appraisal.context.book
+    if name in TABLES or name == CONTRADICTIONS:
+        tables = [comparison_table(c, name)]
+    elif name in book.comparisons:
+        tables = [_inputs_table(c, name)]
+    elif name in book.facts:
+        return [fact_table(book, name)]
+    elif name in book.assumptions or name in GAP:
+        tables = [_belief_table(appraisal, name)]
+    else:
+        known = (*TABLES, CONTRADICTIONS, *GAP, *book.assumptions, *book.comparisons)
+        raise HarnessError(f"nothing is named '{name}'", f"{near(name, known)}names stand in `harness compare --full`")
+    return [*tables, *(fact_table(book, i) for i in _named(book, tables))]
+
+
+def _inputs_table(c: Context, name: str) -> Table:
+    """A row of comparisons.csv, below it every row that its formula names, with their formulas."""
+    row = c.book.comparisons[name]
+    names, todo = dict.fromkeys([name]), [row]
+    while todo:
+        each = todo.pop()
+        inner = [found for found in named_ids([each.numerator, each.denominator]) if found in c.book.comparisons]
+        todo += [c.book.comparisons[found] for found in inner if found not in names]
+        names |= dict.fromkeys(inner)
+    made = [
+        Line(c.book.comparisons[each].label, result(c, each), each, c.book.comparisons[each].scope) for each in names
+    ]
+    body, notes = scoped(c, made)
+    formula = f"{name} = {row.numerator}" + (f" / ({row.denominator})" if row.denominator else "")
+    return Table("explained", row.label, SCOPED, body, (formula, *notes))
+
+
+GAP = {
+    "gap": "reported bill a prompt / measured cost of a query; the bill over each reading of the volume (per-query)",
+    "left": "reported bill a prompt / what the believed factors make of it; an interval with 1 inside can agree",
+    "reach": "share of the draws in which the believed factors make at least the reported bill",
+    "model": "device-seconds of a million tokens; an input token counts as input_weight output tokens",
+}
+"""Figures of the gap -> their formula."""
+BILL = (
+    "bill a prompt = model x (tokens_per_query + input_weight x input_tokens) x gpu_price / 3600 x overhead "
+    "x efficiency x latency x supplier_share / (utilisation x chat_share x text_share x serving_share)"
+)
+
+
+def _belief_table(appraisal: Appraisal, name: str) -> Table:
+    """A figure of the gap, or an assumption: formula, value, what it must be, and its source."""
+    found, a = appraisal.agreement, appraisal.context.book.assumptions.get(name)
+    properties: dict[str, Cell] = {"formula": GAP.get(name, BILL if a and a.ladder else "a number that no fact gives")}
+    if a is not None:
+        properties |= {
+            "value": f"{a.value:g} {a.unit}",
+            "p5-p95": f"{a.low:g} to {a.high:g}" if a.low and a.high else "exact",
+        }
+        properties |= {"status": a.status, "source": a.source}
+    if found is not None:
+        single = {"gap": found.gap, "left": found.left, "reach": Figure("reach", found.reach, "1", "derived")}
+        factor = next((f for f in found.factors if f.name == name), None)
+        if name in single:
+            properties["value"] = single[name]
+        elif factor is not None:
+            properties |= {"yours": factor.start, "believed": factor.believed, "must be": factor.needed}
+    return Table(
+        "explained", a.label if a else name, PROPERTIES, tuple(properties.items()), (BILL,) if name in GAP else ()
+    )
 
 
 def sources_table(book: Book, tables: Iterable[Table]) -> Table:
@@ -83,48 +174,28 @@ def _named(book: Book, tables: Iterable[Table]) -> list[str]:
     return [i for i in book.facts if i in words]
 
 
-def compare_tables(appraisal: Appraisal) -> tuple[Table, Table]:
-    """The reported and the measured cost and energy of a query, then the factors of the gap.
-
-    HarnessError if no measurement has a cost. If published measurements stand in for a GPU run, the title says so.
-    """
-    c, found = appraisal.context, appraisal.measurements
-    if appraisal.ladder is None:
-        raise HarnessError("no run given has a cost of a query", "compare a run with finished requests and a price")
-    start = appraisal.gaps[0][0]
-    gaps = [Line(f"reported / {each.model}", quantity) for each, quantity in appraisal.gaps]
-    body, notes = rows([*per_query(c)[::2], *gaps], c.book)
-    usd = [_row_of(each, f"cost, {each.model}", each.usd_per_query) for each in found]
-    wh = [_row_of(each, f"energy, {each.model}", each.wh_per_query) for each in found if each.wh_per_query]
-    reported = [_fact_row(f"{c.book[i].entity}: {c.book[i].metric}", c.book[i]) for i in PUBLISHED_ENERGY]
-    title = "A query, reported and measured"
-    if start.usd_per_query.status == "published":
-        title = f"No GPU run given: published GPU measurements ({start.source}) stand in. {title}"
-    prices = {each.usd_per_gpu_hour for each in found if each.usd_per_gpu_hour is not None}
-    priced = sorted(f"measured cost at {price:g} USD/GPU-hour" for price in prices)
-    first = Table("compare", title, COLUMNS, (*usd, *body, *wh, *reported), (*appraisal.caveats, *priced, *notes))
-    return first, ladder_table(appraisal.ladder, start)
+def compare_tables(appraisal: Appraisal) -> list[Table]:
+    """The screen, and what must be true as figures."""
+    found = appraisal.agreement
+    return [*screen_tables(appraisal, quote=True), *([must_be_table(found)] if found is not None else [])]
 
 
-def ladder_table(steps: Ladder, start: Measurement) -> Table:
-    """The gap between the reported and the measured cost, its factors, and the value that each factor needs."""
-    about = (str(steps.gap.period), ", ".join(sorted(steps.gap.basis)))
-    names = " * ".join(rung.assumption.name for rung in steps.rungs)
-    gap = ("gap", steps.gap.figure("gap"), "", *about, "derived", steps.gap.terms)
-    product = ("product of the factors", steps.product, "", *about, "derived", names)
-    rest = f"gap of {', '.join(steps.gap.ids)} / product"
-    left = ("left over: gap / product", steps.left, "", *about, "derived", rest)
-    factors = (
-        (a.label, rung.multiplier, rung.needed, *about, a.status, f"{a.name}: {a.source}")
-        for a, rung in ((rung.assumption, rung) for rung in steps.rungs)
-    )
-    notes = (
-        f"from {start.model}, {start.conditions} ({start.source})",
-        "factors are independent and lognormal with the p5 and p95 shown; --set NAME=LOW:HIGH changes one",
-        "needed: what the provider's value must be for the factors to multiply to the gap",
-    )
-    columns = ("factor", "multiplies by", "needed", "period", "basis", "status", "source")
-    return Table("ladder", "What must be true for the two to agree", columns, (gap, *factors, product, left), notes)
+def full_tables(appraisal: Appraisal) -> list[Table]:
+    """Everything that `compare` knows: the screen, the measurements, every comparison and the contradictions."""
+    c = appraisal.context
+    body = [_row_of(each, f"cost of a query, {each.model}", each.usd_per_query) for each in _measured(appraisal)]
+    body += [
+        _row_of(each, f"energy of a query, {each.model}", each.wh_per_query)
+        for each in _measured(appraisal)
+        if each.wh_per_query
+    ]
+    measured = Table("measured", "Measured cost and energy of a query", COLUMNS, tuple(body), appraisal.caveats)
+    named = (comparison_table(c, name) for name in (*TABLES, CONTRADICTIONS))
+    return [*compare_tables(appraisal), measured, *named]
+
+
+def _measured(appraisal: Appraisal) -> Sequence[Measurement]:
+    return [*appraisal.measurements, *appraisal.points]
 
 
 def rows(lines: Iterable[Line], book: Book) -> tuple[tuple[Row, ...], tuple[str, ...]]:

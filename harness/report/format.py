@@ -44,6 +44,36 @@ def number(value: float, like: float | None = None, decimals: int = 12) -> str:
     return fixed if like is not None else min(f"{float(value)!r}", fixed, key=len)
 
 
+def brief(value: float, digits: int = 2, like: float | None = None) -> str:
+    """A number at so many significant digits, as a screen prints it; `like`: at the scale of that number.
+
+    >>> [brief(x) for x in (0.0123, 1.358, 684123.0, 1.187e9, 1249, 0)]
+    ['0.012', '1.4', '0.68 M', '1.2 bn', '1,200', '0']
+    >>> brief(1.9994, 3), brief(6.38e9, 3, 8.7e9)
+    ('2.00', '6.38 bn')
+    """
+    size = abs(value if like is None else like)
+    for least, unit, word in ((1e12, 1e12, " tn"), (1e9, 1e9, " bn"), (1e5, 1e6, " M")):
+        if size >= least:
+            return brief(value / unit, digits, 1.0) + word
+    if value == 0:
+        return "0"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    rounded = round(value, places)
+    return f"{rounded:.{digits}g}" if abs(value) < 1e-4 else f"{rounded:,.{max(0, places)}f}"
+
+
+def span(low: float, high: float, digits: int = 2, like: float | None = None) -> str:
+    """Two ends at one scale, which is printed once; one number, if they print alike.
+
+    >>> span(6.375e9, 8.75e9, 3), span(0.988, 1.3576, 3), span(1.0, 1.001)
+    ('6.38-8.75 bn', '0.988-1.36', '1.0')
+    """
+    like = high if like is None else like
+    first, last = brief(low, digits, like), brief(high, digits, like)
+    return last if first == last else f"{first.partition(' ')[0]}-{last}"
+
+
 def ends(figure: Figure) -> str | None:
     """The interval or bound of a figure without its value; None if it has none."""
     factor, unit = scale(figure)

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -102,7 +103,8 @@ def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | Non
 
 
 def _run_file(kind: Format, point: Result, now: datetime, path: Path, digest: str) -> RunFile:
-    model = ModelIdentity(asked=point.model, precision=point.precision)
+    total, active = size_in(point.model or "")
+    model = ModelIdentity(point.model, precision=point.precision, parameters=total, active_parameters=active)
     info = EngineInfo(point.engine, None, model, "cuda" if point.gpu else "unknown", point.gpus or 1, 0, None)
     said = dataclasses.asdict(replace(point, records=()))
     imported = {key: said[key] for key in ("version", "measured", "figures", "notes", "doubts")}
@@ -116,6 +118,22 @@ def _run_file(kind: Format, point: Result, now: datetime, path: Path, digest: st
         environment={"gpus": [{"name": point.gpu}] * (point.gpus or 1)} if point.gpu else {},
         imported={"tool": kind.tool, "file": path.name, "sha256": digest, **imported},
     )
+
+
+def size_in(name: str) -> tuple[int | None, int | None]:
+    """Parameters and active parameters as a model's name gives them; None where it does not.
+
+    >>> size_in("meta-llama/Llama-3.3-70B-Instruct"), size_in("Qwen3-235B-A22B-FP8"), size_in("gpt-oss")
+    ((70000000000, 70000000000), (235000000000, 22000000000), (None, None))
+    >>> size_in("Mixtral-8x7B"), size_in("Llama-4-Scout-17B-16E")  # the sum is not in the name
+    ((None, None), (None, None))
+    """
+    if re.search(r"\d+E(?![a-z0-9])", name):
+        return None, None
+    found = re.findall(r"(?<![\w.])(\d+x|A)?(\d+(?:\.\d+)?)([BM])(?![a-z0-9])", name, re.IGNORECASE)
+    sizes = {mark.upper(): round(float(number) * {"B": 1e9, "M": 1e6}[unit.upper()]) for mark, number, unit in found}
+    total = sizes.get("")
+    return total, sizes.get("A", total) if total else None
 
 
 def _content(text: str) -> Any:

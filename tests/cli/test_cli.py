@@ -123,6 +123,30 @@ def test_list_prints_what_is_shipped_and_stored(harness: Command) -> None:
 
 def test_facts_and_comparisons_need_no_run(harness: Command) -> None:
     assert "أنفقت OpenAI" in harness("facts", "A15").out
-    compared = harness("compare", "--table", "spend-revenue")
-    assert "No GPU run given" in compared.out
-    assert "1.539" in compared.out
+    shown = harness("compare")
+    assert "large published models on H100 stand in" in shown.out
+    assert "plausible" in shown.out
+    assert "1.559" in harness("compare", "--table", "spend-revenue").out
+    assert "= A16 / (revenue_nine)" in harness("compare", "--explain", "bill_press").out
+    assert "not judged" in harness("compare", "--provider", "anthropic").out
+    full = json.loads(harness("compare", "--full", "--format", "json").out)
+    assert sum(len(table["rows"]) for table in full["tables"]) > 400
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--provider", "acme"), ("unknown provider 'acme'", "anthropic")),
+        (("--spend", "-1"), ("--spend is -1", "above 0")),
+        (("--set", "gpu_price=1.3"), ("gpu_price 1.3", "--force")),
+        (("--set", "utilisation={uniform: {low: 0.2}}"), ("utilisation", "a distribution")),
+        (("--explain", "gossip"), ("nothing is named 'gossip'", "--full")),
+    ],
+)
+def test_a_mistake_in_a_comparison_is_named(harness: Command, words: tuple[str, ...], said: tuple[str, ...]) -> None:
+    left = harness("compare", *words)
+    assert left.code == 2
+    assert "Traceback" not in left.err
+    for each in said:
+        assert each in left.err
+    assert harness("compare", "--set", "gpu_price=1.3", "--force").code == 0

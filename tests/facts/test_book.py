@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from places import ROOT
 
 from harness.errors import HarnessError
 from harness.facts.appraisal import shipped_book
-from harness.facts.book import SHIPPED, Fact, assume, period, read_book, unit_powers
+from harness.facts.book import SHIPPED, Fact, assume, columns_of, read_book, unit_powers
+from harness.facts.period import period
 from harness.report import text
 from harness.report.facts import fact_table
 
@@ -29,7 +29,7 @@ ROW = {
 
 def table(*rows: dict[str, str]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in fields(Fact)])
+    writer = csv.DictWriter(out, columns_of(Fact))
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
@@ -37,7 +37,7 @@ def table(*rows: dict[str, str]) -> str:
 
 def test_every_shipped_row_is_valid() -> None:
     layers = [fact.layer for fact in shipped_book().facts.values()]
-    assert (layers.count("articles"), layers.count("outside"), len(layers)) == (88, 25, 113)
+    assert (layers.count("articles"), layers.count("outside"), len(layers)) == (88, 136, 224)
 
 
 def test_quotes_are_kept_to_the_letter() -> None:
@@ -67,7 +67,6 @@ def test_every_contradiction_and_source_names_a_fact() -> None:
         ("value", "2,5", "a number of at least 0"),
         ("value", "2_5", "a number of at least 0"),
         ("value", "nan", "a number of at least 0"),
-        ("value", "-1", "a number of at least 0"),
         ("value", "inf", "a number of at least 0"),
         ("value_low", "1", "value_low and value_high with range"),
         ("value", "", "value_low and value_high with range"),
@@ -118,11 +117,27 @@ def test_a_file_with_other_columns_or_too_many_cells_is_refused() -> None:
         read_book(TEXTS, [("mine.csv", table() + '"A')])
 
 
+def test_only_a_fraction_may_be_below_0() -> None:
+    margin = ROW | {"value": "-0.9", "unit": "fraction", "currency": ""}
+    assert read_book(TEXTS, [("mine.csv", table(margin))]).facts["U1"].value == -0.9
+    with pytest.raises(HarnessError, match=r"value is -1.0\n.*only a fraction may be below 0"):
+        read_book(TEXTS, [("mine.csv", table(ROW | {"value": "-1"}))])
+
+
+def test_a_belief_may_have_any_distribution() -> None:
+    changed = assume(shipped_book(), {"utilisation": {"uniform": {"low": 0.2, "high": 0.6}}}).assumptions["utilisation"]
+    # p5 and p95 of a uniform: 0.2 + 0.05 * 0.4 and 0.2 + 0.95 * 0.4
+    assert [changed.low, changed.value, changed.high] == pytest.approx([0.22, 0.4, 0.58])
+    assert changed.distribution.kind == "uniform"
+    with pytest.raises(HarnessError, match="a number, LOW:HIGH or a distribution"):
+        assume(shipped_book(), {"utilisation": {"uniform": {"low": 0.2}}})
+
+
 def test_a_fact_must_pass_every_filter() -> None:
     shipped = shipped_book()
     assert [f.id for f in shipped.select(metric="inference spend", layer="articles")] == ["A15", "A16"]
     assert [f.id for f in shipped.select(entity="openai", status="rumour", period="2025-11")] == ["A04"]
-    assert [f.id for f in shipped.select(period="Jan-Sep 2025", status="leaked")] == ["A02", "A16"]
+    assert [f.id for f in shipped.select(period="Jan-Sep 2025", status="leaked", layer="articles")] == ["A02", "A16"]
     with pytest.raises(HarnessError, match="unknown status 'true'"):
         shipped.select(status="true")
     with pytest.raises(HarnessError, match="no fact 'Z9'"):
@@ -146,7 +161,7 @@ def test_assumptions_change_by_value_or_interval() -> None:
     assert [changed["utilisation"].low, changed["utilisation"].value] == pytest.approx([0.1, 0.2])
     for wrong in ("lots", "0.5:0.1", 0, "0.1:0.2:0.3", "0.5:1.1", "nan", True, None):
         with pytest.raises(
-            HarnessError, match=r"--set: chat_share is .*\n.* a number or LOW:HIGH, above 0 and at most 1"
+            HarnessError, match=r"--set: chat_share is .*\n.* LOW:HIGH or a distribution, above 0 and at most 1"
         ):
             assume(shipped_book(), {"chat_share": wrong})
     with pytest.raises(HarnessError, match=r"unknown assumption 'chat'\n.*choose one of"):
@@ -184,7 +199,7 @@ def test_a_unit_is_a_product_of_powers_of_words() -> None:
 
 def test_the_documentation_names_every_column_and_shows_the_error_as_it_is() -> None:
     text = (DATA.parents[1] / "docs" / "reported.md").read_text("utf-8")
-    assert [field.name for field in fields(Fact) if f"`{field.name}`" not in text] == []
+    assert [name for name in columns_of(Fact) if f"`{name}`" not in text] == []
     with pytest.raises(HarnessError) as refused:
         read_book(TEXTS, [("mine.csv", table(ROW, {**ROW, "id": "U2", "period_start": "", "period_end": "H1 2024"}))])
     assert f"    error: {refused.value}".replace("\n", "\n    ") in text

@@ -26,6 +26,7 @@ from harness.report import changes, document, format, formats, tables
 from harness.report.format import scale
 from harness.report.formats import Format
 from harness.report.markup import PREAMBLE, latex
+from harness.report.screen import SCREEN
 from harness.report.table import Table
 from harness.store.run import read_run
 
@@ -46,7 +47,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
 def test_the_tables_of_one_run(one: list[Table]) -> None:
     assert [table.name for table in one] == [
         "run", "throughput", "latency", "goodput", "tokens", "client", "errors", "energy", "joules", "limits",
-        "findings", "cost", "tiers", "tornado", "assumptions", "compare", "ladder", "reported", "sources",
+        "findings", "cost", "tiers", "tornado", "assumptions", *SCREEN, "must-be", "reported", "sources",
         "environment",
     ]  # fmt: skip
     assert {table.source for table in one if table.name not in document.NOT_OF_A_RUN} == {one[0].source}
@@ -55,7 +56,7 @@ def test_the_tables_of_one_run(one: list[Table]) -> None:
 
 def test_the_tables_over_several_runs_come_before_those_of_each(several: list[Table]) -> None:
     names = [table.name for table in several]
-    assert names[:7] == ["runs", "slo", "interactivity", "tiers", "compare", "ladder", "sources"]
+    assert names[:11] == ["runs", "slo", "interactivity", "tiers", *SCREEN, "must-be", "sources"]
     assert names.count("latency") == 3
     assert len({table.source for table in several if table.name == "latency"}) == 3
 

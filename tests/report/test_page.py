@@ -7,7 +7,6 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import chromium
@@ -20,13 +19,12 @@ from harness.cost.bill import Costs
 from harness.cost.by_token import cost_of_query
 from harness.cost.pricing import phase_split, price_run, priced_for
 from harness.facts import whatif
-from harness.facts.appraisal import appraise, measurement_of, shipped_book
-from harness.facts.book import assume
-from harness.facts.comparisons import Context
-from harness.facts.gap import gap, ladder, reported_per_query
+from harness.facts.appraisal import shipped_book
+from harness.facts.formulas import Context
+from harness.facts.gap import bill_a_prompt
 from harness.model import Figure, ModelIdentity, Record, Summary
 from harness.report import page
-from harness.report.facts import compare_tables, facts_table
+from harness.report.facts import facts_table
 from harness.report.table import Table
 from harness.store.directory import RunWriter
 from harness.store.run import Run
@@ -156,19 +154,13 @@ def test_at_20_random_settings_the_page_shows_what_the_verbs_print(
         if which == 1:
             assert found["usd_per_million_output_tokens"] == printed(costs, "usd_per_million_output_tokens"), x
             assert found["wh_per_query"] == printed(costs, "wh_per_query", longer), x
-        # `harness compare` where the fleet has that price and utilisation too; the split has priced the tokens already.
-        tokens = x["output"] if which == 1 else measured
-        fleet = {"gpu_price": x["price"], "utilisation": x["utilisation"], "chat_share": x["chat_share"]}
-        book = assume(BOOK, fleet | {"tokens_per_query": tokens})
-        sets = {key: x[slider] for slider, key in whatif.COST if slider in x}
-        point = measurement_of(price_run(*RUNS[0], None, sets))
-        if which == 0:
-            point = replace(point, usd_per_query=costs["usd_per_query"])
-        left = ladder(book, gap(Context(book), point), point).left
-        assert found["left"] == digits(left.value, left.low, left.high), x
-        assert found["agreeing_usd_per_hour"][:1] == digits(left.value, factor=x["price"]), x
-        reported_usd = reported_per_query(Context(BOOK)).value
-        assert found["reported_usd_per_query"] == digits(reported_usd, factor=x["chat_share"])
+        bill, cost = bill_a_prompt(Context(BOOK)), costs["usd_per_query"].value
+        assert bill.value is not None
+        assert cost is not None
+        gap = x["chat_share"] / (cost * longer)
+        assert found["reported_usd_per_query"] == digits(bill.value, bill.low, bill.high, factor=x["chat_share"])
+        assert found["gap"] == digits(bill.value, bill.low, bill.high, factor=gap), x
+        assert found["agreeing_usd_per_hour"][:1] == digits(bill.value * gap, factor=x["price"]), x
         assert found["queries_per_subscription"][0] == pytest.approx(20 / found["usd_per_query"][0], rel=1e-3)
 
 
@@ -193,39 +185,34 @@ def test_the_commands_on_a_page_print_what_the_page_shows(
     move(
         tab, {"price": 2.34, "utilisation": 0.43, "chat_share": 0.27}
     )  # at the run's own length: `cost` knows no other
+    commands = tab.evaluate("document.querySelector('.commands').textContent").split("\n")
+    assert [command.split()[1] for command in commands] == ["cost", "compare"]
     cost, compare = (
         {
             str(row[0]): row[1:]
             for table in json.loads(harness(f"{command} --format json"))["tables"]
             for row in table["rows"]
         }
-        for command in tab.evaluate("document.querySelector('.commands').textContent").split("\n")
+        for command in commands
     )
-    found, left = shown(tab), compare["left over: gap / product"][0]
+    found = shown(tab)
     for name in ("usd_per_query", "usd_per_million_output_tokens"):
         each, mean = cost[name][0], cost[f"{name}.mean"][0]
         assert found[name] == digits(each["value"], each["low"], each["high"], mean["value"])
-    assert found["left"] == digits(left["value"], left["low"], left["high"])
+    gap = compare["reported / measured"][1]["value"]  # of draws, and of all the bill
+    assert found["gap"][0] == pytest.approx(gap * 0.27, rel=0.1)
 
 
-def test_published_measurements_move_as_compare_moves_them(
+def test_published_measurements_move_with_their_price(
     tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path
 ) -> None:
     start = next(start for start in starts if start["label"].startswith("published"))
     tab.open(written(tmp_path, page.render("t", [], (), [start])))
     x = settings(start, 0)
     move(tab, x)
-    names = {
-        "price": "gpu_price",
-        "output": "tokens_per_query",
-        "utilisation": "utilisation",
-        "chat_share": "chat_share",
-    }
-    book = assume(BOOK, {name: x[slider] for slider, name in names.items()})
-    table = compare_tables(appraise([], book))[1]
-    left = next(row[1] for row in table.rows if str(row[0]).startswith("left over"))
-    assert isinstance(left, Figure)
-    assert shown(tab)["left"] == digits(left.value, left.low, left.high)
+    once = shown(tab)["gap"]
+    move(tab, {**x, "price": x["price"] / 2})
+    assert shown(tab)["gap"] == pytest.approx([2 * end for end in once], rel=1e-3)
 
 
 def test_a_page_loads_nothing_and_runs_no_text_of_a_run(
@@ -271,14 +258,14 @@ def test_keys_move_a_slider_and_a_screen_reader_announces_it(
 ) -> None:
     tab.open(written(tmp_path, page.render("t", [], (), starts)))
     heard = "document.querySelector('[aria-live=polite]').textContent"
-    before, said = shown(tab)["left"], tab.evaluate(heard)
+    before, said = shown(tab)["gap"], tab.evaluate(heard)
     tab.evaluate("document.querySelector('label[for=slide-chat_share]').control.focus()")
     for kind in ("rawKeyDown", "keyUp"):
         tab.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
-    assert shown(tab)["left"] == pytest.approx([x * 0.41 / 0.40 for x in before], rel=1e-3)
+    assert shown(tab)["gap"] == pytest.approx([x * 0.41 / 0.40 for x in before], rel=1e-3)
     assert tab.evaluate(heard) != said
     tab.evaluate("document.querySelector('#what-if button').click()")
-    assert shown(tab)["left"] == before
+    assert shown(tab)["gap"] == before
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -117,7 +117,7 @@
       asides.push(start.figures.find((figure) => figure.name === name).status);
       row.querySelector(".aside").textContent = asides.join("; ");
     }
-    gauge(found.left);
+    gauge(found.gap);
     $(".commands").textContent = start.commands
       .map(([verb, sets]) => verb + sets.map(([slider, key]) => ` --set ${key}=${sliders[slider]}`).join(""))
       .join("\n");
@@ -135,7 +135,7 @@
   // For those who listen: once a slider has come to rest, not at every step.
   function say() {
     const text = results
-      .filter((row) => ["usd_per_query", "left"].includes(row.dataset.figure))
+      .filter((row) => ["usd_per_query", "gap"].includes(row.dataset.figure))
       .map((row) => `${row.querySelector("th").textContent}: ${row.querySelector(".value").textContent}`);
     $("[aria-live]").textContent = text.join(". ");
   }

@@ -1,0 +1,256 @@
+"""The formulas of comparisons.csv: + - * / and a few functions over facts, assumptions and other rows."""
+
+import ast
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate, repeat
+
+from harness.errors import HarnessError
+from harness.facts.book import Book, Comparison
+from harness.facts.claims import (
+    Quantity,
+    Refused,
+    about,
+    at_least,
+    combine,
+    exact,
+    growth,
+    held,
+    length,
+    of_fact,
+    printed,
+    prorata,
+    rebased,
+    rest,
+    root,
+    time_mean,
+)
+from harness.facts.period import Period, period
+from harness.facts.revenue import nine_months
+
+CONSTANTS: Mapping[str, tuple[float, str]] = {
+    "million": (1e6, "token/Mtoken"),
+    "kW_per_GW": (1e6, "kW/GW"),
+    "kW_per_MW": (1e3, "kW/MW"),
+    "MW_per_GW": (1e3, "MW/GW"),
+    "Wh_per_kWh": (1e3, "Wh/kW-hour"),
+    "W_hours": (1, "kWh/kW-hour"),
+    "MWh_per_Wh": (1e-6, "MW-hour/Wh"),
+    "a_query": (1, "query/prompt"),
+    "message_query": (1, "query/message"),
+    "minutes_a_day": (1440, "minute/day"),
+    "hours_a_day": (24, "hour/day"),
+    "seconds_a_day": (86400, "second/day"),
+    "seconds_an_hour": (3600, "second/hour"),
+    "gpus_a_node": (8, "GPU/node"),
+    "years": (1, "year"),
+}
+"""Name -> number and unit."""
+LENGTHS = ("month", "week", "day", "hour", "year")
+SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The inputs of a comparison: facts, assumptions, and the measured cost if there is one."""
+
+    book: Book
+    measured: Quantity | None = None
+    """Of output tokens, in USD/Mtoken; its `ids` name the run."""
+    force: bool = False
+    """Compute ratios of figures that do not compare, and stamp them."""
+    rounding: bool = True
+    """Carry half a digit of every printed number; without it a bare number is a point."""
+    known: dict[str, "Quantity | HarnessError"] = field(default_factory=dict, compare=False, repr=False)
+    """Results of rows that were computed before."""
+
+    def fact(self, fact_id: str) -> Quantity:
+        return of_fact(self.book[fact_id], self.rounding)
+
+    def printed(self, fact_id: str) -> Quantity:
+        """A fact at its printed digits, also if it says `about`."""
+        found = printed(self.book[fact_id])
+        if self.rounding or not found.rounded or found.value is None:
+            return found
+        return replace(found, low=found.value, high=found.value, rounded=False)
+
+    def given(self, name: str) -> Quantity:
+        """An assumption: `~` with its p5 and p95 as ends, or exact if it has none."""
+        a = self.book.assumptions[name]
+        number = exact(a.value, a.unit, name, status=a.status, why=a.source)
+        return number if a.low is None or a.high is None else replace(about(number), low=a.low, high=a.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One result of a comparison, or why it was refused."""
+
+    label: str
+    result: Quantity | HarnessError
+    name: str = ""
+    scope: str = ""
+
+
+def table_lines(c: Context, table: str, provider: str | None = None) -> tuple[Line, ...]:
+    """The results of the rows of a table, of one provider or of all."""
+    rows = (row for row in c.book.comparisons.values() if row.table == table and provider in (None, row.provider))
+    return tuple(Line(row.label, result(c, row.name), row.name, row.scope) for row in rows)
+
+
+def result(c: Context, name: str) -> Quantity | HarnessError:
+    """The result of a row, or why it was refused."""
+    if name not in c.known:
+        try:
+            c.known[name] = _row(c, c.book.comparisons[name])
+        except HarnessError as refusal:
+            c.known[name] = refusal
+    return c.known[name]
+
+
+def quantity(c: Context, name: str) -> Quantity:
+    """The result of a row. HarnessError if it was refused, or if there is no such row."""
+    if name not in c.book.comparisons:
+        raise HarnessError(f"no row '{name}' in comparisons.csv", "see `harness compare --full`")
+    found = result(c, name)
+    if isinstance(found, HarnessError):
+        raise found
+    return found
+
+
+def evaluate(c: Context, formula: str, over: Period | None = None) -> Quantity:
+    """The value of a formula. States of one date are held over the period `over`. HarnessError for a wrong formula."""
+    return _value(c, ast.parse(formula.strip(), mode="eval").body, over)
+
+
+def _row(c: Context, row: Comparison) -> Quantity:
+    above = evaluate(c, row.numerator, row.period)
+    if not row.denominator:
+        return above
+    return combine(above, "/", evaluate(c, row.denominator, row.period), force=c.force)
+
+
+def _value(c: Context, node: ast.expr, over: Period | None) -> Quantity:
+    if isinstance(node, ast.BinOp) and type(node.op) in SIGNS:
+        left, right = _value(c, node.left, over), _value(c, node.right, over)
+        return combine(left, SIGNS[type(node.op)], right, force=c.force)
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return exact(node.value, "ratio", f"{node.value:g}")
+    if isinstance(node, ast.Name):
+        return _named(c, node.id, over)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS:
+        takes, function = FUNCTIONS[node.func.id]
+        before = ([c] if "context" in takes else []) + ([over] if "period" in takes else [])
+        return function(*before, *(_argument(c, arg, over, "ids" in takes) for arg in node.args))
+    raise HarnessError(f"'{ast.unparse(node)}' is not a formula", "use ids of facts, names of rows, numbers, + - * /")
+
+
+def _argument(c: Context, node: ast.expr, over: Period | None, raw: bool) -> object:
+    """The value of an argument; `raw`: of a name the name itself. A function that moves a figure gets it as it is."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    return (
+        node.id if raw and isinstance(node, ast.Name) else _value(c, node, None if isinstance(node, ast.Name) else over)
+    )
+
+
+def _named(c: Context, name: str, over: Period | None) -> Quantity:
+    if name in LENGTHS and over is not None:
+        return length(Quantity(1, 1, 1, False, (), over, frozenset(), (), name, (), ()), name)
+    if name in CONSTANTS:
+        value, unit = CONSTANTS[name]
+        return exact(value, unit, f"{value:g}")
+    if name == "measured":
+        if c.measured is None:
+            raise Refused("no measured cost", "name a run")
+        return c.measured
+    if name in c.book.assumptions:
+        return c.given(name)
+    found = c.fact(name) if name in c.book.facts else quantity(c, name)
+    state = found.period is not None and found.period.start is None
+    return held(found, over) if state and over is not None else found
+
+
+def revenue_floor(c: Context, share: str) -> Quantity:
+    """Total revenue from the net `share` that a partner kept: net share / rate; a floor, since net <= gross.
+
+    The rate (A04) is taken to hold over the share's period; its status, rumour, is among the result's statuses.
+    """
+    return at_least(_gross(c, share)) / _rate(c, c.book[share].period, "A04")
+
+
+def _gross(c: Context, share: str) -> Quantity:
+    why = f"{share} is net of what the partner owes back (A07), so at most the gross share"
+    return rebased(c.fact(share), "gross", why)
+
+
+def _rate(c: Context, over: Period | None, fact_id: str) -> Quantity:
+    """A rate that a contract fixes: exact, and valid over the whole period."""
+    rate = of_fact(c.book[fact_id])
+    return rate if over is None else held(rate, over, by_contract=True)
+
+
+def press_nine(c: Context, path: str = "non-falling", half: str = "A11", year: str = "E09") -> Quantity:
+    """Revenue of the first nine months from the figures of the first half and of the year (`nine_months`)."""
+    return nine_months(c.printed(half), c.printed(year), path)
+
+
+def _whole(bill: Quantity) -> Quantity:
+    """One supplier's bill as a floor of what all suppliers were paid."""
+    return at_least(rebased(bill, "all-suppliers", f"{bill.terms} is one supplier's: a floor for all of them"))
+
+
+def _plan_sum(over: Period | None, base: Quantity, yearly: Quantity, years: int) -> Quantity:
+    """Revenue of the next `years` years added up, growing from `base` by one factor a year."""
+    assert yearly.value is not None
+    powers = sum(accumulate(repeat(yearly.value, years), operator.mul))
+    total = about(replace(base, period=over) * exact(powers, "ratio", f"sum(g^1..g^{years})"))
+    said = (*total.assumptions, f"revenue grows by one factor a year, g = {yearly.terms}")
+    ids = tuple(dict.fromkeys((*base.ids, *yearly.ids)))
+    return replace(rebased(total, "stock", "revenue of several years added up"), ids=ids, assumptions=said)
+
+
+def _moved(a: Quantity, first: str, last: str) -> Quantity:
+    """A figure whose date or span is read as this period, as an assumption."""
+    into = period(first, last)
+    return replace(a, period=into, assumptions=(*a.assumptions, f"{a.terms} read as {into}"))
+
+
+def _mean(c: Context, over: Period | None, *ids: str, logs: bool = False) -> Quantity:
+    return time_mean([c.fact(i) for i in ids], _span(over), logs)
+
+
+def _span(over: Period | None) -> Period:
+    if over is None:
+        raise HarnessError("a formula without a period", "give the row a span")
+    return over
+
+
+FUNCTIONS: Mapping[str, tuple[str, Callable[..., Quantity]]] = {
+    "floor": ("context ids", revenue_floor),
+    "gross": ("context ids", _gross),
+    "nine": ("context ids", press_nine),
+    "printed": ("context ids", lambda c, fact_id: c.printed(fact_id)),
+    "rate": ("context period ids", _rate),
+    "mean": ("context period ids", _mean),
+    "log_mean": ("context period ids", partial(_mean, logs=True)),
+    "prorata": ("period", lambda over, a: prorata(a, _span(over))),
+    "plan_sum": ("period", _plan_sum),
+    "whole": ("", _whole),
+    "rest": ("", rest),
+    "growth": ("", growth),
+    "root": ("", root),
+    "moved": ("", _moved),
+    "basis": ("", lambda a, tags: rebased(a, tags, f"{a.terms} counted as {tags}")),
+    "number": ("", lambda value, unit: exact(value, unit, f"{value:g}", status="given")),
+}
+"""Name -> what it takes before its arguments (`context`, `period`), `ids` if arguments are names, and the function."""
+
+
+def named_ids(formulas: Sequence[str]) -> Iterator[str]:
+    """The names in formulas, in order."""
+    for formula in formulas:
+        for node in ast.walk(ast.parse(formula.strip() or "1", mode="eval")):
+            if isinstance(node, ast.Name):
+                yield node.id

@@ -1,0 +1,186 @@
+"""The first screen of `compare`: is the reported bill plausible, and what would have to be true."""
+
+import re
+
+from harness.errors import HarnessError
+from harness.facts.appraisal import Appraisal
+from harness.facts.claims import Quantity
+from harness.facts.formulas import Context, result
+from harness.facts.gap import Agreement
+from harness.facts.verdict import place
+from harness.model import Figure
+from harness.report.format import brief, span
+from harness.report.table import PROPERTIES, Cell, Table
+
+SCREEN = ("question", "against-revenue", "against-measurement", "against-power", "verdict")
+"""The tables of the screen."""
+
+
+def screen_tables(appraisal: Appraisal, quote: bool = False) -> list[Table]:
+    """The screen of one provider, in reading order; `quote`: with a sentence for a report and its caveat."""
+    said = (*appraisal.verdict, *(quotable(appraisal) if quote else ()))
+    return [
+        Table("question", question(appraisal), PROPERTIES, tuple(_yours(appraisal))),
+        _section(appraisal, "revenue", "1  Against revenue", ("ratio", "value", "of", "explain")),
+        _measurement(appraisal),
+        _section(appraisal, "power", "3  Against power", ("quantity", "value", "of", "explain")),
+        Table("verdict", "Verdict", PROPERTIES, said),
+    ]
+
+
+def question(appraisal: Appraisal) -> str:
+    """What the screen answers, in one line."""
+    row = appraisal.subject
+    fact = appraisal.context.book[row.row]
+    money, _, per = fact.unit.partition("/")
+    amount = f"{money} {brief(fact.value or 0.0, 3)}" + (f" a {per}" if per else "")
+    return f"Is {fact.entity}'s {amount} {row.label} {fact.period} plausible?"
+
+
+def quotable(appraisal: Appraisal) -> tuple[tuple[str, str], ...]:
+    """One sentence for a report, and the caveat that must go with it; empty where nothing was judged."""
+    found, c = appraisal.agreement, appraisal.context
+    if found is None:
+        return ()
+    fact = c.book[appraisal.subject.row]
+    ratio, whose = (
+        claim_text(result(c, "bill_press"), 3),
+        "the measured one" if appraisal.starts else "published GPU measurements",
+    )
+    sentence = (
+        f"{fact.entity}'s {fact.status} inference bill of USD {brief(fact.value or 0.0, 3)} in {fact.period} is "
+        f"{ratio} times its press revenue; a prompt costs {times(found.gap)} times {whose}, and factors that nobody "
+        f"reports make up that gap with a probability of {found.reach:.0%}."
+    )
+    caveat = (
+        "The bill is leaked, of one supplier and not confirmed; prompts, model, price, and the shares for chat and for "
+        "serving are assumptions with the ranges shown, not measurements."
+    )
+    return ("to quote", sentence), ("only with", caveat)
+
+
+def must_be_table(found: Agreement) -> Table:
+    """What must be true: every factor's value here, what is believed, and what it must be, as figures."""
+    rows: tuple[tuple[Cell, ...], ...] = (
+        ("reported bill a prompt", "", found.reported, "", "", "gap"),
+        ("measured cost a query", found.measured, "", "", "", "gap"),
+        ("reported / measured", "", found.gap, "", "", "gap"),
+        ("reported / what the believed factors make", "", found.left, "", "", "left"),
+        (
+            "probability that the believed factors reach the bill",
+            "",
+            Figure("reach", found.reach, "1", "derived"),
+            "",
+            "",
+            "reach",
+        ),
+        *(
+            (f.label, f.start if f.start.value is not None else "", f.believed, f.needed, place(f.share), f.name)
+            for f in found.factors
+        ),
+    )
+    notes = (
+        f"models: {', '.join(found.kinds)}; each kind, each reading of the volume as likely as any other",
+        "must be: p5, median and p95 of the draws in which all factors make up the bill; "
+        "--set NAME=LOW:HIGH (or a distribution) changes a belief, --spend the bill",
+    )
+    return Table(
+        "must-be", "What must be true", ("factor", "yours", "believed", "must be", "verdict", "explain"), rows, notes
+    )
+
+
+def claim_text(q: Quantity | HarnessError, digits: int = 2) -> str:
+    """A claim at few digits.
+
+    >>> from harness.facts.claims import at_least, exact
+    >>> claim_text(at_least(exact(0.9942, "ratio", "a")))
+    '>= 0.99'
+    """
+    if isinstance(q, HarnessError) or q.value is None or q.bound == "n/a":
+        return "n/a"
+    low, high = (end if abs(end) < float("inf") else q.value for end in (q.low, q.high))
+    ends = span(low, high, digits, q.value)
+    if q.bound == "range":
+        return ends
+    value = brief(q.value, digits)
+    return f"{q.bound} {value}" + (f" ({ends})" if q.bound == "~" and ends != value else "")
+
+
+def times(figure: Figure, digits: int = 2) -> str:
+    """Median and interval, such as `27 (10-60)`; n/a without a value."""
+    if figure.value is None:
+        return "n/a"
+    low, high, middle = figure.low, figure.high, brief(figure.value, digits)
+    return middle if low is None or high is None or low == high else f"{middle} ({span(low, high, digits)})"
+
+
+def between(figure: Figure, digits: int = 2) -> str:
+    """The ends of an interval; the value, if there is none; n/a without a value."""
+    if figure.value is None or figure.low is None or figure.high is None:
+        return "n/a" if figure.value is None else brief(figure.value, digits)
+    return span(figure.low, figure.high, digits)
+
+
+MOST_RUNS = 2
+"""The most runs that the screen names."""
+
+
+def _yours(appraisal: Appraisal) -> list[tuple[str, str]]:
+    rows = [("yours", f"{each.model}, {each.conditions} ({each.source})") for each in appraisal.starts[:MOST_RUNS]]
+    if not appraisal.starts and appraisal.agreement is not None:
+        rows = [("no evidence given", "large published models on H100 stand in (ML.ENERGY leaderboard v3)")]
+    rows += [("an example", caveat) for caveat in appraisal.caveats[:MOST_RUNS]]
+    more = max(0, len(appraisal.starts) - MOST_RUNS) + max(0, len(appraisal.caveats) - MOST_RUNS)
+    return [*rows, *([("", f"and {more} more")] if more else [])]
+
+
+def _section(appraisal: Appraisal, section: str, title: str, columns: tuple[str, ...]) -> Table:
+    c = appraisal.context
+    rows = []
+    for row in appraisal.shown(section):
+        value = result(c, row.row) if row.row else HarnessError(row.remark, "")
+        unit = "" if isinstance(value, HarnessError) or value.unit_text == "ratio" else f" {value.unit_text}"
+        digits = 2 if isinstance(value, Quantity) and value.bound == "~" else 3
+        rows.append((row.label, claim_text(value, digits) + unit, filled(c, row.remark), row.row))
+    return Table(f"against-{section}", title, columns, tuple(rows))
+
+
+def filled(c: Context, text: str) -> str:
+    """The text with `{NAME}` replaced by the claim of a row, a fact or an assumption.
+
+    >>> from harness.facts.appraisal import shipped_book
+    >>> filled(Context(shipped_book()), "revenue {revenue_nine}")
+    'revenue 6.38-8.75 bn'
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1]
+        if name in c.book.assumptions:
+            a = c.book.assumptions[name]
+            return f"{span(a.low or a.value, a.high or a.value)} {a.unit}"
+        return claim_text(c.fact(name) if name in c.book.facts else result(c, name), 3).removeprefix("= ")
+
+    return re.sub(r"\{(\w+)\}", value, text)
+
+
+def _measurement(appraisal: Appraisal) -> Table:
+    found = appraisal.agreement
+    if found is None:
+        return _section(appraisal, "measurement", "2  Against your measurement", ("quantity", "value", "of", "explain"))
+    whose = "yours" if appraisal.starts else "published"
+    cents = f"reported {_cents(found.reported)} c, {whose} {_cents(found.measured)} c"
+    title = f"2  A prompt: {cents}: {times(found.gap)} times"
+    rows = tuple(
+        (f.label, "" if f.start.value is None else brief(f.start.value), *map(between, (f.believed, f.needed)),
+         place(f.share), f.name)
+        for f in found.factors
+    )  # fmt: skip
+    left = f"left over: {times(found.left)} times; the beliefs reach the bill with a probability of {found.reach:.0%}"
+    reasons = {f.needed.reason for f in found.factors if f.needed.reason}
+    columns = ("to close it", whose, "believed", "must be", "verdict", "explain")
+    return Table("against-measurement", title, columns, rows, (left, *sorted(reasons)))
+
+
+def _cents(figure: Figure) -> str:
+    scaled = [None if x is None else 100 * x for x in (figure.value, figure.low, figure.high)]
+    return times(Figure("cents", scaled[0], "c", "derived", scaled[1], scaled[2]))
