@@ -164,3 +164,12 @@ def test_a_damaged_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match=r"absent\.json"):
         store_points(tmp_path / "absent.json", tmp_path)
+
+
+def test_an_imported_model_has_the_size_that_its_name_gives(tmp_path: Path) -> None:
+    file = tmp_path / "serve.json"
+    text = (DATA / "vllm_serve.json").read_text("utf-8")
+    file.write_text(text.replace('"model_id": "known"', '"model_id": "meta-llama/Llama-3.3-70B-Instruct"'), "utf-8")
+    (directory,) = store_points(file, tmp_path / "results", "H100", 4)
+    model = read_run(directory).model
+    assert (model.parameters, model.active_parameters) == (70_000_000_000, 70_000_000_000)
