@@ -72,6 +72,7 @@ def measure_energy(
     status = readings.worst(gpus)
     findings, reason = doubts.of_readings(infos, gpus, start_s, end_s)
     reason = uncharged or reason
+    findings += doubts.of_others([s for s in found if s.device.domain not in readings.GPU])
     window = None if reason else readings.total(gpus, start_s, end_s)
     if window is None and reason is None:
         reason = "window-not-bracketed: the power readings do not span the window, or have a gap in it"
@@ -127,6 +128,8 @@ def _of_domain(found: Sequence[Source], domain: str, start_s: float, end_s: floa
         (f"energy_j.{domain.replace(' ', '_')}", "J") if domain != "gpu memory" else ("gpu_memory_power_w", "W")
     )
     why = "its readings do not span the window" if parts else "no meter read it"
+    if unread := [s.label for s in parts if s.rows["energy_j"].isna().all() and s.rows["error"].notna().all()]:
+        why = f"{', '.join(unread)} cannot be read"
     return replace(_bounded(name, readings.total(parts, start_s, end_s), why, unit), status=readings.worst(parts))
 
 
@@ -211,14 +214,17 @@ def _cross_check(gpus: Sequence[Source], window: Window | None, column: str, lab
 def _rest(
     found: Sequence[Source], below: Sequence[Figure], start_s: float, end_s: float, host_w: float | None
 ) -> Figure:
-    """Energy of the rest of the host: a meter at the plug less `below`, or else the declared power."""
-    name, plug = "energy_j.rest_of_host", _of_domain(found, "host", start_s, end_s)
-    if None not in (plug.value, *(rung.value for rung in below)):
+    """Energy of the rest of the host: a meter of the host less what is known of `below`, or else the declared power."""
+    name, host = "energy_j.rest_of_host", _of_domain(found, "host", start_s, end_s)
+    if host.value is not None:
+        known = [rung for rung in below if rung.value is not None]
         value, low, high = (
-            getattr(plug, end) - sum(getattr(rung, other) for rung in below)
+            getattr(host, end) - sum(getattr(rung, other) for rung in known)
             for end, other in (("value", "value"), ("low", "high"), ("high", "low"))
         )
-        return replace(plug, name=name, value=value, low=low, high=high)
+        within = ", ".join(rung.name.removeprefix("energy_j.") for rung in below if rung.value is None)
+        label = f"{host.interval}; with {within} in it" if within else host.interval
+        return replace(host, name=name, value=value, low=low, high=high, interval=label)
     if host_w is None:
         return _missing(name, "J", "no meter read it and no power was declared")
     joules = host_w * (end_s - start_s)
@@ -232,7 +238,8 @@ def _facility(rungs: Sequence[Figure], window: Window | None, reason: str | None
         return Figure(name, None, "J", "assumed", reason=reason or "no PUE was declared")
     known = [r for r in rungs if r.value is not None]
     value, low, high = (pue * sum(getattr(r, end) for r in known) for end in ("value", "low", "high"))
-    without = [r.name.removeprefix("energy_j.") for r in rungs if r.value is None]
+    whole = rungs[-1].value is not None and rungs[-1].status != "assumed"  # a meter of the host has what no other read
+    without = [] if whole else [r.name.removeprefix("energy_j.") for r in rungs if r.value is None]
     label = f"bound; PUE {pue:g} as declared" + (f"; without {', '.join(without)}" if without else "")
     return Figure(name, value, "J", "assumed", low, high, interval=label)
 

@@ -41,6 +41,13 @@ def of_readings(
     return found, reason
 
 
+def of_others(others: Sequence[Source]) -> Iterator[Finding]:
+    """Findings about failed readings of what is no GPU."""
+    for source in others:
+        if errors := sorted({e for text in source.rows["error"].dropna().unique() for e in text.split()}):
+            yield finding("meter-error", gpu=source.label, errors=", ".join(errors))
+
+
 def _of_source(source: Source, start_s: float, end_s: float) -> Iterator[Finding]:
     device, gpu, rows = source.device, source.label, source.rows
     inside = rows[(rows["after_s"] >= start_s) & (rows["before_s"] <= end_s)]

@@ -42,7 +42,7 @@ Format = Annotated[Literal["text", "md", "csv", "latex", "html", "json", "parque
 Precision = Annotated[
     list[str] | None, typer.Option("--precision", metavar="2%", help="Wanted 95% half-width, or FIGURE=2%; repeatable.")
 ]
-METERS = "auto (all that are found), none, nvml, rapl, prometheus:url=…, replay:path=…; repeatable."
+METERS = "auto (all that are found), none, nvml, rapl, redfish:url=…, prometheus:url=…, replay:path=…; repeatable."
 Meter = Annotated[list[str] | None, typer.Option(help=METERS)]
 Gpus = Annotated[
     str | None, typer.Option(metavar="LIST", help="The engine's GPUs, 0,1 or UUIDs, if they cannot be seen.")

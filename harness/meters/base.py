@@ -19,6 +19,7 @@ METERS: Mapping[str, str] = {
     "nvml": "harness.meters.nvml:NvmlReader",
     "prometheus": "harness.meters.prometheus:PrometheusReader",
     "rapl": "harness.meters.rapl:RaplReader",
+    "redfish": "harness.meters.redfish:RedfishReader",
     "replay": "harness.meters.replay:ReplayMeter",
 }
 """Name -> `module:class`. A class whose name ends in Reader is polled by a separate process (`sampler.Polled`)."""
@@ -50,7 +51,7 @@ def create_meter(name: str, options: Mapping[str, Any] | None = None) -> Meter:
     Traceback (most recent call last):
         ...
     harness.errors.HarnessError: unknown meter 'wattson'
-      fix: choose one of constant, nvml, prometheus, rapl, replay
+      fix: choose one of constant, nvml, prometheus, rapl, redfish, replay
     """
     if name not in METERS:
         raise HarnessError(f"unknown meter '{name}'", f"choose one of {', '.join(METERS)}")

@@ -4,6 +4,7 @@ import http.client
 import re
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ DCGM: Mapping[str, tuple[str, float]] = {
 """Column of a sample -> the exporter's metric and its factor to SI units."""
 COLLECT_S = 30.0
 """The exporter's default collection interval (its option -c), and so the maximum age of its values."""
+HOSTS = ("Hostname", "hostname", "instance", "node", "host")
+"""Labels that name the host, the first that a line has. GPU 0 of each host is another GPU."""
 TIMEOUT_S = 5.0
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _LABELS = r'(?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*'
@@ -49,11 +52,16 @@ def fetch(url: str) -> str:
         raise HarnessError(f"{url} does not answer: {failed}", fix) from None
 
 
+_Key = tuple[str, str, str]
+"""Host, UUID and label of a device; empty if the exporter does not tell it."""
+
+
 class PrometheusReader:
     """Scrapes an exporter.
 
     Options: `url`; `every_s`, the scrape interval; `collect_s`, the maximum age of the values, which widens every
-    bound; `metrics`, replaces `DCGM`; `label`, identifies the device; `domain`, of the measured power.
+    bound; `metrics`, replaces `DCGM`; `label`, identifies the device on its host; `domain`, of the measured power. Of a
+    GPU divided into MIG instances each instance's line has the power of the whole board, which counts once.
     """
 
     next_s = 0.0
@@ -69,7 +77,8 @@ class PrometheusReader:
     ) -> None:
         self.url, self.every_s, self.collect_s, self.label, self.domain = url, every_s, collect_s, label, domain
         self.columns = {metric: (column, scale) for column, (metric, scale) in metrics.items()}
-        self.devices: list[str] = []
+        self.devices: dict[_Key, str] = {}
+        """Name of each device: its label, with its host or UUID where another device has the same."""
 
     def open(self) -> MeterInfo:
         """Find the devices. Raises HarnessError if the endpoint does not answer or has none of the metrics."""
@@ -77,18 +86,19 @@ class PrometheusReader:
         if not found:
             fix = "check the exporter's list of fields, or give `metrics`"
             raise HarnessError(f"{self.url} has none of {', '.join(self.columns)}", fix)
-        self.devices = sorted(found)
+        again = Counter(device for _, _, device in found)
+        self.devices = {key: key[2] if again[key[2]] == 1 else f"{key[0] or key[1]}/{key[2]}" for key in sorted(found)}
         period_s, devices = max(self.collect_s, self.every_s), []
-        for name in self.devices:
-            labels = found[name]
+        for key, name in self.devices.items():
+            labels = found[key]
             counter_s = period_s if "energy_j" in labels else None
-            ids = labels.get("modelName"), labels.get("UUID")
-            devices.append(MeterDevice(name, self.domain, *ids, period_s=counter_s, average_period_s=period_s))
+            ids, mig = (labels.get("modelName"), labels.get("UUID")), bool(labels.get("GPU_I_ID"))
+            devices.append(MeterDevice(name, self.domain, *ids, period_s=counter_s, average_period_s=period_s, mig=mig))
         return MeterInfo("prometheus", "measured", tuple(devices), clock_offset_s=self.collect_s)
 
     def read(self) -> list[PowerSample]:
         before_s, error = time.monotonic(), None
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[_Key, dict[str, Any]] = {}
         try:
             found = self._scrape()
         except HarnessError:
@@ -96,15 +106,17 @@ class PrometheusReader:
         after_s = time.monotonic()
         self.next_s = after_s + self.every_s
         samples = []
-        for name in self.devices:
-            values = {column: found.get(name, {}).get(column) for column, _ in self.columns.values()}
+        for key, name in self.devices.items():
+            values = {column: found.get(key, {}).get(column) for column, _ in self.columns.values()}
             samples.append(PowerSample(before_s, after_s, name, self.domain, error=error, **values))
         return samples
 
-    def _scrape(self) -> dict[str, dict[str, Any]]:
+    def _scrape(self) -> dict[_Key, dict[str, Any]]:
         """Device -> its labels, and its values by column."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[_Key, dict[str, Any]] = {}
         for metric, labels, value in parse(fetch(self.url), self.columns):
             column, scale = self.columns[metric]
-            found.setdefault(labels.get(self.label, "0"), {}).update(labels, **{column: value * scale})
+            host = next((labels[name] for name in HOSTS if labels.get(name)), "")
+            device = found.setdefault((host, labels.get("UUID", ""), labels.get(self.label, "0")), {})
+            device.update(labels, **{column: value * scale})
         return found

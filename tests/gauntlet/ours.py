@@ -41,7 +41,7 @@ def workload(load: Load) -> str:
 def answers(trap: Trap, stand: Stand, scratch: Path) -> Iterator[Answer]:
     """What the harness reports of the stand, once for each of the load's runs."""
     (scratch / "trap.yaml").write_text(workload(trap.load))
-    words = ["run", "trap.yaml", *trap.options]
+    words = ["run", "trap.yaml", *trap.options, *stand.options]
     if stand.file is not None:
         words = ["import", str(stand.file), *trap.options]
     elif stand.url is None:
@@ -51,7 +51,7 @@ def answers(trap: Trap, stand: Stand, scratch: Path) -> Iterator[Answer]:
         words += ["--engine", "openai", *(word for key, x in options.items() for word in ("--set", f"{key}={x}"))]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **stand.environment}
     for _ in range(trap.load.runs):
-        command = [sys.executable, "-m", "harness", *words, "--out", "results"]
+        command = [sys.executable, "-m", "harness", *words, "--out" if stand.file is None else "--root", "results"]
         done = subprocess.run(
             command, cwd=scratch, env=variables, capture_output=True, text=True, timeout=LIMIT_S, check=False
         )

@@ -68,6 +68,8 @@ class Stand:
     """A result file to import."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables under which a process sees the stand's hardware."""
+    options: tuple[str, ...] = ()
+    """More words of this harness's command line that are known only once the stand is up, such as a meter's address."""
     truths: Callable[[], tuple[Truth, ...]] = tuple
     """Truths that are known only after the measurement, such as a server's own account."""
 

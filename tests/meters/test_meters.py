@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.server
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from builders import frame_of
+from places import ROOT
 
 from harness.analysis.energy import measure_energy
 from harness.errors import HarnessError
@@ -47,6 +49,35 @@ def test_rapl_reads_packages_and_dram_and_adds_wraps(tmp_path: Path) -> None:
         (dram / "energy_uj").write_text(str(dram_uj))
         seen.append([s.energy_j for s in reader.read()])
     assert seen == [[0.9, 0.005], [0.999, 0.006], [1.1, 0.007], [2.05, 0.008]]
+
+
+def rapl_devices(root: Path) -> list[tuple[str, str, str | None]]:
+    return [(d.device, d.domain, d.note) for d in RaplReader(root=str(root)).open().devices]
+
+
+def test_rapl_reads_a_counter_that_two_dies_show_once_and_counters_of_two_dies_both(tmp_path: Path) -> None:
+    for i in range(2):  # one counter, the second reading a moment later
+        zone(tmp_path / "one", f"intel-rapl:{i}", f"package-0-die-{i}", 10**9 + 50 * i)
+        zone(tmp_path / "one", f"intel-rapl:{i}:0", "dram", 10**8 + 50 * i)
+        zone(tmp_path / "two", f"intel-rapl:{i}", f"package-0-die-{i}", 10**9 + 10**6 * i)  # 1 J apart
+        zone(tmp_path / "same", f"intel-rapl:{i}", f"package-{i}", 10**9)  # two packages are never one
+    assert rapl_devices(tmp_path / "one") == [("0", "cpu package", None), ("0", "dram", None)]
+    assert rapl_devices(tmp_path / "two") == [("0", "cpu package", None), ("1", "cpu package", None)]
+    assert len(rapl_devices(tmp_path / "same")) == 2
+
+
+def test_a_rapl_zone_that_cannot_be_read_leaves_no_sum_of_the_others(tmp_path: Path) -> None:
+    zone(tmp_path, "intel-rapl:0", "package-0", 0)
+    (zone(tmp_path, "intel-rapl:1", "package-1", 0) / "max_energy_range_uj").unlink()
+    reader = RaplReader(root=str(tmp_path))
+    info = reader.open()
+    assert [d.note for d in info.devices] == [None, "FileNotFoundError"]
+    rows = pd.DataFrame([sample for _ in range(3) for sample in reader.read()])
+    assert rows["error"].dropna().unique().tolist() == ["energy=FileNotFoundError"]
+    energy = measure_energy(rows, (info,), NO_REQUESTS, rows["after_s"].min(), rows["before_s"].max())
+    package = energy["energy_j.cpu_package"]
+    assert (package.value, package.reason) == (None, "cpu package 1 cannot be read")
+    assert "cpu package 1" in next(each.text for each in energy.findings if each.code == "meter-error")
 
 
 def test_rapl_without_permission_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,13 +125,13 @@ DCGM_FI_DEV_GPU_TEMP{gpu="0",UUID="GPU-a",modelName="NVIDIA H100"} nan
 """
 
 
-@pytest.fixture
-def exporter() -> Iterator[str]:
+@contextlib.contextmanager
+def exporting(text: str) -> Iterator[str]:
     class Exporter(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200 if self.path == "/metrics" else 404)
             self.end_headers()
-            self.wfile.write(EXPORTED.encode() if self.path == "/metrics" else b"")
+            self.wfile.write(text.encode() if self.path == "/metrics" else b"")
 
         def log_message(self, *_: object) -> None:
             pass
@@ -109,6 +140,29 @@ def exporter() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture
+def exporter() -> Iterator[str]:
+    with exporting(EXPORTED) as url:
+        yield url
+
+
+def test_gpus_of_several_hosts_and_instances_of_one_gpu_are_told_apart() -> None:
+    """MIG: the line of each instance has the power of the whole board, 52.6 W here."""
+    with exporting((ROOT / "tests/data/dcgm_mig.prom").read_text()) as url:
+        reader = PrometheusReader(f"{url}/metrics")
+        assert [(d.device, d.mig) for d in reader.open().devices] == [("0", True), ("1", False)]
+        assert [(s.average_w, s.energy_j) for s in reader.read()] == [(52.636, 1000.0), (56.127, 2000.0)]
+    line = 'DCGM_FI_DEV_POWER_USAGE{{gpu="0",UUID="GPU-{0}",{1}}} {2}\n'
+    for label in ("Hostname", "instance"):
+        text = "".join(line.format(host, f'{label}="{host}"', watts) for host, watts in (("a", 100), ("b", 200)))
+        with exporting(text) as url:
+            reader = PrometheusReader(f"{url}/metrics")
+            assert [(d.device, d.uuid) for d in reader.open().devices] == [("a/0", "GPU-a"), ("b/0", "GPU-b")]
+            assert [s.average_w for s in reader.read()] == [100, 200]
+    with exporting(line.format("a", 'x="1"', 100) + line.format("b", 'x="1"', 200)) as url:  # no label names the host
+        assert [d.device for d in PrometheusReader(f"{url}/metrics").open().devices] == ["GPU-a/0", "GPU-b/0"]
 
 
 def test_prometheus_reads_the_metrics_of_dcgm(exporter: str) -> None:
