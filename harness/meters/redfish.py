@@ -1,6 +1,7 @@
 """Power of a server's chassis, told by its management controller over Redfish (DMTF DSP0266, DSP0268)."""
 
 import base64
+import contextlib
 import http.client
 import json
 import math
@@ -101,8 +102,10 @@ class RedfishReader:
         """The chassis, and the resources with its power; None if the controller does not tell it."""
         for paths in ([_link(chassis, "EnvironmentMetrics")], [_link(chassis, "Power")], list(self._supplies(chassis))):
             found = [path for path in paths if path]
-            seen = [_watts(self._get(path)) for path in found]
-            if found and all(seen):
+            seen: list[tuple[float, float | None] | None] = []
+            with contextlib.suppress(HarnessError):  # a link to a resource that is not there
+                seen = [_watts(self._get(path)) for path in found]
+            if seen and all(seen):
                 break
         else:
             return None
@@ -121,9 +124,10 @@ class RedfishReader:
     def _supplies(self, chassis: Mapping[str, Any]) -> Iterator[str | None]:
         """The resources with the input power of each power supply."""
         subsystem = _link(chassis, "PowerSubsystem")
-        supplies = _link(self._get(subsystem), "PowerSupplies") if subsystem else None
-        for path in self._members(supplies):
-            yield _link(self._get(path), "Metrics")
+        with contextlib.suppress(HarnessError):
+            supplies = _link(self._get(subsystem), "PowerSupplies") if subsystem else None
+            for path in self._members(supplies):
+                yield _link(self._get(path), "Metrics")
 
     def _members(self, path: str | None) -> Iterator[str]:
         """Paths of a collection's members, over all its pages."""
@@ -180,14 +184,14 @@ def _around(path: str, every: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _watts(resource: Mapping[str, Any]) -> tuple[float, float | None] | None:
     """Watts, and the seconds of which they are the mean (None: an instant reading); None without a power."""
     for name in ("PowerWatts", "InputPowerWatts"):
-        if (watts := (resource.get(name) or {}).get("Reading")) is not None:
+        if isinstance(watts := (resource.get(name) or {}).get("Reading"), int | float):
             return float(watts), None
     for control in resource.get("PowerControl") or ():
         means = control.get("PowerMetrics") or {}
         if control.get("PhysicalContext") in _PARTS:
             continue
-        if (watts := control.get("PowerConsumedWatts")) is not None:
+        if isinstance(watts := control.get("PowerConsumedWatts"), int | float):
             return float(watts), None
-        if (watts := means.get("AverageConsumedWatts")) is not None and means.get("IntervalInMin"):
+        if isinstance(watts := means.get("AverageConsumedWatts"), int | float) and means.get("IntervalInMin"):
             return float(watts), 60.0 * means["IntervalInMin"]
     return None

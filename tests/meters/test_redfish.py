@@ -74,6 +74,14 @@ def test_inputs_of_power_supplies_are_added_where_the_chassis_tells_no_power() -
     assert [sample.power_w for sample in read(resources)[1]] == [401.0]
 
 
+def test_a_link_to_a_resource_that_is_absent_or_tells_no_number_is_passed_over() -> None:
+    resources = older({"PowerConsumedWatts": 344})
+    resources[PATH] |= {"EnvironmentMetrics": link(f"{PATH}/Absent"), "PowerSubsystem": link(f"{PATH}/Absent")}
+    assert [sample.power_w for sample in read(resources)[1]] == [344.0]
+    resources[f"{PATH}/Absent"] = {"PowerWatts": {"Reading": "N/A"}}
+    assert [sample.power_w for sample in read(resources)[1]] == [344.0]
+
+
 def several() -> dict[str, Any]:
     """Two servers on two pages of the collection; the first holds a board of GPUs, and a module of unknown place."""
     names = ("A", "GPUs", "Module", "B")
