@@ -26,6 +26,8 @@ def charge(run: Run, infos: Sequence[MeterInfo]) -> tuple[list[MeterInfo], str |
         devices, why = read, ""
     else:
         devices, why = set(), f"the run does not say which of {len(read)} GPUs its engine used"
+    if run.engine.device == "cpu":
+        why = "the engine ran on the CPU"
     if charged is not None and charged.asked:
         asked, used = ", ".join(charged.asked), ", ".join(charged.devices)
         found.append(finding("gpus-differ", asked=asked, used=used, why=charged.why))

@@ -136,13 +136,14 @@ def _git(inside: Path) -> dict[str, Any] | None:
 def _gpus() -> dict[str, Any]:
     """Driver and GPUs as NVML reports them; without a GPU `gpus` is empty and `nvml` has the reason."""
     try:
-        gpus = [{"index": board.index, **_gpu(handle)} for board, handle in boards()]
-        count, driver = pynvml.nvmlDeviceGetCount(), pynvml.nvmlSystemGetDriverVersion()
+        listed = boards()
+        gpus = [{"index": board.index, **_gpu(handle)} for board, handle in listed if board.uuid]
+        driver = pynvml.nvmlSystemGetDriverVersion()
         pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         return {"gpus": [], "driver": None, "nvml": str(error)}
-    lost = sorted({*range(count)} - {gpu["index"] for gpu in gpus})
-    return {"gpus": gpus, "driver": driver, "nvml": f"no answer from GPU {', '.join(map(str, lost))}" if lost else None}
+    lost = ", ".join(str(board.index) for board, _ in listed if not board.uuid)
+    return {"gpus": gpus, "driver": driver, "nvml": f"no answer from GPU {lost}" if lost else None}
 
 
 def _gpu(handle: Any) -> dict[str, Any]:

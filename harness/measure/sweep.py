@@ -258,7 +258,7 @@ def hint_of(plan: Plan) -> str | None:
     if plan.engines & {*SERVED} or len(plan.points) == 1:
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = len(visible.split(",") if visible else environment.capture()["gpus"])
+    gpus = len(environment.capture()["gpus"]) if visible is None else len(visible.split(",")) if visible else 0
     if (at_a_time := gpus // plan.gpus) < 2:
         return None
     return f"this machine has {gpus} GPUs and a point needs {plan.gpus}: --ray local measures {at_a_time} at a time"

@@ -28,6 +28,7 @@ class Board:
 
     index: int
     uuid: str
+    """Empty: the GPU does not answer."""
     name: str | None = None
     pci: str = ""
     """Bus id; `00000000:01:00.0`."""
@@ -60,17 +61,19 @@ def visible(boards: Sequence[Board], variables: Mapping[str, str]) -> tuple[Boar
     torch.cuda._parse_visible_devices). Indices count in the order of PCI bus ids if CUDA_DEVICE_ORDER is PCI_BUS_ID.
     By default they count from the fastest GPU, an order that is known only if all GPUs are of one kind.
     """
-    ordered = sorted(boards, key=lambda board: board.pci)
-    in_order = variables.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({board.name for board in boards}) < 2
+    present = [board for board in boards if board.uuid]
+    # NVML's order is that of the bus. A lost GPU keeps its place, and an index that means it is invalid.
+    ordered = sorted(boards, key=lambda board: board.pci) if len(present) == len(boards) else boards
+    in_order = variables.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({board.name for board in present}) < 2
     if (words := variables.get("CUDA_VISIBLE_DEVICES")) is None:
-        return tuple(ordered) if in_order else None
+        return tuple(board for board in ordered if board.uuid) if in_order else None
     found: dict[str, Board] = {}
     for word in map(str.strip, words.split(",")):
         number = re.match(r"\+?\d+", word)  # as strtoul reads it: `1x` is 1
         if number and not in_order:
             return None
         matches = ordered[int(number[0]) :][:1] if number else _with_uuid(word, ordered)
-        if len(matches) != 1:
+        if len(matches) != 1 or not matches[0].uuid:
             break
         key = word if word.startswith("MIG-") else matches[0].uuid
         if key in found:
@@ -86,9 +89,9 @@ def named(words: Iterable[int | str], boards: Sequence[Board]) -> tuple[Board, .
     """
     found: list[Board] = []
     for word in (str(word).strip() for word in words):
-        matches = [board for board in boards if word == str(board.index)] or _with_uuid(word, boards)
+        matches = [board for board in boards if board.uuid and word == str(board.index)] or _with_uuid(word, boards)
         if len(matches) != 1:
-            known = ", ".join(f"{board.index} ({board.uuid})" for board in boards)
+            known = ", ".join(f"{board.index} ({board.uuid})" for board in boards if board.uuid)
             what = f"'{word}' names {len(matches)} GPUs" if matches else f"no GPU '{word}'"
             raise HarnessError(what, f"choose from {known}" if known else "NVML lists no GPU; omit --gpus")
         found += matches
@@ -117,10 +120,10 @@ def choose(
     """
     by_user = named(asked or (), after)
     if use.device == "cpu":
-        return Charged((), "the engine runs on the CPU")
+        return Charged((), "the engine ran on the CPU")
     listed = visible(after, variables)
-    if listed is None and use.count == len(after):
-        listed = tuple(after)  # all of them, whatever their order
+    if listed is None and use.count == len(present := tuple(board for board in after if board.uuid)):
+        listed = present  # all of them, whatever their order
     shown = None if listed is None or use.count is None else listed[: use.count]
     if use.device == "none":
         return _charged(by_user or shown or (), "a simulated engine stands for one on the first visible GPU")
@@ -175,11 +178,11 @@ def send_boards(pipe: Connection) -> None:
 
 
 def boards() -> list[tuple[Board, Any]]:
-    """Every GPU that answers, once, with its handle; a lost one is left out. Raises NVMLError without a driver."""
+    """Every GPU, once, with its handle; None for one that does not answer. Raises NVMLError without a driver."""
     pynvml.nvmlInit()
     found: dict[str, tuple[Board, Any]] = {}
     for index in range(pynvml.nvmlDeviceGetCount()):
-        with contextlib.suppress(pynvml.NVMLError):
+        try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             pci, memory = ask(handle, "nvmlDeviceGetPciInfo"), ask(handle, "nvmlDeviceGetMemoryInfo")
             running = ask(handle, "nvmlDeviceGetComputeRunningProcesses") or ()
@@ -193,6 +196,8 @@ def boards() -> list[tuple[Board, Any]]:
                 None if memory is None else int(memory.used),
             )
             found.setdefault(board.uuid, (board, handle))
+        except pynvml.NVMLError:
+            found[f"lost {index}"] = Board(index, ""), None
     return [*found.values()]
 
 

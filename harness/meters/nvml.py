@@ -87,7 +87,7 @@ class NvmlReader:
             raise HarnessError(f"NVML does not answer: {error}", fix) from None
         self._call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")
         chosen = visible([*listed], os.environ) if self.devices is None else named(self.devices, [*listed])
-        chosen = tuple(listed) if chosen is None else chosen
+        chosen = tuple(board for board in listed if board.uuid) if chosen is None else chosen
         if not chosen:
             raise HarnessError("NVML finds no GPU", "check CUDA_VISIBLE_DEVICES and `nvidia-smi`")
         self.gpus = [self._gpu(board.index, listed[board], len(chosen)) for board in chosen]

@@ -164,6 +164,12 @@ def conditions(
     return [each.code for each in check_conditions(run, summary)]
 
 
+def test_another_run_beside_is_a_finding_for_every_engine() -> None:
+    for simulated in (False, True):
+        assert conditions({"other_run": True}, simulated=simulated) == ["other-run"]
+        assert conditions({"other_run": False}, simulated=simulated) == []
+
+
 @pytest.mark.parametrize(("code", "with_it", "without"), PLACES)
 def test_each_condition_is_a_finding_beyond_its_limit_only(
     code: str, with_it: dict[str, Any], without: dict[str, Any]

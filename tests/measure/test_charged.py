@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_nvml import library
-from known_server.server import Known, known_server
+from known_server.server import Known, build, known_server
 
 from harness.analysis.summary import summary_of
 from harness.config import overrides
@@ -50,7 +51,7 @@ def measure(fake_nvml: Path, tmp_path: Path, server: Known, monkeypatch: pytest.
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         given = [f"engine.name={engine}", *(f"engine.openai.{key}={value}" for key, value in words.items())]
-        where = [f"engine.openai.base_url={server.url}"] if engine == "openai" else []
+        where = [f"engine.openai.base_url={server.url}"] if engine == "openai" and "serve" not in words else []
         spec = parse_workload(TEXT, "test", overrides([*given, *where]))
         run = read_run(measuring.run(spec, tmp_path, lambda _: None, ["nvml:probe_s=0.3"], gpus=gpus))
         return run, summary_of(run)
@@ -103,6 +104,21 @@ def test_a_contradicted_name_is_a_finding_and_gives_no_joules(measure: Measure) 
     assert "gpus-differ" in codes(summary)
 
 
+def test_where_processes_are_hidden_memory_that_rises_confirms_cudas_list(measure: Measure) -> None:
+    """The server's start makes the memory of GPU 1 rise; CUDA shows it GPU 1 first, and it says that it uses one."""
+    loads = "echo gpu 1 fault memory 0 60 >> $FAKE_NVML"
+    serves = f"sleep 600 | {build()} --port {{port}} --ttft-us 50000 --itl-us 5000"
+    command = json.dumps(f"sh -c '{loads}; {serves}'")
+    run, summary = measure(serve=command, device="cuda", device_count=1, visible="1,2")
+    assert run.file.charged is not None
+    assert "memory in use rose" in run.file.charged.why
+    assert watts(summary) == pytest.approx(200, rel=0.02)
+    assert "bare" in run.file.idle
+    run, summary = measure(serve=command, device="cuda", device_count=2, visible="1,2")
+    assert watts(summary) is None  # the memory of GPU 2 did not rise
+    assert "gpus-unknown" in codes(summary)
+
+
 def test_a_simulated_engine_is_charged_for_the_first_visible_gpu(measure: Measure) -> None:
     run, summary = measure(engine="simulated", visible="2,0")
     assert watts(summary) == pytest.approx(300, rel=0.02)
@@ -110,7 +126,9 @@ def test_a_simulated_engine_is_charged_for_the_first_visible_gpu(measure: Measur
 
 
 def test_one_lost_gpu_does_not_hide_the_others(measure: Measure) -> None:
-    _, summary = measure("gpu 0 fault lost 0", engine="simulated", visible="0")
+    _, summary = measure("gpu 0 fault lost 0", engine="simulated", visible="2")
+    assert watts(summary) == pytest.approx(300, rel=0.02)
+    _, summary = measure("gpu 0 fault lost 0", engine="simulated")
     assert watts(summary) == pytest.approx(200, rel=0.02)  # the first that answers
 
 

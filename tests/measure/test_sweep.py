@@ -229,7 +229,6 @@ def test_unused_gpus_give_a_hint_to_ray(workload: str, tmp_path: Path, monkeypat
 
 KILLED = """
 import sys
-from harness.measure.logs import KEPT, output_to
 from harness.measure.search import Sweep
 from harness.measure.sweep import carry_out, planned
 from harness.measure.workers import LocalWorker

@@ -17,6 +17,7 @@ SHUFFLED = tuple(replace(board, pci=f"00000000:{9 - board.index:02X}:00.0") for 
 """NVML lists them in the opposite order of their PCI bus ids."""
 MIXED = (*FOUR[:3], replace(FOUR[3], name="T4"))
 MIG = (replace(FOUR[0], mig=("MIG-x1", "MIG-x2")), replace(FOUR[1], mig=("MIG-y1",)), *FOUR[2:])
+LOST = (FOUR[0], Board(1, ""), *FOUR[2:])
 PCI = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
@@ -55,6 +56,9 @@ PCI = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         (MIG, "MIG-x1,MIG-x1", {}, []),
         (MIG, "MIG-GPU-b0-2/7/0", {}, [2]),  # the form of drivers before R470
         (MIG, "0", {}, [0]),
+        (LOST, None, {}, [0, 2, 3]),
+        (LOST, "3,2", {}, [3, 2]),  # the lost GPU keeps its place
+        (LOST, "0,1,2", {}, [0]),
         ((), "0", {}, []),
     ],
 )
@@ -70,6 +74,8 @@ def test_a_user_names_gpus_by_index_or_uuid_each_once() -> None:
     assert named(["3", 1, " GPU-b", "GPU-c0-3"], FOUR) == (FOUR[3], FOUR[1], FOUR[2])
     assert named(["MIG-x2", "0"], MIG) == (MIG[0],)
     assert named(["0"], SHUFFLED) == (SHUFFLED[0],)  # NVML's index, not CUDA's
+    with pytest.raises(HarnessError, match="no GPU '1'"):
+        named(["1"], LOST)
     for wrong, what in (
         ("4", "no GPU '4'"),
         ("GPU-a", "'GPU-a' names 2 GPUs"),
