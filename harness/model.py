@@ -48,6 +48,8 @@ class Request:
     """Number of random prompt tokens that replace earlier answers, because the engine returned no ids or text."""
     shared_tokens: int = 0
     """Upper bound of the tokens at the prompt's beginning that other requests of the workload have too."""
+    age_tokens: int | None = None
+    """Tokens that the answer had before the run began, in the first wave of an equilibrium start; None in any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class Record:
     """As in `Completion`: the first arrival is that of the first token shown, not of the first that was made."""
     retries: int | None = None
     """As in `Completion`; the waits lie between sent and the first arrival."""
+    age_tokens: int | None = None
+    """As in `Request`. Not None: the request is load only, and has no latencies."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import stats
+from harness.analysis.tokens import Events
 from harness.analysis.window import find_window
 
 FINITE = st.floats(-1e6, 1e6)
@@ -148,7 +149,8 @@ def test_intervals_of_a_closed_loop_cover_the_true_value(cv: float) -> None:
     rate, stay = truth(users, cv)
     for run in closed_loops(users, users * 40, 400, seed=5, cv=cv):
         came = run.arrivals()
-        found = find_window(run.sent_s, run.end_s, run.tokens, came, np.ones(len(came)), shape="closed", users=users)
+        output = Events(came, came, np.ones(len(came)))
+        found = find_window(run.sent_s, run.first_s, run.end_s, output, shape="closed", users=users)
         if found.whole is not None:
             continue
         inside = (run.sent_s >= found.begin_s) & (run.sent_s < found.end_s)

@@ -53,7 +53,6 @@ def measure_energy(
     start_s: float,
     end_s: float,
     *,
-    slots: int | None = None,
     idle: Mapping[str, tuple[float, float]] | None = None,
     host_w: float | None = None,
     pue: float | None = None,
@@ -62,9 +61,9 @@ def measure_energy(
     """Every energy figure and finding of a run.
 
     `power` has the columns of model.PowerSample, `requests` those of model.Record. `start_s` and `end_s` are the ends
-    of the measured window, in seconds since the load began. `slots` is the largest number of requests in flight, if
-    known. `idle` holds the spans without load (`bare`, `loaded`, `after`). `host_w` and `pue` come from the user, so
-    figures with them have the status `assumed`. `uncharged` says why no GPU is charged to the run, if so.
+    of the measured window, in seconds since the load began. `idle` holds the spans without load (`bare`, `loaded`,
+    `after`). `host_w` and `pue` come from the user, so figures with them have the status `assumed`. `uncharged` says
+    why no GPU is charged to the run, if so.
     """
     found = readings.sources(power, infos)
     gpus = [s for s in found if s.device.domain in readings.GPU]
@@ -92,7 +91,7 @@ def measure_energy(
         joules = _joules(gpus, cuts)
         of_gpus += _per_token(window, cuts, joules, counts, tokens.step_s(requests))
         of_gpus += _split(gpus, window, counts)
-        findings += doubts.steadiness(joules / np.diff(cuts), cuts, counts, slots)
+        findings += doubts.steadiness(joules / np.diff(cuts), cuts, counts)
     figures = [replace(figure, status=status) if figure.status == "measured" else figure for figure in of_gpus]
     rungs = [figures[0], *(_of_domain(found, domain, start_s, end_s) for domain in ("cpu package", "dram"))]
     rungs.append(_rest(found, rungs, start_s, end_s, host_w))

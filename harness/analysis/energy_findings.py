@@ -12,7 +12,6 @@ from harness.model import Figure, Finding, MeterInfo
 
 DOUBT, INVALID, INVALID_FROM_S = 0.03, 0.10, 10.0
 """Relative difference of counter and average power: a finding; no energy, for windows from this length."""
-TURNOVERS, PER_SLOT = 3, 8
 CLOCKS = 0.05
 """Largest range of the SM clock (5th to 95th percentile) over its median without a finding."""
 DRIFT, DRIFT_K, DRIFT_T = 0.05, 3.0, 3.0
@@ -104,14 +103,9 @@ def disagreement(checks: Sequence[Figure], window: Window | None) -> Finding | N
     return finding("counter-disagrees" if void else "counter-doubtful", kind=kind, off=off)
 
 
-def steadiness(power_w: Array, cuts: Array, counts: tokens.Counts, slots: int | None) -> Iterator[Finding]:
-    """Findings if the window is short for the slots, or batch, context or power has a trend over the window."""
+def steadiness(power_w: Array, cuts: Array, counts: tokens.Counts) -> Iterator[Finding]:
+    """Findings if batch, context or power has a trend over the window."""
     parts, middle = tokens.between(counts, cuts), tokens.counted(counts, (cuts[1:] + cuts[:-1]) / 2)
-    done, sent = float(parts["request"].sum()), float(counts["sent"].amount.sum())
-    if slots and done < TURNOVERS * slots:
-        yield finding("few-turnovers", done=done, turnovers=done / slots, slots=slots, needs=TURNOVERS)
-    if slots and sent < PER_SLOT * slots:
-        yield finding("few-requests-per-slot", sent=sent, each=sent / slots, needs=PER_SLOT)
     context = parts["context"] / parts["output_token"].clip(lower=1)
     series = {"batch": middle["sent"] - middle["ended"], "context": context, "power": power_w}
     for name, values in series.items():

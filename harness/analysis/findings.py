@@ -6,8 +6,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from harness.analysis.latency import Times, times
+from harness.analysis.tokens import ordinary, stalls
 from harness.analysis.window import Window
 from harness.config import read_yaml
 from harness.files import read_data
@@ -49,8 +51,16 @@ FAILED_SHARE = 0.01
 """Share of failed requests above which the load on the others was lower than asked."""
 SWAPPED_BYTES = 4 << 20
 """Bytes moved to or from swap during a run, above which swapping is a finding."""
-COVERAGE = 0.05
-"""Largest relative difference between the mean output length in the window and that of all requests."""
+LARGEST_BIAS = 0.03
+"""Largest bias of rates, from the mix of the window's tokens, without a finding."""
+PER_SLOT = 5
+"""Fewest completed requests per user of a closed loop for percentiles of E2E that hold the longest answers."""
+SERIOUS_STALL = 0.05
+"""Share of the run above which a stall is serious."""
+MOST_LEFT_OUT = 0.1
+"""Largest share of the run that is left out of the window without a finding."""
+SLOW_END = 2.0
+"""Times the longest request of the window, above which the time after it is a slow end."""
 GROUPED_SHARE = 0.1
 """Share of unseen gaps between tokens above which ITL is doubtful."""
 
@@ -87,18 +97,21 @@ def check_conditions(run: Run, summary: Summary) -> Iterator[Finding]:
 
 def _conduct(run: Run, seen: Times, summary: Summary) -> Iterator[Finding]:
     """Did the run end, which requests failed, and were there enough requests?"""
-    done, failed = int(seen.completed.sum()), int(seen.failed.sum())
+    done, failed = int((seen.completed & ordinary(run.requests)).sum()), int(seen.failed.sum())
     if run.state != "complete":
         requests = run.file.workload.requests
         # With conversations `count` is the number of conversations, not of requests.
         asked = None if any(kind.turns for kind in requests.kinds) else requests.count
         of_all = done if asked is None else f"{done} of {asked}"
-        yield finding("incomplete", state=run.state, done=of_all, cut=len(seen.completed) - done - failed)
+        cut = int((~seen.completed & ~seen.failed).sum())
+        yield finding("incomplete", state=run.state, done=of_all, cut=cut)
     if failed > FAILED_SHARE * (done + failed):
         kinds = ", ".join(f"{kind} {count}" for kind, count in summary.errors.items())
         yield finding("failed-requests", share=failed / (done + failed), kinds=kinds)
     if 0 < done < (needs := least_n(0.99)):
         yield finding("few-requests", done=done, needs=needs)
+    if run.shape == "closed" and run.users and done < PER_SLOT * run.users:
+        yield finding("few-requests-per-slot", done=done, each=done / run.users, needs=PER_SLOT)
 
 
 def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[Finding]:
@@ -108,19 +121,42 @@ def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[F
         yield finding("no-warmup")
     if window is None:
         return
+    if window.code == "no-window":
+        yield finding("no-window", why=window.whole)
     if window.code == "queue-grows":
-        yield finding("queue-grows", growth=window.whole)
+        yield finding("queue-grows", grown=window.grown)
     if window.code == "not-steady" and (moved := window.change) is not None:
         yield finding("not-steady", before=moved.before, since=moved.since)
     if window.code == "level-shift" and (moved := window.change) is not None:
-        whole = window.whole is not None
-        part = "the whole run, both levels" if whole else "the part after it"
+        after = window.shift_s is not None and window.shift_s <= window.begin_s
+        part = "the part after it" if after else "both levels"
         yield finding(
-            "level-shift", before=moved.before, since=moved.since, shift_s=window.shift_s, part=part, serious=whole
+            "level-shift", before=moved.before, since=moved.since, shift_s=window.shift_s, part=part, serious=not after
         )
-    coverage = summary["window.output_coverage"].value
-    if coverage is not None and abs(coverage - 1) > COVERAGE:
-        yield finding("output-coverage", coverage=coverage)
+    yield from _outages(run.requests, window)
+    coverage, bias = summary["window.position_coverage"].value, summary["window.bias"].value
+    if coverage is not None and bias is not None and bias > LARGEST_BIAS:
+        yield finding("position-coverage", coverage=coverage, bias=bias)
+
+
+def _outages(requests: pd.DataFrame, window: Window) -> Iterator[Finding]:
+    """Findings about stalls, about what the window leaves out, and about the end of the run."""
+    begin_s, end_s = float(requests["sent_s"].min()), float(requests[["sent_s", "end_s"]].max().max())
+    length_s = end_s - begin_s
+    for from_s, until_s in stalls(requests):
+        waited = int(((requests["sent_s"] < until_s) & ~(requests["end_s"] < until_s)).sum())
+        inside = window.whole is not None or (until_s > window.begin_s and from_s < window.end_s)
+        part = "within the measured window" if inside else "outside the measured window"
+        serious = until_s - from_s > SERIOUS_STALL * length_s
+        stood_s = until_s - from_s
+        yield finding("stall", stood_s=stood_s, from_s=from_s, waited=waited, part=part, serious=serious)
+    if window.whole is None and window.left_out_s > MOST_LEFT_OUT * length_s:
+        yield finding("start-left-out", left_out_s=window.left_out_s, share=window.left_out_s / length_s)
+    over = requests["end_s"]
+    usual_s = float((over - requests["sent_s"])[over <= window.end_s].max())
+    tail_s = end_s - window.end_s
+    if window.whole is None and tail_s > max(SLOW_END * usual_s, MOST_LEFT_OUT * length_s):
+        yield finding("slow-end", tail_s=tail_s, usual_s=usual_s)
 
 
 def _tokens(run: Run, seen: Times, summary: Summary) -> Iterator[Finding]:

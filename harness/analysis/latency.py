@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.analysis.tokens import gaps_within
+from harness.analysis.tokens import between, gaps_within, mean_position, ordinary, stalls, tokens
 from harness.analysis.window import Window, find_window
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
@@ -41,10 +41,14 @@ WINDOW: Mapping[str, str] = {
     "window.begin_s": "s",
     "window.end_s": "s",
     "window.share": "share",
-    "window.output_coverage": "share",
-    "window.exchanged": "share",
+    "window.position_coverage": "ratio",
+    "window.bias": "share",
 }
 """Figures of the measured window, and their units."""
+LEAST_GAPS = 20
+"""Fewest gaps within the window for the TPOT of a request that has others outside."""
+CONTEXT_SHARE = 0.4
+"""Share of the time of a token that is in proportion to its context, of a large batch with long contexts."""
 OBJECTIVES: Mapping[str, str] = {
     "ttft_s": "first_response_s",
     "tpot_s": "tpot_s",
@@ -122,20 +126,40 @@ def window_of(
     watts: Callable[[Array], Array] | None = None,
 ) -> Window | None:
     """The measured window of a run (`harness.analysis.window.find_window`); None if no request was sent."""
-    sent_s, end_s = _numbers(requests["sent_s"]), _numbers(requests["end_s"])
-    if np.isnan(sent_s).all():
+    spans = requests[requests["sent_s"].notna()]
+    if spans.empty:
         return None
-    seen, complete = times(requests, state), state == "complete"
-    tokens = np.where(seen.completed, seen.each["arrived_tokens"], 0.0)
-    arrivals = _arrivals(requests, seen)
-    return find_window(sent_s, end_s, tokens, *arrivals, shape=shape, users=users, complete=complete, watts=watts)
+    output = tokens(requests[times(requests, state).completed])["output_token"]
+    arrival_s, sizes = flat(spans["arrival_s"])
+    first_s = np.append(arrival_s, np.nan)[np.cumsum(sizes) - sizes]
+    each = pd.DataFrame({"sent_s": spans["sent_s"], "end_s": spans["end_s"], "load_only": ~ordinary(spans)})
+    each["first_s"] = np.where(sizes > 0, first_s, each["end_s"])
+    if shape == "closed" and (talk := spans["conversation"]).notna().any():
+        # A user is busy from the first request of a conversation to its last answer.
+        by = each.groupby(talk.astype(float).fillna(-1.0 - spans["index"]))
+        each = by.agg({"sent_s": "min", "end_s": "max", "load_only": "any", "first_s": "min"})
+    each = each.sort_values("sent_s", kind="stable")
+    sent_s, first_s, end_s = (each[name].to_numpy(float) for name in ("sent_s", "first_s", "end_s"))
+    return find_window(
+        sent_s,
+        first_s,
+        end_s,
+        output,
+        shape=shape,
+        users=users,
+        load_only=each["load_only"].to_numpy(bool),
+        complete=state == "complete",
+        watts=watts,
+        stalls_s=stalls(requests),
+    )
 
 
 def members(requests: pd.DataFrame, window: Window | None) -> pd.DataFrame:
-    """The requests sent within the window; all of them if the window is None or the whole run."""
-    if window is None or window.whole is not None:
-        return requests
-    return requests[requests["sent_s"].between(window.begin_s, window.end_s, inclusive="left")]
+    """The measured requests sent within the window; all of them if the window is None or the whole run."""
+    kept = ordinary(requests)
+    if window is not None and window.whole is None:
+        kept &= requests["sent_s"].between(window.begin_s, window.end_s, inclusive="left").to_numpy(bool)
+    return requests[kept]
 
 
 def summarise(
@@ -149,33 +173,96 @@ def summarise(
     """A run's figures, without findings (`harness.analysis.findings` has those).
 
     `objectives` are upper limits in seconds, None for no limit; `simulated` sets the status of all figures. Rates and
-    latencies come from the `window`, or from the whole run if it is None. A figure without a value has a reason.
+    latencies are those of the `window`, or of the whole run if it is None. A figure without a value has a reason.
     HarnessError for an unknown objective.
     """
-    whole, duration = times(requests, state), _duration(requests)
-    seen, length_s, basis = whole, duration.value, Basis()
-    rates = of_whole = _rates(requests, whole, length_s, basis)
-    if window is not None and window.whole is None:
-        rows = members(requests, window).sort_values("sent_s", kind="stable")
-        seen, length_s, basis = times(rows, state), window.end_s - window.begin_s, Basis.of(rows, window)
-        arrival_s, tokens = _arrivals(requests, whole)
-        arrived = float(tokens[(arrival_s >= window.begin_s) & (arrival_s < window.end_s)].sum())
-        rates = _rates(rows, seen, length_s, basis, arrived)
+    requests = requests.sort_values("sent_s", kind="stable")
+    seen, duration = times(requests, state), _duration(requests)
+    whole = Part.of_run(requests, seen, duration.value)
+    inside = whole if window is None or window.whole is not None else Part.of_window(requests, seen, window)
     limits = {name: limit for name, limit in objectives.items() if limit is not None}
     figures = [
         duration,
-        *_window(window, seen, whole, rates[1], duration),
-        *_counts(requests, whole),
-        *rates,
-        *(replace(rate, name=f"whole_run.{rate.name}") for rate in of_whole),
-        *(figure for name in LATENCIES for figure in _spread(name, seen, basis)),
-        *_goodput(seen, length_s, limits, basis),
-        *_tokens(requests, whole),
+        *_window(window, requests, inside, duration),
+        *_counts(requests, seen),
+        *_rates(requests, inside),
+        *(figure for name in LATENCIES for figure in _spread(name, inside)),
+        *_goodput(inside, limits),
+        *_tokens(requests, seen),
+        *(replace(figure, name=f"whole_run.{figure.name}") for figure in _beside(requests, whole)),
     ]
     if simulated:
         figures = [replace(figure, status="simulated") for figure in figures]
-    kinds = requests["error"][whole.failed].value_counts()
+    kinds = requests["error"][seen.failed].value_counts()
     return Summary(run, state, tuple(figures), {str(kind): int(count) for kind, count in kinds.items()})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """The part of a run that figures are of: the measured window, or the whole run.
+
+    Rates count what came within it: tokens spread over the gap before their arrival, and requests spread over theirs.
+    TTFT and lag are those of the requests sent within it; E2E, response and objectives of those that ended within it;
+    ITL of the gaps that ended within it; TPOT of each request's gaps within it, if these are `LEAST_GAPS` or all.
+    """
+
+    seen: Times
+    length_s: float | None
+    counts: Mapping[str, float]
+    """Completed requests and their tokens, by the names of `tokens.tokens`; `failed`, failed requests."""
+    sent: Mask
+    ended: Mask
+    gaps: Mask
+    """Of `seen.gaps_s`."""
+    tpot_s: Array
+    basis: Basis
+
+    @classmethod
+    def of_run(cls, requests: pd.DataFrame, seen: Times, length_s: float | None) -> Part:
+        kept, done = ordinary(requests), seen.completed
+        counts = {
+            "request": float(done.sum()),
+            "failed": float(seen.failed.sum()),
+            "output_token": float(seen.each["output_tokens"][done].sum()),
+            "input_token": float(np.nansum(_numbers(requests["input_tokens"])[done])),
+        }
+        gaps, tpot_s = np.repeat(kept, seen.each["gaps"]), seen.each["tpot_s"].to_numpy()[kept]
+        return cls(seen, length_s, counts, kept, kept, gaps, tpot_s, Basis())
+
+    @classmethod
+    def of_window(cls, requests: pd.DataFrame, seen: Times, window: Window) -> Part:
+        begin_s, end_s, kept = window.begin_s, window.end_s, ordinary(requests)
+        sent_s, over_s = _numbers(requests["sent_s"]), _numbers(requests["end_s"])
+        ended = (over_s > begin_s) & (over_s <= end_s)
+        came = between(tokens(requests[seen.completed]), np.array([begin_s, end_s])).iloc[0]
+        counts = {str(name): float(count) for name, count in came.items()}
+        counts["failed"] = float((ended & seen.failed).sum())
+        sent = kept & (sent_s >= begin_s) & (sent_s < end_s)
+        shown = seen.completed & (seen.each["hidden_tokens"] == 0).to_numpy()
+        arrival_s, sizes = _flat(requests["arrival_s"], shown)
+        groups = _flat(requests["arrival_tokens"], shown)[0]
+        later = np.ones(len(arrival_s), bool)
+        later[(np.cumsum(sizes) - sizes)[sizes > 0]] = False
+        owner, gap_end_s = np.repeat(np.arange(len(sizes)), np.maximum(sizes - 1, 0)), arrival_s[later]
+        gaps = kept[owner] & (gap_end_s > begin_s) & (gap_end_s <= end_s)
+        held, given, passed_s = (
+            np.bincount(owner[gaps], weights, len(sizes)) for weights in (None, groups[later][gaps], seen.gaps_s[gaps])
+        )
+        enough = (held > 0) & (held >= np.minimum(LEAST_GAPS, seen.each["gaps"].to_numpy()))
+        # Where the engine counts other tokens than arrived, its count is that of the answer.
+        counted = (seen.each["output_tokens"] / seen.each["arrived_tokens"]).to_numpy()
+        tpot_s = passed_s[enough] / (given * counted)[enough]
+        basis = Basis.of(requests, sent, window)
+        return cls(seen, end_s - begin_s, counts, sent, kept & ended, gaps, tpot_s, basis)
+
+    def values(self, name: str) -> Array:
+        """The values of one of `LATENCIES`."""
+        if name == "itl_s":
+            return self.seen.gaps_s[self.gaps]
+        if name == "tpot_s":
+            return self.tpot_s[~np.isnan(self.tpot_s)]
+        kept = self.ended if name in ("e2e_s", "response_s") else self.sent
+        return np.asarray(self.seen.each[name][kept].dropna().to_numpy())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,9 +277,10 @@ class Basis:
     """Smallest batch of the batch means: a quarter of the requests in flight, because those shared the engine."""
 
     @classmethod
-    def of(cls, rows: pd.DataFrame, window: Window) -> Basis:
-        sent_s = _numbers(rows["sent_s"])
-        time_s = _numbers(rows["end_s"]) - sent_s if window.closed else np.diff(sent_s, append=window.end_s)
+    def of(cls, requests: pd.DataFrame, sent: Mask, window: Window) -> Basis:
+        sent_s = _numbers(requests["sent_s"])[sent]
+        over_s = _numbers(requests["end_s"])[sent]
+        time_s = over_s - sent_s if window.closed else np.diff(sent_s, append=window.end_s)
         return cls(None, time_s, max(1.0, window.in_flight / 4))
 
     def bound(self, figure: Figure, top: Array, bottom: Array | None = None) -> Figure:
@@ -205,30 +293,44 @@ class Basis:
         return replace(figure, low=figure.value * (1 - half), high=figure.value * (1 + half))
 
 
-def _arrivals(requests: pd.DataFrame, seen: Times) -> tuple[Array, Array]:
-    """Time and number of tokens of each arrival of the completed requests."""
-    return _flat(requests["arrival_s"], seen.completed)[0], _flat(requests["arrival_tokens"], seen.completed)[0]
-
-
-def _window(window: Window | None, seen: Times, whole: Times, rate: Figure, duration: Figure) -> list[Figure]:
-    """Where the window lies, and how well its requests represent all requests."""
+def _window(window: Window | None, requests: pd.DataFrame, part: Part, duration: Figure) -> list[Figure]:
+    """Where the window lies, and how well its tokens represent those of whole answers."""
     if window is None or duration.value is None:
         reason = duration.reason or "the window was not searched"
         return [Figure(name, None, unit, "measured", reason=reason) for name, unit in WINDOW.items()]
-    length_s, n = window.end_s - window.begin_s, int(seen.completed.sum())
-    got, every = (each.each["output_tokens"][each.completed] for each in (seen, whole))
-    left = float(got.sum()) - (rate.value or 0.0) * length_s
+    here, everywhere = mean_position(requests[part.seen.completed], window.begin_s, window.end_s)
+    bias = None if window.whole is not None else _bias_of_mix(requests, part, window, here, everywhere)
     values = {
         "window.begin_s": (window.begin_s, None),
         "window.end_s": (window.end_s, None),
-        "window.share": (length_s / duration.value if duration.value else None, window.whole),
-        "window.output_coverage": (float(got.mean() / every.mean()) if n and every.sum() else None, NO_SUCCESS),
-        "window.exchanged": (left / float(got.sum()) if got.sum() else None, NO_SUCCESS),
+        "window.share": ((window.end_s - window.begin_s) / duration.value if duration.value else None, window.whole),
+        "window.position_coverage": (here / everywhere if here and everywhere else None, NO_SUCCESS),
+        "window.bias": (bias, window.whole or "no measured request began or ended in the window"),
     }
+    n = round(part.counts["request"])
     return [
         Figure(name, x, WINDOW[name], "measured", n=n, reason=why if x is None or name == "window.share" else None)
         for name, (x, why) in values.items()
     ]
+
+
+def _bias_of_mix(
+    requests: pd.DataFrame, part: Part, window: Window, here: float | None, everywhere: float | None
+) -> float | None:
+    """How much rates may be off because the window's tokens are of another mix than those of whole answers.
+
+    Tokens for each first token, against the mean answer: off by the share of a request's time before its first token.
+    The mean context of the tokens: off by up to `CONTEXT_SHARE`. docs/method.md has the simulations.
+    """
+    each, kept = part.seen.each, ordinary(requests) & part.seen.completed
+    begun_s = (requests["sent_s"] + each["ttft_s"])[kept]
+    begun = int(begun_s.between(window.begin_s, window.end_s, inclusive="right").sum())
+    waits, stays = each["ttft_s"][part.sent].mean(), each["e2e_s"][part.sent].mean()
+    if not here or not everywhere or not begun or not stays > 0:
+        return None
+    balance = part.counts["output_token"] / (begun * float(each["arrived_tokens"][kept].mean())) - 1
+    context = (here - everywhere) / (float(requests["input_asked"][kept].mean()) + everywhere)
+    return abs(balance) * float(waits / stays) + CONTEXT_SHARE * abs(context)
 
 
 def _sums(values: Array, sizes: NDArray[np.int64]) -> Array:
@@ -262,32 +364,48 @@ def _duration(requests: pd.DataFrame) -> Figure:
 
 
 def _counts(requests: pd.DataFrame, seen: Times) -> list[Figure]:
-    sent = int(requests["sent_s"].notna().sum())
-    completed, failed = int(seen.completed.sum()), int(seen.failed.sum())
+    """Numbers of measured requests."""
+    kept = ordinary(requests)
+    sent = int((requests["sent_s"].notna() & kept).sum())
+    completed, failed = int((seen.completed & kept).sum()), int((seen.failed & kept).sum())
     counts = {"sent": sent, "completed": completed, "failed": failed, "unfinished": sent - completed - failed}
     return [Figure(f"requests.{name}", count, "requests", "measured", n=sent) for name, count in counts.items()]
 
 
-def _rates(
-    requests: pd.DataFrame, seen: Times, duration_s: float | None, basis: Basis, arrived: float | None = None
-) -> list[Figure]:
-    """Completed requests and their tokens per second; `arrived` replaces the sum of their output tokens."""
-    n = int(seen.completed.sum())
-    given, unknown = _sum(requests["input_tokens"], seen)
-    got = float(seen.each["output_tokens"][seen.completed].sum()) if arrived is None else arrived
+def _rates(requests: pd.DataFrame, part: Part) -> list[Figure]:
+    """Completed requests and their tokens per second."""
+    seen, got = part.seen, part.counts["output_token"]
+    _, unknown = _sum(requests["input_tokens"], seen.completed)
+    given = None if unknown else part.counts["input_token"]
     outputs, inputs = (
-        np.where(seen.completed, x, 0.0) for x in (seen.each["output_tokens"], _numbers(requests["input_tokens"]))
+        np.where(seen.completed, x, 0.0)[part.sent]
+        for x in (seen.each["output_tokens"], _numbers(requests["input_tokens"]))
     )
     totals = {
-        "requests_per_s": (float(n), "requests/s", seen.completed.astype(float), None),
+        "requests_per_s": (part.counts["request"], "requests/s", seen.completed[part.sent].astype(float), None),
         "output_tokens_per_s": (got, "tokens/s", outputs, None),
         "input_tokens_per_s": (given, "tokens/s", inputs, unknown),
         "total_tokens_per_s": (None if given is None else given + got, "tokens/s", inputs + outputs, unknown),
     }
+    n = round(part.counts["request"])
     return [
-        basis.bound(_rate(name, total, unit, duration_s, n, why), each, basis.time_s)
+        part.basis.bound(_rate(name, total, unit, part.length_s, n, why), each, part.basis.time_s)
         for name, (total, unit, each, why) in totals.items()
     ]
+
+
+def _beside(requests: pd.DataFrame, whole: Part) -> list[Figure]:
+    """Rates and latencies of the whole run, ramp and drain included, without intervals."""
+    figures = _rates(requests, whole)
+    for name, none in LATENCIES.items():
+        ordered = np.sort(whole.values(name))
+        n, why = len(ordered), "no interval of a whole run"
+        for stat in STATISTICS:
+            value = None if n == 0 else float(ordered.mean())
+            if n and stat in PERCENTILES:
+                value = stats.percentile(ordered, PERCENTILES[stat])
+            figures.append(Figure(f"{name}.{stat}", value, "s", "measured", n=n, reason=why if n else none))
+    return figures
 
 
 def _rate(
@@ -300,28 +418,29 @@ def _rate(
     return Figure(name, None, unit, "measured", n=completed, reason=reason if completed else NO_SUCCESS)
 
 
-def _sum(column: pd.Series, seen: Times) -> tuple[float | None, str | None]:
-    """The total over completed requests; None and the reason if the engine did not report it for all of them."""
-    values = _numbers(column)[seen.completed]
+def _sum(column: pd.Series, kept: Mask) -> tuple[float | None, str | None]:
+    """The total over these requests; None and the reason if the engine did not report it for all of them."""
+    values = _numbers(column)[kept]
     known = int((~np.isnan(values)).sum())
     if known < len(values):
         return None, f"the engine counted them for {known} of {len(values)} requests"
     return (float(values.sum()), None) if known else (None, NO_SUCCESS)
 
 
-def _spread(name: str, seen: Times, basis: Basis) -> list[Figure]:
+def _spread(name: str, part: Part) -> list[Figure]:
     """Mean and percentiles of one of `LATENCIES`. ITL is pooled: the gaps of one request depend on each other."""
-    pooled = name == "itl_s"
-    values = seen.gaps_s if pooled else seen.each[name].dropna().to_numpy()
+    pooled, values = name == "itl_s", part.values(name)
     if len(values) == 0:
-        why = HIDDEN if seen.each["hidden_tokens"].any() and name in BETWEEN_TOKENS else LATENCIES[name]
+        why = HIDDEN if part.seen.each["hidden_tokens"].any() and name in BETWEEN_TOKENS else LATENCIES[name]
         return [Figure(f"{name}.{stat}", None, "s", "measured", n=0, reason=why) for stat in STATISTICS]
     ordered = np.sort(values)
-    sizes = seen.each["gaps"][seen.each["gaps"] > 0].to_numpy()
+    owner = np.repeat(np.arange(len(part.sent)), part.seen.each["gaps"])[part.gaps]
+    sizes = np.bincount(owner)
+    sizes = sizes[sizes > 0]
     count = len(sizes) if pooled else len(values)
     mean = Figure(f"{name}.mean", float(values.mean()), "s", "measured", n=len(values))
     sums = np.add.reduceat(values, np.cumsum(sizes) - sizes) if pooled else values
-    figures = [basis.bound(mean, sums, sizes.astype(float) if pooled else None)]
+    figures = [part.basis.bound(mean, sums, sizes.astype(float) if pooled else None)]
     for stat, p in PERCENTILES.items():
         reason = None
         if pooled:
@@ -337,12 +456,13 @@ def _spread(name: str, seen: Times, basis: Basis) -> list[Figure]:
     return figures
 
 
-def _goodput(seen: Times, duration_s: float | None, limits: Mapping[str, float], basis: Basis) -> list[Figure]:
+def _goodput(part: Part, limits: Mapping[str, float]) -> list[Figure]:
     """Requests that met all objectives, per second and as a share of completed and failed ones; then each objective.
 
-    Latencies count from the due time. An answer with one arrival has no gap between tokens and meets limits on gaps; of
-    one with hidden tokens the gaps are unknown.
+    Latencies are those of whole requests, and count from the due time. An answer with one arrival has no gap between
+    tokens and meets limits on gaps; of one with hidden tokens the gaps are unknown.
     """
+    seen = part.seen
     answered = seen.completed & seen.each["ttft_s"].notna().to_numpy()
     met = {"objectives_met": answered}
     for name, limit in limits.items():
@@ -351,10 +471,14 @@ def _goodput(seen: Times, duration_s: float | None, limits: Mapping[str, float],
         column = seen.each[OBJECTIVES[name]].to_numpy()
         met[f"objectives_met.{name}"] = answered & ~(column > limit)
     met["objectives_met"] = np.logical_and.reduce(list(met.values()))
-    completed, ended = int(seen.completed.sum()), int((seen.completed | seen.failed).sum())
-    rate = _rate("goodput_per_s", float(met["objectives_met"].sum()), "requests/s", duration_s, completed)
-    rate = basis.bound(rate, met["objectives_met"].astype(float), basis.time_s)
-    absent = None if completed else NO_SUCCESS
+    over = part.ended & (seen.completed | seen.failed)
+    judged, completed = int(over.sum()), part.counts["request"]
+    absent = NO_SUCCESS if not completed else None if judged else "no whole request ended in the window"
+    share = {name: None if absent else float(good[over].mean()) for name, good in met.items()}
+    # The first wave ends requests too, but its shortened answers are not judged.
+    good = (share["objectives_met"] or 0.0) * (completed + part.counts["failed"])
+    rate = _rate("goodput_per_s", good, "requests/s", part.length_s, round(completed), absent)
+    rate = part.basis.bound(rate, met["objectives_met"][part.sent].astype(float), part.basis.time_s)
     if not limits:
         absent = "the workload has no objectives"
         rate = replace(rate, value=None, low=None, high=None, reason=absent)
@@ -362,21 +486,21 @@ def _goodput(seen: Times, duration_s: float | None, limits: Mapping[str, float],
     if seen.each["hidden_tokens"].any() and (unknown := set(limits) & set(BETWEEN_TOKENS)) and not absent:
         why |= dict.fromkeys(["objectives_met", *(f"objectives_met.{name}" for name in unknown)], HIDDEN)
         rate = replace(rate, value=None, low=None, high=None, reason=HIDDEN)
-    shares = {name: None if why[name] else float(good.sum() / ended) for name, good in met.items()}
-    return [rate, *(Figure(name, x, "share", "measured", n=ended, reason=why[name]) for name, x in shares.items())]
+    shares = {name: None if why[name] else x for name, x in share.items()}
+    return [rate, *(Figure(name, x, "share", "measured", n=judged, reason=why[name]) for name, x in shares.items())]
 
 
 def _tokens(requests: pd.DataFrame, seen: Times) -> list[Figure]:
     """Tokens asked for and received by the completed requests, and the share of gaps between tokens not observed."""
-    n = int(seen.completed.sum())
-    output = seen.each["output_tokens"][seen.completed]
+    done = seen.completed & ordinary(requests)
+    n, output = int(done.sum()), seen.each["output_tokens"][done]
     totals = {
-        "input_tokens.asked": _sum(requests["input_asked"], seen),
-        "input_tokens.got": _sum(requests["input_tokens"], seen),
-        "output_tokens.asked": _sum(requests["output_asked"], seen),
+        "input_tokens.asked": _sum(requests["input_asked"], done),
+        "input_tokens.got": _sum(requests["input_tokens"], done),
+        "output_tokens.asked": _sum(requests["output_asked"], done),
         "output_tokens.got": (float(output.sum()), None) if n else (None, NO_SUCCESS),
-        "cached_tokens": _sum(requests["cached_tokens"], seen),
-        "hidden_tokens": (float(seen.each["hidden_tokens"].sum()), None) if n else (None, NO_SUCCESS),
+        "cached_tokens": _sum(requests["cached_tokens"], done),
+        "hidden_tokens": (float(seen.each["hidden_tokens"][done].sum()), None) if n else (None, NO_SUCCESS),
     }
     between = float(np.maximum(seen.each["arrived_tokens"][seen.completed] - 1, 0).sum())
     unseen = (1 - len(seen.gaps_s) / between, None) if between else (None, "no answer has two tokens")

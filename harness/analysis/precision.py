@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis.latency import LATENCIES, STATISTICS
+from harness.analysis.tokens import ordinary
 from harness.analysis.window import WHOLE
 from harness.config import near
 from harness.errors import HarnessError
@@ -89,7 +90,7 @@ def parse(words: Sequence[str]) -> tuple[Target, ...]:
 
 
 def check_shape(shape: str) -> None:
-    """HarnessError if a load of this shape has no steady part, and so no intervals."""
+    """HarnessError if a load of this shape has no measured window, and so no intervals."""
     if shape in WHOLE:
         raise HarnessError(
             f"--precision with load.shape={shape}: {WHOLE[shape]}, and the figures of one run have no interval",
@@ -138,15 +139,19 @@ class Looks:
         return self.met >= IN_A_ROW
 
 
-def whole_prefix(requests: pd.DataFrame) -> pd.DataFrame:
+def whole_prefix(requests: pd.DataFrame, users: int | None = None) -> pd.DataFrame:
     """The requests of a run in progress that were sent before every request still in flight.
 
     A journal holds ended requests only: of those sent recently, only the short ones. In conversations, whose later
-    turns have no consecutive index: the requests sent longer ago than the longest request took.
+    turns have no consecutive index: the requests sent longer ago than the longest request took. No request while one
+    of the first wave of `users` is in flight.
     """
+    wave = ~ordinary(requests)
+    if 0 < wave.sum() < (users or 0):
+        return requests.iloc[:0]
     if requests["conversation"].isna().all():
         known = np.sort(requests["index"].to_numpy(int))
-        settled = requests["index"] < int((known == np.arange(len(known))).sum())
+        settled = (requests["index"] < int((known == np.arange(len(known))).sum())) | wave
     else:
         stay_s = (requests["end_s"] - requests["sent_s"]).max()
         settled = requests["sent_s"] < requests["end_s"].max() - stay_s

@@ -55,7 +55,7 @@ def made_of(run: Run) -> Summary:
         if infos:
             ends, host_w, pue = (window.begin_s, window.end_s), file.declared.get("host_w"), file.declared.get("pue")
             energy = measure_energy(
-                run.power, infos, run.requests, *ends, slots=run.users, idle=file.idle, host_w=host_w, pue=pue,
+                run.power, infos, run.requests, *ends, idle=file.idle, host_w=host_w, pue=pue,
                 uncharged=uncharged,
             )  # fmt: skip
             figures, findings = figures + energy.figures, findings + energy.findings
@@ -69,8 +69,18 @@ def made_of(run: Run) -> Summary:
 
 
 def _imported(origin: Imported, computed: Summary, rows: bool) -> Summary:
-    """The figures that the other tool printed, then those computed from its rows, if the tool stored rows."""
-    printed = {figure.name: figure for figure in origin.figures}
+    """The figures that the other tool printed, then those computed from its rows, if the tool stored rows.
+
+    Tools print figures of the whole run. Where the rows have a measured window, rates and latencies are those of the
+    window, as for every other run, and the printed ones are the figures of the whole run.
+    """
+    named = {figure.name for figure in computed.figures}
+    moved = "whole_run." if rows and computed["window.share"].reason is None else ""
+    printed = {
+        figure.name: figure
+        for each in origin.figures
+        for figure in [replace(each, name=f"{moved}{each.name}" if f"{moved}{each.name}" in named else each.name)]
+    }
     done, failed = (
         figure.value if (figure := printed.get(f"requests.{how}")) else None for how in ("completed", "failed")
     )

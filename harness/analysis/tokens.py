@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from harness.store.rows import flat
 
 Array = NDArray[np.float64]
+LEAST_STALL_S = 1.0
+"""Shortest time without a token that is a stall."""
+OUTLIER, RANK = 3.0, 4
+"""A stall is this many times as long as the time of this rank: reading long prompts leaves gaps too, of one kind."""
 
 
 class Events(NamedTuple):
@@ -43,10 +47,10 @@ Counts = Mapping[str, Events]
 def tokens(requests: pd.DataFrame) -> Counts:
     """What a run counts, by name. `requests` has the columns of model.Record.
 
-    `output_token`, each group spread over the gap before its arrival, the first from the sending; `input_token`, at
-    the first token of the request; `context`, output tokens times the length of their context, spread like them;
-    `request`, completed requests; `sent` and `ended`, requests. Tokens of failed requests count, because their energy
-    was used.
+    `output_token`, each group spread over the gap before its arrival, the first from the sending; `context`, output
+    tokens times the length of their context, spread like them; `input_token`, at the first token of the request;
+    `request`, completed requests, each spread over its tokens; `sent` and `ended`, requests. Tokens of failed requests
+    count, because their energy was used.
     """
     (when, sizes), (group, _) = flat(requests["arrival_s"]), flat(requests["arrival_tokens"])
     inputs = requests["input_tokens"].fillna(requests["input_asked"]).to_numpy(float)
@@ -54,14 +58,42 @@ def tokens(requests: pd.DataFrame) -> Counts:
     before = pd.Series(group).groupby(request).cumsum().to_numpy() - group / 2
     begin = spread_from(requests["sent_s"].to_numpy(float), when, sizes)
     ends_s = requests["end_s"]
-    instants = {"request": ends_s[requests["error"].isna()], "sent": requests["sent_s"], "ended": ends_s}
-    ones = {name: at.dropna().to_numpy(float) for name, at in instants.items()}
+    ones = {name: at.dropna().to_numpy(float) for name, at in (("sent", requests["sent_s"]), ("ended", ends_s))}
+    completed = (requests["error"].isna() & ends_s.notna()).to_numpy(bool)
+    answers, bare_s = np.bincount(request, group, len(sizes)), ends_s[completed & (sizes == 0)].to_numpy(float)
+    part = np.where(completed, 1.0, 0.0)[request] * group / answers[request]
     return {
         "output_token": Events(begin, when, group.astype(float)),
         "context": Events(begin, when, group * (inputs[request] + before)),
+        "request": Events(
+            *(np.append(a, b) for a, b in ((begin, bare_s), (when, bare_s), (part, np.ones(len(bare_s)))))
+        ),
         "input_token": Events(when[first], when[first], inputs[sizes > 0]),
         **{name: Events(at, at, np.ones(len(at))) for name, at in ones.items()},
     }
+
+
+def ordinary(requests: pd.DataFrame) -> NDArray[np.bool_]:
+    """Whether each request is measured. The first wave of an equilibrium start, which has an age, is load only."""
+    return np.array(requests["age_tokens"].isna())
+
+
+def mean_position(requests: pd.DataFrame, begin_s: float, end_s: float) -> tuple[float | None, float | None]:
+    """Mean position in their answers of the tokens that arrived within the time, and of all tokens of all answers.
+
+    Positions count from 1, in the first wave from the answer's begin before the run. An answer of the first wave was
+    drawn in proportion to its length, and counts as much as a mean one. None where there is no token.
+    """
+    (when, sizes), (group, _) = flat(requests["arrival_s"]), flat(requests["arrival_tokens"])
+    request, ages = np.repeat(np.arange(len(sizes)), sizes), requests["age_tokens"].fillna(0).to_numpy(float)
+    position = pd.Series(group).groupby(request).cumsum().to_numpy(float) - (group - 1) / 2 + ages[request]
+    inside = (when > begin_s) & (when <= end_s)
+    here = float((position * group)[inside].sum() / group[inside].sum()) if inside.any() else None
+    answers = np.bincount(request, group, len(sizes))
+    measured = ordinary(requests)
+    weights = np.where(measured, answers, answers[measured].mean() if measured.any() else 0.0)
+    everywhere = float((weights * (answers + ages + 1) / 2).sum() / weights.sum()) if weights.sum() else None
+    return here, everywhere
 
 
 def spread_from(sent_s: Array, arrival_s: Array, sizes: NDArray[np.int64]) -> Array:
@@ -95,3 +127,28 @@ def gaps_within(arrival_s: Array, sizes: NDArray[np.int64]) -> Array:
     inner = np.ones(len(arrival_s), bool)
     inner[(np.cumsum(sizes) - sizes)[sizes > 0]] = False  # the first arrival of a request ends no gap
     return np.diff(arrival_s, prepend=0.0)[inner]
+
+
+def stalls(requests: pd.DataFrame) -> Array:
+    """(begin, end) rows of the times in which requests were in flight and no token of any request arrived.
+
+    Only those that stand out from the other times between tokens. A request that is sent or ends is no token.
+    """
+    sent, ends = (np.sort(requests[name].dropna().to_numpy(float)) for name in ("sent_s", "end_s"))
+    if not len(sent):
+        return np.empty((0, 2))
+    arrival_s = np.sort(flat(requests["arrival_s"])[0])
+    # A time begins with a token, or with the first request after the engine had none.
+    idle = np.searchsorted(sent, sent, side="left") == np.searchsorted(ends, sent, side="right")
+    begins = np.sort(np.concatenate((arrival_s, sent[idle])))
+    last = float(max(ends[-1] if len(ends) else sent[-1], sent[-1]))
+    until = np.append(begins[1:], last)
+    # It ends with the next token, or when no request is in flight any more.
+    over = np.append(ends, np.inf)[np.searchsorted(ends, begins)]
+    busy = np.searchsorted(sent, begins, side="right") > np.searchsorted(ends, begins, side="right")
+    free = np.searchsorted(sent, until, side="left") == np.searchsorted(ends, until, side="left")
+    until = np.where(free, np.minimum(until, over), until)
+    length_s = np.where(busy, until - begins, 0.0)
+    usual_s = np.sort(length_s)[-RANK] if len(length_s) >= RANK else 0.0
+    long = length_s > max(LEAST_STALL_S, OUTLIER * float(usual_s))
+    return np.column_stack((begins[long], until[long]))

@@ -3,6 +3,7 @@
 Times are seconds since the load began.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,19 +11,29 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.analysis.tokens import Events
+
 Array = NDArray[np.float64]
-LEAST_REQUESTS, LEAST_TURNOVERS = 60, 5
-"""Fewest requests under full load, in all and per request in flight, for cutting the warm-up."""
+LEAST_TURNOVERS = 1.5
+"""Fewest mean request times that a closed loop must last at full load, for a window of one of them."""
+SETTLED = 0.99
+"""Share of an open loop's requests that end within the time after which its occupancy has settled."""
+MOST_SETTLING = 0.5
+"""Largest share of an open loop that may pass before its occupancy has settled."""
+JUDGED_REQUESTS, JUDGED_TURNOVERS = 60, 5
+"""Fewest requests in a window, in all and per request in flight, for tests of its steadiness."""
 LEAST_BINS, MOST_BINS, COMPARED = 20, 500, 20
-"""Smallest and largest number of parts of the loaded time for the cut; number of parts whose rates are compared."""
+"""Smallest and largest number of parts of the window for the cut; number of parts whose rates are compared."""
 CHANGE = 0.03
 """Largest relative change of the rate over the window that counts as steady."""
 QUEUE = 0.05
 """Largest growth of the requests in flight over the window, as a share of its requests."""
 LINE_P, STEP_P = 0.005, 0.0005
 """Probability that a steady rate tests as a line, and as a step at one given place."""
+TRANSIENT_Z = 4.0
+"""Smallest difference of a start that is cut from the rest, in standard errors: `mser` picks the largest of many."""
 MOST_CUT = 1 / 3
-"""Largest share of the loaded time that a warm-up may take."""
+"""Largest share of the window that may be cut as the engine's warm-up."""
 PLATEAU = 0.2
 """Smallest share of the compared time for a level."""
 WHOLE = {
@@ -45,7 +56,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The requests sent from `begin_s` until before `end_s`; all requests if it is the whole run."""
+    """The time from `begin_s` to `end_s` to which rates and latencies belong."""
 
     begin_s: float
     end_s: float
@@ -53,92 +64,147 @@ class Window:
     """Mean requests in flight."""
     closed: bool = False
     whole: str | None = None
-    """The reason why the window is the whole run; None: it is the steady part."""
-    code: Literal["not-steady", "level-shift", "queue-grows"] | None = None
+    """The reason why the window is the whole run; None: the load was as asked in all of the window."""
+    code: Literal["no-window", "not-steady", "level-shift", "queue-grows"] | None = None
     """The code of its finding."""
     change: Change | None = None
     shift_s: float | None = None
     """Time of the level shift."""
+    grown: float = 0.0
+    """Requests by which the requests in flight grew over the window."""
+    left_out_s: float = 0.0
+    """Time at the start that was left out because it was measured not to be settled, not by the load's construction."""
 
 
 def find_window(
     sent_s: Array,
+    first_s: Array,
     end_s: Array,
-    request_tokens: Array,
-    token_s: Array,
-    tokens: Array,
+    output: Events,
     *,
     shape: str,
     users: int | None = None,
+    load_only: NDArray[np.bool_] | None = None,
     complete: bool = True,
+    stalls_s: Array | None = None,
     watts: Callable[[Array], Array] | None = None,
 ) -> Window:
     """The measured window of a run with at least one request.
 
-    `sent_s`, `end_s` (NaN if not reached) and `request_tokens` have an element per request, `token_s` and `tokens` one
-    per arrival. `shape` and `users` are those of the load. `watts` gives the mean power between successive instants,
-    NaN if unknown.
+    `sent_s`, `first_s` (first token, or end without one) and `end_s` (NaN if not reached) have an element per request
+    in order of sending, or per conversation of a closed loop: what one user does at a time. `load_only` marks those of
+    the first wave of an equilibrium start. `output` holds the output tokens. `shape` and `users` are those of the load.
+    `stalls_s` holds (begin, end) rows of times without a token. `watts` gives the mean power between successive
+    instants, NaN if unknown.
 
-    Closed loops count from the first request of the last user until a slot stays empty, open loops from the first
-    request to the last. MSER-5, on the token rate and on power, cuts the warm-up from that. The rest must have no
-    drift, no level shift and no growing queue. The window of an offline run, a trace, an incomplete or a short run is
-    the whole run.
+    Closed loop: whole turnovers before the first slot stays empty. Open loop: from the time when the occupancy has
+    settled to the last sending. A change of the token rate or of the power at the start of that is cut if the rest is
+    steady. The window of an offline run, of a load that varies, and of an incomplete run is the whole run.
     """
     known = ~np.isnan(sent_s) & ~np.isnan(end_s)
-    order = np.argsort(sent_s[known], kind="stable")
-    sent, stay, asked = (each[known][order] for each in (sent_s, end_s - sent_s, request_tokens))
-    ends, first, last = np.sort(end_s[known]), float(np.nanmin(sent_s)), float(np.nanmax([sent_s, end_s]))
+    sent, ends, stay = sent_s[known], np.sort(end_s[known]), (end_s - sent_s)[known]
+    first, last = float(np.nanmin(sent_s)), float(np.nanmax([sent_s, end_s]))
     slots = users if shape == "closed" and users is not None else 0
     run = Window(first, last, max(1.0, float(stay.sum()) / max(last - first, 1e-9)), slots > 0)
     if shape in WHOLE or not complete:
         return replace(run, whole=WHOLE[shape] if complete else "the run is incomplete")
-    if len(sent) <= slots:
-        return replace(run, whole=f"{len(sent)} requests cannot keep {slots} slots busy")
-    begin, limit = (float(sent[slots - 1]), float(ends[-slots])) if slots else (first, float(sent[-1]))
-    held = float(slots or run.in_flight)
-    needs = max(LEAST_REQUESTS, LEAST_TURNOVERS * round(held))
-    members = int(((sent >= begin) & (sent < limit)).sum())
-    if members < needs:
-        return replace(run, whole=f"{members} requests under full load, {needs} needed to cut the warm-up")
+    stalls_s = np.empty((0, 2)) if stalls_s is None else stalls_s
+    if slots:
+        ordinary = stay if load_only is None else stay[~load_only[known]]
+        turnover_s = float(ordinary.mean()) if len(ordinary) else math.inf
+        made = _turnovers(run, first_s[known], ends, slots, turnover_s)
+    else:
+        turnover_s = float(stay.mean())
+        made = _settled(run, sent, ends, stay, stalls_s)
+    return made if made.whole is not None else _steady(made, sent, output, turnover_s, len(stalls_s) > 0, watts)
 
-    by_time = np.argsort(token_s, kind="stable")
-    token_s, arrived = token_s[by_time], np.concatenate(([0.0], np.cumsum(tokens[by_time])))
-    stay_s = float(stay.mean())
-    cuts = np.linspace(begin, limit, int(np.clip((limit - begin) / max(stay_s, 1e-9), LEAST_BINS, MOST_BINS)) + 1)
-    rate = np.diff(arrived[np.searchsorted(token_s, cuts)]) / np.diff(cuts)
+
+def _turnovers(run: Window, first_s: Array, ends: Array, slots: int, turnover_s: float) -> Window:
+    """Whole mean request times of a closed loop, back from the instant at which its first slot stays empty.
+
+    They begin no earlier than half a mean request time after the start, and when every slot has had its first token.
+    """
+    if len(ends) <= slots:
+        return replace(run, whole=f"{len(ends)} requests cannot keep {slots} slots busy", code="no-window")
+    full_s = float(ends[-slots])
+    turns = (full_s - run.begin_s) / turnover_s
+    decoding = (full_s - float(first_s[:slots].max())) / turnover_s
+    if turns < LEAST_TURNOVERS or decoding < 1:
+        why = f"all users were busy for {turns:.2g} mean request times, and a window needs {LEAST_TURNOVERS}"
+        if turns >= LEAST_TURNOVERS:
+            why = f"all users had a first token for {decoding:.2g} mean request times, and a window needs 1"
+        return replace(run, whole=why, code="no-window")
+    length_s = math.floor(min(max(1.0, turns - 0.5), decoding)) * turnover_s
+    return replace(run, begin_s=full_s - length_s, end_s=full_s, in_flight=float(slots))
+
+
+def _settled(run: Window, sent: Array, ends: Array, stay: Array, stalls_s: Array) -> Window:
+    """An open loop from the time that nearly all requests need to the last sending; whether its queue grows.
+
+    Requests that met a stall do not count for that time: a stall is not a settling load.
+    """
+    last = float(sent.max())
+    met = [(sent < end) & (sent + stay > begin) for begin, end in stalls_s]
+    calm = stay[~np.logical_or.reduce(met)] if met else stay
+    begin = run.begin_s + float(np.quantile(calm if len(calm) else stay, SETTLED))
+    late = begin > run.begin_s + MOST_SETTLING * (last - run.begin_s)
+    from_s = run.begin_s + MOST_SETTLING * (last - run.begin_s) if late else begin
+    instants = np.linspace(from_s, last, LEAST_BINS)
+    queue = np.searchsorted(np.sort(sent), instants) - np.searchsorted(ends, instants)
+    grown = float(np.polyfit(np.linspace(0, 1, LEAST_BINS), queue, 1)[0])
+    if len(sent) >= JUDGED_REQUESTS and grown > QUEUE * int((sent >= from_s).sum()):
+        run = replace(run, code="queue-grows", grown=grown)
+    if late:
+        why = f"requests were sent for {last - run.begin_s:.3g} s, and took up to {begin - run.begin_s:.3g} s"
+        return replace(run, whole=why, code=run.code or "no-window")
+    return replace(run, begin_s=begin, end_s=last, left_out_s=begin - run.begin_s)
+
+
+def _steady(
+    made: Window, sent: Array, output: Events, turnover_s: float, stalled: bool, watts: Callable[[Array], Array] | None
+) -> Window:
+    """The window without the engine's warm-up, or with the code of a rate that did not settle.
+
+    Only a start that differs from the rest is cut, and never a stall.
+    """
+    length_s, held = made.end_s - made.begin_s, made.in_flight
+    needs = max(JUDGED_REQUESTS, JUDGED_TURNOVERS * round(held))
+    if made.code is not None or int(((sent >= made.begin_s) & (sent < made.end_s)).sum()) < needs:
+        return made
+    bins = int(np.clip(length_s / max(turnover_s, 1e-9), LEAST_BINS, MOST_BINS))
+    cuts = np.linspace(made.begin_s, made.end_s, bins + 1)
+    rate = np.diff(output.until(cuts)) / np.diff(cuts)
     power = np.array([np.nan]) if watts is None else watts(cuts)
-    cut = max(mser(rate), 0 if np.isnan(power).any() else mser(power))
-    # Begin within one stay where earlier requests are still owed as many tokens as the members at the window's end.
-    # Then the members' tokens equal the tokens that arrive in the window, even if all users are in step.
-    edges = np.append(sent[slice(*np.searchsorted(sent, [cuts[cut], min(cuts[cut] + stay_s, limit)]))], limit)
-    owed = np.concatenate(([0.0], np.cumsum(asked)))[np.searchsorted(sent, edges)]
-    owed -= arrived[np.searchsorted(token_s, edges)]
-    balanced = float(edges[np.abs(owed[:-1] - owed[-1]).argmin()]) if len(edges) > 1 else float(cuts[cut])
-    steady = replace(run, begin_s=balanced, end_s=limit, in_flight=held)
+    moved = change(_parts(rate))
+    cut = 0 if stalled else max(_transient(each) for each in (rate, power) if not np.isnan(each).any())
+    cut = cut if cut <= MOST_CUT * bins else 0
+    if change(_parts(rate[cut:])) is not None and moved is not None:
+        at_s = made.begin_s + moved.at * length_s
+        shift = moved.kind == "shift"
+        code: Literal["level-shift", "not-steady"] = "level-shift" if shift else "not-steady"
+        return replace(made, code=code, change=moved, shift_s=at_s if shift else None)
+    if cut == 0:
+        return made
+    begin = float(cuts[cut])
+    if made.closed and (turns := math.floor((made.end_s - begin) / turnover_s)) >= 1:
+        begin = made.end_s - turns * turnover_s
+    made = replace(made, begin_s=begin, left_out_s=made.left_out_s + begin - made.begin_s)
+    if moved is not None and moved.kind == "shift" and cut >= PLATEAU / 2 * bins:
+        return replace(made, code="level-shift", change=moved, shift_s=begin)
+    return made
 
-    queue = np.searchsorted(sent, cuts[cut:]) - np.searchsorted(ends, cuts[cut:])
-    grown = float(np.polyfit(np.linspace(0, 1, len(queue)), queue, 1)[0])
-    if slots == 0 and grown > QUEUE * members:
-        return replace(run, whole=f"the requests in flight grew by {grown:.0f}", code="queue-grows")
-    return _steady_or_whole(run, steady, rate, cuts, cut)
 
-
-def _steady_or_whole(run: Window, steady: Window, rate: Array, cuts: Array, cut: int) -> Window:
-    """The steady window, or the whole run if its rate drifts or shifts; the first `cut` bins are warm-up."""
-    ever, rest = change(_parts(rate)), change(_parts(rate[cut:]))
-    if ever is None and rest is None:
-        return steady
-    moved = ever or rest
-    assert moved is not None
-    since = cuts[0] if moved is ever else cuts[cut]
-    shift_s = since + moved.at * (cuts[-1] - since)
-    if moved.kind == "drift" and (rest is not None or cut > MOST_CUT * len(rate)):
-        return replace(run, whole="the rate never settled", code="not-steady", change=moved)
-    if moved.kind == "shift" and (rest is not None or shift_s > cuts[min(cut + 1, len(rate))]):
-        return replace(run, whole="the rate shifted", code="level-shift", change=moved, shift_s=float(shift_s))
-    if moved.kind == "shift" and cut >= PLATEAU / 2 * len(rate):
-        return replace(steady, code="level-shift", change=moved, shift_s=float(shift_s))
-    return steady
+def _transient(values: Array) -> int:
+    """Number of values at the start that `mser` cuts, 0 unless these differ from the rest by more than its noise."""
+    cut = mser(values)
+    if cut == 0:
+        return 0
+    start, rest = values[:cut], values[cut:]
+    about = rest - rest.mean()
+    r = min(max(0.0, float(about[1:] @ about[:-1]) / max(float(about @ about), 1e-300)), 0.8)
+    noise = float(rest.std()) * math.sqrt((1 / cut + 1 / len(rest)) * (1 + r) / (1 - r))
+    off = abs(float(start.mean() - rest.mean()))
+    return cut if off > max(CHANGE * abs(float(rest.mean())), TRANSIENT_Z * noise) else 0
 
 
 def mser(values: Array) -> int:

@@ -175,7 +175,11 @@ def rerun(reference: Run_ = "latest", root: Root = RESULTS, force: Force = False
     for each in must + noted:
         typer.echo(each, err=True)
     asked = file.workload.model_dump(mode="json")
-    spec = workload_of(asked, f"{before.directory}/run.json", {"engine.name": file.engine_asked})
+    users = [asked["load"].get("users"), *(step.get("users") for step in asked["load"].get("steps") or ())]
+    changes: dict[str, object] = {"engine.name": file.engine_asked}
+    if file.schema_version < 3 and any(users):  # closed loops began with a burst
+        changes["load.start"] = "burst"
+    spec = workload_of(asked, f"{before.directory}/run.json", changes)
     with Display() as display:
         clients = max(1, len(file.clients))
         directory = measuring.run(spec, root, display.show, file.meters_asked, file.declared, clients)

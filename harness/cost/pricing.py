@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.analysis.regression import Split, split_usage
 from harness.analysis.summary import Sweep
+from harness.analysis.tokens import ordinary
 from harness.config import AS_WRITTEN, Values
 from harness.cost.bill import DEFAULT_SCENARIO, Costs, cost_of_run, measured, priced, tornado
 from harness.cost.by_token import cost_of_query
@@ -84,7 +85,7 @@ def phase_split(runs: Sequence[Run]) -> tuple[Device, Split, tuple[float, float]
             blocks.append(time_blocks(run.requests, device.count))
         except ValueError as empty:
             raise HarnessError(f"run {run.id}: {empty}", "leave it out, or measure it again") from None
-    done = pd.concat([run.requests[run.requests["error"].isna()] for run in runs])
+    done = pd.concat([run.requests[run.requests["error"].isna() & ordinary(run.requests)] for run in runs])
     tokens_out = done["output_tokens"].fillna(done["output_asked"])
     return device, split_usage(blocks), (float(done["input_asked"].mean()), float(tokens_out.mean()))
 

@@ -236,7 +236,9 @@ async def _serve(job: Job, pipe: Connection) -> Ended:
     info = await engine.start()
     talk = job.inputs.conversations(job.workload, info)
     journal = Journal(job.journal)
-    sender = Sender(job.workload, job.inputs.arrivals, engine, talk.make, journal.add, talk.follow, job.share)
+    sender = Sender(
+        job.workload, job.inputs.arrivals, engine, talk.make, journal.add, talk.follow, job.share, talk.first_wave
+    )
     loop.add_reader(pipe, on_message)
     reporter = asyncio.ensure_future(report())
     try:

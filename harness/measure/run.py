@@ -272,7 +272,15 @@ class _Session:
         """The sender of the load: in this process, or several client processes."""
         if self.link is None:
             assert talk is not None
-            yield Sender(self.workload, self.inputs.arrivals, self.engine, talk.make, self.writer.add, talk.follow)
+            yield Sender(
+                self.workload,
+                self.inputs.arrivals,
+                self.engine,
+                talk.make,
+                self.writer.add,
+                talk.follow,
+                first_wave=talk.first_wave,
+            )
             return
         name = self.writer.file.engine_asked
         # If the harness started the server, the engine knows the address for the clients.

@@ -100,17 +100,21 @@ class Sender:
         add: Callable[[Record], None],
         follow: Follow | None = None,
         share: tuple[int, int] = (0, 1),
+        first_wave: Callable[[int], Request] | None = None,
     ) -> None:
         self.workload, self.engine, self.make, self.add, self.follow = workload, engine, make, add, follow
+        self.first_wave = first_wave if workload.load.in_equilibrium else None
         self.client, self.clients = share
-        self.sent = self.finished = self.failed = self.output_tokens = 0
+        self.sent = self.finished = self.failed = self.output_tokens = self.waves = 0
         self.began_ns = 0
         self._stop, self._drained = asyncio.Event(), asyncio.Event()
         shape, count = workload.load, workload.requests.count
         users = user_spans(shape) if shape.closed else []
+        self._users = len(users)
         in_turn = itertools.islice(itertools.repeat(0.0), count)
         due_s = in_turn if shape.closed else due_times(shape, count, workload.seed, arrivals)
         self._spans = users[self.client :: self.clients]
+        """Spans of each user of this client."""
         # Requests are dealt to users, not to clients: with an uneven number of users per client, all users send alike.
         own = [turn % self.clients == self.client for turn in range(len(users) or self.clients)]
         self._schedule = itertools.compress(enumerate(due_s), itertools.cycle(own))
@@ -121,6 +125,12 @@ class Sender:
         self._exchange = engine.exchange if isinstance(engine, Exchanging) else self._generate
         most = PREBUILT_PER_USER * len(self._spans) if shape.closed and count is None else None
         tokens, until_s = 0, time.monotonic() + PREBUILD_S
+        numbers = [self._wave(user, 0) for user in range(len(self._spans))] if self.first_wave else []
+        self._first: dict[int, Request] = {}
+        for number in numbers:
+            if tokens < PREBUILT_TOKENS and time.monotonic() < until_s:
+                self._first[number] = self._build_first(number)
+                tokens += len(self._first[number].prompt)
         while tokens < PREBUILT_TOKENS and time.monotonic() < until_s and len(self._prebuilt) != most and self._build():
             tokens += len(self._prebuilt[-1][0].prompt)
 
@@ -130,8 +140,8 @@ class Sender:
         try:
             async with asyncio.TaskGroup() as group:
                 if self.workload.load.closed:
-                    for spans in self._spans:
-                        group.create_task(self._user(spans))
+                    for user, spans in enumerate(self._spans):
+                        group.create_task(self._user(user, spans))
                 else:
                     await self._open_loop(group)
         finally:
@@ -146,7 +156,7 @@ class Sender:
         self._drained.set()
 
     def progress(self) -> Progress:
-        counts = self.finished, self.failed, self.sent - self.finished, self.output_tokens
+        counts = self.finished - self.waves, self.failed, self.sent - self.finished, self.output_tokens
         return measuring(self.workload, self.began_ns, *counts)
 
     def _now_s(self) -> float:
@@ -161,6 +171,16 @@ class Sender:
             return True
         self._exhausted = True
         return False
+
+    def _wave(self, user: int, span: int) -> int:
+        """Number of the first request of a span of this client's n-th user, which no other client uses."""
+        return (self.client + user * self.clients) + span * self._users
+
+    def _build_first(self, number: int) -> Request:
+        assert self.first_wave is not None
+        request = self.first_wave(number)
+        self.engine.prepare(request)
+        return request
 
     def _soon(self, work: Callable[[], object]) -> None:
         """Do the work in the next iteration of the loop. If it raises, the load ends with that exception."""
@@ -184,10 +204,17 @@ class Sender:
             self._soon(self._build)
         return self._prebuilt.popleft()
 
-    async def _user(self, spans: Sequence[tuple[float, float]]) -> None:
-        """One user of a closed loop during its (from, until) spans: each request is due when the previous one ends."""
-        for start_s, until_s in spans:
+    async def _user(self, user: int, spans: Sequence[tuple[float, float]]) -> None:
+        """One user of a closed loop during its (from, until) spans: each request is due when the previous one ends.
+
+        In equilibrium the first of a span is one of the first wave. It is none of the schedule's requests.
+        """
+        for span, (start_s, until_s) in enumerate(spans):
             await self._sleep(start_s, self._drained)
+            if self.first_wave and self._now_s() < until_s and not self._drained.is_set():
+                number = self._wave(user, span)
+                first = self._first.pop(number, None) or self._build_first(number)
+                await self._converse(first, self._now_s(), until_s)
             while (scheduled_s := self._now_s()) < until_s and not self._stop.is_set():
                 if (following := self._next()) is None:
                     return
@@ -255,6 +282,7 @@ class Sender:
         finally:
             sent.end_ns = clock()
             self.finished += 1
+            self.waves += request.age_tokens is not None
             completion = None
             if sent.error is not None or request.conversation is not None:
                 completion = self._record(sent)
@@ -327,6 +355,7 @@ class Sender:
                 shared_tokens=request.shared_tokens,
                 hidden_tokens=done.hidden_tokens or None,
                 retries=done.retries or None,
+                age_tokens=request.age_tokens,
             )
         )
         return completion

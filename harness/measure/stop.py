@@ -57,7 +57,7 @@ def look(pipe: Connection, targets: Sequence[Target]) -> None:
         time.sleep(max(PERIOD_S, PERIOD_SHARE * (time.monotonic() - began_s)))
         with contextlib.suppress(HarnessError):  # a row is incomplete, or there is no request yet
             run = read_run(directory)
-            known = whole_prefix(run.requests)
+            known = whole_prefix(run.requests, run.users)
             if looks.enough(len(known), lambda: _precise(run, known, targets)):  # noqa: B023
                 pipe.send("enough")
                 return

@@ -16,6 +16,7 @@ import pandas as pd
 
 from harness.analysis.latency import times
 from harness.analysis.summary import Sweep
+from harness.analysis.tokens import ordinary
 from harness.cost.bill import measured
 from harness.cost.objective import parse_objectives
 from harness.errors import HarnessError
@@ -308,7 +309,7 @@ def _distribution(runs: Sweep, name: str, title: str, width: int) -> Chart | Non
     """Cumulative distribution over requests, or over gaps between tokens, with a line for each run."""
     frames, share = [], np.linspace(0, 1, QUANTILES + 1)
     for run, summary in runs:
-        seen = times(run.requests, run.state)
+        seen = times(run.requests[ordinary(run.requests)], run.state)
         values = seen.gaps_s if name == "itl_s" else seen.each[name].dropna().to_numpy()
         if len(values):
             frames.append(pd.DataFrame({"x": np.quantile(values, share) * 1e3, "y": share, "series": summary.run}))
@@ -324,7 +325,7 @@ def _distribution(runs: Sweep, name: str, title: str, width: int) -> Chart | Non
         x=x, y=_at("y", "y", f"share of {'gaps' if name == 'itl_s' else 'requests'}", format="%"),
         **{of: channel.legend(symbolSize=1000) for of, channel in code.items()},
     )  # fmt: skip
-    note = "Of completed requests, warm-up and drain included."
+    note = "Of completed requests of the whole run, drain included."
     return _finish(name[:-2], f"{title}: cumulative distribution", note, width, _layered(width, 70, 280, lines))
 
 

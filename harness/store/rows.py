@@ -47,6 +47,7 @@ _INTEGERS = (
     *("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client"),
     "shared_tokens",
     *("hidden_tokens", "retries"),
+    "age_tokens",
 )
 """Integer columns with missing values: nullable in pandas, so that integers do not become floats."""
 

@@ -13,7 +13,7 @@ from harness.model import Charged, Figure, MeterInfo, ModelIdentity
 
 SCHEMA_VERSION = 3
 """Of run.json and the Parquet files. History: 1 (0.1.0) the first; 2 adds conversations, connections and clients;
-3 adds the prompts' salt, and what they share."""
+3 adds the prompts' salt, what they share, and the first wave (closed loops of 1 and 2 begin with a burst)."""
 
 State = Literal["running", "complete", "interrupted", "failed"]
 

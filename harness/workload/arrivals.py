@@ -49,7 +49,7 @@ Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
 UsersOr0 = Annotated[int, Field(ge=0, le=100_000, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 TAKES: Mapping[str, str] = {
-    "closed": "users duration_s?",
+    "closed": "users duration_s? start?",
     "offline": "",
     "constant": "rate_per_s duration_s? max_in_flight?",
     "poisson": "rate_per_s duration_s? max_in_flight?",
@@ -57,7 +57,7 @@ TAKES: Mapping[str, str] = {
     "trace": "trace time_scale? duration_s? max_in_flight?",
     "ramp of users": "from_users to_users over_s duration_s?",
     "ramp of the rate": "from_rate_per_s to_rate_per_s over_s arrivals? duration_s? max_in_flight?",
-    "steps of users": "steps duration_s?",
+    "steps of users": "steps duration_s? start?",
     "steps of the rate": "steps arrivals? duration_s? max_in_flight?",
 }
 """Load shape -> its keys; `?` marks optional keys."""
@@ -109,6 +109,9 @@ class Load(Section):
     time_scale: Positive | None = Field(None, description="a factor above 0 on the trace's times: 0.5 is twice as fast")
     duration_s: Seconds | None = Field(None, description="seconds above 0 until sending stops: 60 or '1 min'")
     max_in_flight: Count | None = Field(None, description=f"the most requests in flight, {WHOLE}")
+    start: Literal["equilibrium", "burst"] | None = Field(
+        None, description="equilibrium (if not given: users are mid-answer at first) or burst (all send at once)"
+    )
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Load:
@@ -129,6 +132,11 @@ class Load(Section):
         """True for a closed loop, where each user sends after the last answer; False if requests have due times."""
         levels = [self.users, self.from_users, self.to_users, *(step.users for step in self.steps or ())]
         return any(level is not None for level in levels)
+
+    @property
+    def in_equilibrium(self) -> bool:
+        """True if each user's first request of a span is one that has been going on for some time."""
+        return self.closed and self.shape != "ramp" and self.start != "burst"
 
     @property
     def end_s(self) -> float:

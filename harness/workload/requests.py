@@ -8,12 +8,14 @@ import bisect
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.errors import HarnessError
 from harness.model import Completion, Request
-from harness.workload.arrivals import Trace
+from harness.workload.arrivals import Trace, user_spans
 from harness.workload.lengths import Lengths
 from harness.workload.schema import Content, Prompt, Prompts, Workload
 
@@ -21,7 +23,11 @@ RESERVED_IDS = 128
 """Random prompts use no token id below this: most tokenizers keep their special tokens there, the others at the end."""
 MOST_TURNS = 1000
 """Maximum turns of a conversation. With turns, the request of turn t of conversation c has index 1000 c + t."""
-_TOKENS, _CONVERSATION, _THINK, _CANCEL, _PREFIX, _BLOCK, _STAND_IN, _SALT = range(8)
+FIRST_WAVE = 1 << 41
+"""Number of the first conversation of the first wave: above all others."""
+POOL = 4096
+"""Requests from which those of the first wave are drawn."""
+_TOKENS, _CONVERSATION, _THINK, _CANCEL, _PREFIX, _BLOCK, _STAND_IN, _SALT, _AGE = range(9)
 """Purposes with separate random numbers, so that adding a key to a workload does not change the other values."""
 _SALT_WORDS = 4096
 """Words made from the salt; prompts longer than this use them again."""
@@ -64,7 +70,7 @@ class Conversations:
         # A second generator for each request would cost 20 us: instead the salt's words change those of the first.
         self._mask = None if salt is None else np.random.Philox(key=salt, counter=_SALT << 128).random_raw(_SALT_WORDS)
         self._mark = "" if salt is None else f"{salt:x} "
-        self.seed, self.contents = workload.seed, workload.requests.contents
+        self.seed, self.contents, self.load = workload.seed, workload.requests.contents, workload.load
         self.vocabulary, self.max_length, self.encode = vocabulary, max_length, encode
         weights = [part.weight for part in workload.requests.parts or ()]
         self.names = [part.name for part in workload.requests.parts or ()]
@@ -112,6 +118,50 @@ class Conversations:
             shared_tokens=min(shared, n_in),
         )
 
+    def first_wave(self, number: int) -> Request:
+        """A request of the first wave of a load that begins in equilibrium, counted from 0 over users and their spans.
+
+        At any instant of a closed loop the answers in progress are long ones in proportion to their length, and each
+        has come any part of its way. So the request is drawn from the first `POOL` of the workload in proportion to its
+        output tokens, and its age is uniform. The tokens of the age stand at the end of the prompt instead, as random
+        tokens; a prompt of texts stays as it is. Of a conversation, the turns before are there, and those after follow.
+        """
+        _, turn, age = self._drawn(number)
+        request = self.make(FIRST_WAVE + number)
+        for _ in range(turn if request.messages is None else 0):
+            request = (self.follow(request, Completion(None, None)) or (request,))[0]
+        age = min(age, request.output_tokens - 1)
+        prompt = request.prompt if request.messages else request.prompt + self._random(_AGE, number, age)
+        output = request.output_tokens - age
+        return replace(request, prompt=prompt, output_tokens=output, age_tokens=age, cancel_after_s=None)
+
+    @cached_property
+    def _pool(self) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+        """Conversation and turn of the requests from which the first wave is drawn, and cumulative output tokens."""
+        turns = ((c, turn) for c in itertools.count() for turn in range(self._plan(c)[1]))
+        pool = list(itertools.islice(turns, POOL))
+        return pool, np.cumsum([self._lengths(self._plan(c)[0], c, turn)[1] for c, turn in pool])
+
+    def _drawn(self, number: int) -> tuple[int, int, int]:
+        """Conversation, turn and age of a request of the first wave."""
+        u, v = _uniform(self._words(_AGE, FIRST_WAVE + number), 2)
+        pool, until = self._pool
+        at = int(np.searchsorted(until, u * until[-1]))
+        tokens = int(until[at] - (until[at - 1] if at else 0))
+        return *pool[at], int(v * tokens)
+
+    @cached_property
+    def _in_wave(self) -> frozenset[int]:
+        """The conversations whose texts or blocks the first wave sends too."""
+        if not self.load.in_equilibrium or not any(self.sources):
+            return frozenset()
+        spans = user_spans(self.load)
+        return frozenset(self._drawn(n)[0] for n in range(len(spans) * max(map(len, spans))))
+
+    def _origin(self, conversation: int) -> int:
+        """The conversation from which this one has its part, turns, lengths and texts: another in the first wave."""
+        return conversation if conversation < FIRST_WAVE else self._drawn(conversation - FIRST_WAVE)[0]
+
     def follow(self, request: Request, completion: Completion) -> tuple[Request, float] | None:
         """The next request of the conversation, and the think time before it in seconds; None: the conversation ends.
 
@@ -146,7 +196,7 @@ class Conversations:
         index = request.index + 1
         following = replace(
             request, index=index, turn=turn, prompt=prompt, output_tokens=n_out, messages=messages,
-            stand_in_tokens=stand_in, cancel_after_s=self._cancel_after_s(content, index),
+            stand_in_tokens=stand_in, cancel_after_s=self._cancel_after_s(content, index), age_tokens=None,
             shared_tokens=len(request.prompt) + len(answer),
         )  # fmt: skip
         return following, think_s
@@ -155,6 +205,7 @@ class Conversations:
         """Index of the part, number of turns, and index of the shared prefix (None: no prefix)."""
         if not self.edges and self.stride == 1 and self.contents[0].prefix is None:
             return 0, 1, None
+        conversation = self._origin(conversation)
         u, v, w, x = _uniform(self._words(_CONVERSATION, conversation), 4)
         part = bisect.bisect(self.edges, u)
         content, source = self.contents[part], self.sources[part]
@@ -167,25 +218,40 @@ class Conversations:
 
     def _said(self, part: int, conversation: int, turn: int) -> _Said:
         content, source = self.contents[part], self.sources[part]
+        n_in, n_out, row, words = self._lengths(part, conversation, turn)
+        once = conversation < FIRST_WAVE and conversation not in self._in_wave
+        if isinstance(source, list):
+            ids, _, text = source[row][turn]
+            first_time = once and conversation < len(source)
+            return ids, n_out, text, self._common[part][conversation] if first_time else len(ids)
+        if conversation >= FIRST_WAVE:  # other tokens than those of the request with the same lengths
+            words = self._words(_TOKENS, conversation * self.stride + turn)
+        shared, again = tuple[int, ...](), 0
+        if source is not None:
+            size = source.block_tokens
+            blocks = source.blocks(row)[: -(-n_in // size)]
+            first_time = once and content.trace_order == "recorded" and conversation < len(source.arrival_s)
+            again = size * (len(self._repeated[part].intersection(blocks)) if first_time else len(blocks))
+            shared = tuple(i for block in blocks for i in self._random(_BLOCK, block, size))[:n_in]
+        return shared + self._ids(words, n_in - len(shared)), n_out, None, again
+
+    def _lengths(self, part: int, conversation: int, turn: int) -> tuple[int, int, int, np.random.Philox]:
+        """Input and output tokens of a turn, its row in the trace or prompts (or 0), and the words after them."""
+        content, source = self.contents[part], self.sources[part]
+        conversation = self._origin(conversation)
         words = self._words(_TOKENS, conversation * self.stride + turn)
         u, v = _uniform(words, 2)
         if isinstance(source, list):
-            ids, lengths, text = source[conversation % len(source)][turn]
-            first_time = conversation < len(source)
-            return ids, lengths.at(v), text, self._common[part][conversation] if first_time else len(ids)
-        shared, again = tuple[int, ...](), 0
+            row = conversation % len(source)
+            ids, lengths, _ = source[row][turn]
+            return len(ids), lengths.at(v), row, words
         if source is not None:
             rows = len(source.arrival_s)
             row = conversation % rows if content.trace_order == "recorded" else int(u * rows)
-            n_in, n_out = int(source.input_tokens[row]), int(source.output_tokens[row])
-            size = source.block_tokens
-            blocks = source.blocks(row)[: -(-n_in // size)]
-            first_time = content.trace_order == "recorded" and conversation < rows
-            again = size * (len(self._repeated[part].intersection(blocks)) if first_time else len(blocks))
-            shared = tuple(i for block in blocks for i in self._random(_BLOCK, block, size))[:n_in]
-        elif content.input_tokens is not None and content.output_tokens is not None:
-            n_in, n_out = content.input_tokens.at(u), content.output_tokens.at(v)
-        return shared + self._ids(words, n_in - len(shared)), n_out, None, again
+            return int(source.input_tokens[row]), int(source.output_tokens[row]), row, words
+        assert content.input_tokens is not None
+        assert content.output_tokens is not None
+        return content.input_tokens.at(u), content.output_tokens.at(v), 0, words
 
     def _cancel_after_s(self, content: Content, index: int) -> float | None:
         if content.cancel_after_s is None:

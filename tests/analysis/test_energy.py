@@ -214,7 +214,7 @@ def steady(fake_nvml: Path) -> Run:
 
 def test_figures_of_a_steady_run(steady: Run) -> None:
     """600 W and 20 tokens a second are 30 J a token; 2 requests a second, 300 J a request; 3 J per input token."""
-    result = measure_energy(*steady, requests(76), 5.0, 30.0, slots=1, host_w=100.0, pue=1.2)
+    result = measure_energy(*steady, requests(76), 5.0, 30.0, host_w=100.0, pue=1.2)
     expected = {
         "energy_j.gpu": 600 * 25,
         "gpu_power_w": 600,
@@ -390,11 +390,6 @@ def test_clocks_with_a_wide_range_are_a_finding(
     assert [each.text for each in found.findings] == [
         f"The SM clock of GPU {i} moved between 1400 and 1980 MHz." for i in (0, 1) if told
     ]
-
-
-def test_few_requests_per_slot_are_a_finding(steady: Run) -> None:
-    assert codes(*steady, slots=8) == {}
-    assert codes(*steady, slots=32) == {"few-turnovers": False, "few-requests-per-slot": False}
 
 
 def test_a_short_window_is_a_finding_and_has_no_repeats(steady: Run) -> None:

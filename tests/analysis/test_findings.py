@@ -72,23 +72,39 @@ PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("no-warmup", {"records": GOOD, "warmup_requests": 0, "window": WHOLE}, {"records": GOOD, "window": STEADY}),
     (
         "not-steady",
-        {"records": GOOD, "window": replace(WHOLE, code="not-steady", change=DRIFT)},
-        {"records": GOOD, "window": WHOLE},
+        {"records": GOOD, "window": replace(STEADY, code="not-steady", change=DRIFT)},
+        {"records": GOOD, "window": STEADY},
     ),
     (
         "level-shift",
-        {"records": GOOD, "window": replace(WHOLE, code="level-shift", change=SHIFT, shift_s=30.0)},
+        {"records": GOOD, "window": replace(STEADY, code="level-shift", change=SHIFT, shift_s=30.0)},
         {"records": GOOD, "window": STEADY},
     ),
     (
         "queue-grows",
-        {"records": GOOD, "window": replace(WHOLE, code="queue-grows")},
+        {"records": GOOD, "window": replace(STEADY, code="queue-grows")},
         {"records": GOOD, "window": STEADY},
     ),
     (
-        "output-coverage",
+        "position-coverage",
         {"records": [record(0, output_tokens=200, output_asked=200, arrival_tokens=LONG), *GOOD[1:]], "window": STEADY},
         {"records": GOOD, "window": STEADY},
+    ),
+    ("no-window", {"records": GOOD, "window": replace(WHOLE, code="no-window")}, {"records": GOOD, "window": STEADY}),
+    (
+        "start-left-out",
+        {"records": GOOD, "window": replace(STEADY, begin_s=7.0, left_out_s=7.0)},
+        {"records": GOOD, "window": replace(STEADY, left_out_s=5.0)},
+    ),
+    (
+        "stall",
+        {"records": changed(1, arrival_s=(61.2, *(61.2 + 0.01 * k for k in range(7))), end_s=61.3), "window": STEADY},
+        {"records": changed(1, arrival_s=(60.7, *(60.7 + 0.01 * k for k in range(7))), end_s=60.8), "window": STEADY},
+    ),
+    (
+        "slow-end",
+        {"records": changed(1, arrival_s=tuple(60.0 + k for k in range(8)), end_s=67.0), "window": STEADY},
+        {"records": changed(1, arrival_s=tuple(60.0 + k / 2 for k in range(8)), end_s=63.5), "window": STEADY},
     ),
     (
         "short-output",
@@ -194,9 +210,9 @@ def test_a_level_shift_before_the_window_is_not_serious() -> None:
     (cut,) = check(GOOD, window=replace(STEADY, code="level-shift", change=SHIFT, shift_s=5.0))
     assert not cut.serious
     assert cut.text == "The rate shifted from 80 to 60 tokens/s at 5.0 s; the figures are of the part after it."
-    (whole,) = check(GOOD, window=replace(WHOLE, code="level-shift", change=SHIFT, shift_s=30.0))
-    assert whole.serious
-    assert whole.text.endswith("the figures are of the whole run, both levels.")
+    (within,) = check(GOOD, window=replace(STEADY, code="level-shift", change=SHIFT, shift_s=30.0))
+    assert within.serious
+    assert within.text.endswith("the figures are of both levels.")
 
 
 def test_a_simulated_engine_needs_no_warm_up() -> None:

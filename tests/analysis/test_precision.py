@@ -139,7 +139,7 @@ def test_requests_sent_after_one_in_flight_are_left_out() -> None:
 
 QUICK = {
     "engine": {"name": "simulated", "simulated": {"ttft_s": 0.1, "jitter": 0.5}},
-    **{"load.users": 64, "requests.output_tokens": 4, "requests.input_tokens": 4},
+    **{"load.users": 64, "load.start": "burst", "requests.output_tokens": 4, "requests.input_tokens": 4},
 }
 
 

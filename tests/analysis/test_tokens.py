@@ -18,7 +18,7 @@ def test_tokens_accrue_evenly_over_the_gap_before_their_arrival() -> None:
     assert parts["output_token"].tolist() == pytest.approx([0.4 + 2, 4])
     assert parts["context"].tolist() == pytest.approx([0.4 * 11.5 + 12.5 + 13.5, 10.5 + 11.5 + 12.5 + 13.5])
     assert parts["input_token"].tolist() == [0, 10]  # the first prompt was read by 0.125
-    assert parts["request"].tolist() == [1, 1]
+    assert parts["request"].tolist() == pytest.approx([0.6, 1])
     at = counted(came, np.array([-1.0, 0.25, 0.75, 2.0]))
     assert (at["sent"] - at["ended"]).tolist() == [0, 1, 1, 0]
 

@@ -26,7 +26,7 @@ BASE = """
 name: shared
 engine: {name: simulated, simulated: {ttft_s: 0.03, itl_s: 0.002, jitter: 0.3}}
 requests: {count: 24, input_tokens: {distribution: uniform, min: 5, max: 50}, output_tokens: 5}
-load: {shape: closed, users: 4}
+load: {shape: closed, users: 4, start: burst}
 warmup: {requests: 2}
 """
 POISSON = "load={shape: poisson, rate_per_s: 400}"
@@ -38,13 +38,15 @@ def measure(root: Path, clients: int, *words: str) -> Run:
     return read_run(measuring.run(spec, root, lambda _: None, clients=clients))
 
 
-@pytest.mark.parametrize("load", ["load={shape: closed, users: 4}", POISSON])
+@pytest.mark.parametrize(
+    "load", ["load={shape: closed, users: 4}", "load={shape: closed, users: 4, start: burst}", POISSON]
+)
 def test_several_clients_send_the_requests_of_one(tmp_path: Path, load: str) -> None:
     rows = measure(tmp_path, 1, load).requests.sort_values("index", ignore_index=True)
     for n in (2, 3):
         several = measure(tmp_path, n, load)
         assert several.file.state == "complete"
-        assert several.requests["index"].tolist() == list(range(24))
+        assert several.requests["index"].tolist() == rows["index"].tolist()  # the first wave's too
         assert several.requests["client"].value_counts().size == n
         columns = ["input_asked", "output_asked", "input_tokens", "output_tokens", "error"]
         assert several.requests[columns].equals(rows[columns])

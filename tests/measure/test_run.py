@@ -28,7 +28,7 @@ BASE = """
 name: known
 engine: {name: simulated, simulated: {ttft_s: 0.03, itl_s: 0.002}}
 requests: {count: 12, input_tokens: 7, output_tokens: 5}
-load: {shape: closed, users: 4}
+load: {shape: closed, users: 4, start: burst}
 warmup: {requests: 1}
 """
 

@@ -64,11 +64,12 @@ def send(
     share: tuple[int, int] = (0, 1),
     add: Callable[[Record], None] | None = None,
     make: Callable[[int], Request] = lambda index: Request(index, (1, 2, 3, 4), 3),
+    first_wave: Callable[[int], Request] | None = None,
 ) -> tuple[list[Record], Sender]:
     records: list[Record] = []
 
     async def load() -> Sender:
-        sending = Sender(asked, None, engine, make, add or records.append, share=share)
+        sending = Sender(asked, None, engine, make, add or records.append, share=share, first_wave=first_wave)
         await sending.run(time.monotonic_ns())
         return sending
 
@@ -92,6 +93,31 @@ def test_an_unknown_count_prebuilds_a_few_per_user_and_one_per_request_sent() ->
     assert made == list(range(len(made)))
     assert first == 2 * sender.PREBUILT_PER_USER
     assert len(records) <= len(made) <= len(records) + first
+
+
+def test_each_user_of_a_closed_loop_and_of_each_step_begins_in_the_middle_of_an_answer() -> None:
+    """The first wave comes before the schedule's requests and on top of their count; a burst has none."""
+
+    def wave(number: int) -> Request:
+        return Request(1000 + number, (1,) * 9, 2, age_tokens=5)
+
+    for load, expected in (
+        ({"shape": "closed", "users": 3}, [1000, 1001, 1002]),
+        ({"shape": "closed", "users": 3, "start": "burst"}, []),
+        (
+            {"shape": "steps", "steps": [{"users": 1, "duration_s": 0.05}, {"users": 3, "duration_s": 0.05}]},
+            [1000, 1001, 1002],
+        ),
+        ({"shape": "ramp", "from_users": 1, "to_users": 2, "over_s": 0.01}, []),
+    ):
+        engine = Scripted()
+        records, sending = send(workload(load, count=6), engine, first_wave=wave)
+        waves = [record for record in records if record.age_tokens is not None]
+        assert sorted(record.index for record in waves) == expected[: len(waves)]
+        assert {record.age_tokens for record in waves} <= {5}
+        assert bool(waves) == bool(expected)
+        assert sorted(record.index for record in records if record.age_tokens is None) == list(range(6))
+        assert sending.progress().finished == 6
 
 
 def test_an_answer_is_parsed_after_the_next_request_is_sent() -> None:

@@ -146,7 +146,7 @@ def test_an_invalid_rate_is_refused(wrong: Any) -> None:
 EXAMPLES: dict[str, Any] = {
     "users": 2, "rate_per_s": 1.0, "burstiness": 0.5, "trace": "t",
     "time_scale": 2.0, "duration_s": 1.0, "max_in_flight": 3, "from_users": 0, "to_users": 4, "from_rate_per_s": 0.0,
-    "to_rate_per_s": 2.0, "over_s": 10.0, "arrivals": "constant",
+    "to_rate_per_s": 2.0, "over_s": 10.0, "arrivals": "constant", "start": "burst",
 }  # fmt: skip
 STEPS = {"of users": ({"users": 3, "duration_s": 9.0},), "of the rate": ({"rate_per_s": 3.0, "duration_s": 9.0},)}
 

@@ -354,6 +354,34 @@ def test_equal_hash_ids_are_equal_blocks_of_tokens() -> None:
     assert c[512:] != a[512:700]
 
 
+def test_the_first_wave_is_drawn_in_proportion_to_length_and_is_of_any_age() -> None:
+    """Answers of 1 to 99 tokens: those in progress have a mean of E[L^2] / E[L] = 66.3, and half of it is over."""
+    made = talk(
+        "requests={count: 9, input_tokens: 10, output_tokens: {distribution: uniform, min: 1, max: 99}}", "load.users=2"
+    )
+    waves = [made.first_wave(number) for number in range(2000)]
+    ages = np.array([wave.age_tokens for wave in waves], float)
+    left = np.array([wave.output_tokens for wave in waves])
+    assert (ages + left).mean() == pytest.approx(66.3, rel=0.03)
+    assert (ages / (ages + left)).mean() == pytest.approx(0.49, abs=0.03)
+    assert all(len(wave.prompt) == 10 + (wave.age_tokens or 0) for wave in waves)
+    assert len({wave.index for wave in waves} | {made.make(i).index for i in range(2000)}) == 4000
+    assert len({wave.prompt for wave in waves}) == 2000
+    assert made.first_wave(7) == made.first_wave(7)
+
+
+def test_a_conversation_of_the_first_wave_goes_on_from_its_turn() -> None:
+    made = talk("requests={count: 9, input_tokens: 10, output_tokens: 20, turns: 4}", "load.users=2")
+    waves = [made.first_wave(number) for number in range(60)]
+    assert {wave.turn for wave in waves} == {0, 1, 2, 3}
+    for wave in waves:
+        assert wave.turn is not None
+        assert len(wave.prompt) == 10 + 30 * wave.turn + (wave.age_tokens or 0)
+        following = made.follow(wave, Completion(None, None))
+        assert (following is None) == (wave.turn == 3)
+        assert following is None or (following[0].turn, following[0].age_tokens) == (wave.turn + 1, None)
+
+
 def test_blocks_have_the_size_of_the_trace() -> None:
     """As in Bailian's traces: the first two blocks of 16 tokens are the same, the third is not."""
     trace = Trace(
