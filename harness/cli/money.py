@@ -72,7 +72,6 @@ def compare(
     from harness.cost.scenario import KEYS
     from harness.facts.appraisal import appraise, checked_book, shipped_book, with_spend
     from harness.facts.book import assume
-    from harness.facts.comparisons import TABLES
     from harness.report.facts import CONTRADICTIONS, compare_tables, comparison_table, explained, full_tables
     from harness.report.screen import screen_tables
 
@@ -88,7 +87,9 @@ def compare(
         if explain is not None:
             show(explained(appraisal, explain), format_)
             return
-        names = [*TABLES, CONTRADICTIONS] if table == ["all"] else [name for name in table or [] if name != "must-be"]
+        names = (
+            [*book.tables, CONTRADICTIONS] if table == ["all"] else [name for name in table or [] if name != "must-be"]
+        )
         made = full_tables(appraisal) if full else screen_tables(appraisal, format_ != "text") if not table else []
         if format_ in MACHINE or "must-be" in (table or []):
             made = compare_tables(appraisal) if not full else made

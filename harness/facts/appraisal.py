@@ -13,7 +13,7 @@ from harness.cost.scenario import Scenario
 from harness.errors import HarnessError
 from harness.facts.book import SHIPPED, Book, Shown, read_book
 from harness.facts.claims import Quantity
-from harness.facts.formulas import Context, quantity, result
+from harness.facts.formulas import Context, quantity
 from harness.facts.gap import LARGE, Agreement, Measurement, agreement, as_quantity, published_measurements
 from harness.facts.verdict import sentences
 from harness.files import read_data
@@ -176,11 +176,6 @@ class Appraisal:
         """The rows of the screen of this provider."""
         return tuple(row for row in self.context.book.screen if (row.provider, row.section) == (self.provider, section))
 
-    def figures(self) -> dict[str, Quantity | HarnessError]:
-        """Every row of comparisons.csv on the screen, by name."""
-        rows = [row.row for section in ("revenue", "measurement", "power") for row in self.shown(section) if row.row]
-        return {name: result(self.context, name) for name in rows}
-
 
 def appraise(
     priced: Sequence[Priced], book: Book | None = None, force: bool = False, provider: str = "openai"
@@ -206,5 +201,10 @@ def appraise(
         made = agreement(context, points, starts)
         bill, whole, floor = (quantity(context, name) for name in ("bill_press", "all_press", "price_floor"))
         verdict = sentences(made, bill, whole, floor.value or 0.0)
-    caveats = tuple(sorted({f"{each.source}: {doubt}" for each in found for doubt in each.doubts}))
+    doubts: dict[str, list[str]] = {}
+    for each in found:
+        for doubt in each.doubts:
+            doubts.setdefault(doubt, []).append(each.source)
+    others = {why: f" and {len(runs) - 1} more" if runs[1:] else "" for why, runs in doubts.items()}
+    caveats = tuple(f"{runs[0]}{others[why]}: {why}" for why, runs in doubts.items())
     return Appraisal(tuple(priced), context, provider, tuple(found), points, tuple(starts), made, verdict, caveats)

@@ -257,6 +257,15 @@ class Comparison:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True)
+class ComparisonTable:
+    """A row of comparison_tables.csv: a table by the name that --table and --explain take."""
+
+    name: Filled
+    title: Filled
+    note: str
+
+
+@pydantic.dataclasses.dataclass(frozen=True, slots=True)
 class Shown:
     """A row of screen.csv: what the first screen of `compare` shows of a provider. Without a `row`, `remark` says why.
 
@@ -279,6 +288,7 @@ class Book:
     contradictions: tuple[Contradiction, ...]
     assumptions: Mapping[str, Assumption]
     comparisons: Mapping[str, Comparison]
+    tables: Mapping[str, ComparisonTable]
     screen: tuple[Shown, ...]
 
     def __getitem__(self, fact_id: str) -> Fact:
@@ -309,7 +319,15 @@ class Book:
 
 
 TEXTS = ("facts.csv", "outside_facts.csv", "outside_facts_2026.csv")
-SHIPPED = ("sources.csv", "contradictions.csv", "assumptions.csv", "comparisons.csv", "screen.csv", *TEXTS)
+SHIPPED = (
+    "sources.csv",
+    "contradictions.csv",
+    "assumptions.csv",
+    "comparisons.csv",
+    "comparison_tables.csv",
+    "screen.csv",
+    *TEXTS,
+)
 """The data files that a Book is read from."""
 
 
@@ -332,8 +350,11 @@ def read_book(shipped: Mapping[str, str], added: Iterable[tuple[str, str]] = ())
     )
     assumptions = {item.name: item for _, item in _rows(shipped["assumptions.csv"], "assumptions.csv", Assumption)}
     rows = {item.name: item for _, item in _rows(shipped["comparisons.csv"], "comparisons.csv", Comparison)}
+    tables = {
+        item.name: item for _, item in _rows(shipped["comparison_tables.csv"], "comparison_tables.csv", ComparisonTable)
+    }
     screen = tuple(item for _, item in _rows(shipped["screen.csv"], "screen.csv", Shown))
-    return Book(facts, sources, contradictions, assumptions, rows, screen)
+    return Book(facts, sources, contradictions, assumptions, rows, tables, screen)
 
 
 def assume(book: Book, changes: Mapping[str, object]) -> Book:

@@ -30,24 +30,6 @@ from harness.facts.claims import (
 from harness.facts.period import Period, period
 from harness.facts.revenue import nine_months
 
-CONSTANTS: Mapping[str, tuple[float, str]] = {
-    "million": (1e6, "token/Mtoken"),
-    "kW_per_GW": (1e6, "kW/GW"),
-    "kW_per_MW": (1e3, "kW/MW"),
-    "MW_per_GW": (1e3, "MW/GW"),
-    "Wh_per_kWh": (1e3, "Wh/kW-hour"),
-    "W_hours": (1, "kWh/kW-hour"),
-    "MWh_per_Wh": (1e-6, "MW-hour/Wh"),
-    "a_query": (1, "query/prompt"),
-    "message_query": (1, "query/message"),
-    "minutes_a_day": (1440, "minute/day"),
-    "hours_a_day": (24, "hour/day"),
-    "seconds_a_day": (86400, "second/day"),
-    "seconds_an_hour": (3600, "second/hour"),
-    "gpus_a_node": (8, "GPU/node"),
-    "years": (1, "year"),
-}
-"""Name -> number and unit."""
 LENGTHS = ("month", "week", "day", "hour", "year")
 SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
@@ -158,9 +140,6 @@ def _argument(c: Context, node: ast.expr, over: Period | None, raw: bool) -> obj
 def _named(c: Context, name: str, over: Period | None) -> Quantity:
     if name in LENGTHS and over is not None:
         return length(Quantity(1, 1, 1, False, (), over, frozenset(), (), name, (), ()), name)
-    if name in CONSTANTS:
-        value, unit = CONSTANTS[name]
-        return exact(value, unit, f"{value:g}")
     if name == "measured":
         if c.measured is None:
             raise Refused("no measured cost", "name a run")

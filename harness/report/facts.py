@@ -9,7 +9,7 @@ from harness.errors import HarnessError
 from harness.facts.appraisal import Appraisal
 from harness.facts.book import Book, Fact
 from harness.facts.claims import of_fact
-from harness.facts.comparisons import TABLES, lines
+from harness.facts.comparisons import lines
 from harness.facts.formulas import Context, Line, named_ids, result
 from harness.facts.gap import Measurement, layer_of
 from harness.model import Figure
@@ -60,16 +60,16 @@ def fact_table(book: Book, fact_id: str) -> Table:
 
 
 def comparison_table(c: Context, name: str) -> Table:
-    """One of TABLES, or `contradictions`, as a table. HarnessError for an unknown name."""
+    """A table of comparison_tables.csv, or `contradictions`. HarnessError for an unknown name."""
     if name == CONTRADICTIONS:
         found = [(item, c.book[i]) for item in c.book.contradictions for i in item.ids]
         body = tuple(_fact_row(f"{item.topic}: {fact.entity}, {fact.metric}", fact) for item, fact in found)
         notes = tuple(f"{item.topic} ({', '.join(item.ids)}): {item.why}" for item in c.book.contradictions)
         return Table(name, "Contradictions within and between the sources", COLUMNS, body, notes)
     made = lines(c, name)
-    title, note = TABLES[name]
+    about = c.book.tables[name]
     body, notes = scoped(c, made)
-    return Table(name, title, SCOPED, body, ((note,) if note else ()) + notes)
+    return Table(name, about.title, SCOPED, body, ((about.note,) if about.note else ()) + notes)
 
 
 def scoped(c: Context, made: Sequence[Line]) -> tuple[tuple[Row, ...], tuple[str, ...]]:
@@ -96,7 +96,7 @@ def explained(appraisal: Appraisal, name: str) -> list[Table]:
     HarnessError for an unknown name.
     """
     c, book = appraisal.context, appraisal.context.book
-    if name in TABLES or name == CONTRADICTIONS:
+    if name in book.tables or name == CONTRADICTIONS:
         tables = [comparison_table(c, name)]
     elif name in book.comparisons:
         tables = [_inputs_table(c, name)]
@@ -105,7 +105,7 @@ def explained(appraisal: Appraisal, name: str) -> list[Table]:
     elif name in book.assumptions or name in GAP:
         tables = [_belief_table(appraisal, name)]
     else:
-        known = (*TABLES, CONTRADICTIONS, *GAP, *book.assumptions, *book.comparisons)
+        known = (*book.tables, CONTRADICTIONS, *GAP, *book.assumptions, *book.comparisons)
         raise HarnessError(f"nothing is named '{name}'", f"{near(name, known)}names stand in `harness compare --full`")
     return [*tables, *(fact_table(book, i) for i in _named(book, tables))]
 
@@ -190,7 +190,7 @@ def full_tables(appraisal: Appraisal) -> list[Table]:
         if each.wh_per_query
     ]
     measured = Table("measured", "Measured cost and energy of a query", COLUMNS, tuple(body), appraisal.caveats)
-    named = (comparison_table(c, name) for name in (*TABLES, CONTRADICTIONS))
+    named = (comparison_table(c, name) for name in (*c.book.tables, CONTRADICTIONS))
     return [*compare_tables(appraisal), measured, *named]
 
 

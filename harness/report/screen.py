@@ -114,6 +114,11 @@ def times(figure: Figure, digits: int = 2) -> str:
     return middle if low is None or high is None or low == high else f"{middle} ({span(low, high, digits)})"
 
 
+def carried(figure: Figure) -> int:
+    """The significant digits that weighted draws carry: an end of 1,000 effective draws is known to some percent."""
+    return 1 if (figure.n or 0) < 1000 else 2
+
+
 def between(figure: Figure, digits: int = 2) -> str:
     """The ends of an interval; the value, if there is none; n/a without a value."""
     if figure.value is None or figure.low is None or figure.high is None:
@@ -171,8 +176,8 @@ def _measurement(appraisal: Appraisal) -> Table:
     cents = f"reported {_cents(found.reported)} c, {whose} {_cents(found.measured)} c"
     title = f"2  A prompt: {cents}: {times(found.gap)} times"
     rows = tuple(
-        (f.label, "" if f.start.value is None else brief(f.start.value), *map(between, (f.believed, f.needed)),
-         place(f.share), f.name)
+        (f.label, "" if f.start.value is None else brief(f.start.value), between(f.believed),
+         between(f.needed, carried(f.needed)), place(f.share), f.name)
         for f in found.factors
     )  # fmt: skip
     left = f"left over: {times(found.left)} times; the beliefs reach the bill with a probability of {found.reach:.0%}"

@@ -12,7 +12,7 @@ from harness.errors import HarnessError
 from harness.facts.appraisal import shipped_book
 from harness.facts.book import assume
 from harness.facts.claims import Quantity, Refused, exact, of_fact
-from harness.facts.comparisons import PAIRS, TABLES, lines
+from harness.facts.comparisons import PAIRS, lines
 from harness.facts.formulas import Context, Line, evaluate, named_ids, quantity, result
 from harness.facts.period import period
 from harness.facts.revenue import nine_months
@@ -225,7 +225,7 @@ def test_every_row_has_a_result_or_a_refusal_that_is_meant() -> None:
     refused = {name for name in BOOK.comparisons if isinstance(result(CONTEXT, name), HarnessError)}
     measured = {"tokens_measured", "tokens_measured_2024", "list_price_ratio", "utilisation_list", "measured_deepseek"}
     assert refused == {*measured, "plan_stock_flow", "commitments_plan"}
-    assert {row.table for row in BOOK.comparisons.values()} == set(TABLES) - {PAIRS}
+    assert {row.table for row in BOOK.comparisons.values()} == set(BOOK.tables) - {PAIRS}
 
 
 def test_every_row_of_the_screen_and_every_fact_of_a_contradiction_exists() -> None:

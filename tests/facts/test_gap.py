@@ -31,7 +31,6 @@ from harness.facts.appraisal import (
     with_spend,
 )
 from harness.facts.book import Assumption, Book, assume
-from harness.facts.comparisons import TABLES
 from harness.facts.formulas import Context
 from harness.facts.gap import Agreement, agreement, conditioned, draws, published_measurements, quantiles
 from harness.files import read_data
@@ -385,7 +384,7 @@ def every_table(force: bool) -> Iterator[Table]:
     run = large("20261121-run")
     appraisal = appraise([run], BOOK, force)
     yield facts_table(BOOK.facts.values())
-    for name in (*TABLES, CONTRADICTIONS):
+    for name in (*BOOK.tables, CONTRADICTIONS):
         yield comparison_table(appraisal.context, name)
     yield full_tables(appraisal)[6]
     costs = [("cost of a query", run.costs["usd_per_query"])]
@@ -417,7 +416,7 @@ def test_a_forced_table_shows_its_stamp() -> None:
 
 def test_explanations_hold_formulas_and_quotes_to_the_letter() -> None:
     appraisal = appraise([], BOOK)
-    for name in TABLES:
+    for name in BOOK.tables:
         table, *facts = explained(appraisal, name)
         assert (table.name, {fact.name for fact in facts}) == (name, {"fact"})
         shown = text.render([table, *facts])
@@ -446,7 +445,7 @@ def test_an_unknown_provider_is_refused() -> None:
 
 def test_the_documentation_names_every_comparison() -> None:
     text = (ROOT / "docs" / "reported.md").read_text("utf-8")
-    assert [name for name in (*TABLES, CONTRADICTIONS) if f"`{name}`" not in text] == []
+    assert [name for name in (*BOOK.tables, CONTRADICTIONS) if f"`{name}`" not in text] == []
 
 
 def test_comparing_takes_less_than_three_seconds_from_a_cold_start() -> None:
