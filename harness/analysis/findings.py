@@ -89,10 +89,26 @@ def check_conditions(run: Run, summary: Summary) -> Iterator[Finding]:
         yield finding("cpu-frequency", governor=", ".join(place.governors))
     if place.git is not None and place.git.dirty:
         yield finding("dirty-tree", revision=str(place.git.revision))
+    if run.file.prompts is not None and run.file.prompts.random and (distorted := _distorted(run, summary)):
+        yield finding("random-tokens", distorted=" and ".join(distorted))
     kinds = run.file.workload.requests.kinds
     repeats = any(x is not None for kind in kinds for x in (kind.prompts, kind.prefix, kind.turns))
     if options.get("enable_prefix_caching") and repeats and summary["cached_tokens"].value is None:
         yield finding("prefix-cache")
+
+
+def _distorted(run: Run, summary: Summary) -> list[str]:
+    """What random prompts distort in this run."""
+    known = {figure.name for figure in summary.figures if figure.value is not None}
+    model = run.engine.model if run.engine else None
+    experts = model is not None and (model.active_parameters or 0) < (model.parameters or 0)
+    powered = any(device.domain.startswith("gpu") for meter in run.file.meters for device in meter.devices)
+    doubts = {
+        "the acceptance of speculative decoding": "acceptance.mean" in known,
+        "the load of the experts": experts and model is not None and model.active_parameters is not None,
+        "the power of the GPU": powered,
+    }
+    return [name for name, holds in doubts.items() if holds]
 
 
 def _conduct(run: Run, seen: Times, summary: Summary) -> Iterator[Finding]:

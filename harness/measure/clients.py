@@ -37,7 +37,7 @@ GRACE_S = 10.0
 class Inputs:
     """The contents of the files named in the workload, and the salts of the measured and of the warm-up prompts."""
 
-    files: Mapping[str, Trace | Prompts]
+    files: Mapping[str, Trace | Prompts | str]
     arrivals: Trace | None
     salt: int | None = None
     warm_up_salt: int | None = None

@@ -309,6 +309,9 @@ class _Session:
         if isinstance(sender, Clients):
             await sender.ready()
         made = self.inputs.warm_up(self.workload, info, talk)
+        if prompts is not None:
+            prompts = prompts.model_copy(update={"random": made.random})
+            self.writer.update(prompts=prompts)
         if isinstance(sender, Sender):
             await warm_up(self.engine, made.make, count)
         if count == 0 or info.engine not in CACHING or prompts is None:

@@ -165,6 +165,8 @@ class Prompts(_Open):
 
     salt: int | None = None
     """Drawn for this run alone; None: the prompts follow from the workload's seed, as in every run with that seed."""
+    random: bool | None = None
+    """Some of the prompts are random tokens; None: not recorded."""
     attached: bool = False
     """The engine ran before this run began, so its cache may hold the prompts of earlier runs."""
     cache_reset: bool = False

@@ -10,7 +10,7 @@ from harness.errors import HarnessError
 from harness.files import PACKAGE, data_path, read_text
 from harness.workload.arrivals import Load, Trace
 from harness.workload.datasets import parse_prompts, parse_trace
-from harness.workload.schema import MixedPart, Prompts, Requests, Workload, parse_workload
+from harness.workload.schema import FILL, MixedPart, Prompts, Requests, Workload, parse_workload
 
 
 def read_workload(name_or_path: str, overrides: Values = AS_WRITTEN) -> Workload:
@@ -37,11 +37,13 @@ def _beside(spec: _Named, folder: Path) -> _Named:
     return spec.model_copy(update={key: str(path) for key, path in named.items() if _is_file(path)})
 
 
-def read_files(workload: Workload) -> dict[str, Trace | Prompts]:
-    """Name in the workload -> the trace or prompts of that name."""
+def read_files(workload: Workload) -> dict[str, Trace | Prompts | str]:
+    """Name in the workload -> the trace or prompts of that name; a shipped text is named as in `FILL`."""
     contents = workload.requests.contents
     traces = {workload.load.trace, *(content.trace for content in contents)}
-    files: dict[str, Trace | Prompts] = {name: read_trace(name) for name in traces if name is not None}
+    files: dict[str, Trace | Prompts | str] = {name: read_trace(name) for name in traces if name is not None}
+    for fill in {content.fill for content in contents} - {None}:
+        files[FILL.format(fill)] = read_text(data_path("texts") / f"{fill}.txt.gz")
     return files | {name: read_prompts(name) for content in contents if (name := content.prompts) is not None}
 
 

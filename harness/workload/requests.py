@@ -5,6 +5,7 @@ the same words in every version, which it does not for its distributions (NEP 19
 """
 
 import bisect
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,10 +18,13 @@ from harness.errors import HarnessError
 from harness.model import Completion, Request
 from harness.workload.arrivals import Trace, user_spans
 from harness.workload.lengths import Lengths
-from harness.workload.schema import Content, Prompt, Prompts, Workload
+from harness.workload.schema import FILL, Content, Prompt, Prompts, Workload
 
 RESERVED_IDS = 128
 """Random prompts use no token id below this: most tokenizers keep their special tokens there, the others at the end."""
+HEAD_TOKENS = 4
+"""Random tokens before a prompt's part of a text: no two prompts of any runs begin alike."""
+PART_BYTES = 20_000
 MOST_TURNS = 1000
 """Maximum turns of a conversation. With turns, the request of turn t of conversation c has index 1000 c + t."""
 FIRST_WAVE = 1 << 41
@@ -63,7 +67,7 @@ class Conversations:
         workload: Workload,
         vocabulary: int,
         max_length: int | None = None,
-        files: Mapping[str, Trace | Prompts] | None = None,
+        files: Mapping[str, Trace | Prompts | str] | None = None,
         encode: _Encode | None = None,
         salt: int | None = None,
     ) -> None:
@@ -76,6 +80,8 @@ class Conversations:
         self.names = [part.name for part in workload.requests.parts or ()]
         self.edges = [edge / sum(weights) for edge in itertools.accumulate(weights)][:-1]
         self.stride = MOST_TURNS if any(content.turns for content in self.contents) else 1
+        texts = [(files or {}).get(FILL.format(content.fill)) for content in self.contents]
+        self.texts = [_text_ids(text, encode) if isinstance(text, str) else None for text in texts]
         self.sources = [
             _source(content, files or {}, encode, workload.requests.count, self._mark) for content in self.contents
         ]
@@ -233,7 +239,7 @@ class Conversations:
             first_time = once and content.trace_order == "recorded" and conversation < len(source.arrival_s)
             again = size * (len(self._repeated[part].intersection(blocks)) if first_time else len(blocks))
             shared = tuple(i for block in blocks for i in self._random(_BLOCK, block, size))[:n_in]
-        return shared + self._ids(words, n_in - len(shared)), n_out, None, again
+        return shared + self._content(part, words, n_in - len(shared)), n_out, None, again
 
     def _lengths(self, part: int, conversation: int, turn: int) -> tuple[int, int, int, np.random.Philox]:
         """Input and output tokens of a turn, its row in the trace or prompts (or 0), and the words after them."""
@@ -252,6 +258,21 @@ class Conversations:
         assert content.input_tokens is not None
         assert content.output_tokens is not None
         return content.input_tokens.at(u), content.output_tokens.at(v), 0, words
+
+    @property
+    def random(self) -> bool:
+        """Some prompts are random tokens."""
+        return any(
+            text is None and content.prompts is None for text, content in zip(self.texts, self.contents, strict=True)
+        )
+
+    def _content(self, part: int, words: np.random.Philox, n: int) -> tuple[int, ...]:
+        """Random token ids; or a few of them, by which each prompt differs from all others, and a part of the text."""
+        if (text := self.texts[part]) is None:
+            return self._ids(words, n)
+        head = self._ids(words, min(n, HEAD_TOKENS))
+        start = int(_uniform(words, 1)[0] * len(text))
+        return head + tuple(text.take(np.arange(start, start + n - len(head)), mode="wrap").tolist())
 
     def _cancel_after_s(self, content: Content, index: int) -> float | None:
         if content.cancel_after_s is None:
@@ -295,8 +316,21 @@ def _common(source: list[list[_Encoded]]) -> list[int]:
     return common
 
 
+@functools.lru_cache(maxsize=4)
+def _text_ids(text: str, encode: _Encode | None) -> NDArray[np.int64] | None:
+    """Token ids of a text; None if the engine has no tokenizer. It is encoded in parts, as servers limit requests."""
+    if encode is None:
+        return None
+    ends = [text.rfind(" ", 0, size) for size in range(PART_BYTES, len(text), PART_BYTES)]
+    parts = [text[begin:end] for begin, end in itertools.pairwise([0, *ends, len(text)])]
+    try:
+        return np.concatenate([_inner(part, encode) for part in parts]).astype(np.int64)
+    except HarnessError:  # of a server without /tokenize
+        return None
+
+
 def _source(
-    content: Content, files: Mapping[str, Trace | Prompts], encode: _Encode | None, count: int | None, mark: str
+    content: Content, files: Mapping[str, Trace | Prompts | str], encode: _Encode | None, count: int | None, mark: str
 ) -> _Source:
     """The trace, or the prompts encoded as far as the run can need them: encoding is slow. `mark` begins each."""
     name = content.trace if content.prompts is None else content.prompts
@@ -307,6 +341,7 @@ def _source(
     file = files[name]
     if isinstance(file, Trace):
         return file
+    assert not isinstance(file, str)
     if encode is None:
         raise HarnessError(f"{name} holds texts; this engine has no tokenizer", "give input_tokens instead")
     most = 1 if content.turns is None else content.turns.at(1 - 2**-53)

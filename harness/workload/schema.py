@@ -18,13 +18,15 @@ from harness.workload.arrivals import WHOLE, Count, Load, Positive, Seconds, che
 from harness.workload.lengths import LENGTHS_FORM, TIMES_FORM, LengthsOrInt, TimesOrSeconds
 
 SOURCES: Mapping[str, str] = {
-    "random tokens": "input_tokens output_tokens",
-    "a trace": "trace trace_order?",
+    "random tokens": "input_tokens output_tokens fill?",
+    "a trace": "trace trace_order? fill?",
     "prompts": "prompts output_tokens?",
 }
 PREFIXES: Mapping[str, str] = {"random tokens": "tokens count?", "texts": "texts"}
 """Source of requests, or of prefixes -> its keys; `?` marks optional keys."""
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
+FILL = "text of fill: {}"
+"""Name of a shipped text among the files of a workload."""
 _SHARE = "the share of the requests, above 0, up to 1"
 _LIMIT = "upper limit, seconds above 0: 0.2 or '200 ms'"
 
@@ -51,6 +53,7 @@ class Content(Section):
     trace: str | None = Field(None, description="a shipped trace's name or a file, for its lengths")
     trace_order: Literal["sampled", "recorded"] | None = None
     prompts: str | None = Field(None, description="a JSONL file of prompts, or a JSON file of ShareGPT's form")
+    fill: Literal["prose", "code"] | None = Field(None, description="natural text in place of random tokens")
     turns: LengthsOrInt = Field(None, description="turns of a conversation, as lengths are given; at most 1,000")
     think_time_s: TimesOrSeconds = Field(None, description=TIMES_FORM)
     prefix: Prefix | None = Field(None, description="a map: share, and tokens and count, or texts")

@@ -21,7 +21,8 @@ from harness.errors import HarnessError
 from harness.measure.sender import Sender
 from harness.model import Completion, Record, Request
 from harness.workload.arrivals import Trace
-from harness.workload.requests import RESERVED_IDS, Conversations
+from harness.workload.library import read_files
+from harness.workload.requests import HEAD_TOKENS, RESERVED_IDS, Conversations
 from harness.workload.schema import Prompt, Workload, parse_workload
 
 PLAIN = "requests: {count: 4, input_tokens: 8, output_tokens: 4}\nload: {shape: closed, users: 2}\n"
@@ -496,3 +497,38 @@ def test_blocks_that_a_trace_repeats_are_shared(order: str, shared: list[int] | 
     make = talk(*TRACED, f"requests.trace_order={order}", files={"t": trace}).make
     made = [make(i) for i in range(4)]
     assert [r.shared_tokens for r in made] == (shared or [len(r.prompt) for r in made])
+
+
+def words_of(text: str) -> list[int]:
+    """A tokenizer of words, by their length."""
+    return [1000 + len(word) for word in text.split()]
+
+
+@pytest.mark.parametrize("fill", ["prose", "code"])
+def test_natural_text_has_the_asked_length_and_begins_with_tokens_of_its_own(fill: str) -> None:
+    asked = plain(f"requests.fill={fill}", *VARIED)
+    files = read_files(asked)
+    (text,) = (file for file in files.values() if isinstance(file, str))
+    shown = "".join(map(chr, words_of(text)))
+    random = Conversations(asked, VOCABULARY)
+    natural = [Conversations(asked, VOCABULARY, None, files, words_of, salt) for salt in (1, 2)]
+    assert (random.random, [talk.random for talk in natural]) == (True, [False, False])
+    heads = set()
+    for i in range(64):
+        for talk in natural:
+            made = talk.make(i)
+            assert (len(made.prompt), made.output_tokens) == (len(random.make(i).prompt), random.make(i).output_tokens)
+            heads.add(made.prompt[:HEAD_TOKENS])
+            if len(made.prompt) < 400:
+                assert "".join(map(chr, made.prompt[HEAD_TOKENS:])) in shown + shown[:400]
+    assert len(heads) == 128
+
+
+def test_without_a_tokenizer_the_tokens_are_random() -> None:
+    def refuses(_: str) -> list[int]:
+        raise HarnessError("the server's /tokenize failed", "set engine.tokenizer")
+
+    asked = plain("requests.fill=prose", *VARIED)
+    talk = Conversations(asked, VOCABULARY, None, read_files(asked), refuses)
+    assert talk.random
+    assert talk.make(3) == Conversations(plain(*VARIED), VOCABULARY).make(3)
