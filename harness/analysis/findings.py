@@ -13,7 +13,7 @@ from harness.analysis.tokens import ordinary, stalls
 from harness.analysis.window import Window
 from harness.config import read_yaml
 from harness.files import read_data
-from harness.model import Finding, Summary
+from harness.model import Finding, ModelIdentity, Summary
 from harness.stats import least_n
 from harness.store.run import Run
 
@@ -99,14 +99,11 @@ def check_conditions(run: Run, summary: Summary) -> Iterator[Finding]:
 
 def _distorted(run: Run, summary: Summary) -> list[str]:
     """What random prompts distort in this run."""
-    known = {figure.name for figure in summary.figures if figure.value is not None}
-    model = run.engine.model if run.engine else None
-    experts = model is not None and (model.active_parameters or 0) < (model.parameters or 0)
-    powered = any(device.domain.startswith("gpu") for meter in run.file.meters for device in meter.devices)
+    model = run.engine.model if run.engine else ModelIdentity(None)
     doubts = {
-        "the acceptance of speculative decoding": "acceptance.mean" in known,
-        "the load of the experts": experts and model is not None and model.active_parameters is not None,
-        "the power of the GPU": powered,
+        "the acceptance of speculative decoding": any(each.name == "acceptance.mean" for each in summary.figures),
+        "the load of the experts": (model.active_parameters or np.inf) < (model.parameters or 0),
+        "the power of the GPU": any("gpu" in device.domain for meter in run.file.meters for device in meter.devices),
     }
     return [name for name, holds in doubts.items() if holds]
 

@@ -130,6 +130,7 @@ def test_each_finding_appears_beyond_its_limit_only(
 
 
 TEXTS = {"prompts": "questions"}
+EXPERTS = {"asked": "m", "parameters": 30_500_000_000, "active_parameters": 3_300_000_000}
 CACHING = {"enable_prefix_caching": True}
 PLACES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # code, arguments of `conditions` with the finding, similar ones without it
@@ -159,6 +160,8 @@ PLACES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"requests": {"parts": [{"input_tokens": 8}, {"turns": 3}]}, "options": CACHING, "cached": None},
         {"requests": {"parts": [{"input_tokens": 8}]}, "options": CACHING, "cached": None},
     ),
+    ("random-tokens", {"random": True, "model": EXPERTS}, {"random": True}),
+    ("random-tokens", {"random": True, "model": EXPERTS}, {"random": False, "model": EXPERTS}),
 ]
 
 
@@ -168,12 +171,15 @@ def conditions(
     options: Mapping[str, Any] | None = None,
     cached: int | None = 0,
     simulated: bool = False,
+    random: bool | None = None,
+    model: Mapping[str, Any] | None = None,
 ) -> list[str]:
     run = a_run(
         record(0, cached_tokens=cached),
         environment=environment or {},
         workload={"requests": requests or {}},
-        engine=CPU | {"options": options or {}},
+        engine=CPU | {"options": options or {}, "model": model or CPU["model"]},
+        prompts={"random": random},
         engine_asked="simulated" if simulated else "vllm",
     )
     summary = summarise("r", "complete", run.requests, {}, simulated)

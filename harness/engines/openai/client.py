@@ -215,12 +215,11 @@ class OpenAIEngine:
 
     def _wait_s(self, response: http.Response, body: bytes) -> float | None:
         """Time after which a rejected request is sent again; None: it failed."""
-        if response.status in (400, 422) and _length(0) in body and self.options.endpoint == "chat":
-            said = response.body()
-            if LENGTH_FIELDS[1].encode() in said and _UNSUPPORTED.search(said):
-                self._length_field = LENGTH_FIELDS[1]
-                self._prepared = {i: (request, self._renamed(each)) for i, (request, each) in self._prepared.items()}
-                return 0.0
+        refused = response.status in (400, 422) and _length(0) in body and self.options.endpoint == "chat"
+        if refused and LENGTH_FIELDS[1].encode() in (said := response.body()) and _UNSUPPORTED.search(said):
+            self._length_field = LENGTH_FIELDS[1]
+            self._prepared = {i: (request, self._renamed(each)) for i, (request, each) in self._prepared.items()}
+            return 0.0
         if self.options.retry_after and response.status in (429, 503):
             return http.retry_after_s(response.headers, time.time())
         return None
@@ -239,11 +238,9 @@ class OpenAIEngine:
         counts = [0] * earlier + answer.counts
         if failed is not None:
             raise self._with_arrivals(failed, counts)
-        sent = (
-            len(request.prompt) if self.options.endpoint == "completions" and self.options.prompt == "tokens" else None
-        )
+        ids_sent = self.options.endpoint == "completions" and self.options.prompt == "tokens"
         return Completion(
-            input_tokens=answer.usage.input(sent),
+            input_tokens=answer.usage.input(len(request.prompt) if ids_sent else None),
             output_tokens=answer.output_tokens(),
             cached_tokens=answer.cached_tokens(),
             finish_reason=answer.finish_reason,

@@ -194,11 +194,8 @@ class Answer:
         others = [data for piece in (*pieces[:first], *pieces[last:]) if (data := single_event(piece)) is not None]
         if len(others) != first + len(pieces) - last or others[-1:] != [b" " + DONE]:
             return False
-        arrivals = [
-            arrival
-            for arrival, (before, after) in enumerate(itertools.pairwise((0, *response.ends)))
-            for _ in range(before, after)
-        ]
+        counts = [after - before for before, after in itertools.pairwise((0, *response.ends))]
+        arrivals = [arrival for arrival, count in enumerate(counts) for _ in range(count)]
         try:
             texts = _decode_texts(strings)
             event = _decode(single_event(pieces[first]) or b"")
@@ -229,10 +226,9 @@ class Answer:
             raise RequestFailed("malformed", f"{wrong} in {data[:200]!r}") from None
         if event.timings is not None:
             self.timings = event.timings
-        for choice in event.choices or ():
-            self._add(choice)
         if event.choices:
-            self.events.close(arrival)
+            found = [self._read(choice) for choice in event.choices]
+            self.events.add("".join(shown for shown, _ in found), sum(tokens for _, tokens in found), arrival)
         if event.usage is not None:
             self.usage.update(event.usage)
             if tokens := event.usage.output:
@@ -243,8 +239,8 @@ class Answer:
         if kind == b"error" and event.choices is None:
             raise RequestFailed("error", error_message(data))
 
-    def _add(self, choice: _Choice) -> None:
-        """Record one choice of the current event."""
+    def _read(self, choice: _Choice) -> tuple[str, int]:
+        """Record one choice of an event: what it shows, and its number of tokens."""
         found = self.events
         self._choices = max(self._choices, choice.index + 1)
         if choice.finish_reason is not None:
@@ -254,8 +250,8 @@ class Answer:
         calls: list[Any] = []
         if (delta := choice.delta or choice.message) is not None:
             text, reasoning = _content(delta.content)
-            reasoning = reasoning or text_of(delta.reasoning_content) or text_of(delta.reasoning)
-            reasoning = reasoning or text_of(delta.reasoning_details)
+            forms = reasoning, delta.reasoning_content, delta.reasoning, delta.reasoning_details
+            reasoning = next(filter(None, map(text_of, forms)), "")
             found.reasoning_shown |= bool(reasoning)
             calls = [*(delta.tool_calls or ()), *([delta.function_call] if delta.function_call else ())]
             shown = reasoning + text_of(calls)
@@ -263,7 +259,7 @@ class Answer:
         if text:
             self.text.append(text)
         self.token_ids += ids
-        found.add(text + shown, len(ids) or bool(text or shown or calls))
+        return text + shown, len(ids) or bool(text or shown or calls)
 
     def _count(self) -> None:
         self.counts = [0] * len(self.counts)

@@ -101,19 +101,11 @@ class Events:
         self.stopped = False
         """The model ended the answer, not the limit on its length: the last token is an end token."""
         self.reasoning_shown = False
-        self._tokens, self._shown = 0, ""
 
-    def add(self, shown: str, tokens: int) -> None:
-        """Add what one choice shows to the current event."""
-        self._tokens += tokens
-        self._shown += shown
-
-    def close(self, arrival: int) -> None:
-        """End the current event."""
-        self.tokens.append(self._tokens)
-        self.shown.append(self._shown)
+    def add(self, shown: str, tokens: int, arrival: int) -> None:
+        self.tokens.append(tokens)
+        self.shown.append(shown)
         self.arrivals.append(arrival)
-        self._tokens, self._shown = 0, ""
 
     def total(self, usage: Usage, asked: int) -> int | None:
         """Output tokens by the usage; None if the server states none, or stated them before the last token."""
@@ -167,10 +159,8 @@ class Events:
             per_byte = (len(shown) + missing) / (sum(sizes) or 1)
             more = [size * per_byte - 1 for size in sizes]
         weights = [max(0.0, each) for each in more]
-        if not sum(weights):
-            weights = [1.0] * len(shown)
-        scale = missing / sum(weights)
-        ends = [round(scale * each) for each in itertools.accumulate(weights, initial=0.0)]
+        weights = weights if any(weights) else [1.0] * len(shown)
+        ends = [round(missing * each / sum(weights)) for each in itertools.accumulate(weights, initial=0.0)]
         for event, (before, after) in zip(shown, itertools.pairwise(ends), strict=True):
             self.tokens[event] += after - before
 
