@@ -104,6 +104,7 @@ def test_a_uniform_stream_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -
     texts = [" a", "", '\n"', "ü", " e"]
     last = event({"index": 0, "text": " z", "finish_reason": "length"})
     pieces = [event({"delta": {"role": "assistant"}}), *map(word, texts), last, event(usage={"prompt_tokens": 4}), DONE]
+    pieces = [piece.replace(b'{"choices"', b'{"object": "text_completion", "choices"') for piece in pieces]
     answer = Answer(4, 100)
     answer.read_stream(Response(200, {}, pieces, [0, 3, 6, 9]))
     assert (answer.counts, answer.finish_reason, answer.usage.prompt_tokens) == ([0, 1, 3, 1], "length", 4)

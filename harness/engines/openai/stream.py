@@ -199,8 +199,9 @@ class Answer:
         try:
             texts = _decode_texts(strings)
             event = _decode(single_event(pieces[first]) or b"")
-            text_only = _Event([_Choice(text=texts[0])]), _Event([_Choice(delta=_Delta(content=texts[0]))])
-            if event not in text_only or len(texts) != last - first:
+            plain = [_Choice(text=texts[0])], [_Choice(delta=_Delta(content=texts[0]))]
+            text_only = _Event(event.choices, object=event.object)
+            if event.choices not in plain or event != text_only or len(texts) != last - first:
                 return False
             for data, arrival in zip(others[:first], arrivals, strict=False):
                 self._parse(data, arrival)
