@@ -118,6 +118,8 @@ def latency_table(summary: Summary) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name in LATENCIES:
         label = name[:-2] if name in ("response_s", "lag_s") else name[:-2].upper()
+        if name == "ttft_s" and any(each.name == "hidden_tokens" and each.value for each in summary.figures):
+            label = "TTFT (first token shown)"
         figures = [summary[f"{name}.{stat}"] for stat in STATISTICS]
         rows.append((label, *figures, number(figures[0].n or 0)))
     unseen = summary["unseen_gaps"]

@@ -140,6 +140,8 @@ class Events:
             for event in blank[:missing]:
                 self.tokens[event] = 1
             missing -= len(blank[:missing])
+            if not missing:
+                return 0
         sizes = [len(self.shown[event].encode()) for event in shown]
         too_short = sum(sizes) < sum(self.tokens[event] for event in shown) + missing
         if too_short and total > most:
