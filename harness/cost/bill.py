@@ -69,7 +69,8 @@ def priced(
     """The scenario with the price of this device, or with `no_price`, the reason for a missing price.
 
     The scenario's own `price.usd_per_hour` comes first, then the row of `prices` for this GPU and the scenario's tier.
-    An owned scenario is returned unchanged: its price is computed from the `owned.` inputs. HarnessError if the
+    An owned scenario is returned unchanged: its price is computed from the `owned.` inputs. A simulated run has no
+    price under any scenario. HarnessError if the
     scenario prices another kind of device, or another GPU.
     """
     gpu = find_gpu(device.name, gpus) if device.kind == "gpu" and device.name is not None else None
@@ -81,6 +82,8 @@ def priced(
     if is_for is not None:
         what = f"scenario '{scenario.name}' {is_for}, but the run used {device.name or device.kind}"
         raise HarnessError(what, f"--scenario {DEFAULT_SCENARIO[device.kind]}, or a scenario of your own")
+    if device.kind == "none":
+        return replace(scenario, no_price="the engine is simulated, and no machine is paid for")
     if PRICE in scenario.inputs or scenario.tier == "owned":
         return scenario
     known = prices.get((scenario.tier, gpu.price_gpu or gpu.name)) if gpu else None

@@ -139,7 +139,9 @@ def repeats_table(runs: Sweep) -> Table:
         (mean.name, mean, *(replace(figure, low=None, high=None, reason=None) for figure in each))
         for mean, each in repeated(runs)
     )
-    notes = ["each run started its engine anew and sent the same requests; the interval is of the mean, between runs"]
+    attached = any(run.file.prompts is not None and run.file.prompts.attached for run, _ in runs)
+    fresh = "each run sent new prompts to a server that ran already" if attached else "each run started its engine anew"
+    notes = [f"{fresh}; the requests had the same lengths; the interval is of the mean, between runs"]
     if differs := mixed([run for run, _ in runs]):
         notes.append(f"{differs.code}: {differs.text}")
     return Table("repeats", "Repeats", ("figure", "mean", *(run.id for run, _ in runs)), rows, tuple(notes))

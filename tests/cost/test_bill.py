@@ -202,6 +202,13 @@ def test_a_simulated_rate_gives_simulated_costs() -> None:
     assert {f.status for f in cost(scenario("cpu-smoke"), Device("none", None, 1)).figures} == {"simulated"}
 
 
+@pytest.mark.parametrize("name", ["on-demand", "owned-h100", "cpu-smoke"])
+def test_a_simulated_run_has_no_price_under_any_scenario(name: str) -> None:
+    found = cost(scenario(name), Device("none", None, 1)).figures
+    assert {figure.value for figure in found if figure.unit.startswith("USD")} == {None}
+    assert "the engine is simulated" in str(found[0].reason)
+
+
 @pytest.mark.parametrize(
     ("device", "of", "words"),
     [

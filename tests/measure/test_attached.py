@@ -10,9 +10,11 @@ import pytest
 from gauntlet.stub import Server, stub
 from gauntlet.traps.caches import prefix_silent
 
+from harness.analysis.summary import summary_of
 from harness.config import overrides
 from harness.errors import HarnessError
 from harness.measure import run as measuring
+from harness.report.changes import repeats_table
 from harness.store.run import Run, read_run
 from harness.workload.schema import parse_workload
 
@@ -88,3 +90,8 @@ def test_a_simulated_run_carries_no_models_name(tmp_path: Path) -> None:
     run = measure("", tmp_path, "engine={name: simulated}")
     assert run.model.asked is None
     assert "smollm2" not in run.directory.name
+
+
+def test_repeats_on_a_running_server_say_what_they_share(server: tuple[str, Server], tmp_path: Path) -> None:
+    runs = [(run, summary_of(run)) for run in (measure(server[0], tmp_path) for _ in range(2))]
+    assert "each run sent new prompts to a server that ran already" in repeats_table(runs).notes[0]
