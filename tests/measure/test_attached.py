@@ -46,7 +46,7 @@ def prompts(server: Server) -> list[tuple[int, ...]]:
 def test_no_run_sends_a_prompt_that_an_earlier_one_sent(server: tuple[str, Server], tmp_path: Path) -> None:
     runs = [measure(server[0], tmp_path) for _ in range(3)]
     sent = prompts(server[1])
-    assert len(sent) == len(set(sent)) == 3 * (1 + 1 + 3)  # a warm-up, a probe of the cache, and the load
+    assert len(sent) == len(set(sent)) >= 3 * (1 + 1 + 3)  # a warm-up, a probe of the cache, and the load
     salts = [run.file.prompts.salt for run in runs if run.file.prompts is not None]
     assert len(set(salts)) == 3
 
@@ -60,7 +60,7 @@ def test_the_prompts_of_a_seed_are_sent_again_to_the_byte_after_a_new_warm_up(
         assert run.file.prompts is not None
         assert run.file.prompts.repeated
         both.append(set(prompts(server[1])))
-    assert len(both[0] & both[1]) == 3
+    assert len(both[0] - both[1]) == 1 + 1  # the warm-up and the probe
 
 
 def test_the_cache_is_reset_where_the_server_offers_it(server: tuple[str, Server], tmp_path: Path) -> None:
