@@ -91,7 +91,8 @@ def test_cached_tokens_of_a_repeated_prompt_are_reported_and_in_the_metrics(load
     assert cached[1] is not None
     assert cached[1] >= 128  # the block size on a CPU
     readings = pd.DataFrame(server.drain())
-    assert set(readings["name"]) == set(NAMES)
+    speculative = {"drafts", "draft_tokens", "accepted_tokens", "acceptance", "accepted_length"}
+    assert set(readings["name"]) == set(NAMES) - speculative
     figures = server_figures(readings, readings["time_s"].min(), readings["time_s"].max())
     found = {each.name: each for each in figures}["server.prefix_cache_hits"]
     assert (found.value, found.n) == (cached[1] / 400, 400)
