@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.summary import summary_of
+from harness.config import shown
 from harness.errors import HarnessError
 from harness.files import read_text
 from harness.measure import environment
@@ -21,7 +22,7 @@ from harness.model import ENGINES, SERVED, Figure
 from harness.store.directory import list_runs
 from harness.store.run import Run, read_run
 from harness.workload.library import read_workload
-from harness.workload.schema import Workload
+from harness.workload.schema import Workload, workload_of
 
 LOOK_S = 0.05
 """Time between two looks at the workers."""
@@ -55,7 +56,7 @@ class Plan:
     points: tuple[Point, ...]
     """All points except those that a search adds; of a search, its combinations."""
     stored: dict[str, str]
-    """Key of a point -> its first complete run."""
+    """Key of a point -> its first complete run with a successful request."""
     gpus: int
     """Largest number of GPUs that a point needs."""
     engines: frozenset[str]
@@ -75,7 +76,11 @@ def read_plan(file: Path, root: Path) -> Plan:
 
 
 def planned(sweep: Sweep, root: Path) -> Plan:
-    """The plan of a sweep. HarnessError for a point with an invalid workload."""
+    """The plan of a sweep.
+
+    HarnessError for a point with an invalid workload, and if the root holds points of this sweep's name that were asked
+    otherwise: a sweep that was changed would mix two measurements.
+    """
     load: dict[str, Any] = {} if sweep.auto is None else {sweep.auto.axis: sweep.auto.start}
     first = tuple(points(sweep))
     full = [replace(point, values={**point.values, **load}).overrides(sweep) for point in first]
@@ -85,11 +90,47 @@ def planned(sweep: Sweep, root: Path) -> Plan:
 
 
 def _stored(sweep: Sweep, root: Path) -> dict[str, str]:
+    """Key of a point -> its first complete run with a successful request."""
     found: dict[str, str] = {}
     for path, run in list_runs(root):
         if isinstance(run, Run) and run.state == "complete" and (of := run.file.sweep) and of.name == sweep.name:
-            found.setdefault(of.key, path.name)
+            if changes := _changes(sweep, Point(of.values, of.repeat), run):
+                what = f"sweep {sweep.name} has changed since {path.name}: {'; '.join(changes[:3])}"
+                raise HarnessError(what, "give the changed sweep another name, or another --root")
+            if succeeded(run):
+                found.setdefault(of.key, path.name)
     return found
+
+
+def _changes(sweep: Sweep, point: Point, run: Run) -> list[str]:
+    """What the sweep asks of the point otherwise than the stored run was asked: `key: stored -> asked`."""
+    asked = _leaves(read_workload(sweep.workload, point.overrides(sweep)))
+    stored = _leaves(workload_of(run.file.workload.model_dump(mode="json"), f"{run.directory}/run.json", {}))
+    keys = sorted({*asked, *stored} - {"name", "description"})
+    return [
+        f"{key}: {shown(stored.get(key))} -> {shown(asked.get(key))}"
+        for key in keys
+        if asked.get(key) != stored.get(key)
+    ]
+
+
+def _leaves(workload: Workload) -> dict[str, Any]:
+    """Dotted key -> value of everything that a workload asks."""
+    found: dict[str, Any] = {}
+    waiting = [("", workload.model_dump(mode="json"))]
+    while waiting:
+        prefix, values = waiting.pop()
+        for key, value in values.items():
+            if isinstance(value, dict):
+                waiting.append((f"{prefix}{key}.", value))
+            else:
+                found[f"{prefix}{key}"] = value
+    return found
+
+
+def succeeded(run: Run) -> bool:
+    """Whether any request of the run succeeded."""
+    return bool(run.requests["error"].isna().any())
 
 
 def carry_out(

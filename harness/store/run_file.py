@@ -197,6 +197,8 @@ class SweepPoint(_Open):
 
     name: str
     key: str
+    values: dict[str, Any] = {}
+    repeat: int = 0
 
 
 class RunFile(Section):

@@ -186,6 +186,24 @@ def test_no_point_starts_after_the_budget_is_spent(workload: str, tmp_path: Path
     assert len(carry_out(planned(sweep, tmp_path / "runs"), [LocalWorker()], lambda _: None)) == 3
 
 
+def test_a_changed_sweep_is_not_resumed_and_says_what_changed(workload: str, tmp_path: Path) -> None:
+    sweep, root = Sweep(name="s", workload=workload, grid={"load.users": [1, 2]}), tmp_path / "runs"
+    carry_out(planned(sweep, root), [LocalWorker()], lambda _: None)
+    assert len(planned(sweep, root).stored) == 2
+    with pytest.raises(HarnessError, match=r"requests\.count: 4 -> 6"):
+        planned(sweep.model_copy(update={"set": {"requests.count": 6}}), root)
+    Path(workload).write_text(WORKLOAD.replace("output_tokens: 4", "output_tokens: 5"))
+    with pytest.raises(HarnessError, match=r"requests\.output_tokens\.tokens: 4 -> 5"):
+        planned(sweep, root)
+
+
+def test_a_point_without_a_successful_request_has_failed(workload: str, tmp_path: Path) -> None:
+    sweep, root = Sweep(name="s", workload=workload, set={"engine.failure_share": 1}), tmp_path / "runs"
+    done = carry_out(planned(sweep, root), [LocalWorker()], lambda _: None)
+    assert [(each.state, each.error) for each in done.values()] == [("failed", "no request succeeded")]
+    assert planned(sweep, root).stored == {}
+
+
 def test_a_search_ends_at_the_capacity_and_is_resumed_from_the_stored_runs(workload: str, tmp_path: Path) -> None:
     auto = {"axis": "load.users", "limit": 16, "objective": {"response_s.p50": 0.03}, "most": 0}
     options = {"engine.simulated.capacity": 4, "engine.simulated.jitter": 0.0, "requests.count": 32}
@@ -261,7 +279,7 @@ def test_a_run_from_another_machine_gets_a_new_name_if_its_name_is_taken(workloa
     files = {path.name: path.read_bytes() for path in (tmp_path / "there" / name).iterdir()}
     assert [adopt(tmp_path / "here", files) for _ in range(2)] == [name, f"{name}-2"]
     second = read_run(tmp_path / "here" / f"{name}-2")
-    assert (second.file.id, len(second.requests)) == (f"{name}-2", 4)
+    assert (second.file.id, len(second.requests)) == (f"{name}-2", 5)  # four and the first wave
     assert [path.name for path in (tmp_path / "here").iterdir() if path.name.startswith(".")] == []
 
 
