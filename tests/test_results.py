@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from places import ROOT
+from places import ROOT, script
 
 PUBLISHED = ROOT / "results/published"
 STALE = "run scripts/publish-results, and name a figure that moved in CHANGELOG.md"
@@ -17,13 +15,8 @@ STALE = "run scripts/publish-results, and name a figure that moved in CHANGELOG.
 
 @pytest.fixture(scope="module")
 def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    loader = SourceFileLoader("publish_results", str(ROOT / "scripts/publish-results"))
-    spec = spec_from_loader("publish_results", loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    loader.exec_module(module)
     out = tmp_path_factory.mktemp("published")
-    module.publish(out, draw=False)
+    script("publish-results").publish(out, draw=False)
     return out
 
 

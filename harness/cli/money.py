@@ -142,34 +142,81 @@ def cost(
 
 
 @app.command()
-def extrapolate(
-    model: Annotated[str | None, typer.Argument(help="A model of harness/data/models.csv, by hub id or name.")] = None,
-    gpu: Annotated[str, typer.Argument(help="A GPU of harness/data/gpus.csv.")] = "H100",
-    devices: Annotated[int, typer.Option(help="GPUs that serve one copy of the model.")] = 1,
-    precision: Annotated[str, typer.Option(help="Of the weights: bfloat16, fp8…")] = "bfloat16",
-    batch: Annotated[float, typer.Option(help="Sequences in flight.")] = 64,
+def predict(
+    model: Annotated[
+        str | None, typer.Argument(help="A model of models.csv, a config.json, or a cached hub id.")
+    ] = None,
+    gpu: Annotated[str, typer.Argument(help="GPUs of gpus.csv (H100,B200), or a YAML file with its columns.")] = "H100",
+    devices: Annotated[
+        int | None, typer.Option(help="GPUs; split into copies of the smallest group that fits.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the weights: bf16, fp8, nvfp4, mxfp4, int4.")] = None,
+    batch: Annotated[float, typer.Option(help="Sequences in flight over all GPUs.")] = 64,
     tokens: Annotated[str, typer.Option(metavar="IN:OUT", help="Tokens of a request.")] = "500:500",
+    tp: Annotated[int | None, typer.Option(help="Tensor-parallel GPUs of a copy.")] = None,
+    ep: Annotated[int | None, typer.Option(help="Expert-parallel ranks of a copy.")] = None,
+    pp: Annotated[int | None, typer.Option(help="Pipeline stages of a copy.")] = None,
+    dp: Annotated[
+        int | None, typer.Option(help="Data-parallel ranks: of attention in a MoE model, else copies.")
+    ] = None,
+    prefill_gpus: Annotated[int, typer.Option(help="GPUs a copy that compute prompts alone (disaggregated).")] = 0,
+    engine: Annotated[str, typer.Option(help="vllm, sglang or trtllm; a version after @, as vllm@0.11.")] = "vllm",
+    tpot: Annotated[float, typer.Option(help="Objective: seconds between tokens.")] = 0.05,
+    ttft: Annotated[float, typer.Option(help="Objective: seconds to the first token.")] = 5.0,
     scenario: Annotated[str, typer.Option(help="Cost scenario: a shipped name or a file.")] = "on-demand",
     set_: Set = None,
-    reference: Annotated[str | None, typer.Option("--run", help="A GPU run that rescales the prediction.")] = None,
+    reference: Annotated[str | None, typer.Option("--run", help="A GPU run that calibrates the prediction.")] = None,
     root: Root = RESULTS,
-    validate: Annotated[bool, typer.Option("--validate", help="Print the errors for models not in the fit.")] = False,
+    validate: Annotated[bool, typer.Option("--validate", help="Print errors on what was left out of the fit.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Also every cost and assumption.")] = False,
     format_: Format = "text",
 ) -> None:
-    """Predict speed, energy and cost of a model and GPU that were not measured, from published GPU measurements."""
+    """Predict speed, energy and cost of a model on GPUs that were not measured, from published measurements."""
     from harness.analysis.summary import load
     from harness.config import overrides
-    from harness.predict.extrapolate import extrapolate
-    from harness.report.cost import cost_tables
-    from harness.report.predict import validation_table
+    from harness.predict.own import calibration
+    from harness.predict.predict import Layout, Load
+    from harness.predict.priced import Priced, priced
+    from harness.report.predict import prediction_tables, side_by_side, validation_table
     from harness.store.directory import find_run
 
     if validate or model is None:
         show([validation_table()], format_)
         return
-    own = None if reference is None else load(find_run(reference, root))
-    found = extrapolate(model, gpu, devices, precision, batch, _pair(tokens), scenario, overrides(set_ or ()), own)
-    show(cost_tables(found), format_)
+    for name, limit in (("--tpot", tpot), ("--ttft", ttft)):
+        if not limit > 0:
+            raise errors.HarnessError(f"{name} is {limit:g}", "give seconds above 0")
+    own = None if reference is None else calibration(*load(find_run(reference, root)))
+    asked, layout = Load(batch, *_pair(tokens)), Layout(tp, ep, pp, dp, prefill_gpus)
+    names = [name.strip() for name in gpu.split(",")]
+    found: list[tuple[str, Priced | str]] = []
+    for name in names:
+        try:
+            each = priced(
+                model,
+                name,
+                asked,
+                devices,
+                precision,
+                layout,
+                engine,
+                scenario,
+                overrides(set_ or ()),
+                own,
+                (tpot, ttft),
+            )
+            found.append((name, each))
+        except errors.HarnessError as refused:
+            if len(names) == 1:
+                raise
+            found.append((name, refused.what))
+    if not any(isinstance(each, Priced) for _, each in found):
+        raise errors.HarnessError(str(found[0][1]), "name GPUs of harness/data/gpus.csv that hold the model")
+    only = found[0][1]
+    show(
+        prediction_tables(only, full) if len(names) == 1 and isinstance(only, Priced) else [side_by_side(found)],
+        format_,
+    )
 
 
 def _pair(text: str) -> tuple[float, float]:

@@ -35,9 +35,16 @@ class Gpu:
     """Name in the price tables; None: as `name`."""
     flops_bf16: float
     flops_fp8: float | None
+    flops_fp4: float | None
     bandwidth_bytes_per_s: float
     memory_bytes: float
     tdp_w: float
+    link_bytes_per_s: float
+    """To the GPUs of the same domain, one direction."""
+    domain: int
+    """GPUs that such links connect."""
+    idle_w: float | None
+    """With a model loaded and no request; None: not measured."""
     source: str
 
 

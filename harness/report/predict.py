@@ -1,16 +1,119 @@
-"""The table of prediction errors."""
+"""Tables of predictions: one serving point, its front, several GPUs side by side, and how far predictions were off."""
 
-from harness.predict.validation import validation
-from harness.report.table import Table
+import csv
+import io
+from collections.abc import Sequence
+
+from harness.cost.bill import interval_figures
+from harness.files import read_data
+from harness.model import Figure
+from harness.predict.memory import weights_per_gpu
+from harness.predict.predict import Prediction
+from harness.predict.priced import USD, Priced
+from harness.report.cost import cost_tables
+from harness.report.table import Cell, Table
+
+HEADLINES = ("output_tokens_per_s", "tokens_per_s_per_user", "tpot_s", "ttft_s", "joules_per_output_token", USD)
+
+
+def prediction_tables(found: Priced, full: bool = False) -> list[Table]:
+    """The screen of one prediction: figures, prices by tier, memory, and throughput against interactivity.
+
+    `full` adds every cost figure with the shares of its variance, and the assumptions.
+    """
+    costs = {figure.name: figure for figure in found.costs.figures}
+    names = (*HEADLINES, "usd_per_query", "wh_per_query")
+    rows: list[tuple[Cell, ...]] = [(name, costs[name]) for name in names if name in costs]
+    rows += [(f"{USD}, {tier}", figure) for tier, figure in found.tiers if tier != found.costs.scenario]
+    rows.append(("memory", _memory(found.prediction)))
+    table = Table("prediction", title(found.prediction), ("figure", "value"), tuple(rows), found.costs.notes)
+    return [table, front_table(found), *(cost_tables(found.costs) if full else ())]
+
+
+def title(p: Prediction) -> str:
+    """Model, GPUs and their layout, engine, precision and load in a line."""
+    s = p.serving
+    sharing = [
+        f"{name}{count}"
+        for name, count in (("TP", s.gpus // s.dp), ("EP", s.ep), ("DP", s.dp), ("PP", s.pp))
+        if count > 1
+    ]
+    copies = f", {p.replicas} copies" if p.replicas > 1 else ""
+    layout = f"{p.devices} x {s.gpu.name}{copies}{' of ' + ' '.join(sharing) if sharing else ''}"
+    load = f"{s.batch * p.replicas:g} in flight, {s.input:g} tokens in, {s.output:g} out"
+    return f"{s.model.name} · {layout} · {s.engine} {s.version} · {s.precision} · {load}"
+
+
+def _memory(p: Prediction) -> str:
+    used, have = p.memory_bytes / 1e9, p.serving.gpu.memory_bytes / 1e9
+    weights = weights_per_gpu(p.serving) / 1e9
+    return f"{used:,.0f} of {have:,.0f} GB a GPU ({weights:,.0f} GB weights); at most {p.most:,.0f} sequences fit"
+
+
+def front_table(found: Priced) -> Table:
+    """Throughput against interactivity: a row for every second batch, for the asked one and for the best."""
+    rows = []
+    for i, (point, cost) in enumerate(found.front):
+        if i % 2 == 0 or i == found.best or point is found.prediction:
+            mark = " <" if i == found.best else ""
+            rows.append((f"{point.serving.batch * point.replicas:g}{mark}", *_speeds(point), cost))
+    limits = f"TPOT up to {found.limits[0]:g} s and TTFT up to {found.limits[1]:g} s"
+    notes = (f"< the most tokens per GPU with {limits}" if found.best is not None else f"no batch meets {limits}",)
+    columns = ("in flight", "per user", "per GPU", "TTFT", "price")
+    return Table("front", "Throughput against interactivity", columns, tuple(rows), notes)
+
+
+def _speeds(point: Prediction) -> tuple[Figure, Figure, Figure]:
+    draws = (
+        ("tokens_per_s_per_user", "tokens/s", 1 / point.tpot_s),
+        ("tokens_per_s_per_gpu", "tokens/s", 1 / point.device_s),
+        ("ttft_s", "s", point.ttft_s),
+    )  # fmt: skip
+    first, second, third = (interval_figures(name, unit, "derived", values)[0] for name, unit, values in draws)
+    return first, second, third
+
+
+def side_by_side(all_found: Sequence[tuple[str, Priced | str]]) -> Table:
+    """A row for each GPU at its best point that meets the objective, the cheapest marked. Text: why there is none."""
+    priced = [(gpu, found) for gpu, found in all_found if isinstance(found, Priced) and found.best is not None]
+    with_price = [
+        (figure.value, gpu) for gpu, found in priced if (figure := found.front[found.best or 0][1]).value is not None
+    ]
+    cheapest = min(with_price)[1] if with_price else None
+    rows: list[tuple[Cell, ...]] = []
+    notes = ["< the cheapest per million output tokens at the objective"] if cheapest else []
+    for gpu, found in all_found:
+        if isinstance(found, str) or found.best is None:
+            rows.append((gpu, *[None] * 7))
+            notes.append(f"{gpu}: {found if isinstance(found, str) else 'no batch meets the objective'}")
+            continue
+        point, cost = found.front[found.best]
+        rows.append((
+            f"{gpu}{' <' if gpu == cheapest else ''}", f"{point.devices}", f"{point.serving.batch * point.replicas:g}",
+            *_speeds(point), interval_figures("joules_per_output_token", "J", "derived", point.joules)[0], cost,
+        ))  # fmt: skip
+        notes += [f"{gpu}: {guess}" for guess in point.guesses]
+    columns = ("GPU", "GPUs", "in flight", "per user", "per GPU", "TTFT", "energy", "price")
+    name = next((found.prediction.serving.model.name for _, found in all_found if isinstance(found, Priced)), "")
+    return Table("gpus", f"{name} at the objective, by GPU", columns, tuple(rows), tuple(notes))
+
+
+VALIDATION = (
+    "each model, GPU or engine version was left out in turn, and its points predicted from the others",
+    "median and p90: of |ln(predicted / measured)|, as factors; inside: share of points in the stated 90% interval",
+    "baselines on the same rows, median factor: nearest row, constant factor, bytes touched x a constant factor",
+)
 
 
 def validation_table() -> Table:
-    """Errors on the published H100 points, and on points of another GPU with older serving software."""
-    notes = (
-        "error: median |ln(predicted / measured)| per output token, as a factor; a predicted model is never in the fit",
-        "inside: share of points in the stated 90% interval",
-        "H100: ML.ENERGY leaderboard v3 (2025). A100: leaderboard v2 (2024), where an older vLLM took far longer for "
-        "each layer and sequence: the H100 fit is not valid for other serving software",
-    )
-    columns = ("points", "time error", "energy error", "time inside", "energy inside")
-    return Table("validation", "Extrapolation against measurements", columns, tuple(validation()), notes)
+    """Errors and coverage of predictions by what was left out and by class, beside three baselines."""
+    header, *lines = csv.reader(io.StringIO(read_data("predict/validation.csv")))
+    rows: list[tuple[Cell, ...]] = []
+    for line in lines:
+        n, found = int(line[3]), []
+        for name, text in zip(header[4:], line[4:], strict=True):
+            share = name.startswith("inside")
+            found.append(Figure(name.replace(" ", "_"), float(text), "share" if share else "ratio", "derived", n=n))
+        rows.append((f"{line[0]}, {line[1]} left out, {line[2]}", *found))
+    columns = ("points", *header[4:])
+    return Table("validation", "Predictions against measurements", columns, tuple(rows), VALIDATION)

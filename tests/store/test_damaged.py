@@ -102,7 +102,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 VERBS = (
     "report damaged", "report good damaged --format json", "check damaged", "cost damaged", "cost good damaged",
     "compare damaged", "compare good damaged", "diff good damaged", "diff damaged good", "rerun damaged",
-    "list runs", "export figures.csv", "extrapolate Qwen3-32B H100 --run damaged",
+    "list runs", "export figures.csv", "predict Qwen3-32B H100 --run damaged",
 )  # fmt: skip
 WITH_OTHERS = ("report good", "cost good", "compare good", "list runs", "export")
 EACH_VERB = ("future schema", "an inner field of another kind", "half of the rows")

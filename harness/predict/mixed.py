@@ -1,0 +1,114 @@
+"""A sum of terms fitted in logarithms with partial pooling: tight for groups seen much, wide for others.
+
+    ln y = ln sum_k c_k exp(s_k) + noise          s_k = sum of the coefficients of all blocks that touch term k
+
+A block has one coefficient for each level of a key (each GPU, say), drawn from N(mean, sd^2). scripts/fit-predict
+finds the coefficients (maximum a posteriori), their covariance (Laplace), and sd and noise (EM).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from harness.cost.draws import Array
+
+Keys = Mapping[str, NDArray[np.str_]]
+"""Key -> level of each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Coefficients that shift the terms whose `weights` are not 0, one for each level of `key`."""
+
+    name: str
+    key: str
+    weights: tuple[float, ...]
+    """One for each term."""
+    sd: float
+    mean: float = 0.0
+    by: str | None = None
+    """A covariate that multiplies the coefficient; None: 1."""
+    fixed: bool = False
+    """Whether `sd` is a prior that EM leaves alone."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Blocks with their coefficients: (block, level) -> place in `estimate` and `covariance`."""
+
+    blocks: tuple[Block, ...]
+    places: Mapping[tuple[str, str], int]
+    estimate: Array
+    covariance: Array
+    noise: float
+    """Scale of the noise in ln."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Observations or questions: term columns (n, K), keys, covariates."""
+
+    terms: Array
+    keys: Keys
+    covariates: Mapping[str, Array]
+
+    def __getitem__(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> "Rows":
+        keys = {name: levels[chosen] for name, levels in self.keys.items()}
+        return Rows(self.terms[chosen], keys, {name: values[chosen] for name, values in self.covariates.items()})
+
+    def __len__(self) -> int:
+        return len(self.terms)
+
+
+def placed(blocks: Sequence[Block], rows: Rows, places: Mapping[tuple[str, str], int]) -> list[NDArray[np.intp]]:
+    """For each block the place of each row's coefficient; -1 for a level that has none."""
+    found = []
+    for block in blocks:
+        levels, inverse = np.unique(rows.keys[block.key], return_inverse=True)
+        found.append(np.array([places.get((block.name, str(level)), -1) for level in levels], int)[inverse])
+    return found
+
+
+def scales(block: Block, rows: Rows) -> Array:
+    return rows.covariates[block.by] if block.by else np.ones(len(rows))
+
+
+def evaluate(blocks: Sequence[Block], rows: Rows, at: Sequence[NDArray[np.intp]], u: Array) -> tuple[Array, Array]:
+    """ln of the sum, shape (n,), and the slope by the coefficient of each block, shape (n, blocks)."""
+    with_unseen = np.append(u, 0.0)
+    weights = np.array([block.weights for block in blocks])
+    by = np.column_stack([scales(block, rows) for block in blocks])
+    values = np.column_stack([with_unseen[place] + block.mean for place, block in zip(at, blocks, strict=True)])
+    parts = rows.terms * np.exp((values * by) @ weights)
+    total = parts.sum(axis=1)
+    return np.log(total), by * (parts / total[:, None] @ weights.T)
+
+
+def factors(found: Fit, rows: Rows) -> Array:
+    """What each term is multiplied with, shape (n, K)."""
+    places, with_unseen = placed(found.blocks, rows, found.places), np.append(found.estimate, 0.0)
+    values = np.column_stack([with_unseen[p] + block.mean for p, block in zip(places, found.blocks, strict=True)])
+    by = np.column_stack([scales(block, rows) for block in found.blocks])
+    return np.asarray(np.exp((values * by) @ np.array([block.weights for block in found.blocks])))
+
+
+def design(slopes: Array, places: Sequence[NDArray[np.intp]], size: int) -> sparse.csr_matrix:
+    """The design: slopes in the columns of their coefficients; a level without a coefficient has none."""
+    columns, n = np.column_stack(places), len(slopes)
+    kept = np.where(columns < 0, size, columns)
+    starts = np.arange(n + 1) * len(places)
+    return sparse.csr_matrix((slopes.ravel(), kept.ravel(), starts), shape=(n, size + 1))[:, :size]
+
+
+def predict(found: Fit, rows: Rows) -> tuple[Array, Array, Array]:
+    """ln of the expected value, its variance without noise, and each term's share; unseen levels are at their prior."""
+    places = placed(found.blocks, rows, found.places)
+    value, slopes = evaluate(found.blocks, rows, places, found.estimate)
+    sds = np.array([block.sd for block in found.blocks])
+    unseen = np.sum((slopes * sds) ** 2 * (np.column_stack(places) < 0), axis=1)
+    x = design(slopes, places, len(found.estimate))
+    known = np.asarray((x @ found.covariance * x.toarray()).sum(axis=1)).ravel()
+    return value, known + unseen, slopes

@@ -1,0 +1,106 @@
+"""A run of one's own on a GPU: how close it is to the hardware's limit, and by how much predictions were off."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.analysis.findings import finding
+from harness.cost.bill import measured
+from harness.errors import HarnessError
+from harness.model import Figure, Finding, Summary
+from harness.predict.predict import engine_of, known_gpu, predict_many
+from harness.predict.shapes import described, precision_of, shape_of
+from harness.predict.work import Serving, peak_flops, seconds
+from harness.store.run import Run
+
+LIMITS = {"mfu": "1", "mbu": "1", "floor_s_per_output_token": "s", "floor_joules_per_output_token": "J"}
+"""Figures that compare a run with the GPU's limit -> unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Measured / predicted of a run. `joules` None: the run has no energy. `same`: its model and GPU."""
+
+    time: float
+    joules: float | None
+    same: tuple[str, str]
+    run: str
+
+
+def calibration(run: Run, summary: Summary) -> Calibration:
+    """Measured / predicted device-seconds and joules per output token. HarnessError if its GPU or model is unknown."""
+    if not run.on_gpu:
+        where = "a CPU" if run.engine and run.engine.device == "cpu" else "no GPU"
+        what = f"run {run.id} was measured on {where}: it says nothing about a GPU"
+        raise HarnessError(what, "name a GPU run, or none to predict from the published measurements")
+    serving, rate = serving_of(run, summary)
+    middle, joules = np.array([0.5]), measured(summary, "joules_per_output_token").value
+    plain = predict_many([serving], 1, middle)[0]
+    found = Calibration(
+        float(serving.gpus / rate / plain.device_s[0]), None, (serving.model.name, serving.gpu.name), run.id
+    )
+    if joules is None:
+        return found
+    return replace(found, joules=float(joules / predict_many([serving], 1, middle, found)[0].joules[0]))
+
+
+def hardware_limits(run: Run, summary: Summary) -> tuple[tuple[Figure, ...], tuple[Finding, ...]]:
+    """MFU, MBU and the roofline's lower limits of a run; n/a with the reason if its GPU or model is not known.
+
+    A share above 1 is impossible: then all are n/a, and a finding says so.
+    """
+    try:
+        serving, rate = serving_of(run, summary)
+    except HarnessError as unknown:
+        return tuple(Figure(name, None, unit, "derived", reason=unknown.what) for name, unit in LIMITS.items()), ()
+    found = limits_of(serving, rate)
+    if max(found["mfu"], found["mbu"]) > 1:
+        doubt = finding("beyond-hardware", mfu=found["mfu"], mbu=found["mbu"])
+        return tuple(Figure(name, None, unit, "derived", reason=doubt.text) for name, unit in LIMITS.items()), (doubt,)
+    return tuple(Figure(name, found[name], unit, "derived") for name, unit in LIMITS.items()), ()
+
+
+def limits_of(s: Serving, output_tokens_per_s: float) -> Mapping[str, float]:
+    """How close a serving point is to the roofline (Williams et al. 2009).
+
+    mfu and mbu: used shares of FLOP/s and bandwidth, from the FLOP and bytes that a step needs; then device-seconds per
+    output token at the roofline, and joules per output token there at the power limit.
+    """
+    needed, measured_s = seconds(replace(s, task="all")), s.batch / output_tokens_per_s
+    prompts = needed["prefill_flop"] + needed["prefill_attention"]
+    memory_s = needed["dense"] + needed["expert"] + needed["kv"]
+    compute_s = 2 * s.model.active_params * s.batch / s.gpus / peak_flops(s.gpu, s.precision) + prompts
+    floor = max(memory_s, compute_s) * s.gpus / s.batch
+    return {
+        "mfu": compute_s / measured_s,
+        "mbu": memory_s / measured_s,
+        "floor_s_per_output_token": floor,
+        "floor_joules_per_output_token": floor * s.gpu.tdp_w,
+    }
+
+
+def serving_of(run: Run, summary: Summary) -> tuple[Serving, float]:
+    """The serving point of a run, and its output tokens/s. The batch is requests/s x mean E2E (Little's law).
+
+    HarnessError if GPU, model, precision or a rate is not known.
+    """
+    fix = "name another run, or none"
+    if run.engine is None or not run.on_gpu:
+        raise HarnessError("not a GPU run", fix)
+    identity, devices = run.model, run.device_count
+    name = identity.source or identity.asked or "unknown"
+    model = described(identity.config, name, "its config.json") if identity.config else shape_of(name)
+    gpu = known_gpu(run.gpu or "unknown")
+    names = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "e2e_s.mean")
+    rates = [measured(summary, name) for name in names]
+    if lacking := next((figure.reason for figure in rates if figure.value is None), None):
+        raise HarnessError(lacking, fix)
+    out, total, requests, e2e = (figure.value or 0.0 for figure in rates)
+    precision = precision_of(run.engine.options.get("quantization") or identity.precision)
+    _, version, released = engine_of("vllm")
+    serving = Serving(
+        model, gpu, precision, requests * e2e, max(1.0, (total - out) / requests), out / requests, devices,
+        released=released, version=version,
+    )  # fmt: skip
+    return serving, out

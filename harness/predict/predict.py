@@ -1,0 +1,333 @@
+"""Time, energy and memory of a model on GPUs that were not measured, with predictive intervals."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.cost.draws import Array, Draws
+from harness.cost.gpus import Gpu, find_gpu
+from harness.cost.pricing import price_tables
+from harness.errors import HarnessError
+from harness.files import read_data
+from harness.predict import mixed, pooled
+from harness.predict.memory import SIZES, bytes_per_sequence, check_fits, largest_batch, weights_per_gpu
+from harness.predict.shapes import ModelShape, precision_of, shape_of
+from harness.predict.work import TERMS, Serving, columns
+
+if TYPE_CHECKING:
+    from harness.predict.own import Calibration
+
+MOST_GPUS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests: sequences in flight over all GPUs, and tokens of a request."""
+
+    batch: float = 64
+    input: float = 500
+    output: float = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How GPUs share a copy of the model: tensor, expert, pipeline and data parallelism of one group.
+
+    None: the smallest group that holds the model. `dp` counts copies of the attention (with expert parallelism) or,
+    for a dense model, copies of the model.
+    """
+
+    tp: int | None = None
+    ep: int | None = None
+    pp: int | None = None
+    dp: int | None = None
+    prefill_gpus: int = 0
+
+
+LOAD, ONE_GROUP = Load(), Layout()
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Draws of what one serving point does; `replicas` groups share the load."""
+
+    serving: Serving
+    replicas: int
+    tpot_s: Draws
+    """Seconds between tokens of one user."""
+    ttft_s: Draws
+    device_s: Draws
+    """Device-seconds per output token, TTFT and the prompts' computation included."""
+    joules: Draws
+    """Joules of the accelerators per output token."""
+    memory_bytes: float
+    """Used on one GPU."""
+    most: float
+    """Sequences of full length that fit, over all replicas."""
+    guesses: tuple[str, ...]
+    """What no measured point covers."""
+
+    @property
+    def devices(self) -> int:
+        return self.replicas * (self.serving.gpus * self.serving.pp + self.serving.prefill_gpus)
+
+
+def predict(
+    model: str | ModelShape,
+    gpu: str | Gpu,
+    load: Load = LOAD,
+    devices: int | None = None,
+    precision: str | None = None,
+    layout: Layout = ONE_GROUP,
+    engine: str = "vllm",
+    u: Draws | None = None,
+    own: "Calibration | None" = None,
+) -> Prediction:
+    """The prediction for one serving point; HarnessError for what is unknown, not positive or does not fit.
+
+    `devices` None: one group. `engine` is vllm, sglang or trtllm, with a version after '@' if it is not the newest.
+    `u` are the uniform draws to use (1,024 quantiles if None). `own` is measured / predicted of a run of one's own.
+    """
+    serving, replicas = deployed(model, gpu, load, devices, precision, layout, engine)
+    check_fits(serving)
+    return predict_many([serving], replicas, u, own)[0]
+
+
+def deployed(
+    model: str | ModelShape, gpu: str | Gpu, load: Load, devices: int | None, precision: str | None, layout: Layout,
+    engine: str,
+) -> tuple[Serving, int]:  # fmt: skip
+    """The serving of one group with its share of the load, and the number of groups."""
+    for name, value in (("--batch", load.batch), ("input tokens", load.input), ("output tokens", load.output)):
+        if not (math.isfinite(value) and value >= 1 and value == int(value)):
+            raise HarnessError(f"{name} is {value:g}", "give a whole number above 0")
+    sizes = {"--devices": devices, "--tp": layout.tp, "--ep": layout.ep, "--pp": layout.pp, "--dp": layout.dp}
+    for name, count in sizes.items():
+        if count is not None and not 1 <= count <= MOST_GPUS:
+            raise HarnessError(f"{name} is {count}", f"give a whole number from 1 to {MOST_GPUS:,}")
+    if not 0 <= layout.prefill_gpus <= MOST_GPUS:
+        raise HarnessError(f"--prefill-gpus is {layout.prefill_gpus}", f"give a whole number from 0 to {MOST_GPUS:,}")
+    shape = shape_of(model) if isinstance(model, str) else model
+    device = known_gpu(gpu) if isinstance(gpu, str) else gpu
+    weights = precision_of(precision or shape.precision)
+    if weights == "fp8" and device.flops_fp8 is None and precision is None:
+        weights = "bf16"
+    name, version, released = engine_of(engine)
+    tp, pp, dp, ep = layout.tp or 1, layout.pp or 1, layout.dp or 1, layout.ep or 1
+    one = Serving(
+        shape,
+        device,
+        weights,
+        load.batch,
+        load.input,
+        load.output,
+        engine=name,
+        released=released,
+        version=version,
+        pp=pp,
+    )
+    if shape.experts and dp > 1:  # ranks of attention that share the experts
+        group = replace(one, gpus=max(tp * dp, ep), dp=dp, ep=ep)
+    else:
+        if ep > 1 and not shape.experts:
+            raise HarnessError(f"--ep {ep}: {shape.name} has no experts", "leave --ep out")
+        chosen = max(tp, ep) if layout.tp or layout.ep else smallest(one, devices)
+        group = replace(one, gpus=chosen, ep=ep)
+    if shape.experts and shape.experts % group.ep:
+        raise HarnessError(f"--ep {group.ep}: {shape.name} has {shape.experts:.0f} experts", "give a divisor of it")
+    if group.gpus > device.domain:
+        what = f"a group of {group.gpus} GPUs, but fast links join {device.domain} {device.name}"
+        raise HarnessError(what, f"use at most {device.domain} a group; --pp adds stages, more --devices add copies")
+    size = group.gpus * pp
+    copies = dp if not shape.experts and devices is None else (devices or size) // size
+    if copies < 1 or (devices or size) % size:
+        fits = size * max(1, (devices or size) // size)
+        raise HarnessError(f"{devices} GPUs are not whole groups of {size}", f"use --devices {fits} or {fits + size}")
+    return replace(group, batch=max(1.0, load.batch / copies), prefill_gpus=layout.prefill_gpus), copies
+
+
+def smallest(one: Serving, devices: int | None) -> int:
+    """GPUs of the smallest group that holds the model and one sequence, and divides the devices."""
+    sizes = [n for n in SIZES if n <= one.gpu.domain and largest_batch(replace(one, gpus=n)) >= 1]
+    if not sizes:
+        check_fits(replace(one, gpus=min(one.gpu.domain, devices or one.gpu.domain)))
+    whole = [n for n in sizes if devices is None or devices % (n * one.pp) == 0]
+    if not whole:
+        check_fits(replace(one, gpus=min(devices or 1, one.gpu.domain)))
+        return min(devices or 1, one.gpu.domain)
+    roomy = [n for n in whole if largest_batch(replace(one, gpus=n)) >= one.batch / ((devices or n) / (n * one.pp))]
+    return min(roomy or whole)
+
+
+def predict_many(
+    servings: Sequence[Serving], replicas: int, u: Draws | None = None, own: "Calibration | None" = None
+) -> list[Prediction]:
+    """Predictions of several points; `servings` were checked to fit.
+
+    Power is limited by the GPU's limit. Its part for bytes and operations falls where the step takes longer: joules are
+    rest x time + work, never scaled by time.
+    """
+    from scipy.special import ndtri
+
+    u = (np.arange(1024) + 0.5) / 1024 if u is None else u
+    z, other = np.asarray(ndtri(u)), np.asarray(ndtri(np.random.default_rng(1).permutation(u)))
+    ln_t, variance = with_noise("time", pooled.rows(servings, columns(servings)))
+    ideal = pooled.latency_columns(servings, np.exp(ln_t))
+    ln_first, first_variance = with_noise("ttft", pooled.rows(servings, ideal))
+    asked = pooled.rows(servings, pooled.power_columns(servings, np.exp(ln_t)))
+    parts = asked.terms * mixed.factors(pooled.fitted("power"), asked)
+    _, watts_variance = with_noise("power", asked)
+    found = []
+    for i, s in enumerate(servings):
+        seen = own is not None and own.same == (s.model.name, s.gpu.name)
+        sds = [
+            scale(name, s)
+            * np.sqrt(pooled.noise_variance(pooled.fitted(name)) * 2 if seen and name != "ttft" else each[i])
+            for name, each in (("time", variance), ("ttft", first_variance), ("power", watts_variance))
+        ]
+        tpot = (own.time if own else 1.0) * np.exp(ln_t[i] + sds[0] * z)
+        ttft = np.exp(ln_first[i] + sds[1] * other)
+        each = tpot + ttft / s.output
+        watts = (parts[i, 0] + parts[i, 1:].sum() * np.exp(ln_t[i]) / tpot) * np.exp(sds[2] * other)
+        watts = np.minimum(watts, s.gpu.tdp_w) * (1.0 if own is None or own.joules is None else own.joules)
+        count = s.gpus * s.pp + s.prefill_gpus
+        found.append(Prediction(
+            s, replicas, tpot, ttft, each * count / s.batch, watts * each * count / s.batch,
+            weights_per_gpu(s) + s.batch / s.dp * bytes_per_sequence(s), largest_batch(s) * replicas, guesses_of(s),
+        ))  # fmt: skip
+    return found
+
+
+def with_noise(name: str, rows: mixed.Rows) -> tuple[Array, Array]:
+    """ln predicted by a fitted model, and the variance of a new measurement's ln."""
+    fit = pooled.fitted(name)
+    value, variance, _ = mixed.predict(fit, rows)
+    return value, variance + pooled.noise_variance(fit)
+
+
+@lru_cache(maxsize=1)
+def scales() -> Mapping[tuple[str, str], float]:
+    """(time, ttft or energy; GPU) -> what an interval's half-width is multiplied with, from the points left out."""
+    return {
+        (r["model"], r["gpu"]): float(r["scale"]) for r in csv.DictReader(io.StringIO(read_data("predict/scales.csv")))
+    }
+
+
+def scale(name: str, s: Serving) -> float:
+    of = "energy" if name == "power" else name
+    return scales().get((of, s.gpu.name), scales()[of, "other"])
+
+
+def known_gpu(name: str) -> Gpu:
+    """The row of gpus.csv, or the GPU in a YAML file. HarnessError with the known names."""
+    gpus = price_tables()[0]
+    if name.endswith((".yaml", ".yml")):
+        return own_gpu(name)
+    found = find_gpu(name, gpus)
+    if found is None:
+        import difflib
+
+        near = difflib.get_close_matches(name, [gpu.name for gpu in gpus], 2, 0.5)
+        advice = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(g.name for g in gpus)},"
+        raise HarnessError(
+            f"GPU '{name}' is not in gpus.csv", f"{advice} or give a YAML file with the columns of gpus.csv"
+        )
+    return found
+
+
+def own_gpu(path: str) -> Gpu:
+    """A GPU of one's own: a YAML map with the columns of gpus.csv."""
+    from pathlib import Path
+
+    from pydantic import TypeAdapter, ValidationError
+
+    from harness.config import read_map
+    from harness.files import read_text
+
+    content, _ = read_map(read_text(Path(path)), path, "a GPU, with the columns of harness/data/gpus.csv")
+    given = {"match": str(content.get("gpu", "")), "price_gpu": None, "flops_fp8": None, "flops_fp4": None, "domain": 8,
+             "idle_w": None, "source": path} | content  # fmt: skip
+    try:
+        found = TypeAdapter(Gpu).validate_python(
+            {k: float(v) if isinstance(v, str) and k.startswith("flops") else v for k, v in given.items()}
+        )
+    except (ValidationError, ValueError) as bad:
+        wrong = bad.errors()[0] if isinstance(bad, ValidationError) else {"loc": ("",), "msg": str(bad)}
+        what = f"{path}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
+        raise HarnessError(
+            what, "give gpu, flops_bf16, bandwidth_bytes_per_s, memory_bytes, tdp_w, link_bytes_per_s"
+        ) from None
+    if min(found.flops_bf16, found.bandwidth_bytes_per_s, found.memory_bytes, found.tdp_w, found.link_bytes_per_s) <= 0:
+        raise HarnessError(f"{path}: a figure is not above 0", "give positive numbers")
+    return found
+
+
+@lru_cache(maxsize=1)
+def releases() -> Mapping[str, Mapping[str, tuple[float, int]]]:
+    """Engine -> version -> year of its release and measured points; oldest first."""
+    found: dict[str, dict[str, tuple[float, int]]] = {}
+    for r in csv.DictReader(io.StringIO(read_data("predict/releases.csv"))):
+        if r["version"]:
+            found.setdefault(r["engine"], {})[r["version"]] = float(r["released"]), int(r["points"])
+    return found
+
+
+def engine_of(text: str) -> tuple[str, str, float]:
+    """Engine, version and year of release, from 'vllm' (the newest with `MANY` points) or 'vllm@0.11'.
+
+    A version without points is put between its neighbours.
+    """
+    name, _, version = text.lower().partition("@")
+    known = releases().get(name)
+    if known is None:
+        fix = f"use one of {', '.join(sorted(releases()))}, with a version as in vllm@0.11"
+        raise HarnessError(f"no measured points of engine '{name}'", fix)
+    if not version:
+        version = [each for each, (_, points) in known.items() if points >= MANY][-1]
+    if version in known:
+        return name, version, known[version][0]
+    asked, numbered = _numbers(version), sorted((_numbers(v), at) for v, (at, _) in known.items() if _numbers(v))
+    if not asked:
+        raise HarnessError(f"'{version}' is not a version of {name}", f"give numbers, as in {', '.join(known)}")
+    before, after = [at for v, at in numbered if v <= asked], [at for v, at in numbered if v > asked]
+    return name, version, float(np.mean([*before[-1:], *after[:1]]))
+
+
+MANY = 80
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    import re
+
+    return tuple(map(int, re.findall(r"\d+", version)[:3])) if re.match(r"v?\d", version) else ()
+
+
+def guesses_of(s: Serving) -> tuple[str, ...]:
+    """What of a serving point no measured point covers, in words."""
+    fit = pooled.fitted("time")
+    keys = pooled.rows([s], np.ones((1, len(TERMS)))).keys
+    notes = []
+    for key, block, what in (
+        ("gpu", "gpu fixed", f"no point was measured on {s.gpu.name}"),
+        ("kind", "kind fixed", f"no point is of a {s.model.kind} model"),
+        ("precision", "precision flop", f"no point is in {s.precision}"),
+        ("version", "version all", f"no point is of {s.engine} of that release"),
+        ("model", "model all", f"{s.model.name} was not measured"),
+        ("gpu precision", "gpu precision", f"no point is in {s.precision} on {s.gpu.name}"),
+        ("layout", "layout all", f"no point has that layout ({keys['layout'][0]})"),
+    ):
+        if (block, str(keys[key][0])) not in fit.places:
+            notes.append(what)
+    if s.pp > 1:
+        notes.append("no point has pipeline stages")
+    if s.input + s.output > 10_000:
+        notes.append("no point has more than 10,000 tokens a request")
+    if ("gpu rest", s.gpu.name) not in pooled.fitted("power").places:
+        notes.append(f"no energy was measured on {s.gpu.name}")
+    return tuple(notes)

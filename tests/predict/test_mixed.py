@@ -1,0 +1,58 @@
+"""The pooled fit against data made with known coefficients."""
+
+import numpy as np
+import pytest
+from places import script
+
+from harness.predict.mixed import Block, Rows, factors, predict
+
+fit = script("fit-predict").fit
+
+RNG = np.random.default_rng(7)
+BLOCKS = (
+    Block("bytes", "one", (1.0, 0.0), 0.5, 0.3, fixed=True),
+    Block("steps", "one", (0.0, 1.0), 0.5, 0.0, fixed=True),
+    Block("gpu all", "gpu", (1.0, 1.0), 0.1),
+)
+SHIFT = {"a": -0.3, "b": 0.0, "c": 0.25, "d": 0.4, "e": -0.35}
+
+
+def made(per_gpu: int = 40) -> tuple[Rows, np.ndarray]:
+    gpu = np.repeat(list(SHIFT), per_gpu)
+    terms = RNG.lognormal(0, 1, (len(gpu), 2))
+    y = terms @ np.exp([0.2, 0.1]) * np.exp([SHIFT[g] for g in gpu]) * np.exp(RNG.normal(0, 0.05, len(gpu)))
+    return Rows(terms, {"one": np.full(len(gpu), "all"), "gpu": gpu}, {}), y
+
+
+def test_known_coefficients_come_back() -> None:
+    rows, y = made()
+    found = fit(BLOCKS, rows, y)
+    assert found.noise == pytest.approx(0.05, rel=0.3)
+    value, _, _ = predict(found, rows)
+    assert np.median(np.abs(value - np.log(y))) < 0.05
+    ratio = factors(found, rows)[:, 0] / factors(found, rows)[:, 1]
+    assert ratio == pytest.approx(np.exp(0.1), rel=0.05)
+
+
+def test_a_level_that_was_not_seen_is_wide_and_one_seen_much_is_tight() -> None:
+    rows, y = made()
+    found = fit(BLOCKS, rows, y)
+    asked = Rows(np.ones((2, 2)), {"one": np.array(["all"] * 2), "gpu": np.array(["a", "z"])}, {})
+    _, variance, _ = predict(found, asked)
+    assert variance[0] < 0.02**2
+    assert 0.2**2 < variance[1] < 0.5**2
+
+
+def test_gross_errors_do_not_move_the_fit() -> None:
+    rows, y = made()
+    spoilt = y.copy()
+    spoilt[::20] *= 20
+    clean, dirty = (predict(fit(BLOCKS, rows, each), rows)[0] for each in (y, spoilt))
+    assert np.max(np.abs(clean - dirty)) < 0.1
+
+
+def test_slopes_are_shares_of_the_terms() -> None:
+    rows, y = made()
+    _, _, slopes = predict(fit(BLOCKS, rows, y), rows)
+    assert slopes[:, 0] + slopes[:, 1] == pytest.approx(np.ones(len(rows)))
+    assert slopes[:, 2] == pytest.approx(np.ones(len(rows)))
