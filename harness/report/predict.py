@@ -105,11 +105,16 @@ VALIDATION = (
 )
 
 
-def validation_table() -> Table:
-    """Errors and coverage of predictions by what was left out and by class, beside three baselines."""
+def validation_table(classes: Sequence[str] = ()) -> Table:
+    """Errors and coverage of predictions by what was left out and by class, beside three baselines.
+
+    `classes`: only those whose first word is one of these; all if empty.
+    """
     header, *lines = csv.reader(io.StringIO(read_data("predict/validation.csv")))
     rows: list[tuple[Cell, ...]] = []
     for line in lines:
+        if classes and line[2].split()[0] not in classes:
+            continue
         n, found = int(line[3]), []
         for name, text in zip(header[4:], line[4:], strict=True):
             share = name.startswith("inside")
