@@ -160,7 +160,7 @@ def _outages(requests: pd.DataFrame, window: Window) -> Iterator[Finding]:
         waited = int(((requests["sent_s"] < until_s) & ~(requests["end_s"] < until_s)).sum())
         inside = window.whole is not None or (until_s > window.begin_s and from_s < window.end_s)
         part = "within the measured window" if inside else "outside the measured window"
-        serious = until_s - from_s > SERIOUS_STALL * length_s
+        serious = bool(until_s - from_s > SERIOUS_STALL * length_s)
         stood_s = until_s - from_s
         yield finding("stall", stood_s=stood_s, from_s=from_s, waited=waited, part=part, serious=serious)
     if window.whole is None and window.left_out_s > MOST_LEFT_OUT * length_s:

@@ -151,7 +151,8 @@ def _settled(run: Window, sent: Array, ends: Array, stay: Array, stalls_s: Array
     from_s = run.begin_s + MOST_SETTLING * (last - run.begin_s) if late else begin
     instants = np.linspace(from_s, last, LEAST_BINS)
     queue = np.searchsorted(np.sort(sent), instants) - np.searchsorted(ends, instants)
-    grown = float(np.polyfit(np.linspace(0, 1, LEAST_BINS), queue, 1)[0])
+    trend = float(np.polyfit(np.linspace(0, 1, LEAST_BINS), queue, 1)[0])
+    grown = min(trend, float(queue[-3:].min() - queue[:3].min()))  # a stall late in the run is no trend
     if len(sent) >= JUDGED_REQUESTS and grown > QUEUE * int((sent >= from_s).sum()):
         run = replace(run, code="queue-grows", grown=grown)
     if late:

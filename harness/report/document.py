@@ -23,7 +23,7 @@ COSTS = {
     "usd_per_million_output_tokens": "measured here: cost of a million output tokens",
 }
 """Cost figures that are printed below the reported figures -> their label there."""
-LONG = ("tiers", "tornado", *SCREEN, "must-be", "sources")
+LONG = ("whole-run", "tiers", "tornado", *SCREEN, "must-be", "sources")
 """Tables that a terminal prints only with --table NAME or --table all."""
 MOST_TIERED = 50
 """With more runs than this, each run is priced by its own scenario only."""

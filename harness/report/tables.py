@@ -1,6 +1,7 @@
 """The tables of one run: conditions, speed, latency, energy and findings."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from harness.analysis.diff import HEADLINES
@@ -38,6 +39,7 @@ def measured_tables(run: Run, summary: Summary) -> list[Table]:
         run_table(run),
         throughput_table(summary),
         latency_table(summary),
+        latency_table(summary, "whole_run."),
         *([goodput_table(summary, run.objectives)] if run.objectives else []),
         tokens_table(summary),
         *listed("client", "Offered load and client", _named(summary, "load.", "client.")),
@@ -86,6 +88,10 @@ def runs_table(sweep: Sweep) -> Table:
         figures = {figure.name: figure for figure in summary.figures}
         what = (run.id, run.state, _model(run), _device(run), load_of(run))
         serious = _joined(finding.code for finding in summary.findings if finding.serious)
+        if "no-window" in serious:  # rates of a whole run are not to be compared with those of a window
+            why = "the run has no measured window"
+            lacking = (replace(each, value=None, low=None, high=None, reason=why) for each in figures.values())
+            figures = {each.name: each for each in lacking}
         rows.append((*what, *(figures.get(name) for name in HEADLINES), serious))
     columns = ("run", "state", "model", "device", "load", *HEADLINES, "serious findings")
     differs = mixed([run for run, _ in sweep])
@@ -113,19 +119,28 @@ def throughput_table(summary: Summary) -> Table:
     return Table("throughput", "Throughput", ("figure", "value"), tuple(rows))
 
 
-def latency_table(summary: Summary) -> Table:
-    """Mean and percentiles of every latency; n counts gaps for ITL, and requests for the others."""
+def latency_table(summary: Summary, of: str = "") -> Table:
+    """Mean and percentiles of every latency; n counts gaps for ITL, and requests for the others.
+
+    `of`: empty, or `whole_run.` for the latencies of the whole run, with its rates in notes.
+    """
     rows: list[tuple[Cell, ...]] = []
     for name in LATENCIES:
         label = name[:-2] if name in ("response_s", "lag_s") else name[:-2].upper()
         if name == "ttft_s" and any(each.name == "hidden_tokens" and each.value for each in summary.figures):
             label = "TTFT (first token shown)"
-        figures = [summary[f"{name}.{stat}"] for stat in STATISTICS]
+        figures = [summary[f"{of}{name}.{stat}"] for stat in STATISTICS]
         rows.append((label, *figures, number(figures[0].n or 0)))
     unseen = summary["unseen_gaps"]
     grouped = f"{amount(unseen)} of the gaps between tokens went unseen, as their tokens arrived together"
     notes = (grouped,) if unseen.value is not None and unseen.value > 0 else ()
-    return Table("latency", "Latency", ("latency", *STATISTICS, "n"), tuple(rows), notes)
+    columns = ("latency", *STATISTICS, "n")
+    if of:
+        rates = [f"{label}: {amount(summary[of + name])}" for name, label in list(RATES.items())[:4]]
+        return Table(
+            "whole-run", "Latency of the whole run, ramp and drain included", columns, tuple(rows), (*rates, *notes)
+        )
+    return Table("latency", "Latency", columns, tuple(rows), notes)
 
 
 def goodput_table(summary: Summary, limits: Mapping[str, float]) -> Table:

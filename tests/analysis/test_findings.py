@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from builders import CPU, a_run
 
@@ -15,6 +16,7 @@ from harness.analysis.latency import summarise
 from harness.analysis.summary import made_of
 from harness.analysis.window import Change, Window
 from harness.model import Finding, Record
+from harness.store.run import Run
 
 
 def record(index: int, **changes: Any) -> Record:
@@ -253,3 +255,30 @@ def test_serious_findings_come_first_in_the_summary() -> None:
     assert {"few-requests", "short-output"} <= {finding.code for finding in found}
     assert [finding.serious for finding in found] == sorted((finding.serious for finding in found), reverse=True)
     assert len({finding.serious for finding in found}) == 2
+
+
+def frozen(from_s: float, for_s: float) -> Run:
+    """Ten requests a second for 30 s, 5 ms to the first token and 2 ms a token, while no token comes for a time."""
+    rng, records = np.random.default_rng(1), []
+    for i, due in enumerate(np.sort(rng.uniform(0, 30, 300)).tolist()):
+        arrival_s = due + 0.005 + 0.002 * np.arange(10)
+        if (held := (arrival_s >= from_s) & (arrival_s < from_s + for_s)).any():
+            arrival_s[held.argmax() :] += from_s + for_s - arrival_s[held.argmax()]
+        times = {"sent_s": due, "end_s": float(arrival_s[-1]), "arrival_s": tuple(arrival_s.tolist())}
+        counts = {"arrival_tokens": (1,) * 10, "output_asked": 10, "output_tokens": 10}
+        records.append(record(i, scheduled_s=due, **times, **counts))
+    load = {"shape": "poisson", "rate_per_s": 10.0}
+    return a_run(*records, workload={"load": load, "requests": {"count": 300}, "warmup": {"requests": 1}})
+
+
+@pytest.mark.parametrize("from_s", [0.0, 3.0, 12.0, 22.0])
+def test_a_freeze_is_a_finding_and_stays_in_the_window(from_s: float) -> None:
+    """6 s of 30: a fifth of the requests wait, 1 in 100 for all of the 6 s. It is never left out as warm-up."""
+    calm, found = made_of(frozen(0.0, 0.0)), made_of(frozen(from_s, 6.0))
+    assert calm["ttft_s.p99"].value == pytest.approx(0.005)
+    assert not {each.code for each in calm.findings} & {"stall", "start-left-out", "queue-grows"}
+    assert found["ttft_s.p99"].value == pytest.approx(5.5, abs=0.3)
+    (stall,) = (each for each in found.findings if each.code == "stall")
+    assert stall.serious
+    assert "within the measured window" in stall.text
+    assert not {each.code for each in found.findings} & {"start-left-out", "queue-grows", "level-shift"}
