@@ -174,7 +174,7 @@ def test_a_run_with_one_process_stores_its_client_statistics(tmp_path: Path) -> 
 def test_a_failed_warm_up_names_the_option_that_skips_it(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match=r"warmup\.requests=0"):
         measure(tmp_path, "engine.failure_share=1")
-    (directory,) = tmp_path.iterdir()
+    (directory,) = tmp_path.glob("2*")
     assert read_run(directory).file.state == "failed"
 
 

@@ -46,7 +46,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
 
 def test_the_tables_of_one_run(one: list[Table]) -> None:
     assert [table.name for table in one] == [
-        "run", "throughput", "latency", "goodput", "tokens", "client", "errors", "energy", "joules", "limits",
+        "run", "throughput", "latency", "goodput", "tokens", "whole-run", "client", "errors", "energy", "joules", "limits",
         "findings", "cost", "tiers", "tornado", "assumptions", *SCREEN, "must-be", "reported", "sources",
         "environment",
     ]  # fmt: skip
