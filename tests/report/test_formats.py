@@ -46,8 +46,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
 
 def test_the_tables_of_one_run(one: list[Table]) -> None:
     assert [table.name for table in one] == [
-        "run", "throughput", "latency", "goodput", "tokens", "whole-run", "client", "errors", "energy", "joules", "limits",
-        "findings", "cost", "tiers", "tornado", "assumptions", *SCREEN, "must-be", "reported", "sources",
+        "run", "throughput", "latency", "goodput", "tokens", "whole-run", "client", "errors", "energy", "joules",
+        "limits", "findings", "cost", "tiers", "tornado", "assumptions", *SCREEN, "must-be", "reported", "sources",
         "environment",
     ]  # fmt: skip
     assert {table.source for table in one if table.name not in document.NOT_OF_A_RUN} == {one[0].source}
