@@ -18,10 +18,12 @@ from harness.facts.gap import LARGE, Agreement, Measurement, agreement, as_quant
 from harness.facts.verdict import sentences
 from harness.files import read_data
 from harness.model import Figure
+from harness.predict.own import calibration
 from harness.store.run import Run
 
 TOY_PARAMETERS = 1_000_000_000
 """A model with fewer parameters is too small to stand for one that a provider serves."""
+FAR = 4.0
 SPEND = "A16"
 """The bill that `compare --spend` replaces."""
 
@@ -116,8 +118,21 @@ def measurement_of(priced: Priced) -> Measurement:
         price / count if price is not None and run.on_gpu else None,
         median(priced.scenario, "serving.utilisation", 1.0),
         parameters=model.parameters,
+        calibration=_calibration(priced),
         doubts=standing(run),
     )
+
+
+def _calibration(priced: Priced) -> float | None:
+    """Measured / predicted device-seconds of a run; None if its model or GPU is not known to `predict`.
+
+    None too if the prediction misses the run by more than a factor of `FAR`: then it does not describe this run.
+    """
+    try:
+        found = calibration(priced.run, priced.summary).time
+    except HarnessError:
+        return None
+    return found if 1 / FAR <= found <= FAR else None
 
 
 def median(scenario: Scenario, key: str, otherwise: float) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from harness.cost.draws import Array, Distribution, Draws, distribution, log_moments, quantile
 from harness.errors import HarnessError
 from harness.facts.book import Assumption
+from harness.facts.candidates import pick, predicted, provider_seconds
 from harness.facts.claims import Quantity, about, exact
 from harness.facts.formulas import Context, quantity
 from harness.model import Figure
@@ -30,8 +31,9 @@ FEWEST, DRAWS = 100, 2**14
 MODEL = "model"
 MODEL_FACTOR = Assumption(
     name=MODEL, label="GPU-s a million tokens", low=None, value=1.0, high=None, unit="ratio",
-    status="published", source="large models of ML.ENERGY's H100 points: dense and mixture of experts", ladder="*",
+    status="published", source="predicted for large open models on H100: dense, mixture of experts, hybrid", ladder="*",
 )  # fmt: skip
+Model = Callable[[Mapping[str, Draws], float], Draws]
 EVEN = distribution("uniform", 0, 1)
 
 
@@ -59,6 +61,8 @@ class Measurement:
     kind: str = ""
     """Of a published model: dense, moe or hybrid."""
     parameters: float | None = None
+    calibration: float | None = None
+    """Measured / predicted device-seconds of an output token of the run."""
     doubts: tuple[str, ...] = ()
     """Why the run shows how the method works, and is no evidence; empty for evidence."""
 
@@ -111,21 +115,25 @@ def published_measurements(text: str, usd_per_gpu_hour: float, *, p99_itl_s: flo
     return tuple(_published(best[model], usd_per_gpu_hour) for model in sorted(best))
 
 
-def agreement(c: Context, points: Sequence[Measurement], starts: Sequence[Measurement]) -> Agreement:
+def agreement(
+    c: Context, points: Sequence[Measurement], starts: Sequence[Measurement], model: Model = provider_seconds
+) -> Agreement:
     """The gap as a distribution over cost, readings of the volume and models, and what must be true to close it.
 
     `points` are published measurements; without `starts` the large ones of them are the measured cost, each kind and
-    each model as likely as any other. HarnessError if there is no reported bill a prompt.
+    each model as likely as any other. `model` is the belief about the provider's model (`candidates.provider_seconds`),
+    scaled by measured / predicted of the runs. HarnessError if there is no reported bill a prompt.
     """
     large = [point for point in points if (point.parameters or 0) >= LARGE]
     factors = [a for a in c.book.assumptions.values() if a.ladder]
-    names = {a.name: a.distribution for a in factors} | dict.fromkeys(("reading", "kind", "place", "measured"), EVEN)
+    names = {a.name: a.distribution for a in factors} | dict.fromkeys(
+        ("reading", "kind", "place", "error", "measured"), EVEN
+    )
     x = draws(names)
     reported = _readings(c, x["reading"])
     weight = c.book.assumptions["input_weight"].value
-    seconds = _spread(large, x, lambda each: _seconds_a_token(each, weight))
-    own = [ratio for each in starts if (ratio := _against_published(each, points, weight)) is not None]
-    seconds = seconds + (np.mean(own) if own else 0.0)
+    ratios = [each.calibration for each in starts if each.calibration is not None]
+    seconds = model(x, weight) + (np.mean(np.log(ratios)) if ratios else 0.0)
     measured = _spread(starts or large, x, _cost) + _doubt(starts, x["measured"])
     bill = seconds + np.log(x["tokens_per_query"] + weight * x["input_tokens"]) - math.log(3600)
     for a in factors:
@@ -142,7 +150,7 @@ def agreement(c: Context, points: Sequence[Measurement], starts: Sequence[Measur
         figure("left", "ratio", np.exp(reported - bill)[possible]),
         float(np.mean((bill >= reported)[possible])),
         tuple(made),
-        tuple(sorted({point.kind for point in large})),
+        tuple(predicted()),
     )
 
 
@@ -259,7 +267,7 @@ def _spread(found: Sequence[Measurement], x: Mapping[str, Draws], of: Callable[[
     for each in found:
         kinds.setdefault(each.kind, []).append(of(each))
     levels = [np.quantile(values, x["place"]) for _, values in sorted(kinds.items())]
-    return np.asarray(np.choose(np.minimum((x["kind"] * len(levels)).astype(int), len(levels) - 1), levels))
+    return pick(levels, x["kind"])
 
 
 def _cost(each: Measurement) -> float:
@@ -282,15 +290,6 @@ def _seconds_a_token(each: Measurement, weight: float) -> float:
         if seconds and each.output_tokens
         else math.nan
     )
-
-
-def _against_published(each: Measurement, points: Sequence[Measurement], weight: float) -> float | None:
-    """ln (your seconds a token / the published ones of the same model on the same GPU); None without such a point."""
-    same = [point for point in points if point.model.lower() == each.model.rpartition("/")[2].lower()]
-    seconds = _seconds_a_token(each, weight)
-    if not same or "H100" not in each.conditions or math.isnan(seconds):
-        return None
-    return seconds - _seconds_a_token(same[0], weight)
 
 
 def _own(found: Sequence[Measurement], weight: float) -> float | None:

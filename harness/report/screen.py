@@ -134,6 +134,9 @@ def _yours(appraisal: Appraisal) -> list[tuple[str, str]]:
     rows = [("yours", f"{each.model}, {each.conditions} ({each.source})") for each in appraisal.starts[:MOST_RUNS]]
     if not appraisal.starts and appraisal.agreement is not None:
         rows = [("no evidence given", "large published models on H100 stand in (ML.ENERGY leaderboard v3)")]
+    if appraisal.agreement is None:
+        fact = appraisal.context.book[appraisal.subject.row]
+        rows = [("the figure", f"{fact.status}; {fact.note}")]
     rows += [("an example", caveat) for caveat in appraisal.caveats[:MOST_RUNS]]
     more = max(0, len(appraisal.starts) - MOST_RUNS) + max(0, len(appraisal.caveats) - MOST_RUNS)
     return [*rows, *([("", f"and {more} more")] if more else [])]
@@ -181,6 +184,7 @@ def _measurement(appraisal: Appraisal) -> Table:
         for f in found.factors
     )  # fmt: skip
     left = f"left over: {times(found.left)} times; the beliefs reach the bill with a probability of {found.reach:.0%}"
+    left += "  (explain gap, left, reach)"
     reasons = {f.needed.reason for f in found.factors if f.needed.reason}
     columns = ("to close it", whose, "believed", "must be", "verdict", "explain")
     return Table("against-measurement", title, columns, rows, (left, *sorted(reasons)))

@@ -31,6 +31,7 @@ from harness.facts.appraisal import (
     with_spend,
 )
 from harness.facts.book import Assumption, Book, assume
+from harness.facts.candidates import candidates, predicted, provider_seconds
 from harness.facts.formulas import Context
 from harness.facts.gap import Agreement, agreement, conditioned, draws, published_measurements, quantiles
 from harness.files import read_data
@@ -143,12 +144,10 @@ def test_the_believed_bill_by_hand() -> None:
     book = assume(book, {"serving_share": 0.5, "chat_share": 0.5, "utilisation": 0.4, "gpu_price": 3.6,
                          "tokens_per_query": 500, "input_tokens": 2500, "input_weight": 0.2})  # fmt: skip
     point = BY_NAME["Llama-3.3-70B-Instruct"]
-    found = agreement(Context(book), [point], [point])
-    # 0.32245 GPU-s of 413.31 output and 200 input tokens = 453.31 weighted: 0.711 ms each, x 1000 = 0.7109 s,
-    # x 3.6 / 3600 = 0.0007109 USD, / (0.4 x 0.5 x 0.5) = 0.007109; the bill at 2.5e9 prompts a day is 0.012674
-    seconds = (point.gpu_s.value or 0 if point.gpu_s else 0) / (413.3115 + 0.2 * 200)
-    bill = seconds * 1000 * 3.6 / 3600 / (0.4 * 0.5 * 0.5)
-    assert found.left.value == pytest.approx((found.reported.value or 0) / bill, rel=1e-4)
+    # a model of 0.7109 ms a token: x (500 + 0.2 x 2500) x 3.6 / 3600 = 0.0007109 USD,
+    # / (0.4 x 0.5 x 0.5) = 0.007109
+    found = agreement(Context(book), [point], [point], lambda x, _: 0 * x["kind"] + math.log(0.7109e-3))
+    assert found.left.value == pytest.approx((found.reported.value or 0) / 0.007109, rel=1e-4)
     assert found.gap.value == pytest.approx((found.reported.value or 0) / (point.usd_per_query.value or 0), rel=1e-3)
 
 
@@ -171,7 +170,7 @@ def test_what_must_be_moves_towards_closing_the_gap(spend: float, way: int) -> N
 def test_the_order_of_the_published_models_changes_nothing() -> None:
     first, second = (agreement(CONTEXT, points, ()) for points in (PUBLISHED, PUBLISHED[::-1]))
     assert first == second
-    assert set(first.kinds) == {"dense", "moe"}  # no large hybrid is published
+    assert first.kinds == ("dense", "hybrid", "moe")
 
 
 def test_a_gap_beyond_every_belief_has_no_value_for_what_must_be() -> None:
@@ -180,12 +179,22 @@ def test_a_gap_beyond_every_belief_has_no_value_for_what_must_be() -> None:
     assert "effective draws" in str(found.factors[0].needed.reason)
 
 
-def test_a_run_of_a_published_model_scales_the_belief_about_the_providers_model() -> None:
+def test_a_calibrated_run_scales_the_belief_about_the_providers_model() -> None:
     point = BY_NAME["Llama-3.3-70B-Instruct"]
-    assert point.gpu_s is not None
-    slow = replace(point, gpu_s=replace(point.gpu_s, value=2 * (point.gpu_s.value or 0)))
-    once, twice = (agreement(CONTEXT, PUBLISHED, [each]).factors[0].believed.value or 0 for each in (point, slow))
-    assert twice == pytest.approx(2 * once)
+    found = [agreement(CONTEXT, PUBLISHED, [replace(point, calibration=k)]).factors[0].believed for k in (None, 2.0)]
+    assert found[1].value == pytest.approx(2 * (found[0].value or 0))
+
+
+def test_the_belief_holds_every_kind_and_the_error_of_the_prediction() -> None:
+    x = draws(dict.fromkeys(("kind", "place", "error"), distribution("uniform", 0, 1)))
+    spread = np.exp(provider_seconds(x, 0.0))
+    for kind in predicted():
+        middles = [float(np.exp(each[128])) for each in predicted()[kind]]
+        assert np.quantile(spread, 0.02) < min(middles), kind
+        assert max(middles) < np.quantile(spread, 0.98), kind
+    # an input token at 0.2 output tokens: 1150 of them make 500 output tokens 730
+    assert provider_seconds(x, 0.2) == pytest.approx(np.log(spread * 500 / 730))
+    assert {each.kind for each in candidates()} == {"dense", "hybrid", "moe"}
 
 
 def priced(name: str, device: str, price: float | None, *assumed: Input) -> Priced:
