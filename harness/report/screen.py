@@ -177,14 +177,13 @@ def _measurement(appraisal: Appraisal) -> Table:
         return _section(appraisal, "measurement", "2  Against your measurement", ("quantity", "value", "of", "explain"))
     whose = "yours" if appraisal.starts else "published"
     cents = f"reported {_cents(found.reported)} c, {whose} {_cents(found.measured)} c"
-    title = f"2  A prompt: {cents}: {times(found.gap)} times"
+    title = f"2  A prompt: {cents}, gap {times(found.gap)}"
     rows = tuple(
         (f.label, "" if f.start.value is None else brief(f.start.value), between(f.believed),
          between(f.needed, carried(f.needed)), place(f.share), f.name)
         for f in found.factors
     )  # fmt: skip
-    left = f"left over: {times(found.left)} times; the beliefs reach the bill with a probability of {found.reach:.0%}"
-    left += "  (explain gap, left, reach)"
+    left = f"left: {times(found.left)} times; reach: the beliefs reach the bill with a probability of {found.reach:.0%}"
     reasons = {f.needed.reason for f in found.factors if f.needed.reason}
     columns = ("to close it", whose, "believed", "must be", "verdict", "explain")
     return Table("against-measurement", title, columns, rows, (left, *sorted(reasons)))
