@@ -145,6 +145,10 @@ class PowerSample:
     power_limit_w: float | None = None
     throttle: int | None = None
     """NVML's clock event reasons, as bits."""
+    power_capped_s: float | None = None
+    """Counter of the time in which the power limit held the clocks down."""
+    heat_capped_s: float | None = None
+    """Counter of the time in which the temperature held the clocks down."""
     processes: int | None = None
     """Number of processes on the GPU that are the harness's or its children."""
     foreign_processes: int | None = None
@@ -173,6 +177,8 @@ class MeterDevice:
     uuid: str | None = None
     period_s: float | None = None
     """Time between updates of the energy counter; None: no counter."""
+    period_half_s: float | None = None
+    """Half-width of the interval in which `period_s` lies; None: not known."""
     quantum_j: float | None = None
     """Smallest step of the counter."""
     power_period_s: float | None = None

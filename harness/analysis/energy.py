@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.analysis import energy_findings as doubts
 from harness.analysis import readings, tokens
-from harness.analysis.joules import Array, Window, align
+from harness.analysis.joules import Array, Window
 from harness.analysis.readings import Source
 from harness.analysis.regression import Split, split_usage
 from harness.model import Figure, Finding, MeterInfo
@@ -19,6 +19,8 @@ GAIN = 0.06
 Adamek and Armour, "Accurate and Convenient Energy Measurements for GPUs", SC24). Systematic: one board, one gain."""
 WINDOWS = 20
 """Largest number of parts of the window from which the term `repeats` is estimated."""
+CUT_PERIODS = 5
+"""Smallest number of the counter's periods in such a part."""
 SPLIT_WINDOWS, LEAST_SPLIT_WINDOWS = 60, 16
 """Largest and smallest number of parts of the window for the regression."""
 IDLE_MARGIN = 0.2
@@ -26,6 +28,8 @@ IDLE_MARGIN = 0.2
 TERMS = "95%: boundary, repeats, tokens; the sensor's gain is apart, it cancels between runs on one board"
 PER = ("output_token", "input_token", "request")
 SPLIT = {"static_w": "W", "j_per_input_token": "J", "j_per_output_token": "J", "j_per_context_token": "J"}
+KINDS = {"counter": "95%: phase and lag of the counter, jitter", "counter, hard bounds": "hard bound"}
+"""What the interval of energy is, by the source of the energy."""
 OF_WINDOW = {
     **{f"joules_per_{what}": "J" for what in PER},
     "gpu_power_w": "W",
@@ -67,22 +71,26 @@ def measure_energy(
     """
     found = readings.sources(power, infos)
     gpus = [s for s in found if s.device.domain in readings.GPU]
-    start_s, end_s = readings.settle(gpus, start_s, end_s)
     status = readings.worst(gpus)
     findings, reason = doubts.of_readings(infos, gpus, start_s, end_s)
     reason = uncharged or reason
     findings += doubts.of_others([s for s in found if s.device.domain not in readings.GPU])
-    window = None if reason else readings.total(gpus, start_s, end_s)
+    whole = None if reason else readings.total(gpus, start_s, end_s)
+    window = whole and readings.total(gpus, *readings.settle(gpus, start_s, end_s))
     if window is None and reason is None:
         reason = "window-not-bracketed: the power readings do not span the window, or have a gap in it"
     if window is not None and window.energy_j <= 0:
         window, reason = None, "counter-stuck: no energy was counted in the window"
-    checks = [_cross_check(gpus, window, *kind) for kind in (("average_w", "average"), ("power_w", "instant"))]
-    if (doubt := doubts.disagreement(checks, window)) is not None:
-        findings.append(doubt)
-        if doubt.serious:
-            window, reason = None, f"{doubt.code}: {doubt.text}"
-    of_gpus = [_bounded("energy_j.gpu", window, reason), *checks, *_idle(gpus, window, idle or {})]
+    checks = [check for gpu in gpus if (check := readings.agreement(gpu, start_s, end_s)) is not None]
+    if window is not None and (found_false := list(doubts.contradictions(gpus, start_s, end_s))):
+        findings += found_false
+        window, reason = None, f"{found_false[0].code}: {found_false[0].text}"
+    of_gpus = [
+        _bounded("energy_j.gpu", window and whole, reason),
+        _cross_check(checks),
+        *_idle(gpus, window, idle or {}),
+    ]
+    of_gpus += doubts.held_back(gpus, start_s, end_s)
     if window is None:
         of_gpus += [_missing(name, unit, reason) for name, unit in OF_WINDOW.items()]
     else:
@@ -116,7 +124,7 @@ def _bounded(name: str, window: Window | None, reason: str | None, unit: str = "
         return _missing(name, unit, reason)
     per = window.seconds if unit == "W" else 1.0
     value, low, high = (joules / per for joules in (window.energy_j, window.low_j, window.high_j))
-    kind = "hard bound" if window.source == "counter" else "bound of the power integral"
+    kind = KINDS.get(window.source, "bound of the power integral")
     return Figure(name, value, unit, "measured", low, high, interval=f"{kind}; the sensor's gain is apart")
 
 
@@ -133,12 +141,12 @@ def _of_domain(found: Sequence[Source], domain: str, start_s: float, end_s: floa
 
 
 def _cuts(gpus: Sequence[Source], window: Window, most: int) -> Array:
-    """Instants that divide the window evenly, at updates of the counter and at least `LEAST_PERIODS` periods apart."""
-    reads = next((reads for s in gpus if (reads := s.reads) is not None), None)
-    period_s = (reads.period_s if reads is not None else None) or 0.1
-    parts = max(1, min(most, int(window.seconds / (readings.LEAST_PERIODS * period_s))))
+    """Instants that divide the window evenly, where the counter is known and at least `CUT_PERIODS` periods apart."""
+    known = next((s for s in gpus if s.curve is not None), None)
+    period_s = (known.device.period_s if known is not None else None) or 0.1
+    parts = max(1, min(most, int(window.seconds / (CUT_PERIODS * period_s))))
     even = np.linspace(window.start_s, window.end_s, parts + 1)
-    return np.unique(align(reads, even)) if reads is not None else even
+    return np.unique(known.curve.nearest(even)) if known is not None and known.curve is not None else even
 
 
 def _joules(gpus: Sequence[Source], cuts: Array) -> Array:
@@ -154,17 +162,19 @@ def _per_token(window: Window, cuts: Array, joules: Array, counts: tokens.Counts
     yield Figure("gpu_power_w", watts, "W", "measured", low, high, interval="bound: boundary")
     # A missing reading gives NaN joules, and then no interval.
     spread = {what: ratio_half(joules, parts[what].to_numpy(float)) for what in PER}
+    few = f"needs {LEAST_BATCHES} parts of {CUT_PERIODS} counter periods with tokens in them"
     for what, half in spread.items():
         if not (n := float(whole[what])):
             yield _missing(f"joules_per_{what}", "J", f"no {what} in the window")
             continue
+        if half is None:
+            yield Figure(f"joules_per_{what}", window.energy_j / n, "J", "measured", reason=few)
+            continue
         # The edges of the window can gain or lose one request, and one step of tokens.
         quantum = step if what == "output_token" else 1 / max(1.0, float(whole["request"]))
-        value, error = window.energy_j / n, boundary + quantum + (half or 0.0)
-        label = TERMS if half is not None else f"boundary and tokens: under {LEAST_BATCHES} windows to repeat"
+        value, error = window.energy_j / n, boundary + quantum + half
         low, high = value * (1 - error), value * (1 + error)
-        yield Figure(f"joules_per_{what}", value, "J", "measured", low, high, n=len(joules), interval=label)
-    few = f"needs {LEAST_BATCHES} windows of {readings.LEAST_PERIODS} counter periods with tokens in them"
+        yield Figure(f"joules_per_{what}", value, "J", "measured", low, high, n=len(joules), interval=TERMS)
     yield Figure("energy_uncertainty.boundary", boundary, "1", "measured")
     half = spread["output_token"]
     yield Figure("energy_uncertainty.repeats", half, "1", "measured", reason=few if half is None else None)
@@ -190,24 +200,21 @@ def _regression(gpus: Sequence[Source], window: Window, counts: tokens.Counts) -
     """The coefficients of `SPLIT`; the reason instead if one of the four is not identified."""
     cuts = _cuts(gpus, window, SPLIT_WINDOWS)
     if len(cuts) <= LEAST_SPLIT_WINDOWS:
-        return f"needs {LEAST_SPLIT_WINDOWS} windows of {readings.LEAST_PERIODS} counter periods, has {len(cuts) - 1}"
+        return f"needs {LEAST_SPLIT_WINDOWS} parts of {CUT_PERIODS} counter periods, has {len(cuts) - 1}"
     parts = tokens.between(counts, cuts)[["input_token", "output_token", "context"]]
     found = split_usage([np.column_stack([np.diff(cuts), parts, _joules(gpus, cuts)])])
     unknown = [name for name, known in zip(SPLIT, found.identified, strict=True) if not known]
     return f"not identified: the windows do not tell {', '.join(unknown)} apart" if unknown else found
 
 
-def _cross_check(gpus: Sequence[Source], window: Window | None, column: str, label: str) -> Figure:
-    """Relative difference of integrated (average or newest) power from the counter, with the bound of the integral."""
-    others = []
-    if window is not None and window.source == "counter":
-        others = [s.power(column, window.start_s, window.end_s) for s in gpus]
-    known = [other for other in others if other is not None]
-    if window is None or not known or len(known) < len(others):
-        return _missing(f"energy_cross_check.{label}", "1", f"no counter and {label} power over the same window")
-    off, bound = (sum(getattr(w, of) for w in known) / window.energy_j for of in ("energy_j", "boundary_j"))
-    low, high, kind = off - 1 - bound, off - 1 + bound, "bound of the power integral"
-    return Figure(f"energy_cross_check.{label}", off - 1, "1", "measured", low, high, interval=kind)
+def _cross_check(checks: Sequence[readings.Agreement]) -> Figure:
+    """The relative difference of average power from the counter, of the GPU on which it is largest."""
+    name = "energy_cross_check.average"
+    if not checks:
+        return _missing(name, "1", "no counter and average power over the same time")
+    worst = max(checks, key=lambda check: abs(check.off))
+    low, high = worst.off - worst.allowed, worst.off + worst.allowed
+    return Figure(name, worst.off, "1", "measured", low, high, worst.n, interval="what both allow")
 
 
 def _rest(

@@ -3,21 +3,25 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 
 from harness.analysis import readings, tokens
 from harness.analysis.findings import finding
-from harness.analysis.joules import Array, Window
+from harness.analysis.joules import Array
 from harness.analysis.readings import Source
 from harness.model import Figure, Finding, MeterInfo
 
-DOUBT, INVALID, INVALID_FROM_S = 0.03, 0.10, 10.0
-"""Relative difference of counter and average power: a finding; no energy, for windows from this length."""
+OVER_LIMIT = 1.2
+"""Largest mean power by the counter, over the power limit, that is believed."""
+HELD = 0.01
+"""Largest share of the window in which heat held the clocks down without a finding."""
 CLOCKS = 0.05
 """Largest range of the SM clock (5th to 95th percentile) over its median without a finding."""
 DRIFT, DRIFT_K, DRIFT_T = 0.05, 3.0, 3.0
 """Largest relative change over the window, temperature change in kelvin and t value of a slope without a finding."""
+POWER_CAP = 0x04
+"""NVML's clock event reason at the power limit, where a loaded GPU may well be: no fault."""
 THROTTLE = {
-    0x04: "software power cap",
     0x08: "hardware slowdown",
     0x20: "software thermal slowdown",
     0x40: "hardware thermal slowdown",
@@ -74,33 +78,58 @@ def _of_source(source: Source, start_s: float, end_s: float) -> Iterator[Finding
     elif others.max() > 0:
         yield finding("unknown-process", gpu=gpu, count=others.max())
     bits = int(np.bitwise_or.reduce(inside["throttle"].dropna().to_numpy(np.int64), initial=0))
-    if held := [name for bit, name in THROTTLE.items() if bits & bit]:
+    held = [name for bit, name in THROTTLE.items() if bits & bit]
+    if not held and (share := _share(inside, "heat_capped_s") or 0.0) > HELD:
+        held = [f"heat, for {share:.0%} of the window"]
+    if held:
         yield finding("throttled", gpu=gpu, device=device.device, reasons=", ".join(held))
     clocks_mhz = inside["sm_clock_hz"].dropna().to_numpy(float) / 1e6
     low, middle, high = np.quantile(clocks_mhz, [0.05, 0.5, 0.95]) if len(clocks_mhz) else (0.0, 0.0, 0.0)
     if high - low > CLOCKS * middle:
         yield finding("clocks-unsteady", gpu=gpu, device=device.device, low_mhz=low, high_mhz=high)
     celsius = inside["temperature_c"].dropna().to_numpy(float)
-    quarter = len(celsius) // 4
+    quarter = max(len(celsius) // 4, len(celsius) > 1)  # temperature is read every few seconds
     if quarter and abs(drift := float(celsius[-quarter:].mean() - celsius[:quarter].mean())) > DRIFT_K:
         yield finding("temperature-drift", gpu=gpu, drift_k=drift)
 
 
-def disagreement(checks: Sequence[Figure], window: Window | None) -> Finding | None:
-    """The finding that counter and integrated power differ by more than the bound of the integral.
+def contradictions(gpus: Sequence[Source], start_s: float, end_s: float) -> Iterator[Finding]:
+    """A finding for each GPU whose counter differs from its average power, or its limit, by more than both allow."""
+    for gpu in gpus:
+        window, limit_w = readings.source_window(gpu, start_s, end_s), gpu.device.power_limit_w
+        check = readings.agreement(gpu, start_s, end_s)
+        if check is not None and abs(check.off) > check.allowed:
+            yield finding("counter-disagrees", gpu=gpu.label, kind="average power", off=check.off)
+        elif gpu.curve is None or window is None or limit_w is None or window.seconds <= 0:
+            continue
+        elif window.low_j > OVER_LIMIT * limit_w * window.seconds:
+            over = window.energy_j / window.seconds / limit_w - 1
+            yield finding("counter-disagrees", gpu=gpu.label, kind="its power limit", off=1 / (1 + over) - 1)
 
-    `checks` are those of average and of newest power. Newest power can miss three quarters of the time, in step with
-    the load: it counts only without average power, and never voids the energy.
-    """
-    check = next((c for c in checks if c.value is not None), None)
-    if window is None or check is None:
+
+def held_back(gpus: Sequence[Source], start_s: float, end_s: float) -> Iterator[Figure]:
+    """The share of the window in which a GPU was at its power limit, of the GPU with the largest."""
+    shares = [_at_limit(gpu.rows, start_s, end_s) for gpu in gpus]
+    known = [share for share in shares if share is not None]
+    reason = None if known else "no meter read it"
+    yield Figure("gpu_at_power_limit", max(known, default=None), "1", "measured", n=len(known), reason=reason)
+
+
+def _at_limit(rows: pd.DataFrame, start_s: float, end_s: float) -> float | None:
+    inside = rows[(rows["after_s"] >= start_s) & (rows["before_s"] <= end_s)]
+    if (share := _share(inside, "power_capped_s")) is not None:
+        return share
+    bits = inside["throttle"].dropna().to_numpy(np.int64)
+    return float(np.mean(bits & POWER_CAP > 0)) if len(bits) else None
+
+
+def _share(rows: pd.DataFrame, counter: str) -> float | None:
+    """By how much a counter of seconds grew, per second; None for fewer than two readings of it."""
+    known = rows[rows[counter].notna()] if counter in rows else rows.iloc[:0]
+    if len(known) < 2:
         return None
-    off, low, high = (float(getattr(check, end)) for end in ("value", "low", "high"))
-    if abs(off) <= DOUBT or low <= 0 <= high:
-        return None
-    kind = check.name.rpartition(".")[2]
-    void = kind == "average" and abs(off) > INVALID and window.seconds >= INVALID_FROM_S
-    return finding("counter-disagrees" if void else "counter-doubtful", kind=kind, off=off)
+    first, last = known.iloc[0], known.iloc[-1]
+    return float(np.clip((last[counter] - first[counter]) / (last["before_s"] - first["before_s"]), 0.0, 1.0))
 
 
 def steadiness(power_w: Array, cuts: Array, counts: tokens.Counts) -> Iterator[Finding]:

@@ -6,14 +6,19 @@ Times are seconds since the load began; a window is the pair of instants between
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from harness.periodic import LOOSE, STEADIEST, Line, fit
+
 Array = npt.NDArray[np.float64]
-TIGHT_S = 0.003
-"""Largest width of an update's interval at which a window may begin or end on it."""
+MOST_SLACK_S = 0.001
+"""Largest jitter of a counter's updates at which they count as periodic."""
+LEAST_SURE = 0.3
+"""Smallest share of readings that must belong to one certain update each, or else the line says too little."""
+MOST_JITTER_S = 0.0002
+"""Largest error of a window by jitter that is not seen as slack of the line, as a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +30,35 @@ class Reads:
     energy_j: Array
     period_s: float | None = None
     quantum_j: float = 0.001
+    period_half_s: float | None = None
+    """Half-width of the interval in which the period is known to lie; None: `LOOSE` x the period."""
+    lag_s: float = 0.0
+    """A value published at t is the energy used until t - lag_s ± lag_half_s."""
+    lag_half_s: float = 0.0
 
 
-class Edges(NamedTuple):
-    """A counter's updates: `energy_j` was reached between `low_s` and `high_s`, by estimate at `time_s`."""
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What a counter says: at `time_s` the energy used was `energy_j`.
 
-    low_s: Array
-    high_s: Array
+    Each instant is in doubt by `half_s`. On a `line` that doubt is the same for all instants but for the doubt of the
+    time between them; without one, each instant has its own.
+    """
+
     time_s: Array
+    half_s: Array
     energy_j: Array
-    sure: npt.NDArray[np.bool_]
-    """Whether `time_s` is good enough for interpolation."""
+    number: Array
+    line: Line | None
+
+    def nearest(self, instants: Sequence[float] | Array) -> Array:
+        """The instant of the curve nearest to each; the instants themselves if the curve has fewer than two."""
+        wanted = np.asarray(instants, float)
+        if len(self.time_s) < 2:
+            return wanted
+        after = np.clip(np.searchsorted(self.time_s, wanted), 1, len(self.time_s) - 1)
+        before_s, after_s = self.time_s[after - 1], self.time_s[after]
+        return np.where(wanted - before_s <= after_s - wanted, before_s, after_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,46 +70,70 @@ class Window:
     energy_j: float
     low_j: float
     high_j: float
-    boundary_j: float
-    """Error from the ends: from the hard interval, or at a counter's updates from the uncertainty of their instants."""
+    chance_j: float = 0.0
+    """The part of the bound that is independent between devices."""
     source: str = "counter"
 
     @property
     def seconds(self) -> float:
         return self.end_s - self.start_s
 
+    @property
+    def boundary_j(self) -> float:
+        """The larger of the two errors that the bounds allow."""
+        return max(self.high_j - self.energy_j, self.energy_j - self.low_j)
 
-def edges(reads: Reads) -> Edges:
-    """The counter's updates, from pairs of readings that differ.
+
+def curve(reads: Reads) -> Curve:
+    """The instants at which the energy used is known, ascending.
 
     An update lies between the request of the last reading without it and the arrival of the first reading with it. If
-    that interval is wider than `TIGHT_S`, the update is placed a whole number of periods after the nearest update with
-    a narrow interval; if several placements are possible, it is not `sure`.
+    the updates fit one line (phase and period) with a slack of at most `MOST_SLACK_S`, each reading belongs to the
+    update before it. Otherwise each change of the counter gives an instant, the middle of its interval.
     """
     changed = np.flatnonzero(np.diff(reads.energy_j) != 0) + 1
     low, high = reads.before_s[changed - 1], reads.after_s[changed]
-    time, tight = (low + high) / 2, high - low <= TIGHT_S
-    if reads.period_s is None or not tight.any():
-        return Edges(low, high, time, reads.energy_j[changed], np.ones(len(changed), bool))
-    near = time[tight][_nearest(time[tight], time)]
-    turns = (high - near) / reads.period_s
-    placed = near + np.floor(turns) * reads.period_s
-    fraction_s = (turns - np.floor(turns)) * reads.period_s
-    clear = (np.minimum(fraction_s, reads.period_s - fraction_s) > TIGHT_S / 2) & (placed >= low)
-    return Edges(low, high, np.where(clear & ~tight, placed, time), reads.energy_j[changed], clear | tight)
+    if (line := _line(reads, low, high)) is not None:
+        locked = _locked(reads, line)
+        if locked is not None:
+            return locked
+    time = np.maximum.accumulate((low + high) / 2) - reads.lag_s
+    half = (high - low) / 2 + reads.lag_half_s
+    return Curve(time, half, reads.energy_j[changed], np.arange(len(time), dtype=float), None)
 
 
-def _nearest(instants: Array, wanted: Array) -> npt.NDArray[np.int64]:
-    """Index of the nearest of the ascending `instants` (at least one) to each wanted instant."""
-    after = np.clip(np.searchsorted(instants, wanted), 1, max(1, len(instants) - 1)) % len(instants)
-    return np.asarray(after - (wanted - instants[after - 1] <= instants[after] - wanted))
+def _line(reads: Reads, low_s: Array, high_s: Array) -> Line | None:
+    if reads.period_s is None:
+        return None
+    known = reads.period_half_s
+    halves = [LOOSE * reads.period_s]
+    if known is not None:  # a stored period that no longer fits is measured anew
+        halves.insert(0, min(halves[0], max(known, STEADIEST * reads.period_s)))
+    found = (fit(low_s, high_s, (reads.period_s - half, reads.period_s + half), MOST_SLACK_S) for half in halves)
+    return next((line for line in found if line is not None), None)
 
 
-def counter_window(reads: Reads, start_s: float, end_s: float, peak_w: float = math.inf) -> Window | None:
+def _locked(reads: Reads, line: Line) -> Curve | None:
+    """The updates on the line that readings belong to; None if these are few, or if two of one update differ."""
+    k = np.floor(line.number((reads.before_s + reads.after_s) / 2))
+    sure = line.bounds_s(k)[1] + line.slack_s <= reads.before_s
+    sure &= line.bounds_s(k + 1)[0] - line.slack_s >= reads.after_s
+    number, first = np.unique(k[sure], return_index=True)
+    energy_j = reads.energy_j[sure][first]
+    if sure.mean() < LEAST_SURE or (energy_j[np.searchsorted(number, k[sure])] != reads.energy_j[sure]).any():
+        return None
+    low, high = line.bounds_s(number)
+    return Curve((low + high) / 2 - reads.lag_s, (high - low) / 2 + reads.lag_half_s, energy_j, number, line)
+
+
+def counter_window(
+    reads: Reads, start_s: float, end_s: float, spread_w: float = math.inf, known: Curve | None = None
+) -> Window | None:
     """Energy from a counter between any two instants; None if its readings do not enclose them.
 
-    Between updates the energy is interpolated, and the boundary term is that of the hard interval. At instants from
-    `align` the counter's value is exact, and only its time is uncertain: the term is that time at `peak_w`.
+    Between the instants of the curve (`known`, if it is at hand) energy is interpolated. `spread_w` is the difference
+    of power between two instants that 95% of pairs do not exceed. Without a line, or with no spread, the bound is the
+    hard interval.
 
     >>> reads = Reads(np.arange(9.0), np.arange(9.0) + 0.1, 100 * np.arange(9.0))
     >>> w = counter_window(reads, 2.5, 6.5)
@@ -95,46 +142,65 @@ def counter_window(reads: Reads, start_s: float, end_s: float, peak_w: float = m
     >>> counter_window(reads, 6.5, 9.5) is None
     True
     """
-    found = edges(reads)
-    bounds = []
-    for instant in (start_s, end_s):
-        last = int(np.searchsorted(reads.after_s, instant, side="right")) - 1
-        first = int(np.searchsorted(found.low_s, instant))
-        if last < 0 or first >= len(found.low_s):
-            return None
-        bounds.append((float(reads.energy_j[last]), float(found.energy_j[first])))
-    (start_low, start_high), (end_low, end_high) = bounds
-    low, high = max(0.0, end_low - start_high - reads.quantum_j), end_high - start_low + reads.quantum_j
-    time, energy = found.time_s[found.sure], found.energy_j[found.sure]
-    if not len(time):
+    known = curve(reads) if known is None else known
+    if math.isfinite(spread_w) and (window := _on_line(known, start_s, end_s, spread_w, reads.quantum_j)) is not None:
+        return window
+    if not len(known.time_s) or (bounds := _hard_interval(reads, start_s, end_s)) is None:
         return None
-    at_start, at_end = np.interp([start_s, end_s], np.maximum.accumulate(time), energy)
-    energy_j = float(np.clip(at_end - at_start, low, high))
-    boundary_j = max(high - energy_j, energy_j - low)
-    close, doubt_s = _close(found)
-    at = _nearest(close, np.array([start_s, end_s]))
-    if (np.abs(close[at] - [start_s, end_s]) <= 1e-9).all() and math.isfinite(peak_w):
-        boundary_j = min(boundary_j, float(doubt_s[at].sum()) * peak_w + reads.quantum_j)
-    return Window(start_s, end_s, energy_j, low, high, boundary_j)
+    shift_j = reads.lag_half_s * spread_w if reads.lag_half_s else 0.0
+    low, high = max(0.0, bounds[0] - shift_j), bounds[1] + shift_j
+    energy_j = float(np.diff(np.interp([start_s, end_s], known.time_s, known.energy_j))[0])
+    return Window(start_s, end_s, float(np.clip(energy_j, low, high)), low, high, source="counter, hard bounds")
 
 
-def align(reads: Reads, instants: Sequence[float] | Array) -> Array:
-    """Each instant moved to the nearest update with a narrow interval; unchanged if there are fewer than two.
+def _on_line(known: Curve, start_s: float, end_s: float, spread_w: float, quantum_j: float) -> Window | None:
+    """The window of a counter on a line; None without a line, or if the curve does not enclose the window.
 
-    >>> reads = Reads(np.arange(9.0), np.arange(9.0) + 0.1, 100 * np.arange(9.0))
-    >>> align(reads, [2.2, 5.8])
-    array([2.55, 5.55])
+    The bound: spread x (doubt of phase and lag + distance of the ends from the curve) + power x doubt of the duration
+    + jitter.
     """
-    wanted = np.asarray(instants, float)
-    time, _ = _close(edges(reads))
-    return time[_nearest(time, wanted)] if len(time) > 1 else wanted
+    ends, line, time_s = np.array([start_s, end_s]), known.line, known.time_s
+    if line is None or start_s < time_s[0] - 1e-9 or end_s > time_s[-1] + 1e-9 or end_s <= start_s:
+        return None
+    energy_j = float(np.diff(np.interp(ends, time_s, known.energy_j))[0])
+    power_w = energy_j / (end_s - start_s)
+    shift_s = float(np.interp(ends, time_s, known.half_s).max())
+    shortest, longest = line.period
+    span_s = float(np.diff(np.interp(ends, time_s, known.number))[0]) * (longest - shortest) / 2
+    chance_j = spread_w * float(np.hypot(*(ends - known.nearest(ends))))
+    error_j = spread_w * shift_s + power_w * span_s + _jitter_j(known, power_w) + chance_j + quantum_j
+    return Window(start_s, end_s, energy_j, max(0.0, energy_j - error_j), energy_j + error_j, chance_j)
 
 
-def _close(found: Edges) -> tuple[Array, Array]:
-    """The updates with the narrowest intervals: their instants and half-widths."""
-    width = found.high_s - found.low_s
-    close = width <= max(TIGHT_S, 1.5 * float(width.min(initial=math.inf)))
-    return found.time_s[close], width[close] / 2
+def _jitter_j(known: Curve, power_w: float) -> float:
+    """95% of the error that the jitter of two updates makes, in joules.
+
+    Independent errors of the updates' instants show in the power between them: its successive differences have
+    sqrt(6) times their deviation. As changes of the load do so as well, the error is at most `MOST_JITTER_S` of power;
+    a slack that the line needs comes on top.
+    """
+    assert known.line is not None
+    gaps_s = np.diff(known.time_s)
+    steps_w = np.diff(np.diff(known.energy_j) / gaps_s)
+    seen_j = 1.96 * math.sqrt(2 / 6) * float(steps_w.std()) * float(np.median(gaps_s)) if len(steps_w) > 4 else math.inf
+    return min(seen_j, MOST_JITTER_S * power_w) + 2 * known.line.slack_s * power_w
+
+
+def _hard_interval(reads: Reads, start_s: float, end_s: float) -> tuple[float, float] | None:
+    """The bounds that hold whatever the updates and the power were; None if the readings do not enclose the window.
+
+    The lag moves the window by `lag_s`; the doubt of the lag is not in the bounds.
+    """
+    changed = np.flatnonzero(np.diff(reads.energy_j) != 0) + 1
+    low_s, bounds = reads.before_s[changed - 1], []
+    for instant in (start_s + reads.lag_s, end_s + reads.lag_s):
+        last = int(np.searchsorted(reads.after_s, instant, side="right")) - 1
+        first = int(np.searchsorted(low_s, instant))
+        if last < 0 or first >= len(low_s):
+            return None
+        bounds.append((float(reads.energy_j[last]), float(reads.energy_j[changed[first]])))
+    (start_low, start_high), (end_low, end_high) = bounds
+    return max(0.0, end_low - start_high - reads.quantum_j), end_high - start_low + reads.quantum_j
 
 
 def power_window(
@@ -176,7 +242,7 @@ def power_window(
         chance_j = 1.96 * float(values.std()) * math.sqrt(memory_s * seconds)
         error_j += extreme_j if seconds < 3 * memory_s else min(extreme_j, chance_j)
     low_j = max(0.0, energy - error_j)
-    return Window(start_s, end_s, energy, low_j, energy + error_j, error_j, "power_integral")
+    return Window(start_s, end_s, energy, low_j, energy + error_j, source="power_integral")
 
 
 def _autocorrelation_time(values: Array) -> float:

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from harness.analysis.findings import finding
-from harness.analysis.joules import Array, Reads, Window, align, counter_window, edges, power_window
+from harness.analysis.joules import Array, Curve, Reads, Window, counter_window, curve, power_window
 from harness.model import Finding, MeterDevice, MeterInfo, Status
 
 STALE_PERIODS = 5
@@ -18,9 +19,26 @@ STALE_PERIODS = 5
 LEAST_PERIODS = 10
 """Smallest number of the counter's periods in a window without a finding."""
 GPU = ("gpu", "gpu module")
+LAG_S, LAG_HALF_S = 0.010, 0.005
+"""How long after its use energy is in the counter of an NVIDIA GPU: 5 to 15 ms on an H100 (measured 2026-11-26)."""
+POWERS, LEAST_POWERS, MOST_POWERS = 12, 4, 300
+"""Readings of power from which a spread is estimated: wanted, and the fewest and the most that are used."""
+AGREE, AROUND_S = 0.03, 10.0
+"""Relative difference of average power and counter that both allow; how far from the window readings are compared."""
+SLOW_S = 5.0
+"""Time between readings of all that is not energy or newest power."""
+AVERAGE_LAG_S = 0.065
+"""Mean age of average power: its last update was 50 ms ago, of a mean that ended 15 ms before it (measured on an H100,
+2026-11-26)."""
+UNKNOWN_WINDOW_S = 1.0
+INWARD, LEAST_LEFT = 0.8, 0.4
+"""A window shrinks to the counter's updates inside it if the first share of it is left, and else moves to the nearest
+updates if they are as far apart as the second share of it."""
+MOST_MOVED_S = 1.1
+"""Largest move of a window's end to an update: readings are about a second apart."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Source:
     """One device and domain of one meter: its description, and its rows of power.parquet."""
 
@@ -28,6 +46,7 @@ class Source:
     status: Status
     offset_s: float
     rows: pd.DataFrame
+    meter: str = ""
 
     @property
     def label(self) -> str:
@@ -40,8 +59,51 @@ class Source:
         if len(rows) < 2:
             return None
         before, after, energy = (rows[c].to_numpy(float) for c in ("before_s", "after_s", "energy_j"))
-        device = self.device
-        return Reads(before - self.offset_s, after + self.offset_s, energy, device.period_s, device.quantum_j or 0.001)
+        device, nvml = self.device, self.meter == "nvml"
+        return Reads(
+            before - self.offset_s,
+            after + self.offset_s,
+            energy,
+            device.period_s if nvml else None,
+            device.quantum_j or 0.001,
+            device.period_half_s,
+            LAG_S if nvml else 0.0,
+            LAG_HALF_S if nvml else 0.0,
+        )
+
+    @cached_property
+    def curve(self) -> Curve | None:
+        """What the counter says; None without a counter."""
+        return None if (reads := self.reads) is None else curve(reads)
+
+    @property
+    def peak_w(self) -> float:
+        """The largest power: the limit, which a board exceeds only briefly, else half more than any reading."""
+        limit_w, newest_w = self.device.power_limit_w, self.rows["power_w"].max()
+        return limit_w if limit_w is not None else math.inf if pd.isna(newest_w) else 1.5 * float(newest_w)
+
+    def spread_w(self, start_s: float, end_s: float) -> float:
+        """The difference of power between two instants of the window that 95% of pairs do not exceed.
+
+        From the readings of newest power in the window, or else the nearest ones; without readings it is the largest
+        power.
+        """
+        rows = self.rows[self.rows["power_w"].notna()]
+        middle_s = (rows["before_s"].to_numpy(float) + rows["after_s"].to_numpy(float)) / 2
+        away_s = np.maximum(start_s - middle_s, middle_s - end_s)
+        count = max(POWERS, int((away_s <= 0).sum()))
+        order = np.argsort(away_s, kind="stable")[:count]
+        if len(order) < LEAST_POWERS:
+            return self.peak_w
+        power_w = rows["power_w"].to_numpy(float)[order][:: max(1, count // MOST_POWERS)]
+        i, j = np.triu_indices(len(power_w), 1)
+        spread_w = float(np.quantile(np.abs(power_w[i] - power_w[j]), 0.95))
+        if self.curve is not None and len(self.curve.time_s) > 1 and end_s > start_s:
+            joules = np.diff(np.interp([start_s, end_s], self.curve.time_s, self.curve.energy_j))[0]
+            # Readings in step with the load show one phase of it. Half of the spread, if not more, then lies between
+            # their mean and the counter's.
+            spread_w = max(spread_w, 2 * abs(float(power_w.mean()) - joules / (end_s - start_s)))
+        return min(self.peak_w, spread_w)
 
     def power(self, column: str, start_s: float, end_s: float) -> Window | None:
         """The integral of a power column over the window; None if the readings have a gap."""
@@ -60,8 +122,20 @@ class Source:
         if self.rows["power_w"].isna().all() and device.power_limit_w is not None:  # means alone hide peaks
             low_w, high_w = 0.0, max(high_w, device.power_limit_w)
         mean_s, range_w = device.average_window_s if average else None, high_w - low_w
-        power_w = rows[column].to_numpy(float)
-        return power_window(time, power_w, start_s, end_s, update_s=update_s, mean_s=mean_s, range_w=range_w)
+        power_w, limit_w = rows[column].to_numpy(float), device.power_limit_w
+        found = power_window(time, power_w, start_s, end_s, update_s=update_s, mean_s=mean_s, range_w=range_w)
+        if found is None or mean_s is not None or limit_w is None:
+            return found
+        # Nobody knows what a field whose averaging was not seen leaves out: all that the limit allows.
+        return replace(found, low_j=0.0, high_j=max(found.high_j, limit_w * found.seconds))
+
+
+class Agreement(NamedTuple):
+    """Average power against the counter: relative difference, what both allow, and the number of readings."""
+
+    off: float
+    allowed: float
+    n: int
 
 
 def sources(power: pd.DataFrame, infos: Sequence[MeterInfo]) -> tuple[Source, ...]:
@@ -69,7 +143,7 @@ def sources(power: pd.DataFrame, infos: Sequence[MeterInfo]) -> tuple[Source, ..
     power = power.sort_values("before_s", kind="stable")
     of: dict[Any, pd.DataFrame] = dict(iter(power.groupby(["device", "domain"], sort=False)))
     return tuple(
-        Source(d, info.status, info.clock_offset_s, of.get((d.device, d.domain), power.iloc[:0]))
+        Source(d, info.status, info.clock_offset_s, of.get((d.device, d.domain), power.iloc[:0]), info.meter)
         for info in infos
         for d in info.devices
     )
@@ -78,7 +152,8 @@ def sources(power: pd.DataFrame, infos: Sequence[MeterInfo]) -> tuple[Source, ..
 def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
     """The fault because of which this source gives no energy for the window, or None."""
     gpu, device, rows = source.label, source.device.device, source.rows
-    near = rows[(rows["after_s"] >= start_s - 1) & (rows["before_s"] <= end_s + 1)]
+    # Whose GPU it is, is asked every few seconds: an answer after the window tells of the window.
+    near = rows[(rows["after_s"] >= start_s - 1) & (rows["before_s"] <= end_s + SLOW_S)]
     errors = " ".join(near["error"].dropna().unique())
     if "uuid_changed" in errors:
         return finding("gpu-changed", gpu=gpu)
@@ -92,7 +167,7 @@ def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
         if rows["average_w"].notna().sum() + rows["power_w"].notna().sum() < 2:
             return finding("meter-absent", gpu=gpu, why=errors or "not supported")
         return None
-    limit_s = STALE_PERIODS * max(reads.period_s or 0.1, 0.1)  # readings may be further apart than updates
+    limit_s = STALE_PERIODS * max(source.device.period_s or _observed_period_s(reads), 0.1)
     inside = (reads.after_s >= start_s - limit_s) & (reads.before_s <= end_s + limit_s)
     steps = np.diff(reads.energy_j[inside])
     if (steps < 0).any():
@@ -101,7 +176,7 @@ def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
     stood = pd.Series(reads.before_s[inside]).groupby(turn).max() - pd.Series(reads.after_s[inside]).groupby(turn).min()
     if stood.max() > limit_s:
         return finding("counter-stuck", gpu=gpu, stood_s=stood.max())
-    if counter_window(reads, start_s, end_s) is None:
+    if counter_window(reads, start_s, end_s, source.peak_w, source.curve) is None:
         why = errors or "no reading failed"
         return finding("window-not-bracketed", gpu=gpu, start_s=start_s, end_s=end_s, errors=why)
     return None
@@ -113,31 +188,71 @@ def source_window(source: Source, start_s: float, end_s: float) -> Window | None
         return None
     if (reads := source.reads) is None:
         return source.power("average_w", start_s, end_s) or source.power("power_w", start_s, end_s)
-    # A board exceeds its power limit only briefly. Without a limit the newest power is a loose bound.
-    limit_w, newest_w = source.device.power_limit_w, source.rows["power_w"].max()
-    peak_w = limit_w if limit_w is not None else math.inf if pd.isna(newest_w) else 1.5 * float(newest_w)
-    return counter_window(reads, start_s, end_s, peak_w)
+    return counter_window(reads, start_s, end_s, source.spread_w(start_s, end_s), source.curve)
+
+
+def _observed_period_s(reads: Reads) -> float:
+    """Median time between changes of a counter whose period was not measured; 0 for fewer than three changes."""
+    changes_s = reads.after_s[1:][np.diff(reads.energy_j) != 0]
+    return float(np.median(np.diff(changes_s))) if len(changes_s) > 2 else 0.0
+
+
+def agreement(source: Source, start_s: float, end_s: float) -> Agreement | None:
+    """How far average power is from the counter; None without both.
+
+    Each reading of average power in the window, or within `AROUND_S` of it, is set against the counter's mean over the
+    same second. Both allow `AGREE` and 95% of the scatter of these differences. A field whose averaging is not known
+    sees a moment only, and may see the same phase of the load each time: the spread of power is allowed as well.
+    """
+    rows, known = source.rows[source.rows["average_w"].notna()], source.curve
+    if known is None or len(known.time_s) < 2 or source.device.domain != "gpu" or source.meter != "nvml":
+        return None  # a module's power is not its GPU's
+    window_s = source.device.average_window_s or UNKNOWN_WINDOW_S
+    until_s = (rows["before_s"].to_numpy(float) + rows["after_s"].to_numpy(float)) / 2 - AVERAGE_LAG_S
+    inside = (until_s - window_s >= known.time_s[0]) & (until_s <= known.time_s[-1])
+    inside &= (until_s >= start_s - AROUND_S) & (until_s - window_s <= end_s + AROUND_S)
+    # Readings closer together than their mean are no independent ones.
+    _, apart = np.unique(np.floor(until_s[inside] / window_s), return_index=True)
+    until_s, average_w = until_s[inside][apart], rows["average_w"].to_numpy(float)[inside][apart]
+    ends_j = (np.interp(instant_s, known.time_s, known.energy_j) for instant_s in (until_s - window_s, until_s))
+    counter_w = -np.subtract(*ends_j) / window_s
+    if not len(until_s) or not (mean_w := float(counter_w.mean())) > 0:
+        return None
+    n, off_w = len(until_s), average_w - counter_w
+    scatter_w = source.spread_w(start_s, end_s)
+    if n > 2:
+        scatter_w = (1.96 + 3 / n) * float(off_w.std(ddof=1)) / math.sqrt(n)
+    if source.device.average_window_s is None:
+        scatter_w += source.spread_w(start_s, end_s)
+    return Agreement(float(off_w.mean()) / mean_w, AGREE + scatter_w / mean_w, n)
 
 
 def joules_between(source: Source, cuts: Array) -> Array:
     """Energy between successive instants, interpolated; for a window without a fault."""
-    if (reads := source.reads) is not None:
-        found = edges(reads)
-        time, joules = np.maximum.accumulate(found.time_s[found.sure]), found.energy_j[found.sure]
-        return np.diff(np.interp(cuts, time, joules))
+    if source.curve is not None:
+        return np.diff(np.interp(cuts, source.curve.time_s, source.curve.energy_j))
     column = "average_w" if source.rows["average_w"].notna().any() else "power_w"
     parts = [source.power(column, a, b) for a, b in pairwise(cuts)]
     return np.array([math.nan if part is None else part.energy_j for part in parts])
 
 
 def total(parts: Sequence[Source], start_s: float, end_s: float) -> Window | None:
-    """Energy of several sources over the same time; None if one's is missing, since a part is no total."""
+    """Energy of several sources over the same time; None if one's is missing, since a part is no total.
+
+    The parts of their errors that are independent of each other are added in quadrature.
+    """
     every = [source_window(part, start_s, end_s) for part in parts]
     known = [window for window in every if window is not None]
     if not known or len(known) < len(every):
         return None
-    sums = {name: sum(getattr(w, name) for w in known) for name in ("energy_j", "low_j", "high_j", "boundary_j")}
-    return replace(known[0], **sums, source=" and ".join(sorted({w.source for w in known})))
+    energy_j, low_j, high_j, alike_j = (
+        sum(getattr(w, name) for w in known) for name in ("energy_j", "low_j", "high_j", "chance_j")
+    )
+    chance_j = math.sqrt(sum(w.chance_j**2 for w in known))
+    narrower_j = alike_j - chance_j
+    source = " and ".join(sorted({w.source for w in known}))
+    low_j, high_j = min(energy_j, low_j + narrower_j), max(energy_j, high_j - narrower_j)
+    return replace(known[0], energy_j=energy_j, low_j=low_j, high_j=high_j, chance_j=chance_j, source=source)
 
 
 def watts_between(power: pd.DataFrame, infos: Sequence[MeterInfo], cuts: Array) -> Array:
@@ -149,15 +264,21 @@ def watts_between(power: pd.DataFrame, infos: Sequence[MeterInfo], cuts: Array) 
 
 
 def settle(found: Sequence[Source], start_s: float, end_s: float) -> tuple[float, float]:
-    """The window moved to updates of the first counter, if there is one and it holds `LEAST_PERIODS` of its periods."""
-    for source in found:
-        reads = source.reads
-        if reads is not None:
-            moved, period_s = align(reads, [start_s, end_s]), reads.period_s or 0.1
-            near = np.abs(moved - [start_s, end_s]).max() <= STALE_PERIODS * period_s
-            if near and moved[1] - moved[0] >= LEAST_PERIODS * period_s:
-                return float(moved[0]), float(moved[1])
-    return start_s, end_s
+    """The window moved to instants at which the first counter on a line is known, if enough of it is left.
+
+    It shrinks to the instants inside it, since beyond its ends the load is another; or else moves to the nearest.
+    """
+    known = next((s.curve for s in found if s.curve is not None and s.curve.line is not None), None)
+    if known is None:
+        return start_s, end_s
+    inside = known.time_s[(known.time_s >= start_s) & (known.time_s <= end_s)]
+    moved = known.nearest([start_s, end_s])
+    if len(inside) and inside[-1] - inside[0] >= INWARD * (end_s - start_s):
+        moved = inside[[0, -1]]
+    period_s = max(known.line.period) if known.line is not None else 0.0
+    near = np.abs(moved - [start_s, end_s]).max() <= max(MOST_MOVED_S, STALE_PERIODS * period_s)
+    long = moved[1] - moved[0] >= max(LEAST_LEFT * (end_s - start_s), STALE_PERIODS * period_s - known.half_s.min())
+    return (float(moved[0]), float(moved[1])) if near and long else (start_s, end_s)
 
 
 def worst(parts: Sequence[Source]) -> Status:

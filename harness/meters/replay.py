@@ -26,7 +26,7 @@ class ConstantMeter:
         self.watts, self.domain, self.margin = float(watts), domain, [-MARGIN_S]
 
     def start(self) -> MeterInfo:
-        device = MeterDevice("assumed", self.domain, note=f"{self.watts:g} W declared")
+        device = MeterDevice("assumed", self.domain, average_window_s=MARGIN_S, note=f"{self.watts:g} W declared")
         return MeterInfo("constant", "assumed", (device,))
 
     def drain(self) -> list[PowerSample]:

@@ -1,87 +1,146 @@
-"""Decide when to read a counter that is updated rarely, and measure the period and step of its updates."""
+"""Decide when to read a counter that is updated rarely, so that few readings tell when it is updated."""
 
-import math
 import random
 from dataclasses import dataclass, field
 
 import numpy as np
 
-GUARD_S = 0.0005
-"""A counter is read this long before and after its expected update; also the precision of the update's time."""
-FILL_S = 0.04
-"""Interval of the other readings. With two per tracked update (at most ten a second) that makes 45 a second."""
-TRACK_S = 0.08
-"""Minimum time between two tracked updates, for counters that are updated more often."""
+from harness.periodic import LOOSE, WIDEST, Line, fit
+
+QUIET_S, QUIET_SHARE = 0.02, 0.2
+"""A call this long after an update (at most this share of the period) waits for the driver: on an H100 for 16 ms in
+place of 3 to 4 (measured 2026-11-26)."""
+DOUBT_S, SURE_S, MOST_TRIES = 0.028, 0.010, 12
+"""Doubt of the next update from which it is located anew under load, and at which that ends, or after so many trials.
+Trials before and after the load bound the updates between them, so this only keeps readings out of the quiet time."""
+EARLY = 0.35
+"""The second reading of a trial comes in this first share of the interval in which the update lies. A reading after the
+update would wait for the driver and tell little; of the shares tried in a simulation this one narrows it fastest."""
+LEAST = 10
+"""Number of intervals from which a line must fit."""
+CALL_S = 0.003
+"""Shortest call that matters: timers are late by as much on a busy machine."""
+KEPT = 300
+"""Number of intervals kept for the fit."""
+MOST_SLACK_S = 0.001
+"""Largest jitter of updates that can be predicted."""
 
 
 @dataclass(slots=True)
 class UpdateTracker:
-    """Schedules the readings of a counter so that 45 a second locate its updates to about a millisecond.
+    """Places the readings of a counter. Without a period (no counter, or not probed) they follow the slots.
 
-    docs/energy.md describes the method. Readings between updates have random intervals, so that they do not run in step
-    with a periodic load. Without a period (no counter, or not probed) all readings are of that kind.
+    A trial is three readings around one update: before it, as it is due, and after the quiet time. The second reading
+    shows that the update came before it arrived, or else that the update came after it was requested.
     """
 
     rng: random.Random
-    period_s: float | None = None
-    fill_s: float = FILL_S
-    track_s: float = TRACK_S
-    update_s: float = -math.inf
-    """Middle of the last interval that contained an update; the interval is `update_s` ± `half_s`."""
-    half_s: float = math.inf
-    tracked_s: float = -math.inf
-    """When the last tracked update was seen."""
+    period: tuple[float, float] | None = None
+    """Bounds of the time between updates."""
+    call_s: float = 0.004
+    """How long a reading takes."""
+    line: Line | None = None
+    """The updates, in seconds on the clock of the readings."""
     plan: list[float] = field(default_factory=list)
-    """Times of the readings around the next tracked update."""
-    last_s: float = -math.inf
-    """Time of the last reading."""
+    """Times of the coming readings of a trial."""
+    ends: list[tuple[float, float]] = field(default_factory=list)
+    """Intervals that contain an update each."""
+    fresh: bool = False
+    doubtful: bool = False
+    """Whether the updates are being located anew, after so many `tries`."""
+    tries: int = 0
+    last_s: float | None = None
 
     @property
-    def locked(self) -> bool:
-        """Whether the time of an update is known to less than half a period."""
-        return self.period_s is not None and self.half_s < self.period_s / 2
+    def located(self) -> bool:
+        """Whether the last update is known about as well as readings can tell."""
+        least_s = 1.6 * max(CALL_S, self.call_s)
+        return self.line is not None and self.last_s is not None and self.doubt_s(self.last_s) < least_s
+
+    def doubt_s(self, time_s: float) -> float:
+        """Width of the interval in which the next update lies."""
+        low_s, high_s = self.expected_s(time_s, 1)
+        return high_s - low_s
 
     def observe(self, before_s: float, after_s: float, changed: bool) -> None:
         """Record a reading taken between the two times; `changed`: its value differs from the previous reading's."""
         last_s, self.last_s = self.last_s, before_s
-        if self.period_s is None:
-            return
-        if not changed:
-            if self.plan and before_s >= self.plan[-1]:  # late update: read again in growing steps, for half a period
-                late_s = before_s - self.plan[0]
-                self.plan = [self.plan[0], before_s + late_s]
-                if late_s > self.period_s / 2:
-                    self.plan, self.half_s = [], math.inf
-            return
-        middle_s, half_s = (last_s + after_s) / 2, (after_s - last_s) / 2
-        ambiguous = half_s >= self.period_s / 2  # the interval may contain several updates
-        if self.plan and before_s >= self.plan[-1 if ambiguous else 0]:
-            self.plan, self.tracked_s = [], after_s
-        if ambiguous:
-            return
-        if self.locked:
-            periods = round((middle_s - self.update_s) / self.period_s)
-            expected_s = self.update_s + periods * self.period_s
-            if half_s > self.half_s and last_s <= expected_s <= after_s:
-                middle_s, half_s = expected_s, self.half_s  # the prediction is more precise than this interval
-            else:
-                self.plan = []
-                self.period_s += 0.1 * (middle_s - expected_s) / periods if periods else 0.0
-        self.update_s, self.half_s = middle_s, half_s
+        if changed and last_s is not None and (self.period is None or after_s - last_s < WIDEST * self.period[0]):
+            self.ends = [*self.ends[-KEPT:], (last_s, after_s)]
+            self.fresh = True
 
-    def next_read_s(self, now_s: float) -> float:
-        """When to read next."""
-        fill_s = self.fill_s
-        if self.period_s is not None and not self.locked:
-            fill_s = min(fill_s, self.period_s / 3)
-        elif self.period_s is not None and not self.plan:
-            margin_s = self.half_s + GUARD_S
-            earliest_s = max(now_s, self.tracked_s + self.track_s - self.period_s / 2) + margin_s
-            expected_s = self.update_s + self.period_s * math.ceil((earliest_s - self.update_s) / self.period_s)
-            self.plan = [expected_s - margin_s, expected_s, expected_s + margin_s]
-        random_s = now_s + fill_s * self.rng.uniform(0.8, 1.2)
-        planned_s = next((instant for instant in self.plan if instant > now_s), math.inf)
-        return random_s if random_s < planned_s - fill_s / 4 else planned_s
+    def locate(self) -> None:
+        """Fit the line to the intervals. A counter whose updates fit no line is read in slots."""
+        if self.period is None or not self.fresh:
+            return
+        self.fresh = False
+        low_s, high_s = np.array(self.ends).T
+        self.line = fit(low_s, high_s, self.period, MOST_SLACK_S)
+        if self.line is None and len(self.ends) >= LEAST:
+            # A period from the cache may be of other conditions; one that was loose already fits no line.
+            middle_s, half_s = sum(self.period) / 2, (self.period[1] - self.period[0]) / 2
+            loose_s = LOOSE * middle_s
+            self.period = (middle_s - loose_s, middle_s + loose_s) if half_s < loose_s / 2 else None
+
+    def expected_s(self, time_s: float, after: int) -> tuple[float, float]:
+        """When the update comes that is the `after`th from the last one before `time_s`: earliest and latest."""
+        assert self.line is not None
+        low, high = self.line.bounds_s(np.floor(self.line.number(np.array([time_s]))) + after)
+        return float(low[0]), float(high[0])
+
+    def next_read_s(self, now_s: float, slot_s: float, trial_from_s: float | None) -> float:
+        """When to read next: in the slot, or from `trial_from_s` on (None: not now) in a trial that takes its place."""
+        self.plan = [instant for instant in self.plan if instant > now_s]
+        if self.plan:
+            return self.plan[0]
+        self.locate()
+        if self.line is None:
+            return slot_s
+        if self.doubtful:
+            self.doubtful = self.doubt_s(now_s) > SURE_S and self.tries < MOST_TRIES
+        elif trial_from_s is not None:
+            self.doubtful, self.tries = self.doubt_s(now_s) > DOUBT_S, 0
+        if not self.doubtful or trial_from_s is None:
+            return self.safe_s(slot_s)
+        self.tries += 1
+        self.plan = self.trial_s(trial_from_s)
+        return self.plan[0]
+
+    def safe_s(self, time_s: float) -> float:
+        """The first instant from `time_s` on at which a call meets no update and no quiet time.
+
+        In a trial it is `time_s`; a trial that has become late is given up.
+        """
+        if self.line is None or self.period is None:
+            return time_s
+        if self.plan:
+            if time_s < self.plan[0] + self.call_s / 2:
+                return time_s
+            self.plan = []  # other GPUs' readings made the trial late
+        for after in (0, 1):
+            low_s, high_s = self.expected_s(time_s, after)
+            if high_s - low_s + self._quiet_s > self.period[0] / 2:  # too doubtful to be avoided
+                return time_s
+            if low_s - self.call_s < time_s < high_s + self._quiet_s:
+                time_s = high_s + self._quiet_s + self.call_s * self.rng.random()
+        return time_s
+
+    @property
+    def _quiet_s(self) -> float:
+        assert self.period is not None
+        return min(QUIET_S, QUIET_SHARE * self.period[0])
+
+    def trial_s(self, time_s: float) -> list[float]:
+        """The times of the readings of a trial after `time_s`; before a line is found, a random one."""
+        if self.line is None:
+            return [time_s + (0.0 if self.period is None else self.period[0] * self.rng.uniform(0.05, 0.3))]
+        for after in (1, 2, 3):  # the first update with enough time before it
+            low_s, high_s = self.expected_s(time_s, after)
+            begin_s = low_s - self.call_s * self.rng.uniform(2.0, 3.0)
+            if begin_s > time_s:
+                break
+        due_s = low_s + self.rng.uniform(0.0, EARLY) * (high_s - low_s)
+        return [begin_s, due_s, high_s + self._quiet_s + self.call_s * self.rng.random()]
 
 
 def update_period_s(changes: list[tuple[float, int]]) -> float | None:

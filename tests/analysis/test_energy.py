@@ -54,28 +54,27 @@ def seen(answer: dict[str, Any]) -> Run:
 @pytest.mark.parametrize("period_s", [0.1, 0.02])
 @pytest.mark.parametrize("name", library.WAVES)
 def test_the_bounds_of_a_window_hold_the_truth(fake_nvml: Path, name: str, period_s: float) -> None:
-    """At least 2,000 windows in all: the hard interval holds the truth, aligned windows are close to it."""
+    """2,250 windows in all: 95% of the intervals hold the truth; windows moved to updates are close to it."""
     rng = np.random.default_rng(7)
     wave = library.WAVES[name]
     spans = library.sampled_windows(rng, name, (0.05, 0.2, 1.0, 10.0, 30.0), 45)
     seconds = max(end for *_, end in spans) + 1
     answer = library.simulate(fake_nvml, f"{wave.script}\ncounter {period_s} 0 0.007", seconds=seconds)
     power, infos = seen(answer)
-    reads = readings.sources(power, infos)[0].reads
-    assert reads is not None
-    limit = {1.0: 0.005, 10.0: 0.0005}
+    source = readings.sources(power, infos)[0]
+    held: list[bool] = []
     for nominal, start, end in spans:
-        window = windows.counter_window(reads, start, end)
+        window = readings.source_window(source, start, end)
         assert window is not None
-        assert window.low_j <= np.diff(wave.joules([start, end]))[0] <= window.high_j
         assert window.low_j <= window.energy_j <= window.high_j
-        moved = windows.align(reads, [start, end])
-        if moved[1] > moved[0]:
-            aligned = windows.counter_window(reads, float(moved[0]), float(moved[1]), 400.0)
-            truth = np.diff(wave.joules(moved))[0]
-            assert aligned is not None
-            assert abs(aligned.energy_j - truth) <= aligned.boundary_j
-            assert abs(aligned.energy_j / truth - 1) <= limit.get(nominal, 1.0)
+        held.append(window.low_j <= np.diff(wave.joules([start, end]))[0] <= window.high_j)
+        moved = readings.settle([source], start, end)
+        if nominal >= 1 and moved != (start, end):
+            there, truth = readings.source_window(source, *moved), np.diff(wave.joules(moved))[0]
+            assert there is not None
+            held.append(there.low_j <= truth <= there.high_j)
+            assert abs(there.energy_j / truth - 1) <= {1.0: 0.01, 10.0: 0.001}.get(nominal, 0.0005)
+    assert np.mean(held) >= 0.95
 
 
 @given(
@@ -223,9 +222,12 @@ def test_figures_of_a_steady_run(steady: Run) -> None:
         "energy_j.rest_of_host": 100 * 25,
         "energy_j.facility": 1.2 * (600 + 100) * 25,
         "energy_uncertainty.tokens": 0.05 / 25,
+        "gpu_at_power_limit": 0,
     }
     for name, value in expected.items():
-        assert result[name].value == pytest.approx(value, rel=5e-3), name
+        assert result[name].value == pytest.approx(value, rel=5e-3 if name != "energy_uncertainty.tokens" else 0.05), (
+            name
+        )
     for name in ("energy_j.gpu", "gpu_power_w", "joules_per_output_token"):
         figure = result[name]
         assert None not in (figure.low, figure.value, figure.high)
@@ -268,7 +270,7 @@ def test_constant_power_is_static_power_if_request_shapes_differ_and_not_identif
     kinds = [requests(76, tokens=n_out, input_tokens=n_in)[i : i + 1] for i, (n_in, n_out) in enumerate(shapes)]
     static = measure_energy(*steady, pd.concat(kinds), 5.0, 30.0)["split.static_w"]
     assert static.value == pytest.approx(600, rel=0.01)
-    assert static.n == 24  # between the 25 updates of the counter that are nearest to even cuts
+    assert static.n == 49  # about half a second each
 
 
 # ---- faults ----
@@ -338,7 +340,7 @@ def codes(power: pd.DataFrame, infos: tuple[MeterInfo, ...], **options: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("factor", "expected"), [(1.02, {}), (1.06, {"counter-doubtful": False}), (0.85, {"counter-disagrees": True})]
+    ("factor", "expected"), [(1.02, {}), (1.06, {"counter-disagrees": True}), (0.85, {"counter-disagrees": True})]
 )
 def test_counter_and_average_power_must_agree(
     plain: pd.DataFrame, steady: Run, factor: float, expected: dict[str, bool]
@@ -353,7 +355,7 @@ def test_newest_power_does_not_void_the_counter(plain: pd.DataFrame, steady: Run
     plain["power_w"] *= 0.4
     assert codes(plain, steady[1]) == {}
     plain["average_w"] = np.nan
-    assert codes(plain, steady[1]) == {"counter-doubtful": False}
+    assert codes(plain, steady[1]) == {}
 
 
 def test_a_gap_in_the_readings_is_a_finding_and_the_counter_covers_it(plain: pd.DataFrame, steady: Run) -> None:
@@ -385,7 +387,7 @@ def test_a_counter_without_increase_gives_no_energy(plain: pd.DataFrame, steady:
 def test_clocks_with_a_wide_range_are_a_finding(
     plain: pd.DataFrame, steady: Run, mhz: tuple[int, int], told: bool
 ) -> None:
-    plain["sm_clock_hz"] = np.where(np.arange(len(plain)) % 4 == 0, mhz[0] * 1e6, mhz[1] * 1e6)
+    plain["sm_clock_hz"] = np.where(np.random.default_rng(1).random(len(plain)) < 0.3, mhz[0] * 1e6, mhz[1] * 1e6)
     found = measure_energy(plain, steady[1], requests(76), 5.0, 30.0)
     assert [each.text for each in found.findings] == [
         f"The SM clock of GPU {i} moved between 1400 and 1980 MHz." for i in (0, 1) if told

@@ -15,7 +15,7 @@
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6,
        INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
-enum { FIELD_COUNTER = 83, FIELD_AVERAGE = 185, FIELD_INSTANT = 186 };
+enum { FIELD_COUNTER = 83, FIELD_AVERAGE = 185, FIELD_INSTANT = 186, FIELD_POWER_CAPPED = 74, FIELD_HEAT_CAPPED = 75 };
 enum { SCOPE_GPU = 0, SCOPE_MODULE = 1, SCOPE_MEMORY = 2 };
 enum { MAX_GPUS = 16, MAX_KNOTS = 4096, MAX_FAULTS = 16 };
 
@@ -38,8 +38,9 @@ typedef struct {
     double t[MAX_KNOTS], w[MAX_KNOTS], e[MAX_KNOTS]; /* seconds, watts, joules since the table's start */
     double length, base_j;
     Sensor counter, average, instant;
-    double gain, noise, memory_share;
-    double limit_w, default_limit_w, celsius, celsius_per_s, latency;
+    double gain, counter_gain, noise, memory_share, lag, power_lag;
+    double limit_w, default_limit_w, celsius, celsius_per_s;
+    double latency, slow_latency, slow_s; /* busy seconds of a call, and of one that starts within slow_s of an update */
     unsigned sm_mhz, utilisation;
     Fault faults[MAX_FAULTS];
     int fault_count;
@@ -60,6 +61,7 @@ static uint64_t seed;
 /* ---- time and chance ---- */
 
 void fake_nvml_set_time(double seconds) { virtual_now = seconds; }
+double fake_nvml_time(void) { return virtual_now; }
 
 static double now(void) {
     struct timespec ts;
@@ -114,7 +116,7 @@ static double update(const Gpu *g, const Sensor *s, int stream, double t, int64_
 static const Fault *fault(const Gpu *g, const char *kind, const char *what, double t) {
     for (int i = 0; i < g->fault_count; i++) {
         const Fault *f = &g->faults[i];
-        if (!strcmp(f->kind, kind) && t >= f->at && (!what || !strcmp(f->what, what))) return f;
+        if (!strcmp(f->kind, kind) && (t >= f->at || f->at == 0) && (!what || !strcmp(f->what, what))) return f;
     }
     return NULL;
 }
@@ -125,14 +127,31 @@ static uint64_t counter_mj(const Gpu *g, double t) {
     if (stuck && t > stuck->at) t = stuck->at;
     double u = update(g, &g->counter, 0, t, &tick), base = g->base_j + energy(g, 0);
     if ((reset = fault(g, "reset", NULL, u))) return (uint64_t)floor(1000 * g->gain * fake_nvml_energy(g->index, reset->at, u));
-    return (uint64_t)floor(1000 * (base + g->gain * energy(g, u)));
+    return (uint64_t)floor(1000 * (base + g->counter_gain * g->gain * energy(g, u - g->lag)));
 }
 
 static uint32_t power_mw(const Gpu *g, const Sensor *s, int stream, double share, double t) {
     int64_t tick;
     double u = update(g, s, stream, t, &tick);
-    double w = share * g->gain * (energy(g, u) - energy(g, u - s->window)) / s->window + g->noise * gaussian(g, stream + 1, tick);
+    double end = u - g->power_lag, mean = (energy(g, end) - energy(g, end - s->window)) / s->window;
+    double w = share * g->gain * mean + g->noise * gaussian(g, stream + 1, tick);
     return (uint32_t)lround(1000 * (w > 0 ? w : 0));
+}
+
+static void work(double seconds) { /* busy, as a driver that polls the GPU is */
+    if (virtual_clock) { virtual_now += seconds; return; }
+    for (double until = now() + seconds; now() < until;) {}
+}
+
+static double answer_after_work(const Gpu *g, double t) { /* the instant, within the call, whose values it returns */
+    int64_t tick;
+    double since = t - update(g, &g->counter, 0, t, &tick), seconds = since < g->slow_s ? g->slow_latency : g->latency;
+    double at = uniform(g, 6, (int64_t)(t * 1e6)), length = seconds * (0.85 + 0.3 * uniform(g, 5, (int64_t)(t * 1e6)));
+    if (seconds <= 0) return t;
+    work(at * length);
+    t = now();
+    work((1 - at) * length);
+    return t;
 }
 
 static Status refused(const Gpu *g, const char *what, double t) {
@@ -190,6 +209,23 @@ static int sensor(Sensor *s, const char *rest) { /* period [window [phase [jitte
     return 1;
 }
 
+/* An NVIDIA H100 80GB as measured on 2026-11-26 (driver 580.159.04): docs/energy.md. The counter's phase and its lag
+ * are drawn by the seed. */
+static int profile(Gpu *g, const char *rest) {
+    char word[24];
+    if (sscanf(rest, "%23s", word) != 1 || strcmp(word, "h100")) return 0;
+    double power_phase = 0.1 * uniform(g, 3, 1);
+    g->counter = (Sensor){0.1000016, 0.1, 0.1 * uniform(g, 3, 2), 0};
+    g->lag = 0.005 + 0.010 * uniform(g, 3, 3);
+    g->average = (Sensor){0.10046, 1.0, power_phase, 0};
+    g->instant = (Sensor){0.10046, 0.025, power_phase, 0};
+    g->power_lag = 0.014;
+    g->latency = 0.0033; g->slow_latency = 0.016; g->slow_s = 0.010;
+    g->limit_w = g->default_limit_w = 700;
+    snprintf(g->name, sizeof g->name, "NVIDIA H100 80GB HBM3");
+    return 1;
+}
+
 static int setting(Gpu *g, const char *key, const char *rest) {
     char word[24];
     int used = 0;
@@ -197,6 +233,7 @@ static int setting(Gpu *g, const char *key, const char *rest) {
     if (!strcmp(key, "counter")) return sensor(&g->counter, rest);
     if (!strcmp(key, "average")) return sensor(&g->average, rest);
     if (!strcmp(key, "instant")) return sensor(&g->instant, rest);
+    if (!strcmp(key, "profile")) return profile(g, rest);
     if (!strcmp(key, "name")) { while (*rest == ' ') rest++; snprintf(g->name, sizeof g->name, "%s", rest); return 1; }
     if (!strcmp(key, "fault")) { /* kind, seconds from which, [what it strikes | value] */
         Fault *f = &g->faults[g->fault_count];
@@ -211,7 +248,9 @@ static int setting(Gpu *g, const char *key, const char *rest) {
     struct { const char *key; double *to; } numbers[] = {
         {"gain", &g->gain}, {"noise", &g->noise}, {"memory_share", &g->memory_share}, {"base", &g->base_j},
         {"limit", &g->limit_w}, {"default_limit", &g->default_limit_w}, {"celsius", &g->celsius},
-        {"celsius_per_s", &g->celsius_per_s}, {"latency", &g->latency}};
+        {"celsius_per_s", &g->celsius_per_s}, {"counter_gain", &g->counter_gain},
+        {"lag", &g->lag}, {"power_lag", &g->power_lag}, {"latency", &g->latency}, {"slow_latency", &g->slow_latency},
+        {"slow_s", &g->slow_s}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (!strcmp(key, numbers[i].key)) { *numbers[i].to = value; return 1; }
     return 0;
@@ -219,7 +258,7 @@ static int setting(Gpu *g, const char *key, const char *rest) {
 
 static void initial(Gpu *g, int index) {
     memset(g, 0, sizeof *g);
-    g->index = index; g->gain = 1; g->base_j = 1000; g->memory_share = 0.2; g->celsius = 55;
+    g->index = index; g->gain = g->counter_gain = 1; g->lag = 0.010; g->base_j = 100000; g->memory_share = 0.2; g->celsius = 55;
     g->limit_w = g->default_limit_w = 400; g->sm_mhz = 1410; g->utilisation = 90;
     g->counter = (Sensor){0.1, 0.1, 0.013 * index, 0};
     g->average = (Sensor){0.1, 1.0, 0, 0};
@@ -230,7 +269,7 @@ static void initial(Gpu *g, int index) {
 
 static int script(void) {
     const char *path = getenv("FAKE_NVML");
-    char line[4096], key[24];
+    char line[65536], key[24];
     int used = 0, number = 0;
     FILE *f = path ? fopen(path, "r") : NULL;
     gpu_count = 1; origin = 0; virtual_clock = 0; seed = 1;
@@ -373,9 +412,14 @@ Status nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, Pr
     to[0] = (Process){(uint32_t)(tenant->value > 0 ? tenant->value : 1), 1ULL << 30, ~0u, ~0u};
     return OK;
 }
+static uint64_t capped_ns(const Gpu *g, int bits, double t) { /* a counter from 0 at the fault's beginning */
+    const Fault *f = fault(g, "throttle", NULL, t);
+    return f && ((int)f->value & bits) ? (uint64_t)(1e9 * (t - f->at + 1000)) : 0;
+}
+#ifndef NO_FIELDS
 Status nvmlDeviceGetFieldValues(void *handle, int count, FieldValue *fields) {
     GPU(handle); REFUSE("fields");
-    if (g->latency > 0 && !virtual_clock) { struct timespec d = {0, (long)(g->latency * 1e9)}; nanosleep(&d, NULL); }
+    t = answer_after_work(g, t);
     for (int i = 0; i < count; i++) {
         FieldValue *f = &fields[i];
         int module = fault(g, "module", NULL, t) != NULL, memory = f->scope == SCOPE_MEMORY;
@@ -384,12 +428,16 @@ Status nvmlDeviceGetFieldValues(void *handle, int count, FieldValue *fields) {
         f->latency = 0;
         f->status = refused(g, what, t);
         if (f->scope == SCOPE_MODULE && !module) f->status = NOT_SUPPORTED;
-        if (f->scope == SCOPE_GPU && module && f->field != FIELD_COUNTER) f->status = NOT_SUPPORTED;
+        if (f->scope == SCOPE_GPU && module && f->field >= FIELD_AVERAGE) f->status = NOT_SUPPORTED;
         if (f->status) continue;
+        double share = (memory ? g->memory_share : 1) * (f->scope == SCOPE_MODULE ? 1.4 : 1);
         if (f->field == FIELD_COUNTER) { f->type = 3; f->value.ull = counter_mj(g, t); }
-        else if (f->field == FIELD_AVERAGE) { f->type = 1; f->value.ui = power_mw(g, &g->average, 2, memory ? g->memory_share : 1, t); }
-        else if (f->field == FIELD_INSTANT && !memory) { f->type = 1; f->value.ui = power_mw(g, &g->instant, 4, 1, t); }
+        else if (f->field == FIELD_AVERAGE) { f->type = 1; f->value.ui = power_mw(g, &g->average, 2, share, t); }
+        else if (f->field == FIELD_INSTANT && !memory) { f->type = 1; f->value.ui = power_mw(g, &g->instant, 4, share, t); }
+        else if (f->field == FIELD_POWER_CAPPED) { f->type = 3; f->value.ull = capped_ns(g, 0x04, t); }
+        else if (f->field == FIELD_HEAT_CAPPED) { f->type = 3; f->value.ull = capped_ns(g, 0x60, t); }
         else f->status = NOT_SUPPORTED;
     }
     return OK;
 }
+#endif

@@ -23,10 +23,14 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 
-def build(directory: Path) -> Path:
-    """Compile the library into a directory, which is then what LD_LIBRARY_PATH has to name."""
+def build(directory: Path, *macros: str) -> Path:
+    """Compile the library into a directory, which is then what LD_LIBRARY_PATH has to name.
+
+    With the macro NO_FIELDS it has no nvmlDeviceGetFieldValues, like an old driver's.
+    """
     target = directory / "libnvidia-ml.so.1"
     command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
+    command += [f"-D{macro}" for macro in macros] + ["-Wno-unused-function"] * bool(macros)
     subprocess.run([*command, "-o", str(target), str(HERE / "fake_nvml.c"), "-lm"], check=True)
     return directory
 
@@ -51,12 +55,14 @@ def environment(library: Path, script: str, *, origin_s: float | None = None) ->
     }
 
 
-def simulate(library: Path, script: str, *, seconds: float, **options: Any) -> dict[str, Any]:
+def simulate(
+    library: Path, script: str, *, seconds: float, variables: Mapping[str, str] | None = None, **options: Any
+) -> dict[str, Any]:
     """What the NVML reader sees of scripted GPUs in seconds of a virtual clock: `info`, `rows`, `differences`."""
     done = subprocess.run(
         [sys.executable, str(HERE / "simulate.py")],
         input=json.dumps({"seconds": seconds, **options}),
-        env=environment(library, f"clock virtual\n{script}"),
+        env={**environment(library, f"clock virtual\n{script}"), **(variables or {})},
         capture_output=True,
         text=True,
         check=False,
@@ -110,6 +116,29 @@ WAVES: Mapping[str, Wave] = {
     "prefill/decode": steps((0.12, 390.0), (0.61, 240.0), (0.07, 130.0)),
     "single burst": burst(60.0, 400.0, 40.0, 0.7),
 }
+
+
+def serving(seed: int, length_s: float = 20.0) -> Wave:
+    """Continuous batching: steps of decoding at about 560 W with a dip before each, and prefills at 690 W between."""
+    rng = np.random.default_rng(seed)
+    pieces: list[tuple[float, float]] = []
+    until_s = 0.0
+    while until_s < length_s:
+        prefill = rng.random() < 0.15
+        step = (rng.uniform(0.02, 0.06), 690.0) if prefill else (rng.uniform(0.012, 0.02), rng.normal(560, 25))
+        pieces += [(0.002, 350.0), (round(step[0], 6), round(step[1], 3))]
+        until_s += 0.002 + step[0]
+    return steps(*pieces)
+
+
+H100_LOADS: Mapping[str, Wave] = {
+    "constant": steps((1.0, 600.0)),
+    "serving": serving(1),
+    "prefill/decode": steps((0.12, 690.0), (0.61, 430.0), (0.07, 230.0)),
+    "square 100 ms": steps((0.05, 690.0), (0.05, 130.0)),
+    "square 102 ms": steps((0.051, 690.0), (0.051, 130.0)),
+}
+"""Loads of the profile h100."""
 
 
 def sampled_windows(

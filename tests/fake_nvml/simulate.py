@@ -16,19 +16,26 @@ import pynvml
 from harness.meters.nvml import NvmlReader
 
 READ_S = 5e-6
+BEFORE_S = 45.0
+"""The reader is opened this long before t = 0, as before a load: it probes the GPUs and locates their updates."""
 
 
 class VirtualClock:
     """Time that passes only when it is asked for, or slept through."""
 
     def __init__(self) -> None:
-        self._set = ctypes.CDLL("libnvidia-ml.so.1").fake_nvml_set_time
-        self._set.argtypes = [ctypes.c_double]
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+        self._set, self._time = library.fake_nvml_set_time, library.fake_nvml_time
+        self._set.argtypes, self._time.restype = [ctypes.c_double], ctypes.c_double
         self._rng = random.Random(11)
-        self.go(0.0)
+        self.go(-BEFORE_S)
+
+    @property
+    def now_s(self) -> float:
+        """The library's clock: a call that keeps the processor busy moves it on."""
+        return float(self._time())
 
     def go(self, now_s: float) -> None:
-        self.now_s = now_s
         self._set(now_s)
 
     def read(self) -> float:
@@ -49,6 +56,7 @@ def main() -> None:
     while clock.now_s < asked["seconds"]:
         clock.sleep(reader.next_s - clock.now_s)
         rows += [dataclasses.asdict(sample) for sample in reader.read()]
+    rows += [dataclasses.asdict(sample) for sample in reader.close()]
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     differences = []
     for start_s, end_s in asked.get("windows", []):

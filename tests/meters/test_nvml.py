@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -18,9 +17,9 @@ from builders import frame_of
 from fake_nvml import library
 
 from harness.analysis.energy import measure_energy
+from harness.analysis.readings import LAG_HALF_S, sources
 from harness.errors import HarnessError
 from harness.measure import run
-from harness.meters import tracker
 from harness.meters.base import create_meter
 from harness.model import MeterInfo, PowerSample
 from harness.store.run import read_run
@@ -70,11 +69,10 @@ def test_two_gpus_are_probed_sampled_and_integrated(script: Script) -> None:
     assert all(began < s.before_s <= s.after_s < time.monotonic() for s in samples)
     gpu = [s for s in samples if s.device == "0" and s.domain == "gpu"]
     read_s = gpu[-1].before_s - gpu[0].before_s
-    assert read_s <= (closed.elapsed_s or 0) <= time.monotonic() - began
-    assert 10 * read_s < len(gpu) < 75 * read_s  # on a busy machine readings are late, and never more
+    assert 2.0 <= (closed.elapsed_s or 0) <= time.monotonic() - began
     assert {s.power_w for s in gpu} == {300.0}
     slow = [s for s in gpu if s.temperature_c is not None]
-    assert 2 <= len(slow) <= 1 + read_s
+    assert 1 <= len(slow) <= 1 + read_s / 4
     first = slow[0]
     assert (first.temperature_c, first.sm_clock_hz, first.utilisation, first.foreign_processes) == (55, 1.41e9, 0.9, 0)
     assert {s.average_w for s in samples if s.domain == "gpu memory" and s.device == "1"} == {50.0}
@@ -98,7 +96,7 @@ def test_probed_periods_are_cached_per_gpu_and_driver(script: Script) -> None:
     began = time.monotonic()
     opened, _, _ = gather(0.0, probe_s=60.0)
     assert time.monotonic() - began < 60
-    assert opened.devices[0].period_s == seen["period_s"]
+    assert opened.devices[0].period_s == pytest.approx(seen["period_s"], rel=0.01)
 
 
 def test_a_driver_call_that_never_returns_does_not_hang_the_run(script: Script) -> None:
@@ -183,39 +181,81 @@ def test_cuda_visible_devices_is_respected(script: Script, monkeypatch: pytest.M
 # ---- the schedule of readings ----
 
 
-@pytest.mark.parametrize(
-    ("counter", "fill_s", "half_ms"),
-    [
-        ("0.1 0 0.03", 0.04, 1.2),
-        ("0.02 0 0.003", 0.04, 1.2),
-        ("0.1003 0 0.03 0.0005", 0.04, 1.6),
-        ("0.1 0 0.03", 0.02, 1.2),
-    ],
-)
-def test_updates_are_located_to_a_millisecond_with_fifty_readings_a_second(
-    fake_nvml: Path, counter: str, fill_s: float, half_ms: float
+@pytest.fixture(scope="module")
+def known_board(fake_nvml: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pd.DataFrame]:
+    """Readings of H100s whose counters' periods are in the cache, 4 ms of processor time a call."""
+    cache = {"HARNESS_CACHE": str(tmp_path_factory.mktemp("cache"))}
+
+    def read(gpus: int) -> pd.DataFrame:
+        script = f"gpus {gpus}\nseed 3\nprofile h100\nlatency 0.004\nwave square 130 690 0.102"
+        for seconds in (60.0, 60.0, 45.0):
+            answer = library.simulate(fake_nvml, script, seconds=seconds, variables=cache)
+        rows = pd.DataFrame(answer["rows"])
+        rows.attrs["info"] = answer["info"]
+        return rows[rows["domain"] == "gpu"]
+
+    return read
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(1, 0.0095), (8, 0.0345)])
+def test_the_meter_costs_little_and_reads_each_gpu_once_a_second(
+    known_board: Callable[..., pd.DataFrame], gpus: int, share: float
 ) -> None:
-    answer = library.simulate(
-        fake_nvml, f"wave constant 300\ncounter {counter}", seconds=33.0, reader={"fill_s": fill_s}
-    )
-    rows = pd.DataFrame([r for r in answer["rows"] if r["domain"] == "gpu" and r["before_s"] > 4])
-    assert len(rows) / 29 < 2.2 / fill_s
-    changed = np.flatnonzero(np.diff(rows["energy_j"])) + 1
-    width = rows["after_s"].to_numpy()[changed] - rows["before_s"].to_numpy()[changed - 1]
-    tracked = np.sort(width)[: 29 * 9]
-    assert np.median(tracked) < half_ms / 1000
+    rows = known_board(gpus)
+    load = rows[(rows["before_s"] > 12) & (rows["before_s"] < 42)]
+    taken_s = load["after_s"] - load["before_s"]
+    assert taken_s.sum() / 30 < share
+    assert load.groupby("device").size().min() >= 29
+    assert (taken_s > 0.010).mean() < 0.02  # next to no call meets the quiet time after an update
 
 
-def test_without_a_period_intervals_are_random() -> None:
-    edges = tracker.UpdateTracker(random.Random(1))
-    gaps = np.array([edges.next_read_s(10.0) - 10.0 for _ in range(200)])
-    assert gaps.min() >= 0.8 * tracker.FILL_S
-    assert gaps.max() <= 1.2 * tracker.FILL_S
-    assert gaps.std() > 0.1 * tracker.FILL_S
+def test_updates_are_located_to_the_time_of_a_call(known_board: Callable[..., pd.DataFrame]) -> None:
+    rows = known_board(1)
+    (source,) = (s for s in sources(rows, [rows.attrs["info"]]) if s.device.domain == "gpu")
+    assert source.curve is not None
+    assert source.curve.line is not None
+    assert source.curve.half_s.max() - LAG_HALF_S < 0.0035
+    low, high = source.curve.line.period
+    assert low < 0.1000016 < high
+    assert high - low < 2 * 100e-6 * 0.1
+
+
+def test_only_counter_and_newest_power_are_read_often(known_board: Callable[..., pd.DataFrame]) -> None:
+    rows = known_board(1)
+    load = rows[(rows["before_s"] > 12) & (rows["before_s"] < 42)]
+    assert load[["energy_j", "power_w"]].notna().all(axis=None)
+    for column in ("average_w", "temperature_c", "power_limit_w", "power_capped_s"):
+        gaps_s = np.diff(load["before_s"][load[column].notna()])
+        assert ((gaps_s > 5) & (gaps_s < 10)).all()
+
+
+def test_a_counter_that_moves_once_a_second_is_slow_not_stuck(fake_nvml: Path) -> None:
+    answer = library.simulate(fake_nvml, "wave constant 300\ncounter 1.0 0 0.4", seconds=60.0)
+    assert answer["info"].devices[0].period_s == pytest.approx(1.0, rel=1e-3)
+    result = measure_energy(pd.DataFrame(answer["rows"]), (answer["info"],), frame_of([]), 20.0, 50.0)
+    assert result["gpu_power_w"].value == pytest.approx(300, rel=1e-3)
+    assert {finding.code for finding in result.findings} <= {"window-short"}
+
+
+def test_a_counter_with_irregular_updates_falls_back_to_hard_bounds(fake_nvml: Path) -> None:
+    """Updates up to 10 ms early or late fit no line."""
+    answer = library.simulate(fake_nvml, "wave constant 300\ncounter 0.1 0 0.03 0.02", seconds=40.0)
+    result = measure_energy(pd.DataFrame(answer["rows"]), (answer["info"],), frame_of([]), 20.0, 30.0)
+    energy = result["energy_j.gpu"]
+    assert energy.interval.startswith("hard bound")
+    assert energy.low < 3000 < energy.high  # type: ignore[operator]
+    assert energy.value == pytest.approx(3000, rel=0.03)
+
+
+def test_a_driver_without_field_values_still_gives_energy(tmp_path: Path) -> None:
+    """The driver's library has no nvmlDeviceGetFieldValues."""
+    answer = library.simulate(library.build(tmp_path, "NO_FIELDS"), "wave constant 300", seconds=40.0)
+    result = measure_energy(pd.DataFrame(answer["rows"]), (answer["info"],), frame_of([]), 20.0, 30.0)
+    assert result["gpu_power_w"].value == pytest.approx(300, rel=0.01)
 
 
 def test_a_counter_that_stops_is_read_at_the_usual_rate(fake_nvml: Path) -> None:
-    answer = library.simulate(fake_nvml, "wave constant 300\nfault stuck 6", seconds=12.0)
-    late = [r["before_s"] for r in answer["rows"] if r["domain"] == "gpu" and r["before_s"] > 7]
-    assert 5 * 20 < len(late) < 5 * 60
-    assert max(np.diff(late)) < 0.06
+    answer = library.simulate(fake_nvml, "wave constant 300\nfault stuck 16", seconds=26.0)
+    late = [r["before_s"] for r in answer["rows"] if r["domain"] == "gpu" and 17 < r["before_s"] < 26]
+    assert 9 <= len(late) < 9 * 8
+    assert max(np.diff(late)) < 1.1
