@@ -37,6 +37,7 @@ Root = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", envvar="HARNESS_RESULTS", parser=results_root, metavar="DIR", help=_HOLDS)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any key; repeatable.")]
+Full = Annotated[bool, typer.Option("--full", help="Every table, not only the first screen.")]
 Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")]
 Format = Annotated[Literal["text", "md", "csv", "latex", "html", "json", "parquet"], typer.Option("--format")]
 Precision = Annotated[

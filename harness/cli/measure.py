@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Gpus, Meter, Out, Precision, Scenario, Set, app, show
+from harness.cli.app import RESULTS, Gpus, Meter, Out, Precision, Scenario, Set, app, emit, show
 from harness.cli.display import Display
 
 
@@ -51,6 +51,7 @@ def run(
     from harness.measure.stop import Stop
     from harness.report import document
     from harness.report.changes import precision_table, repeats_table
+    from harness.report.text import columns_of_terminal
     from harness.store.directory import new_id
     from harness.store.run import read_run
     from harness.workload.library import read_workload
@@ -88,7 +89,7 @@ def run(
                 break
     stored = runs[-1]
     summary = summary_of(stored)
-    show(document.in_short(document.report([(stored, summary)])), "text")
+    emit(document.first_screen([(stored, summary)], None, columns_of_terminal()))
     if repeat > 1:
         show([repeats_table([(each, summary_of(each)) for each in runs])], "text")
     if targets:

@@ -17,6 +17,7 @@ from harness.cli.app import (
     Charts,
     Force,
     Format,
+    Full,
     Precision,
     Root,
     Run_,
@@ -40,22 +41,27 @@ def report(
     references: Runs = None,
     root: Root = RESULTS,
     scenario: Scenario = None,
-    table: Annotated[list[str] | None, typer.Option(help="A table by name, or all; repeatable.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+    full: Full = False,
+    table: Annotated[list[str] | None, typer.Option(help="Only this table; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file.")] = None,
     charts: Charts = None,
     chart_format: ChartFormat = "svg",
     format_: Format = "text",
 ) -> None:
-    """Print the figures and the cost of a stored run, and compare them with the reported figures; or several runs.
+    """Print the answer of a run, or of several, on one screen; --full prints every table, as other formats do.
 
-    As text the report has the main tables; --table all prints every table, as the other formats do. With several runs,
-    --table NAME prints a table of single runs for each run. HTML is one file with a what-if; it needs no network.
+    With several runs --table NAME prints a table of single runs for each run. HTML is one file with a what-if; it
+    needs no network.
     """
     from harness.analysis.summary import load
     from harness.report import document
+    from harness.report.text import columns_of_terminal
 
     with each_run(references or ["latest"], root, load) as sweep:
-        made = document.report(sweep, scenario, table or ())
+        if format_ == "text" and not full and not table and charts is None:
+            emit(document.first_screen(sweep, scenario, columns_of_terminal()), out)
+            return
+        made = document.report(sweep, scenario, table or (["all"] if full else ()))
         if charts is not None:
             from harness.report import charts as drawing
 
@@ -64,8 +70,7 @@ def report(
         if format_ == "html":
             emit(document.page_of(made, sweep, scenario), out)
             return
-        shown = document.in_short(made) if format_ == "text" and not table else made
-        show(shown, format_, out, [summary for _, summary in sweep])
+        show(made, format_, out, [summary for _, summary in sweep])
 
 
 @app.command()

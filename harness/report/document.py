@@ -12,6 +12,7 @@ from harness.facts.appraisal import appraise, shipped_book, standing
 from harness.facts.formulas import Context
 from harness.model import Summary
 from harness.report import page, tables
+from harness.report.answer import answer
 from harness.report.cost import cost_tables, sweep_tables, tiers_table, tornado_tables
 from harness.report.facts import compare_tables, first_table, sources_table
 from harness.report.screen import SCREEN
@@ -23,8 +24,6 @@ COSTS = {
     "usd_per_million_output_tokens": "measured here: cost of a million output tokens",
 }
 """Cost figures that are printed below the reported figures -> their label there."""
-LONG = ("whole-run", "tiers", "tornado", *SCREEN, "must-be", "sources")
-"""Tables that a terminal prints only with --table NAME or --table all."""
 MOST_TIERED = 50
 """With more runs than this, each run is priced by its own scenario only."""
 NOT_OF_A_RUN = (*SCREEN, "must-be", "reported", "sources")
@@ -82,9 +81,11 @@ def page_of(made: Sequence[Table], sweep: Sweep, scenario: str | None = None) ->
     return page.render(title, made, drawings, whatif.starts(sweep, Context(shipped_book()), scenario))
 
 
-def in_short(made: Sequence[Table]) -> list[Table]:
-    """The tables without those in `LONG`."""
-    return [each for each in made if each.name not in LONG]
+def first_screen(sweep: Sweep, scenario: str | None, width: int) -> str:
+    """The answer as text: of one run its figures, cost and findings; of several a table with a row for each."""
+    run, summary = sweep[0]
+    priced = None if run.engine is None else price_run(run, summary, scenario)
+    return answer(run, summary, priced, tables.findings_of(run, summary), width)
 
 
 def _money(run: Run, summary: Summary, scenario: str | None) -> Iterator[Table]:

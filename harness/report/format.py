@@ -74,6 +74,48 @@ def span(low: float, high: float, digits: int = 2, like: float | None = None) ->
     return last if first == last else f"{first.partition(' ')[0]}-{last}"
 
 
+def carried(figure: Figure) -> tuple[str, str]:
+    """The value in the unit of `scale`, and its interval, with the digits that the interval carries; n/a if unknown.
+
+    A half-width keeps two digits if they are below 3.55 of its own power of ten, else one, and the value ends at the
+    same place (Particle Data Group, Review of Particle Physics 2024, section 5.3); at most four digits, three without
+    an interval. An interval that is about as wide on both sides is printed as a share of the value.
+
+    >>> carried(Figure("rate", 15866.0, "tokens/s", "measured", 15422.0, 16310.0))
+    ('15,900', '±2.8%')
+    >>> carried(Figure("usd_per_query", 0.1134, "USD/query", "derived", 0.05, 0.23))
+    ('0.11', '0.05-0.23')
+    >>> carried(Figure("ttft_s.p99", 0.083124, "s", "measured"))
+    ('83.1', '')
+    """
+    if figure.value is None:
+        return "n/a", ""
+    factor, _ = scale(figure)
+    value, low, high = (None if x is None else x * factor for x in (figure.value, figure.low, figure.high))
+    assert value is not None
+    size = abs(value)
+    unit, word = (1e6, " M") if size >= 1e6 else (1.0, "")
+    leading = math.floor(math.log10(size / unit)) if size > 0 else 0
+    places = 2 - leading
+    if low is not None and high is not None and high > low:
+        half = (high - low) / 2 / unit
+        order = math.floor(math.log10(half))
+        places = max(-leading, min(3 - leading, (half < 3.55 * 10**order) - order))
+
+    def shown(x: float) -> str:
+        rounded = round(x / unit, places)
+        return f"{rounded:.3g}" if 0 < size < 1e-4 else f"{rounded:,.{max(0, places)}f}"
+
+    between = ""
+    if low is not None and high is not None:
+        below, above, half = value - low, high - value, (high - low) / 2
+        even = 0 < half < 0.2 * size and abs(above - below) <= 0.2 * half
+        between = f"±{100 * half / size:.2g}%" if even or half == 0 < size else f"{shown(low)}-{shown(high)}"
+    elif low is not None or high is not None:
+        between = f">= {shown(low)}" if low is not None else f"<= {shown(high or 0.0)}"
+    return shown(value) + word, between
+
+
 def ends(figure: Figure) -> str | None:
     """The interval or bound of a figure without its value; None if it has none."""
     factor, unit = scale(figure)

@@ -34,7 +34,7 @@ OBJECTIVES: Mapping[str, str] = {
 
 def measured_tables(run: Run, summary: Summary) -> list[Table]:
     """Every table of a run's measurement, in reading order."""
-    limits, doubts = hardware_limits(run, summary) if run.on_gpu else ((), ())
+    limits, _ = hardware_limits(run, summary) if run.on_gpu else ((), ())
     return [
         run_table(run),
         throughput_table(summary),
@@ -47,8 +47,14 @@ def measured_tables(run: Run, summary: Summary) -> list[Table]:
         *([errors_table(summary)] if summary.errors else []),
         *energy_tables(summary, run.file.meters_absent),
         *listed("limits", "Distance from the hardware's limit", limits),
-        findings_table((*doubts, *summary.findings)),
+        findings_table(findings_of(run, summary)),
     ]
+
+
+def findings_of(run: Run, summary: Summary) -> tuple[Finding, ...]:
+    """The findings of the run, after those about the distance from the hardware's limit."""
+    _, doubts = hardware_limits(run, summary) if run.on_gpu else ((), ())
+    return *doubts, *summary.findings
 
 
 def run_table(run: Run) -> Table:

@@ -33,7 +33,7 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
     for each row; what all rows share is printed once. The columns bound, value and unit become one phrase.
     """
     terminal = sys.stdout.isatty() if color is None else color
-    columns = width or shutil.get_terminal_size((80, 24)).columns
+    columns = width or columns_of_terminal()
     console = Console(file=io.StringIO(), width=columns, force_terminal=terminal, highlight=False)
     for table in tables:
         if table.name == FACT:
@@ -44,6 +44,11 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
         console.print()
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return re.sub(r" +$", "", text, flags=re.MULTILINE)
+
+
+def columns_of_terminal() -> int:
+    """COLUMNS, or the width of the terminal, or 80."""
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def _parts(table: Table, width: int) -> Iterator[RenderableType]:

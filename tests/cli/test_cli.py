@@ -13,15 +13,22 @@ import pytest
 from commands import QUICK, Command
 
 
-def test_a_run_is_stored_and_reported_with_cost_and_the_reported_figures(harness: Command) -> None:
+def test_a_run_is_stored_and_answered_on_one_screen_and_full_has_every_table(harness: Command) -> None:
     run = harness(*QUICK)
     assert run.code == 0, run.err
-    for expected in ("Throughput", "Latency", "\nCost", "Reported inference spend", "<=", "SIMULATED", "A15"):
+    for expected in ("throughput", "TTFT", "goodput", "energy", "price", "SIMULATED"):
         assert expected in run.out
     again = harness("report")
     assert again.code == 0
     assert again.out == run.out.rpartition("run: ")[0]
-    assert max(map(len, again.out.splitlines())) <= 80
+    full = harness("report", "--full").out
+    for expected in ("Throughput", "Latency", "\nCost", "Reported inference spend", "<=", "SIMULATED", "A15"):
+        assert expected in full
+    assert len(run.out.splitlines()) <= 30 < len(full.splitlines())
+    assert max(map(len, (run.out + full).splitlines())) <= 80
+    selected = harness("report", "--table", "latency").out
+    assert selected.startswith("Latency")
+    assert "Throughput" not in selected
 
 
 def test_json_has_every_figure_with_unit_status_and_run(harness: Command) -> None:

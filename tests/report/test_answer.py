@@ -1,0 +1,118 @@
+"""The first screen: its size at any width, on any device, and what it says of each figure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import a_run, changed, stored
+from places import ROOT
+from rich.cells import cell_len
+
+from harness.analysis.summary import load, made_of
+from harness.model import Figure, Finding, Summary
+from harness.report.answer import answer
+from harness.report.document import first_screen
+from harness.report.format import carried
+from harness.store.run import Run, read_run
+
+MOST = {80: 30, 100: 24, 140: 24}
+"""Columns -> lines, with the line of `run` that names the directory."""
+OTHERS = sorted([*(ROOT / "tests/data/runs").glob("*/2*"), *(ROOT / "results/published").glob("2*")])
+
+
+@pytest.fixture(scope="module")
+def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stored(tmp_path_factory.mktemp("gpu"))
+
+
+def read(directory: Path) -> tuple[Run, Summary]:
+    """As `load`, which would store the summary beside the run."""
+    run = read_run(directory)
+    return run, made_of(run)
+
+
+def fits(shown: str, width: int, more: int = 1) -> bool:
+    lines = shown.splitlines()
+    return len(lines) + more <= MOST[width] and max(map(cell_len, lines)) <= width
+
+
+@pytest.mark.parametrize("width", MOST)
+def test_the_answer_of_a_run_is_one_screen_with_and_without_a_gpu(on_gpu: Path, width: int) -> None:
+    assert len(OTHERS) == 3
+    for directory in (on_gpu, *OTHERS):
+        assert fits(first_screen([read(directory)], None, width), width), directory
+
+
+@pytest.mark.parametrize("width", MOST)
+def test_many_long_findings_and_names_leave_one_screen_that_counts_the_rest(on_gpu: Path, width: int) -> None:
+    run, summary = load(on_gpu)
+    doubts = tuple(Finding(f"doubt-{i}", "seen " * 60, "do " * 60, serious=i < 2) for i in range(9))
+    for count in (1, 2, 9):
+        long = changed(run, id="2026-" + "x" * 150, state="failed", error="word " * 50)
+        shown = answer(long, replace(summary, findings=doubts[:count]), None, doubts[:count], width)
+        assert fits(shown, width)
+        assert "doubt-0" in shown
+        assert count == 1 or "more: harness check" in shown
+
+
+def test_every_figure_has_an_interval_or_the_mark_of_a_reason(on_gpu: Path) -> None:
+    shown = first_screen([load(on_gpu)], None, 100)
+    assert "80.3 tokens/s ±0.65%" in shown
+    assert "1 failed (rejected 1)" in shown
+    assert "6.23 J ±4.6% per output token" in shown
+    assert "$22 (11-46) per million output tokens" in shown
+    assert "on-demand, 38-82% busy (assumed)" in shown
+    (run,) = (path for path in OTHERS if "smollm2" in path.name)
+    shown = first_screen([read(run)], None, 100)
+    assert "TTFT         580 (180-650)         646 [2]     647 [3]" in shown
+    assert "[2] its interval needs 59 requests, has 8-12" in shown
+    assert "energy       n/a [5]" in shown
+    assert "[5] nvml: NVML does not answer" in shown
+
+
+def test_a_simulated_run_is_marked_and_not_priced() -> None:
+    run = next(path for path in OTHERS if path.parent.name == "2")
+    lines = first_screen([read(run)], None, 100).splitlines()
+    assert lines[0].startswith("SIMULATED · smoke · 4 users · 12 of 12 requests")
+    assert any(line.endswith("a simulated run is not priced") for line in lines)
+    assert any(line.startswith("simulated: throughput, latency") for line in lines)
+
+
+def test_a_run_that_never_started_reads() -> None:
+    run = a_run(state="failed", error="no such model", engine=None)
+    shown = answer(run, made_of(run), None, (), 80)
+    assert fits(shown, 80)
+    assert shown.startswith("FAILED: no such model")
+    assert "n/a" in shown
+    assert "the engine never started" in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "said"),
+    [
+        (15866.0, 15422.0, 16310.0, ("15,900", "±2.8%")),  # half-width 444: one digit
+        (0.0434, 0.04222, 0.04457, ("0.0434", "±2.7%")),  # half-width 0.001175: two digits
+        (0.1134, 0.05, 0.23, ("0.11", "0.05-0.23")),  # uneven
+        (454.28, 445.9, 582.8, ("450", "450-580")),
+        (1234567.0, 1134567.0, 1334567.0, ("1.23 M", "±8.1%")),
+        (10.0, 10.0, 10.0, ("10.0", "±0%")),
+        (5.0, 0.0, 2000.0, ("5", "0-2,000")),  # wider than the value: one digit of the value stays
+        (12.3456, None, None, ("12.3", "")),
+        (12.3456, 11.0, None, ("12.3", ">= 11.0")),
+        (2.5e-7, None, None, ("2.5e-07", "")),
+        (0.0, 0.0, 0.0, ("0.00", "0.00-0.00")),
+        (None, None, None, ("n/a", "")),
+    ],
+)
+def test_digits_follow_the_interval(
+    value: float | None, low: float | None, high: float | None, said: tuple[str, str]
+) -> None:
+    assert carried(Figure("rate", value, "tokens/s", "measured", low, high)) == said
+
+
+def test_the_readme_shows_the_published_run() -> None:
+    (run,) = (path for path in OTHERS if "published" in path.parts)
+    shown = first_screen([read(run)], None, 100)
+    assert f"```text\n{shown}```" in (ROOT / "README.md").read_text(encoding="utf-8")
