@@ -124,15 +124,16 @@ def _readme_without_measuring() -> list[str]:
 
 
 COMMANDS = [
+    f"import {ROOT}/tests/data/imported/vllm_serve.json",
+    "run smoke --engine simulated --set requests.count=4 --out before",
     "run smoke --engine simulated --set requests.count=4",
     "report latest --format json",
     "compare latest --table all",
     "facts",
-    "diff latest latest",
+    "diff before/latest latest",
     "list runs --where users>=1",
     "schema workload",
     "export figures.csv",
-    f"import {ROOT}/tests/data/imported/vllm_serve.json",
     f"sweep {ROOT}/tests/data/sweep.yaml --dry-run",
     *(f"list {what}" for what in ("runs", "engines", "models", "scenarios")),
     *_readme_without_measuring(),
@@ -155,9 +156,10 @@ def test_no_verb_loads_an_engine_that_it_does_not_use(tmp_path: Path) -> None:
     assert {command.split()[0] for command in COMMANDS} == VERBS.keys()
     done = call(sys.executable, "-c", CALLS, *COMMANDS, cwd=tmp_path, PYTHONPATH=str(ROOT))
     ends = [json.loads(line.removeprefix("done:")) for line in done.stderr.splitlines() if line.startswith("done:")]
-    assert [(command, code, set(modules) & HEAVY) for command, code, modules in ends] == [
-        (c, 0, set()) for c in COMMANDS
-    ]
+    most = {"check": 1}  # a machine at work gives serious findings
+    assert [
+        (command, code > most.get(command.split()[0], 0), set(modules) & HEAVY) for command, code, modules in ends
+    ] == [(c, False, set()) for c in COMMANDS]
 
 
 def test_help_takes_under_0_4_s_of_cpu(tmp_path: Path) -> None:

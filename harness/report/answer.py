@@ -56,11 +56,11 @@ class Footnotes:
         return f"{value}{named}{between.rstrip()}{self.mark(why)}"
 
     def lines(self, width: int) -> list[str]:
-        """A note for each reason, cut at one line."""
+        """A note for each reason, of at most two lines."""
         notes = []
         for i, (reason, counts) in enumerate(self.reasons.items(), 1):
             has = "" if not counts else f", has {'-'.join(f'{x}' for x in sorted({min(counts), max(counts)}))}"
-            notes += cut(folded(f"[{i}] {reason}{has}", width, ""), 1, width)
+            notes += cut(folded(f"[{i}] {reason}{has}", width, ""), 2, width)
         return flowed(notes, width, GAP)
 
 
@@ -204,7 +204,12 @@ def _window(summary: Summary) -> list[str]:
     begin, end, took = (summary[name].value for name in ("window.begin_s", "window.end_s", "duration_s"))
     if begin is None or end is None or took is None:
         return []
-    return [f"window {end - begin:.3g} s of {took:.3g} (ramp and drain are outside)"]
+    whole = (summary["window.share"].value or 0.0) >= 1
+    return [
+        f"window: whole run, {took:.3g} s"
+        if whole
+        else f"window: {end - begin:.3g} of {took:.3g} s, without ramp and drain"
+    ]
 
 
 def _legend(run: Run, summary: Summary, priced: Priced | None) -> list[str]:
