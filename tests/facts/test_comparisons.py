@@ -153,6 +153,12 @@ BY_HAND = [
     ("margin_geometric", "-0.0920944 ratio"),  # 1-8.65/7.9205608
     ("result_geometric", "-7.29439e+08 USD"),  # 7.9205608e9-8.65e9
     ("utilisation_even", "0.414996 ratio"),  # 0.38*8.65/7.9205608
+    ("utilisation_even_floor", "0.759298 ratio"),  # 0.38*8.65/(0.8658/0.20)
+    ("deepseek_even_utilisation", "0.154925 ratio"),  # 87072/562027
+    ("deepseek_even_price", "12.9095 USD/GPU-hour"),  # 2*562027/87072
+    ("gw_share_2_2025", "1.04967 ratio"),  # 8.65e9/2/6552*1.73/1e6/(0.6+1.3*137/365)
+    ("spend_user_year_700", "16.4762 USD/user"),  # 8.65e9*12/9/700e6
+    ("gpus_day", "1814.91 GPU"),  # 8*(608e9/(73.7e3*86400)+168e9/(14.8e3*86400))
     ("price_even_2", "1.83134 USD/GPU-hour"),  # 2*7.9205608/8.65
     # ARR
     # (sum(5.5e9+4.5e9*k/181 for k in range(1,182))+sum(10e9+10e9*k/184 for k in range(1,185)))/365
