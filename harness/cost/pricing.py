@@ -274,8 +274,7 @@ def conditions_of(run: Run) -> dict[str, object]:
 @lru_cache(maxsize=1)
 def price_tables() -> tuple[tuple[Gpu, ...], dict[tuple[str, str], Input]]:
     """The rows of gpus.csv and of the price tables, read once per process."""
-    ranges, owned = (read_data(f"prices/{name}.csv") for name in ("gpu_rental_ranges", "gpu_prices"))
-    return read_rows(read_data("gpus.csv"), Gpu), parse_prices(ranges, owned)
+    return read_rows(read_data("gpus.csv"), Gpu), parse_prices(read_data("prices/gpu_rental_ranges.csv"))
 
 
 def priced_for(device: Device, scenario: str, overrides: Values) -> Scenario:

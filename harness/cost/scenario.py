@@ -15,7 +15,7 @@ from harness.cost import units
 from harness.cost.draws import PARAMETERS, Distribution, distribution, scaled, support
 from harness.errors import HarnessError
 
-Tier = Literal["machine", "on-demand", "reserved", "owned"]
+Tier = Literal["machine", "on-demand", "reserved", "spot", "owned"]
 InputStatus = Literal["measured", "reported", "assumed"]
 
 
@@ -179,19 +179,20 @@ def _input(key: str, given: InputFile, where: str) -> Input:
     return Input(key, made, known.unit, given.source, given.date, given.status)
 
 
-def parse_prices(rental_ranges: str, three_years: str) -> dict[tuple[str, str], Input]:
-    """(tier, GPU) -> price of a GPU-hour, from prices/gpu_rental_ranges.csv and prices/gpu_prices.csv.
+TIERS = {"on demand": "on-demand", "3-year": "reserved", "spot": "spot"}
+"""Tier in the table of prices -> tier of a scenario."""
+
+
+def parse_prices(rental_ranges: str) -> dict[tuple[str, str], Input]:
+    """(tier, GPU) -> price of a GPU-hour, from prices/gpu_rental_ranges.csv.
 
     The ends of a range are the 5th and 95th percentile of a lognormal.
     """
-    rental = "usd_per_gpu_hour_rental_3yr"
     prices = {}
-    for tier, text, low, high in (
-        ("on-demand", rental_ranges, "usd_per_gpu_hour_low", "usd_per_gpu_hour_high"),
-        ("reserved", three_years, rental, rental),
-    ):
-        for r in csv.DictReader(io.StringIO(text)):
-            made = distribution("lognormal", float(r[low]), float(r[high]))
-            source = f"{r['source']} ({r['gpu']}, {tier})"
-            prices[tier, r["gpu"]] = Input(PRICE, made, "USD/hour", source, r.get("asof", "2026"), "reported")
+    for r in csv.DictReader(io.StringIO(rental_ranges)):
+        tier = TIERS.get(r["tier"])
+        if tier is not None:
+            made = distribution("lognormal", float(r["usd_per_gpu_hour_low"]), float(r["usd_per_gpu_hour_high"]))
+            source = f"{r['source']} ({r['gpu']}, {tier}; seen {r['seen_low']} to {r['seen_high']})"
+            prices[tier, r["gpu"]] = Input(PRICE, made, "USD/hour", source, r["asof"], "reported")
     return prices

@@ -15,7 +15,7 @@ from harness.predict.memory import check_fits, largest_batch
 from harness.predict.own import Calibration
 from harness.predict.predict import LOAD, ONE_GROUP, Layout, Load, Prediction, deployed, predict_many
 
-TIERS = ("on-demand", "reserved")
+TIERS = ("on-demand", "reserved", "spot")
 """Scenarios whose price of a million output tokens stands beside the chosen one's."""
 USD = "usd_per_million_output_tokens"
 

@@ -21,7 +21,7 @@ from harness.model import Device
 
 DATA = Path(harness.__file__).parent / "data"
 GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)
-PRICES = parse_prices((DATA / "prices/gpu_rental_ranges.csv").read_text(), (DATA / "prices/gpu_prices.csv").read_text())
+PRICES = parse_prices((DATA / "prices/gpu_rental_ranges.csv").read_text())
 H100 = Device("gpu", "H100", 1)
 
 

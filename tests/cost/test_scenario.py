@@ -94,7 +94,7 @@ def test_a_wrong_file_names_itself() -> None:
     del without["inputs"]["serving.overhead"]
     for text, words in (
         (CPU.replace("unit: USD/hour", "unit: kg"), ["mine.yaml", "price.usd_per_hour", "'kg'"]),
-        (CPU.replace("tier: machine", "tier: spot"), ["mine.yaml", "tier", "spot"]),
+        (CPU.replace("tier: machine", "tier: free"), ["mine.yaml", "tier", "free"]),
         (yaml.safe_dump(without), ["mine.yaml", "serving.overhead", "missing"]),
         ("[1, 2]", ["mine.yaml", "not a map", "docs/economics.md"]),
         ("a: [", ["mine.yaml", "YAML"]),
@@ -114,7 +114,7 @@ def test_the_documentation_names_every_word_of_a_unit() -> None:
 
 
 GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)
-PRICES = parse_prices(*((DATA / "prices" / f"{name}.csv").read_text() for name in ("gpu_rental_ranges", "gpu_prices")))
+PRICES = parse_prices((DATA / "prices/gpu_rental_ranges.csv").read_text())
 
 
 def price_of(scenario: Scenario) -> tuple[float, ...]:
@@ -124,9 +124,9 @@ def price_of(scenario: Scenario) -> tuple[float, ...]:
 def test_a_price_comes_from_the_scenario_or_else_from_the_table() -> None:
     on_demand = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml")
     reserved = parse_scenario((DATA / "scenarios/reserved.yaml").read_text(), "reserved.yaml")
-    assert price_of(on_demand) == (1.75, 6.16)
-    assert price_of(reserved) == (1.3, 1.3)
+    assert price_of(on_demand) == (2.72, 7.18)
+    assert price_of(reserved) == (1.93, 5.4)
     given = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "x", {"price.usd_per_hour": 2.5})
     assert price_of(given) == (2.5,)
-    for gpu in ("L4", None):
+    for gpu in ("H20", None):
         assert "--set price.usd_per_hour" in (priced(on_demand, Device("gpu", gpu, 1), GPUS, PRICES).no_price or "")
