@@ -69,8 +69,9 @@ def _of_source(source: Source, start_s: float, end_s: float) -> Iterator[Finding
     errors = sorted({e for text in inside["error"].dropna().unique() for e in text.split()} - {"device=gpu_is_lost"})
     if errors:
         yield finding("meter-error", gpu=gpu, errors=", ".join(errors))
-    gap_s = float(np.diff(inside["before_s"].to_numpy(float)).max(initial=0.0))
-    if gap_s > readings.STALE_PERIODS * max(period_s, 0.1):
+    gaps_s = np.diff(inside["before_s"].to_numpy(float))
+    gap_s, usual_s = float(gaps_s.max(initial=0.0)), float(np.median(gaps_s)) if len(gaps_s) else 0.0
+    if gap_s > readings.STALE_PERIODS * max(period_s, 0.1, usual_s):
         yield finding("meter-gap", gpu=gpu, gap_s=gap_s)
     others, own = inside["foreign_processes"].dropna(), inside["processes"].dropna()
     if others.max() > 0 and (others.max() > others.iloc[0] or own.max() > 0):

@@ -324,8 +324,9 @@ def test_one_faulty_gpu_voids_the_total(faulty: Run) -> None:
     assert result["energy_j.gpu"].text().startswith("n/a (gpu-lost: GPU 0 was lost 9.")
 
 
-def test_a_clean_run_has_no_finding(fake_nvml: Path) -> None:
-    power, infos = seen(library.simulate(fake_nvml, "wave constant 200", seconds=17.0))
+@pytest.mark.parametrize("script", ["wave constant 200", "profile h100\nwave steps 0.12 690 0.61 430 0.07 230"])
+def test_a_clean_run_has_no_finding(fake_nvml: Path, script: str) -> None:
+    power, infos = seen(library.simulate(fake_nvml, script, seconds=17.0))
     assert measure_energy(power, infos, requests(34), 5.0, 15.0).findings == ()
 
 
