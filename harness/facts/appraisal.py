@@ -207,9 +207,7 @@ def appraise(
     found, points = [measurement_of(each) for each in priced], published(book)
     starts = [each for each in found if not each.doubts and (each.usd_per_query.value or 0.0) > 0]
     large = [point for point in points if (point.parameters or 0) >= LARGE]
-    context = Context(
-        book, measured_cost(starts or [each for each in found if each.usd_per_query.value] or large), force
-    )
+    context = Context(book, measured_cost(starts or large), force)
     made: Agreement | None = None
     verdict: tuple[tuple[str, str], ...] = (("bill", "no bill a prompt is published for this provider: not judged"),)
     if provider == "openai":

@@ -276,6 +276,7 @@ def test_only_evidence_is_set_against_the_bill() -> None:
     assert [caveat.partition(":")[0] for caveat in mixed.caveats] == ["r2", "r3"]
     alone, none = appraise([random], BOOK), appraise([], BOOK)
     assert alone.agreement == none.agreement
+    assert alone.context.measured == none.context.measured
     assert alone.starts == ()
 
 
