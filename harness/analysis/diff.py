@@ -280,7 +280,7 @@ def _shown(value: Any) -> str:
 def _conditions(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The workload, the engine with its model and device, and other conditions; unknown fields are left out."""
     workload, place, engine, model = run.file.workload, run.environment, run.engine, run.model
-    asked = _flat(workload.model_dump(include={"requests", "load", "objectives"}))
+    asked = flat(workload.model_dump(include={"requests", "load", "objectives"}))
     rest = {key: asked.pop(key, None) for key in LENGTH}
     ran: dict[str, Any] = {"engine": run.file.engine_asked}
     if engine is not None:
@@ -294,7 +294,7 @@ def _conditions(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
             ran |= {"power_limit_w": _one([gpu.power_limit_w for gpu in place.gpus])}
     rest |= workload.model_dump(include={"seed", "warmup"}) | {"clients": len(run.file.clients) or 1}
     rest |= place.model_dump(include={"git", "driver", "python", "os", "harness", "packages", "settings"})
-    return asked, _flat(ran), _flat(rest)
+    return asked, flat(ran), flat(rest)
 
 
 def _one(values: Sequence[Any]) -> Any:
@@ -303,12 +303,12 @@ def _one(values: Sequence[Any]) -> Any:
     return found[0] if len(found) == 1 else found or None
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by dotted key; None is left out."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         elif value is not None:
             found[prefix + key] = value
     return found

@@ -53,6 +53,16 @@ def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Summary:
     return Summary(f"{slower.run} to {faster.run}", slower.state, figures, {})
 
 
+def fastest_within(sweep: Sequence[Summary], share: float) -> Summary | None:
+    """The run with the largest output rate of those in which at least `share` of the requests met the objectives."""
+    found = []
+    for run in sweep:
+        met, rate = measured(run, "objectives_met").value, measured(run, CARRIED[0]).value
+        if met is not None and met >= share and rate is not None:
+            found.append((rate, run))
+    return max(found, key=lambda each: each[0])[1] if found else None
+
+
 def pareto_front(sweep: Sequence[Summary], latencies: Sequence[str]) -> list[Summary]:
     """The runs that no other run equals or beats in output rate and all latencies, by rising output rate."""
     if not sweep:

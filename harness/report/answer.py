@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-
-from rich.cells import cell_len, set_cell_size
-from rich.console import Console
-from rich.text import Text
 
 from harness.cost.draws import Distribution
 from harness.cost.pricing import Priced
 from harness.model import Figure, Finding, Summary
-from harness.report.format import amount, carried, number, plain, scale
+from harness.report.format import amount, number, plain
+from harness.report.lines import GAP, Footnotes, columns, cut, flowed, folded
 from harness.report.tables import OBJECTIVES
 from harness.store.run import Run
 
@@ -23,45 +19,6 @@ LABEL = 13
 """Width of the labels at the left."""
 INDENT = " " * LABEL
 NO_SPREAD = "neither the run's rate nor the scenario has a spread"
-GAP = "   "
-
-
-NEEDS = re.compile(r"(its interval needs \d+ \w+), has (\d+)")
-
-
-class Footnotes:
-    """Reasons, numbered in the order in which they are first met; those that differ in a count share a number."""
-
-    def __init__(self) -> None:
-        self.reasons: dict[str, list[int]] = {}
-        """Reason -> the counts that it was given for."""
-
-    def mark(self, reason: str | None) -> str:
-        """The mark of a reason, such as ` [1]`; nothing without one."""
-        if not reason:
-            return ""
-        counted = NEEDS.fullmatch(reason)
-        self.reasons.setdefault(counted[1] if counted else reason, []).extend([int(counted[2])] if counted else [])
-        return f" [{list(self.reasons).index(counted[1] if counted else reason) + 1}]"
-
-    def cell(self, figure: Figure | None, unit: bool = True) -> str:
-        """A figure with its interval, or with the mark of the reason why it has none."""
-        if figure is None:
-            return "n/a" + self.mark("not recorded")
-        value, between = carried(figure)
-        between = f" {between}" if between[:1] in ("", "±") else f" ({between})"
-        name = scale(figure)[1]
-        named = "" if not unit or figure.value is None else name if name == "%" else f" {name}"
-        why = figure.reason or ("not recorded" if figure.value is None else None)
-        return f"{value}{named}{between.rstrip()}{self.mark(why)}"
-
-    def lines(self, width: int) -> list[str]:
-        """A note for each reason, of at most two lines."""
-        notes = []
-        for i, (reason, counts) in enumerate(self.reasons.items(), 1):
-            has = "" if not counts else f", has {'-'.join(f'{x}' for x in sorted({min(counts), max(counts)}))}"
-            notes += cut(folded(f"[{i}] {reason}{has}", width, ""), 2, width)
-        return flowed(notes, width, GAP)
 
 
 def answer(run: Run, summary: Summary, priced: Priced | None, findings: Sequence[Finding], width: int) -> str:
@@ -139,7 +96,8 @@ def _latencies(notes: Footnotes, summary: Summary, width: int) -> list[str]:
         (label, *(notes.cell(summary[f"{name}.{stat}"], unit=False) for stat in statistics))
         for name, label in LATENCIES.items()
     ]
-    return columns([("latency ms", *statistics), *rows], width, LABEL)
+    lines = columns([("latency ms", *statistics), *rows], LABEL)
+    return [line for each in lines for line in folded(each, width, INDENT)]
 
 
 def _goodput(run: Run, notes: Footnotes, summary: Summary) -> list[str]:
@@ -245,36 +203,3 @@ def _findings(run: Run, findings: Sequence[Finding], room: int, width: int) -> l
 
 def _counted(left: int, run: Run, width: int) -> list[str]:
     return cut(folded(f"! {left} more: harness check {run.id}", width, ""), 1, width) if left else []
-
-
-def columns(rows: Sequence[Sequence[str]], width: int, first: int = 0) -> list[str]:
-    """Rows as aligned columns; a line ends at `width`. `first`: the least width of the first column with its gap."""
-    widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    widths[0] = max(widths[0], first - len(GAP))
-    lines = (GAP.join(map(set_cell_size, row, widths)).rstrip() for row in rows)
-    return [line if cell_len(line) <= width else set_cell_size(line, width) for line in lines]
-
-
-def flowed(items: Sequence[str], width: int, between: str, indent: str = "") -> list[str]:
-    """Items on as few lines as possible, all but the first indented; an item longer than a line is folded."""
-    lines: list[str] = []
-    for item in items:
-        if lines and cell_len(lines[-1] + between + item) <= width:
-            lines[-1] += between + item
-        else:
-            first, *others = folded(item, width, indent)
-            lines += [(indent if lines else "") + first, *others]
-    return lines
-
-
-def folded(text: str, width: int, indent: str) -> list[str]:
-    """The text broken at blanks, or within a word that is longer than a line; all lines but the first are indented."""
-    wrapped = Text(plain(text)).wrap(Console(width=width), width - len(indent))
-    return [(indent if i else "") + line.plain.rstrip() for i, line in enumerate(wrapped)]
-
-
-def cut(lines: list[str], most: int, width: int) -> list[str]:
-    """The first lines; an ellipsis says that others are left out."""
-    if len(lines) <= most:
-        return lines
-    return [*lines[: most - 1], set_cell_size(lines[most - 1], min(width - 2, cell_len(lines[most - 1]))) + " …"]

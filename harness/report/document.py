@@ -16,6 +16,7 @@ from harness.report.answer import answer
 from harness.report.cost import cost_tables, sweep_tables, tiers_table, tornado_tables
 from harness.report.facts import compare_tables, first_table, sources_table
 from harness.report.screen import SCREEN
+from harness.report.several import several
 from harness.report.table import Table
 from harness.store.run import Run
 
@@ -83,9 +84,11 @@ def page_of(made: Sequence[Table], sweep: Sweep, scenario: str | None = None) ->
 
 def first_screen(sweep: Sweep, scenario: str | None, width: int) -> str:
     """The answer as text: of one run its figures, cost and findings; of several a table with a row for each."""
+    priced = [None if run.engine is None else price_run(run, summary, scenario) for run, summary in sweep]
+    if len(sweep) > 1:
+        return several(sweep, priced, width)
     run, summary = sweep[0]
-    priced = None if run.engine is None else price_run(run, summary, scenario)
-    return answer(run, summary, priced, tables.findings_of(run, summary), width)
+    return answer(run, summary, priced[0], tables.findings_of(run, summary), width)
 
 
 def _money(run: Run, summary: Summary, scenario: str | None) -> Iterator[Table]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import a_run, changed, stored
+from builders import GPU, WORKLOAD, a_run, changed, stored
 from places import ROOT
 from rich.cells import cell_len
 
@@ -55,6 +55,58 @@ def test_many_long_findings_and_names_leave_one_screen_that_counts_the_rest(on_g
         assert fits(shown, width)
         assert "doubt-0" in shown
         assert count == 1 or "more: harness check" in shown
+
+
+def several_runs(on_gpu: Path, count: int) -> list[tuple[Run, Summary]]:
+    """Runs of rising users that all met the objectives; the last is the fastest."""
+    run, summary = load(on_gpu)
+    made = []
+    for users in range(count, 0, -1):
+        load_ = {"shape": "closed", "users": users}
+        other = changed(run, id=f"{run.id}-{users}", workload=WORKLOAD | {"load": load_, "requests": {"count": 320}})
+        figures = tuple(
+            replace(each, value=100.0 * users) if each.name == "output_tokens_per_s" else each
+            for each in summary.figures
+        )
+        made.append((other, replace(summary, run=other.id, figures=figures)))
+    return made
+
+
+@pytest.mark.parametrize("width", MOST)
+@pytest.mark.parametrize("count", [4, 40])
+def test_several_runs_are_one_table_with_a_row_a_run(on_gpu: Path, count: int, width: int) -> None:
+    shown = first_screen(several_runs(on_gpu, count), None, width)
+    lines = shown.splitlines()
+    assert max(map(cell_len, lines)) <= width
+    head = next(i for i, line in enumerate(lines) if "users" in line and "tok/s" in line)
+    rows = lines[head + 1 : head + 1 + min(count, 20)]
+    users = [*range(1, 20), 40] if count > 20 else [1, 2, 3, 4]
+    assert [int(line.lstrip("> ").split()[0]) for line in rows] == users
+    assert [line[0] for line in rows] == [" "] * (len(rows) - 1) + [">"]
+    assert len(lines) - len(rows) <= 12
+    assert ("20 more runs" in shown) == (count == 40)
+    assert "Qwen3-8B bfloat16 · 1 x H100 80GB HBM3" in shown
+
+
+def test_runs_that_differ_in_much_name_what_has_no_room(on_gpu: Path) -> None:
+    sweep = several_runs(on_gpu, 4)
+    other = changed(sweep[0][0], engine=GPU | {"version": "0.12", "device_count": 2, "model": {"asked": "x" * 90}})
+    for width in MOST:
+        shown = first_screen([*sweep, (other, sweep[0][1])], None, width)
+        assert max(map(cell_len, shown.splitlines())) <= width
+        assert len(shown.splitlines()) <= 5 + 12
+    assert "no room for" in first_screen([*sweep, (other, sweep[0][1])], None, 80)
+
+
+def test_runs_that_read_alike_are_told_by_name_and_without_objectives_none_is_best() -> None:
+    run, summary = read(next(path for path in OTHERS if path.parent.name == "2"))
+    twin = changed(run, id="20261128T000000Z-twin")
+    none = replace(summary, figures=tuple(each for each in summary.figures if each.name != "objectives_met"))
+    shown = first_screen([(run, none), (twin, none)], None, 100)
+    assert run.id in shown
+    assert twin.id in shown
+    assert ">" not in "".join(line[0] for line in shown.splitlines())
+    assert "SIMULATED" in shown.splitlines()[0]
 
 
 def test_every_figure_has_an_interval_or_the_mark_of_a_reason(on_gpu: Path) -> None:
