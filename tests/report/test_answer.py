@@ -115,8 +115,8 @@ def test_every_figure_has_an_interval_or_the_mark_of_a_reason(on_gpu: Path) -> N
     assert "80.3 tokens/s ±0.65%" in shown
     assert "1 failed (rejected 1)" in shown
     assert re.search(r"^energy +6\.2\d J ±[\d.]+% per output token", shown, re.MULTILINE)
-    assert "$22 (11-46) per million output tokens" in shown
-    assert "on-demand, 38-82% busy (assumed)" in shown
+    assert re.search(r"^price +\$[\d.]+ \([\d.]+-[\d.]+\) per million output tokens", shown, re.MULTILINE)
+    assert re.search(r"on-demand, \d+-\d+% busy \(assumed\)", shown)
     (run,) = (path for path in OTHERS if "smollm2" in path.name)
     shown = first_screen([read(run)], None, 100)
     assert "TTFT         580 (180-650)         646 [2]     647 [3]" in shown
