@@ -34,6 +34,8 @@ SHORT = {
 }
 """Short names of figures in gates."""
 Judgement = Literal["regressed", "improved", "no difference seen", "not judged"]
+LEAST = 0.01
+"""A ratio nearer to 1 than this is no difference, whatever its interval, unless the user asks for another effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +48,26 @@ class Change:
     p: float | None
     """Probability of a ratio at least this far from 1 if there is no difference; None without an interval."""
     better: int
+    least: float = 0.0
+    """Least effect: a ratio whose distance from 1 is below it, either way, is no difference."""
+
+    @property
+    def small(self) -> bool:
+        """The change is below the least effect."""
+        ratio = self.ratio.value
+        return ratio is not None and ratio > 0 and max(ratio, 1 / ratio) - 1 < self.least
 
     @property
     def judgement(self) -> Judgement:
         """The judgement from the interval of this figure alone: is 1 outside, and on which side?"""
         if self.ratio.low is None or self.ratio.high is None:
             return "not judged"
-        if self.ratio.low <= 1 <= self.ratio.high:
+        if self.small or self.ratio.low <= 1 <= self.ratio.high:
             return "no difference seen"
         return "improved" if (self.ratio.low > 1) == (self.better > 0) else "regressed"
 
 
-def compare(base: Sequence[Summary], new: Sequence[Summary]) -> tuple[Change, ...]:
+def compare(base: Sequence[Summary], new: Sequence[Summary], least: float = 0.0) -> tuple[Change, ...]:
     """The change of every figure of `BETTER` that both sides have, then of `COSTS`. A side is a run or its repeats.
 
     With one run per side the interval of the ratio comes from the intervals of the two figures, which cover variation
@@ -73,7 +83,7 @@ def compare(base: Sequence[Summary], new: Sequence[Summary]) -> tuple[Change, ..
     for name, rate in COSTS.items():
         if rate in changes:
             changes[name] = _inverse(name, changes[rate])
-    return tuple(changes.values())
+    return tuple(replace(change, least=least) for change in changes.values())
 
 
 def _change(base: Sequence[Figure], new: Sequence[Figure], better: int) -> Change:
@@ -157,7 +167,7 @@ def _inverse(name: str, rate: Change) -> Change:
 
 
 def verdict(changes: Sequence[Change]) -> tuple[Change, ...]:
-    """The changes among the `HEADLINES`, with at most 5% chance of any false one.
+    """The changes among the `HEADLINES` of at least the least effect, with at most 5% chance of any false one.
 
     Holm's step-down (1979), Scandinavian Journal of Statistics 6(2): the smallest of m p values is compared with
     5% / m, the next with 5% / (m - 1), until one is larger. The figures need not be independent.
@@ -168,7 +178,7 @@ def verdict(changes: Sequence[Change]) -> tuple[Change, ...]:
         if p > (1 - CONFIDENCE) / (len(judged) - rank):
             break
         shown.append(changes[i])
-    return tuple(shown)
+    return tuple(change for change in shown if not change.small)
 
 
 # ---- gates ----
@@ -221,6 +231,18 @@ def parse_gate(text: str) -> Gate:
         fix = "write for instance --fail-on 'output_tps<-3%' or --fail-on 'ttft_s.p99>+5%'"
         raise HarnessError(f"--fail-on '{text}' is not of the form FIGURE<PERCENT%", fix)
     return Gate(text, SHORT.get(form[1], form[1]), form[2] == ">", limit)
+
+
+def parse_least(text: str) -> float:
+    """A share from `1%` or `0.5%`.
+
+    >>> parse_least("0.5%")
+    0.005
+    """
+    form = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
+    if form is None:
+        raise HarnessError(f"--least '{text}' is not a share in percent", "write for instance --least 1%")
+    return float(form[1]) / 100
 
 
 # ---- conditions that must be equal ----

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Root, app, show
+from harness.cli.app import RESULTS, Format, Root, app, emit, show
 
 Where = Annotated[str | None, typer.Option(metavar="'A=x and B>=y'", help="Only runs that meet these conditions.")]
 
@@ -16,16 +16,20 @@ def list_(
     what: Annotated[Literal["workloads", "runs", "engines", "models", "scenarios"], typer.Argument()],
     root: Root = RESULTS,
     where: Where = None,
+    format_: Format = "text",
 ) -> None:
     """List workloads, runs, engines, models or scenarios."""
-    from harness.cli.tables import TABLES, runs_table
+    from harness.cli.tables import TABLES, runs_lines, runs_tables
+    from harness.report.text import columns_of_terminal
 
-    if what == "runs":
-        show([runs_table(root, where)], "text")
+    if what == "runs" and format_ == "text":
+        emit(runs_lines(runs_tables(root, where), columns_of_terminal()))
+    elif what == "runs":
+        show(runs_tables(root, where), format_)
     elif where is not None:
         raise errors.HarnessError(f"--where does not go with {what}", "only runs have figures and conditions")
     else:
-        show([TABLES[what]()], "text")
+        show([TABLES[what]()], format_)
 
 
 @app.command()

@@ -112,19 +112,21 @@ def diff(
             metavar="FIGURE<PERCENT%", help="Exit with 1 if the runs show this change, for instance 'output_tps<-3%'."
         ),
     ] = None,
+    least: Annotated[str, typer.Option(metavar="PERCENT%", help="A smaller change is no difference.")] = "1%",
     force: Force = False,
+    full: Full = False,
     format_: Format = "text",
 ) -> None:
-    """Compare runs with runs: the ratio of each figure with its interval, and what improved or regressed."""
-    from harness.analysis.diff import parse_gate
+    """Compare runs with runs: gates, then what improved or regressed, as ratios with intervals; --full has the rest."""
+    from harness.analysis.diff import parse_gate, parse_least
     from harness.report.changes import difference
 
-    gates = [parse_gate(text) for text in fail_on or ()]
+    gates, effect = [parse_gate(text) for text in fail_on or ()], parse_least(least)
     sides = _side(base, root), _side(new, root)
     if both := {run.directory for run in sides[0]} & {run.directory for run in sides[1]}:
         what = f"{min(both).name} stands on both sides of the comparison"
         raise errors.HarnessError(what, "name two different runs; `harness list runs` prints them")
-    found = difference(*sides, gates, force)
+    found = difference(*sides, gates, force, effect, full or format_ != "text")
     show(found.tables, format_)
     _tell_github(found)
     incomplete = _incomplete(itertools.chain(*sides))
@@ -189,7 +191,7 @@ def rerun(reference: Run_ = "latest", root: Root = RESULTS, force: Force = False
         clients = max(1, len(file.clients))
         directory = measuring.run(spec, root, display.show, file.meters_asked, file.declared, clients)
     after = read_run(directory)
-    show(difference([before], [after], force=True).tables, format_)
+    show(difference([before], [after], force=True, full=format_ != "text").tables, format_)
     typer.echo(f"run: {directory}", err=True)
     if after.state != "complete":
         raise typer.Exit(errors.INCOMPLETE)

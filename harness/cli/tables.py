@@ -3,33 +3,118 @@
 import csv
 import io
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from harness.analysis.index import runs
-from harness.cost.pricing import list_scenarios
+from harness.analysis.summary import load
+from harness.cost.pricing import list_scenarios, price_run
 from harness.engines.base import missing
+from harness.errors import HarnessError
 from harness.files import read_data
 from harness.measure.search import Outcome, Point, highest_feasible, saturation
 from harness.measure.sweep import Plan, figures_of, outcome_of
 from harness.measure.workers import Done
 from harness.model import ENGINES
+from harness.report.format import brief, carried
+from harness.report.lines import fitted
 from harness.report.table import Cell, Table
+from harness.report.text import render
 from harness.workload.library import list_workloads
 
+MOST_PRICED = 100
+"""With more runs than this none is priced: each takes about 20 ms."""
+FIGURES = {
+    "tok/s": ("output_tokens_per_s", 1.0),
+    "TTFT p99 ms": ("ttft_s.p99", 1e3),
+    "J/token": ("joules_per_output_token", 1.0),
+}
+"""Column -> figure and factor."""
+LEAST = ("device", "J/token", "model", "TTFT p99 ms", "load")
+"""Columns that are left out of a narrow list, in this order."""
 
-def runs_table(root: Path, where: str | None = None) -> Table:
-    """Stored runs, oldest first, with the columns that the conditions name."""
+
+def runs_tables(root: Path, where: str | None = None) -> list[Table]:
+    """Stored runs, oldest first, with the columns that the conditions name; then set-ups that sent no request."""
     found = runs(root, where)
-    named = re.findall(r"[\w.]+(?=\s*[!=<>])", where or "")
-    columns = list(dict.fromkeys(["run", "state", "workload", "engine", "model", *named]))
-    if (found["state"] == "damaged").any():
-        columns.append("error")
-    rows = tuple(tuple(None if pd.isna(cell) else str(cell) for cell in row) for row in found[columns].to_numpy())
-    return Table("runs", f"Runs in {root}", tuple(columns), rows)
+    sent = found["requests.sent"] if "requests.sent" in found else pd.Series(0.0, index=found.index)
+    never = found["state"].isin(["failed", "damaged"]) & ~(sent > 0)
+    named = dict.fromkeys(re.findall(r"[\w.]+(?=\s*[!=<>])", where or ""))
+    ran, failed = found[~never], found[never]
+    usd = [_usd(root / run) if len(ran) <= MOST_PRICED else "" for run in ran["run"]]
+    columns = {
+        "run": list(map(str, ran["run"])),
+        "model": [_cut(model) for model in ran["model"]],
+        "device": [_device(row) for _, row in ran.iterrows()],
+        "load": [_load(row) for _, row in ran.iterrows()],
+        **{head: _numbers(ran, *figure) for head, figure in FIGURES.items()},
+        "USD/M": usd,
+        "state": list(map(str, ran["state"])),
+    }
+    columns |= {
+        name: [f"{x:g}" if isinstance(x, float) else _cut(x) for x in ran[name]]
+        for name in named
+        if name not in columns
+    }
+    made = [Table("runs", f"Runs in {root}", tuple(columns), tuple(zip(*columns.values(), strict=True)))]
+    if len(failed):
+        rows = tuple(
+            (str(run), str(state), _text(error)) for run, state, error in failed[["run", "state", "error"]].to_numpy()
+        )
+        made.append(Table("failed", "Set-ups that failed before a request was sent", ("run", "state", "error"), rows))
+    return made
+
+
+def runs_lines(tables: Sequence[Table], width: int) -> str:
+    """A line a run, of at most `width`; where the whole name of a run has no room, its start as far as needed."""
+    (first, *others), starts = tables, 16
+    rows = [[str(cell or "") for cell in row] for row in first.rows]
+    while len({row[0][:starts] for row in rows}) < len(rows):
+        starts += 1
+    whole = fitted(first.columns, rows, width, LEAST)
+    if whole[-1].startswith("no room for"):
+        whole = fitted(first.columns, [[row[0][:starts], *row[1:]] for row in rows], width, LEAST)
+    lines = [first.title, *(whole if rows else ["  none"])]
+    return "\n".join(lines) + "\n\n" * bool(others) + render(others, width) + "\n" * (not others)
+
+
+def _usd(directory: Path) -> str:
+    """The price of a million output tokens, at the scenario of the run; n/a if it has none."""
+    try:
+        cost = price_run(*load(directory)).costs["usd_per_million_output_tokens"]
+    except HarnessError:
+        return "n/a"
+    return carried(cost)[0]
+
+
+def _numbers(ran: pd.DataFrame, name: str, factor: float) -> list[str]:
+    values = ran[name] if name in ran else [math.nan] * len(ran)
+    return ["n/a" if pd.isna(x) else brief(x * factor, 3) for x in values]
+
+
+def _load(row: pd.Series) -> str:
+    if not pd.isna(row["users"]):
+        return f"{row['users']:g} users"
+    return f"{row['load']} {row['rate_per_s']:g}/s" if not pd.isna(row["rate_per_s"]) else _text(row["load"])
+
+
+def _device(row: pd.Series) -> str:
+    if row["device"] == "cuda" or _text(row["gpu"]):
+        return f"{row['device_count']:g} x {_text(row['gpu']).removeprefix('NVIDIA ') or 'GPU'}"
+    return _text(row["device"])
+
+
+def _text(cell: object) -> str:
+    return str(cell) if isinstance(cell, str) else ""
+
+
+def _cut(cell: object) -> str:
+    text = _text(cell).rpartition("/")[2]
+    return text if len(text) <= 24 else f"{text[:23]}…"
 
 
 def workloads() -> Table:

@@ -1,6 +1,7 @@
 """Tables of differences between runs, of a wanted precision, and of repeats."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -10,8 +11,8 @@ from harness.analysis.findings import mixed
 from harness.analysis.precision import Reach, Target, reaches
 from harness.analysis.repeats import repeated
 from harness.analysis.summary import Sweep, summary_of
-from harness.model import Figure, Summary
-from harness.report.format import number
+from harness.model import Figure, Finding, Summary
+from harness.report.format import carried, number, scale
 from harness.report.table import PROPERTIES, Cell, Table
 from harness.report.tables import FINDING, finding_row
 from harness.store.run import Run
@@ -32,32 +33,42 @@ class Difference:
 
 
 def difference(
-    base: Sequence[Run], new: Sequence[Run], gates: Sequence[diff.Gate] = (), force: bool = False
+    base: Sequence[Run],
+    new: Sequence[Run],
+    gates: Sequence[diff.Gate] = (),
+    force: bool = False,
+    least: float = diff.LEAST,
+    full: bool = True,
 ) -> Difference:
-    """Compares the runs. HarnessError as for `diff.check_comparable` and `diff.outcomes`."""
+    """Compares the runs. HarnessError as for `diff.check_comparable` and `diff.outcomes`.
+
+    `least`: the least effect, as a share. Not `full`: figures that did not change and findings that are not serious
+    are only counted.
+    """
     must, noted = diff.check_comparable(base, new, force)
     sides = [[summary_of(run) for run in side] for side in (base, new)]
-    changes = diff.compare(*sides)
+    changes = diff.compare(sides[0], sides[1], least)
     ratios = {change.ratio.name: change.ratio for change in changes}
     judged = [(gate.text, _changed(ratios[gate.figure]), outcome) for gate, outcome in diff.outcomes(gates, changes)]
     title = "NEW against BASE" + (" (FORCED)" if must else "")
     properties = {
         "base": ", ".join(run.id for run in base),
         "new": ", ".join(run.id for run in new),
-        "verdict": _verdict(changes),
+        "verdict": _verdict(changes, least),
         "forced despite": "; ".join(must),
         "also different": "; ".join(noted),
     }
     ordered = sorted(changes, key=lambda change: ORDER.index(change.judgement))
-    rows = tuple((c.ratio.name, _bare(c.base), _bare(c.new), c.ratio, c.judgement) for c in ordered)
-    notes = (ONE_EACH if len(base) == len(new) == 1 else BETWEEN, EACH_ALONE)
+    columns, rows = _whole(ordered) if full else _moved(ordered)
+    notes = [ONE_EACH if len(base) == len(new) == 1 else BETWEEN, EACH_ALONE]
+    notes += [] if full else _counted(changes, least)
     doubts = [(summary.run, finding) for side in sides for summary in side for finding in summary.findings]
     doubts += [(name, found) for name, side in (("base", base), ("new", new)) if (found := mixed(side))]
     made = [
-        Table("verdict", title, PROPERTIES, tuple((key, text) for key, text in properties.items() if text)),
-        Table("diff", f"Figures of {title}", ("figure", "base", "new", "new / base", "judgement"), rows, notes),
         Table("gates", "Gates", ("fail on", "change", "outcome"), tuple(judged)),
-        Table("findings", "Findings", ("run", *FINDING), tuple((run, *finding_row(x)) for run, x in doubts)),
+        Table("verdict", title, PROPERTIES, tuple((key, text) for key, text in properties.items() if text)),
+        Table("diff", f"Figures of {title}" if full else "What moved", columns, rows, tuple(notes)),
+        _doubted(doubts, full),
     ]
     annotations = [
         _annotation("error" if outcome == "failed" else "warning", f"{outcome}: {text}: {change}")
@@ -67,20 +78,69 @@ def difference(
     annotations += [_annotation("warning", f"{run}: {x.code}: {x.text}") for run, x in doubts if x.serious]
     annotations += [_annotation("warning", f"forced despite {'; '.join(must)}")] if must else []
     return Difference(
-        [table for table in made if table.rows or table.name == "findings"],
+        [table for table in made if table.rows or table.name in ("diff", "findings")],
         any(outcome == "failed" for _, _, outcome in judged),
         annotations,
     )
 
 
-def _verdict(changes: Sequence[diff.Change]) -> str:
+def _doubted(doubts: Sequence[tuple[str, Finding]], full: bool) -> Table:
+    """The findings of each run; not `full`: the serious ones with their runs, and how many others there are."""
+    if full:
+        rows = tuple((run, *finding_row(each)) for run, each in doubts)
+        return Table("findings", "Findings", ("run", *FINDING), rows)
+    serious = {
+        each.code: ", ".join(run for run, x in doubts if x.code == each.code) for _, each in doubts if each.serious
+    }
+    others = sum(not each.serious for _, each in doubts)
+    notes = (f"{others} that are not serious: --full, or harness check RUN",) if others else ()
+    return Table("findings", "Serious findings", ("finding", "runs"), tuple(serious.items()), notes)
+
+
+Rows = tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]
+"""Columns and rows."""
+
+
+def _whole(changes: Sequence[diff.Change]) -> Rows:
+    columns = ("figure", "base", "new", "new / base", "judgement")
+    return columns, tuple((c.ratio.name, _bare(c.base), _bare(c.new), c.ratio, c.judgement) for c in changes)
+
+
+def _moved(changes: Sequence[diff.Change]) -> Rows:
+    """Rates, joules, and p50 and p99 of latencies, if they regressed or improved; costs follow from the rates."""
+    moved = [c for c in changes if c.judgement in ("regressed", "improved") and c.ratio.name not in diff.COSTS]
+    told = [c for c in moved if c.ratio.name.partition(".")[2] in ("", "p50", "p99")]
+    rows = tuple((c.ratio.name, _from_to(c), _in_percent(c.ratio), c.judgement) for c in told)
+    return ("figure", "base -> new", "change, 95%", "judgement"), rows
+
+
+def _from_to(c: diff.Change) -> str:
+    before, after = (carried(side)[0] for side in (c.base, c.new))
+    return f"{before} -> {after} {scale(c.base)[1].replace('tokens', 'tok').replace('requests', 'req')}"
+
+
+def _in_percent(ratio: Figure) -> str:
+    value, low, high = (100 * ((x or math.nan) - 1) for x in (ratio.value, ratio.low, ratio.high))
+    return f"{value:+.1f}% ({low:+.1f} to {high:+.1f})"
+
+
+def _counted(changes: Sequence[diff.Change], least: float) -> list[str]:
+    """How many figures did not change, and how many could not be judged; costs are not counted."""
+    counts = Counter(c.judgement for c in changes if c.ratio.name not in diff.COSTS)
+    lines = [f"{counts['no difference seen']} figures: no change of {100 * least:g}% or more was seen"]
+    if counts["not judged"]:
+        lines.append(f"{counts['not judged']} figures: not judged, as they have no interval")
+    return [*lines, "--full has every figure, also means, p90 and p95"]
+
+
+def _verdict(changes: Sequence[diff.Change], least: float) -> str:
     """The headline figures that changed, in words."""
     judged = [c.ratio.name for c in changes if c.ratio.name in diff.HEADLINES and c.p is not None]
     if not judged:
         return "none: no headline figure has an interval"
     shown = diff.verdict(changes)
     if not shown:
-        return f"no difference seen at this precision in {', '.join(judged)}"
+        return f"no difference seen of {100 * least:g}% or more at this precision in {', '.join(judged)}"
     return "; ".join(f"{c.ratio.name} {c.judgement}: {_changed(c.ratio)}" for c in shown)
 
 

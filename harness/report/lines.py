@@ -51,11 +51,24 @@ class Footnotes:
         return flowed(notes, width, GAP)
 
 
-def columns(rows: Sequence[Sequence[str]], first: int = 0) -> list[str]:
+def columns(rows: Sequence[Sequence[str]], first: int = 0, gap: str = GAP) -> list[str]:
     """Rows as aligned columns. `first`: the least width of the first column with its gap."""
     widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    widths[0] = max(widths[0], first - len(GAP))
-    return [GAP.join(map(set_cell_size, row, widths)).rstrip() for row in rows]
+    widths[0] = max(widths[0], first - len(gap))
+    return [gap.join(map(set_cell_size, row, widths)).rstrip() for row in rows]
+
+
+def fitted(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, least: Sequence[str]) -> list[str]:
+    """The table as lines, without the columns of `least`, in this order, that have no room; a last line names them."""
+    left = 0
+    while True:
+        kept = [i for i, head in enumerate(heads) if head not in least[:left]]
+        lines = columns([[row[i] for i in kept] for row in (heads, *rows)], gap="  ")
+        if max(map(cell_len, lines)) <= width or left == len(least):
+            out = [head for head in least[:left] if head in heads]
+            shown = [line if cell_len(line) <= width else set_cell_size(line, width) for line in lines]
+            return [*shown, *flowed(["no room for", *out], width, " ")] if out else shown
+        left += 1
 
 
 def flowed(items: Sequence[str], width: int, between: str, indent: str = "") -> list[str]:

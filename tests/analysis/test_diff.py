@@ -98,6 +98,26 @@ def test_the_interval_of_a_ratio_follows_mover() -> None:
     assert change.judgement == "regressed"
 
 
+@pytest.mark.parametrize(
+    ("new", "least", "judgement"),
+    [
+        (10.0004, 0.01, "no difference seen"),  # 10.000 -> 10.000 ms with a tiny interval
+        (10.0004, 0.0, "regressed"),
+        (10.099, 0.01, "no difference seen"),
+        (10.101, 0.01, "regressed"),
+        (9.89, 0.01, "improved"),
+        (9.91, 0.01, "no difference seen"),
+    ],
+)
+def test_a_change_below_the_least_effect_is_no_difference_whatever_its_interval(
+    new: float, least: float, judgement: str
+) -> None:
+    before, after = (summary("ttft_s.p50", x, x * 0.99999, x * 1.00001) for x in (10.0, new))
+    changes = diff.compare([before], [after], least)
+    assert changes[0].judgement == judgement
+    assert bool(diff.verdict(changes)) == (judgement != "no difference seen")
+
+
 def test_repeats_are_compared_by_welchs_t() -> None:
     base, new = [100.0, 101, 99, 102], [105.0, 107, 103]
     change = one(*([summary("output_tokens_per_s", x) for x in side] for side in (base, new)))

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import run_file, stored
 from commands import QUICK, Command
+
+from harness.store.directory import RunWriter
 
 
 def test_a_run_is_stored_and_answered_on_one_screen_and_full_has_every_table(harness: Command) -> None:
@@ -126,6 +129,26 @@ def test_list_prints_what_is_shipped_and_stored(harness: Command) -> None:
     assert "smollm2-135m" in harness("list", "models").out
     assert "cpu-smoke" in harness("list", "scenarios").out
     assert "complete" in harness("list", "runs").out
+
+
+def test_the_list_of_runs_is_a_line_a_run_and_failed_set_ups_are_apart(
+    harness: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for users in (4, 8):
+        stored(Path("results"), users)
+    failed = run_file(id="20261122T000000Z-failed", state="failed", error="no such model", engine=None)
+    RunWriter(Path("results"), failed).finish("failed", "no such model")
+    for width in (80, 100, 140):
+        monkeypatch.setenv("COLUMNS", f"{width}")
+        lines = harness("list", "runs").out.splitlines()
+        assert max(map(len, lines)) <= width
+        assert [line.split()[-1] for line in lines[2:4]] == ["complete"] * 2
+        assert lines[1].split()[-2:] == ["USD/M", "state"]
+        assert sum("no such model" in line for line in lines) == 1
+        assert "Set-ups that failed before a request was sent" in lines
+    assert lines[2].split()[1:8] == ["Qwen3-8B", "1", "x", "H100", "80GB", "HBM3", "4"]
+    table, apart = json.loads(harness("list", "runs", "--format", "json").out)["tables"]
+    assert [len(each["rows"]) for each in (table, apart)] == [2, 1]
 
 
 def test_facts_and_comparisons_need_no_run(harness: Command) -> None:

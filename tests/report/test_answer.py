@@ -11,9 +11,12 @@ from builders import GPU, WORKLOAD, a_run, changed, stored
 from places import ROOT
 from rich.cells import cell_len
 
+from harness.analysis import diff
 from harness.analysis.summary import load, made_of
 from harness.model import Figure, Finding, Summary
+from harness.report import text
 from harness.report.answer import answer
+from harness.report.changes import difference
 from harness.report.document import first_screen
 from harness.report.format import carried
 from harness.store.run import Run, read_run
@@ -140,6 +143,24 @@ def test_a_run_that_never_started_reads() -> None:
     assert shown.startswith("FAILED: no such model")
     assert "n/a" in shown
     assert "the engine never started" in shown
+
+
+def test_a_difference_prints_gates_first_then_what_moved_and_counts_the_rest(tmp_path: Path) -> None:
+    run, other = (read_run(stored(tmp_path, users)) for users in (4, 8))
+    gate = diff.parse_gate("output_tps<-3%")
+    made = difference([run], [other], [gate], force=True, least=0.1, full=False)
+    assert [table.name for table in made.tables] == ["gates", "verdict", "diff", "findings"]
+    for width in MOST:
+        lines = text.render(made.tables, width, color=False).splitlines()
+        assert max(map(cell_len, lines)) <= width
+        assert any(line.split()[:5] == ["output_tokens_per_s", "39.92", "->", "80.3", "tok/s"] for line in lines)
+    assert any(
+        re.fullmatch(r"[1-9]\d* figures: no change of 10% or more was seen", note) for note in made.tables[2].notes
+    )
+    (serious,) = made.tables[3].rows
+    assert serious == ("load-not-held", f"{run.id}, {other.id}")
+    whole = difference([run], [other], [gate], force=True)
+    assert len(whole.tables[2].rows) > 30
 
 
 @pytest.mark.parametrize(
