@@ -30,9 +30,12 @@ from harness.facts.appraisal import appraise
 from harness.files import results_root
 from harness.measure import run as measuring
 from harness.model import Summary
+from harness.predict.predict import LOAD, ONE_GROUP, Layout, Load
+from harness.predict.priced import priced
 from harness.report.cost import run_cost_tables
 from harness.report.facts import compare_tables, full_tables
 from harness.report.formats import long_form
+from harness.report.predict import prediction_tables
 from harness.store.directory import find_run
 from harness.store.run import Run, read_run
 from harness.workload.library import read_workload
@@ -85,8 +88,8 @@ def cost(
     runs: Sequence[str], root: Root = RESULTS, scenario: str | None = None, overrides: Overrides = ()
 ) -> pd.DataFrame:
     """The cost of each run under a scenario (None: that of its workload), as `harness cost` prints it."""
-    priced = [price_run(*_load(name, root), scenario, values(overrides)) for name in runs]
-    return long_form(run_cost_tables([explained(priced[0])] if len(priced) == 1 else priced))
+    own = [price_run(*_load(name, root), scenario, values(overrides)) for name in runs]
+    return long_form(run_cost_tables([explained(own[0])] if len(own) == 1 else own))
 
 
 def compare(
@@ -100,9 +103,28 @@ def compare(
 
     Large published GPU models stand in if no run is evidence. `full`: every comparison too.
     """
-    priced = [price_run(*_load(name, root), scenario) for name in runs]
-    appraisal = appraise(priced, provider=provider)
+    own = [price_run(*_load(name, root), scenario) for name in runs]
+    appraisal = appraise(own, provider=provider)
     return long_form(full_tables(appraisal) if full else compare_tables(appraisal))
+
+
+def predict(
+    model: str,
+    gpus: str | Sequence[str],
+    load: Load = LOAD,
+    devices: int | None = None,
+    precision: str | None = None,
+    layout: Layout = ONE_GROUP,
+    engine: str = "vllm",
+    scenario: str = "on-demand",
+    overrides: Overrides = (),
+) -> pd.DataFrame:
+    """The prediction for a model on GPUs, as `harness predict --full` prints it; column `gpu` names the GPU."""
+    found = []
+    for gpu in [gpus] if isinstance(gpus, str) else gpus:
+        each = priced(model, gpu, load, devices, precision, layout, engine, scenario, values(overrides))
+        found.append(long_form(prediction_tables(each, full=True)).assign(gpu=gpu))
+    return pd.concat(found, ignore_index=True)
 
 
 def _load(run: str, root: Root) -> tuple[Run, Summary]:

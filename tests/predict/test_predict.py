@@ -9,6 +9,7 @@ from builders import GPU, a_run
 from commands import Command
 from places import script
 
+from harness import api
 from harness.errors import HarnessError
 from harness.model import Figure, ModelIdentity, Summary
 from harness.predict import mixed, pooled
@@ -222,3 +223,10 @@ def test_the_validation_table_has_errors_coverage_and_baselines() -> None:
         assert isinstance(nearest, Figure)
         assert (median_factor.value or 9) < (nearest.value or 0)
     assert len(table.columns) == len(by_model)
+
+
+def test_the_api_gives_a_prediction_as_rows_for_each_gpu() -> None:
+    found = api.predict("Llama-3.1-8B", ["H100", "B200"])
+    chosen = found[(found["name"] == "output_tokens_per_s") & found["value"].notna()].drop_duplicates("gpu")
+    h100, b200 = chosen["value"]
+    assert b200 > h100 > 1000
