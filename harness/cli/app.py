@@ -6,11 +6,12 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
+import typer.core
 
 from harness import errors
 from harness.files import results_root
@@ -22,10 +23,32 @@ if TYPE_CHECKING:
     from harness.store.run import Run
 
 
+EPILOG = """\b
+examples:
+  harness run smoke --engine simulated            try it out; nothing is needed
+  harness run chat --url http://127.0.0.1:8000    measure a server that runs
+  harness report latest --full                    every table of the last run
+\b
+exit codes: 0 success, 1 a gate failed, 2 wrong use, 3 the run is incomplete
+"""
+ORDER = ("run", "sweep", "rerun", "doctor", "report", "check", "diff", "list", "export", "import", "cost", "predict",
+         "compare", "facts", "schema")  # fmt: skip
+"""The verbs as --help prints them: measure, read, cost, press."""
+
+
+class Ordered(typer.core.TyperGroup):
+    """The verbs in the order of their use."""
+
+    def list_commands(self, _: object) -> list[str]:
+        return sorted(self.commands, key=lambda verb: ORDER.index(verb) if verb in ORDER else len(ORDER))
+
+
 app = typer.Typer(
+    cls=Ordered,
     help="Measure what it costs to serve an open model, and compare that with a large provider's reported spend.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -35,7 +58,9 @@ _HOLDS = "Directory of the runs."
 Root = Annotated[
     Path, typer.Option("--root", envvar="HARNESS_RESULTS", parser=results_root, metavar="DIR", help=_HOLDS)
 ]
-Out = Annotated[Path, typer.Option("--out", envvar="HARNESS_RESULTS", parser=results_root, metavar="DIR", help=_HOLDS)]
+Out = Annotated[
+    Path, typer.Option("--root", "--out", envvar="HARNESS_RESULTS", parser=results_root, metavar="DIR", help=_HOLDS)
+]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any key; repeatable.")]
 Full = Annotated[bool, typer.Option("--full", help="Every table, not only the first screen.")]
 Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")]
@@ -57,6 +82,33 @@ Force = Annotated[
 ChartFormat = Annotated[Literal["svg", "png", "pdf", "html"], typer.Option("--chart-format")]
 RESULTS = Path("results")
 T = TypeVar("T")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import harness
+
+        typer.echo(f"harness {harness.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Measure what it costs to serve an open model, and compare that with a large provider's reported spend."""
+
+
+SUFFIXES: Mapping[str, Formats] = {
+    ".html": "html", ".md": "md", ".csv": "csv", ".tex": "latex", ".json": "json", ".parquet": "parquet"
+}  # fmt: skip
+
+
+def format_of(out: Path | None, format_: Formats) -> Formats:
+    """The format that the ending of the file names, unless one was chosen."""
+    return SUFFIXES.get(out.suffix, "text") if out is not None and format_ == "text" else format_
 
 
 def show(tables: Sequence[Table], format_: Formats, out: Path | None = None, summaries: Sequence[Summary] = ()) -> None:

@@ -11,10 +11,15 @@ if TYPE_CHECKING:
     from harness.measure.sender import Progress
 
 
-class Display:
-    """Shows the progress of a run on standard error: a bar on a terminal, else a line for each phase."""
+EVERY_S = 30.0
+"""Time between two lines where there is no terminal."""
 
-    def __init__(self) -> None:
+
+class Display:
+    """Shows the progress of a run on standard error: a bar on a terminal, else a line for each phase and 30 s."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet, self._said_s = quiet, 0.0
         # A copy of the descriptor, since the run redirects descriptors 1 and 2 to the engine's log.
         self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding, errors="replace")
         self._phase = ""
@@ -26,7 +31,7 @@ class Display:
         console = Console(file=self._stream)
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(), console=console, transient=True, disable=not console.is_interactive,
+            TimeElapsedColumn(), console=console, transient=True, disable=self._quiet or not console.is_interactive,
             redirect_stdout=False, redirect_stderr=False,  # the engine's output goes to its log
         )  # fmt: skip
         self._task = self._bar.add_task("", total=None, detail="")
@@ -40,7 +45,8 @@ class Display:
 
     def show(self, progress: Progress) -> None:
         with contextlib.suppress(OSError):  # the terminal may be closed; the run goes on
-            self._show(progress)
+            if not self._quiet:
+                self._show(progress)
 
     def _show(self, progress: Progress) -> None:
         if progress.phase != self._phase:
@@ -58,4 +64,9 @@ class Display:
             done, total = (
                 (progress.finished, progress.count) if progress.count else (progress.elapsed_s, progress.duration_s)
             )
+            if total and done:
+                detail += f", {progress.elapsed_s * max(0.0, total / done - 1):.0f} s left"
             self._bar.update(self._task, completed=done, total=total, detail=detail)
+            if self._bar.disable and progress.elapsed_s - self._said_s >= EVERY_S:
+                self._said_s = progress.elapsed_s
+                print(f"{progress.elapsed_s:.0f} s: {detail}", file=self._stream, flush=True)

@@ -17,6 +17,13 @@ def run(
     engine: Annotated[str | None, typer.Option(help="auto, openai, vllm, transformers or simulated.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, directory, GGUF file, or short name.")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Start the server: vllm, or that of engine.serve.")] = False,
+    url: Annotated[str | None, typer.Option(help="A running server with OpenAI's interface: engine openai.")] = None,
+    users: Annotated[int | None, typer.Option(min=1, help="This many users at a time: a closed loop.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="Requests/s, at Poisson arrivals.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Number of requests.")] = None,
+    duration: Annotated[str | None, typer.Option(help="Seconds, or 2 min; without --requests the only end.")] = None,
+    input_tokens: Annotated[int | None, typer.Option(min=1, help="Of each request.")] = None,
+    output_tokens: Annotated[int | None, typer.Option(min=1, help="Of each request.")] = None,
     set_: Set = None,
     out: Out = RESULTS,
     scenario: Scenario = None,
@@ -37,8 +44,9 @@ def run(
     reset_cache: Annotated[
         bool, typer.Option("--reset-cache", help="Empty the prefix cache of a running server before each run.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Measure a workload, store the run and print its report.
+    """Measure a workload, store the run and print its answer.
 
     With --precision the run ends as soon as the figures are that precise, or at the workload's count or duration.
     A server that runs already gets new prompts in every run, so that its prefix cache does not know them.
@@ -62,7 +70,13 @@ def run(
         raise errors.HarnessError(f"--serve starts a server, and engine '{engine}' needs none", fix)
     if serve:
         named |= {"engine.name": engine or "openai", "engine.openai.serve": "vllm"}
-    spec = read_workload(workload, overrides(set_ or ()) | {key: x for key, x in named.items() if x is not None})
+    if url is not None and engine not in (None, "openai"):
+        raise errors.HarnessError(f"--url names a server, and engine '{engine}' is none", "leave out --engine")
+    if users is not None and rate is not None:
+        raise errors.HarnessError("--users with --rate", "name one: users wait for their answers, a rate does not wait")
+    short = _keys(url, users, rate, requests, duration, input_tokens, output_tokens)
+    given = short | overrides(set_ or ()) | {key: x for key, x in named.items() if x is not None}
+    spec = read_workload(workload, given)
     if seed is not None and repeat > 1 and not serve and spec.engine.name == "openai" and not reset_cache:
         what = "--seed with --repeat sends a running server the prompts that it has just answered"
         raise errors.HarnessError(what, "omit --seed, or add --reset-cache")
@@ -70,7 +84,7 @@ def run(
         read_scenario(spec.scenario)  # reports a mistake in the file before measuring
     if targets := precision.parse(precise or ()):
         precision.check_shape(spec.load.shape)
-    with Display() as display:
+    with Display(quiet) as display:
         # A simulated engine draws no power: only meters that are named are read.
         power = meter or ([] if spec.engine.name == "simulated" else ["auto"])
         if assume_power is not None:
@@ -98,3 +112,30 @@ def run(
     if stored.state != "complete" or not stored.requests["error"].isna().any():
         typer.echo(f"incomplete: {stored.file.error or 'no request succeeded'}", err=True)
         raise typer.Exit(errors.INCOMPLETE)
+
+
+def _keys(
+    url: str | None,
+    users: int | None,
+    rate: float | None,
+    requests: int | None,
+    duration: str | None,
+    input_tokens: int | None,
+    output_tokens: int | None,
+) -> dict[str, object]:
+    """The keys of a workload that the short options stand for; None takes back what the workload's file says."""
+    keys: dict[str, object] = {}
+    if url is not None:
+        keys |= {"engine.name": "openai", "engine.openai.base_url": url}
+    if users is not None:
+        keys |= {"load.shape": "closed", "load.users": users, "load.rate_per_s": None}
+    if rate is not None:
+        keys |= {"load.shape": "poisson", "load.rate_per_s": rate, "load.users": None}
+    if duration is not None:
+        keys |= {"load.duration_s": duration, "requests.count": None}
+    if requests is not None:
+        keys["requests.count"] = requests
+    for name, tokens in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
+        if tokens is not None:
+            keys |= {f"requests.{name}": tokens, "requests.trace": None, "requests.max_total_tokens": None}
+    return keys

@@ -26,6 +26,7 @@ from harness.cli.app import (
     app,
     each_run,
     emit,
+    format_of,
     show,
     stored_run,
 )
@@ -58,6 +59,7 @@ def report(
     from harness.report.text import columns_of_terminal
 
     with each_run(references or ["latest"], root, load) as sweep:
+        format_ = format_of(out, format_)
         if format_ == "text" and not full and not table and charts is None:
             emit(document.first_screen(sweep, scenario, columns_of_terminal()), out)
             return

@@ -13,6 +13,8 @@ import pytest
 from builders import run_file, stored
 from commands import QUICK, Command
 
+from harness.cli.display import Display
+from harness.measure.sender import Progress
 from harness.store.directory import RunWriter
 
 
@@ -56,8 +58,68 @@ def test_a_deleted_summary_is_rebuilt_the_same(harness: Command, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("words", "load"),
+    [
+        (("--users", "2", "--requests", "6"), "2 users · 6 of 6 requests"),
+        (("--rate", "50", "--requests", "6"), "poisson 50/s · 6 of 6 requests"),
+        (("--rate", "50", "--duration", "0.2"), "poisson 50/s"),
+        (("--users", "1", "--requests", "2", "--set", "load.users=2"), "2 users"),  # --set wins
+        (("--input-tokens", "9", "--output-tokens", "3", "--requests", "5"), "5 of 5 requests"),
+    ],
+)
+def test_short_options_of_run_stand_for_keys_of_the_workload(
+    harness: Command, words: tuple[str, ...], load: str
+) -> None:
+    ran = harness(*QUICK, *words, "-q")
+    assert ran.code == 0, ran.err
+    assert load in ran.out.replace("\n", " · ")
+    assert ran.err == ""
+    if "--input-tokens" in words:
+        tokens = harness("report", "--table", "tokens").out
+        assert next(x for x in tokens.splitlines() if x.startswith("input")).split()[:3] == ["input", "45", "45"]
+
+
+def test_the_ending_of_the_file_names_the_format(harness: Command) -> None:
+    harness(*QUICK)
+    assert harness("report", "-o", "r.html").code == 0
+    assert Path("r.html").read_text().startswith("<!DOCTYPE html>")
+    assert harness("report", "-o", "r.json").code == 0
+    assert json.loads(Path("r.json").read_text())["runs"]
+    assert harness("report", "-o", "r.txt").code == 0
+    assert Path("r.txt").read_text().startswith("SIMULATED")
+
+
+def test_help_and_version_go_by_convention(harness: Command) -> None:
+    assert harness("--version").out.startswith("harness ")
+    helped = harness("-h").out
+    verbs = helped[helped.index("Commands:") :].splitlines()[1:]
+    assert [line.split()[0] for line in verbs[:7]] == ["run", "sweep", "rerun", "doctor", "report", "check", "diff"]
+    assert "exit codes: 0 success" in helped
+    assert harness("run", "-h").code == 0
+
+
+def test_progress_without_a_terminal_is_a_line_for_each_phase_and_30_seconds(capfd: pytest.CaptureFixture[str]) -> None:
+    with Display() as display:
+        for elapsed_s in (10.0, 29.0, 31.0, 45.0, 62.0):
+            display.show(Progress("measuring", elapsed_s, finished=int(elapsed_s), output_tokens=500, count=124))
+    assert capfd.readouterr().err.splitlines() == [
+        "measuring …",
+        "31 s: 31 done, 0 in flight, 16.1 tok/s, 93 s left",
+        "62 s: 62 done, 0 in flight, 8.1 tok/s, 62 s left",
+    ]
+    with Display(quiet=True) as display:
+        display.show(Progress("measuring", 40.0, finished=4, count=8))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("run", "smoke", "--users", "2", "--rate", "3"), ("--users with --rate", "name one")),
+        (
+            ("run", "smoke", "--engine", "simulated", "--url", "http://x"),
+            ("--url names a server", "leave out --engine"),
+        ),
         (("run", "smoke", "--engine", "tgi"), ("engine.name is 'tgi'", "simulated")),
         (("run", "smokes"), ("no workload 'smokes'", "did you mean 'smoke'")),
         (("run", "smoke", "--set", "load.users=-3"), ("load.users", "-3")),
