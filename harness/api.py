@@ -6,8 +6,8 @@
 >>> name = api.measure("smoke", root, {"engine.name": "simulated", "requests.count": 8})
 >>> api.runs(root, "workload=smoke")[["state", "requests.completed"]].to_numpy().tolist()
 [['complete', 8.0]]
->>> len(api.requests(name, root))
-8
+>>> len(api.requests(name, root))  # with the first wave of 4 users, which is load only
+12
 >>> costs = api.cost([name], root)
 >>> costs[costs["name"] == "usd_per_query"][["unit", "status"]].to_numpy().tolist()
 [['USD/query', 'simulated']]

@@ -55,7 +55,7 @@ def fit(low_s: Array, high_s: Array, period: tuple[float, float], most_slack_s: 
     >>> line = fit(np.array([0.0, 1.0, 10.0]), np.array([0.2, 1.2, 10.2]), (0.95, 1.05))
     >>> [round(each, 3) for each in line.period]
     [0.98, 1.02]
-    >>> fit(np.array([0.0, 1.0, 2.0]), np.array([0.1, 1.1, 2.4]), (1.1, 1.2)) is None
+    >>> fit(np.array([0.0, 1.0, 2.0]), np.array([0.1, 1.1, 2.4]), (1.15, 1.2)) is None
     True
     """
     narrow = np.flatnonzero(high_s - low_s < WIDEST * period[0])

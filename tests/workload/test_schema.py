@@ -127,7 +127,7 @@ FILES = [
     (PLAIN + "warmup:\n  requests: [1\n", "w.yaml:5: ", "not YAML"),
     (PLAIN + "name: a: b\n", "w.yaml:3: ", "not YAML"),
     (PLAIN + "name: \x00\n", "w.yaml: ", "not YAML"),
-    (PLAIN + "seed: " + "[" * 5000, "w.yaml: ", "not YAML: maximum recursion depth"),
+    (PLAIN + "seed: " + "[" * 5000, "w.yaml:3: ", "not YAML: more than 50 maps and lists"),
     (PLAIN + "1: x\n", "w.yaml:3: ", "unknown key 1"),
     (PLAIN.replace("requests:", "request:"), "w.yaml: ", "requests is missing"),
     (PLAIN + "engine: {vllm: &x {y: *x}}\n", "w.yaml:3: ", "not YAML: an alias is not allowed"),
