@@ -98,7 +98,7 @@ def _numbers(ran: pd.DataFrame, name: str, factor: float) -> list[str]:
 
 def _load(row: pd.Series) -> str:
     if not pd.isna(row["users"]):
-        return f"{row['users']:g} users"
+        return f"{row['users']:g} user{'s' * (row['users'] != 1)}"
     return f"{row['load']} {row['rate_per_s']:g}/s" if not pd.isna(row["rate_per_s"]) else _text(row["load"])
 
 

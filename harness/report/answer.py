@@ -78,7 +78,7 @@ def short_load(run: Run) -> str:
     """Such as `8 users`, `poisson 4/s` or `offline`."""
     load = run.file.workload.load
     if load.users is not None:
-        return f"{load.users} users"
+        return f"{load.users} user{'s' * (load.users != 1)}"
     return f"{run.shape} {load.rate_per_s:g}/s" if load.rate_per_s is not None else run.shape
 
 

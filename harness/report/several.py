@@ -74,11 +74,13 @@ def several(sweep: Sweep, priced: Sequence[Priced | None], width: int) -> str:
     ]
     rows.sort(key=lambda row: [_rank(each) for each in row.conditions])
     notes, table, left = _fitted(_chosen(rows), heads, width)
+    absent = [head for name, head in FIGURES.items() if not any(name in row.figures for row in rows)]
     said = [
         "> the most output tokens/s of the runs in which 99% of the requests met the objectives" if best else "",
         f"{len(rows) - MOST_ROWS} more runs" if len(rows) > MOST_ROWS else "",
         f"also different: {', '.join(others)}" if others else "",
         f"no room for {', '.join(left)}" if left else "",
+        f"n/a in every run: {', '.join(absent)}" if absent else "",
         "latencies in ms; digits end where 95% intervals (p5-p95 of prices) make them doubtful",
     ]
     head = cut(flowed([f"{len(runs)} runs", *shared], width, " · "), 2, width)

@@ -111,6 +111,7 @@ def test_runs_that_read_alike_are_told_by_name_and_without_objectives_none_is_be
     assert twin.id in shown
     assert ">" not in "".join(line[0] for line in shown.splitlines())
     assert "SIMULATED" in shown.splitlines()[0]
+    assert "n/a in every run: J/token, USD/M" in shown
 
 
 def test_every_figure_has_an_interval_or_the_mark_of_a_reason(on_gpu: Path) -> None:
