@@ -137,6 +137,18 @@ def test_a_simulated_run_is_marked_and_not_priced() -> None:
     assert any(line.startswith("simulated: throughput, latency") for line in lines)
 
 
+@pytest.mark.parametrize("width", MOST)
+def test_energy_of_a_gpu_that_does_not_exist_is_told_as_simulated(on_gpu: Path, width: int) -> None:
+    run, summary = load(on_gpu)
+    figures = tuple(
+        replace(each, status="simulated") if each.name.startswith(("joules", "gpu_power", "energy")) else each
+        for each in summary.figures
+    )
+    shown = answer(run, replace(summary, figures=figures), None, (), width)
+    assert fits(shown, width)
+    assert "measured: throughput, latency; simulated: energy" in shown.replace("\n", "; ")
+
+
 def test_a_run_that_never_started_reads() -> None:
     run = a_run(state="failed", error="no such model", engine=None)
     shown = answer(run, made_of(run), None, (), 80)
