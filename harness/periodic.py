@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from harness.stats import Array
+
 LOOSE = 0.01
 """Relative doubt of a period that was measured in a few seconds."""
 WIDEST = 0.9

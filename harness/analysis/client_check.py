@@ -5,19 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from harness.analysis.findings import finding
 from harness.analysis.latency import Times, members, times
 from harness.analysis.window import Window
 from harness.model import Figure, Finding, Summary
-from harness.stats import least_n
+from harness.stats import Array, least_n
 from harness.store.run import Run
 from harness.store.run_file import ClientSeen
 from harness.workload.arrivals import Load, user_spans
 
-Array = NDArray[np.float64]
 MOVED = 0.05
 """Largest share of a figure that the client may account for without a finding."""
 LEAST_GAPS = 100

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from harness.stats import Array
+
 CONDITION_LIMIT = 30.0
 SHARE_LIMIT = 0.5
 """A coefficient is not identified when near dependencies (condition index above 30) make more than half of its variance

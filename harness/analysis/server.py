@@ -6,16 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.analysis.findings import finding
 from harness.model import Figure, Finding
+from harness.stats import Array
 from harness.store.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Array = NDArray[np.float64]
 GAUGES = {
     "running.mean": "requests",
     "running.max": "requests",

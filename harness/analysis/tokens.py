@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from harness.stats import Array
 from harness.store.rows import flat
 
-Array = NDArray[np.float64]
 LEAST_STALL_S = 1.0
 """Shortest time without a token that is a stall."""
 OUTLIER, RANK = 3.0, 4

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.analysis.tokens import Events
+from harness.stats import Array
 
-Array = NDArray[np.float64]
 LEAST_TURNOVERS = 1.5
 """Fewest mean request times that a closed loop must last at full load, for a window of one of them."""
 SETTLED = 0.99

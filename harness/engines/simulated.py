@@ -6,17 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from harness.config import checked
+from harness.config import Section, checked
 from harness.errors import EngineDied, RequestFailed
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
 
 
-class Schedule(BaseModel):
+class Schedule(Section, allow_inf_nan=False):
     """The options of the simulated engine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     ttft_s: float = Field(0.1, ge=0)
     """From the start of service to the first token."""

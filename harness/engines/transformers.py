@@ -5,9 +5,9 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from harness.config import checked
+from harness.config import Section, checked
 from harness.engines import weights
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.model import Completion, EngineInfo, Request
@@ -22,10 +22,8 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "memory footprint", 
 """Messages of torch (GPU, then CPU) and of transformers (a KV cache that does not fit) when memory runs out."""
 
 
-class Options(BaseModel):
+class Options(Section, allow_inf_nan=False):
     """The options of the transformers engine. Those without a docstring are fields of its ContinuousBatchingConfig."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """`auto`: the dtype that the weights are stored in."""

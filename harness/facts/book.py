@@ -24,18 +24,9 @@ from harness.model import Status
 Layer = Literal["articles", "outside", "user"]
 """`articles`: the five articles and their quotes. `outside`: complementary figures. `user`: added with --facts."""
 FactStatus = Literal[
-    "measured",
-    "audited",
-    "leaked",
-    "stated",
-    "reported",
-    "inferred",
-    "estimated",
-    "projection",
-    "target",
-    "rumour",
+    "measured", "audited", "leaked", "stated", "reported", "inferred", "estimated", "projection", "target", "rumour",
     "error",
-]
+]  # fmt: skip
 """How the source knows the figure. `error`: the article contradicts its source."""
 Bound = Literal["=", ">=", "~", "<=", "range", ""]
 """What the wording claims: exactly, at least, about, at most, between two ends; empty: no number."""
@@ -55,21 +46,8 @@ PLAIN = ("fraction", "multiple", "ratio", "count", "none")
 """Units without a dimension; `none` is the unit of a row without a number."""
 UNITS = (
     *CURRENCIES,
-    *(
-        "year",
-        "month",
-        "week",
-        "day",
-        "hour",
-        "minute",
-        "second",
-        "date",
-        "user",
-        "customer",
-        "person",
-        "prompt",
-        "message",
-    ),
+    *("year", "month", "week", "day", "hour", "minute", "second", "date"),
+    *("user", "customer", "person", "prompt", "message"),
     *("query", "request", "token", "Mtoken", "parameter", "Wh", "kWh", "kW", "MW", "GW", "GPU", "node"),
 )
 WORDS: units.Words = {word: (1.0, (word,)) for word in UNITS} | dict.fromkeys(PLAIN, (1.0, ()))
@@ -320,13 +298,8 @@ class Book:
 
 TEXTS = ("facts.csv", "outside_facts.csv", "outside_facts_2026.csv")
 SHIPPED = (
-    "sources.csv",
-    "contradictions.csv",
-    "assumptions.csv",
-    "comparisons.csv",
-    "comparison_tables.csv",
-    "screen.csv",
-    *TEXTS,
+    *("sources.csv", "contradictions.csv", "assumptions.csv", "comparisons.csv", "comparison_tables.csv"),
+    *("screen.csv", *TEXTS),
 )
 """The data files that a Book is read from."""
 

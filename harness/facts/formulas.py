@@ -8,25 +8,9 @@ from functools import partial
 from itertools import accumulate, repeat
 
 from harness.errors import HarnessError
+from harness.facts import claims
 from harness.facts.book import Book, Comparison
-from harness.facts.claims import (
-    Quantity,
-    Refused,
-    about,
-    at_least,
-    combine,
-    exact,
-    growth,
-    held,
-    length,
-    of_fact,
-    printed,
-    prorata,
-    rebased,
-    rest,
-    root,
-    time_mean,
-)
+from harness.facts.claims import Quantity, Refused, about, at_least, combine, exact, held, length, of_fact, rebased
 from harness.facts.period import Period, period
 from harness.facts.revenue import nine_months
 
@@ -53,7 +37,7 @@ class Context:
 
     def printed(self, fact_id: str) -> Quantity:
         """A fact at its printed digits, also if it says `about`."""
-        found = printed(self.book[fact_id])
+        found = claims.printed(self.book[fact_id])
         if self.rounding or not found.rounded or found.value is None:
             return found
         return replace(found, low=found.value, high=found.value, rounded=False)
@@ -197,7 +181,7 @@ def _moved(a: Quantity, first: str, last: str) -> Quantity:
 
 
 def _mean(c: Context, over: Period | None, *ids: str, logs: bool = False) -> Quantity:
-    return time_mean([c.fact(i) for i in ids], _span(over), logs)
+    return claims.time_mean([c.fact(i) for i in ids], _span(over), logs)
 
 
 def _span(over: Period | None) -> Period:
@@ -214,12 +198,12 @@ FUNCTIONS: Mapping[str, tuple[str, Callable[..., Quantity]]] = {
     "rate": ("context period ids", _rate),
     "mean": ("context period ids", _mean),
     "log_mean": ("context period ids", partial(_mean, logs=True)),
-    "prorata": ("period", lambda over, a: prorata(a, _span(over))),
+    "prorata": ("period", lambda over, a: claims.prorata(a, _span(over))),
     "plan_sum": ("period", _plan_sum),
     "whole": ("", _whole),
-    "rest": ("", rest),
-    "growth": ("", growth),
-    "root": ("", root),
+    "rest": ("", claims.rest),
+    "growth": ("", claims.growth),
+    "root": ("", claims.root),
     "moved": ("", _moved),
     "basis": ("", lambda a, tags: rebased(a, tags, f"{a.terms} counted as {tags}")),
     "number": ("", lambda value, unit: exact(value, unit, f"{value:g}", status="given")),

@@ -81,11 +81,8 @@ class LoopMonitor:
 
     def __enter__(self) -> LoopMonitor:
         self._delays: Counter[int] = Counter()
-        self._gc = {"max": 0.0, "total": 0.0, "n": 0}
-        self._gc_began_s = 0.0
         gc.collect()
         gc.freeze()
-        gc.callbacks.append(self._on_gc)
         self._timer: asyncio.TimerHandle | None = None
         return self
 
@@ -99,18 +96,16 @@ class LoopMonitor:
     def __exit__(self, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        gc.callbacks.remove(self._on_gc)
         gc.unfreeze()
 
     def result(self) -> dict[str, Any]:
-        """elapsed_s, cpu_s, loop_delay_s and gc_pause_s since `begin`, as JSON values; empty before `begin`."""
+        """elapsed_s, cpu_s and loop_delay_s since `begin`, as JSON values; empty before `begin`."""
         if self._timer is None:
             return {}
         return {
             "elapsed_s": time.monotonic() - self._began_s,
             "cpu_s": time.process_time() - self._began_cpu_s,
             "loop_delay_s": percentiles(self._delays),
-            "gc_pause_s": dict(self._gc),
         }
 
     def _check(self) -> None:
@@ -119,14 +114,6 @@ class LoopMonitor:
             self._delays[math.ceil(math.log2(max(now_s - self._due_s, 1e-6)) * _CLASSES)] += 1
             self._due_s += self._random.uniform(0.5, 1.5) * CHECK_S
         self._timer = self._loop.call_at(self._due_s, self._check)
-
-    def _on_gc(self, phase: str, _info: Mapping[str, int]) -> None:
-        now_s = time.monotonic()
-        if phase == "stop":
-            pause_s = now_s - self._gc_began_s
-            longest_s, total_s, n = self._gc.values()
-            self._gc = {"max": max(longest_s, pause_s), "total": total_s + pause_s, "n": n + 1}
-        self._gc_began_s = now_s
 
 
 def percentiles(histogram: Mapping[int, int]) -> dict[str, float]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from harness.config import checked, read_map
+from harness.config import Section, checked, read_map
 
 ENGINE_KEYS = ("engine", "model")
 """First parts of the keys that need a new engine."""
@@ -27,18 +27,14 @@ BENT = 0.15
 Axis = Annotated[list[Any], Field(min_length=1)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Auto(_Part):
+class Auto(Section):
     """Find the load that saturates the system and the highest load that meets an objective, then fill the front."""
 
     axis: Literal["load.users", "load.rate_per_s"]
     start: float = Field(1, gt=0)
     limit: float = Field(1024, gt=0)
     """Highest load to measure."""
-    objective: dict[str, float] = {}
+    objective: dict[str, float] = Field({})
     """Figure -> its upper limit in seconds, such as `ttft_s.p99: 0.5`."""
     most: int = Field(16, ge=0, le=1000)
     """Number of points up to which the front is filled after the search."""
@@ -48,14 +44,14 @@ class Auto(_Part):
         return max(1, round(load)) if self.axis == "load.users" else float(f"{load:.4g}")
 
 
-class Sweep(_Part):
+class Sweep(Section):
     """A study: a workload, and the values that vary."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
     workload: str
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field({})
     """Values that all points share, as for `--set`."""
-    grid: dict[str, Axis] = {}
+    grid: dict[str, Axis] = Field({})
     """Every combination of these axes."""
     zip: list[dict[str, Axis]] = Field([], description="a list of maps: axes that move together, equally long")
     """Each map counts as one axis of the grid."""

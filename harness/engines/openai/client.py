@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from harness.config import checked
+from harness.config import Section, checked
 from harness.engines.openai import http
 from harness.engines.openai.stream import Answer, error_message
 from harness.errors import HarnessError, RequestFailed
@@ -31,10 +31,8 @@ SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "cookie")
 """Headers whose value must come from an environment variable, because options are stored with the run."""
 
 
-class Options(BaseModel):
+class Options(Section, allow_inf_nan=False):
     """The options of the openai engine. They are stored with the run; a secret is given as the name of a variable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     base_url: str | list[str] = "http://127.0.0.1:8000"
     """`http://`, `https://` or `unix:`. Requests are sent to several servers in turn."""
@@ -49,9 +47,9 @@ class Options(BaseModel):
     retry_after: bool = False
     """True: send a request that a 429 or 503 rejects again, after its Retry-After. False: the request has failed."""
     temperature: float = Field(0.0, ge=0)
-    body: dict[str, Any] = {}
+    body: dict[str, Any] = Field({})
     """Additional JSON fields of each request; null removes one of the default fields."""
-    headers: dict[str, str] = {}
+    headers: dict[str, str] = Field({})
     """Additional headers. `$NAME` in a value is replaced by that environment variable."""
     api_key_env: str | None = None
     """Environment variable that holds the API key."""
