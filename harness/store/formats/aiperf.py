@@ -7,25 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from harness.model import Record
-from harness.store.formats.point import Result, figures, latency, shared
+from harness.store.formats.point import LATENCIES, Result, at, figures, latency, numbers, shared
 
-_TOTALS = {
-    "requests_per_s": "request_throughput",
-    "output_tokens_per_s": "output_token_throughput",
-    "input_tokens_per_s": "input_token_throughput",
-    "total_tokens_per_s": "total_token_throughput",
-    "duration_s": "benchmark_duration",
-    "requests.completed": "request_count",
-    "requests.failed": "error_request_count",
-    "input_tokens.got": "total_isl",
-    "output_tokens.got": "total_osl",
-}
-_LATENCIES = {
-    "ttft_s": "time_to_first_token",
-    "tpot_s": "inter_token_latency",
-    "itl_s": "inter_chunk_latency",
-    "e2e_s": "request_latency",
-}
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "seconds": 1.0}
 _NOTES = (
     "aiperf's ITL is the mean gap of a request: here TPOT; its inter-chunk latency is the gaps: here ITL",
@@ -36,7 +19,8 @@ _RATES = ("poisson", "constant", "gamma")
 
 def aiperf(content: Mapping[str, Any]) -> Iterator[Result]:
     """aiperf's profile_export_aiperf.json, and genai-perf's profile_export_genai_perf.json."""
-    totals = {name: (content.get(key) or {}).get("avg") for name, key in _TOTALS.items()}
+    totals = numbers("aiperf", content)
+    latencies = {name: seen for name in LATENCIES if (seen := totals.pop(name))}
     if totals["duration_s"] is not None:
         totals["duration_s"] *= _SECONDS[content["benchmark_duration"].get("unit") or "sec"]
     if totals["requests.failed"] is None and content.get("error_summary"):
@@ -46,12 +30,11 @@ def aiperf(content: Mapping[str, Any]) -> Iterator[Result]:
     done = None if totals["requests.completed"] is None else int(totals["requests.completed"])
     derived = {}
     for name, key in (("input_tokens.got", "input_sequence_length"), ("output_tokens.got", "output_sequence_length")):
-        if totals[name] is None and done and (mean := (content.get(key) or {}).get("avg")) is not None:
+        if totals[name] is None and done and (mean := at(content, f"{key}.avg?")) is not None:
             derived[name] = mean * done
     found = figures(totals, done) + figures(derived, done, status="derived")
-    for name, key in _LATENCIES.items():
-        if seen := content.get(key):
-            found += latency(name, seen, done, _SECONDS[seen["unit"]])
+    for name, seen in latencies.items():
+        found += latency(name, seen, done, _SECONDS[seen["unit"]])
     config = content.get("input_config") or {}
     yield Result(
         found,

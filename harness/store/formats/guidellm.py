@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.store.formats.point import Result, figures, latency
+from harness.store.formats.point import Result, figures, latency, numbers
 
 _NOTES = (
     "latencies and requests per second are those of successful requests; token rates are guidellm's means over time of "
@@ -23,25 +23,12 @@ def guidellm(content: Mapping[str, Any]) -> Iterator[Result]:
         strategy = config["strategy"]
         kind = strategy["type_"]
         users = 1 if kind == "synchronous" else strategy.get("streams")
-        totals = {
-            "requests_per_s": _of(metrics, "requests_per_second", "successful").get("mean"),
-            "output_tokens_per_s": _of(metrics, "output_tokens_per_second", "total").get("mean"),
-            "input_tokens_per_s": _of(metrics, "prompt_tokens_per_second", "total").get("mean"),
-            "total_tokens_per_s": _of(metrics, "tokens_per_second", "total").get("mean"),
-            "duration_s": benchmark["duration"],
-            "requests.completed": done,
-            "requests.failed": made["errored"],
-            "input_tokens.got": _of(metrics, "prompt_token_count", "successful").get("total_sum"),
-            "output_tokens.got": _of(metrics, "output_token_count", "successful").get("total_sum"),
-        }
+        totals = numbers("guidellm", benchmark) | {"requests.completed": done, "requests.failed": made["errored"]}
+        latencies = {name: totals.pop(name) or {} for name in ("ttft_s", "tpot_s", "e2e_s")}
         found = figures(totals, done)
-        for name, word, scale in (
-            ("ttft_s", "time_to_first_token_ms", 1e-3),
-            ("tpot_s", "inter_token_latency_ms", 1e-3),
-            ("e2e_s", "request_latency", 1.0),
-        ):
-            seen = _of(metrics, word, "successful")
-            found += latency(name, {**seen, **(seen.get("percentiles") or {})}, done, scale)
+        for name, seen in latencies.items():
+            every = {**seen, **(seen.get("percentiles") or {})}
+            found += latency(name, every, done, 1.0 if name == "e2e_s" else 1e-3)
         load = {"shape": _SHAPES.get(kind, kind), "users": users, "rate_per_s": strategy.get("rate")}
         backend = config.get("backend") or benchmark.get("worker") or {}
         yield Result(
@@ -59,8 +46,3 @@ def _all_made(benchmark: Mapping[str, Any]) -> Mapping[str, Any]:
     """Requests by outcome, those of the warm-up among them."""
     made: Mapping[str, Any] = (benchmark.get("scheduler_metrics") or benchmark["run_stats"])["requests_made"]
     return made
-
-
-def _of(metrics: Mapping[str, Any], name: str, status: str) -> Mapping[str, Any]:
-    """One metric of the requests with this status; empty if the file does not have it."""
-    return (metrics.get(name) or {}).get(status) or {}

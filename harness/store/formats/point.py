@@ -1,10 +1,14 @@
 """One measured point of another tool's file, and the figures made of the file's numbers."""
 
+import csv
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache, reduce
 from typing import Any
 
+from harness.files import read_data
 from harness.model import Figure, Record, Status
 
 UNITS: Mapping[str, str] = {
@@ -20,6 +24,7 @@ UNITS: Mapping[str, str] = {
     "gpu_power_w": "W",
 }
 """Figure, or the part of its name before the dot -> unit; all other figures are in seconds."""
+LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 PERCENTILES = ("p50", "p90", "p95", "p99")
 _ALSO = {"mean": "avg", "p50": "median"}
 """Other names of statistics in the tools' files."""
@@ -52,6 +57,32 @@ class Result:
     whole: tuple[Figure, ...] | None = None
     """Figures of one and the same time, for the check of counts against rates; None: `figures` are."""
     records: tuple[Record, ...] = ()
+
+
+@lru_cache
+def _keys(tool: str) -> list[tuple[str, str]]:
+    """Figure and key for each row of import_keys.csv about the tool."""
+    return [(row["figure"], row["key"]) for row in csv.DictReader(read_data("import_keys.csv").splitlines())
+            if row["tool"] == tool]  # fmt: skip
+
+
+def numbers(tool: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Figure -> number of the tool's file; a latency -> its statistics. KeyError for a key that the file must have."""
+    return {figure: at(content, key) for figure, key in _keys(tool)}
+
+
+def at(content: Mapping[str, Any], key: str) -> Any:
+    """The value under a dotted key. `a|b`: under the first that the file has. With `?` at the end: None if it has none.
+
+    >>> at({"a": {"b": 1}}, "a.c|a.b"), at({}, "a.b?")
+    (1, None)
+    """
+    for each in key.rstrip("?").split("|"):
+        with suppress(KeyError, TypeError):
+            return reduce(lambda inner, name: inner[name], each.split("."), content)
+    if key.endswith("?"):
+        return None
+    raise KeyError(key)
 
 
 def figures(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.model import Figure, Record
-from harness.store.formats.point import PERCENTILES, Result, figures, latency, shared
+from harness.store.formats.point import PERCENTILES, Result, figures, latency, numbers, shared
 
 _LATENCIES = (("ttft_s", "ttft"), ("tpot_s", "tpot"), ("itl_s", "itl"), ("e2e_s", "e2el"), ("e2e_s", "e2e_latency"))
 _NOTES = (
@@ -28,18 +28,7 @@ def serve(content: Mapping[str, Any]) -> Iterator[Result]:
     derived = {}
     if failed is None and (errors is not None or asked is not None):  # as in vLLM before 0.11
         derived["requests.failed"] = sum(map(bool, errors)) if errors is not None else max(0, asked - done)
-    totals = {
-        "requests_per_s": content["request_throughput"],
-        "output_tokens_per_s": content["output_throughput"],
-        "input_tokens_per_s": content.get("input_throughput"),
-        "total_tokens_per_s": content.get("total_token_throughput", content.get("total_throughput")),
-        "duration_s": content["duration"],
-        "requests.completed": done,
-        "requests.failed": failed,
-        "input_tokens.got": content.get("total_input_tokens"),
-        "output_tokens.got": content.get("total_output_tokens"),
-    }
-    found = figures(totals, done) + figures(derived, done, status="derived")
+    found = figures(numbers("vllm serve", content), done) + figures(derived, done, status="derived")
     for name, word in _LATENCIES:
         found += named_latency(name, content, word, done)
     yield Result(
@@ -99,11 +88,5 @@ def _records(content: Mapping[str, Any]) -> Iterator[Record]:
 
 def offline(content: Mapping[str, Any]) -> Iterator[Result]:
     """`vllm bench throughput --output-json`."""
-    n = content["num_requests"]
-    values = {
-        "requests_per_s": content["requests_per_second"],
-        "total_tokens_per_s": content["tokens_per_second"],
-        "duration_s": content["elapsed_time"],
-        "requests.completed": n,
-    }
-    yield Result(figures(values, n), content.get("model_id"), engine="vllm", load={"shape": "offline"})
+    found = figures(numbers("vllm throughput", content), content["num_requests"])
+    yield Result(found, content.get("model_id"), engine="vllm", load={"shape": "offline"})
