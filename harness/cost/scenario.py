@@ -1,4 +1,4 @@
-"""Scenarios: sourced assumptions that convert measured tokens to money and energy. Opens no file."""
+"""Scenarios: sourced assumptions that convert measured tokens to money and energy."""
 
 import csv
 import io
@@ -13,7 +13,9 @@ from pydantic import BeforeValidator
 from harness.config import AS_WRITTEN, Section, Values, checked, low_high, overridden, read_map, refused
 from harness.cost import units
 from harness.cost.draws import PARAMETERS, Distribution, distribution, scaled, support
+from harness.cost.gpus import read_rows
 from harness.errors import HarnessError
+from harness.files import read_data
 
 Tier = Literal["machine", "on-demand", "reserved", "spot", "owned"]
 InputStatus = Literal["measured", "reported", "assumed"]
@@ -21,34 +23,16 @@ InputStatus = Literal["measured", "reported", "assumed"]
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Canonical unit, allowed range and meaning of an input."""
+    """A row of scenario_inputs.csv: an input, its canonical unit, allowed range and meaning."""
 
+    name: str
     unit: str
     low: float
     high: float
     meaning: str
 
 
-KEYS: Mapping[str, Key] = {
-    "price.usd_per_hour": Key("USD/hour", 0, math.inf, "price of one GPU, or one vCPU of a CPU machine"),
-    "serving.utilisation": Key("1", 0, 1, "share of paid time in which the device serves as in the run"),
-    "serving.overhead": Key("1", 1, math.inf, "whole bill / device bill: network, storage, failed work, reserve"),
-    "serving.cached_share": Key("1", 0, 1, "share of input tokens that come from a prefix cache"),
-    "query.requests": Key("1", 1, math.inf, "requests behind one user-visible answer"),
-    "query.input_tokens": Key("token", 0, math.inf, "input tokens of a request"),
-    "query.visible_tokens": Key("token", 0, math.inf, "output tokens of a request that the user sees"),
-    "query.reasoning_tokens": Key("token", 0, math.inf, "output tokens of a request that the user does not see"),
-    "energy.pue": Key("1", 1, math.inf, "facility energy / energy of the computers"),
-    "energy.host_share": Key("1", 0, math.inf, "energy of CPU, memory and fans / energy of the accelerator"),
-    "energy.idle_w": Key("W", 0, math.inf, "power of one idle accelerator"),
-    "owned.capital_usd": Key("USD", 0, math.inf, "purchase of one GPU with its share of server, network, installation"),
-    "owned.life_years": Key("year", 0, math.inf, "years over which the purchase is paid back"),
-    "owned.cost_of_capital": Key("1/year", 0, 1, "yearly return that the money must earn"),
-    "owned.power_kw": Key("kW", 0, math.inf, "average IT power per GPU, host and network included"),
-    "owned.usd_per_kwh": Key("USD/kWh", 0, math.inf, "price of electricity"),
-    "owned.hosting_usd_per_kw_month": Key("USD/kW/month", 0, math.inf, "building and cooling, by IT power"),
-    "owned.staff_usd_per_hour": Key("USD/hour", 0, math.inf, "operation, repair and spares of one GPU"),
-}
+KEYS: Mapping[str, Key] = {key.name: key for key in read_rows(read_data("scenario_inputs.csv"), Key)}
 """All inputs that a scenario may hold."""
 PRICE = "price.usd_per_hour"
 MEASURED = "measured"

@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import csv
 import difflib
 import functools
 import gc
@@ -17,6 +18,7 @@ from typing import Any
 from harness.engines import weights
 from harness.engines.vllm_errors import Log, explained
 from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.files import read_data
 from harness.model import Completion, EngineInfo, Request
 from harness.process import Descendants
 
@@ -218,23 +220,5 @@ def _in_force(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return in_force
 
 
-_PARTS: Mapping[str, tuple[str, ...]] = {
-    "model_config": ("quantization", "max_model_len", "seed", "enforce_eager", "dtype"),
-    "parallel_config": (
-        "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"
-    ),
-    "scheduler_config": (
-        "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "async_scheduling", "stream_interval"
-    ),
-    "cache_config": ("enable_prefix_caching", "gpu_memory_utilization", "kv_cache_memory_bytes", "block_size"),
-    "compilation_config": ("cudagraph_mode",),
-}  # fmt: skip
-RECORDED: Mapping[str, str] = {
-    **{name: f"{part}.{name}" for part, names in _PARTS.items() for name in names},
-    "compilation_mode": "compilation_config.mode",
-    "attention_backend": "attention_config.backend",
-    "kv_cache_dtype": "cache_config.cache_dtype",
-    "kv_cache_blocks": "cache_config.num_gpu_blocks",
-    "kv_cache_tokens": "cache_config.kv_cache_size_tokens",
-}
+RECORDED = {row["option"]: row["place"] for row in csv.DictReader(read_data("vllm_config.csv").splitlines())}
 """Name of a stored option -> where vLLM's configuration has it. Only recorded: older and newer versions lack some."""

@@ -282,20 +282,15 @@ def _doubt(starts: Sequence[Measurement], u: Draws) -> Draws:
     return np.log(quantile(distribution("lognormal", math.exp(-half), math.exp(half)), u))
 
 
-def _seconds_a_token(each: Measurement, weight: float) -> float:
-    """ln of the device-seconds of an output token; an input token counts as `weight` output tokens."""
-    seconds = each.gpu_s.value if each.gpu_s is not None else None
-    return (
-        math.log(seconds / (each.output_tokens + weight * (each.input_tokens or 0.0)))
-        if seconds and each.output_tokens
-        else math.nan
-    )
-
-
 def _own(found: Sequence[Measurement], weight: float) -> float | None:
-    """Median device-seconds of a million tokens."""
-    values = [1e6 * math.exp(_seconds_a_token(each, weight)) for each in found]
-    return None if not values or math.isnan(sum(values)) else float(np.median(values))
+    """Median device-seconds of a million output tokens; an input token counts as `weight` of them. None if unknown."""
+    values = []
+    for each in found:
+        seconds = each.gpu_s.value if each.gpu_s is not None else None
+        if not seconds or not each.output_tokens:
+            return None
+        values.append(1e6 * seconds / (each.output_tokens + weight * (each.input_tokens or 0.0)))
+    return float(np.median(values)) if values else None
 
 
 FIELDS = {"tokens_per_query": "output_tokens", "input_tokens": "input_tokens", "utilisation": "utilisation",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import operator
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,6 +27,10 @@ PREBUILD_S = 2.0
 """Limit on the time to build requests before the load begins."""
 PREBUILT_PER_USER = 4
 """Requests pre-built per user when the total is unknown."""
+OF_REQUEST = ("part", "conversation", "turn", "stand_in_tokens", "shared_tokens", "age_tokens")
+OF_ANSWER = ("input_tokens", "output_tokens", "cached_tokens", "finish_reason", "connect_s")
+"""Fields that a record takes from its request and from the engine's answer."""
+_of_request, _of_answer = operator.attrgetter(*OF_REQUEST), operator.attrgetter(*OF_ANSWER)
 MAX_UNPARSED = 1000
 """Limit on the number of answers that wait to be parsed."""
 
@@ -340,22 +345,13 @@ class Sender:
                 arrival_tokens=tuple(counts),
                 input_asked=len(request.prompt),
                 output_asked=request.output_tokens,
-                input_tokens=done.input_tokens,
-                output_tokens=done.output_tokens,
-                cached_tokens=done.cached_tokens,
-                finish_reason=done.finish_reason,
                 error=kind,
                 error_text=text,
-                part=request.part,
-                conversation=request.conversation,
-                turn=request.turn,
-                stand_in_tokens=request.stand_in_tokens,
-                connect_s=done.connect_s,
                 client=self.client if self.clients > 1 else None,
-                shared_tokens=request.shared_tokens,
                 hidden_tokens=done.hidden_tokens or None,
                 retries=done.retries or None,
-                age_tokens=request.age_tokens,
+                **dict(zip(OF_REQUEST, _of_request(request), strict=True)),
+                **dict(zip(OF_ANSWER, _of_answer(done), strict=True)),
             )
         )
         return completion

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.diff import flat
 from harness.analysis.summary import summary_of
 from harness.config import shown
 from harness.errors import HarnessError
@@ -104,28 +105,15 @@ def _stored(sweep: Sweep, root: Path) -> dict[str, str]:
 
 def _changes(sweep: Sweep, point: Point, run: Run) -> list[str]:
     """What the sweep asks of the point otherwise than the stored run was asked: `key: stored -> asked`."""
-    asked = _leaves(read_workload(sweep.workload, point.overrides(sweep)))
-    stored = _leaves(workload_of(run.file.workload.model_dump(mode="json"), f"{run.directory}/run.json", {}))
+    asked = flat(read_workload(sweep.workload, point.overrides(sweep)).model_dump(mode="json"))
+    workload = workload_of(run.file.workload.model_dump(mode="json"), f"{run.directory}/run.json", {})
+    stored = flat(workload.model_dump(mode="json"))
     keys = sorted({*asked, *stored} - {"name", "description"})
     return [
         f"{key}: {shown(stored.get(key))} -> {shown(asked.get(key))}"
         for key in keys
         if asked.get(key) != stored.get(key)
     ]
-
-
-def _leaves(workload: Workload) -> dict[str, Any]:
-    """Dotted key -> value of everything that a workload asks."""
-    found: dict[str, Any] = {}
-    waiting = [("", workload.model_dump(mode="json"))]
-    while waiting:
-        prefix, values = waiting.pop()
-        for key, value in values.items():
-            if isinstance(value, dict):
-                waiting.append((f"{prefix}{key}.", value))
-            else:
-                found[f"{prefix}{key}"] = value
-    return found
 
 
 def succeeded(run: Run) -> bool:

@@ -45,9 +45,7 @@ _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("ti
 """Columns with times on CLOCK_MONOTONIC in a journal, and in seconds since the start of the load in a finished file."""
 _INTEGERS = (
     *("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client"),
-    "shared_tokens",
-    *("hidden_tokens", "retries"),
-    "age_tokens",
+    *("shared_tokens", "hidden_tokens", "retries", "age_tokens"),
 )
 """Integer columns with missing values: nullable in pandas, so that integers do not become floats."""
 
