@@ -59,17 +59,12 @@ class Source:
         if len(rows) < 2:
             return None
         before, after, energy = (rows[c].to_numpy(float) for c in ("before_s", "after_s", "energy_j"))
-        device, nvml = self.device, self.meter == "nvml"
-        return Reads(
-            before - self.offset_s,
-            after + self.offset_s,
-            energy,
-            device.period_s if nvml else None,
-            device.quantum_j or 0.001,
-            device.period_half_s,
-            LAG_S if nvml else 0.0,
-            LAG_HALF_S if nvml else 0.0,
-        )
+        device = self.device
+        reads = Reads(before - self.offset_s, after + self.offset_s, energy, quantum_j=device.quantum_j or 0.001)
+        if self.meter != "nvml":
+            return reads
+        period_s, half_s = device.period_s, device.period_half_s
+        return replace(reads, period_s=period_s, period_half_s=half_s, lag_s=LAG_S, lag_half_s=LAG_HALF_S)
 
     @cached_property
     def curve(self) -> Curve | None:

@@ -1,29 +1,15 @@
 """Units as words joined with `-` and `/`, such as `USD/kW-hour`, and their conversion."""
 
+import csv
 import re
 from collections.abc import Mapping
 
+from harness.files import read_data
+
 Words = Mapping[str, tuple[float, tuple[str, ...]]]
 """Word -> (factor, base words): the word is `factor` times the product of the base words."""
-WORDS: Words = {
-    "1": (1.0, ()),
-    "percent": (0.01, ()),
-    "USD": (1.0, ("USD",)),
-    "cent": (0.01, ("USD",)),
-    "second": (1 / 3600, ("hour",)),
-    "minute": (1 / 60, ("hour",)),
-    "hour": (1.0, ("hour",)),
-    "day": (24.0, ("hour",)),
-    "month": (730.5, ("hour",)),
-    "year": (8766.0, ("hour",)),
-    "token": (1.0, ("token",)),
-    "W": (1.0, ("W",)),
-    "kW": (1e3, ("W",)),
-    "MW": (1e6, ("W",)),
-    "Wh": (1.0, ("W", "hour")),
-    "kWh": (1e3, ("W", "hour")),
-    "MWh": (1e6, ("W", "hour")),
-}
+_ROWS = csv.DictReader(read_data("units.csv").splitlines())
+WORDS: Words = {row["word"]: (float(row["factor"]), tuple(row["base"].split())) for row in _ROWS}
 """The words of `factor`. A year has 365.25 days, a month is a twelfth of a year."""
 
 

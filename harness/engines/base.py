@@ -69,7 +69,7 @@ class Resetting(Protocol):
 
 
 def create_engine(name: str, model: str | None, options: Mapping[str, Any]) -> Engine:
-    """Construct the engine of that name without starting it.
+    """Construct the engine of that name, other than `auto`, without starting it.
 
     Raises HarnessError for an unknown name, a package that is not installed, or an option the engine does not have.
 
@@ -79,8 +79,6 @@ def create_engine(name: str, model: str | None, options: Mapping[str, Any]) -> E
     harness.errors.HarnessError: unknown engine 'tgi'
       fix: choose one of auto, openai, simulated, transformers, vllm
     """
-    if name == "auto":
-        name = choose_engine()
     if name not in ENGINES:
         raise HarnessError(f"unknown engine '{name}'", f"choose one of {', '.join(['auto', *sorted(ENGINES)])}")
     if extra := missing(name):

@@ -69,14 +69,10 @@ def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Jso
     if cost is None or start.output_tokens is None:
         return None
     per_token = [None if x is None else x / start.output_tokens for x in cost]
+    million = "usd_per_million_output_tokens"
     figures = [
         _figure("usd_per_query", status, of=per_token, powers=BILL | {"output": 1}),
-        _figure(
-            "usd_per_million_output_tokens",
-            status,
-            of=_stats(unit.figures, "usd_per_million_output_tokens"),
-            powers=BILL,
-        ),
+        _figure(million, status, of=_stats(unit.figures, million), powers=BILL),
         *(_energy(summary, device, fixed, start.output_tokens) if metered else ()),
     ]
     sliders = _sliders(given, metered) | {"output": around(start.output_tokens)}

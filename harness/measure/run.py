@@ -261,8 +261,7 @@ class _Session:
 
     def _charged(self, before: Sequence[Board], info: EngineInfo, attached: bool) -> Charged:
         """The GPUs to charge. `before`: what NVML listed before the engine started."""
-        urls = info.options.get("base_url") or ()
-        processes, variables = processes_of([urls] if isinstance(urls, str) else urls)
+        processes, variables = processes_of(addresses(info))
         count = None if info.device == "unknown" else info.device_count
         use = Use(info.device, count, processes, started=not attached)
         return choose(before, look() if before else (), use, variables or os.environ, self.gpus)
