@@ -1,7 +1,9 @@
 """Package data, users' files, versions of installed packages, and the user's cache directory."""
 
 import contextlib
+import csv
 import gzip
+import io
 import os
 import zlib
 from importlib import metadata, resources
@@ -22,6 +24,11 @@ def data_path(name: str) -> Path:
 def read_data(name: str) -> str:
     """Text of a file in harness/data."""
     return data_path(name).read_text(encoding="utf-8")
+
+
+def data_rows(name: str) -> list[dict[str, str]]:
+    """The rows of a shipped table in CSV."""
+    return list(csv.DictReader(io.StringIO(read_data(name))))
 
 
 def results_root(root: str | Path) -> Path:

@@ -1,15 +1,13 @@
 """Units as words joined with `-` and `/`, such as `USD/kW-hour`, and their conversion."""
 
-import csv
 import re
 from collections.abc import Mapping
 
-from harness.files import read_data
+from harness.files import data_rows
 
 Words = Mapping[str, tuple[float, tuple[str, ...]]]
 """Word -> (factor, base words): the word is `factor` times the product of the base words."""
-_ROWS = csv.DictReader(read_data("units.csv").splitlines())
-WORDS: Words = {row["word"]: (float(row["factor"]), tuple(row["base"].split())) for row in _ROWS}
+WORDS: Words = {row["word"]: (float(row["factor"]), tuple(row["base"].split())) for row in data_rows("units.csv")}
 """The words of `factor`. A year has 365.25 days, a month is a twelfth of a year."""
 
 

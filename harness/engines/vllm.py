@@ -2,7 +2,6 @@
 
 import ast
 import asyncio
-import csv
 import difflib
 import functools
 import gc
@@ -18,7 +17,7 @@ from typing import Any
 from harness.engines import weights
 from harness.engines.vllm_errors import Log, explained
 from harness.errors import EngineDied, HarnessError, RequestFailed
-from harness.files import read_data
+from harness.files import data_rows
 from harness.model import Completion, EngineInfo, Request
 from harness.process import Descendants
 
@@ -220,5 +219,5 @@ def _in_force(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return in_force
 
 
-RECORDED = {row["option"]: row["place"] for row in csv.DictReader(read_data("vllm_config.csv").splitlines())}
+RECORDED = {row["option"]: row["place"] for row in data_rows("vllm_config.csv")}
 """Name of a stored option -> where vLLM's configuration has it. Only recorded: older and newer versions lack some."""

@@ -6,7 +6,6 @@ files are converted in a child process, because forking an engine from a process
 """
 
 import contextlib
-import csv
 import difflib
 import fcntl
 import functools
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.files import cache_root, read_data, write_cache
+from harness.files import cache_root, data_rows, write_cache
 from harness.model import ModelIdentity
 
 CONVERTER = "1"
@@ -59,7 +58,7 @@ def short_names() -> dict[str, dict[str, str]]:
     >>> short_names()["smollm2-135m"]["licence"]
     'Apache-2.0'
     """
-    return {row["name"]: row for row in csv.DictReader(read_data("short_names.csv").splitlines())}
+    return {row["name"]: row for row in data_rows("short_names.csv")}
 
 
 def resolve(asked: str) -> Weights:

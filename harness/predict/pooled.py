@@ -1,7 +1,5 @@
 """The fitted models of step time, TTFT and power: their terms and keys, and the shipped coefficients."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -9,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from harness.cost.draws import Array
-from harness.files import data_path, read_data
+from harness.files import data_path, data_rows
 from harness.predict.mixed import Block, Fit, Rows
 from harness.predict.work import TERMS, Serving, columns
 
@@ -75,7 +73,7 @@ def fitted(name: str) -> Fit:
     setup is a new one.
     """
     blocks, values, noise = [], {}, 0.0
-    for r in csv.DictReader(io.StringIO(read_data(f"predict/{name}.csv"))):
+    for r in data_rows(f"predict/{name}.csv"):
         value = float(r["value"])
         if r["level"]:
             values[r["block"], r["level"]] = value

@@ -1,7 +1,5 @@
 """Time, energy and memory of a model on GPUs that were not measured, with predictive intervals."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +12,7 @@ from harness.cost.draws import Array, Draws
 from harness.cost.gpus import Gpu, find_gpu
 from harness.cost.pricing import price_tables
 from harness.errors import HarnessError
-from harness.files import read_data
+from harness.files import data_rows
 from harness.predict import mixed, pooled
 from harness.predict.memory import SIZES, bytes_per_sequence, check_fits, largest_batch, weights_per_gpu
 from harness.predict.shapes import ModelShape, precision_of, shape_of
@@ -214,9 +212,7 @@ def with_noise(name: str, rows: mixed.Rows) -> tuple[Array, Array]:
 @lru_cache(maxsize=1)
 def scales() -> Mapping[tuple[str, str], float]:
     """(time, ttft or energy; GPU) -> what an interval's half-width is multiplied with, from the points left out."""
-    return {
-        (r["model"], r["gpu"]): float(r["scale"]) for r in csv.DictReader(io.StringIO(read_data("predict/scales.csv")))
-    }
+    return {(r["model"], r["gpu"]): float(r["scale"]) for r in data_rows("predict/scales.csv")}
 
 
 def scale(name: str, s: Serving) -> float:
@@ -272,7 +268,7 @@ def own_gpu(path: str) -> Gpu:
 def releases() -> Mapping[str, Mapping[str, tuple[float, int]]]:
     """Engine -> version -> year of its release and measured points; oldest first."""
     found: dict[str, dict[str, tuple[float, int]]] = {}
-    for r in csv.DictReader(io.StringIO(read_data("predict/releases.csv"))):
+    for r in data_rows("predict/releases.csv"):
         if r["version"]:
             found.setdefault(r["engine"], {})[r["version"]] = float(r["released"]), int(r["points"])
     return found

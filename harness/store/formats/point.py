@@ -1,6 +1,5 @@
 """One measured point of another tool's file, and the figures made of the file's numbers."""
 
-import csv
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -8,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from typing import Any
 
-from harness.files import read_data
+from harness.files import data_rows
 from harness.model import Figure, Record, Status
 
 UNITS: Mapping[str, str] = {
@@ -62,8 +61,7 @@ class Result:
 @lru_cache
 def _keys(tool: str) -> list[tuple[str, str]]:
     """Figure and key for each row of import_keys.csv about the tool."""
-    return [(row["figure"], row["key"]) for row in csv.DictReader(read_data("import_keys.csv").splitlines())
-            if row["tool"] == tool]  # fmt: skip
+    return [(row["figure"], row["key"]) for row in data_rows("import_keys.csv") if row["tool"] == tool]
 
 
 def numbers(tool: str, content: Mapping[str, Any]) -> dict[str, Any]:
