@@ -83,6 +83,8 @@ def check_conditions(run: Run, summary: Summary) -> Iterator[Finding]:
     swapped = sum(place.swap.values())
     if place.debug:
         yield finding("debug-build", debug=", ".join(place.debug))
+    if options.get("load_format") == "dummy":
+        yield finding("random-weights")
     if swapped > SWAPPED_BYTES:
         yield finding("swap", swapped=f"{swapped / 1e6:.0f} MB moved to or from swap during the run")
     if set(place.governors) - {"performance"}:
