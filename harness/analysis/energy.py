@@ -158,7 +158,7 @@ def _per_token(window: Window, cuts: Array, joules: Array, counts: tokens.Counts
     parts = tokens.between(counts, cuts)
     boundary, step = window.boundary_j / window.energy_j, step_s / window.seconds
     watts = window.energy_j / window.seconds
-    low, high = watts * (1 - boundary), watts * (1 + boundary)
+    low, high = window.low_j / window.seconds, window.high_j / window.seconds
     yield Figure("gpu_power_w", watts, "W", "measured", low, high, interval="bound: boundary")
     # A missing reading gives NaN joules, and then no interval.
     spread = {what: ratio_half(joules, parts[what].to_numpy(float)) for what in PER}
@@ -173,7 +173,7 @@ def _per_token(window: Window, cuts: Array, joules: Array, counts: tokens.Counts
         # The edges of the window can gain or lose one request, and one step of tokens.
         quantum = step if what == "output_token" else 1 / max(1.0, float(whole["request"]))
         value, error = window.energy_j / n, boundary + quantum + half
-        low, high = value * (1 - error), value * (1 + error)
+        low, high = value * max(0.0, 1 - error), value * (1 + error)
         yield Figure(f"joules_per_{what}", value, "J", "measured", low, high, n=len(joules), interval=TERMS)
     yield Figure("energy_uncertainty.boundary", boundary, "1", "measured")
     half = spread["output_token"]

@@ -49,6 +49,8 @@ LEAST_GAPS = 20
 """Fewest gaps within the window for the TPOT of a request that has others outside."""
 CONTEXT_SHARE = 0.4
 """Share of the time of a token that is in proportion to its context, of a large batch with long contexts."""
+SHORT = 0.1
+"""Share of the gaps that are taken for those of engine steps without a prompt."""
 OBJECTIVES: Mapping[str, str] = {
     "ttft_s": "first_response_s",
     "tpot_s": "tpot_s",
@@ -319,7 +321,8 @@ def _bias_of_mix(
 ) -> float | None:
     """How much rates may be off because the window's tokens are of another mix than those of whole answers.
 
-    Tokens for each first token, against the mean answer: off by the share of a request's time before its first token.
+    Tokens for each first token, against the mean answer: off by the share of a request's time before its first token,
+    or, beyond the chance of lengths, by the share of the gaps that the shortest tenth does without: reading prompts.
     The mean context of the tokens: off by up to `CONTEXT_SHARE`. docs/method.md has the simulations.
     """
     each, kept = part.seen.each, ordinary(requests) & part.seen.completed
@@ -328,9 +331,14 @@ def _bias_of_mix(
     waits, stays = each["ttft_s"][part.sent].mean(), each["e2e_s"][part.sent].mean()
     if not here or not everywhere or not begun or not stays > 0:
         return None
-    balance = part.counts["output_token"] / (begun * float(each["arrived_tokens"][kept].mean())) - 1
+    answers = each["arrived_tokens"][kept]
+    balance = abs(part.counts["output_token"] / (begun * float(answers.mean())) - 1)
+    chance = float(answers.std(ddof=0) / answers.mean()) / begun**0.5
     context = (here - everywhere) / (float(requests["input_asked"][kept].mean()) + everywhere)
-    return abs(balance) * float(waits / stays) + CONTEXT_SHARE * abs(context)
+    gaps_s = part.seen.gaps_s[part.gaps]
+    reads = 1 - np.quantile(gaps_s, SHORT) / gaps_s.mean() if len(gaps_s) and gaps_s.any() else 0.0
+    off = float(max(balance * waits / stays, (balance - chance) * reads))
+    return off + CONTEXT_SHARE * abs(context)
 
 
 def _sums(values: Array, sizes: NDArray[np.int64]) -> Array:

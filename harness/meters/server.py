@@ -44,7 +44,10 @@ def counters(text: str) -> list[ServerSample]:
 
 
 class ServerReader:
-    """Reads the metrics of all servers as one. A server without metrics, or too busy to answer, is left out."""
+    """Reads the metrics of the servers that answer the first time as one.
+
+    Where one of them does not answer, that reading is left out: the sum of the others' counters is another counter.
+    """
 
     next_s = 0.0
 
@@ -55,11 +58,15 @@ class ServerReader:
         return MeterInfo("server", "measured", ())
 
     def read(self) -> list[ServerSample]:
-        asked_s, answers = time.monotonic(), list[str]()
+        asked_s, answers = time.monotonic(), dict[str, str]()
         for url in self.urls:
             with contextlib.suppress(HarnessError):
-                answers.append(prometheus.fetch(url))
+                answers[url] = prometheus.fetch(url)
         answered_s = time.monotonic()
-        self.next_s = answered_s + PERIOD_S
+        first, self.next_s = self.next_s == 0.0, answered_s + PERIOD_S
+        if first:
+            self.urls = [*answers]
+        elif len(answers) < len(self.urls):
+            return []
         time_s = (asked_s + answered_s) / 2
-        return [ServerSample(time_s, name, value) for name, value in values_of("\n".join(answers)).items()]
+        return [ServerSample(time_s, name, value) for name, value in values_of("\n".join(answers.values())).items()]

@@ -247,6 +247,14 @@ def test_without_tokens_there_is_no_energy_per_token(steady: Run) -> None:
     assert result["energy_j.gpu"].value == pytest.approx(15000, rel=5e-3)
 
 
+def test_no_bound_of_power_or_energy_per_token_is_below_nothing(fake_nvml: Path) -> None:
+    """Readings of newest power that meet one phase of the load leave all that the limit (400 W) allows."""
+    script = "wave square 50 390 0.1\ninstant 0.1 0.025\nfault unsupported 0 counter\nfault unsupported 0 average"
+    result = measure_energy(*seen(library.simulate(fake_nvml, script, seconds=38.0)), requests(76), 5.0, 30.0)
+    power, joules = result["gpu_power_w"], result["joules_per_output_token"]
+    assert [power.low, power.high, joules.low] == pytest.approx([0, 400, 0])
+
+
 def test_idle_power_is_given_by_phase_and_net_energy_beside_gross(fake_nvml: Path) -> None:
     wave = "wave steps 10 50 5 80 20 300 100 60"
     power, infos = seen(library.simulate(fake_nvml, f"{wave}\ncounter 0.1", seconds=45.0))

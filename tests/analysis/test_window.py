@@ -9,8 +9,10 @@ from typing import Any
 import batching
 import numpy as np
 import pytest
+from builders import by_hand, frame_of
 from closed_loop import Array, Sent, closed_loops, truth
 
+from harness.analysis import latency
 from harness.analysis.tokens import Events
 from harness.analysis.window import COMPARED, LEAST_BINS, PLATEAU, Change, Window, change, find_window, mser
 
@@ -67,6 +69,30 @@ def test_rates_and_joules_of_short_runs_have_no_bias(kind: str) -> None:
     found = batching.bias(32, 3, lengths, seeds=16)
     assert abs(found.rate) < 0.01 + 2 * found.rate_error
     assert abs(found.joules) < 0.01 + 2 * found.joules_error
+
+
+def test_the_bias_of_a_window_whose_users_read_long_prompts_is_said() -> None:
+    """A first wave that is mid-answer leaves reading for later: tokens per second are 4% too high, and their intervals
+    cannot know it."""
+    lengths = batching.fixed(4000, 50)
+    off, said = [], []
+    for seed in range(6):
+        run = batching.serve(8, 24, lengths, seed)
+        arrivals = np.split(run.arrival_s, np.cumsum(run.sizes)[:-1])
+        records = [
+            by_hand(i, scheduled_s=sent, sent_s=sent, end_s=came[-1], arrival_s=tuple(came), arrival_tokens=(1,) * size,
+                    input_tokens=4000, output_tokens=size, input_asked=4000, output_asked=size,
+                    age_tokens=int(age) if wave else None)
+            for i, (sent, came, size, wave, age) in enumerate(
+                zip(run.sent_s, arrivals, run.sizes.tolist(), run.wave, run.age, strict=True))
+        ]  # fmt: skip
+        requests = frame_of(records)
+        found = latency.summarise(
+            "", "complete", requests, {}, False, latency.window_of(requests, "complete", "closed", 8)
+        )
+        off.append((found["output_tokens_per_s"].value or 0.0) / batching.truth(8, lengths)[0] - 1)
+        said.append(found["window.bias"].value or 0.0)
+    assert 0.02 < np.mean(off) == pytest.approx(np.mean(said), rel=0.5)
 
 
 @pytest.mark.parametrize("options", [{"cv": 0.0}, {"cv": 0.5}, {"cv": 1.0}, {"tail": 2.2}], ids=str)

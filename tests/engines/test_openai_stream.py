@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from harness.engines.openai import stream as sse
 from harness.engines.openai.http import Response
 from harness.engines.openai.stream import Answer
+from harness.engines.openai.usage import LARGEST
 from harness.errors import RequestFailed
 
 DONE = b"data: [DONE]\n\n"
@@ -210,6 +211,7 @@ def reasoning_tokens(count: int) -> dict[str, Any]:
         # a usage of more than was asked for (20) and shown
         ([word("a"), word("b"), LAST, usage_of(1000)], [1, 1, 0, 0], 0),
         ([word("a" * 40), word("b" * 40), LAST, usage_of(24)], [10, 10, 0, 0], 0),  # it may have gone a little too far
+        ([word()] * 20 + [STOP, usage_of(21)], [1] * 21 + [0], 0),  # an end token after the limit
     ],
 )  # fmt: skip
 def test_tokens_of_the_usage_that_no_event_showed_are_placed(
@@ -228,6 +230,10 @@ def test_tokens_of_the_usage_that_no_event_showed_are_placed(
         ([word(usage=None), event({"text": "b"}, usage={"completion_tokens": 2}), LAST, usage_of(0)], 2),  # zeros last
         ([event({"text": "a"}, usage={"completion_tokens": 1}) for _ in range(4)] + [LAST], 4),  # one event each
         ([event({"text": "a"}, usage={"output_tokens": i}) for i in (1, 2, 3)] + [LAST], 3),
+        ([word(), LAST, usage_of(-5)], None),  # no count
+        ([word(), LAST, event(usage={"completion_tokens": "1"})], None),
+        ([word(), LAST, event(usage={"completion_tokens": 1.0})], 1),
+        ([word(), LAST, usage_of(2**70)], LARGEST),  # a number that can be stored; it is not believed
     ],
 )
 def test_the_usage_that_counts_is_the_last_that_says_something(parts: list[bytes], tokens: int | None) -> None:
@@ -250,6 +256,8 @@ def test_a_usage_in_every_event_tells_how_many_tokens_it_holds() -> None:
         ({"input_tokens": 3, "cache_read_input_tokens": 51, "cache_creation_input_tokens": 10}, 64, 51),
         ({"input_tokens": 64, "input_tokens_details": {"cached_tokens": 0}}, 64, 0),
         ({"completion_tokens": 1}, None, None),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, None, None),  # no prompt has 0 tokens
+        ({"prompt_tokens": -1, "prompt_tokens_details": {"cached_tokens": -1}}, None, None),
     ],
 )
 def test_input_tokens_hold_those_from_the_cache(usage: Any, read_tokens: int | None, cached: int | None) -> None:

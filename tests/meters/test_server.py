@@ -52,6 +52,15 @@ def test_metrics_are_read_from_before_the_load_until_after_it(url: str) -> None:
     assert samples[0].time_s < begun_s < samples[1].time_s < ended_s < samples[2].time_s
 
 
+def test_a_reading_that_one_of_several_servers_does_not_answer_is_left_out(url: str) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as other:
+        threading.Thread(target=other.serve_forever).start()
+        reader = ServerReader([url, f"http://127.0.0.1:{other.server_port}"])
+        assert [sample.value for sample in reader.read()] == [3.0]  # 1 + 2
+        other.shutdown()
+    assert reader.read() == []
+
+
 def test_a_server_without_metrics_gives_no_samples(url: str) -> None:
     server = Polled("server", ServerSample, ServerReader, [f"{url}/elsewhere"])
     server.start()

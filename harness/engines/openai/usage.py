@@ -2,40 +2,58 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 _TEXTS = ("text", "thinking", "reasoning", "summary", "content", "function", "name", "arguments")
 """Fields of the parts of an answer that hold text, or parts with text."""
+LARGEST = 1 << 40
+"""Larger counts are read as this one, which is not believed either."""
+if TYPE_CHECKING:
+    Count = int | None
+else:
+    Count = Any  # as it was sent; `Counts` makes a number of it
 
 
 class Fields(msgspec.Struct, gc=False):
     """The JSON fields that are read. Others are ignored; a value of the wrong type is an error."""
 
 
-class Details(Fields):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
+class Counts(Fields):
+    """Numbers of tokens. Values that count nothing (negative ones, NaN, text) become None; huge ones, `LARGEST`."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, int | float):
+                setattr(self, name, int(min(value, LARGEST)) if value >= 0 else None)
+            elif not isinstance(value, Counts):
+                setattr(self, name, None)
 
 
-class Usage(Fields):
+class Details(Counts):
+    cached_tokens: Count = None
+    reasoning_tokens: Count = None
+
+
+class Usage(Counts):
     """Token counts under the names of OpenAI's two interfaces and of the servers that differ."""
 
-    prompt_tokens: int | None = None
-    input_tokens: int | None = None
-    completion_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: Count = None
+    input_tokens: Count = None
+    completion_tokens: Count = None
+    output_tokens: Count = None
+    total_tokens: Count = None
     prompt_tokens_details: Details | None = None
     input_tokens_details: Details | None = None
     completion_tokens_details: Details | None = None
     output_tokens_details: Details | None = None
-    reasoning_tokens: int | None = None  # SGLang
-    cached_tokens: int | None = None  # Moonshot
-    prompt_cache_hit_tokens: int | None = None  # DeepSeek
-    cache_read_input_tokens: int | None = None  # Anthropic, beside input tokens that were not in the cache
-    cache_creation_input_tokens: int | None = None
+    reasoning_tokens: Count = None  # SGLang
+    cached_tokens: Count = None  # Moonshot
+    prompt_cache_hit_tokens: Count = None  # DeepSeek
+    cache_read_input_tokens: Count = None  # Anthropic, beside input tokens that were not in the cache
+    cache_creation_input_tokens: Count = None
 
     def update(self, newer: "Usage") -> None:
         """Take over the values of a newer usage. Zeros and nulls replace no value: some servers end with them."""
@@ -76,12 +94,12 @@ class Usage(Fields):
         [64, 64]
         """
         read, cached = self.prompt_tokens, self.cached or 0
-        if read is None and self.cache_read_input_tokens is not None and self.input_tokens is not None:
+        if not read and self.cache_read_input_tokens is not None and self.input_tokens is not None:
             return self.input_tokens + cached + (self.cache_creation_input_tokens or 0)
-        read = self.input_tokens if read is None else read
-        if read is not None and (cached > read or (sent is not None and read < sent <= read + cached <= sent + 1)):
+        read = read or self.input_tokens or 0
+        if cached > read or (sent is not None and read < sent <= read + cached <= sent + 1):
             return read + cached
-        return read
+        return read or None  # no prompt has 0 tokens
 
 
 class Events:
@@ -127,7 +145,7 @@ class Events:
         """
         total, seen = self.total(usage, asked) or 0, sum(self.tokens)
         reasoning = 0 if self.reasoning_shown else usage.reasoning
-        most = max(asked, seen) + reasoning
+        most = max(asked, seen + self.stopped) + reasoning
         missing = min(total, most) - seen
         if missing <= 0:
             return 0

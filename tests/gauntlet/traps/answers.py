@@ -112,6 +112,15 @@ def boastful(ask: Ask) -> Iterator[Step]:
 
 
 @behaviour
+def absurd(ask: Ask) -> Iterator[Step]:
+    """The usage counts less than nothing, nothing, or more than a 64-bit number holds."""
+    yield TTFT_S
+    yield from ask.words()
+    count = (-5, 0, 2**70)[ask.number % 3]
+    yield from ask.end(count, prompt=count)
+
+
+@behaviour
 def newer(ask: Ask) -> Iterator[Step]:
     """Takes the length as max_completion_tokens alone."""
     if "max_tokens" in ask.body:
@@ -288,6 +297,18 @@ TRAPS = (
         TTFT,
         TPOT,
         OUTPUT,
+        must_say=("usage-not-believed",),
+    ),
+    trap(
+        "absurd",
+        "usage of -5, 0 and 2**70",
+        "A negative TPOT, no input, or no result.",
+        "gateways that pass a missing count on",
+        TTFT,
+        TPOT,
+        OUTPUT,
+        failed(0),
+        Truth("input_tokens.got", None),
         must_say=("usage-not-believed",),
     ),
     trap(
