@@ -321,8 +321,8 @@ class Basis:
         """The reason why so many requests have no interval; None if they can have one."""
         if count >= stats.LEAST_BATCHES * self.together:
             return None
-        batches = f"{count / self.together:.2g} of {stats.LEAST_BATCHES}"
-        return f"no interval: too few independent batches ({batches}, of {self.together:.3g} requests in flight)"
+        batches = f"{count / self.together:.2g} of {self.together:.3g} requests each, {stats.LEAST_BATCHES} needed"
+        return f"no interval: too few independent batches ({batches})"
 
     def between(
         self, p: float, at: float, ordered: Array, values: Array, rows: NDArray[np.integer]
