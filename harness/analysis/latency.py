@@ -321,8 +321,8 @@ class Basis:
         """The reason why so many requests have no interval; None if they can have one."""
         if count >= stats.LEAST_BATCHES * self.together:
             return None
-        batches = f"{count / self.together:.2g} of {self.together:.3g} requests each, {stats.LEAST_BATCHES} needed"
-        return f"no interval: too few independent batches ({batches})"
+        needs = f"needs {stats.LEAST_BATCHES} of {self.together:.3g} requests, has {int(count / self.together)}"
+        return f"no interval: too few independent batches: {needs}"
 
     def between(
         self, p: float, at: float, ordered: Array, values: Array, rows: NDArray[np.integer]
@@ -340,7 +340,7 @@ class Basis:
         if n is None:
             return None, None, self.few(len(owners))
         interval = stats.percentile_interval(ordered, p, n)
-        few = f"its interval needs {stats.least_n(p)} independent requests, and these are worth {n}"
+        few = f"its interval needs {stats.least_n(p)} independent requests, has {n}"
         return (*interval, None) if interval is not None else (None, None, few)
 
 
