@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
-LEAST_CLUSTERS = 100  # with fewer, the variance between clusters is too uncertain
-LEAST_BATCHES, MOST_BATCHES = 10, 512
-MOST_DEPENDENCE = 0.6
-"""Largest lag-1 autocorrelation of the longest batches; above it the run is too short to estimate its variance."""
+Z = 1.96
+LEAST_BATCHES = 5
+"""Fewest batches of requests in flight together for an interval."""
+COSINES = 0.55
+"""Frequencies of the spectrum at zero for one batch; times batches to the power 2/3."""
+LEAST_GROUPS = 12
+"""Fewest groups whose totals give a variance: the t of fewer would widen every interval."""
 
 
 def percentile(ordered: Array, p: float) -> float:
@@ -76,83 +79,83 @@ def interval_ranks(n: int, p: float) -> tuple[int, int] | None:
     return max(lower, 1), min(upper, n)
 
 
-def percentile_interval(ordered: Array, p: float) -> Interval | None:
-    """95% interval of quantile `p` of independent values in ascending order; None if there are too few.
+def mean_half(errors: Array, together: float = 1.0, group: NDArray[np.int64] | None = None) -> float | None:
+    """Half-width of the 95% interval of the mean of `errors`, whose sum is 0; None for fewer than `LEAST_BATCHES`
+    times `together` of them.
+
+    Values are in time order and may depend on each other. Those of `together` successive requests shared the engine.
+    The largest of three half-widths: two take the spectrum at its k lowest frequencies (t with k degrees of freedom),
+    the smaller k for slow dependence; one takes the variance between the totals of each `group`, such as the slots of a
+    closed loop, whose values may depend on each other for any time, if there are `LEAST_GROUPS`.
+    Sources: equal-weighted cosines, Lazarus, Lewis, Stock and Watson (2018), J. Business & Economic Statistics 36(4);
+    k grows with the number of batches to the power 2/3, as there. Groups: Cameron, Gelbach and Miller (2011), the same
+    journal 29(2).
+
+    >>> mean_half(np.ones(4) - 1) is None, mean_half(np.zeros(5))
+    (True, 0.0)
+    """
+    from scipy.fft import dct
+    from scipy.special import stdtrit
+
+    n = len(errors)
+    if n < LEAST_BATCHES * max(together, 1.0) or np.isnan(errors).any():
+        return None
+    few = min(round(COSINES * (n / max(together, 1.0)) ** (2 / 3)), (n - 1) // 2)
+    power = np.square(dct(errors, norm="ortho")[1 : 2 * few + 1])
+    terms = [(k, float(power[:k].mean()) / n) for k in (few, 2 * few)]
+    if group is not None:
+        totals = np.bincount(group, errors)[np.bincount(group) > 0]
+        if (count := len(totals)) >= LEAST_GROUPS:
+            terms.append((count - 1, count / (count - 1) * float(totals @ totals) / n**2))
+    return max(float(stdtrit(df, (1 + CONFIDENCE) / 2)) * math.sqrt(variance) for df, variance in terms)
+
+
+def ratio_half(
+    top: Array, bottom: Array | None = None, together: float = 1.0, group: NDArray[np.int64] | None = None
+) -> float | None:
+    """Relative half-width of the 95% interval of sum(top) / sum(bottom), or of the mean of `top` without `bottom`.
+
+    That of the mean of the residuals top - ratio x bottom (the linearised error) by `mean_half`, which has the other
+    arguments. None if that is None or if the interval would include 0.
+
+    >>> round(ratio_half(np.random.default_rng(0).normal(10, 1, 400)), 3)
+    0.01
+    """
+    bottom = np.ones(len(top)) if bottom is None else bottom
+    total, below = abs(float(top.sum())), float(bottom.sum())
+    if not (below > 0 and total > 0):
+        return None
+    half = mean_half(top - top.sum() / below * bottom, together, group)
+    return None if half is None or half * len(top) >= total else half * len(top) / total
+
+
+def worth(passed: Array, sizes: Array, together: float = 1.0, group: NDArray[np.int64] | None = None) -> int | None:
+    """Number of independent values that tell a share as well as these do; None where `mean_half` is.
+
+    Of the `sizes` values of each request, such as its token gaps, `passed` are above a percentile. The number is that
+    whose binomial interval is as wide as the share's. Source: Korn and Graubard (1998), Survey Methodology 24(2).
+    """
+    share = float(passed.sum() / sizes.sum())
+    half = mean_half(passed - share * sizes, together, group)
+    if half is None:
+        return None
+    half *= len(sizes) / float(sizes.sum())
+    known = share * (1 - share) * (Z / half) ** 2 if half > 0 else math.inf
+    return int(min(known, float(sizes.sum())))
+
+
+def percentile_interval(ordered: Array, p: float, n: int | None = None) -> Interval | None:
+    """95% interval of quantile `p` of values in ascending order that are worth `n` independent ones, all by default;
+    None if these are fewer than `least_n`.
 
     >>> percentile_interval(np.arange(1.0, 101.0), 0.5)
     (40.0, 61.0)
     """
-    ranks = interval_ranks(len(ordered), p)
-    return None if ranks is None else (float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1]))
-
-
-def least_clusters(p: float) -> int:
-    """Fewest clusters for which `pooled_interval` gives an interval."""
-    return max(LEAST_CLUSTERS, least_n(p))
-
-
-def pooled_interval(ordered: Array, values: Array, sizes: NDArray[np.int64], p: float) -> Interval | None:
-    """95% interval of quantile `p` of clustered values, such as the token gaps of each request.
-
-    `values` holds the clusters one after the other, `sizes` (all above 0) their lengths; `ordered` is `values` sorted.
-    Values of one cluster may depend on each other in any way; clusters must be independent. The share of values above
-    the quantile is a ratio of cluster totals. Its variance, from the clusters' residuals, gives the effective number of
-    independent values, and the interval is that of `interval_ranks` for this number. None for fewer clusters than
-    `least_clusters`, or if the effective number is below `least_n`. Source: Korn & Graubard (1998), Survey Methodology
-    24(2), without their t quantile, which changes the number by at most 3% from 100 clusters on.
-    """
-    if (count := len(sizes)) < least_clusters(p):
-        return None
-    above = values > percentile(ordered, p)
-    passed = np.add.reduceat(above, np.cumsum(sizes) - sizes, dtype=np.int64)
-    share = float(passed.sum()) / len(values)
-    variance = count / (count - 1) * float(np.square(passed - share * sizes).sum()) / len(values) ** 2
-    worth = share * (1 - share) / variance if variance > 0 else math.inf
-    n = int(min(worth, len(values)))
+    n = len(ordered) if n is None else n
     ranks = interval_ranks(n, p)
-    return ranks and (percentile(ordered, (ranks[0] - 1) / n), percentile(ordered, ranks[1] / n))
-
-
-def ratio_half(top: Array, bottom: Array | None = None, together: float = 1.0) -> float | None:
-    """Relative half-width of the 95% interval of sum(top) / sum(bottom), or of the mean of `top` without `bottom`.
-
-    Values are in time order and may be autocorrelated. None if there are too few values, if the autocorrelation lasts
-    too long, or if the interval would include 0.
-
-    Method: batch means of the residuals top - ratio x bottom (the linearised error). A batch has at least `together`
-    values, since those requests shared the engine; its size doubles while the lag-1 autocorrelation r of the batch
-    means is significant. The variance is multiplied by (1 + r) / (1 - r) for the r that remains.
-    Sources: Law and Carson (1979), Operations Research 27(5); the factor is that of SKART: Tafazzoli, Wilson, Lada and
-    Steiger (2011), INFORMS J. Computing 23(2).
-
-    >>> round(ratio_half(np.random.default_rng(0).normal(10, 1, 400)), 4)
-    0.0098
-    >>> ratio_half(np.arange(400.0)) is None
-    True
-    """
-    from scipy.special import stdtrit
-
-    bottom = np.ones(len(top)) if bottom is None else bottom
-    n, below = len(top), float(bottom.sum())
-    if n < LEAST_BATCHES or not below > 0 or not (total := abs(float(top.sum()))) > 0:
-        return None
-    errors = top - top.sum() / below * bottom
-    size = max(1, min(round(together), n // LEAST_BATCHES), -(-n // MOST_BATCHES))
-    while True:
-        count = n // size
-        means = errors[n - count * size :].reshape(count, size).mean(axis=1)
-        about = means - means.mean()
-        spread = float(about @ about)
-        # The estimate of r is too low by 1 / count on average.
-        r = float(about[1:] @ about[:-1]) / spread + 1 / count if spread > 0 else 0.0
-        if r * math.sqrt(count) <= 1 or count // 2 < LEAST_BATCHES:
-            break
-        size *= 2
-    if r > MOST_DEPENDENCE:
-        return None
-    variance = spread / (count - 1) / count * (1 + max(r, 0.0)) / (1 - max(r, 0.0))
-    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(variance) * n / total
-    return half if half < 1 else None
+    if ranks is None or n == len(ordered):
+        return ranks and (float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1]))
+    return percentile(ordered, (ranks[0] - 1) / n), percentile(ordered, ranks[1] / n)
 
 
 def repeats_half(values: Array) -> float | None:

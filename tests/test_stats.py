@@ -84,45 +84,34 @@ def clusters(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarr
     return np.exp(np.repeat(rng.normal(size=count), sizes) + rng.normal(0, 0.3, sizes.sum())), sizes
 
 
-def test_pooled_intervals_cover_where_pretending_independence_does_not() -> None:
+def pooled(values: np.ndarray, sizes: np.ndarray, p: float) -> stats.Interval | None:
+    ordered = np.sort(values)
+    passed = np.add.reduceat(values > stats.percentile(ordered, p), np.cumsum(sizes) - sizes, dtype=float)
+    return stats.percentile_interval(ordered, p, stats.worth(passed, sizes.astype(float)))
+
+
+def test_intervals_of_percentiles_of_gaps_cover_where_pretending_independence_does_not() -> None:
     spread = math.sqrt(1 + 0.3**2)
     covered: dict[str, list[bool]] = {"pooled": [], "independent": []}
     for seed in range(300):
         values, sizes = clusters(np.random.default_rng(seed), 200)
-        ordered = np.sort(values)
         for p, z in ((0.5, 0.0), (0.9, 1.2815516)):
             truth = math.exp(z * spread)
-            pooled = stats.pooled_interval(ordered, values, sizes, p) or (0.0, 0.0)
-            independent = stats.percentile_interval(ordered, p) or (0.0, 0.0)
-            covered["pooled"].append(pooled[0] <= truth <= pooled[1])
+            together = pooled(values, sizes, p) or (0.0, 0.0)
+            independent = stats.percentile_interval(np.sort(values), p) or (0.0, 0.0)
+            covered["pooled"].append(together[0] <= truth <= together[1])
             covered["independent"].append(independent[0] <= truth <= independent[1])
-    assert 0.92 <= np.mean(covered["pooled"]) <= 0.98
+    assert 0.92 <= np.mean(covered["pooled"]) <= 0.99
     assert np.mean(covered["independent"]) < 0.5
 
 
-def test_pooled_interval_of_clusters_of_one_is_close_to_the_plain_one() -> None:
-    values = np.random.default_rng(3).exponential(size=2000)
-    ordered = np.sort(values)
-    pooled = stats.pooled_interval(ordered, values, np.ones(2000, np.int64), 0.9)
-    assert pooled == pytest.approx(stats.percentile_interval(ordered, 0.9), rel=0.01)
-
-
-@pytest.mark.parametrize(("count", "p", "why"), [(99, 0.5, "below LEAST_CLUSTERS"), (298, 0.99, "below least_n")])
-def test_pooled_interval_is_none_for_few_clusters(count: int, p: float, why: str) -> None:
-    for extra, known in ((0, False), (1, True)):
-        values, sizes = np.random.default_rng(0).exponential(size=(count + extra) * 5), np.full(count + extra, 5)
-        assert (stats.pooled_interval(np.sort(values), values, sizes, p) is not None) is known, why
-
-
-def test_pooled_interval_is_none_where_one_cluster_holds_the_whole_tail() -> None:
+def test_a_percentile_has_no_interval_where_one_request_holds_the_whole_tail() -> None:
     values = np.concatenate([np.full(9900, 1.0), np.linspace(2, 3, 500)])
-    sizes = np.array([99] * 100 + [500])
-    assert stats.pooled_interval(np.sort(values), values, sizes, 0.95) is None
+    assert pooled(values, np.array([99] * 100 + [500]), 0.95) is None
 
 
-def test_pooled_interval_of_constants_is_that_constant() -> None:
-    values = np.full(1000, 0.01)
-    assert stats.pooled_interval(values, values, np.full(100, 10), 0.9) == (0.01, 0.01)
+def test_the_interval_of_a_percentile_of_constants_is_that_constant() -> None:
+    assert pooled(np.full(1000, 0.01), np.full(100, 10), 0.9) == (0.01, 0.01)
 
 
 def covers(top: stats.Array, known: float, bottom: stats.Array | None = None, together: float = 1.0) -> bool:
@@ -139,7 +128,7 @@ def test_intervals_of_a_mean_cover_the_true_value_of_autocorrelated_values(phi: 
     x[0] = rng.normal(0, 1, runs) / math.sqrt(1 - phi**2)
     for i in range(1, n):
         x[i] = phi * x[i - 1] + rng.normal(0, 1, runs)
-    assert 0.92 <= np.mean([covers(20 + each, 20) for each in x.T]) <= 0.97
+    assert 0.90 <= np.mean([covers(20 + each, 20) for each in x.T]) <= 0.98
 
 
 @pytest.mark.parametrize("cv", [0.0, 0.5, 1.0])
@@ -155,13 +144,41 @@ def test_intervals_of_a_closed_loop_cover_the_true_value(cv: float) -> None:
             continue
         inside = (run.sent_s >= found.begin_s) & (run.sent_s < found.end_s)
         stays = (run.end_s - run.sent_s)[inside]
-        half = stats.ratio_half(run.tokens[inside], stays, users / 4)
+        half = stats.ratio_half(run.tokens[inside], stays, users)
         seen = ((came >= found.begin_s) & (came < found.end_s)).sum() / (found.end_s - found.begin_s)
         rate_held.append(half is not None and abs(seen - rate) <= half * seen)
-        mean_held.append(covers(stays, stay, None, users / 4))
+        mean_held.append(covers(stays, stay, None, users))
     assert len(rate_held) > 380
-    assert 0.92 <= np.mean(rate_held) <= 0.97
-    assert 0.92 <= np.mean(mean_held) <= 0.97
+    assert 0.92 <= np.mean(rate_held) <= 0.98
+    assert 0.92 <= np.mean(mean_held) <= 0.98
+
+
+@pytest.mark.parametrize("phi", [0.5, 0.8])
+def test_intervals_cover_where_each_slot_depends_on_itself_for_longer_than_the_run_can_tell(phi: float) -> None:
+    """50 slots of 21 requests each; in time order alone an interval would cover 60 to 70% at 0.8."""
+    rng, users, each, held = np.random.default_rng(8), 50, 21, []
+    for _ in range(400):
+        x = rng.normal(0, 1, (each, users))
+        for i in range(1, each):
+            x[i] = phi * x[i - 1] + math.sqrt(1 - phi**2) * x[i]
+        values, slot = np.exp(0.3 * x).ravel(), np.tile(np.arange(users), each)
+        half = stats.ratio_half(values, None, users, slot) or 0.0
+        held.append(abs(values.mean() - math.exp(0.045)) <= half * values.mean())
+    assert 0.90 <= np.mean(held) <= 0.99
+
+
+def test_intervals_cover_where_all_slots_slow_down_together() -> None:
+    """A factor on all, whose correlation lasts one request time, over 22 request times of 50 slots."""
+    rng, users, held = np.random.default_rng(9), 50, []
+    keep = math.exp(-1 / users)
+    for _ in range(300):
+        noise = rng.normal(0, math.sqrt(1 - keep**2), 22 * users)
+        noise[0] /= math.sqrt(1 - keep**2)
+        for i in range(1, len(noise)):
+            noise[i] += keep * noise[i - 1]
+        values = 1 + 0.1 * noise
+        held.append(abs(values.mean() - 1) <= (stats.ratio_half(values, None, users) or 0.0) * values.mean())
+    assert 0.90 <= np.mean(held) <= 0.98
 
 
 def test_intervals_of_joules_per_token_cover_the_true_value() -> None:
@@ -174,11 +191,10 @@ def test_intervals_of_joules_per_token_cover_the_true_value() -> None:
 @pytest.mark.parametrize(
     ("top", "bottom", "why"),
     [
-        (np.arange(1.0, 10.0), None, "nine values"),
+        (np.arange(1.0, 5.0), None, "four values"),
         (np.zeros(50), None, "nothing came"),
         (np.ones(50), np.zeros(50), "no time passed"),
         (np.full(50, math.nan), None, "unknown"),
-        (np.linspace(1, 2, 500), None, "a trend has no mean"),
         (np.r_[np.zeros(49), 1.0], None, "one value holds it all"),
     ],
 )

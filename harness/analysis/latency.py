@@ -217,7 +217,10 @@ class Part:
     gaps: Mask
     """Of `seen.gaps_s`."""
     tpot_s: Array
+    """Per request; NaN where it has none."""
     basis: Basis
+    by_end: NDArray[np.integer]
+    """Rows in order of their end. In order of sending, those that ended in a window begin with the longest."""
 
     @classmethod
     def of_run(cls, requests: pd.DataFrame, seen: Times, length_s: float | None) -> Part:
@@ -228,8 +231,8 @@ class Part:
             "output_token": float(seen.each["output_tokens"][done].sum()),
             "input_token": float(np.nansum(_numbers(requests["input_tokens"])[done])),
         }
-        gaps, tpot_s = np.repeat(kept, seen.each["gaps"]), seen.each["tpot_s"].to_numpy()[kept]
-        return cls(seen, length_s, counts, kept, kept, gaps, tpot_s, Basis())
+        gaps, tpot_s = np.repeat(kept, seen.each["gaps"]), np.where(kept, seen.each["tpot_s"], np.nan)
+        return cls(seen, length_s, counts, kept, kept, gaps, tpot_s, Basis(), np.arange(len(kept)))
 
     @classmethod
     def of_window(cls, requests: pd.DataFrame, seen: Times, window: Window) -> Part:
@@ -253,46 +256,111 @@ class Part:
         enough = (held > 0) & (held >= np.minimum(LEAST_GAPS, seen.each["gaps"].to_numpy()))
         # Where the engine counts other tokens than arrived, its count is that of the answer.
         counted = (seen.each["output_tokens"] / seen.each["arrived_tokens"]).to_numpy()
-        tpot_s = passed_s[enough] / (given * counted)[enough]
+        tpot_s = np.full(len(enough), np.nan)
+        tpot_s[enough] = passed_s[enough] / (given * counted)[enough]
         basis = Basis.of(requests, sent, window)
-        return cls(seen, end_s - begin_s, counts, sent, kept & ended, gaps, tpot_s, basis)
+        return cls(
+            seen, end_s - begin_s, counts, sent, kept & ended, gaps, tpot_s, basis, np.argsort(over_s, kind="stable")
+        )
 
-    def values(self, name: str) -> Array:
-        """The values of one of `LATENCIES`."""
+    def values(self, name: str) -> tuple[Array, NDArray[np.integer]]:
+        """The values of one of `LATENCIES`, and the row of the request of each, in order of sending, or of end."""
         if name == "itl_s":
-            return self.seen.gaps_s[self.gaps]
-        if name == "tpot_s":
-            return self.tpot_s[~np.isnan(self.tpot_s)]
-        kept = self.ended if name in ("e2e_s", "response_s") else self.sent
-        return np.asarray(self.seen.each[name][kept].dropna().to_numpy())
+            owner = np.repeat(np.arange(len(self.sent)), self.seen.each["gaps"])
+            return self.seen.gaps_s[self.gaps], owner[self.gaps]
+        whole = name in ("e2e_s", "response_s")
+        kept = self.ended if whole else self.sent
+        each = self.tpot_s if name == "tpot_s" else np.where(kept, self.seen.each[name], np.nan)
+        rows = self.by_end if whole else np.arange(len(each))
+        rows = rows[~np.isnan(each[rows])]
+        return each[rows], rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Basis:
-    """Input of the intervals of rates and means; the default gives no interval."""
+    """Input of the intervals of rates, means and percentiles; the default gives no interval."""
 
     why: str | None = "no interval of a whole run"
     """The reason why figures have no interval; None: they have one."""
     time_s: Array = field(default_factory=lambda: np.empty(0))
-    """For each request in order of sending: time in flight (closed loop), or time until the next request (open)."""
+    """For each request in order of sending: time that it held its slot (closed loop), or until the next one (open)."""
     together: float = 1.0
-    """Smallest batch of the batch means: a quarter of the requests in flight, because those shared the engine."""
+    """Requests in flight, which shared the engine."""
+    group: NDArray[np.int64] | None = None
+    """For each request a number of what may depend on itself for any time: its slot, or its conversation."""
 
     @classmethod
     def of(cls, requests: pd.DataFrame, sent: Mask, window: Window) -> Basis:
-        sent_s = _numbers(requests["sent_s"])[sent]
-        over_s = _numbers(requests["end_s"])[sent]
-        time_s = over_s - sent_s if window.closed else np.diff(sent_s, append=window.end_s)
-        return cls(None, time_s, max(1.0, window.in_flight / 4))
+        sent_s, over_s = _numbers(requests["sent_s"]), _numbers(requests["end_s"])
+        talks = requests["conversation"].notna().any()
+        group = _talks(requests) if talks else None
+        if not window.closed:
+            time_s = np.full(len(sent_s), np.nan)
+            time_s[sent] = np.diff(sent_s[sent], append=window.end_s)
+            return cls(None, time_s, max(1.0, window.in_flight), group)
+        slot = slots(requests, round(window.in_flight))
+        if talks:  # a user may think between two turns
+            following = pd.Series(sent_s).groupby(slot).shift(-1).to_numpy()
+            over_s = np.where(np.isnan(following), over_s, following)
+        group = slot if group is None or window.in_flight >= stats.LEAST_GROUPS else group
+        return cls(None, over_s - sent_s, max(1.0, window.in_flight), group)
 
-    def bound(self, figure: Figure, top: Array, bottom: Array | None = None) -> Figure:
-        """The figure with the interval of sum(top) / sum(bottom), or with the reason why there is no interval."""
+    def bound(
+        self, figure: Figure, rows: Mask | NDArray[np.integer], top: Array, bottom: Array | None = None
+    ) -> Figure:
+        """The figure with the interval of sum(top) / sum(bottom), or with the reason why there is no interval.
+
+        `top` and `bottom` have an element for each of the `rows` of the requests.
+        """
         if figure.value is None or self.why is not None:
             return replace(figure, reason=figure.reason or self.why)
-        half = stats.ratio_half(top, bottom, self.together)
+        half = stats.ratio_half(top, bottom, self.together, None if self.group is None else self.group[rows])
         if half is None:
-            return replace(figure, reason="no interval: too few requests for how they depend on each other")
+            return replace(figure, reason=self.few(len(top)) or "no interval: it would include 0")
         return replace(figure, low=figure.value * (1 - half), high=figure.value * (1 + half))
+
+    def few(self, count: int) -> str | None:
+        """The reason why so many requests have no interval; None if they can have one."""
+        if count >= stats.LEAST_BATCHES * self.together:
+            return None
+        needs = f"needs {stats.LEAST_BATCHES} of {self.together:.3g} requests, has {int(count / self.together)}"
+        return f"no interval: too few independent batches: {needs}"
+
+    def between(
+        self, p: float, at: float, ordered: Array, values: Array, rows: NDArray[np.integer]
+    ) -> tuple[float | None, float | None, str | None]:
+        """The ends of the interval of quantile `p`, which is `at`, or the reason why there is none.
+
+        `rows` has the row of the request of each of the values, and `ordered` the values in ascending order.
+        """
+        if self.why is not None:
+            return None, None, self.why
+        owners = pd.unique(rows)
+        sizes, passed = (np.bincount(rows, each)[owners].astype(float) for each in (None, values > at))
+        group = None if self.group is None else self.group[owners]
+        n = stats.worth(passed, sizes, self.together, group)
+        if n is None:
+            return None, None, self.few(len(owners))
+        interval = stats.percentile_interval(ordered, p, n)
+        few = f"its interval needs {stats.least_n(p)} independent requests, has {n}"
+        return (*interval, None) if interval is not None else (None, None, few)
+
+
+def _talks(requests: pd.DataFrame) -> NDArray[np.int64]:
+    """A number for each request's conversation; a request without one is its own."""
+    key = requests["conversation"].astype(float).fillna(-1.0 - requests["index"])
+    return np.asarray(pd.factorize(key)[0], np.int64)
+
+
+def slots(requests: pd.DataFrame, users: int) -> NDArray[np.int64]:
+    """The slot of each request of a closed loop, in order of sending: the k-th conversation (or single request) after
+    the first `users` follows the k-th to end."""
+    talk = _talks(requests)
+    ends = pd.Series(_numbers(requests["end_s"])).groupby(talk).max().fillna(np.inf).to_numpy()
+    ended, slot = np.argsort(ends, kind="stable"), np.arange(len(ends))
+    for i in range(users, len(ends)):
+        slot[i] = slot[ended[i - users]]
+    return np.asarray(slot[talk], np.int64)
 
 
 def _window(window: Window | None, requests: pd.DataFrame, part: Part, duration: Figure) -> list[Figure]:
@@ -396,8 +464,9 @@ def _rates(requests: pd.DataFrame, part: Part) -> list[Figure]:
         "total_tokens_per_s": (None if given is None else given + got, "tokens/s", inputs + outputs, unknown),
     }
     n = round(part.counts["request"])
+    time_s = part.basis.time_s[part.sent] if len(part.basis.time_s) else None
     return [
-        part.basis.bound(_rate(name, total, unit, part.length_s, n, why), each, part.basis.time_s)
+        part.basis.bound(_rate(name, total, unit, part.length_s, n, why), part.sent, each, time_s)
         for name, (total, unit, each, why) in totals.items()
     ]
 
@@ -406,7 +475,7 @@ def _beside(requests: pd.DataFrame, whole: Part) -> list[Figure]:
     """Rates and latencies of the whole run, ramp and drain included, without intervals."""
     figures = _rates(requests, whole)
     for name, none in LATENCIES.items():
-        ordered = np.sort(whole.values(name))
+        ordered = np.sort(whole.values(name)[0])
         n, why = len(ordered), "no interval of a whole run"
         for stat in STATISTICS:
             value = None if n == 0 else float(ordered.mean())
@@ -437,30 +506,19 @@ def _sum(column: pd.Series, kept: Mask) -> tuple[float | None, str | None]:
 
 def _spread(name: str, part: Part) -> list[Figure]:
     """Mean and percentiles of one of `LATENCIES`. ITL is pooled: the gaps of one request depend on each other."""
-    pooled, values = name == "itl_s", part.values(name)
+    values, rows = part.values(name)
     if len(values) == 0:
         why = HIDDEN if part.seen.each["hidden_tokens"].any() and name in BETWEEN_TOKENS else LATENCIES[name]
         return [Figure(f"{name}.{stat}", None, "s", "measured", n=0, reason=why) for stat in STATISTICS]
-    ordered = np.sort(values)
-    owner = np.repeat(np.arange(len(part.sent)), part.seen.each["gaps"])[part.gaps]
-    sizes = np.bincount(owner)
-    sizes = sizes[sizes > 0]
-    count = len(sizes) if pooled else len(values)
-    mean = Figure(f"{name}.mean", float(values.mean()), "s", "measured", n=len(values))
-    sums = np.add.reduceat(values, np.cumsum(sizes) - sizes) if pooled else values
-    figures = [part.basis.bound(mean, sums, sizes.astype(float) if pooled else None)]
+    ordered, n = np.sort(values), len(values)
+    owners = pd.unique(rows)
+    sums, sizes = (np.bincount(rows, each)[owners].astype(float) for each in (values, None))
+    mean = Figure(f"{name}.mean", float(values.mean()), "s", "measured", n=n)
+    figures = [part.basis.bound(mean, owners, sums, sizes)]
     for stat, p in PERCENTILES.items():
-        reason = None
-        if pooled:
-            needs, interval = stats.least_clusters(p), stats.pooled_interval(ordered, values, sizes, p)
-        else:
-            needs, interval = stats.least_n(p), stats.percentile_interval(ordered, p)
-        low, high = interval or (None, None)
-        if interval is None:
-            few = f"its interval needs {needs} requests, has {count}"
-            reason = few if count < needs else "no interval: a few requests dominate"
         value = stats.percentile(ordered, p)
-        figures.append(Figure(f"{name}.{stat}", value, "s", "measured", low, high, len(values), reason))
+        low, high, reason = part.basis.between(p, value, ordered, values, rows)
+        figures.append(Figure(f"{name}.{stat}", value, "s", "measured", low, high, n, reason))
     return figures
 
 
@@ -486,7 +544,8 @@ def _goodput(part: Part, limits: Mapping[str, float]) -> list[Figure]:
     # The first wave ends requests too, but its shortened answers are not judged.
     good = (share["objectives_met"] or 0.0) * (completed + part.counts["failed"])
     rate = _rate("goodput_per_s", good, "requests/s", part.length_s, round(completed), absent)
-    rate = part.basis.bound(rate, met["objectives_met"][part.sent].astype(float), part.basis.time_s)
+    time_s = part.basis.time_s[part.sent] if len(part.basis.time_s) else None
+    rate = part.basis.bound(rate, part.sent, met["objectives_met"][part.sent].astype(float), time_s)
     if not limits:
         absent = "the workload has no objectives"
         rate = replace(rate, value=None, low=None, high=None, reason=absent)

@@ -68,7 +68,7 @@ def test_two_runs_of_one_engine_show_no_difference_in_at_least_93_of_100_pairs()
 
 
 def test_a_change_of_3_percent_is_found_at_a_precision_of_1_percent() -> None:
-    runs = [simulated(seed, 1.03 ** -(seed % 2), requests=800, jitter=0.3) for seed in range(80)]
+    runs = [simulated(seed, 1.03 ** -(seed % 2), requests=1000, jitter=0.3) for seed in range(80)]
     pairs = [diff.compare([base], [new]) for base, new in zip(runs[::2], runs[1::2], strict=True)]
     rates = [next(c for c in pair if c.ratio.name == "output_tokens_per_s") for pair in pairs]
     halves = [(c.base.high - c.base.low) / 2 / c.base.value for c in rates]  # type: ignore[operator]

@@ -59,14 +59,14 @@ def test_the_rate_of_a_closed_loop_stops_near_the_least_and_still_holds_the_trut
     ratio, held, took, spread = rate / users, [], [], []
     for run in closed_loops(users, 2000, 300, seed=2, cv=1.0):
         stays = run.end_s - run.sent_s
-        n, half = stopped(run.tokens, stays, users / 4, share)
+        n, half = stopped(run.tokens, stays, users, share)
         seen = run.tokens[:n].sum() / stays[:n].sum()
         held.append(abs(seen - ratio) <= half * seen)
         took.append(n)
         spread.append(np.var(run.tokens - ratio * stays))
     least = float(np.mean(spread)) * (1.96 / share / (ratio * stay_s)) ** 2
     assert 0.92 <= np.mean(held) <= 0.98
-    assert 1.0 <= np.mean(took) / least <= 1.3
+    assert 1.0 <= np.mean(took) / least <= 1.5
 
 
 def test_dependent_values_stop_later() -> None:
