@@ -123,7 +123,7 @@ def test_every_figure_has_an_interval_or_the_mark_of_a_reason(on_gpu: Path) -> N
     assert re.search(r"on-demand, \d+-\d+% busy \(assumed\)", shown)
     (run,) = (path for path in OTHERS if "smollm2" in path.name)
     shown = first_screen([read(run)], None, 100)
-    assert "TTFT             583 [1]         646 [1]     647 [1]" in shown
+    assert "TTFT         583 [1]     646 [1]     647 [1]" in shown
     assert "[1] no interval: too few independent batches: needs 5 of 4 requests, has 2-3" in shown
     assert "energy       n/a [2]" in shown
     assert "[2] nvml: NVML does not answer" in shown
