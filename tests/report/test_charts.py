@@ -65,7 +65,7 @@ def test_charts_draw_the_figures_of_the_tables(tables: list[Table], made: dict[s
     tiers = next(table for table in tables if table.name == "tiers")
     costs = [(cell.value, cell.low, cell.high) for row in tiers.rows if isinstance(cell := row[5], Figure)]
     assert [(row["value"], row["low"], row["high"]) for row in data(made["cost-concurrency"])] == costs
-    assert [row["x"] for row in data(made["cost-concurrency"])] == [4.0] * 3 + [8.0] * 3 + [32.0] * 3
+    assert [row["x"] for row in data(made["cost-concurrency"])] == [4.0] * 4 + [8.0] * 4 + [32.0] * 4
     cost = {row[0]: row[1] for table in tables if table.name == "cost" for row in table.rows}
     rungs = [cost[f"wh_per_query.{rung}"] for rung in ("accelerator", "host", "idle", "overhead")]
     assert [row["value"] for row in data(made["energy-boundary"])] == [
