@@ -135,11 +135,12 @@ def window_of(
     arrival_s, sizes = flat(spans["arrival_s"])
     first_s = np.append(arrival_s, np.nan)[np.cumsum(sizes) - sizes]
     each = pd.DataFrame({"sent_s": spans["sent_s"], "end_s": spans["end_s"], "load_only": ~ordinary(spans)})
+    each["failed"] = spans["error"].notna()
     each["first_s"] = np.where(sizes > 0, first_s, each["end_s"])
     if shape == "closed" and (talk := spans["conversation"]).notna().any():
         # A user is busy from the first request of a conversation to its last answer.
         by = each.groupby(talk.astype(float).fillna(-1.0 - spans["index"]))
-        each = by.agg({"sent_s": "min", "end_s": "max", "load_only": "any", "first_s": "min"})
+        each = by.agg({"sent_s": "min", "end_s": "max", "load_only": "any", "failed": "any", "first_s": "min"})
     each = each.sort_values("sent_s", kind="stable")
     sent_s, first_s, end_s = (each[name].to_numpy(float) for name in ("sent_s", "first_s", "end_s"))
     return find_window(
@@ -150,6 +151,7 @@ def window_of(
         shape=shape,
         users=users,
         load_only=each["load_only"].to_numpy(bool),
+        failed=each["failed"].to_numpy(bool),
         complete=state == "complete",
         watts=watts,
         stalls_s=stalls(requests),

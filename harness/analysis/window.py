@@ -85,6 +85,7 @@ def find_window(
     shape: str,
     users: int | None = None,
     load_only: NDArray[np.bool_] | None = None,
+    failed: NDArray[np.bool_] | None = None,
     complete: bool = True,
     stalls_s: Array | None = None,
     watts: Callable[[Array], Array] | None = None,
@@ -93,7 +94,8 @@ def find_window(
 
     `sent_s`, `first_s` (first token, or end without one) and `end_s` (NaN if not reached) have an element per request
     in order of sending, or per conversation of a closed loop: what one user does at a time. `load_only` marks those of
-    the first wave of an equilibrium start. `output` holds the output tokens. `shape` and `users` are those of the load.
+    the first wave of an equilibrium start, `failed` those without an answer. `output` holds the output tokens.
+    `shape` and `users` are those of the load.
     `stalls_s` holds (begin, end) rows of times without a token. `watts` gives the mean power between successive
     instants, NaN if unknown.
 
@@ -110,8 +112,10 @@ def find_window(
         return replace(run, whole=WHOLE[shape] if complete else "the run is incomplete")
     stalls_s = np.empty((0, 2)) if stalls_s is None else stalls_s
     if slots:
-        ordinary = stay if load_only is None else stay[~load_only[known]]
-        turnover_s = float(ordinary.mean()) if len(ordinary) else math.inf
+        ordinary = np.ones(len(stay), bool) if load_only is None else ~load_only[known]
+        answered = ordinary if failed is None else ordinary & ~failed[known]
+        # A request that is refused at once does not turn a slot over; one that fails late holds it longer.
+        turnover_s = max((float(stay[each].mean()) for each in (ordinary, answered) if each.any()), default=math.inf)
         made = _turnovers(run, first_s[known], ends, slots, turnover_s)
     else:
         turnover_s = float(stay.mean())

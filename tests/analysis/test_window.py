@@ -46,6 +46,16 @@ def test_a_window_begins_when_every_slot_has_had_its_first_token() -> None:
     assert found.begin_s >= 3.5
 
 
+def test_requests_that_are_refused_at_once_do_not_shorten_the_window() -> None:
+    """Two users in step, answers of 2 s, and as many refused in between: whole answers, not halves of them."""
+    sent = np.repeat(np.arange(6.0) * 2, 4)
+    failed = np.tile([True, True, False, False], 6)
+    end = sent + np.where(failed, 0.0, 2.0)
+    output = Events(end, end, np.where(failed, 0.0, 1.0))
+    found = find_window(sent, np.minimum(sent + 0.1, end), end, output, shape="closed", users=2, failed=failed)
+    assert (found.end_s - found.begin_s, found.whole) == (10.0, None)
+
+
 @pytest.mark.parametrize(
     ("users", "requests", "reason"),
     [(64, 64, "64 requests cannot keep 64 slots busy"), (16, 20, "all users were busy for")],
