@@ -14,7 +14,7 @@ from builders import a_run
 from numpy.typing import NDArray
 
 from harness.analysis.client_check import check_client
-from harness.analysis.latency import summarise
+from harness.analysis.latency import summarise, window_of
 from harness.measure.eventloop import LoopMonitor, event_loop
 from harness.model import Record, Summary
 from harness.store.run_file import ClientSeen, Delay
@@ -52,10 +52,13 @@ def checked(
     clients: Sequence[ClientSeen] = (),
     served: bool = True,
     count: int | None = None,
+    windowed: bool = False,
 ) -> Summary:
+    """The checked summary, of the whole run or of its measured window."""
     workload = {"load": load, "requests": {"count": count}}
     run = a_run(*records, workload=workload, clients=clients, engine_asked="openai" if served else "vllm")
-    return check_client(run, summarise("r", "complete", run.requests, {}, simulated=False))
+    window = window_of(run.requests, "complete", "constant") if windowed else None
+    return check_client(run, summarise("r", "complete", run.requests, {}, simulated=False, window=window))
 
 
 GROWING = np.linspace(0, 4, 400)  # 400 requests due in 40 s take 44 s to leave
@@ -160,8 +163,8 @@ def test_a_user_holds_a_stream_while_thinking_between_turns() -> None:
 
 
 def test_a_clock_bound_widens_latencies_from_the_due_time() -> None:
-    near = checked(opened(), OPEN, [client(1e-4)])
-    far = checked(opened(), OPEN, [client(1e-4), client(1e-4, clock_bound_s=0.002)])
+    near = checked(opened(), OPEN, [client(1e-4)], windowed=True)
+    far = checked(opened(), OPEN, [client(1e-4), client(1e-4, clock_bound_s=0.002)], windowed=True)
     for name in ("response_s.p50", "lag_s.p50"):
         assert (far[name].low, far[name].high) == pytest.approx((near[name].low - 0.002, near[name].high + 0.002))  # type: ignore[operator]
     assert far["ttft_s.p50"] == near["ttft_s.p50"]
