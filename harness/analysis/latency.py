@@ -46,7 +46,7 @@ WINDOW: Mapping[str, str] = {
 }
 """Figures of the measured window, and their units."""
 LEAST_GAPS = 20
-"""Fewest gaps within the window for the TPOT of a request that has others outside."""
+"""Gaps within the window that give a request with others outside a TPOT; half of its gaps are enough too."""
 CONTEXT_SHARE = 0.4
 """Share of the time of a token that is in proportion to its context, of a large batch with long contexts."""
 SHORT = 0.1
@@ -207,7 +207,7 @@ class Part:
 
     Rates count what came within it: tokens spread over the gap before their arrival, and requests spread over theirs.
     TTFT and lag are those of the requests sent within it; E2E, response and objectives of those that ended within it;
-    ITL of the gaps that ended within it; TPOT of each request's gaps within it, if these are `LEAST_GAPS` or all.
+    ITL of the gaps that ended within it; TPOT of each request's gaps within it, if `LEAST_GAPS` or half of all.
     """
 
     seen: Times
@@ -255,7 +255,7 @@ class Part:
         held, given, passed_s = (
             np.bincount(owner[gaps], weights, len(sizes)) for weights in (None, groups[later][gaps], seen.gaps_s[gaps])
         )
-        enough = (held > 0) & (held >= np.minimum(LEAST_GAPS, seen.each["gaps"].to_numpy()))
+        enough = (held > 0) & (held >= np.minimum(LEAST_GAPS, seen.each["gaps"].to_numpy() / 2))
         # Where the engine counts other tokens than arrived, its count is that of the answer.
         counted = (seen.each["output_tokens"] / seen.each["arrived_tokens"]).to_numpy()
         tpot_s = np.full(len(enough), np.nan)
