@@ -248,7 +248,7 @@ def parse_least(text: str) -> float:
 # ---- conditions that must be equal ----
 
 CACHED = 0.05
-"""Difference of the shares of the input that came from a cache, above which it is told."""
+"""Difference of the shares of the input that came from a cache, above which `differences` notes it."""
 LENGTH = ("requests.count", "load.duration_s")
 """Keys of a workload that change the precision of figures, not their meaning."""
 

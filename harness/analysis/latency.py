@@ -322,7 +322,7 @@ class Basis:
         return replace(figure, low=figure.value * (1 - half), high=figure.value * (1 + half))
 
     def few(self, count: int) -> str | None:
-        """The reason why so many requests have no interval; None if they can have one."""
+        """The reason why `count` requests have no interval; None if they can have one."""
         if count >= stats.LEAST_BATCHES * self.together:
             return None
         needs = f"needs {stats.LEAST_BATCHES} of {self.together:.3g} requests, has {int(count / self.together)}"

@@ -25,7 +25,7 @@ READINGS = tuple(f"spend_query_{name}" for name in ("x01", "x03", "x162", "x163"
 PUBLISHED_INPUT = 200.0
 """Mean prompt of the published chat points in tokens, assumed: the files do not say."""
 LARGE = 60e9
-"""A published model of so many parameters or more may stand for one that a provider serves."""
+"""Fewest parameters of a published model that may stand for one that a provider serves."""
 FEWEST, DRAWS = 100, 2**14
 """With fewer effective draws no value is given for what must be true."""
 MODEL = "model"

@@ -11,11 +11,11 @@ QUIET_S, QUIET_SHARE = 0.02, 0.2
 """A call this long after an update (at most this share of the period) waits for the driver: on an H100 for 16 ms in
 place of 3 to 4 (measured 2026-11-26)."""
 DOUBT_S, SURE_S, MOST_TRIES = 0.028, 0.010, 12
-"""Doubt of the next update from which it is located anew under load, and at which that ends, or after so many trials.
+"""Doubt of the next update from which it is located anew under load, and at which that ends, and the most trials.
 Trials before and after the load bound the updates between them, so this only keeps readings out of the quiet time."""
 EARLY = 0.35
 """The second reading of a trial comes in this first share of the interval in which the update lies. A reading after the
-update would wait for the driver and tell little; of the shares tried in a simulation this one narrows it fastest."""
+update would wait for the driver and narrow little; of the shares tried in a simulation this one narrows it fastest."""
 LEAST = 10
 """Number of intervals from which a line must fit."""
 CALL_S = 0.003
@@ -47,7 +47,7 @@ class UpdateTracker:
     """Intervals that contain an update each."""
     fresh: bool = False
     doubtful: bool = False
-    """Whether the updates are being located anew, after so many `tries`."""
+    """Whether the updates are being located anew; `tries` counts the trials."""
     tries: int = 0
     last_s: float | None = None
 

@@ -65,7 +65,7 @@ def peak_flops(gpu: Gpu, precision: str) -> float:
 
 
 def cached_values(model: ModelShape, tokens: float) -> float:
-    """Values in the cache of one sequence of so many tokens, all layers."""
+    """Values in the cache of one sequence of `tokens` tokens, all layers."""
     windowed = min(tokens, model.window) if model.window else tokens
     full = model.kv_layers - model.window_layers
     return model.kv_values * (full * tokens + model.window_layers * windowed)

@@ -45,7 +45,7 @@ def number(value: float, like: float | None = None, decimals: int = 12) -> str:
 
 
 def brief(value: float, digits: int = 2, like: float | None = None) -> str:
-    """A number at so many significant digits, as a screen prints it; `like`: at the scale of that number.
+    """A number at `digits` significant digits, as a screen prints it; `like`: at the scale of that number.
 
     >>> [brief(x) for x in (0.0123, 1.358, 684123.0, 1.187e9, 1249, 0)]
     ['0.012', '1.4', '0.68 M', '1.2 bn', '1,200', '0']
