@@ -1,23 +1,28 @@
-"""The application, the options that several verbs take, and printing."""
+"""The application, and what its verbs share: reading runs, and printing in any format."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 import typer.core
 
 from harness import errors
-from harness.files import results_root
 
 if TYPE_CHECKING:
+    from harness.analysis.summary import Sweep
     from harness.model import Summary
+    from harness.report.charts import ChartFormat as ChartFormats
     from harness.report.formats import Format as Formats
     from harness.report.table import Table
     from harness.store.run import Run
@@ -31,20 +36,26 @@ examples:
 \b
 exit codes: 0 success, 1 a gate failed, 2 wrong use, 3 the run is incomplete
 """
-ORDER = ("run", "sweep", "rerun", "doctor", "report", "check", "diff", "list", "export", "import", "cost", "predict",
-         "compare", "facts", "schema")  # fmt: skip
-"""The verbs as --help prints them: measure, read, cost, press."""
+GROUPS = {
+    "Measure": ("run", "sweep", "rerun", "doctor"),
+    "Read": ("report", "check", "diff", "list", "export", "import", "schema"),
+    "Cost": ("cost", "predict"),
+    "Press": ("compare", "facts"),
+}
+"""The verbs as --help groups them, in the order of their use."""
 
 
-class Ordered(typer.core.TyperGroup):
-    """The verbs in the order of their use."""
+class Grouped(typer.core.TyperGroup):
+    """Prints the verbs in their groups, each with the first sentence of its help."""
 
-    def list_commands(self, _: object) -> list[str]:
-        return sorted(self.commands, key=lambda verb: ORDER.index(verb) if verb in ORDER else len(ORDER))
+    def format_commands(self, _: object, formatter: Any) -> None:
+        for group, verbs in GROUPS.items():
+            with formatter.section(group):
+                formatter.write_dl([(verb, (self.commands[verb].help or "").partition("\n\n")[0]) for verb in verbs])
 
 
 app = typer.Typer(
-    cls=Ordered,
+    cls=Grouped,
     help="Measure what it costs to serve an open model, and compare that with a large provider's reported spend.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -54,33 +65,6 @@ app = typer.Typer(
 )
 
 
-_HOLDS = "Directory of the runs."
-Root = Annotated[
-    Path, typer.Option("--root", envvar="HARNESS_RESULTS", parser=results_root, metavar="DIR", help=_HOLDS)
-]
-Out = Annotated[
-    Path, typer.Option("--root", "--out", envvar="HARNESS_RESULTS", parser=results_root, metavar="DIR", help=_HOLDS)
-]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any key; repeatable.")]
-Full = Annotated[bool, typer.Option("--full", help="Every table, not only the first screen.")]
-Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")]
-Format = Annotated[Literal["text", "md", "csv", "latex", "html", "json", "parquet"], typer.Option("--format")]
-Precision = Annotated[
-    list[str] | None, typer.Option("--precision", metavar="2%", help="Wanted 95% half-width, or FIGURE=2%; repeatable.")
-]
-METERS = "auto (all that are found), none, nvml, rapl, redfish:url=…, prometheus:url=…, replay:path=…; repeatable."
-Meter = Annotated[list[str] | None, typer.Option(help=METERS)]
-Gpus = Annotated[
-    str | None, typer.Option(metavar="LIST", help="The engine's GPUs, 0,1 or UUIDs, if they cannot be seen.")
-]
-Run_ = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or name; latest: the last run.")]
-Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; default: the last run.")]
-Charts = Annotated[Path | None, typer.Option("--charts", metavar="DIR", help="Write charts to this directory.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Compare despite differences that forbid it, and stamp the output.")
-]
-ChartFormat = Annotated[Literal["svg", "png", "pdf", "html"], typer.Option("--chart-format")]
-RESULTS = Path("results")
 T = TypeVar("T")
 
 
@@ -102,30 +86,106 @@ def options(
 
 
 SUFFIXES: Mapping[str, Formats] = {
-    ".html": "html", ".md": "md", ".csv": "csv", ".tex": "latex", ".json": "json", ".parquet": "parquet"
+    ".html": "html", ".md": "md", ".csv": "csv", ".tex": "latex", ".json": "json", ".parquet": "parquet", ".txt": "text"
 }  # fmt: skip
 
 
-def format_of(out: Path | None, format_: Formats) -> Formats:
-    """The format that the ending of the file names, unless one was chosen."""
-    return SUFFIXES.get(out.suffix, "text") if out is not None and format_ == "text" else format_
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a verb prints, and in which format."""
+
+    format: Formats = "text"
+    file: Path | None = None
 
 
-def show(tables: Sequence[Table], format_: Formats, out: Path | None = None, summaries: Sequence[Summary] = ()) -> None:
-    """Print the tables, or write them to `out`. JSON also has the figures of `summaries`."""
-    from harness.report.formats import render
+_output: ContextVar[Output] = ContextVar("output")
+output = _output.get
+_Formats = Literal["text", "md", "csv", "latex", "html", "json", "parquet"]
+_File = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Print to this file.")]
+_FileOfRun = Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Print the answer to this file.")]
 
-    emit(render(tables, format_, summaries), out)
+
+def _options(
+    format_: Annotated[
+        _Formats | None, typer.Option("--format", help="Default: by the ending of FILE, or text.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    to: _File = None,
+) -> Output:
+    """The options of every verb that prints figures. HarnessError for a file that cannot be written, or no format."""
+    if to is not None and (to.is_dir() or not to.absolute().parent.is_dir()):
+        raise errors.HarnessError(f"-o {to}: not a file in an existing directory", "name a file, such as r.html")
+    if to is not None and to.suffix and not (format_ or json or to.suffix in SUFFIXES):
+        fix = f"end it in one of {', '.join(SUFFIXES)}, or add --format"
+        raise errors.HarnessError(f"-o {to}: the ending '{to.suffix}' names no format", fix)
+    named = SUFFIXES.get(to.suffix, "text") if to else "text"
+    return Output("json" if json else format_ or named, to)
 
 
-def emit(content: str | bytes, out: Path | None = None) -> None:
-    """Print the content, or write it to a file. HarnessError for bytes on a terminal."""
-    if out is not None:
-        out.write_bytes(content.encode() if isinstance(content, str) else content)
+def printing(verb: Callable[..., None]) -> Callable[..., None]:
+    """Register a verb with the options of `_options`, which `show` and `emit` follow."""
+    own, added = (dict(inspect.signature(each, eval_str=True).parameters) for each in (verb, _options))
+    if "out" in own:  # --out is the directory of the runs
+        added["to"] = added["to"].replace(annotation=_FileOfRun)
+
+    @functools.wraps(verb)
+    def call(**given: Any) -> None:
+        _output.set(_options(**{name: given.pop(name) for name in added}))
+        verb(**given)
+
+    call.__signature__ = inspect.Signature([*own.values(), *added.values()])  # type: ignore[attr-defined]
+    call.__annotations__ = {name: each.annotation for name, each in (own | added).items()}
+    return app.command(verb.__name__.strip("_"))(call)
+
+
+def show(tables: Sequence[Table], summaries: Sequence[Summary] = ()) -> None:
+    """Print the tables. JSON also has the figures of `summaries`."""
+    from harness.report import formats, text
+
+    plain = output().format == "text"
+    emit(
+        text.render(tables, color=None if output().file is None else False)
+        if plain
+        else formats.render(tables, output().format, summaries)
+    )
+
+
+def emit(content: str | bytes) -> None:
+    """Print the content, or write it to the file. HarnessError for bytes on a terminal."""
+    if (file := output().file) is not None:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
     elif isinstance(content, bytes) and sys.stdout.isatty():
-        raise errors.HarnessError("Parquet is not for a terminal", "name a file with --out PATH, or > PATH")
+        raise errors.HarnessError("Parquet is not for a terminal", "name a file with -o FILE, or > FILE")
     else:
         typer.echo(content, nl=False)
+
+
+def show_answer(
+    sweep: Sweep,
+    scenario: str | None = None,
+    names: Sequence[str] = (),
+    charts: Path | None = None,
+    chart_format: ChartFormats = "svg",
+    beside: Sequence[Table] = (),
+) -> None:
+    """Print the answer of these runs and the tables `beside`: as text on one screen, else every table.
+
+    `names`: only these tables, or `all`. `charts`: also draw charts into this directory.
+    """
+    from harness.report import document, text
+
+    if output().format == "text" and not names and charts is None:
+        emit(document.first_screen(sweep, scenario, text.columns_of_terminal()) + text.render(beside) * bool(beside))
+        return
+    made = [*document.report(sweep, scenario, names), *beside]
+    if charts is not None:
+        from harness.report import charts as drawing
+
+        drawing.write(drawing.of_report(made, sweep, drawing.WIDTH), charts, chart_format)
+    if output().format == "html":
+        emit(document.page_of(made, sweep, scenario))
+    else:
+        show(made, [summary for _, summary in sweep])
 
 
 def stored_run(reference: str, root: Path) -> Run:

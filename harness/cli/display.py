@@ -26,12 +26,12 @@ class Display:
 
     def __enter__(self) -> Display:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
         console = Console(file=self._stream)
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(), console=console, transient=True, disable=self._quiet or not console.is_interactive,
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.fields[detail]}"),
+            console=console, transient=True, disable=self._quiet or not console.is_interactive,
             redirect_stdout=False, redirect_stderr=False,  # the engine's output goes to its log
         )  # fmt: skip
         self._task = self._bar.add_task("", total=None, detail="")
@@ -57,16 +57,25 @@ class Display:
         if progress.log_line:
             self._bar.update(self._task, detail=progress.log_line)
         if progress.phase == "measuring" and progress.elapsed_s > 0:
-            rate = progress.output_tokens / progress.elapsed_s
-            detail = f"{progress.finished} done, {progress.in_flight} in flight, {rate:.1f} tok/s"
-            if progress.failed:
-                detail += f", {progress.failed} failed"
-            done, total = (
-                (progress.finished, progress.count) if progress.count else (progress.elapsed_s, progress.duration_s)
-            )
-            if total and done:
-                detail += f", {progress.elapsed_s * max(0.0, total / done - 1):.0f} s left"
-            self._bar.update(self._task, completed=done, total=total, detail=detail)
+            whole = progress.count or progress.duration_s
+            done = progress.finished if progress.count else progress.elapsed_s
+            detail = detail_of(progress, done, whole)
+            self._bar.update(self._task, completed=done, total=whole, detail=detail)
             if self._bar.disable and progress.elapsed_s - self._said_s >= EVERY_S:
                 self._said_s = progress.elapsed_s
                 print(f"{progress.elapsed_s:.0f} s: {detail}", file=self._stream, flush=True)
+
+
+def detail_of(now: Progress, done: float, whole: float | None) -> str:
+    """The progress in words, the most wanted first; `done` of the `whole` load, if that is known."""
+    parts = {
+        "{:.0f} done": now.finished,
+        "{:.0f} s left": now.elapsed_s * max(0.0, whole / done - 1) if whole and done else None,
+        "{} failed": now.failed or None,
+        "{} in flight": now.in_flight,
+        "{:.1f} tok/s": now.output_tokens / now.elapsed_s,
+        "TTFT p50 {:.0f} ms": now.ttft_s and now.ttft_s * 1e3,
+        "ITL {:.1f} ms": now.itl_s and now.itl_s * 1e3,
+        "{:.0f} W": now.power_w,
+    }
+    return ", ".join(text.format(value) for text, value in parts.items() if value is not None)

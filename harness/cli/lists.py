@@ -6,30 +6,30 @@ from typing import Annotated, Literal
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Format, Root, app, emit, show
+from harness.cli.app import app, emit, output, printing, show
+from harness.cli.options import RESULTS, Root
 
 Where = Annotated[str | None, typer.Option(metavar="'A=x and B>=y'", help="Only runs that meet these conditions.")]
 
 
-@app.command("list")
+@printing
 def list_(
     what: Annotated[Literal["workloads", "runs", "engines", "models", "scenarios"], typer.Argument()],
     root: Root = RESULTS,
     where: Where = None,
-    format_: Format = "text",
 ) -> None:
     """List workloads, runs, engines, models or scenarios."""
     from harness.cli.tables import TABLES, runs_lines, runs_tables
     from harness.report.text import columns_of_terminal
 
-    if what == "runs" and format_ == "text":
+    if what == "runs" and output().format == "text":
         emit(runs_lines(runs_tables(root, where), columns_of_terminal()))
     elif what == "runs":
-        show(runs_tables(root, where), format_)
+        show(runs_tables(root, where))
     elif where is not None:
         raise errors.HarnessError(f"--where does not go with {what}", "only runs have figures and conditions")
     else:
-        show([TABLES[what]()], format_)
+        show([TABLES[what]()])
 
 
 @app.command()

@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Gpus, Meter, Out, Precision, Scenario, Set, app, emit, show
+from harness.cli.app import SUFFIXES, Output, output, printing, show_answer
 from harness.cli.display import Display
+from harness.cli.options import RESULTS, Gpus, Meter, Out, Precision, Scenario, Set
 
 
-@app.command()
+@printing
 def run(
     workload: Annotated[str, typer.Argument(help="A workload file, or the name of a shipped workload.")],
     engine: Annotated[str | None, typer.Option(help="auto, openai, vllm, transformers or simulated.")] = None,
@@ -57,13 +58,13 @@ def run(
     from harness.cost.pricing import read_scenario
     from harness.measure import run as measuring
     from harness.measure.stop import Stop
-    from harness.report import document
     from harness.report.changes import precision_table, repeats_table
-    from harness.report.text import columns_of_terminal
     from harness.store.directory import new_id
     from harness.store.run import read_run
     from harness.workload.library import read_workload
 
+    if out.suffix in SUFFIXES:
+        raise errors.HarnessError(f"--out {out} names the directory of the runs", f"write -o {out}, or --root {out}/")
     named: dict[str, object] = {"engine.name": engine, "model": model, "scenario": scenario, "seed": seed}
     if serve and engine not in (None, "openai"):
         fix = "leave out --serve, or measure the server with --engine openai"
@@ -103,12 +104,10 @@ def run(
                 break
     stored = runs[-1]
     summary = summary_of(stored)
-    emit(document.first_screen([(stored, summary)], None, columns_of_terminal()))
-    if repeat > 1:
-        show([repeats_table([(each, summary_of(each)) for each in runs])], "text")
-    if targets:
-        show([precision_table(stored, summary, targets)], "text")
-    typer.echo(f"run: {stored.directory}")
+    beside = [repeats_table([(each, summary_of(each)) for each in runs])] if repeat > 1 else []
+    beside += [precision_table(stored, summary, targets)] if targets else []
+    show_answer([(stored, summary)], beside=beside)
+    typer.echo(f"run: {stored.directory}", err=output() != Output())
     if stored.state != "complete" or not stored.requests["error"].isna().any():
         typer.echo(f"incomplete: {stored.file.error or 'no request succeeded'}", err=True)
         raise typer.Exit(errors.INCOMPLETE)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, ChartFormat, Charts, Force, Format, Root, Runs, Scenario, Set, app, each_run, show
+from harness.cli.app import each_run, output, printing, show
+from harness.cli.options import RESULTS, ChartFormat, Charts, Force, Root, Runs, Scenario, Set
 
 if TYPE_CHECKING:
     from harness.report.table import Table
@@ -20,7 +21,7 @@ MACHINE = ("json", "csv", "parquet")
 Facts = Annotated[list[Path] | None, typer.Option("--facts", help="A file with facts to add; repeatable.")]
 
 
-@app.command()
+@printing
 def facts(
     fact: Annotated[str | None, typer.Argument(metavar="ID", help="One fact, with its source and quote.")] = None,
     entity: Annotated[str | None, typer.Option(help="Part of the entity's name.")] = None,
@@ -29,7 +30,6 @@ def facts(
     status: Annotated[str | None, typer.Option(help="leaked, reported, stated, estimated, projection…")] = None,
     layer: Annotated[str | None, typer.Option(help="articles, outside or user.")] = None,
     file: Facts = None,
-    format_: Format = "text",
 ) -> None:
     """List the published figures, or print one with its source and quote."""
     from harness.facts.appraisal import shipped_book
@@ -38,13 +38,13 @@ def facts(
     book = shipped_book(file or ())
     if fact is None:
         found = book.select(entity=entity, metric=metric, period=period, status=status, layer=layer)
-        show([facts_table(found)], format_)
+        show([facts_table(found)])
     else:
-        row = [] if format_ == "text" else [facts_table([book[fact]])]
-        show([*row, fact_table(book, fact)], format_)
+        row = [] if output().format == "text" else [facts_table([book[fact]])]
+        show([*row, fact_table(book, fact)])
 
 
-@app.command()
+@printing
 def compare(
     references: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare.")] = None,
     root: Root = RESULTS,
@@ -59,7 +59,6 @@ def compare(
     force: Force = False,
     charts: Charts = None,
     chart_format: ChartFormat = "svg",
-    format_: Format = "text",
 ) -> None:
     """Is the reported inference bill plausible, and what would have to be true? Revenue, your measurement, power.
 
@@ -85,23 +84,25 @@ def compare(
         book = checked_book(book if spend is None else with_spend(book, spend), force or spend is not None)
         appraisal = appraise(priced, book, force, provider)
         if explain is not None:
-            show(explained(appraisal, explain), format_)
+            show(explained(appraisal, explain))
             return
         names = (
             [*book.tables, CONTRADICTIONS] if table == ["all"] else [name for name in table or [] if name != "must-be"]
         )
-        made = full_tables(appraisal) if full else screen_tables(appraisal, format_ != "text") if not table else []
-        if format_ in MACHINE or "must-be" in (table or []):
+        made = (
+            full_tables(appraisal) if full else screen_tables(appraisal, output().format != "text") if not table else []
+        )
+        if output().format in MACHINE or "must-be" in (table or []):
             made = compare_tables(appraisal) if not full else made
         made = [*made, *(comparison_table(appraisal.context, name) for name in names)]
         if charts is not None:
             from harness.report import charts as drawing
 
             drawing.write(drawing.of_tables([*compare_tables(appraisal), *made]), charts, chart_format)
-        show(made, format_)
+        show(made)
 
 
-@app.command()
+@printing
 def cost(
     references: Runs = None,
     root: Root = RESULTS,
@@ -113,7 +114,6 @@ def cost(
         str | None,
         typer.Option(metavar="MEAN:PEAK", help="With --objective: mean requests/s of a day, and peak / mean."),
     ] = None,
-    format_: Format = "text",
 ) -> None:
     """Price runs under a scenario: each run, input and output separately, at an objective, or a fleet over a day."""
     from harness.analysis.summary import load
@@ -138,10 +138,10 @@ def cost(
         else:
             found, day, note = fleet_costs(sweep, objective, _pair(fleet), Policy(), *how)
             made = [*cost_tables(found), fleet_table(day, note)]
-        show(made, format_)
+        show(made)
 
 
-@app.command()
+@printing
 def predict(
     model: Annotated[
         str | None, typer.Argument(help="A model of models.csv, a config.json, or a cached hub id.")
@@ -169,7 +169,6 @@ def predict(
     root: Root = RESULTS,
     validate: Annotated[bool, typer.Option("--validate", help="Print errors on what was left out of the fit.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Also every cost and assumption.")] = False,
-    format_: Format = "text",
 ) -> None:
     """Predict speed, energy and cost of a model on GPUs that were not measured, from published measurements."""
     from harness.analysis.summary import load
@@ -181,7 +180,7 @@ def predict(
     from harness.store.directory import find_run
 
     if validate or model is None:
-        show([validation_table()], format_)
+        show([validation_table()])
         return
     for name, limit in (("--tpot", tpot), ("--ttft", ttft)):
         if not limit > 0:
@@ -213,10 +212,7 @@ def predict(
     if not any(isinstance(each, Priced) for _, each in found):
         raise errors.HarnessError(str(found[0][1]), "name GPUs of harness/data/gpus.csv that hold the model")
     only = found[0][1]
-    show(
-        prediction_tables(only, full) if len(names) == 1 and isinstance(only, Priced) else [side_by_side(found)],
-        format_,
-    )
+    show(prediction_tables(only, full) if len(names) == 1 and isinstance(only, Priced) else [side_by_side(found)])
 
 
 def _pair(text: str) -> tuple[float, float]:

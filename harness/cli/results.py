@@ -11,43 +11,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import (
-    RESULTS,
-    ChartFormat,
-    Charts,
-    Force,
-    Format,
-    Full,
-    Precision,
-    Root,
-    Run_,
-    Runs,
-    Scenario,
-    app,
-    each_run,
-    emit,
-    format_of,
-    show,
-    stored_run,
-)
+from harness.cli.app import each_run, output, printing, show, show_answer, stored_run
 from harness.cli.display import Display
+from harness.cli.options import RESULTS, ChartFormat, Charts, Force, Full, Precision, Root, Run_, Runs, Scenario
 
 if TYPE_CHECKING:
     from harness.report.changes import Difference
     from harness.store.run import Run
 
 
-@app.command()
+@printing
 def report(
     references: Runs = None,
     root: Root = RESULTS,
     scenario: Scenario = None,
     full: Full = False,
     table: Annotated[list[str] | None, typer.Option(help="Only this table; repeatable.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file.")] = None,
     charts: Charts = None,
     chart_format: ChartFormat = "svg",
-    format_: Format = "text",
 ) -> None:
     """Print the answer of a run, or of several, on one screen; --full prints every table, as other formats do.
 
@@ -55,27 +36,12 @@ def report(
     needs no network.
     """
     from harness.analysis.summary import load
-    from harness.report import document
-    from harness.report.text import columns_of_terminal
 
     with each_run(references or ["latest"], root, load) as sweep:
-        format_ = format_of(out, format_)
-        if format_ == "text" and not full and not table and charts is None:
-            emit(document.first_screen(sweep, scenario, columns_of_terminal()), out)
-            return
-        made = document.report(sweep, scenario, table or (["all"] if full else ()))
-        if charts is not None:
-            from harness.report import charts as drawing
-
-            drawn = drawing.of_report(made, sweep, drawing.WIDTH)
-            drawing.write(drawn, charts, chart_format)
-        if format_ == "html":
-            emit(document.page_of(made, sweep, scenario), out)
-            return
-        show(made, format_, out, [summary for _, summary in sweep])
+        show_answer(sweep, scenario, table or (["all"] if full else ()), charts, chart_format)
 
 
-@app.command()
+@printing
 def check(reference: Run_ = "latest", root: Root = RESULTS, precise: Precision = None) -> None:
     """Print the findings of a run, and what a wanted precision needs.
 
@@ -89,7 +55,7 @@ def check(reference: Run_ = "latest", root: Root = RESULTS, precise: Precision =
     stored = stored_run(reference, root)
     summary, targets = summary_of(stored), precision.parse(precise or ())
     wanted = [precision_table(stored, summary, targets)] if targets else []
-    show([tables.findings_table(summary.findings), *wanted], "text")
+    show([tables.findings_table(summary.findings), *wanted])
     gate_failed = any(finding.serious for finding in summary.findings)
     if (incomplete := _incomplete([stored])) or gate_failed:
         raise typer.Exit(errors.GATE_FAILED if gate_failed else incomplete)
@@ -103,7 +69,7 @@ def _incomplete(runs: Iterable[Run]) -> int:
     return errors.INCOMPLETE if unfinished else 0
 
 
-@app.command()
+@printing
 def diff(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A run, repeats of it (A,B,C), or their directory.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="The runs to judge against BASE.")] = "latest",
@@ -117,7 +83,6 @@ def diff(
     least: Annotated[str, typer.Option(metavar="PERCENT%", help="A smaller change is no difference.")] = "1%",
     force: Force = False,
     full: Full = False,
-    format_: Format = "text",
 ) -> None:
     """Compare runs with runs: gates, then what improved or regressed, as ratios with intervals; --full has the rest."""
     from harness.analysis.diff import parse_gate, parse_least
@@ -128,8 +93,8 @@ def diff(
     if both := {run.directory for run in sides[0]} & {run.directory for run in sides[1]}:
         what = f"{min(both).name} stands on both sides of the comparison"
         raise errors.HarnessError(what, "name two different runs; `harness list runs` prints them")
-    found = difference(*sides, gates, force, effect, full or format_ != "text")
-    show(found.tables, format_)
+    found = difference(*sides, gates, force, effect, full or output().format != "text")
+    show(found.tables)
     _tell_github(found)
     incomplete = _incomplete(itertools.chain(*sides))
     if found.failed:
@@ -161,8 +126,8 @@ def _tell_github(found: Difference) -> None:
             summary.write(markdown(found.tables))
 
 
-@app.command()
-def rerun(reference: Run_ = "latest", root: Root = RESULTS, force: Force = False, format_: Format = "text") -> None:
+@printing
+def rerun(reference: Run_ = "latest", root: Root = RESULTS, force: Force = False) -> None:
     """Measure a stored run again under the same conditions, and compare the two runs.
 
     Refuses a machine that differs from that of the run; other differences, such as versions, are printed first.
@@ -193,14 +158,14 @@ def rerun(reference: Run_ = "latest", root: Root = RESULTS, force: Force = False
         clients = max(1, len(file.clients))
         directory = measuring.run(spec, root, display.show, file.meters_asked, file.declared, clients)
     after = read_run(directory)
-    show(difference([before], [after], force=True, full=format_ != "text").tables, format_)
+    show(difference([before], [after], force=True, full=output().format != "text").tables)
     typer.echo(f"run: {directory}", err=True)
     if after.state != "complete":
         raise typer.Exit(errors.INCOMPLETE)
 
 
-@app.command()
-def doctor(root: Root = RESULTS, format_: Format = "text") -> None:
+@printing
+def doctor(root: Root = RESULTS) -> None:
     """Examine this machine: what can be measured, what would make a run doubtful, and how to fix it.
 
     Exits with 1 only if no run can be stored.
@@ -213,6 +178,6 @@ def doctor(root: Root = RESULTS, format_: Format = "text") -> None:
     seen = list(examining.examine(root))
     findings = [each for each in seen if isinstance(each, Finding)]
     parts = tuple(each for each in seen if not isinstance(each, Finding))
-    show([Table("machine", "This machine", PROPERTIES, parts), findings_table(findings)], format_)
+    show([Table("machine", "This machine", PROPERTIES, parts), findings_table(findings)])
     if any(finding.serious for finding in findings):
         raise typer.Exit(errors.GATE_FAILED)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import RESULTS, Gpus, Meter, Root, app, show
+from harness.cli.app import printing, show
+from harness.cli.options import RESULTS, Gpus, Meter, Root
 
 if TYPE_CHECKING:
     from harness.measure.sweep import Status
 
 
-@app.command()
+@printing
 def sweep(
     file: Annotated[Path, typer.Argument(help="A YAML file with a workload, and a grid, zipped axes or a search.")],
     root: Root = RESULTS,
@@ -34,7 +35,7 @@ def sweep(
 
     plan = read_plan(file, root)
     if dry_run:
-        show([plan_table(plan)], "text")
+        show([plan_table(plan)])
         return
     if plan.stored and not resume:
         raise errors.HarnessError(
@@ -46,7 +47,7 @@ def sweep(
         if ray is None and (hint := hint_of(plan)) is not None:
             typer.echo(hint, err=True)
         ended = carry_out(plan, found, _say, power, budget, tuple(gpus.split(",")) if gpus else None, cooldown)
-    show([ended_table(plan, ended)], "text")
+    show([ended_table(plan, ended)])
     if any(done.state != "complete" for done in ended.values()):
         raise typer.Exit(errors.INCOMPLETE)
     if len(ended) < len(plan.points) and plan.sweep.auto is None:

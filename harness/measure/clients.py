@@ -8,9 +8,10 @@ only progress is sent, four times a second.
 import asyncio
 import contextlib
 import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -159,7 +160,10 @@ class Clients:
         """The sum over the clients' last reports."""
         names = ("finished", "failed", "in_flight", "output_tokens")
         sums = {name: sum(getattr(each, name) for each in self._progress.values()) for name in names}
-        return measuring(self.workload, self._began_ns, **sums)
+        now = measuring(self.workload, self._began_ns, **sums)
+        seen = [(each.ttft_s, each.itl_s) for each in self._progress.values() if each.ttft_s and each.itl_s]
+        ttft_s, itl_s = map(statistics.median, zip(*seen, strict=True)) if seen else (None, None)
+        return replace(now, ttft_s=ttft_s, itl_s=itl_s)
 
     def close(self) -> list[dict[str, Any]]:
         """End all processes. Returns for each its number, facts about the link, and its monitor result."""

@@ -377,8 +377,8 @@ class _Session:
     async def _tick(self, sender: Sender | Clients, metrics: Polled[ServerSample] | None) -> None:
         """Four times a second: show the progress, journal the readings, and stop if the figures are precise enough."""
         while True:
-            self.notify(sender.progress())
             self.power.drain()
+            self.notify(replace(sender.progress(), power_w=self.power.now_w(self.kept.charged)))
             if metrics is not None:
                 self.writer.add_server(metrics.drain())
             if self.enough is not None and self.enough(self.writer.directory):
@@ -405,6 +405,8 @@ class _Power:
         self.infos = tuple(info for _, info in started)
         self.writer: RunWriter | None = None
         self._idle: dict[str, tuple[float, float]] = {}
+        self._newest_w: dict[str, float] = {}
+        """GPU -> its newest reading."""
 
     def __enter__(self) -> _Power:
         return self
@@ -436,6 +438,12 @@ class _Power:
         for meter in self.meters:
             if (samples := meter.drain()) and self.writer is not None:
                 self.writer.add_power(samples)
+            self._newest_w |= {x.device: x.power_w for x in samples if x.domain == "gpu" and x.power_w is not None}
+
+    def now_w(self, charged: Charged | None) -> float | None:
+        """Newest power of the charged GPUs together; None if none was read."""
+        found = [watts for device, watts in self._newest_w.items() if charged and device in charged.devices]
+        return sum(found) if found else None
 
 
 def addresses(info: EngineInfo) -> list[str]:

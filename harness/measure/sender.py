@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import itertools
 import operator
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.engines.base import Engine, Exchanging
 from harness.errors import EngineDied, HarnessError, RequestFailed
@@ -33,6 +34,8 @@ OF_ANSWER = ("input_tokens", "output_tokens", "cached_tokens", "finish_reason", 
 _of_request, _of_answer = operator.attrgetter(*OF_REQUEST), operator.attrgetter(*OF_ANSWER)
 MAX_UNPARSED = 1000
 """Limit on the number of answers that wait to be parsed."""
+RECENT = 100
+"""Answers that the live display judges latency by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,18 @@ class Progress:
     duration_s: float | None = None
     log_line: str = ""
     """The last line of the engine's log, during the start."""
+    ttft_s: float | None = None
+    itl_s: float | None = None
+    """Medians of the last RECENT answers, the second of their means."""
+    power_w: float | None = None
+    """Sum of the newest readings of the charged GPUs."""
 
 
 def measuring(
     workload: Workload, began_ns: int, finished: int, failed: int, in_flight: int, output_tokens: int
 ) -> Progress:
-    """The progress of a load that began at `began_ns` (CLOCK_MONOTONIC)."""
-    elapsed_s = (time.monotonic_ns() - began_ns) / 1e9
+    """The progress of a load that begins at `began_ns` (CLOCK_MONOTONIC); 0: that time is not known yet."""
+    elapsed_s = max(0.0, (time.monotonic_ns() - began_ns) / 1e9) if began_ns else 0.0
     limits = workload.requests.in_all, workload.load.duration_s
     return Progress("measuring", elapsed_s, finished, failed, in_flight, output_tokens, *limits)
 
@@ -127,6 +135,8 @@ class Sender:
         self._exhausted = False
         self._unparsed: deque[_InFlight] = deque()
         self._error: Exception | None = None
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        """TTFT and mean ITL of the last answers."""
         self._exchange = engine.exchange if isinstance(engine, Exchanging) else self._generate
         most = PREBUILT_PER_USER * len(self._spans) if shape.closed and count is None else None
         tokens, until_s = 0, time.monotonic() + PREBUILD_S
@@ -162,7 +172,9 @@ class Sender:
 
     def progress(self) -> Progress:
         counts = self.finished - self.waves, self.failed, self.sent - self.finished, self.output_tokens
-        return measuring(self.workload, self.began_ns, *counts)
+        now = measuring(self.workload, self.began_ns, *counts)
+        ttft_s, itl_s = map(statistics.median, zip(*self._recent, strict=True)) if self._recent else (None, None)
+        return replace(now, ttft_s=ttft_s, itl_s=itl_s)
 
     def _now_s(self) -> float:
         return (time.monotonic_ns() - self.began_ns) / 1e9
@@ -335,6 +347,9 @@ class Sender:
             stamps_ns = [stamp for stamp, tokens in zip(stamps_ns, counted, strict=True) if tokens]
             counts = [tokens for tokens in counted if tokens]
         self.failed += kind is not None
+        if sum(counts) > 1:
+            gaps = sum(counts[1:]) or 1  # all tokens came at once
+            self._recent.append(((stamps_ns[0] - sent.sent_ns) / 1e9, (stamps_ns[-1] - stamps_ns[0]) / gaps / 1e9))
         self.add(
             Record(
                 index=request.index,

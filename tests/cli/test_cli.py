@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 from builders import run_file, stored
 from commands import QUICK, Command
 
+from harness.cli import app
+from harness.cli.app import GROUPS
 from harness.cli.display import Display
 from harness.measure.sender import Progress
 from harness.store.directory import RunWriter
+
+VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # typer hides click's type of a group
 
 
 def test_a_run_is_stored_and_answered_on_one_screen_and_full_has_every_table(harness: Command) -> None:
@@ -89,11 +96,42 @@ def test_the_ending_of_the_file_names_the_format(harness: Command) -> None:
     assert Path("r.txt").read_text().startswith("SIMULATED")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check",), ("cost",), ("list", "runs"), ("list", "engines"), ("facts", "A15"), ("compare",), ("doctor",),
+        ("predict", "Qwen3-32B"), ("diff", "before", "latest"), ("sweep", "study.yaml", "--dry-run"),
+    ],
+)  # fmt: skip
+def test_every_verb_that_prints_figures_takes_json_and_a_file_by_its_ending(
+    harness: Command, words: tuple[str, ...]
+) -> None:
+    for users in (4, 8):
+        stored(Path("results"), users)
+    Path("results/before").symlink_to("20261121T120000Z-qwen3-8b-4")
+    Path("study.yaml").write_text("workload: smoke\ngrid: {load.users: [1, 2]}\nset: {engine.name: simulated}")
+    forced = ("--force",) if words[0] == "diff" else ()
+    shown = harness(*words, *forced, "--json")
+    assert json.loads(shown.out)["tables"], shown.err
+    written = harness(*words, *forced, "-o", "file.json")
+    assert (written.out, written.code) == ("", shown.code)
+    assert json.loads(Path("file.json").read_text())["tables"]
+
+
+def test_run_takes_json_and_prints_the_directory_apart(harness: Command) -> None:
+    ran = harness(*QUICK, "--json", "--precision", "5%")
+    assert json.loads(ran.out)["tables"][-1]["name"] == "precision"
+    assert "run: " in ran.err
+
+
 def test_help_and_version_go_by_convention(harness: Command) -> None:
     assert harness("--version").out.startswith("harness ")
     helped = harness("-h").out
-    verbs = helped[helped.index("Commands:") :].splitlines()[1:]
-    assert [line.split()[0] for line in verbs[:7]] == ["run", "sweep", "rerun", "doctor", "report", "check", "diff"]
+    assert re.findall(r"^([A-Z]\w+):$|^  (\w+)  ", helped[helped.index("Measure:") :], re.M) == [
+        pair for group, verbs in GROUPS.items() for pair in ((group, ""), *(("", verb) for verb in verbs))
+    ]
+    assert {verb for verbs in GROUPS.values() for verb in verbs} == VERBS.keys()
+    assert "…" not in helped.replace("LoadGen…", "")
     assert "exit codes: 0 success" in helped
     assert harness("run", "-h").code == 0
 
@@ -101,11 +139,15 @@ def test_help_and_version_go_by_convention(harness: Command) -> None:
 def test_progress_without_a_terminal_is_a_line_for_each_phase_and_30_seconds(capfd: pytest.CaptureFixture[str]) -> None:
     with Display() as display:
         for elapsed_s in (10.0, 29.0, 31.0, 45.0, 62.0):
-            display.show(Progress("measuring", elapsed_s, finished=int(elapsed_s), output_tokens=500, count=124))
+            seen: dict[str, Any] = {}
+            if elapsed_s > 50:
+                seen = {"ttft_s": 0.12, "itl_s": 0.0123, "power_w": 512.3, "failed": 2}
+            done = int(elapsed_s)
+            display.show(Progress("measuring", elapsed_s, finished=done, output_tokens=500, count=124, **seen))
     assert capfd.readouterr().err.splitlines() == [
         "measuring …",
-        "31 s: 31 done, 0 in flight, 16.1 tok/s, 93 s left",
-        "62 s: 62 done, 0 in flight, 8.1 tok/s, 62 s left",
+        "31 s: 31 done, 93 s left, 0 in flight, 16.1 tok/s",
+        "62 s: 62 done, 62 s left, 2 failed, 0 in flight, 8.1 tok/s, TTFT p50 120 ms, ITL 12.3 ms, 512 W",
     ]
     with Display(quiet=True) as display:
         display.show(Progress("measuring", 40.0, finished=4, count=8))
@@ -133,6 +175,9 @@ def test_progress_without_a_terminal_is_a_line_for_each_phase_and_30_seconds(cap
         (("compare", "--set", "serving.utilisation=0.5"), ("no run is priced", "name a run")),
         (("report", "nowhere"), ("no run 'nowhere'", "harness list runs")),
         (("facts", "Z99"), ("Z99",)),
+        (("facts", "-o", "f.pdf"), ("-o f.pdf", "'.pdf' names no format", ".html")),
+        (("run", "smoke", "-o", "no/where.html"), ("no/where.html", "existing directory")),
+        (("run", "smoke", "--out", "r.html"), ("--out r.html", "-o r.html")),
         (("run", "smoke", "--serve", "--set", "engine.serve=/no/server {port}"), ("cannot start '/no/server'",)),
         (("compare", "--table", "gossip"), ("gossip", "spend-revenue")),
     ],
