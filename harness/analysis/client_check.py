@@ -140,7 +140,10 @@ def _own(sent: pd.DataFrame, clients: Sequence[ClientSeen], served: bool) -> Ite
 
 def _late(seen: Times, summary: Summary, load: Load, clients: Sequence[ClientSeen], served: bool) -> Iterator[Finding]:
     """Findings if the client's own delay could move a p99 by more than `MOVED`."""
+    gap_s = summary["itl_s.p50"].value or 0.0
     delays_s = [client.loop_delay_s for client in clients if served and client.loop_delay_s is not None]
+    if all(client.kernel_stamps for client in clients):  # a late loop moves an arrival only if two come in one read
+        delays_s = [delay for delay in delays_s if delay.p99 >= gap_s]
     loop_s = max((delay.p99 for delay in delays_s if delay.n >= least_n(0.99)), default=0.0)
     done = seen.each[seen.completed]
     lag_s = 0.0

@@ -36,6 +36,10 @@ class Engine(Protocol):
     async def stop(self) -> None: ...
 
 
+Arrived = Callable[[int, int | None], None]
+"""`arrived(n, at_ns)`: n tokens arrived at `at_ns` on CLOCK_MONOTONIC; None: just now."""
+
+
 @runtime_checkable
 class Exchanging(Protocol):
     """An engine that can defer parsing: `generate(...)` equals `(await exchange(...))()`.
@@ -44,7 +48,7 @@ class Exchanging(Protocol):
     Exceptions from either may carry an attribute `arrival_tokens`, with the meaning of `Completion.arrival_tokens`.
     """
 
-    async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]: ...
+    async def exchange(self, request: Request, arrived: Arrived) -> Callable[[], Completion]: ...
 
 
 @runtime_checkable

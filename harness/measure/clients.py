@@ -99,20 +99,24 @@ async def measure(sender: Sender, began_ns: int, monitor: LoopMonitor) -> Ended:
 
     Raises HarnessError if the records cannot be written.
     """
+
+    def seen() -> dict[str, Any]:
+        return monitor.result() | {"kernel_stamps": not sender.own_stamps}
+
     try:
         await asyncio.sleep((began_ns - time.monotonic_ns()) / 1e9)
         monitor.begin()
         await sender.run(began_ns)
     except asyncio.CancelledError:
-        return Ended("interrupted", "interrupted while measuring", monitor.result())
+        return Ended("interrupted", "interrupted while measuring", seen())
     except ExceptionGroup as group:
         if (errors := group.subgroup(HarnessError)) is not None:  # for instance a full disk
             raise errors.exceptions[0] from None
         died, others = group.split(EngineDied)
         if died is None or others is not None:
             raise
-        return Ended("failed", f"the engine died: {died.exceptions[0]}", monitor.result())
-    return Ended("complete", None, monitor.result())
+        return Ended("failed", f"the engine died: {died.exceptions[0]}", seen())
+    return Ended("complete", None, seen())
 
 
 class Clients:

@@ -118,7 +118,7 @@ class Sender:
         self.workload, self.engine, self.make, self.add, self.follow = workload, engine, make, add, follow
         self.first_wave = first_wave if workload.load.in_equilibrium else None
         self.client, self.clients = share
-        self.sent = self.finished = self.failed = self.output_tokens = self.waves = 0
+        self.sent = self.finished = self.failed = self.output_tokens = self.waves = self.own_stamps = 0
         self.began_ns = 0
         self._stop, self._drained = asyncio.Event(), asyncio.Event()
         shape, count = workload.load, workload.requests.count
@@ -278,9 +278,10 @@ class Sender:
         sent = _InFlight(request, scheduled_s)
         stamps_ns, counts, clock = sent.stamps_ns, sent.counts, time.monotonic_ns
 
-        def arrived(tokens: int) -> None:
+        def arrived(tokens: int, at_ns: int | None = None) -> None:
             if tokens > 0:
-                stamps_ns.append(clock())
+                self.own_stamps += at_ns is None
+                stamps_ns.append(clock() if at_ns is None else at_ns)
                 counts.append(tokens)
                 self.output_tokens += tokens
 

@@ -156,6 +156,8 @@ class ClientSeen(_Open):
     cpu_s: float | None = None
     elapsed_s: float | None = None
     loop_delay_s: Delay | None = None
+    kernel_stamps: bool = False
+    """All arrivals have the kernel's time."""
     clock_bound_s: float = 0.0
     """Largest possible difference between its clock and that of the parent process."""
 

@@ -203,3 +203,9 @@ def test_late_sending_of_a_closed_loop_is_the_engines_where_both_share_a_process
     late = [replace(each, sent_s=each.scheduled_s + 0.008) for each in closed()]
     assert [each.code for each in checked(late, CLOSED).findings] == ["client-limited"]
     assert checked(late, CLOSED, served=False).findings == ()
+
+
+@pytest.mark.parametrize(("delay_s", "codes"), [(0.009, set()), (0.011, {"client-limited"})])
+def test_with_the_kernels_stamps_a_late_loop_counts_from_the_delay_of_one_gap(delay_s: float, codes: set[str]) -> None:
+    late = client(delay_s).model_copy(update={"kernel_stamps": True})
+    assert {finding.code for finding in checked(opened(), OPEN, [late]).findings} == codes

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
+import threading
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -33,7 +36,7 @@ def exchange(pieces: Sequence[bytes], *, closes: bool = True) -> tuple[http.Conn
         buffer = memoryview(bytearray(http.READ_SIZE))
         connection, arrivals = http.Connection(buffer), 0
 
-        def arrived(_: int) -> None:
+        def arrived(*_: int | None) -> None:
             nonlocal arrivals
             arrivals += 1
 
@@ -136,3 +139,34 @@ def test_invalid_or_endless_http_is_malformed_at_once(raw: bytes) -> None:
     _, _, failed = exchange([raw], closes=False)
     assert failed is not None
     assert failed.kind == "malformed"
+
+
+def test_an_arrival_has_the_time_at_which_the_kernel_received_it_however_late_it_is_read() -> None:
+    sent_ns = 0
+
+    def serve() -> None:
+        nonlocal sent_ns
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(100)
+            time.sleep(0.05)
+            sent_ns = time.monotonic_ns()
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na")
+
+    async def read_late() -> int | None:
+        pool, stamps = http.Pool([http.parse_base(f"http://127.0.0.1:{listener.getsockname()[1]}")], 1, 1), []
+        connection = await pool.connect(0)
+        answer = asyncio.ensure_future(connection.exchange(b"GET", lambda _, at_ns: stamps.append(at_ns)))
+        await asyncio.sleep(0)
+        time.sleep(0.2)  # the loop is stalled while the answer arrives
+        await answer
+        await pool.close()
+        return stamps[0]
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        arrived_ns = asyncio.run(read_late())
+        thread.join()
+    assert arrived_ns is not None
+    assert 0 <= (arrived_ns - sent_ns) / 1e9 < 0.1

@@ -108,7 +108,7 @@ def test_a_uniform_stream_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -
     pieces = [piece.replace(b'{"choices"', b'{"object": "text_completion", "choices"') for piece in pieces]
     answer = Answer(4, 100)
     answer.read_stream(Response(200, {}, pieces, [0, 3, 6, 9]))
-    assert (answer.counts, answer.finish_reason, answer.usage.prompt_tokens) == ([0, 1, 3, 1], "length", 4)
+    assert (answer.counts, answer.finish_reason, answer.usage.input(None)) == ([0, 1, 3, 1], "length", 4)
     assert sorted(answer.text) == sorted([" a", '\n"', "ü", " e", " z", ""])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from harness.engines.base import Arrived
 from harness.engines.simulated import SimulatedEngine
 from harness.errors import HarnessError, RequestFailed
 from harness.measure import sender
@@ -40,12 +41,12 @@ class Scripted:
         self.log.append(("prepared", request.index))
 
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
-        return (await self.exchange(request, arrived))()
+        return (await self.exchange(request, lambda tokens, _: arrived(tokens)))()
 
-    async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
+    async def exchange(self, request: Request, arrived: Arrived) -> Callable[[], Completion]:
         self.log.append(("sent", request.index))
         for _ in range(3):
-            arrived(1)
+            arrived(1, None)
             await asyncio.sleep(0)
 
         def answer() -> Completion:

@@ -15,6 +15,7 @@ import msgspec
 from pydantic import Field
 
 from harness.config import Section, checked
+from harness.engines.base import Arrived
 from harness.engines.openai import http
 from harness.engines.openai.stream import Answer, error_message
 from harness.errors import HarnessError, RequestFailed
@@ -134,9 +135,9 @@ class OpenAIEngine:
         self._prepared[request.index] = request, self._body(request)
 
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
-        return (await self.exchange(request, arrived))()
+        return (await self.exchange(request, lambda tokens, _: arrived(tokens)))()
 
-    async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
+    async def exchange(self, request: Request, arrived: Arrived) -> Callable[[], Completion]:
         """Send the request and wait for the last byte. The returned function parses the answer."""
         prepared, body = self._prepared.pop(request.index, (None, b""))
         if prepared is not request:
@@ -155,7 +156,7 @@ class OpenAIEngine:
             body = self._renamed(body)
 
     async def _attempt(
-        self, request: Request, body: bytes, arrived: Callable[[int], None], earlier: int
+        self, request: Request, body: bytes, arrived: Arrived, earlier: int
     ) -> tuple[http.Response, float | None]:
         """One exchange, and the time to open its connection. `earlier` arrivals belong to rejections of the request."""
         server = self._pool.next_server()
@@ -376,7 +377,7 @@ class OpenAIEngine:
         try:
             connection = await pool.connect(0)
             request = line + headers + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
-            response = await connection.exchange(request, lambda _: None)
+            response = await connection.exchange(request, lambda *_: None)
             if response.coding is not None:
                 raise _compressed(response.coding)
             if response.status != 200:

@@ -1,6 +1,8 @@
-"""An HTTP/1.1 client for measuring: persistent connections, bytes stamped before they are parsed, bounded sizes.
+"""An HTTP/1.1 client for measuring: persistent connections, arrivals stamped by the kernel, bounded sizes.
 
-During an answer each read costs one timestamp and the search for the end of the answer. The content is parsed later.
+During an answer each read costs the search for the end of the answer. The content is parsed later. A server that
+decodes in steps sends the tokens of all streams at once, and the last of 256 is read some milliseconds after it has
+arrived: the kernel's time of its arrival does not depend on this process.
 """
 
 import asyncio
@@ -8,12 +10,17 @@ import contextlib
 import functools
 import itertools
 import re
+import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+import struct
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urlsplit
 
+from harness.engines.base import Arrived
 from harness.errors import HarnessError, RequestFailed
 
 MAX_HEAD = 64 << 10
@@ -24,6 +31,9 @@ READ_SIZE = 256 << 10
 """Maximum bytes of one read from a socket."""
 SILENCE_CHECKS = 8
 """Checks per read timeout: a timeout is detected at most 1/8 of it late."""
+_TIMESTAMPNS = 35
+"""SO_TIMESTAMPNS of Linux, whose stream sockets tell the time at which the bytes of a read arrived (since 4.16)."""
+_TIMESPEC = struct.Struct("@ll")
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?: .*)?")
 _CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r\n")
 _CHUNK_HEAD_START = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r?)?")
@@ -143,7 +153,9 @@ class Response:
     @property
     def coding(self) -> str | None:
         """The compression of the body; None: it is not compressed."""
-        codings = b",".join(self.headers.get(name, b"") for name in (b"content-encoding", b"transfer-encoding"))
+        codings = b",".join([self.headers.get(name, b"") for name in (b"content-encoding", b"transfer-encoding")])
+        if codings in (b",", b",chunked"):
+            return None
         names = {each.strip() for each in codings.decode("latin-1").lower().split(",")} - {"", "identity", "chunked"}
         return ", ".join(sorted(names)) or None
 
@@ -156,21 +168,38 @@ class Response:
         return [total[end] for end in self.ends]
 
 
+class _Stamped(socket.socket):
+    """A TCP socket that keeps the time at which the bytes of the last read arrived."""
+
+    arrived_ns: int | None = None
+    """On CLOCK_MONOTONIC; None: the kernel tells none."""
+
+    def recv_into(self, buffer: Any, *_sizes: int) -> int:
+        size, stamps, *_ = self.recvmsg_into((buffer,), 64)
+        self.arrived_ns = None
+        if stamps:
+            seconds, ns = _TIMESPEC.unpack(stamps[0][2])  # on CLOCK_REALTIME
+            now_ns = time.monotonic_ns()
+            self.arrived_ns = now_ns - max(0, time.time_ns() - seconds * 1_000_000_000 - ns)
+        return size
+
+
 class Connection(asyncio.BufferedProtocol):
     """One connection to a server. It carries one exchange at a time."""
 
-    def __init__(self, buffer: memoryview) -> None:
+    def __init__(self, buffer: memoryview, sock: _Stamped | None = None) -> None:
+        self._sock = sock
         self._buffer = buffer  # shared by all connections: each read is copied out before the next one
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._arrived: Callable[[int], None] | None = None
+        self._arrived: Arrived | None = None
         self._headers: Mapping[bytes, bytes] = {}
         self._reset()
         self.stale = False
         """Closed cleanly without a byte: a reused connection that the server had closed before it read the request."""
 
-    async def exchange(self, data: bytes, arrived: Callable[[int], None]) -> Response:
-        """Send a request and wait for the end of its answer. `arrived(1)` is called first on each read.
+    async def exchange(self, data: bytes, arrived: Arrived) -> Response:
+        """Send a request and wait for the end of its answer. `arrived(1, at_ns)` is called first on each read.
 
         Raises RequestFailed; `response()` then returns what was received.
         """
@@ -223,7 +252,7 @@ class Connection(asyncio.BufferedProtocol):
         if arrived is None:  # bytes without a request
             self.close()
             return
-        arrived(1)
+        arrived(1, None if self._sock is None else self._sock.arrived_ns)
         self._silent_checks = 0
         try:
             self._consume(bytes(self._buffer[:size]))
@@ -348,6 +377,26 @@ def _lengths_fit(pieces: list[bytes]) -> bool:
     return 0 not in sizes and sizes == list(map(len, pieces[1::2]))
 
 
+async def _connected(host: str, port: int) -> _Stamped:
+    """A socket with a connection to the first address that accepts one. Raises OSError."""
+    loop, failed = asyncio.get_running_loop(), OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = _Stamped(family, kind, protocol)
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
+            return sock
+        except OSError as error:
+            sock.close()
+            failed = error
+        except BaseException:
+            sock.close()
+            raise
+    raise failed
+
+
 class Pool:
     """The connections to one or more servers, which are used in turn. Servers are numbered from 0."""
 
@@ -400,20 +449,22 @@ class Pool:
 
     async def connect(self, server: int) -> Connection:
         """Open a connection. Raises RequestFailed: timeout, refused or unreachable."""
-        base, loop = self._bases[server], asyncio.get_running_loop()
+        base, loop, sock = self._bases[server], asyncio.get_running_loop(), None
         if self._silence_timer is None:
             self._check_silence(loop)
-        make = functools.partial(Connection, self._buffer)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 if isinstance(base.address, str):
-                    transport, connection = await loop.create_unix_connection(make, base.address)
+                    make = functools.partial(Connection, self._buffer)
+                    _, connection = await loop.create_unix_connection(make, base.address)
                 else:
-                    transport, connection = await loop.create_connection(
-                        make, *base.address, ssl=base.tls, server_hostname=base.name
-                    )
+                    sock = await _connected(*base.address)
                     # Resolve the name once: later connections use the address of this one.
-                    self._bases[server] = replace(base, address=transport.get_extra_info("peername")[:2])
+                    self._bases[server] = replace(base, address=sock.getpeername()[:2])
+                    make = functools.partial(Connection, self._buffer, sock)
+                    _, connection = await loop.create_connection(
+                        make, sock=sock, ssl=base.tls, server_hostname=base.name
+                    )
         except TimeoutError:
             raise RequestFailed("timeout", f"{base.url}: no connection within {self._connect_timeout_s} s") from None
         except ConnectionRefusedError as refused:

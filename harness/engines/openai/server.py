@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field
 
 from harness.config import checked
 from harness.engines import weights
+from harness.engines.base import Arrived
 from harness.engines.openai.client import OpenAIEngine
 from harness.engines.vllm import CPU_DEFAULTS
 from harness.engines.vllm_errors import Log, known_fix, raised
@@ -225,7 +226,7 @@ class ServedEngine(OpenAIEngine):
     async def model_name(self) -> str | None:
         return self._server.name
 
-    async def exchange(self, request: Request, arrived: Callable[[int], None]) -> Callable[[], Completion]:
+    async def exchange(self, request: Request, arrived: Arrived) -> Callable[[], Completion]:
         try:
             return await super().exchange(request, arrived)
         except RequestFailed as failed:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from harness.engines.openai.http import Response
-from harness.engines.openai.usage import Events, Fields, Usage, text_of
+from harness.engines.openai.usage import Events, Usage, text_of
 from harness.errors import RequestFailed
 
 DONE = b"[DONE]"
@@ -76,14 +76,19 @@ def uniform_events(pieces: Sequence[bytes]) -> tuple[int, int, bytes] | None:
         first += 1
     while not pieces[last - 1].endswith(after):
         last -= 1
-    texts = [piece[len(before) : -len(after)] for piece in pieces[first:last]]
+    start, end = len(before), -len(after)
+    texts = [piece[start:end] for piece in pieces[first:last]]
     strings = b'","'.join(texts)
     if before + (after + before).join(texts) + after != b"".join(pieces[first:last]) or b"\n" in strings:
         return None
     return first, last, b'["%b"]' % strings
 
 
-class _Delta(Fields):
+class _Fields(msgspec.Struct, gc=False):
+    """The JSON fields that are read. Others are ignored; a value of the wrong type is an error."""
+
+
+class _Delta(_Fields):
     content: Any = None
     reasoning_content: Any = None
     reasoning: Any = None
@@ -93,7 +98,7 @@ class _Delta(Fields):
     refusal: str | None = None
 
 
-class _Choice(Fields):
+class _Choice(_Fields):
     index: int = 0
     text: str | None = None
     delta: _Delta | None = None
@@ -102,15 +107,15 @@ class _Choice(Fields):
     token_ids: list[int] | None = None  # vLLM, with `return_token_ids: true` in the body
 
 
-class _Timings(Fields):
+class _Timings(_Fields):
     cache_n: int | None = None  # llama.cpp
 
 
-class _Event(Fields):
+class _Event(_Fields):
     """An event of a stream, or a whole answer that is not streamed."""
 
     choices: list[_Choice] | None = None
-    usage: Usage | None = None
+    usage: dict[str, Any] | None = None
     timings: _Timings | None = None
     error: Any = None
     message: Any = None
@@ -194,8 +199,10 @@ class Answer:
         others = [data for piece in (*pieces[:first], *pieces[last:]) if (data := single_event(piece)) is not None]
         if len(others) != first + len(pieces) - last or others[-1:] != [b" " + DONE]:
             return False
-        counts = [after - before for before, after in itertools.pairwise((0, *response.ends))]
-        arrivals = [arrival for arrival, count in enumerate(counts) for _ in range(count)]
+        arrivals: Sequence[int] = range(len(pieces))
+        if response.ends != list(range(1, len(pieces) + 1)):  # not one piece in each arrival
+            counts = [after - before for before, after in itertools.pairwise((0, *response.ends))]
+            arrivals = [arrival for arrival, count in enumerate(counts) for _ in range(count)]
         try:
             texts = _decode_texts(strings)
             event = _decode(single_event(pieces[first]) or b"")
@@ -232,7 +239,7 @@ class Answer:
             self.events.add("".join(shown for shown, _ in found), sum(tokens for _, tokens in found), arrival)
         if event.usage is not None:
             self.usage.update(event.usage)
-            if tokens := event.usage.output:
+            if tokens := Usage(event.usage).output:
                 self.events.told.append((len(self.events.tokens) - 1, tokens))
         says = event.message or event.detail if event.object is None and event.type is None else None
         if event.error is not None or (event.choices is None and (says or "error" in (event.object, event.type))):

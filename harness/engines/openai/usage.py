@@ -1,87 +1,66 @@
 """A server's account of a request's tokens, and the events to which its uncounted tokens belong."""
 
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _TEXTS = ("text", "thinking", "reasoning", "summary", "content", "function", "name", "arguments")
 """Fields of the parts of an answer that hold text, or parts with text."""
 LARGEST = 1 << 40
 """Larger counts are read as this one, which is not believed either."""
-if TYPE_CHECKING:
-    Count = int | None
-else:
-    Count = Any  # as it was sent; `Counts` makes a number of it
 
 
-class Fields(msgspec.Struct, gc=False):
-    """The JSON fields that are read. Others are ignored; a value of the wrong type is an error."""
+class Usage:
+    """Token counts under the names of OpenAI's two interfaces and of the servers that differ.
 
+    >>> Usage({"completion_tokens": 8, "completion_tokens_details": {"reasoning_tokens": 3}}).counts
+    {'completion_tokens': 8, 'completion_tokens_details.reasoning_tokens': 3}
+    """
 
-class Counts(Fields):
-    """Numbers of tokens. Values that count nothing (negative ones, NaN, text) become None; huge ones, `LARGEST`."""
+    def __init__(self, stated: Mapping[str, Any] | None = None) -> None:
+        self.counts: dict[str, int] = {}
+        self.update(stated or {})
 
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if isinstance(value, int | float):
-                setattr(self, name, int(min(value, LARGEST)) if value >= 0 else None)
-            elif not isinstance(value, Counts):
-                setattr(self, name, None)
+    def update(self, stated: Mapping[str, Any]) -> None:
+        """Take over newer counts. Zeros and nulls replace none: some servers end with them."""
+        for name, value in stated.items():
+            if isinstance(value, dict):
+                for inner in ("cached_tokens", "reasoning_tokens"):
+                    self._take(f"{name}.{inner}", value.get(inner))
+            else:
+                self._take(name, value)
 
+    def _take(self, name: str, value: Any) -> None:
+        """Values that count nothing (negative ones, NaN, text) are passed over; huge ones become `LARGEST`."""
+        if isinstance(value, int | float) and value >= 0 and (value or name not in self.counts):
+            self.counts[name] = int(min(value, LARGEST))
 
-class Details(Counts):
-    cached_tokens: Count = None
-    reasoning_tokens: Count = None
-
-
-class Usage(Counts):
-    """Token counts under the names of OpenAI's two interfaces and of the servers that differ."""
-
-    prompt_tokens: Count = None
-    input_tokens: Count = None
-    completion_tokens: Count = None
-    output_tokens: Count = None
-    total_tokens: Count = None
-    prompt_tokens_details: Details | None = None
-    input_tokens_details: Details | None = None
-    completion_tokens_details: Details | None = None
-    output_tokens_details: Details | None = None
-    reasoning_tokens: Count = None  # SGLang
-    cached_tokens: Count = None  # Moonshot
-    prompt_cache_hit_tokens: Count = None  # DeepSeek
-    cache_read_input_tokens: Count = None  # Anthropic, beside input tokens that were not in the cache
-    cache_creation_input_tokens: Count = None
-
-    def update(self, newer: "Usage") -> None:
-        """Take over the values of a newer usage. Zeros and nulls replace no value: some servers end with them."""
-        for name in self.__struct_fields__:
-            if (value := getattr(newer, name)) or getattr(self, name) is None:
-                setattr(self, name, value)
+    def _first(self, *names: str) -> int | None:
+        """The first of these counts that is above 0, else 0 if one of them is stated."""
+        found = [self.counts[name] for name in names if name in self.counts]
+        return next(filter(None, found), 0 if found else None)
 
     @property
     def reasoning(self) -> int:
         """Reasoning tokens, 0 if the server states none."""
-        details = self.completion_tokens_details or self.output_tokens_details or Details()
-        return self.reasoning_tokens or details.reasoning_tokens or 0
+        details = (f"{kind}_tokens_details.reasoning_tokens" for kind in ("completion", "output"))
+        return self._first("reasoning_tokens", *details) or 0  # the first is SGLang's
 
     @property
     def output(self) -> int | None:
         """Output tokens with reasoning tokens, which xAI counts apart; None if the server states none."""
-        output = self.completion_tokens or self.output_tokens
-        if output is None or self.total_tokens is None or not self.reasoning:
+        output, total = self._first("completion_tokens", "output_tokens"), self.counts.get("total_tokens")
+        if output is None or total is None or not self.reasoning:
             return output
-        apart = self.total_tokens == (self.prompt_tokens or self.input_tokens or 0) + output + self.reasoning
+        apart = total == (self._first("prompt_tokens", "input_tokens") or 0) + output + self.reasoning
         return output + self.reasoning if apart else output
 
     @property
     def cached(self) -> int | None:
         """Input tokens from a prefix cache."""
-        details = self.prompt_tokens_details or self.input_tokens_details or Details()
-        told = details.cached_tokens, self.cached_tokens, self.prompt_cache_hit_tokens, self.cache_read_input_tokens
-        return next((each for each in told if each is not None), None)
+        details = (f"{kind}_tokens_details.cached_tokens" for kind in ("prompt", "input"))
+        # Then the names of Moonshot, DeepSeek and Anthropic.
+        return self._first(*details, "cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
 
     def input(self, sent: int | None) -> int | None:
         """Input tokens, those from the cache included; `sent` is the number of token ids sent, None for a text.
@@ -89,14 +68,15 @@ class Usage(Counts):
         Gateways to Anthropic state the tokens beside those from the cache. They are added where the cache holds more
         than the input, or where the sum is what was sent.
 
-        >>> details = Details(cached_tokens=61)
-        >>> [Usage(prompt_tokens=n, prompt_tokens_details=details).input(None) for n in (3, 64)]
+        >>> details = {"cached_tokens": 61}
+        >>> [Usage({"prompt_tokens": n, "prompt_tokens_details": details}).input(None) for n in (3, 64)]
         [64, 64]
         """
-        read, cached = self.prompt_tokens, self.cached or 0
-        if not read and self.cache_read_input_tokens is not None and self.input_tokens is not None:
-            return self.input_tokens + cached + (self.cache_creation_input_tokens or 0)
-        read = read or self.input_tokens or 0
+        count, cached = self.counts.get, self.cached or 0
+        beside, read = count("input_tokens"), count("prompt_tokens")
+        if not read and beside is not None and "cache_read_input_tokens" in self.counts:
+            return beside + cached + count("cache_creation_input_tokens", 0)
+        read = read or beside or 0
         if cached > read or (sent is not None and read < sent <= read + cached <= sent + 1):
             return read + cached
         return read or None  # no prompt has 0 tokens
