@@ -1,8 +1,9 @@
 """Comparison of runs: ratios with intervals, judgements, gates, and the conditions that must be equal."""
 
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from scipy import special
 from harness.analysis.server import cached_share, check_cache
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
-from harness.stats import CONFIDENCE
+from harness.stats import CONFIDENCE, Z
 from harness.store.run import Run
 
 Array = NDArray[np.float64]
@@ -26,16 +27,33 @@ BETTER: Mapping[str, int] = {
 COSTS: Mapping[str, str] = {"usd_per_million_output_tokens": "output_tokens_per_s", "usd_per_query": "requests_per_s"}
 """Cost -> the rate that the cost is inverse to. The hourly price cancels between runs on equal devices."""
 HEADLINES = ("output_tokens_per_s", "ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "tpot_s.p99", "joules_per_output_token")
-"""Figures in tables of several runs; the verdict is about these."""
+"""Figures in tables of several runs, and those that the verdict names."""
 SHORT = {
     "output_tps": "output_tokens_per_s",
     "total_tps": "total_tokens_per_s",
     "joules_per_token": "joules_per_output_token",
 }
 """Short names of figures in gates."""
-Judgement = Literal["regressed", "improved", "no difference seen", "not judged"]
+Judgement = Literal["regressed", "improved", "undecided", "no difference seen", "not judged"]
 LEAST = 0.01
 """A ratio nearer to 1 than this is no difference, whatever its interval, unless the user asks for another effect."""
+HEADLINE_SHARE = 0.8
+"""Part of the 5% chance of a false change in the whole table that is spent on the `HEADLINES`."""
+
+
+TURNS = "from runs that took turns"
+"""The source of a spread between interleaved repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Standard deviation of the logarithm of a figure between runs of one thing."""
+
+    sd: float = 0.03
+    df: float = math.inf
+    """Degrees of freedom with which it is known."""
+    known: str = "assumed"
+    """Where it is from, such as `declared`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +68,36 @@ class Change:
     better: int
     least: float = 0.0
     """Least effect: a ratio whose distance from 1 is below it, either way, is no difference."""
-
-    @property
-    def small(self) -> bool:
-        """The change is below the least effect."""
-        ratio = self.ratio.value
-        return ratio is not None and ratio > 0 and max(ratio, 1 / ratio) - 1 < self.least
+    shown: bool = False
+    """The change stands out in the whole table of figures: see `_standing_out`."""
 
     @property
     def judgement(self) -> Judgement:
-        """The judgement from the interval of this figure alone: is 1 outside, and on which side?"""
-        if self.ratio.low is None or self.ratio.high is None:
+        """undecided: 1 is outside the 95% interval of this figure, but the change does not stand out in the table."""
+        value, low, high = self.ratio.value, self.ratio.low, self.ratio.high
+        if value is None or low is None or high is None:
             return "not judged"
-        if self.small or self.ratio.low <= 1 <= self.ratio.high:
+        if low <= 1 <= high or max(value, 1 / value) - 1 < self.least:
             return "no difference seen"
-        return "improved" if (self.ratio.low > 1) == (self.better > 0) else "regressed"
+        if not self.shown:
+            return "undecided"
+        return "improved" if (low > 1) == (self.better > 0) else "regressed"
 
 
-def compare(base: Sequence[Summary], new: Sequence[Summary], least: float = 0.0) -> tuple[Change, ...]:
-    """The change of every figure of `BETTER` that both sides have, then of `COSTS`. A side is a run or its repeats.
+def judge(
+    base: Sequence[Summary],
+    new: Sequence[Summary],
+    least: float = LEAST,
+    between: Callable[[str], Between] = lambda _: Between(),
+    interleaved: bool = False,
+) -> tuple[Change, ...]:
+    """Judges two groups of runs: the change of every figure of `BETTER` that both sides have, then of `COSTS`.
 
-    With one run per side the interval of the ratio comes from the intervals of the two figures, which cover variation
-    within a run only. With repeats it comes from the spread between runs.
+    `harness diff`, of runs and of the points of a sweep, and `harness ab` call this function. A side is a run or its
+    repeats. `interleaved`, which the function of this name knows: the two sides' repeats took turns, so that the
+    spread between them is all that can differ without a change. Otherwise what differs between runs, or sessions, adds
+    to each side: `between` gives it for a figure's name. One run a side has the intervals of its figures too.
+    At most 5% of all pairs of groups without a difference have any figure improved or regressed.
     """
     changes = {}
     for figure in base[0].figures:
@@ -79,14 +105,32 @@ def compare(base: Sequence[Summary], new: Sequence[Summary], least: float = 0.0)
         first, second = ([f for run in side for f in run.figures if f.name == figure.name] for side in (base, new))
         known = len(first) == len(base) and len(second) == len(new) and any(f.value is not None for f in first + second)
         if family in BETTER and known:
-            changes[figure.name] = _change(first, second, BETTER[family])
-    for name, rate in COSTS.items():
-        if rate in changes:
-            changes[name] = _inverse(name, changes[rate])
-    return tuple(replace(change, least=least) for change in changes.values())
+            other = None if interleaved else between(figure.name)
+            changes[figure.name] = _change(first, second, BETTER[family], other)
+    stands_out = _standing_out(changes)
+    changes = {name: replace(each, least=least, shown=name in stands_out) for name, each in changes.items()}
+    return *changes.values(), *(_inverse(name, changes[rate]) for name, rate in COSTS.items() if rate in changes)
 
 
-def _change(base: Sequence[Figure], new: Sequence[Figure], better: int) -> Change:
+def spread(base: Sequence[Summary], new: Sequence[Summary]) -> Between | None:
+    """The spread of the throughput between the interleaved repeats of each side; None if it is not known."""
+    sides = [
+        [figure.value or 0.0 for run in side for figure in run.figures if figure.name == HEADLINES[0]]
+        for side in (base, new)
+    ]
+    squares = [float(np.var(np.log(side))) * len(side) for side in sides if side and min(side) > 0]
+    df = len(base) + len(new) - 2
+    return Between(math.sqrt(sum(squares) / df), df, TURNS) if len(squares) == 2 else None
+
+
+def interleaved(base: Sequence[Run], new: Sequence[Run]) -> bool:
+    """Whether the sides' runs took turns, as ABAB or ABBA, not AABB: what drifts over a session then meets both."""
+    starts = sorted((run.file.created_utc, side) for side, runs in enumerate((base, new)) for run in runs)
+    turns = 1 + sum(a[1] != b[1] for a, b in itertools.pairwise(starts))
+    return turns > max(2, min(len(base), len(new)))
+
+
+def _change(base: Sequence[Figure], new: Sequence[Figure], better: int, between: Between | None) -> Change:
     every = (*base, *new)
     lacking = next((figure for figure in every if figure.value is None or figure.value <= 0), None)
     statuses = sorted({figure.status for figure in every})
@@ -98,12 +142,13 @@ def _change(base: Sequence[Figure], new: Sequence[Figure], better: int) -> Chang
     sides, ratio = (_side(base), _side(new)), Figure(base[0].name, None, "ratio", statuses[0], reason=reason)
     if reason is not None:
         return Change(*sides, ratio, None, better)
-    logs = [np.log([float(figure.value or 0) for figure in side]) for side in (base, new)]
-    d = float(logs[1].mean() - logs[0].mean())
-    reach = _within_runs(base[0], new[0]) if len(every) == 2 else _between_runs(*logs)
-    if isinstance(reach, str):
-        return Change(*sides, replace(ratio, value=math.exp(d), reason=reach), None, better)
-    below, above, df = reach
+    before, after = (np.log([float(figure.value or 0) for figure in side]) for side in (base, new))
+    d = float(after.mean() - before.mean())
+    within = _within_runs(base[0], new[0]) if len(every) == 2 else (0.0, 0.0)
+    if isinstance(within, str):
+        return Change(*sides, replace(ratio, value=math.exp(d), reason=within), None, better)
+    sd, df = _between_runs(before, after, between)
+    below, above = (math.hypot(each, _t(df) * sd) for each in within)
     ratio = replace(ratio, value=math.exp(d), low=math.exp(d - below), high=math.exp(d + above))
     return Change(*sides, ratio, _p(d, below if d > 0 else above, df), better)
 
@@ -117,9 +162,9 @@ def _side(figures: Sequence[Figure]) -> Figure:
     return replace(figures[0], value=mean, low=None, high=None, n=len(figures), reason=None)
 
 
-def _within_runs(base: Figure, new: Figure) -> tuple[float, float, float] | str:
-    """Lower and upper half-width of the 95% interval of ln(new / base), from the intervals of the two figures, and
-    the degrees of freedom; or the reason why there is no interval.
+def _within_runs(base: Figure, new: Figure) -> tuple[float, float] | str:
+    """Lower and upper half-width of the 95% interval of ln(new / base), from the intervals of the two figures; or the
+    reason why there is no interval.
 
     MOVER on logarithms: squared half-widths add, and asymmetric intervals stay asymmetric. Source: Zou and Donner
     (2008), Statistics in Medicine 27(10); for ratios of positive quantities Newcombe (2013), doi
@@ -131,18 +176,29 @@ def _within_runs(base: Figure, new: Figure) -> tuple[float, float, float] | str:
             return figure.reason or "it has no 95% interval"
         ends.append([math.log(x) if x > 0 else -math.inf for x in (figure.low, figure.value or 0, figure.high)])
     (low_0, at_0, high_0), (low_1, at_1, high_1) = ends
-    return math.hypot(at_1 - low_1, high_0 - at_0), math.hypot(high_1 - at_1, at_0 - low_0), math.inf
+    return math.hypot(at_1 - low_1, high_0 - at_0), math.hypot(high_1 - at_1, at_0 - low_0)
 
 
-def _between_runs(base: Array, new: Array) -> tuple[float, float, float]:
-    """The same from the logarithms of each run's value, by Welch's t; a single run takes the other side's variance."""
-    spreads = [float(np.var(side, ddof=1)) for side in (base, new) if len(side) > 1]
-    parts = spreads[0] / len(base), spreads[-1] / len(new)
-    df = float(len(base) + len(new) - 2)
-    if len(spreads) == 2 and sum(parts) > 0:
-        df = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, (base, new), strict=True))
-    half = float(special.stdtrit(df, (1 + CONFIDENCE) / 2)) * math.sqrt(sum(parts))
-    return half, half, df
+def _between_runs(base: Array, new: Array, between: Between | None) -> tuple[float, float]:
+    """Standard deviation of the difference of the means of the logarithms, and its degrees of freedom.
+
+    Welch's: the variance of each side over its number of runs; a single run takes the other side's. `between` adds to
+    both sides. The degrees of freedom of the sum are Satterthwaite's.
+    """
+    several = [side for side in (base, new) if len(side) > 1]
+    parts = [(float(np.var(side, ddof=1)) / len(side), len(side) - 1.0) for side in several]
+    if len(several) == 1:
+        n = len(several[0])
+        parts = [(parts[0][0] * (1 + n), n - 1.0)]
+    parts += [] if between is None else [(2 * between.sd**2, between.df)]
+    variance = math.fsum(part for part, _ in parts)
+    doubt = math.fsum(part**2 / df for part, df in parts)
+    least_df = min((df for _, df in parts), default=math.inf)
+    return math.sqrt(variance), variance**2 / doubt if doubt > 0 else least_df
+
+
+def _t(df: float) -> float:
+    return float(special.stdtrit(df, (1 + CONFIDENCE) / 2)) if df < math.inf else Z
 
 
 def _p(d: float, reach: float, df: float) -> float:
@@ -153,8 +209,7 @@ def _p(d: float, reach: float, df: float) -> float:
     """
     if d == 0 or reach == 0:
         return 1.0 if d == 0 else 0.0
-    t = abs(d) / reach * float(special.stdtrit(df, (1 + CONFIDENCE) / 2))
-    return float(2 * special.stdtr(df, -t))
+    return float(2 * special.stdtr(df, -abs(d) / reach * _t(df)))
 
 
 def _inverse(name: str, rate: Change) -> Change:
@@ -163,22 +218,50 @@ def _inverse(name: str, rate: Change) -> Change:
     value, low, high = (None if x is None else 1 / x if x else math.inf for x in (ratio.value, ratio.high, ratio.low))
     ratio = replace(ratio, name=name, value=value, low=low, high=high)
     absent = Figure(name, None, "USD", ratio.status, reason="by a scenario")
-    return Change(absent, absent, ratio, rate.p, -rate.better)
+    return replace(rate, base=absent, new=absent, ratio=ratio, better=-rate.better)
+
+
+def _standing_out(changes: Mapping[str, Change]) -> set[str]:
+    """Names of the figures whose changes stand out in the whole table, with at most 5% chance of any false one.
+
+    Holm's step-down with weights (1979, section 4), Scandinavian Journal of Statistics 6(2): the `HEADLINES` share
+    `HEADLINE_SHARE` of the 5% equally, the other figures the rest. The smallest p over weight is compared with 5% over
+    the sum of the weights, and so on without it, until one is larger. The figures need not be independent.
+    """
+    left = {name: change.p for name, change in changes.items() if change.p is not None}
+    headlines = left.keys() & {*HEADLINES}
+    share = {
+        True: HEADLINE_SHARE / max(1, len(headlines)),
+        False: (1 - HEADLINE_SHARE) / max(1, len(left) - len(headlines)),
+    }
+    weights = {name: share[name in headlines] for name in left}
+    found = set()
+    for name in sorted(left, key=lambda name: left[name] / weights[name]):
+        if left[name] * math.fsum(weights.values()) > (1 - CONFIDENCE) * weights[name]:
+            break
+        found.add(name)
+        del weights[name]
+    return found
 
 
 def verdict(changes: Sequence[Change]) -> tuple[Change, ...]:
-    """The changes among the `HEADLINES` of at least the least effect, with at most 5% chance of any false one.
+    """The `HEADLINES` that improved or regressed."""
+    return tuple(c for c in changes if c.ratio.name in HEADLINES and c.judgement in ("improved", "regressed"))
 
-    Holm's step-down (1979), Scandinavian Journal of Statistics 6(2): the smallest of m p values is compared with
-    5% / m, the next with 5% / (m - 1), until one is larger. The figures need not be independent.
+
+def power(effect: float, sd: float, repeats: int) -> float:
+    """The chance that the verdict names a relative change `effect` of one figure, from as many interleaved repeats a
+    side whose standard deviation is `sd`; of one run a side, if `sd` is known.
+
+    >>> [round(power(0.03, 0.01, k), 2) for k in (1, 3, 5)]
+    [0.27, 0.28, 0.81]
     """
-    judged = sorted((c.p, i) for i, c in enumerate(changes) if c.ratio.name in HEADLINES and c.p is not None)
-    shown = []
-    for rank, (p, i) in enumerate(judged):
-        if p > (1 - CONFIDENCE) / (len(judged) - rank):
-            break
-        shown.append(changes[i])
-    return tuple(change for change in shown if not change.small)
+    level = (1 - CONFIDENCE) * HEADLINE_SHARE / len(HEADLINES) / 2
+    shift = math.log1p(effect) / (sd * math.sqrt(2 / repeats))
+    if repeats == 1:
+        return float(special.ndtr(shift + special.ndtri(level)))
+    df = 2.0 * repeats - 2
+    return float(1 - special.nctdtr(df, shift, -special.stdtrit(df, level)))
 
 
 # ---- gates ----
@@ -200,7 +283,7 @@ Outcome = Literal["failed", "passed", "undecided"]
 
 
 def outcomes(gates: Sequence[Gate], changes: Sequence[Change]) -> list[tuple[Gate, Outcome]]:
-    """failed: the whole 95% interval lies beyond the limit. undecided: the interval holds the limit. Else passed.
+    """failed: the whole 95% interval lies beyond the limit. undecided: the ratio does, and not the whole interval.
 
     Raises HarnessError if a figure is unknown or has no interval, because such a gate could never fail.
     """
@@ -211,12 +294,11 @@ def outcomes(gates: Sequence[Gate], changes: Sequence[Change]) -> list[tuple[Gat
         if ratio is None:
             what = f"--fail-on '{gate.text}': the runs share no figure '{gate.figure}'"
             raise HarnessError(what, f"choose one of {', '.join([*ratios, *SHORT])}")
-        if ratio.low is None or ratio.high is None:
+        if ratio.value is None or ratio.low is None or ratio.high is None:
             what = f"--fail-on '{gate.text}': its ratio has no interval: {ratio.reason}"
             raise HarnessError(what, "measure more requests or repeats, or gate another figure")
-        near, far = (ratio.low, ratio.high) if gate.above else (-ratio.high, -ratio.low)
-        limit = gate.limit if gate.above else -gate.limit
-        found.append((gate, "failed" if near > limit else "passed" if far <= limit else "undecided"))
+        beyond = [x > gate.limit if gate.above else x < gate.limit for x in (ratio.low, ratio.value, ratio.high)]
+        found.append((gate, "failed" if all(beyond) else "undecided" if beyond[1] else "passed"))
     return found
 
 
@@ -233,15 +315,15 @@ def parse_gate(text: str) -> Gate:
     return Gate(text, SHORT.get(form[1], form[1]), form[2] == ">", limit)
 
 
-def parse_least(text: str) -> float:
-    """A share from `1%` or `0.5%`.
+def parse_share(option: str, text: str) -> float:
+    """The share of an option such as `--least 0.5%`.
 
-    >>> parse_least("0.5%")
+    >>> parse_share("--least", "0.5%")
     0.005
     """
     form = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
     if form is None:
-        raise HarnessError(f"--least '{text}' is not a share in percent", "write for instance --least 1%")
+        raise HarnessError(f"{option} '{text}' is not a share in percent", f"write for instance {option} 1%")
     return float(form[1]) / 100
 
 

@@ -1,14 +1,25 @@
-"""The mean of a figure over repeats of one run."""
+"""Repeats of one run: the mean of a figure, and what earlier ones show of the spread between runs."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 
-from harness.analysis.diff import HEADLINES
-from harness.analysis.summary import Sweep
+from harness.analysis.diff import HEADLINES, LENGTH, Between, differences
+from harness.analysis.summary import Sweep, summary_of
 from harness.model import Figure
 from harness.stats import repeats_half
+from harness.store.directory import list_runs
+from harness.store.run import Run
+
+SESSION = timedelta(hours=1)
+"""Runs of one session begin no longer than this after each other."""
+LEAST_EARLIER = 5
+"""Fewest earlier runs from which the spread between runs is learned."""
+NO_MATTER = ("seed", "git.", "sweep", *LENGTH)
+"""Differences, by how they begin, between runs that are repeats of each other."""
 
 
 def repeated(runs: Sweep) -> list[tuple[Figure, list[Figure]]]:
@@ -29,3 +40,44 @@ def _mean(figures: Sequence[Figure]) -> Figure:
     mean, half = float(values.mean()), repeats_half(values)
     low, high = (None, None) if half is None else (mean - half, mean + half)
     return replace(figures[0], value=mean, low=low, high=high, n=len(figures), reason=None)
+
+
+def learned(base: Sequence[Run], new: Sequence[Run]) -> Callable[[str], Between]:
+    """The spread between runs for each figure, from complete runs beside the first of `base` that are repeats of it.
+
+    If the sides are of one session: the spread within sessions; if not: between the first runs of each session. Fewer
+    than `LEAST_EARLIER` runs or sessions teach nothing, and the default of `Between` is assumed.
+    """
+    sides = {run.id for run in (*base, *new)}
+    found = [each for _, each in list_runs(base[0].directory.parent) if isinstance(each, Run) and each.id not in sides]
+    found = [run for run in found if run.state == "complete" and not _differ(base[0], run)]
+    sessions = _sessions(found)
+    together = len(_sessions([*base, *new])) == 1
+    groups = sessions if together else [[each[0] for each in sessions]]
+    summaries = [[summary_of(run) for run in group] for group in groups if len(group) > 1]
+
+    def between(name: str) -> Between:
+        each = [[x.value for run in group for x in run.figures if x.name == name and x.value] for group in summaries]
+        logs = [np.log(values) for values in each if values]
+        count, df = sum(map(len, logs)), sum(len(group) - 1 for group in logs)
+        if count < LEAST_EARLIER:
+            return Between()
+        variance = sum(float(np.square(group - group.mean()).sum()) for group in logs) / df
+        return Between(math.sqrt(variance), df, f"learned from {count} earlier {'runs' if together else 'sessions'}")
+
+    return between
+
+
+def _differ(base: Run, run: Run) -> bool:
+    must, noted = differences(base, run)
+    return bool(must) or any(not each.startswith(NO_MATTER) for each in noted)
+
+
+def _sessions(runs: Sequence[Run]) -> list[list[Run]]:
+    sessions: list[list[Run]] = []
+    for run in sorted(runs, key=lambda run: run.file.created_utc):
+        if sessions and run.file.created_utc - sessions[-1][-1].file.created_utc <= SESSION:
+            sessions[-1].append(run)
+        else:
+            sessions.append([run])
+    return sessions

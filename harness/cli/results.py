@@ -81,19 +81,24 @@ def diff(
         ),
     ] = None,
     least: Annotated[str, typer.Option(metavar="PERCENT%", help="A smaller change is no difference.")] = "1%",
+    between: Annotated[
+        str | None,
+        typer.Option(metavar="PERCENT%", help="Known standard deviation between runs; else learned, or 3% assumed."),
+    ] = None,
     force: Force = False,
     full: Full = False,
 ) -> None:
     """Compare runs with runs: gates, then what improved or regressed, as ratios with intervals; --full has the rest."""
-    from harness.analysis.diff import parse_gate, parse_least
+    from harness.analysis.diff import parse_gate, parse_share
     from harness.report.changes import difference
 
-    gates, effect = [parse_gate(text) for text in fail_on or ()], parse_least(least)
+    gates, effect = [parse_gate(text) for text in fail_on or ()], parse_share("--least", least)
+    declared = None if between is None else parse_share("--between", between)
     sides = _side(base, root), _side(new, root)
     if both := {run.directory for run in sides[0]} & {run.directory for run in sides[1]}:
         what = f"{min(both).name} stands on both sides of the comparison"
         raise errors.HarnessError(what, "name two different runs; `harness list runs` prints them")
-    found = difference(*sides, gates, force, effect, full or output().format != "text")
+    found = difference(*sides, gates, force, effect, full or output().format != "text", declared)
     show(found.tables)
     _tell_github(found)
     incomplete = _incomplete(itertools.chain(*sides))

@@ -9,7 +9,7 @@ from typing import get_args
 from harness.analysis import diff
 from harness.analysis.findings import mixed
 from harness.analysis.precision import Reach, Target, reaches
-from harness.analysis.repeats import repeated
+from harness.analysis.repeats import learned, repeated
 from harness.analysis.summary import Sweep, summary_of
 from harness.model import Figure, Finding, Summary
 from harness.report.format import carried, number, scale
@@ -17,10 +17,12 @@ from harness.report.table import PROPERTIES, Cell, Table
 from harness.report.tables import FINDING, finding_row
 from harness.store.run import Run
 
-ONE_EACH = "each side is one run: the intervals do not include the spread between runs, which repeats would show"
-BETWEEN = "intervals come from the spread between runs (Welch's t on logarithms)"
 ORDER = get_args(diff.Judgement)
-EACH_ALONE = "each judgement is at 95% alone, so some of many are wrong by chance; the verdict is not (Holm)"
+WHOLE_TABLE = (
+    "improved and regressed hold for the whole table: at most 5% of comparisons name any figure wrongly (Holm)"
+)
+EFFECT, POWER, MOST_REPEATS = 0.03, 0.8, 100
+"""Change of a figure, and the chance to name it, for which the needed repeats are counted; their greatest number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +41,18 @@ def difference(
     force: bool = False,
     least: float = diff.LEAST,
     full: bool = True,
+    between: float | None = None,
 ) -> Difference:
     """Compares the runs. HarnessError as for `diff.check_comparable` and `diff.outcomes`.
 
-    `least`: the least effect, as a share. Not `full`: figures that did not change and findings that are not serious
-    are only counted.
+    `least`: the least effect, as a share. `between`: the declared standard deviation between runs, as a share; None:
+    learned or assumed. Not `full`: figures that did not change and findings that are not serious are only counted.
     """
     must, noted = diff.check_comparable(base, new, force)
     sides = [[summary_of(run) for run in side] for side in (base, new)]
-    changes = diff.compare(sides[0], sides[1], least)
+    spread = learned(base, new) if between is None else lambda _: diff.Between(between, known="declared")
+    turns = diff.interleaved(base, new)
+    changes = diff.judge(sides[0], sides[1], least, spread, turns)
     ratios = {change.ratio.name: change.ratio for change in changes}
     judged = [(gate.text, _changed(ratios[gate.figure]), outcome) for gate, outcome in diff.outcomes(gates, changes)]
     title = "NEW against BASE" + (" (FORCED)" if must else "")
@@ -55,13 +60,13 @@ def difference(
         "base": ", ".join(run.id for run in base),
         "new": ", ".join(run.id for run in new),
         "verdict": _verdict(changes, least),
+        "between runs": _between(len(base), diff.spread(*sides) if turns else spread(diff.HEADLINES[0]), least),
         "forced despite": "; ".join(must),
         "also different": "; ".join(noted),
     }
     ordered = sorted(changes, key=lambda change: ORDER.index(change.judgement))
     columns, rows = _whole(ordered) if full else _moved(ordered)
-    notes = [ONE_EACH if len(base) == len(new) == 1 else BETWEEN, EACH_ALONE]
-    notes += [] if full else _counted(changes, least)
+    notes = [WHOLE_TABLE, *([] if full else _counted(changes, least))]
     doubts = [(summary.run, finding) for side in sides for summary in side for finding in summary.findings]
     doubts += [(name, found) for name, side in (("base", base), ("new", new)) if (found := mixed(side))]
     made = [
@@ -82,6 +87,17 @@ def difference(
         any(outcome == "failed" for _, _, outcome in judged),
         annotations,
     )
+
+
+def _between(repeats: int, spread: diff.Between | None, least: float) -> str:
+    """The spread of the throughput between runs, where it is from, and the chance that it leaves to see a change."""
+    if spread is None:
+        return ""
+    turns, effect = spread.known == diff.TURNS, max(EFFECT, least)
+    chance = diff.power(effect, spread.sd, repeats if turns else 1)
+    needs = next((k for k in range(2, MOST_REPEATS) if diff.power(effect, spread.sd, k) >= POWER), None)
+    text = f"standard deviation {spread.sd:.1%}, {spread.known}: a true {effect:.0%} is named in {chance:.0%} of cases"
+    return f"{text}, and in {POWER:.0%} with {needs or f'over {MOST_REPEATS}'} repeats a side in turns (harness ab)"
 
 
 def _doubted(doubts: Sequence[tuple[str, Finding]], full: bool) -> Table:
