@@ -198,9 +198,9 @@ def test_one_run_a_side_is_judged_with_what_runs_differ_by() -> None:
 
 
 def test_repeats_that_did_not_take_turns_have_the_session_on_top() -> None:
-    sides = [[summary("output_tokens_per_s", x) for x in (base, base + 0.1, base - 0.1)] for base in (100.0, 94.0)]
-    assert diff.judge(*sides)[0].judgement == "no difference seen"
-    assert diff.judge(*sides, interleaved=True)[0].judgement == "regressed"
+    base, new = ([summary("output_tokens_per_s", x) for x in (y, y + 0.1, y - 0.1)] for y in (100.0, 94.0))
+    assert diff.judge(base, new)[0].judgement == "no difference seen"
+    assert diff.judge(base, new, interleaved=True)[0].judgement == "regressed"
 
 
 @pytest.mark.parametrize(
