@@ -52,6 +52,14 @@ class Exchanging(Protocol):
 
 
 @runtime_checkable
+class Waiting(Protocol):
+    """An engine whose `prepare` can wait for a server. During the load it is then called in another thread."""
+
+    @property
+    def prepare_waits(self) -> bool: ...
+
+
+@runtime_checkable
 class Naming(Protocol):
     """An engine that can be asked for the model's name before it starts; None: no server answers."""
 

@@ -10,9 +10,10 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from harness.engines.base import Engine, Exchanging
+from harness.engines.base import Engine, Exchanging, Waiting
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.model import Completion, Record, Request
 from harness.workload.arrivals import Trace, due_times, user_spans
@@ -132,6 +133,8 @@ class Sender:
         own = [turn % self.clients == self.client for turn in range(len(users) or self.clients)]
         self._schedule = itertools.compress(enumerate(due_s), itertools.cycle(own))
         self._prebuilt: deque[tuple[Request, float]] = deque()
+        self._builder = ThreadPoolExecutor(1) if isinstance(engine, Waiting) and engine.prepare_waits else None
+        self._building: deque[Future[bool]] = deque()
         self._exhausted = False
         self._unparsed: deque[_InFlight] = deque()
         self._error: Exception | None = None
@@ -160,6 +163,8 @@ class Sender:
                 else:
                     await self._open_loop(group)
         finally:
+            if self._builder is not None:
+                self._builder.shutdown(cancel_futures=True)
             while self._unparsed:
                 self._record(self._unparsed.popleft())
         if self._error is not None:
@@ -214,10 +219,14 @@ class Sender:
         """The next request and its due time, None if there is none. A replacement is built after it is sent."""
         if self._error is not None:
             raise self._error
+        while self._building and (self._building[0].done() or not self._prebuilt):
+            self._building.popleft().result()
         if not self._prebuilt and not self._build():
             self._drained.set()
             return None
-        if not self._exhausted:
+        if not self._exhausted and self._builder is not None:
+            self._building.append(self._builder.submit(self._build))
+        elif not self._exhausted:
             self._soon(self._build)
         return self._prebuilt.popleft()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -169,13 +170,33 @@ def test_a_record_that_cannot_be_stored_ends_the_load(count: int) -> None:
     assert ended.value.subgroup(HarnessError) is not None
 
 
-def test_a_request_that_cannot_be_built_ends_the_load() -> None:
+class Waits(Scripted):
+    """Its `prepare` asks a server."""
+
+    prepare_waits = True
+
+    def prepare(self, request: Request) -> None:
+        super().prepare(request)
+        self.log.append((threading.current_thread().name, request.index))
+
+
+@pytest.mark.parametrize("engine", [Scripted(), Waits()])
+def test_a_request_that_cannot_be_built_ends_the_load(engine: Scripted) -> None:
     def make(index: int) -> Request:
         return Request(index, (1,), 3) if index < 20 else refuse(index)
 
     with pytest.raises(ExceptionGroup) as ended:
-        send(workload({"shape": "closed", "users": 1, "duration_s": 10}), Scripted(), make=make)
+        send(workload({"shape": "closed", "users": 1, "duration_s": 10}), engine, make=make)
     assert ended.value.subgroup(HarnessError) is not None
+
+
+def test_requests_whose_preparation_waits_for_a_server_are_prepared_in_another_thread_during_the_load() -> None:
+    engine = Waits()
+    records, _ = send(workload({"shape": "closed", "users": 2, "duration_s": 0.05}), engine)
+    first = next(i for i, (what, _) in enumerate(engine.log) if what == "sent")
+    assert (threading.main_thread().name, 0) in engine.log[:first]
+    assert threading.main_thread().name not in {what for what, _ in engine.log[first:]}
+    assert sorted(record.index for record in records) == list(range(len(records)))
 
 
 def test_a_cancelled_request_is_recorded_with_its_tokens() -> None:

@@ -130,6 +130,12 @@ class OpenAIEngine:
             encode=self._encode,
         )
 
+    @property
+    def prepare_waits(self) -> bool:
+        """Prompts of token ids are sent as texts, which only the server can make of them."""
+        sends_text = self.options.endpoint == "chat" or self.options.prompt == "text"
+        return sends_text and self.options.tokenizer is None
+
     def prepare(self, request: Request) -> None:
         """Encode the request's body ahead of its send time."""
         self._prepared[request.index] = request, self._body(request)
@@ -356,7 +362,7 @@ class OpenAIEngine:
         return self._tokenizer
 
     def _ask_blocking(self, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """POST to the first server from code that cannot await. Called only before the load begins."""
+        """POST to the first server from code that cannot await; see `prepare_waits`."""
         try:
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(asyncio.run, self._ask("POST", path, fields)).result()
