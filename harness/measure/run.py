@@ -109,6 +109,8 @@ def run(
     drawn = secrets.randbits(SALT_BITS) if attached else None
     prompts = Prompts(salt=None if same_prompts else drawn, attached=attached, cache_reset=reset_cache)
     inputs = Inputs(files, arrivals if isinstance(arrivals, Trace) else None, prompts.salt, drawn)
+    if gpus is not None and here.info is None:
+        named(gpus, look())  # reports a mistake before anything is stored
     now = datetime.now(UTC)
     writer = None
     try:
@@ -215,8 +217,6 @@ class _Session:
             try:
                 gpus = self.writer.file.environment.gpus or any(info.meter == "nvml" for info in self.power.infos)
                 before = look() if gpus and self.kept.info is None else ()
-                if self.gpus is not None and self.kept.info is None:
-                    named(self.gpus, before)  # reports a mistake before the engine loads
                 if not attached:
                     self.power.idle("bare")
                 with self._timed("engine_start_s", "starting"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -132,8 +131,7 @@ def test_one_lost_gpu_does_not_hide_the_others(measure: Measure) -> None:
     assert watts(summary) == pytest.approx(200, rel=0.02)  # the first that answers
 
 
-def test_an_unknown_name_is_refused_before_the_engine_starts(measure: Measure) -> None:
-    begun = time.monotonic()
+def test_an_unknown_name_is_refused_before_anything_is_stored(measure: Measure, tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="no GPU '9'"):
         measure(gpus=["9"])
-    assert time.monotonic() - begun < 20
+    assert [*tmp_path.glob("*/run.json")] == []
