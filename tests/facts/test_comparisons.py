@@ -181,6 +181,33 @@ BY_HAND = [
     ("anthropic_compute", "1.59695 ratio"),  # 7.33/4.59
     ("anthropic_margin", "0.411765 ratio"),  # 1-2.7/4.59
     ("anthropic_spacex", "7.78331 USD/GPU-hour"),  # 1.25e9/730/220e3
+    # as other pages print it, by the margins, at other volumes, and the ends of the ARR path
+    ("revenue_floor_annualised", "5.772e+09 USD"),  # 865.8e6/0.20*12/9
+    ("bill_floor_867", "2.00277 ratio"),  # 8.67/(0.8658/0.20)
+    ("spend_q3_867_annualised", "1.46e+10 USD"),  # (8.67e9-5.02e9)*4
+    ("bill_cost_all", "1.15333 ratio"),  # 8.65/7.5
+    ("not_serving", "3.025e+09 USD"),  # 8.65e9-7.5e9*0.75
+    ("serving_gross", "0.6135 ratio"),  # 0.67*7.9205608/8.65
+    ("serving_paying", "0.274701 ratio"),  # 0.3*7.9205608/8.65
+    ("paying_revenue", "1.5e+10 USD"),  # 4.5e9/0.3
+    ("partner_2025_linear", "3.8085e+09 USD"),  # 8.1375e9-865.8e6/0.20
+    ("partner_h1", "2.0265e+09 USD"),  # 4.3e9-454.7e6/0.20
+    ("tokens_prompt_linear_1", "16499.8 token/prompt"),  # 8.65e9*1e6/(273*1.9203297e9)
+    ("gw_1_93_2025", "1.1834 GW"),  # 8.65e9/1.93/6552*1.73/1e6
+    ("gw_share_2_2024", "0.934231 ratio"),  # 3.8e9/2/8784*1.73/1e6/(0.2+0.4*183.5/366)
+    ("price_floor_low_end", "0.868558 USD/GPU-hour"),  # 8.65e9/6552/(1.9e6/1.25)
+    ("mw_0_34_x162", "42.5 MW"),  # 3e9*0.34/24/1e6
+    ("electricity_query_share_0_08_x01", "0.00214613 ratio"),  # 0.34*0.08/1e3/(8.65e9/(273*2.5e9))
+    ("cost_day_share_input", "0.420879 ratio"),  # 608*0.0603045/(608*0.0603045+168*0.3003)
+    ("api_chat", "6.912 ratio"),  # 6e9*1440/(2.5e9*500)
+    ("chat_of_tokens", "0.12639 ratio"),  # 1.25/(1.25+8.64)
+    ("margin_h1", "-0.167442 ratio"),  # 1-5.02/4.3
+    ("price_even_2_floor_2024", "1.29947 USD/GPU-hour"),  # 2*(0.4938/0.20)/3.8
+    ("arr_ratio_log_ends", "0.858899 ratio"),  # sum(5.5*(20/5.5)**(k/365) for k in range(1,366))/365/13.1
+    ("arr_q4", "0.965355 ratio"),  # 20/((13.1-7.9205608)*4)
+    ("commitments_2030", "0.625 ratio"),  # 1400/8/280
+    ("deck_revenue", "7.60029e+11 USD"),  # 36e9*sum((350/36)**(k/4) for k in range(5))
+    ("google_api_day", "2.736e+13 token/day"),  # 19e9*1440
 ]
 
 
