@@ -135,13 +135,14 @@ def overridden(places: Mapping[str, str], *keys: str) -> dict[str, str]:
 def low_high(value: Any) -> tuple[float, float]:
     """(low, high) from the text LOW:HIGH, or twice the same number from a number. ValueError for anything else.
 
-    >>> low_high("0.3:0.6"), low_high(2)
-    ((0.3, 0.6), (2.0, 2.0))
+    >>> low_high("0.3:0.6"), low_high(2), low_high("60%")
+    ((0.3, 0.6), (2.0, 2.0), (0.6, 0.6))
     """
     ends = value.split(":") if isinstance(value, str) else [value]
     if isinstance(value, bool) or not isinstance(value, str | int | float) or len(ends) > 2:
         raise ValueError("neither a number nor LOW:HIGH")
-    return float(ends[0]), float(ends[-1])
+    numbers = [float(str(end).strip().removesuffix("%")) / (100 if "%" in str(end) else 1) for end in ends]
+    return numbers[0], numbers[-1]
 
 
 def checked(

@@ -5,6 +5,8 @@ import csv
 import gzip
 import io
 import os
+import shlex
+import sys
 import zlib
 from importlib import metadata, resources
 from pathlib import Path
@@ -48,6 +50,15 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the name
         raise HarnessError(f"cannot read {path}: {error}", "give a readable UTF-8 text file") from None
+
+
+def install(extra: str) -> str:
+    """The command that adds an extra to this environment: from the checkout, or else by the names of its packages."""
+    asked = ["-e", f"{PACKAGE.parent}[{extra}]"]
+    if not (PACKAGE.parent / "pyproject.toml").is_file():
+        needs = [each.partition(";") for each in metadata.requires("inference-cost-harness") or ()]
+        asked = [name.strip() for name, _, when in needs if when.replace("'", '"').strip() == f'extra == "{extra}"']
+    return shlex.join([sys.executable, "-m", "pip", "install", *asked])
 
 
 def installed_version(package: str) -> str | None:

@@ -37,8 +37,10 @@ FIELDS: Mapping[str, Callable[[Run], Any]] = {
     "rate_per_s": lambda run: run.file.workload.load.rate_per_s,
     "harness": lambda run: run.environment.harness,
     "error": lambda run: run.file.error,
+    "sweep": lambda run: run.file.sweep and run.file.sweep.name,
+    "swept": lambda run: run.file.sweep and " ".join(run.file.sweep.values),
 }
-"""Column -> its value from a run. The figures of the run follow, each under its own name."""
+"""Column -> its value from a run. Then the values of sweeps, each under its key, and the figures, under their names."""
 _KEY = ("directory", "stamp")
 _COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -57,7 +59,7 @@ def figures(root: Path, where: str | None = None) -> pd.DataFrame:
     """One row per figure of the runs in `runs`: the run's `FIELDS`, then the fields of `harness.model.Figure`."""
     chosen = matching(_fresh(root), where)
     # Merged by directory, because a copied run keeps its id.
-    chosen = chosen.loc[chosen["state"] != "damaged", ["directory", *FIELDS]]
+    chosen = chosen.loc[chosen["state"] != "damaged", ["directory", *FIELDS, *swept(chosen)]]
     names = [each.name for each in dataclasses.fields(Figure)]
     rows = [
         (name, *(getattr(figure, each) for each in names))  # dataclasses.asdict takes five times as long
@@ -66,6 +68,12 @@ def figures(root: Path, where: str | None = None) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=["directory", *names]).rename(columns={"name": "figure"})
     return chosen.merge(table, on="directory").drop(columns="directory")
+
+
+def swept(table: pd.DataFrame) -> list[str]:
+    """The columns with values of sweeps."""
+    keys = dict.fromkeys(key for words in table["swept"].dropna() for key in words.split())
+    return [key for key in keys if key in table and key not in FIELDS]
 
 
 def matching(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
@@ -131,7 +139,9 @@ _TEXT = {*_KEY, *FIELDS} - {"device_count", "users", "rate_per_s"}
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """The table with text as objects and numbers as floats, for every version of pandas."""
-    return table.astype({name: object if name in _TEXT else float for name in table.columns})
+    texts = _TEXT | {name for name in table.columns if table[name].map(type).eq(str).any()}
+    table = table.astype({name: object if name in texts else float for name in table.columns})
+    return table.assign(**{name: table[name].map(str, na_action="ignore") for name in texts - _TEXT})
 
 
 def _stored(root: Path) -> pd.DataFrame:
@@ -161,6 +171,8 @@ def _row(directory: Path, stamp: str) -> dict[str, Any]:
     row: dict[str, Any] = {"directory": directory.name, "stamp": stamp, "run": directory.name}
     try:
         run = read_run(directory)
+        values = run.file.sweep.values if run.file.sweep else {}
+        row |= {key: x if isinstance(x, int | float) else str(x) for key, x in values.items()}
         row |= {name: read(run) for name, read in FIELDS.items()}
         if run.state != "running":
             summary = read_summary(directory) or summary_of(run)

@@ -89,8 +89,17 @@ def parse(words: Sequence[str]) -> tuple[Target, ...]:
     return tuple(found)
 
 
-def check_shape(shape: str) -> None:
-    """HarnessError if a load of this shape has no measured window, and so no intervals."""
+def check(targets: Sequence[Target], shape: str, limits: bool, energy: Callable[[], bool]) -> None:
+    """HarnessError for a target that the run cannot reach: known before it begins.
+
+    `shape`: of the load; some have no measured window, and so no intervals. `limits`: the workload has objectives.
+    `energy`: whether there is a meter.
+    """
+    for name in (target.figure for target in targets):
+        if name == "goodput_per_s" and not limits:
+            raise HarnessError(f"--precision {name}: the workload has no objectives", "add --set objectives.ttft_s=0.5")
+        if name.startswith("joules") and name not in (DEFAULTS if len(targets) > 1 else ()) and not energy():
+            raise HarnessError(f"--precision {name}: no meter is read", "add --meter, or see `harness doctor`")
     if shape in WHOLE:
         raise HarnessError(
             f"--precision with load.shape={shape}: {WHOLE[shape]}, and the figures of one run have no interval",
@@ -99,24 +108,19 @@ def check_shape(shape: str) -> None:
 
 
 def reaches(summary: Summary, targets: Sequence[Target]) -> tuple[Reach, ...]:
-    """The half-width of each target's figure; the default energy figure is left out if the run has no energy.
-
-    HarnessError for a figure that the summary does not have.
-    """
+    """The half-width of each target's figure; the default energy figure is left out if the run has no energy."""
     figures = {figure.name: figure for figure in summary.figures}
     requests = figures["requests_per_s"].n or 0
     found = []
     for target in targets:
         figure = figures.get(target.figure)
-        if figure is None and target.figure != DEFAULTS[1]:
-            known = ", ".join(name for name in figures if name.endswith((".mean", "_per_s")) and "whole" not in name)
-            raise HarnessError(f"run {summary.run} has no figure '{target.figure}'", f"choose from {known}")
-        if figure is None or (figure.value is None and target.figure == DEFAULTS[1] and len(targets) > 1):
+        if (figure is None or figure.value is None) and target.figure == DEFAULTS[1] and len(targets) > 1:
             continue
         half: float | None = None
-        if figure.value and figure.low is not None and figure.high is not None:
+        if figure and figure.value and figure.low is not None and figure.high is not None:
             half = max(figure.value - figure.low, figure.high - figure.value) / abs(figure.value)
-        found.append(Reach(target, half, figure.reason or "it has no interval", requests))
+        reason = (figure and figure.reason) or ("it has no interval" if figure else "not recorded")
+        found.append(Reach(target, half, reason, requests))
     return tuple(found)
 
 

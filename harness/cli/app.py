@@ -196,13 +196,28 @@ def stored_run(reference: str, root: Path) -> Run:
     return read_run(find_run(reference, root))
 
 
-@contextlib.contextmanager
-def each_run(references: Sequence[str], root: Path, read: Callable[[Path], T]) -> Iterator[list[T]]:
-    """The value of `read` for each run. A damaged run among others is reported and left out, and the exit code is 2."""
+def _directories(reference: str, root: Path) -> list[Path]:
+    """The run that a directory or name means, or the complete runs of a sweep."""
+    from harness.analysis.index import runs
     from harness.store.directory import find_run
 
+    try:
+        return [find_run(reference, root)]
+    except errors.HarnessError:
+        of = runs(root) if root.is_dir() else None
+        if of is None or not (chosen := of[(of["sweep"] == reference) & (of["state"] == "complete")]["run"].tolist()):
+            raise
+        return [root / run for run in chosen]
+
+
+@contextlib.contextmanager
+def each_run(references: Sequence[str], root: Path, read: Callable[[Path], T]) -> Iterator[list[T]]:
+    """The value of `read` for each run, or run of a sweep that is named.
+
+    A damaged run among others is reported and left out, and the exit code is 2.
+    """
     found, damaged = [], []
-    for directory in [find_run(reference, root) for reference in references]:
+    for directory in dict.fromkeys(each for reference in references for each in _directories(reference, root)):
         try:
             found.append(read(directory))
         except errors.HarnessError as error:

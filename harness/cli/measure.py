@@ -58,6 +58,7 @@ def run(
     from harness.cost.pricing import read_scenario
     from harness.measure import run as measuring
     from harness.measure.stop import Stop
+    from harness.meters.base import found_meters
     from harness.report.changes import precision_table, repeats_table
     from harness.store.directory import new_id
     from harness.store.run import read_run
@@ -71,6 +72,8 @@ def run(
         raise errors.HarnessError(f"--serve starts a server, and engine '{engine}' needs none", fix)
     if serve:
         named |= {"engine.name": engine or "openai", "engine.openai.serve": "vllm"}
+    if url is not None and serve:
+        raise errors.HarnessError("--url with --serve", "name one: --url is a server that runs, --serve starts one")
     if url is not None and engine not in (None, "openai"):
         raise errors.HarnessError(f"--url names a server, and engine '{engine}' is none", "leave out --engine")
     if users is not None and rate is not None:
@@ -83,13 +86,14 @@ def run(
         raise errors.HarnessError(what, "omit --seed, or add --reset-cache")
     if spec.scenario is not None:
         read_scenario(spec.scenario)  # reports a mistake in the file before measuring
+    # A simulated engine draws no power: only meters that are named are read.
+    power = meter or ([] if spec.engine.name == "simulated" else ["auto"])
+    power += [] if assume_power is None else [f"constant:watts={assume_power}"]
+    chosen = gpus.split(",") if gpus else None
     if targets := precision.parse(precise or ()):
-        precision.check_shape(spec.load.shape)
+        limits = any(limit is not None for _, limit in spec.objectives)
+        precision.check(targets, spec.load.shape, limits, lambda: found_meters(power, chosen))
     with Display(quiet) as display:
-        # A simulated engine draws no power: only meters that are named are read.
-        power = meter or ([] if spec.engine.name == "simulated" else ["auto"])
-        if assume_power is not None:
-            power = [*power, f"constant:watts={assume_power}"]
         declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
         group, runs = new_id(datetime.now(UTC), "repeat", spec.name), []
         for k in range(repeat):
@@ -97,7 +101,7 @@ def run(
             with Stop(targets) if targets else contextlib.nullcontext() as stop:
                 directory = measuring.run(
                     *(spec, out, display.show, power, declared, clients, ray), enough=stop, sweep=sweep,
-                    same_prompts=seed is not None, reset_cache=reset_cache, gpus=gpus.split(",") if gpus else None,
+                    same_prompts=seed is not None, reset_cache=reset_cache, gpus=chosen,
                 )  # fmt: skip
             runs.append(read_run(directory))
             if runs[-1].state != "complete":
@@ -127,7 +131,7 @@ def _keys(
     if url is not None:
         keys |= {"engine.name": "openai", "engine.openai.base_url": url}
     if users is not None:
-        keys |= {"load.shape": "closed", "load.users": users, "load.rate_per_s": None}
+        keys["load.users"] = users
     if rate is not None:
         keys |= {"load.shape": "poisson", "load.rate_per_s": rate, "load.users": None}
     if duration is not None:

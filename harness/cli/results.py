@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from harness.cli.options import RESULTS, ChartFormat, Charts, Force, Full, Preci
 if TYPE_CHECKING:
     from harness.report.changes import Difference
     from harness.store.run import Run
+    from harness.store.run_file import Environment
 
 
 @printing
@@ -131,6 +132,15 @@ def _tell_github(found: Difference) -> None:
             summary.write(markdown(found.tables))
 
 
+MACHINE: Mapping[str, Callable[[Environment], object]] = {
+    "cpu": lambda place: place.cpu.model,
+    "cores_usable": lambda place: place.cpu.cores_usable,
+    "gpus": lambda place: ", ".join(gpu.name or "GPU" for gpu in place.gpus) or "none",
+    "power_limit_w": lambda place: [gpu.power_limit_w for gpu in place.gpus],
+}
+"""What `rerun` takes for another machine."""
+
+
 @printing
 def rerun(reference: Run_ = "latest", root: Root = RESULTS, force: Force = False) -> None:
     """Measure a stored run again under the same conditions, and compare the two runs.
@@ -147,8 +157,13 @@ def rerun(reference: Run_ = "latest", root: Root = RESULTS, force: Force = False
 
     before = stored_run(reference, root)
     file = before.file
-    here = file.model_copy(update={"environment": Environment.model_validate(environment.capture())})
-    must, noted = differences(before, Run(before.directory, here))
+    place = Environment.model_validate(environment.capture())
+    must = [
+        f"{name} differs: {then} vs {now}"
+        for name, of in MACHINE.items()
+        if (then := of(file.environment)) is not None and then != (now := of(place))
+    ]
+    _, noted = differences(before, Run(before.directory, file.model_copy(update={"environment": place})))
     if must and not force:
         raise errors.HarnessError(f"this machine differs from that of {file.id}: {'; '.join(must)}", "add --force")
     for each in must + noted:

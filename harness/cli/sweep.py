@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
-from harness.cli.app import printing, show
+from harness.cli.app import printing, show, show_answer
 from harness.cli.options import RESULTS, Gpus, Meter, Root
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def sweep(
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Use Ray: local, auto, or HOST:PORT.")] = None,
 ) -> None:
     """Measure every point of a grid, or search for the highest load; each point is a run."""
-    from harness.cli.tables import ended_table, plan_table
+    from harness.analysis.summary import load
+    from harness.cli.tables import ended_tables, plan_table
     from harness.measure.sweep import carry_out, hint_of, read_plan
     from harness.measure.workers import start_workers
 
@@ -47,7 +48,8 @@ def sweep(
         if ray is None and (hint := hint_of(plan)) is not None:
             typer.echo(hint, err=True)
         ended = carry_out(plan, found, _say, power, budget, tuple(gpus.split(",")) if gpus else None, cooldown)
-    show([ended_table(plan, ended)])
+    runs = [load(root / done.run) for done in ended.values() if done.state == "complete" and done.run]
+    show_answer(runs, beside=ended_tables(plan, ended))
     if any(done.state != "complete" for done in ended.values()):
         raise typer.Exit(errors.INCOMPLETE)
     if len(ended) < len(plan.points) and plan.sweep.auto is None:

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.analysis.index import runs
+from harness.analysis.index import runs, swept
 from harness.analysis.summary import load
 from harness.cost.pricing import list_scenarios, price_run
 from harness.engines.base import missing
 from harness.errors import HarnessError
-from harness.files import read_data
+from harness.files import install, read_data
 from harness.measure.search import Outcome, Point, highest_feasible, saturation
 from harness.measure.sweep import Plan, figures_of, outcome_of
 from harness.measure.workers import Done
 from harness.model import ENGINES
 from harness.report.format import brief, carried
 from harness.report.lines import fitted
-from harness.report.table import Cell, Table
+from harness.report.table import Table
 from harness.report.text import render
 from harness.workload.library import list_workloads
 
@@ -44,6 +44,7 @@ def runs_tables(root: Path, where: str | None = None) -> list[Table]:
     sent = found["requests.sent"] if "requests.sent" in found else pd.Series(0.0, index=found.index)
     never = found["state"].isin(["failed", "damaged"]) & ~(sent > 0)
     named = dict.fromkeys(re.findall(r"[\w.]+(?=\s*[!=<>])", where or ""))
+    named |= dict.fromkeys(swept(found) if found["sweep"].nunique() == 1 else ())
     ran, failed = found[~never], found[never]
     usd = [_usd(root / run) if len(ran) <= MOST_PRICED else "" for run in ran["run"]]
     columns = {
@@ -124,7 +125,7 @@ def workloads() -> Table:
 
 def engine_table() -> Table:
     """Engines, and whether what they need is installed here."""
-    rows = tuple((name, f"no: pip install {extra}" if (extra := missing(name)) else "yes") for name in sorted(ENGINES))
+    rows = tuple((name, f"no: {install(extra)}" if (extra := missing(name)) else "yes") for name in sorted(ENGINES))
     return Table("engines", "Engines", ("engine", "installed"), rows)
 
 
@@ -155,25 +156,28 @@ def plan_table(plan: Plan) -> Table:
     return Table("plan", f"Plan of sweep {plan.sweep.name}", ("point", "run"), rows, tuple(notes))
 
 
-def ended_table(plan: Plan, ended: Mapping[Point, Done]) -> Table:
-    """The figures and the end of each point; of a search also the load at saturation and the highest feasible load."""
-    names = ("output_tokens_per_s", "ttft_s.p99", "tpot_s.p50")
-    rows: list[tuple[Cell, ...]] = []
+def ended_tables(plan: Plan, ended: Mapping[Point, Done]) -> list[Table]:
+    """The points that failed, and of a search the load at saturation and the highest that meets the objective."""
+    failed = [(in_words(point), state_of(done)) for point, done in ended.items() if done.state != "complete"]
+    made = [Table("failed", "Points that failed", ("point", "state"), tuple(failed))] if failed else []
+    if (auto := plan.sweep.auto) is None:
+        return made
     searches: dict[Point, dict[float, Outcome]] = {}
-    auto = plan.sweep.auto
     for point, done in ended.items():
-        figures = figures_of(plan.root, done)
-        rows.append((in_words(point), *(figures.get(name) for name in names), done.run, state_of(done)))
-        if auto is not None:
-            loads = searches.setdefault(point.without(auto.axis), {})
-            loads[point.values[auto.axis]] = outcome_of(auto, figures)
-    notes = [
-        f"{in_words(combination)}: saturates at {auto.axis} = {saturation(seen) or 'n/a'}; the highest that meets "
-        f"{auto.objective or 'no objective'} is {highest_feasible(seen) or 'n/a (none does)'}"
-        for combination, seen in searches.items()
-        if auto is not None
-    ]
-    return Table("sweep", f"Sweep {plan.sweep.name}", ("point", *names, "run", "state"), tuple(rows), tuple(notes))
+        loads = searches.setdefault(point.without(auto.axis), {})
+        loads[point.values[auto.axis]] = outcome_of(auto, figures_of(plan.root, done))
+    limits = " and ".join(f"{figure} <= {limit:g} s" for figure, limit in auto.objective.items())
+    rows = tuple(
+        (in_words(at), _reached(saturation(seen), seen), _reached(highest_feasible(seen), seen) if limits else "")
+        for at, seen in searches.items()
+    )
+    columns = ("at", f"{auto.axis} at saturation", f"highest with {limits}" if limits else "objective")
+    return [*made, Table("search", f"Search over {auto.axis} up to {auto.limit:g}", columns, rows)]
+
+
+def _reached(load: float | None, seen: Mapping[float, Outcome]) -> str:
+    """The load; above the highest that was measured nothing is known."""
+    return "none" if load is None else f"{load:g}" if load < max(seen) else f"{load:g} or more: the highest measured"
 
 
 def state_of(done: Done) -> str:

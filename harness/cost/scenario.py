@@ -131,6 +131,8 @@ def _given(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         try:
             low, high = low_high(value)
+            if "%" in str(value) and key in KEYS and KEYS[key].unit != "1":
+                raise ValueError("a percentage of no share")
         except ValueError:
             raise refused("--set", key, value, "a number, LOW:HIGH, a distribution or a whole input") from None
         value = {"value": low} if low == high else {"lognormal": {"p5": low, "p95": high}}

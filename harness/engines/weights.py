@@ -6,7 +6,6 @@ files are converted in a child process, because forking an engine from a process
 """
 
 import contextlib
-import difflib
 import fcntl
 import functools
 import hashlib
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.config import near
 from harness.errors import HarnessError
 from harness.files import cache_root, data_rows, write_cache
 from harness.model import ModelIdentity
@@ -127,18 +127,18 @@ def hub_error(asked: str, exception: BaseException) -> HarnessError:
         chain.append(link)
     names = {cls.__name__ for link in chain for cls in type(link).__mro__}
     text = " ".join(map(str, chain))
+    meant = near(asked.lower(), short_names())
     page = f"https://huggingface.co/{asked.partition('@')[0]}"
     if "GatedRepoError" in names or "gated repo" in text:
         what, fix = "is gated by its owner", f"accept the licence at {page}, then `hf auth login` or set HF_TOKEN"
     elif "RevisionNotFoundError" in names or "not a valid git identifier" in text:
         what, fix = "has no such revision", f"choose one from {page}/commits/main"
     elif names & {"RepositoryNotFoundError", "HFValidationError"} or "not a valid model identifier" in text:
-        near = difflib.get_close_matches(asked.lower(), short_names(), n=1)
-        meant = f"did you mean '{near[0]}'?" if near else "check the spelling; a private model needs `hf auth login`;"
-        what, fix = "is not on the Hugging Face hub", f"{meant} {_FORMS}"
+        fix = f"{meant or 'check the spelling; a private model needs `hf auth login`; '}{_FORMS}"
+        what = "is not on the Hugging Face hub"
     elif names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} or "couldn't connect" in text:
         what = "is not in the local cache, and the Hugging Face hub is unreachable"
-        fix = f"go online once, HF_HUB_OFFLINE unset, or use a local path or one of {', '.join(short_names())}"
+        fix = f"{meant}go online once, HF_HUB_OFFLINE unset, or use a local path or one of {', '.join(short_names())}"
     else:
         what = f"cannot be loaded: {first_line(exception)}"
         fix = f"check that it is a text generation model and that its files are complete, or {_FORMS}"

@@ -14,7 +14,7 @@ from harness.analysis.findings import finding
 from harness.engines.base import NEEDS
 from harness.engines.weights import short_names
 from harness.errors import HarnessError
-from harness.files import cache_root
+from harness.files import cache_root, install
 from harness.measure import environment
 from harness.meters.nvml import NvmlReader
 from harness.meters.rapl import GRANT, RaplReader
@@ -53,13 +53,13 @@ def _engines(place: Mapping[str, Any]) -> Iterator[Seen]:
     missing = [name for name, (package, _) in NEEDS.items() if importlib.util.find_spec(package) is None]
     for name, (package, extra) in NEEDS.items():
         versions = [f"{p} {place['packages'][p]}" for p in (package, f"{package}-cpu") if p in place["packages"]]
-        yield f"engine {name}", f"not installed: pip install {extra}" if name in missing else ", ".join(versions)
+        yield f"engine {name}", f"not installed: {install(extra)}" if name in missing else ", ".join(versions)
     yield "packages", ", ".join(f"{name} {version}" for name, version in place["packages"].items())
     yield "models", ", ".join(_models()) or "none is cached"
     if len(missing) == len(NEEDS):
-        yield finding("no-engine")
+        yield finding("no-engine", install=install("cpu"))
     elif place["gpus"] and "vllm" in missing:
-        yield finding("gpu-unused")
+        yield finding("gpu-unused", install=install("vllm"))
 
 
 def _models() -> Iterator[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.files import install
 from harness.measure.clients import Job, Local
 from harness.process import Gone
 
@@ -84,7 +85,7 @@ class Cluster:
         try:
             import ray
         except ImportError:
-            raise HarnessError("--ray needs the package ray", "pip install inference-cost-harness[ray]") from None
+            raise HarnessError("--ray needs the package ray", install("ray")) from None
         try:
             ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as refused:

@@ -103,6 +103,8 @@ def run(
     here = kept or Kept()
     if here.engine is None:
         here.engine = create_engine(name, workload.engine_model(name), workload.engine_options(name))
+    if reset_cache and not isinstance(here.engine, Resetting):
+        raise HarnessError(f"engine '{name}' has no prefix cache that can be reset", "omit --reset-cache")
     files = read_files(workload)
     arrivals = files.get(workload.load.trace or "")
     attached = here.info is not None or (name == "openai" and not workload.engine_options(name).get("serve"))
@@ -297,9 +299,7 @@ class _Session:
             self.writer.update(clients=clients.close())
 
     async def _reset_cache(self) -> None:
-        if not isinstance(self.engine, Resetting):
-            name = self.writer.file.engine_asked
-            raise HarnessError(f"engine '{name}' has no prefix cache that can be reset", "omit --reset-cache")
+        assert isinstance(self.engine, Resetting)
         await self.engine.reset_cache()
 
     async def _warm_up(self, sender: Sender | Clients, talk: Conversations | None, info: EngineInfo) -> None:

@@ -14,7 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from harness.config import Section, checked, read_map
+from harness.analysis.latency import LATENCIES, STATISTICS
+from harness.config import Section, checked, near, read_map
+from harness.errors import HarnessError
+from harness.workload.arrivals import Seconds
+from harness.workload.schema import doubt_seconds
 
 ENGINE_KEYS = ("engine", "model")
 """First parts of the keys that need a new engine."""
@@ -24,6 +28,8 @@ BISECTED = 1.05
 """Bisection ends when the lowest load that misses the objective is at most this factor above the highest that meets."""
 BENT = 0.15
 """Smallest gap between neighbours on the front, as a share of the range of rate or interactivity, that is divided."""
+LIMITED = [f"{latency}.{statistic}" for latency in LATENCIES for statistic in STATISTICS]
+"""Figures that an objective may limit."""
 Axis = Annotated[list[Any], Field(min_length=1)]
 
 
@@ -34,8 +40,8 @@ class Auto(Section):
     start: float = Field(1, gt=0)
     limit: float = Field(1024, gt=0)
     """Highest load to measure."""
-    objective: dict[str, float] = Field({})
-    """Figure -> its upper limit in seconds, such as `ttft_s.p99: 0.5`."""
+    objective: dict[str, Seconds] = Field({}, description="figures and their upper limits: {ttft_s.p99: 500 ms}")
+    """Figure -> its upper limit in seconds."""
     most: int = Field(16, ge=0, le=1000)
     """Number of points up to which the front is filled after the search."""
 
@@ -128,7 +134,13 @@ def parse_sweep(text: str, origin: str) -> Sweep:
     Raises HarnessError with the key, the value and the expected form.
     """
     data, places = read_map(text, origin, "a map with at least workload, and grid, zip or auto")
-    return checked(Sweep, {"name": PurePath(origin).stem, **data}, origin, places)
+    sweep = checked(Sweep, {"name": PurePath(origin).stem, **data}, origin, places)
+    for figure in sweep.auto.objective if sweep.auto else ():
+        where = f"{places.get(f'auto.objective.{figure}', origin)}: auto.objective.{figure}"
+        if figure not in LIMITED:
+            raise HarnessError(f"{where}: no such figure", f"{near(figure, LIMITED)}write a latency such as ttft_s.p99")
+        doubt_seconds(where, figure.partition(".")[0], data["auto"]["objective"][figure])
+    return sweep
 
 
 def points(sweep: Sweep) -> list[Point]:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from harness.analysis.diff import flat
 from harness.analysis.summary import summary_of
@@ -82,7 +81,8 @@ def planned(sweep: Sweep, root: Path) -> Plan:
     HarnessError for a point with an invalid workload, and if the root holds points of this sweep's name that were asked
     otherwise: a sweep that was changed would mix two measurements.
     """
-    load: dict[str, Any] = {} if sweep.auto is None else {sweep.auto.axis: sweep.auto.start}
+    auto = sweep.auto
+    load = {} if auto is None else {auto.axis: auto.rounded(min(auto.start, auto.limit))}
     first = tuple(points(sweep))
     full = [replace(point, values={**point.values, **load}).overrides(sweep) for point in first]
     workloads = [read_workload(sweep.workload, overrides) for overrides in full]

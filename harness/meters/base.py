@@ -70,6 +70,14 @@ def construct(name: str, options: Mapping[str, Any]) -> Any:
         raise HarnessError(f"meter '{name}' does not take {dict(options)}: {wrong}", "see docs/energy.md") from None
 
 
+def found_meters(asked: Sequence[str], gpus: Sequence[str] | None = None) -> bool:
+    """Whether `start_meters` would start any; they are started and stopped."""
+    started, _ = start_meters(asked, gpus)
+    for meter, _ in started:
+        meter.stop()
+    return bool(started)
+
+
 def start_meters(
     asked: Sequence[str], gpus: Sequence[str] | None = None
 ) -> tuple[list[tuple[Meter, MeterInfo]], list[str]]:

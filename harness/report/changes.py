@@ -191,7 +191,8 @@ def precision_table(run: Run, summary: Summary, targets: Sequence[Target]) -> Ta
 
 
 def _precision_row(summary: Summary, reach: Reach, device_s: float) -> tuple[Cell, ...]:
-    figure: tuple[Cell, ...] = reach.target.figure, summary[reach.target.figure]
+    name = reach.target.figure
+    figure: tuple[Cell, ...] = name, next((each for each in summary.figures if each.name == name), None)
     wanted = f"{reach.target.share * 100:.3g}%"
     if reach.half is None or reach.factor is None or reach.more is None:
         return *figure, f"n/a ({reach.reason})", wanted, None, None, None

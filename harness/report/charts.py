@@ -20,7 +20,7 @@ from harness.analysis.tokens import ordinary
 from harness.cost.bill import measured
 from harness.cost.objective import parse_objectives
 from harness.errors import HarnessError
-from harness.files import read_data
+from harness.files import install, read_data
 from harness.model import Figure, Status
 from harness.report.table import Cell, Table
 from harness.store.rows import flat
@@ -92,7 +92,7 @@ def svg(chart: Chart) -> str:
 
 def _ready() -> None:
     if alt is None:
-        raise HarnessError("charts need altair and vl-convert", "pip install 'inference-cost-harness[charts]'")
+        raise HarnessError("charts need altair and vl-convert", install("charts"))
 
 
 def _finish(name: str, title: str, note: str, width: int, spec: Any) -> Chart:
@@ -371,6 +371,7 @@ def _heat_map(sweep: Sweep, width: int) -> Chart | None:
     """The output rate over the two settings with the most values among the runs; None if fewer than two differ."""
     asked = [{**run.file.workload.model_dump(), "model": run.model.asked} for run, _ in sweep]
     settings = pd.json_normalize(asked).map(lambda x: str(x) if isinstance(x, list) else x)
+    settings = settings.drop(columns=["seed", "description"])
     varied = [name for name in settings if 1 < settings[name].nunique() <= 24 and settings[name].notna().all()]
     if len(varied) < 2:
         return None

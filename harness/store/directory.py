@@ -170,6 +170,13 @@ def find_run(reference: str, root: Path) -> Path:
         what = f"'{reference}' could be any of {len(matches)} runs: {', '.join(matches[:3])}…"
         raise HarnessError(what, "give more of the name")
     if not matches:
+        if inside := [each for each in (Path(reference), root / reference) if (each / "latest").exists()]:
+            fix = f"name a run in it, such as {inside[0]}/latest; `harness list runs --root {inside[0]}` prints all"
+            raise HarnessError(f"'{reference}' is a directory of runs", fix)
+        if (file := Path(reference)).is_file():
+            stands = (file.parent / "run.json").exists()
+            fix = f"name its directory: {file.parent}" if stands else "see `harness import`"
+            raise HarnessError(f"'{reference}' is a file, not a run", fix)
         what = f"no run '{reference:.80}': neither a directory with a run.json nor a name under {root}"
         raise HarnessError(what, "see `harness list runs`, or give the run's directory")
     return (root / matches[0]).resolve()

@@ -87,7 +87,8 @@ def _find(kind: str, asked: str, name: str, known: Mapping[str, Path]) -> Path:
     if _is_file(asked):
         return Path(asked)
     if name not in known:
-        fix = f"{near(Path(asked).stem, known)}give a file, or one of {', '.join(sorted(known))}"
+        meant = f"did you mean '{asked}.yaml'? " if _is_file(f"{asked}.yaml") else near(Path(asked).stem, known)
+        fix = f"{meant}give a file, or one of {', '.join(sorted(known))}"
         raise HarnessError(f"no {kind} '{asked:.80}'", fix)
     return known[name]
 

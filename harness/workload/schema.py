@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from harness.config import AS_WRITTEN, Section, Values, checked, overridden, read_map, shown
 from harness.errors import HarnessError
 from harness.model import ENGINES
-from harness.workload.arrivals import WHOLE, Count, Load, Positive, Seconds, check_keys, user_spans
+from harness.workload.arrivals import TAKES, WHOLE, Count, Load, Positive, Seconds, check_keys, user_spans
 from harness.workload.lengths import LENGTHS_FORM, TIMES_FORM, LengthsOrInt, TimesOrSeconds
 
 SOURCES: Mapping[str, str] = {
@@ -28,6 +28,10 @@ Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 FILL = "text of fill: {}"
 """Name of a shipped text among the files of a workload."""
 _SHARE = "the share of the requests, above 0, up to 1"
+SHAPED = {"load.users": "closed", "load.rate_per_s": "poisson"}
+"""Key -> the shape of a load that it makes."""
+SLOWEST_S = {"ttft_s": 60, "tpot_s": 10, "itl_s": 10, "e2e_s": 600}
+"""Objectives above these are taken for milliseconds unless they name their unit."""
 _LIMIT = "upper limit, seconds above 0: 0.2 or '200 ms'"
 
 
@@ -225,11 +229,32 @@ def parse_workload(text: str, origin: str, overrides: Values = AS_WRITTEN) -> Wo
       fix: did you mean 'offline'? expected shape: one of closed, offline, constant, poisson, gamma, trace, ramp, steps
     """
     data, places = read_map(text, origin, "a map with at least requests and load")
-    return workload_of({"name": PurePath(origin).stem, **data}, origin, overrides, places)
+    data = {"name": PurePath(origin).stem, **data}
+    workload = workload_of(data, origin, overrides, places)
+    for key, value in (data.get("objectives") or {}).items():
+        doubt_seconds(f"{origin}: objectives.{key}", key, value)
+    return workload
+
+
+def doubt_seconds(where: str, latency: str, value: object) -> None:
+    """HarnessError for a limit in seconds, without a unit, that is so high that milliseconds are meant."""
+    if isinstance(value, int | float) and value > SLOWEST_S.get(latency, math.inf):
+        fix = f"did you mean {value / 1000:g} or '{value:g} ms'? If not, write '{value:g} s'"
+        raise HarnessError(f"{where} is {value:g} seconds", fix)
 
 
 def workload_of(data: dict[str, Any], origin: str, overrides: Values, places: Mapping[str, str] = {}) -> Workload:
-    """A workload from its content, as in `parse_workload`; the overrides are written into `data`."""
+    """A workload from its content, as in `parse_workload`; the overrides are written into `data`.
+
+    An override of load.users makes a load closed that has no users, and one of load.rate_per_s makes a load of users
+    Poisson, unless load.shape is given too.
+    """
+    for key, shape in SHAPED.items():
+        load = data.get("load")
+        if overrides.get(key) is not None and "load.shape" not in overrides and isinstance(load, dict):
+            name = key.partition(".")[2]
+            if f" {name} " not in f" {TAKES.get(load.get('shape'), name)} ":
+                data["load"] = {"shape": shape} | {x: load[x] for x in ("duration_s",) if x in load}
     for key, value in overrides.items():
         path = _put(data, key, copy.deepcopy(value))
         places = {path.partition(".")[0]: "--set", **overridden(places, path)}

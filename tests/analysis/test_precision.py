@@ -13,7 +13,7 @@ from builders import changed, frame_of
 from closed_loop import closed_loops, truth
 
 from harness import stats
-from harness.analysis.precision import LEAST, Looks, Reach, Target, check_shape, parse, reaches, whole_prefix
+from harness.analysis.precision import LEAST, Looks, Reach, Target, check, parse, reaches, whole_prefix
 from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
 from harness.measure import run as measuring
@@ -112,8 +112,8 @@ def test_the_number_of_further_requests_follows_from_the_half_width() -> None:
     assert (reach.half, reach.more, reach.met) == (None, None, False)
     both = reaches(of(output_tokens_per_s=(100.0, 99, 101), joules_per_output_token=(1.0, 0.9, 1.1)), parse(["2%"]))
     assert [each.met for each in both] == [True, False]
-    with pytest.raises(HarnessError, match=r"has no figure 'ttft_s\.p99'"):
-        reaches(summary, parse(["ttft_s.p99=2%"]))
+    (reach,) = reaches(summary, parse(["ttft_s.p99=2%"]))
+    assert (reach.half, reach.reason) == (None, "not recorded")
 
 
 @pytest.mark.parametrize("word", ["2", "0%", "100%", "x%", "ttft_s.mean=", "-1%"])
@@ -122,10 +122,19 @@ def test_a_malformed_precision_is_refused(word: str) -> None:
         parse([word])
 
 
-def test_a_load_without_a_steady_part_is_refused() -> None:
-    check_shape("closed")
-    with pytest.raises(HarnessError, match=r"load\.shape=offline"):
-        check_shape("offline")
+@pytest.mark.parametrize(
+    ("word", "shape", "said"),
+    [
+        ("2%", "offline", r"load\.shape=offline"),
+        ("goodput_per_s=2%", "closed", "no objectives"),
+        ("joules_per_request=2%", "closed", "no meter"),
+    ],
+)
+def test_a_precision_that_the_run_cannot_reach_is_refused_before_it(word: str, shape: str, said: str) -> None:
+    check(parse(["2%"]), "closed", False, lambda: False)
+    check(parse([word]), "closed", True, lambda: True)
+    with pytest.raises(HarnessError, match=said):
+        check(parse([word]), shape, False, lambda: False)
 
 
 def test_requests_sent_after_one_in_flight_are_left_out() -> None:

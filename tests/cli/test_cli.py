@@ -15,6 +15,7 @@ import pytest
 import typer.main
 from builders import run_file, stored
 from commands import QUICK, Command
+from places import ROOT
 
 from harness.cli import app
 from harness.cli.app import GROUPS
@@ -124,6 +125,24 @@ def test_run_takes_json_and_prints_the_directory_apart(harness: Command) -> None
     assert "run: " in ran.err
 
 
+def test_the_documented_search_runs_and_ends_with_one_table_and_what_it_found(harness: Command) -> None:
+    example = (ROOT / "docs/sweeps.md").read_text().partition("## Searching")[2].partition("```yaml\n")[2]
+    quick = "set: {engine.name: simulated, requests.count: 6, engine.ttft_s: 0.01, engine.itl_s: 0.0005, seed: 1}"
+    text = example.partition("```")[0].replace("limit: 1024", "limit: 2").replace("most: 16", "most: 0")
+    Path("study.yaml").write_text(re.sub(r"grid: .*", quick, text))
+    ended = harness("sweep", "study.yaml")
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("2 runs · chat")
+    assert re.search(r"or more: the highest +2 or more: the highest", ended.out)
+    assert harness("report", "study").out == ended.out.partition("Search over")[0]
+    for where in ("sweep=study", "load.users>=1", "load.users=2"):
+        listed = json.loads(harness("list", "runs", "--where", where, "--json").out)["tables"][0]
+        assert "load.users" in listed["columns"]
+        assert len(listed["rows"]) == (1 if where == "load.users=2" else 2)
+    assert harness("export", "figures.csv").code == 0
+    assert ",load.users," in Path("figures.csv").read_text()
+
+
 def test_help_and_version_go_by_convention(harness: Command) -> None:
     assert harness("--version").out.startswith("harness ")
     helped = harness("-h").out
@@ -154,6 +173,14 @@ def test_progress_without_a_terminal_is_a_line_for_each_phase_and_30_seconds(cap
     assert capfd.readouterr().err == ""
 
 
+MISTAKEN = {
+    "own.yaml": "",
+    "search.yaml": "workload: smoke\nauto: {axis: load.users, objective: {ttft.p99: 0.5}}",
+    "slow.yaml": "workload: smoke\nauto: {axis: load.users, objective: {ttft_s.p99: 500}}",
+}
+"""Files beside the calls below."""
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -171,6 +198,23 @@ def test_progress_without_a_terminal_is_a_line_for_each_phase_and_30_seconds(cap
         (("run", "smoke", "--engine", "simulated", "--out", "/dev/null"), ("cannot write to /dev/null", "--out")),
         (("list", "runs", "--root", "s3://bucket/runs"), ("'s3://bucket/runs' is a URL", "mount the store")),
         (("run", "smoke", "--precision", "ttft_s.p999=2%"), ("no figure 'ttft_s.p999'", "did you mean 'ttft_s.p99'")),
+        (("run", "smoke", "--precision", "ttft=2%"), ("no figure 'ttft'", "did you mean 'ttft_s.p")),
+        (
+            ("run", "smoke", "--engine", "simulated", "--precision", "joules_per_request=2%"),
+            ("joules_per_request: no meter", "--meter"),
+        ),
+        (
+            ("run", "smoke", "--set", "objectives.ttft_s=500"),
+            ("objectives.ttft_s is 500 seconds", "did you mean 0.5 or '500 ms'", "'500 s'"),
+        ),
+        (("run", "smoke", "--engine", "simulated", "--reset-cache"), ("no prefix cache", "omit --reset-cache")),
+        (("run", "smoke", "--url", "http://x", "--serve"), ("--url with --serve", "name one")),
+        (("run", "own"), ("no workload 'own'", "did you mean 'own.yaml'")),
+        (("report", "."), ("'.' is a directory of runs", "./latest")),
+        (("report", "own.yaml"), ("'own.yaml' is a file", "harness import")),
+        (("sweep", "search.yaml"), ("auto.objective.ttft.p99: no such figure", "did you mean 'ttft_s.p99'")),
+        (("sweep", "slow.yaml"), ("auto.objective.ttft_s.p99 is 500 seconds", "'500 ms'")),
+        (("cost", "--set", "price.usd_per_hour=60%"), ("price.usd_per_hour is '60%'", "a number")),
         (("run", "smoke", "--engine", "simulated", "--serve"), ("--serve starts a server", "--engine openai")),
         (("compare", "--set", "serving.utilisation=0.5"), ("no run is priced", "name a run")),
         (("report", "nowhere"), ("no run 'nowhere'", "harness list runs")),
@@ -185,8 +229,12 @@ def test_progress_without_a_terminal_is_a_line_for_each_phase_and_30_seconds(cap
 def test_mistakes_are_named_with_the_way_out_and_no_traceback(
     harness: Command, words: tuple[str, ...], said: tuple[str, ...]
 ) -> None:
+    Path("latest").symlink_to("own.yaml")
+    for name, text in MISTAKEN.items():
+        Path(name).write_text(text)
     left = harness(*words)
     assert left.code == 2
+    assert not Path("results").exists()
     assert left.err.startswith("error: ") or "\nerror: " in left.err
     assert "fix: " in left.err
     assert "Traceback" not in left.err

