@@ -105,7 +105,7 @@ def test_the_wheel_measures_and_reports_with_its_core_dependencies_alone(bare: P
 def test_an_engine_that_is_not_installed_names_what_to_install(bare: Path, tmp_path: Path) -> None:
     refused = call(bare / "bin/harness", "run", "smoke", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "inference-cost-harness[cpu]" in refused.stderr
+    assert "-m pip install 'torch>=2.6' 'transformers>=5.17' 'accelerate>=1' 'gguf>=0.10'" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
@@ -226,6 +226,19 @@ def test_a_documented_command_can_be_given(command: str, error: str, monkeypatch
         assert f"error: {raised.value}\n" == error
     elif verb == "run":
         assert read_workload(given["workload"], overrides(given["set_"] or []))
+
+
+@pytest.mark.parametrize(
+    "script", sorted({path.name for path in (ROOT / "scripts").iterdir()} - {"environment.sh", "install.py", "harness"})
+)
+def test_a_script_prints_its_help_and_writes_nothing(script: str) -> None:
+    before = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, check=True).stdout
+    command = [str(ROOT / "scripts" / script), "--help"]
+    first = (ROOT / "scripts" / script).read_text().partition("\n")[0]
+    shown = call(*([sys.executable] if "python" in first else []), *command, cwd=ROOT, PYTHONPATH=str(ROOT))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"scripts/{script}" in shown.stdout or "usage" in shown.stdout
+    assert subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, check=True).stdout == before
 
 
 def test_the_readme_starts_with_the_two_commands() -> None:

