@@ -166,8 +166,9 @@ def refused(where: str, key: str, value: object, expected: str) -> HarnessError:
 
 
 def near(word: str, choices: Iterable[str]) -> str:
-    """`did you mean 'X'? ` for the choice most similar to `word`; empty if none is similar."""
-    match = difflib.get_close_matches(word, list(choices), 1)
+    """`did you mean 'X'? ` for the choice most similar to `word`, or that it begins; empty if there is none."""
+    known = list(choices)
+    match = difflib.get_close_matches(word, known, 1) or [each for each in known if word and each.startswith(word)]
     return f"did you mean '{match[0]}'? " if match else ""
 
 

@@ -139,7 +139,7 @@ _TEXT = {*_KEY, *FIELDS} - {"device_count", "users", "rate_per_s"}
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """The table with text as objects and numbers as floats, for every version of pandas."""
-    texts = _TEXT | {name for name in table.columns if table[name].map(type).eq(str).any()}
+    texts = _TEXT | {name for name in table.columns if table[name].map(lambda x: isinstance(x, str)).any()}
     table = table.astype({name: object if name in texts else float for name in table.columns})
     return table.assign(**{name: table[name].map(str, na_action="ignore") for name in texts - _TEXT})
 

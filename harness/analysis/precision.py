@@ -14,6 +14,7 @@ from harness.analysis.window import WHOLE
 from harness.config import near
 from harness.errors import HarnessError
 from harness.model import Summary
+from harness.workload.schema import Workload
 
 DEFAULTS = ("output_tokens_per_s", "joules_per_output_token")
 """Figures of a precision without a name; the second only if energy is measured."""
@@ -89,18 +90,17 @@ def parse(words: Sequence[str]) -> tuple[Target, ...]:
     return tuple(found)
 
 
-def check(targets: Sequence[Target], shape: str, limits: bool, energy: Callable[[], bool]) -> None:
-    """HarnessError for a target that the run cannot reach: known before it begins.
+def check(targets: Sequence[Target], workload: Workload, energy: Callable[[], bool]) -> None:
+    """HarnessError for a target that the run cannot reach: known before it begins. `energy`: whether there is a meter.
 
-    `shape`: of the load; some have no measured window, and so no intervals. `limits`: the workload has objectives.
-    `energy`: whether there is a meter.
+    Some loads have no measured window, and so no intervals.
     """
     for name in (target.figure for target in targets):
-        if name == "goodput_per_s" and not limits:
+        if name == "goodput_per_s" and not any(limit for _, limit in workload.objectives):
             raise HarnessError(f"--precision {name}: the workload has no objectives", "add --set objectives.ttft_s=0.5")
         if name.startswith("joules") and name not in (DEFAULTS if len(targets) > 1 else ()) and not energy():
             raise HarnessError(f"--precision {name}: no meter is read", "add --meter, or see `harness doctor`")
-    if shape in WHOLE:
+    if (shape := workload.load.shape) in WHOLE:
         raise HarnessError(
             f"--precision with load.shape={shape}: {WHOLE[shape]}, and the figures of one run have no interval",
             "repeat the run with --repeat, or measure at a steady load (closed, constant, poisson)",

@@ -37,7 +37,7 @@ examples:
 exit codes: 0 success, 1 a gate failed, 2 wrong use, 3 the run is incomplete
 """
 GROUPS = {
-    "Measure": ("run", "sweep", "rerun", "doctor"),
+    "Measure": ("run", "sweep", "ab", "rerun", "doctor"),
     "Read": ("report", "check", "diff", "list", "export", "import", "schema"),
     "Cost": ("cost", "predict"),
     "Press": ("compare", "facts"),
@@ -196,7 +196,7 @@ def stored_run(reference: str, root: Path) -> Run:
     return read_run(find_run(reference, root))
 
 
-def _directories(reference: str, root: Path) -> list[Path]:
+def directories(reference: str, root: Path) -> list[Path]:
     """The run that a directory or name means, or the complete runs of a sweep."""
     from harness.analysis.index import runs
     from harness.store.directory import find_run
@@ -217,7 +217,7 @@ def each_run(references: Sequence[str], root: Path, read: Callable[[Path], T]) -
     A damaged run among others is reported and left out, and the exit code is 2.
     """
     found, damaged = [], []
-    for directory in dict.fromkeys(each for reference in references for each in _directories(reference, root)):
+    for directory in dict.fromkeys(each for reference in references for each in directories(reference, root)):
         try:
             found.append(read(directory))
         except errors.HarnessError as error:

@@ -20,6 +20,8 @@ class Display:
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet, self._said_s = quiet, 0.0
+        self.series = ""
+        """The place of the run in a series, such as `2 of 6, about 3 min left: `."""
         # A copy of the descriptor, since the run redirects descriptors 1 and 2 to the engine's log.
         self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding, errors="replace")
         self._phase = ""
@@ -50,10 +52,10 @@ class Display:
 
     def _show(self, progress: Progress) -> None:
         if progress.phase != self._phase:
-            self._phase = progress.phase
-            self._bar.reset(self._task, description=progress.phase, detail="")
+            self._phase, self._said_s = progress.phase, 0.0
+            self._bar.reset(self._task, description=self.series + progress.phase, detail="")
             if self._bar.disable:
-                print(f"{progress.phase} …", file=self._stream, flush=True)
+                print(f"{self.series}{progress.phase} …", file=self._stream, flush=True)
         if progress.log_line:
             self._bar.update(self._task, detail=progress.log_line)
         if progress.phase == "measuring" and progress.elapsed_s > 0:

@@ -1,15 +1,44 @@
 """Verbs that measure."""
 
+from __future__ import annotations
+
 import contextlib
+import re
+import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness import errors
-from harness.cli.app import SUFFIXES, Output, output, printing, show_answer
+from harness.cli.app import SUFFIXES, Output, output, printing, show, show_answer
 from harness.cli.display import Display
-from harness.cli.options import RESULTS, Gpus, Meter, Out, Precision, Scenario, Set
+from harness.cli.options import (
+    RESULTS,
+    FailOn,
+    Force,
+    Full,
+    Gpus,
+    Least,
+    Meter,
+    Out,
+    Precision,
+    Quiet,
+    Root,
+    Scenario,
+    Set,
+)
+from harness.cli.results import judged
+
+if TYPE_CHECKING:
+    from harness.analysis.precision import Target
+    from harness.store.run import Run
+    from harness.workload.schema import Workload
+
+PER_USER, MOST_S = 5, 60
+"""Of a run of several numbers of users: requests for each user of the most, and its longest duration."""
 
 
 @printing
@@ -19,8 +48,10 @@ def run(
     model: Annotated[str | None, typer.Option(help="Hub id, directory, GGUF file, or short name.")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Start the server: vllm, or that of engine.serve.")] = False,
     url: Annotated[str | None, typer.Option(help="A running server with OpenAI's interface: engine openai.")] = None,
-    users: Annotated[int | None, typer.Option(min=1, help="This many users at a time: a closed loop.")] = None,
-    rate: Annotated[float | None, typer.Option(min=0, help="Requests/s, at Poisson arrivals.")] = None,
+    users: Annotated[
+        str | None, typer.Option(metavar="N[,N]...", help="This many users at a time; of several, a run each.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="Requests/s, Poisson where the workload has users.")] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Number of requests.")] = None,
     duration: Annotated[str | None, typer.Option(help="Seconds, or 2 min; without --requests the only end.")] = None,
     input_tokens: Annotated[int | None, typer.Option(min=1, help="Of each request.")] = None,
@@ -45,9 +76,13 @@ def run(
     reset_cache: Annotated[
         bool, typer.Option("--reset-cache", help="Empty the prefix cache of a running server before each run.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be measured; store nothing.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure a workload, store the run and print its answer.
+
+    --users 1,8,64 measures a run for each: of at least 5 requests a user and at most 60 s, unless --requests or
+    --duration is given.
 
     With --precision the run ends as soon as the figures are that precise, or at the workload's count or duration.
     A server that runs already gets new prompts in every run, so that its prefix cache does not know them.
@@ -56,89 +91,178 @@ def run(
     from harness.analysis.summary import summary_of
     from harness.config import overrides
     from harness.cost.pricing import read_scenario
-    from harness.measure import run as measuring
-    from harness.measure.stop import Stop
     from harness.meters.base import found_meters
     from harness.report.changes import precision_table, repeats_table
-    from harness.store.directory import new_id
-    from harness.store.run import read_run
     from harness.workload.library import read_workload
 
-    if out.suffix in SUFFIXES:
-        raise errors.HarnessError(f"--out {out} names the directory of the runs", f"write -o {out}, or --root {out}/")
-    named: dict[str, object] = {"engine.name": engine, "model": model, "scenario": scenario, "seed": seed}
-    if serve and engine not in (None, "openai"):
-        fix = "leave out --serve, or measure the server with --engine openai"
-        raise errors.HarnessError(f"--serve starts a server, and engine '{engine}' needs none", fix)
-    if serve:
-        named |= {"engine.name": engine or "openai", "engine.openai.serve": "vllm"}
-    if url is not None and serve:
-        raise errors.HarnessError("--url with --serve", "name one: --url is a server that runs, --serve starts one")
-    if url is not None and engine not in (None, "openai"):
-        raise errors.HarnessError(f"--url names a server, and engine '{engine}' is none", "leave out --engine")
-    if users is not None and rate is not None:
-        raise errors.HarnessError("--users with --rate", "name one: users wait for their answers, a rate does not wait")
-    short = _keys(url, users, rate, requests, duration, input_tokens, output_tokens)
-    given = short | overrides(set_ or ()) | {key: x for key, x in named.items() if x is not None}
-    spec = read_workload(workload, given)
-    if seed is not None and repeat > 1 and not serve and spec.engine.name == "openai" and not reset_cache:
-        what = "--seed with --repeat sends a running server the prompts that it has just answered"
+    served = "--serve" if serve else "--url"
+    mistakes = {
+        f"--out {out} names the directory of the runs": (out.suffix in SUFFIXES, f"write -o {out}, or --root {out}/"),
+        "--url with --serve": (url and serve, "name one: --url is a server that runs, --serve starts one"),
+        f"{served} with engine '{engine}'": (
+            (url or serve) and engine not in (None, "openai"),
+            f"leave out {served}, or measure a server with --engine openai",
+        ),
+        "--users with --rate": (users and rate, "name one: users wait for their answers, a rate does not wait"),
+    }
+    for what, (wrong, fix) in mistakes.items():
+        if wrong:
+            raise errors.HarnessError(what, fix)
+    loads = _loads(users)
+    named = {
+        "engine.name": "openai" if url or serve else engine, "engine.openai.base_url": url, "model": model,
+        "engine.openai.serve": "vllm" if serve else None, "scenario": scenario, "seed": seed,
+        "load.rate_per_s": rate, "load.duration_s": duration, "requests.count": requests,
+        "requests.input_tokens": input_tokens, "requests.output_tokens": output_tokens,
+    }  # fmt: skip
+    short: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
+    if requests is None and duration is not None:
+        short["requests.count"] = None  # the duration is the only end
+    elif requests is None and len(loads) > 1:
+        short |= {"requests.count": PER_USER * max(each["load.users"] for each in loads), "load.duration_s": MOST_S}
+    if input_tokens or output_tokens:
+        short |= {"requests.trace": None, "requests.max_total_tokens": None}
+    given = overrides(set_ or ())
+    points = [(read_workload(workload, short | p | given), p, k) for k in range(repeat) for p in loads or [{}]]
+    spec = points[0][0]
+    if seed is not None and len(points) > 1 and not serve and spec.engine.name == "openai" and not reset_cache:
+        what = "--seed with several runs sends a running server the prompts that it has just answered"
         raise errors.HarnessError(what, "omit --seed, or add --reset-cache")
     if spec.scenario is not None:
         read_scenario(spec.scenario)  # reports a mistake in the file before measuring
-    # A simulated engine draws no power: only meters that are named are read.
-    power = meter or ([] if spec.engine.name == "simulated" else ["auto"])
-    power += [] if assume_power is None else [f"constant:watts={assume_power}"]
+    power = powered(spec, meter) + ([] if assume_power is None else [f"constant:watts={assume_power}"])
     chosen = gpus.split(",") if gpus else None
     if targets := precision.parse(precise or ()):
-        limits = any(limit is not None for _, limit in spec.objectives)
-        precision.check(targets, spec.load.shape, limits, lambda: found_meters(power, chosen))
-    with Display(quiet) as display:
-        declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
-        group, runs = new_id(datetime.now(UTC), "repeat", spec.name), []
-        for k in range(repeat):
-            sweep = {"name": group, "key": f"{k}", "values": {}, "repeat": k} if repeat > 1 else None
+        precision.check(targets, spec, lambda: found_meters(power, chosen))
+    if dry_run:
+        from harness.cli.plan import planned_table
+
+        show([planned_table([each for each, _, _ in points], out)])
+        return
+    declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
+    how = {"power": power, "declared": declared, "clients": clients, "ray": ray, "gpus": chosen}
+    how |= {"same_prompts": seed is not None, "reset_cache": reset_cache}
+    runs = measure_all(points, out, "users" if len(loads) > 1 else "repeat", quiet, targets, len(loads) > 1, how)
+    stored = [(each, summary_of(each)) for each in runs]
+    beside = [repeats_table(stored)] if repeat > 1 and len(loads) < 2 else []
+    beside += [precision_table(*each, targets) for each in stored] if targets else []
+    show_answer(stored if len(loads) > 1 else stored[-1:], beside=beside)
+    told_ends(runs[-1:] if len(loads) < 2 else runs)
+
+
+@printing
+def ab(
+    a: Annotated[str, typer.Argument(metavar="A", help="A server's URL, settings KEY=VALUE,KEY=VALUE, or a workload.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same, to judge against A.")],
+    workload: Annotated[str, typer.Option(help="The workload of both, unless A and B are workloads.")] = "chat",
+    repeat: Annotated[int, typer.Option(min=1, help="Number of runs of each, which take turns: A B A B.")] = 5,
+    set_: Set = None,
+    root: Root = RESULTS,
+    meter: Meter = None,
+    fail_on: FailOn = None,
+    least: Least = "1%",
+    force: Force = False,
+    full: Full = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure two servers, engine versions or settings in turns, and judge B against A as `diff` does."""
+    from harness.analysis.diff import flat, parse_gate, parse_share
+    from harness.config import overrides
+
+    gates, effect, shared = (
+        [parse_gate(text) for text in fail_on or ()],
+        parse_share("--least", least),
+        overrides(set_ or ()),
+    )
+    sides = [_side(text, workload, shared) for text in (a, b)]
+    asked = [flat(each.model_dump(mode="json", include=SAME)) for each in sides]
+    differs = sorted(key for key in asked[0] | asked[1] if asked[0].get(key) != asked[1].get(key))
+    if differs and not force:
+        fix = "compare sides that agree in this, or --force, which stamps what it prints"
+        raise errors.HarnessError(f"A and B differ in {', '.join(differs)}", fix)
+    points: list[Point] = [(spec, {"side": x}, k) for k in range(repeat) for x, spec in zip("AB", sides, strict=True)]
+    how = {"power": powered(sides[0], meter)}
+    runs = measure_all(points, root, "ab", quiet, how=how)
+    if len(runs) == len(points):
+        judged(runs[::2], runs[1::2], gates, force, effect, full)
+    told_ends(runs)
+
+
+SAME = {"requests", "load", "objectives", "model"}
+"""Parts of a workload in which A and B of `ab` must agree."""
+
+
+def _side(text: str, workload: str, shared: Mapping[str, Any]) -> Workload:
+    """The workload of one side of `ab`."""
+    from harness.config import overrides
+    from harness.workload.library import read_workload
+
+    if "://" in text:
+        return read_workload(workload, {"engine.name": "openai", "engine.openai.base_url": text, **shared})
+    if "=" in text:
+        return read_workload(workload, {**shared, **overrides(re.split(r",(?=[\w.]+=)", text))})
+    return read_workload(text, shared)
+
+
+def powered(spec: Workload, meter: Sequence[str] | None) -> list[str]:
+    """The meters to read; a simulated engine draws no power, so that only those that are named are read."""
+    return [*meter] if meter else [] if spec.engine.name == "simulated" else ["auto"]
+
+
+Point = tuple["Workload", Mapping[str, Any], int]
+"""A workload, the values that vary, and the number of the repeat."""
+
+
+def measure_all(
+    points: Sequence[Point],
+    root: Path,
+    kind: str,
+    quiet: bool,
+    targets: Sequence[Target] = (),
+    keep: bool = False,
+    how: Mapping[str, Any] = {},
+) -> list[Run]:
+    """Measure the points one after another until one does not complete; `how` are arguments of `measure.run.run`.
+
+    Several points are a sweep, named by the time and `kind`. `keep`: the engine stays loaded between them.
+    """
+    from harness.measure import run as measuring
+    from harness.measure.search import Point as Swept
+    from harness.measure.stop import Stop
+    from harness.store.directory import new_id
+    from harness.store.run import read_run
+
+    group, began_s = new_id(datetime.now(UTC), kind, points[0][0].name), time.monotonic()
+    runs: list[Run] = []
+    with contextlib.closing(measuring.Kept()) if keep else contextlib.nullcontext() as kept, Display(quiet) as display:
+        for i, (spec, values, k) in enumerate(points):
+            sweep = {"name": group, "key": Swept(values, k).key, "values": values, "repeat": k}
+            left_s = (time.monotonic() - began_s) / i * (len(points) - i) if i else None
+            left = "" if left_s is None else f", about {left_s / 60:.0f} min left"
+            display.series = f"{i + 1} of {len(points)}{left}: " if len(points) > 1 else ""
             with Stop(targets) if targets else contextlib.nullcontext() as stop:
                 directory = measuring.run(
-                    *(spec, out, display.show, power, declared, clients, ray), enough=stop, sweep=sweep,
-                    same_prompts=seed is not None, reset_cache=reset_cache, gpus=chosen,
-                )  # fmt: skip
+                    spec, root, display.show, enough=stop, sweep=sweep if len(points) > 1 else None, kept=kept, **how
+                )
             runs.append(read_run(directory))
             if runs[-1].state != "complete":
                 break
-    stored = runs[-1]
-    summary = summary_of(stored)
-    beside = [repeats_table([(each, summary_of(each)) for each in runs])] if repeat > 1 else []
-    beside += [precision_table(stored, summary, targets)] if targets else []
-    show_answer([(stored, summary)], beside=beside)
-    typer.echo(f"run: {stored.directory}", err=output() != Output())
-    if stored.state != "complete" or not stored.requests["error"].isna().any():
-        typer.echo(f"incomplete: {stored.file.error or 'no request succeeded'}", err=True)
-        raise typer.Exit(errors.INCOMPLETE)
+    return runs
 
 
-def _keys(
-    url: str | None,
-    users: int | None,
-    rate: float | None,
-    requests: int | None,
-    duration: str | None,
-    input_tokens: int | None,
-    output_tokens: int | None,
-) -> dict[str, object]:
-    """The keys of a workload that the short options stand for; None takes back what the workload's file says."""
-    keys: dict[str, object] = {}
-    if url is not None:
-        keys |= {"engine.name": "openai", "engine.openai.base_url": url}
-    if users is not None:
-        keys["load.users"] = users
-    if rate is not None:
-        keys |= {"load.shape": "poisson", "load.rate_per_s": rate, "load.users": None}
-    if duration is not None:
-        keys |= {"load.duration_s": duration, "requests.count": None}
-    if requests is not None:
-        keys["requests.count"] = requests
-    for name, tokens in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
-        if tokens is not None:
-            keys |= {f"requests.{name}": tokens, "requests.trace": None, "requests.max_total_tokens": None}
-    return keys
+def told_ends(runs: Sequence[Run]) -> None:
+    """Print the directories; exit with 3 if a run did not complete, or had no success."""
+    for run in runs:
+        typer.echo(f"run: {run.directory}", err=output() != Output())
+    for run in runs:
+        if run.state != "complete" or not run.requests["error"].isna().any():
+            typer.echo(f"incomplete: {run.file.error or 'no request succeeded'}", err=True)
+            raise typer.Exit(errors.INCOMPLETE)
+
+
+def _loads(users: str | None) -> list[dict[str, int]]:
+    """The numbers of users, as keys of a workload."""
+    words = users.split(",") if users else []
+    if not all(word.strip().isdecimal() and int(word) for word in words):
+        raise errors.HarnessError(f"--users {users}", "give whole numbers from 1: 8, or 1,8,64")
+    return [{"load.users": int(word)} for word in words]

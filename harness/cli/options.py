@@ -33,3 +33,7 @@ Force = Annotated[
     bool, typer.Option("--force", help="Compare despite differences that forbid it, and stamp the output.")
 ]
 ChartFormat = Annotated[Literal["svg", "png", "pdf", "html"], typer.Option("--chart-format")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+_GATE = "Exit with 1 if the runs show this change, for instance 'output_tps<-3%'."
+FailOn = Annotated[list[str] | None, typer.Option(metavar="FIGURE<PERCENT%", help=_GATE)]
+Least = Annotated[str, typer.Option(metavar="PERCENT%", help="A smaller change is no difference.")]

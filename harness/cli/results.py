@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness import errors
-from harness.cli.app import each_run, output, printing, show, show_answer, stored_run
+from harness.cli.app import directories, each_run, output, printing, show, show_answer, stored_run
 from harness.cli.display import Display
-from harness.cli.options import RESULTS, ChartFormat, Charts, Force, Full, Precision, Root, Run_, Runs, Scenario
+from harness.cli.options import (
+    RESULTS,
+    ChartFormat,
+    Charts,
+    FailOn,
+    Force,
+    Full,
+    Least,
+    Precision,
+    Root,
+    Run_,
+    Runs,
+    Scenario,
+)
 
 if TYPE_CHECKING:
+    from harness.analysis.diff import Gate
     from harness.report.changes import Difference
     from harness.store.run import Run
     from harness.store.run_file import Environment
@@ -75,13 +88,8 @@ def diff(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A run, repeats of it (A,B,C), or their directory.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="The runs to judge against BASE.")] = "latest",
     root: Root = RESULTS,
-    fail_on: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FIGURE<PERCENT%", help="Exit with 1 if the runs show this change, for instance 'output_tps<-3%'."
-        ),
-    ] = None,
-    least: Annotated[str, typer.Option(metavar="PERCENT%", help="A smaller change is no difference.")] = "1%",
+    fail_on: FailOn = None,
+    least: Least = "1%",
     between: Annotated[
         str | None,
         typer.Option(metavar="PERCENT%", help="Known standard deviation between runs; else learned, or 3% assumed."),
@@ -91,7 +99,6 @@ def diff(
 ) -> None:
     """Compare runs with runs: gates, then what improved or regressed, as ratios with intervals; --full has the rest."""
     from harness.analysis.diff import parse_gate, parse_share
-    from harness.report.changes import difference
 
     gates, effect = [parse_gate(text) for text in fail_on or ()], parse_share("--least", least)
     declared = None if between is None else parse_share("--between", between)
@@ -99,10 +106,25 @@ def diff(
     if both := {run.directory for run in sides[0]} & {run.directory for run in sides[1]}:
         what = f"{min(both).name} stands on both sides of the comparison"
         raise errors.HarnessError(what, "name two different runs; `harness list runs` prints them")
-    found = difference(*sides, gates, force, effect, full or output().format != "text", declared)
+    judged(*sides, gates, force, effect, full, declared)
+
+
+def judged(
+    base: Sequence[Run],
+    new: Sequence[Run],
+    gates: Sequence[Gate],
+    force: bool,
+    least: float,
+    full: bool,
+    between: float | None = None,
+) -> None:
+    """Print what changed; exit with 1 if a gate failed, and with 3 if a run that a gate judges is incomplete."""
+    from harness.report.changes import difference
+
+    found = difference(base, new, gates, force, least, full or output().format != "text", between)
     show(found.tables)
     _tell_github(found)
-    incomplete = _incomplete(itertools.chain(*sides))
+    incomplete = _incomplete([*base, *new])
     if found.failed:
         raise typer.Exit(errors.GATE_FAILED)
     if gates and incomplete:
@@ -110,13 +132,12 @@ def diff(
 
 
 def _side(text: str, root: Path) -> list[Run]:
-    from harness.store.directory import find_run
     from harness.store.run import read_run
 
     found: list[Path] = []
     for each in text.split(","):
         inside = [path.parent for path in Path(each).glob("*/run.json") if not path.parent.is_symlink()]
-        found += sorted(inside) or [find_run(each, root)]
+        found += sorted(inside) or directories(each, root)
     return [read_run(directory) for directory in found]
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from harness.analysis.diff import flat
 from harness.analysis.summary import summary_of
@@ -82,7 +83,7 @@ def planned(sweep: Sweep, root: Path) -> Plan:
     otherwise: a sweep that was changed would mix two measurements.
     """
     auto = sweep.auto
-    load = {} if auto is None else {auto.axis: auto.rounded(min(auto.start, auto.limit))}
+    load: dict[str, Any] = {} if auto is None else {auto.axis: auto.rounded(min(auto.start, auto.limit))}
     first = tuple(points(sweep))
     full = [replace(point, values={**point.values, **load}).overrides(sweep) for point in first]
     workloads = [read_workload(sweep.workload, overrides) for overrides in full]

@@ -67,7 +67,8 @@ def construct(name: str, options: Mapping[str, Any]) -> Any:
     try:
         return getattr(importlib.import_module(module), cls)(**options)
     except TypeError as wrong:
-        raise HarnessError(f"meter '{name}' does not take {dict(options)}: {wrong}", "see docs/energy.md") from None
+        why = str(wrong).partition("() ")[2]
+        raise HarnessError(f"meter '{name}': {why}", "see docs/energy.md for its options: NAME:KEY=VALUE") from None
 
 
 def found_meters(asked: Sequence[str], gpus: Sequence[str] | None = None) -> bool:

@@ -249,12 +249,12 @@ def workload_of(data: dict[str, Any], origin: str, overrides: Values, places: Ma
     An override of load.users makes a load closed that has no users, and one of load.rate_per_s makes a load of users
     Poisson, unless load.shape is given too.
     """
+    load = data.get("load")
     for key, shape in SHAPED.items():
-        load = data.get("load")
-        if overrides.get(key) is not None and "load.shape" not in overrides and isinstance(load, dict):
-            name = key.partition(".")[2]
-            if f" {name} " not in f" {TAKES.get(load.get('shape'), name)} ":
-                data["load"] = {"shape": shape} | {x: load[x] for x in ("duration_s",) if x in load}
+        name = key.removeprefix("load.")
+        if isinstance(load, dict) and overrides.get(key) is not None and "load.shape" not in overrides:
+            shaped = name in TAKES.get(str(load.get("shape")), "").split()
+            data["load"] = load if shaped else {"shape": shape} | {x: load[x] for x in load.keys() & {"duration_s"}}
     for key, value in overrides.items():
         path = _put(data, key, copy.deepcopy(value))
         places = {path.partition(".")[0]: "--set", **overridden(places, path)}

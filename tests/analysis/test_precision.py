@@ -131,10 +131,12 @@ def test_a_malformed_precision_is_refused(word: str) -> None:
     ],
 )
 def test_a_precision_that_the_run_cannot_reach_is_refused_before_it(word: str, shape: str, said: str) -> None:
-    check(parse(["2%"]), "closed", False, lambda: False)
-    check(parse([word]), "closed", True, lambda: True)
+    steady = read_workload("smoke")
+    check(parse(["2%"]), steady, lambda: False)
+    check(parse([word]), steady, lambda: True)
+    asked = read_workload("smoke", {"objectives": {}} | ({"load": {"shape": "offline"}} if shape == "offline" else {}))
     with pytest.raises(HarnessError, match=said):
-        check(parse([word]), shape, False, lambda: False)
+        check(parse([word]), asked, lambda: False)
 
 
 def test_requests_sent_after_one_in_flight_are_left_out() -> None:

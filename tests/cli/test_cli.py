@@ -119,6 +119,40 @@ def test_every_verb_that_prints_figures_takes_json_and_a_file_by_its_ending(
     assert json.loads(Path("file.json").read_text())["tables"]
 
 
+def test_several_numbers_of_users_are_runs_of_one_sweep_on_an_engine_that_stays(harness: Command) -> None:
+    planned = harness(*QUICK, "--users", "1,3", "--dry-run", "--json")
+    assert [row[:4] for row in json.loads(planned.out)["tables"][0]["rows"]] == [
+        [f"closed, users {users}, duration_s 60", "15.0", "960", "480"] for users in (1, 3)
+    ]
+    assert not Path("results").exists()
+    ran = harness(*QUICK, "--users", "1,3")
+    assert ran.code == 0, ran.err
+    assert "1 of 2: measuring …" in ran.err
+    assert re.search(r"2 of 2, about \d min left: measuring …", ran.err)
+    assert ran.out.startswith("2 runs · smoke")
+    assert harness("list", "runs").out.splitlines()[1].endswith("load.users")
+    names = {json.loads(path.read_text())["sweep"]["name"] for path in Path("results").glob("2*/run.json")}
+    assert ran.out.startswith(harness("report", *names).out)
+    (known, _) = json.loads(harness(*QUICK, "--users", "3,4", "--dry-run", "--json").out)["tables"][0]["rows"]
+    assert float(known[5]) < 10  # at the rate of the stored run
+
+
+def test_ab_measures_in_turns_and_judges_b_against_a(harness: Command) -> None:
+    faster = ("engine.itl_s=0.003", "engine.itl_s=0.002", "--workload", "smoke", "--repeat", "2")
+    quick = ("--set", "engine.name=simulated", "--set", "engine.ttft_s=0.01", "--set", "requests.count=24")
+    judged = harness("ab", *faster, *quick, "--fail-on", "output_tps<-3%", "--json")
+    assert judged.code == 0, judged.err
+    tables = {table["name"]: table for table in json.loads(judged.out)["tables"]}
+    assert "output_tokens_per_s improved" in dict(tables["verdict"]["rows"])["verdict"]
+    sides = [
+        json.loads(path.read_text())["sweep"]["values"]["side"] for path in sorted(Path("results").glob("2*/run.json"))
+    ]
+    assert sides == ["A", "B", "A", "B"]
+    assert harness("ab", *reversed(faster[:2]), *faster[2:], *quick, "--fail-on", "output_tps<-3%", "-q").code == 1
+    refused = harness("ab", "load.users=2", "load.users=3", *faster[2:], *quick)
+    assert (refused.code, "A and B differ in load.users" in refused.err) == (2, True)
+
+
 def test_run_takes_json_and_prints_the_directory_apart(harness: Command) -> None:
     ran = harness(*QUICK, "--json", "--precision", "5%")
     assert json.loads(ran.out)["tables"][-1]["name"] == "precision"
@@ -187,7 +221,7 @@ MISTAKEN = {
         (("run", "smoke", "--users", "2", "--rate", "3"), ("--users with --rate", "name one")),
         (
             ("run", "smoke", "--engine", "simulated", "--url", "http://x"),
-            ("--url names a server", "leave out --engine"),
+            ("--url with engine 'simulated'", "leave out --url"),
         ),
         (("run", "smoke", "--engine", "tgi"), ("engine.name is 'tgi'", "simulated")),
         (("run", "smokes"), ("no workload 'smokes'", "did you mean 'smoke'")),
@@ -198,7 +232,7 @@ MISTAKEN = {
         (("run", "smoke", "--engine", "simulated", "--out", "/dev/null"), ("cannot write to /dev/null", "--out")),
         (("list", "runs", "--root", "s3://bucket/runs"), ("'s3://bucket/runs' is a URL", "mount the store")),
         (("run", "smoke", "--precision", "ttft_s.p999=2%"), ("no figure 'ttft_s.p999'", "did you mean 'ttft_s.p99'")),
-        (("run", "smoke", "--precision", "ttft=2%"), ("no figure 'ttft'", "did you mean 'ttft_s.p")),
+        (("run", "smoke", "--precision", "ttft=2%"), ("no figure 'ttft'", "did you mean 'ttft_s.mean'")),
         (
             ("run", "smoke", "--engine", "simulated", "--precision", "joules_per_request=2%"),
             ("joules_per_request: no meter", "--meter"),
@@ -214,8 +248,7 @@ MISTAKEN = {
         (("report", "own.yaml"), ("'own.yaml' is a file", "harness import")),
         (("sweep", "search.yaml"), ("auto.objective.ttft.p99: no such figure", "did you mean 'ttft_s.p99'")),
         (("sweep", "slow.yaml"), ("auto.objective.ttft_s.p99 is 500 seconds", "'500 ms'")),
-        (("cost", "--set", "price.usd_per_hour=60%"), ("price.usd_per_hour is '60%'", "a number")),
-        (("run", "smoke", "--engine", "simulated", "--serve"), ("--serve starts a server", "--engine openai")),
+        (("run", "smoke", "--engine", "simulated", "--serve"), ("--serve with engine 'simulated'", "--engine openai")),
         (("compare", "--set", "serving.utilisation=0.5"), ("no run is priced", "name a run")),
         (("report", "nowhere"), ("no run 'nowhere'", "harness list runs")),
         (("facts", "Z99"), ("Z99",)),
@@ -234,7 +267,7 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         Path(name).write_text(text)
     left = harness(*words)
     assert left.code == 2
-    assert not Path("results").exists()
+    assert not Path("results").exists() or "/no/server" in words[-1]  # a set-up that fails is stored
     assert left.err.startswith("error: ") or "\nerror: " in left.err
     assert "fix: " in left.err
     assert "Traceback" not in left.err

@@ -55,6 +55,7 @@ def test_a_correlation_of_an_unknown_input_is_refused() -> None:
         ("price.usd_per_hour={value: .nan}", ["finite"]),
         ("price.usd_per_hour=cheap", ["price.usd_per_hour", "cheap"]),
         ("price.usd_per_hour={value: '3'}", ["price.usd_per_hour.value", "'3'"]),
+        ("price.usd_per_hour=60%", ["price.usd_per_hour", "'60%'", "a number"]),
         ("price.usd_per_hour=3:1", ["p5 3.0", "p95 1.0"]),
         ("serving.utilisation=0.3:0.6", ["serving.utilisation", "no upper limit"]),
         ("serving.utilisation=1.2", ["serving.utilisation", "1.2", "at most 1"]),
@@ -69,6 +70,11 @@ def test_a_wrong_input_is_refused_by_name(override: str, words: list[str]) -> No
         parse_scenario(CPU, "cpu-smoke.yaml", overrides([override]))
     assert all(word in str(refused.value) for word in words), str(refused.value)
     assert "--set" in str(refused.value)
+
+
+def test_a_share_may_be_given_in_percent() -> None:
+    shares = [parse_scenario(CPU, "x", {"serving.utilisation": x}).inputs["serving.utilisation"] for x in ("60%", 0.6)]
+    assert shares[0] == shares[1]
 
 
 def test_a_range_that_is_set_is_a_lognormal_from_p5_to_p95() -> None:

@@ -65,7 +65,7 @@ MISTAKES = [
     (["load={shape: poisson, rate_per_s: -3}"], "load.rate_per_s is -3", "3, '3 /s' or '180 /min'"),
     (["load={shape: poisson, rate_per_s: 3 s}"], "load.rate_per_s is '3 s'", "3, '3 /s' or '180 /min'"),
     (["load={shape: poisson}"], "load.rate_per_s is missing; poisson needs it", "requests per second above 0"),
-    (["load.rate_per_s=3"], "load.rate_per_s is 3, which does not go with closed", "--set load.rate_per_s=null"),
+    (["load.shape=closed", "load.rate_per_s=3"], "load.rate_per_s is 3, which does not go with closed", "remove it"),
     (["load.max_in_flight=3"], "load.max_in_flight is 3, which does not go with closed", "remove it"),
     (["objectives.ttft_s=200 sec"], "objectives.ttft_s is '200 sec'", "0.2 or '200 ms'"),
     (["requests.count=null"], "requests.count is missing, and nothing else ends the run", "whole number from 1 to 10"),
