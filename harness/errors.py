@@ -1,7 +1,14 @@
 """Exceptions and exit codes."""
 
+import errno
+import os
+
 OK, GATE_FAILED, WRONG_USE, INCOMPLETE = 0, 1, 2, 3
 """Exit codes: success; a gate or check failed; wrong use or set-up; the run is incomplete."""
+
+
+INTERRUPTED = 130
+"""Exit code of a command that the user interrupted, by convention of shells."""
 
 
 class HarnessError(Exception):
@@ -21,6 +28,28 @@ class HarnessError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n  fix: {self.fix}"
+
+
+_HELP = {
+    errno.EMFILE: "allow more open files, for instance: ulimit -n 65536",
+    errno.ENOMEM: "free memory, or use a machine with more; what is stored is not damaged",
+    errno.EACCES: "give this user access to it",
+    errno.ENOSPC: "free space, or name another directory with --root",
+}
+
+
+def system_refused(what: str, error: OSError | MemoryError, fix: str) -> HarnessError:
+    """The error for what the system refused, with the name of the cause; `fix` if no more is known of it.
+
+    >>> print(system_refused("cannot open a", OSError(24, "Too many open files"), "try again"))
+    cannot open a: Too many open files (EMFILE)
+      fix: allow more open files, for instance: ulimit -n 65536
+    """
+    number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno
+    if number is None:
+        return HarnessError(f"{what}: {error}", fix)
+    cause = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
+    return HarnessError(f"{what}: {cause}", _HELP.get(number, fix))
 
 
 class RequestFailed(Exception):

@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib
+import math
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -30,6 +32,24 @@ def _close_pipes() -> None:
 
 
 os.register_at_fork(after_in_child=_close_pipes)
+
+
+OTHER_FILES = 128
+"""Files that a process needs open beside its connections."""
+MANY_FILES = 65_536
+"""Limit on open files that is set where the system allows it, for loads whose connections are not known before."""
+
+
+def allow_files(connections: int) -> None:
+    """Raise this process's limit on open files. HarnessError if the system allows too few for the connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed, most = connections + OTHER_FILES, math.inf if hard == resource.RLIM_INFINITY else hard
+    if needed > most:
+        what = f"{connections:,} connections need {needed:,} open files, and the system allows {hard:,} (EMFILE)"
+        fix = "raise the hard limit (ulimit -Hn, as root), share the load with --clients, or send fewer at once"
+        raise HarnessError(what, fix)
+    if soft != resource.RLIM_INFINITY and soft < (wanted := int(min(max(needed, MANY_FILES), most))):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Gone(Exception):

@@ -76,6 +76,8 @@ def check_requests(run: Run, summary: Summary, window: Window | None = None) -> 
 def check_conditions(run: Run, summary: Summary) -> Iterator[Finding]:
     """Findings about the machine and the engine's options; of a simulated run only that another one was beside it."""
     place, options = run.environment, run.engine.options if run.engine else {}
+    if run.skipped:
+        yield finding("damaged-rows", rows=", ".join(f"{lost:,} of {name}" for name, lost in run.skipped.items()))
     if place.other_run:
         yield finding("other-run", serious=not run.on_gpu and not run.simulated)
     if run.simulated:

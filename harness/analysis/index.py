@@ -6,17 +6,17 @@ import fnmatch
 import operator
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
 from harness.model import Figure
-from harness.store.directory import read_summary, source
+from harness.store.access import DAMAGE
+from harness.store.directory import directories, read_summary, source
 from harness.store.run import Run, read_run
 
 FILE = ".index.parquet"
@@ -117,7 +117,8 @@ def _holds(column: pd.Series, sign: str, value: str) -> pd.Series:
 
 def _fresh(root: Path) -> pd.DataFrame:
     """The index, with new and changed runs read again; it is stored again if it has changed."""
-    stamps = dict(_stamps(root))
+    # A stamp changes with run.json and with the code of the harness.
+    stamps = {path.name: f"{changed_ns} {source()}" for path, changed_ns in directories(root)}
     known = _stored(root)
     valid = known["stamp"].eq(known["directory"].map(stamps)) & ~known["state"].isin(["running", "damaged"])
     kept = known[valid]
@@ -127,7 +128,7 @@ def _fresh(root: Path) -> pd.DataFrame:
     table = pd.concat([kept, pd.DataFrame(new)], ignore_index=True) if new else kept
     table = table.reindex(columns=list(dict.fromkeys([*_KEY, *FIELDS, *table.columns]))).sort_values("directory")
     table = _typed(table.reset_index(drop=True))
-    with contextlib.suppress(OSError, pa.ArrowException):  # if the root cannot be written, every call reads all runs
+    with contextlib.suppress(OSError, *DAMAGE):  # if the root cannot be written, every call reads all runs
         partial = root / f"{FILE}.{os.getpid()}"
         table.to_parquet(partial)
         partial.rename(root / FILE)
@@ -146,25 +147,11 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
 
 def _stored(root: Path) -> pd.DataFrame:
     """The stored index; an empty one if it is absent, damaged or of another version."""
-    with contextlib.suppress(OSError, ValueError, pa.ArrowException):
+    with contextlib.suppress(OSError, *DAMAGE):
         table = pd.read_parquet(root / FILE)
         if {*_KEY, *FIELDS} <= set(table.columns):
             return _typed(table)
     return pd.DataFrame(columns=[*_KEY, *FIELDS])
-
-
-def _stamps(root: Path) -> Iterator[tuple[str, str]]:
-    """Each run's directory name, and a stamp that changes with run.json and with the code of the harness."""
-    for path in root.iterdir() if root.is_dir() else ():
-        if path.is_symlink() or path.name.startswith("."):
-            continue
-        try:
-            changed_ns = (path / "run.json").stat().st_mtime_ns
-        except PermissionError:  # `read_run` reports it
-            changed_ns = 0
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        yield path.name, f"{changed_ns} {source()}"
 
 
 def _row(directory: Path, stamp: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from harness.analysis.latency import summarise, window_of
 from harness.analysis.readings import watts_between
 from harness.analysis.server import check_cache, check_server, server_figures
 from harness.model import Summary
+from harness.store.access import reading
 from harness.store.directory import read_summary, write_summary
 from harness.store.run import Run, read_run
 from harness.store.run_file import Imported
@@ -31,7 +32,8 @@ def summary_of(run: Run) -> Summary:
     stored = read_summary(run.directory)
     if stored is not None and stored.state == run.state:
         return stored
-    made = made_of(run)
+    with reading(run.directory, "holds values from which no figures follow"):
+        made = made_of(run)
     if run.state != "running":
         write_summary(run.directory, made)
     return made

@@ -7,6 +7,7 @@ import functools
 import inspect
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -245,6 +246,13 @@ def main() -> None:
     except errors.HarnessError as mistake:
         typer.echo(f"error: {mistake}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
-    except OSError as refused:
-        typer.echo(f"error: {refused}\n  fix: check that the path exists, is accessible and has free space", err=True)
+    except (OSError, MemoryError) as refused:
+        named = getattr(refused, "filename", None) or "the command was stopped"
+        told = errors.system_refused(named, refused, "check that the path exists, is accessible and has space")
+        typer.echo(f"error: {told}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
+    except SystemExit as left:
+        if left.code == errors.INTERRUPTED:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            typer.echo("interrupted: a run keeps what was measured until then; see `harness list runs`", err=True)
+        raise

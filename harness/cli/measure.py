@@ -76,6 +76,9 @@ def run(
     reset_cache: Annotated[
         bool, typer.Option("--reset-cache", help="Empty the prefix cache of a running server before each run.")
     ] = False,
+    give_up: Annotated[
+        str | None, typer.Option(metavar="30s", help="End a load that fails after this time without a success.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be measured; store nothing.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -111,7 +114,7 @@ def run(
     loads = _loads(users)
     named = {
         "engine.name": "openai" if url or serve else engine, "engine.openai.base_url": url, "model": model,
-        "engine.openai.serve": "vllm" if serve else None, "scenario": scenario, "seed": seed,
+        "engine.openai.serve": "vllm" if serve else None, "scenario": scenario, "seed": seed, "give_up_s": give_up,
         "load.rate_per_s": rate, "load.duration_s": duration, "requests.count": requests,
         "requests.input_tokens": input_tokens, "requests.output_tokens": output_tokens,
     }  # fmt: skip

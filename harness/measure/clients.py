@@ -10,6 +10,7 @@ import contextlib
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -70,11 +71,18 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How the load ended: state, error if not complete, and `LoopMonitor.result()` of the sending process."""
+    """How the load ended: state, error if not complete, `LoopMonitor.result()` of the sending process, and counts."""
 
     state: Literal["complete", "interrupted", "failed"]
     error: str | None = None
     monitor: Mapping[str, Any] = field(default_factory=dict)
+    finished: int = 0
+    """Requests that were sent and came to an end."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Kind of failure -> number of requests."""
+
+
+INTERRUPTED = Ended("interrupted", "interrupted while measuring")
 
 
 class Link(Protocol):
@@ -99,24 +107,22 @@ async def measure(sender: Sender, began_ns: int, monitor: LoopMonitor) -> Ended:
 
     Raises HarnessError if the records cannot be written.
     """
-
-    def seen() -> dict[str, Any]:
-        return monitor.result() | {"kernel_stamps": not sender.own_stamps}
-
+    ended = Ended("complete")
     try:
         await asyncio.sleep((began_ns - time.monotonic_ns()) / 1e9)
         monitor.begin()
         await sender.run(began_ns)
     except asyncio.CancelledError:
-        return Ended("interrupted", "interrupted while measuring", seen())
+        ended = INTERRUPTED
     except ExceptionGroup as group:
         if (errors := group.subgroup(HarnessError)) is not None:  # for instance a full disk
             raise errors.exceptions[0] from None
         died, others = group.split(EngineDied)
         if died is None or others is not None:
             raise
-        return Ended("failed", f"the engine died: {died.exceptions[0]}", seen())
-    return Ended("complete", None, seen())
+        ended = Ended("failed", f"the engine died: {died.exceptions[0]}")
+    seen = monitor.result() | {"kernel_stamps": not sender.own_stamps}
+    return replace(ended, monitor=seen, finished=sender.finished, failures=sender.failures)
 
 
 class Clients:
@@ -152,22 +158,25 @@ class Clients:
             if (cancelled or self._failed()) and deadline_s == math.inf:
                 deadline_s = time.monotonic() + GRACE_S
                 self._send("cancel")
-        if failed := self._failed():
-            return failed
-        return Ended("interrupted", "interrupted while measuring") if cancelled else Ended("complete")
+        ended = self._failed() or (INTERRUPTED if cancelled else Ended("complete"))
+        each = self._ended.values()
+        failures = sum((one.failures for one in each), Counter())
+        return replace(ended, monitor={}, finished=sum(one.finished for one in each), failures=failures)
 
     def stop(self) -> None:
         """Send no more requests; those in flight continue to their end."""
         self._send("stop")
 
     def progress(self) -> Progress:
-        """The sum over the clients' last reports."""
-        names = ("finished", "failed", "in_flight", "output_tokens")
-        sums = {name: sum(getattr(each, name) for each in self._progress.values()) for name in names}
-        now = measuring(self.workload, self._began_ns, **sums)
-        seen = [(each.ttft_s, each.itl_s) for each in self._progress.values() if each.ttft_s and each.itl_s]
-        ttft_s, itl_s = map(statistics.median, zip(*seen, strict=True)) if seen else (None, None)
-        return replace(now, ttft_s=ttft_s, itl_s=itl_s)
+        """Of the clients' last reports: sums, medians of latencies, shortest time without a success, longest age."""
+        names, each = ("finished", "failed", "in_flight", "output_tokens"), self._progress.values()
+        seen: dict[str, Any] = {name: sum(getattr(one, name) for one in each) for name in names}
+        seen["failing_s"] = min((one.failing_s for one in each), default=0.0)
+        seen["oldest_s"] = max((one.oldest_s for one in each), default=0.0)
+        for name in ("ttft_s", "itl_s"):
+            known = [x for one in each if (x := getattr(one, name)) is not None]
+            seen[name] = statistics.median(known) if known else None
+        return measuring(self.workload, self._began_ns, **seen)
 
     def close(self) -> list[dict[str, Any]]:
         """End all processes. Returns for each its number, facts about the link, and its monitor result."""

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from harness.meters.sampler import Polled
 from harness.meters.server import ServerReader, counters
 from harness.model import SERVED, Charged, EngineInfo, ServerSample
 from harness.store.directory import RunWriter, engine_record, new_id
-from harness.store.run_file import Anchor, Prompts, RunFile
+from harness.store.run_file import Anchor, Prompts, RunFile, State
 from harness.workload.arrivals import Trace
 from harness.workload.library import read_files
 from harness.workload.requests import Conversations
@@ -102,7 +103,10 @@ def run(
     name = choose_engine() if workload.engine.name == "auto" else workload.engine.name
     here = kept or Kept()
     if here.engine is None:
-        here.engine = create_engine(name, workload.engine_model(name), workload.engine_options(name))
+        options = workload.engine_options(name)
+        if clients not in (None, 1) or ray is not None:
+            options.pop("connections", None)  # the clients open them
+        here.engine = create_engine(name, workload.engine_model(name), options)
     if reset_cache and not isinstance(here.engine, Resetting):
         raise HarnessError(f"engine '{name}' has no prefix cache that can be reset", "omit --reset-cache")
     files = read_files(workload)
@@ -154,7 +158,8 @@ def run(
             )
     except BaseException as stopped:
         if writer is not None:
-            writer.finish("failed", str(stopped) or type(stopped).__name__)
+            state: State = "interrupted" if isinstance(stopped, KeyboardInterrupt) else "failed"
+            writer.finish(state, str(stopped) or type(stopped).__name__)
         raise
     finally:
         if kept is None:
@@ -286,8 +291,8 @@ class _Session:
         name = self.writer.file.engine_asked
         # If the harness started the server, the engine knows the address for the clients.
         options = dict(getattr(self.engine, "client_options", self.workload.engine_options(name)))
-        if "connections" in options:
-            options["connections"] = math.ceil(options["connections"] / self.clients)
+        if most := self.workload.engine_options(name).get("connections"):
+            options["connections"] = math.ceil(most / self.clients)
         jobs = [
             Job(self.workload, self.inputs, name, options, self.writer.client_journal(k), (k, self.clients))
             for k in range(self.clients)
@@ -365,25 +370,29 @@ class _Session:
             self.writer.update(clock=Anchor(utc=zero, monotonic_s=began_ns / 1e9))
             load = measure(sender, began_ns, monitor) if isinstance(sender, Sender) else sender.run(began_ns)
             task, ticker = asyncio.ensure_future(load), asyncio.ensure_future(self._tick(sender, metrics))
-            try:
-                with interrupt.cancels(task):
-                    ended = await task
-            finally:
-                ticker.cancel()
+            with interrupt.cancels(task):
+                await asyncio.wait({task, ticker}, return_when=asyncio.FIRST_COMPLETED)
+                ended = await task if task.done() else await _given_up(task, ticker)
+            ticker.cancel()
         if ended.monitor:
             self.writer.update(clients=[{"client": 0, **ended.monitor}])
-        return ended
+        return _judged(ended)
 
-    async def _tick(self, sender: Sender | Clients, metrics: Polled[ServerSample] | None) -> None:
-        """Four times a second: show the progress, journal the readings, and stop if the figures are precise enough."""
-        while True:
+    async def _tick(self, sender: Sender | Clients, metrics: Polled[ServerSample] | None) -> str:
+        """Four times a second: show the progress, journal the readings, and stop if the figures are precise enough.
+
+        Returns the reason if requests have failed for so long that the load must end.
+        """
+        limit_s = self.workload.give_up_s
+        while (seen := sender.progress()).failing_s < limit_s or seen.oldest_s >= limit_s:
             self.power.drain()
-            self.notify(replace(sender.progress(), power_w=self.power.now_w(self.kept.charged)))
+            self.notify(replace(seen, power_w=self.power.now_w(self.kept.charged)))
             if metrics is not None:
                 self.writer.add_server(metrics.drain())
             if self.enough is not None and self.enough(self.writer.directory):
                 sender.stop()
             await asyncio.sleep(PROGRESS_PERIOD_S)
+        return f"no request succeeded for {seen.failing_s:.0f} s (--give-up {limit_s:g}s)"
 
     @contextlib.contextmanager
     def _timed(self, name: str, phase: str) -> Iterator[None]:
@@ -394,6 +403,23 @@ class _Session:
         finally:
             timings = self.writer.file.timings.model_copy(update={name: time.monotonic() - began})
             self.writer.update(timings=timings)
+
+
+async def _given_up(load: asyncio.Task[Ended], ticker: asyncio.Task[str]) -> Ended:
+    """End the load, because the ticker returned a reason, or raised HarnessError."""
+    load.cancel()
+    ended = await load
+    return replace(ended, state="failed", error=ticker.result())
+
+
+def _judged(ended: Ended) -> Ended:
+    """The end of the load; with most of its requests failed it has failed."""
+    failures = Counter({kind: n for kind, n in ended.failures.items() if kind not in ("cancelled", "aborted")})
+    kinds = ", ".join(f"{kind} {n:,}" for kind, n in failures.most_common(3))
+    failed = f"{failures.total():,} of {ended.finished:,} requests failed: {kinds}"
+    if ended.state == "complete" and failures.total() > ended.finished / 2:
+        return replace(ended, state="failed", error=failed)
+    return replace(ended, error=f"{ended.error}; {failed}") if ended.state == "failed" and failures else ended
 
 
 class _Power:

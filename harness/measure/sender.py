@@ -8,10 +8,11 @@ import itertools
 import operator
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 from harness.engines.base import Engine, Exchanging, Waiting
 from harness.errors import EngineDied, HarnessError, RequestFailed
@@ -23,6 +24,10 @@ WARM_UP_INDEX = 1 << 40
 """Index of the first warm-up request: above all measured ones, so that no prefix cache shares their prompts."""
 NO_TOKEN = ("empty", "filtered")
 """Kinds of failure of an answer that has come to its end without a token."""
+ALIVE = (*NO_TOKEN, "cancelled")
+"""Kinds of failure of a request that a working server answered."""
+BACK_OFF_S = 0.01, 1.0
+"""First and longest wait of a user before the next request while every request of all users fails."""
 PREBUILT_TOKENS = 2_000_000
 """Limit on the prompt tokens built before the load begins: some 100 MB."""
 PREBUILD_S = 2.0
@@ -60,15 +65,17 @@ class Progress:
     """Medians of the last RECENT answers, the second of their means."""
     power_w: float | None = None
     """Sum of the newest readings of the charged GPUs."""
+    failing_s: float = 0.0
+    """Time since a request succeeded; 0 if none has failed since."""
+    oldest_s: float = 0.0
+    """Time since the oldest request in flight was sent; 0 if none is in flight."""
 
 
-def measuring(
-    workload: Workload, began_ns: int, finished: int, failed: int, in_flight: int, output_tokens: int
-) -> Progress:
+def measuring(workload: Workload, began_ns: int, **seen: Any) -> Progress:
     """The progress of a load that begins at `began_ns` (CLOCK_MONOTONIC); 0: that time is not known yet."""
     elapsed_s = max(0.0, (time.monotonic_ns() - began_ns) / 1e9) if began_ns else 0.0
-    limits = workload.requests.in_all, workload.load.duration_s
-    return Progress("measuring", elapsed_s, finished, failed, in_flight, output_tokens, *limits)
+    count, duration_s = workload.requests.in_all, workload.load.duration_s
+    return Progress("measuring", elapsed_s, **seen, count=count, duration_s=duration_s)
 
 
 async def warm_up(engine: Engine, make: Callable[[int], Request], count: int) -> None:
@@ -119,8 +126,12 @@ class Sender:
         self.workload, self.engine, self.make, self.add, self.follow = workload, engine, make, add, follow
         self.first_wave = first_wave if workload.load.in_equilibrium else None
         self.client, self.clients = share
-        self.sent = self.finished = self.failed = self.output_tokens = self.waves = self.own_stamps = 0
-        self.began_ns = 0
+        self.sent = self.finished = self.output_tokens = self.waves = self.own_stamps = 0
+        self.failures: Counter[str] = Counter()
+        """Kind of failure -> number of requests."""
+        self.began_ns = self._success_ns = self._streak = 0
+        self._in_flight: dict[int, int] = {}
+        """Number of a request in flight -> when it was sent, the oldest first."""
         self._stop, self._drained = asyncio.Event(), asyncio.Event()
         shape, count = workload.load, workload.requests.count
         users = user_spans(shape) if shape.closed else []
@@ -154,7 +165,7 @@ class Sender:
 
     async def run(self, began_ns: int) -> None:
         """Send the load and wait for every request. Raises an ExceptionGroup of EngineDied if the engine dies."""
-        self.began_ns = began_ns
+        self.began_ns = self._success_ns = began_ns
         try:
             async with asyncio.TaskGroup() as group:
                 if self.workload.load.closed:
@@ -176,10 +187,20 @@ class Sender:
         self._drained.set()
 
     def progress(self) -> Progress:
-        counts = self.finished - self.waves, self.failed, self.sent - self.finished, self.output_tokens
-        now = measuring(self.workload, self.began_ns, *counts)
+        now_ns = time.monotonic_ns()
         ttft_s, itl_s = map(statistics.median, zip(*self._recent, strict=True)) if self._recent else (None, None)
-        return replace(now, ttft_s=ttft_s, itl_s=itl_s)
+        return measuring(
+            self.workload,
+            self.began_ns,
+            finished=self.finished - self.waves,
+            failed=self.failures.total(),
+            in_flight=self.sent - self.finished,
+            output_tokens=self.output_tokens,
+            ttft_s=ttft_s,
+            itl_s=itl_s,
+            failing_s=(now_ns - self._success_ns) / 1e9 if self._streak else 0.0,
+            oldest_s=(now_ns - next(iter(self._in_flight.values()), now_ns)) / 1e9,
+        )
 
     def _now_s(self) -> float:
         return (time.monotonic_ns() - self.began_ns) / 1e9
@@ -241,10 +262,16 @@ class Sender:
                 number = self._wave(user, span)
                 first = self._first.pop(number, None) or self._build_first(number)
                 await self._converse(first, self._now_s(), until_s)
-            while (scheduled_s := self._now_s()) < until_s and not self._stop.is_set():
+            while await self._backed_off() and (scheduled_s := self._now_s()) < until_s:
                 if (following := self._next()) is None:
                     return
                 await self._converse(following[0], scheduled_s, until_s)
+
+    async def _backed_off(self) -> bool:
+        """Wait if the last requests of all users have failed, each time twice as long; False if the load is to stop."""
+        if (rounds := self._streak / len(self._spans)) > 1:
+            await self._sleep(self._now_s() + min(BACK_OFF_S[0] * 2 ** min(rounds, 20), BACK_OFF_S[1]), self._stop)
+        return not self._stop.is_set()
 
     async def _open_loop(self, group: asyncio.TaskGroup) -> None:
         """Start each request when it is due, regardless of the others."""
@@ -295,7 +322,8 @@ class Sender:
                 self.output_tokens += tokens
 
         self.sent += 1
-        sent.sent_ns = clock()
+        number = self.sent
+        self._in_flight[number] = sent.sent_ns = clock()
         try:
             if request.cancel_after_s is None:
                 sent.parse = await self._exchange(request, arrived)
@@ -308,6 +336,7 @@ class Sender:
                 raise  # any other exception is the failure of this request only
         finally:
             sent.end_ns = clock()
+            del self._in_flight[number]
             self.finished += 1
             self.waves += request.age_tokens is not None
             completion = None
@@ -356,7 +385,12 @@ class Sender:
             self.output_tokens += sum(counted) - sum(counts)
             stamps_ns = [stamp for stamp, tokens in zip(stamps_ns, counted, strict=True) if tokens]
             counts = [tokens for tokens in counted if tokens]
-        self.failed += kind is not None
+        if kind is not None:
+            self.failures[kind] += 1
+        if kind is None or kind in ALIVE:
+            self._success_ns, self._streak = sent.end_ns, 0
+        else:
+            self._streak += 1
         if sum(counts) > 1:
             gaps = sum(counts[1:]) or 1  # all tokens came at once
             self._recent.append(((stamps_ns[0] - sent.sent_ns) / 1e9, (stamps_ns[-1] - stamps_ns[0]) / gaps / 1e9))

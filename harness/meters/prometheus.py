@@ -82,6 +82,8 @@ class PrometheusReader:
 
     def open(self) -> MeterInfo:
         """Find the devices. Raises HarnessError if the endpoint does not answer or has none of the metrics."""
+        if "@" in self.url or "?" in self.url:  # the options of a meter are stored with the run
+            raise HarnessError("the meter's url holds credentials or a query", "give an address that needs neither")
         found = self._scrape()
         if not found:
             fix = "check the exporter's list of fields, or give `metrics`"

@@ -25,8 +25,9 @@ from pydantic import TypeAdapter
 
 import harness
 from harness.errors import HarnessError
-from harness.model import EngineInfo, Figure, Finding, PowerSample, Record, ServerSample, Summary
+from harness.model import EngineInfo, PowerSample, Record, ServerSample, Summary
 from harness.store import journal, rows
+from harness.store.access import DAMAGE, read_json, writing
 from harness.store.run import Run, read_run
 from harness.store.run_file import SCHEMA_VERSION, RunFile, State
 
@@ -40,7 +41,7 @@ class RunWriter:
     """
 
     def __init__(self, root: Path, file: RunFile) -> None:
-        with journal.writing(root):
+        with writing(root):
             root.mkdir(parents=True, exist_ok=True)
             for self.file in _numbered(file):
                 self.directory = root / self.file.id
@@ -77,26 +78,29 @@ class RunWriter:
     def update(self, **changes: Any) -> None:
         """Change these fields of run.json, and rewrite the file."""
         self.file = RunFile.model_validate({**dict(self.file), **changes})
-        with journal.writing(self.directory):
+        with writing(self.directory):
             _write(self.directory / "run.json", self.file.model_dump_json(indent=2))
 
     def finish(self, state: State, error: str | None = None) -> None:
         """Convert the journals to Parquet files, and write the final state to run.json."""
-        with journal.writing(self.directory):
+        with writing(self.directory):
             written = [name for name in rows.COLUMNS if (self.directory / f"{name}.jsonl").is_file()]
-            self.update(state=state, error=error, sha256=dict(map(self._save, written)))
+            saved = [self._save(name) for name in written]
+            skipped = {name: lost for name, (_, _, lost) in zip(written, saved, strict=True) if lost}
+            self.update(state=state, error=error, skipped=skipped, sha256={file: digest for file, digest, _ in saved})
             for each in self._journals.values():
                 each.close()
             for path in self.directory.glob("*.jsonl"):
                 path.unlink()
 
-    def _save(self, name: str) -> tuple[str, str]:
-        """Write a Parquet file from the journals; returns the name of the file and its SHA-256."""
+    def _save(self, name: str) -> tuple[str, str, int]:
+        """Write a Parquet file from the journals; returns the file's name, its SHA-256, and the rows left out."""
         path, partial = self.directory / f"{name}.parquet", self.directory / f".{name}.parquet.part"
-        pq.write_table(rows.journalled(self.directory, name, self.file), partial, compression="zstd")
+        table, lost = rows.journalled(self.directory, name, self.file)
+        pq.write_table(table, partial, compression="zstd")
         digest = rows.digest_of(partial)
         partial.rename(path)
-        return path.name, digest
+        return path.name, digest, lost
 
 
 def new_id(now: datetime, *names: str | None) -> str:
@@ -120,7 +124,7 @@ def _numbered(file: RunFile) -> Iterator[RunFile]:
 def adopt(root: Path, files: Mapping[str, bytes]) -> str:
     """Store a run from another machine, given as file name -> content, in one step; returns its id here."""
     file = RunFile.model_validate_json(files["run.json"])
-    with journal.writing(root):
+    with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".incoming-", dir=root))
         for name, content in files.items():
@@ -182,12 +186,22 @@ def find_run(reference: str, root: Path) -> Path:
     return (root / matches[0]).resolve()
 
 
+def directories(root: Path) -> Iterator[tuple[Path, int]]:
+    """Each run's directory under `root`, oldest first, and the mtime in ns of its run.json; 0 if that is refused."""
+    with os.scandir(root) if root.is_dir() else contextlib.nullcontext(()) as entries:
+        names = sorted(each.name for each in entries if not each.name.startswith(".") and not each.is_symlink())
+    for name in names:
+        try:
+            yield root / name, os.lstat(f"{root}/{name}/run.json").st_mtime_ns
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:  # `read_run` reports it
+            yield root / name, 0
+
+
 def list_runs(root: Path) -> Iterator[tuple[Path, Run | HarnessError]]:
     """Directory and run for every run under `root`, oldest first; a damaged run is replaced by its error."""
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
-        with contextlib.suppress(PermissionError):  # `read_run` reports it
-            if path.name.startswith(".") or path.is_symlink() or not (path / "run.json").exists():
-                continue
+    for path, _ in directories(root):
         try:
             yield path, read_run(path)
         except HarnessError as damaged:
@@ -207,13 +221,11 @@ _SUMMARY = TypeAdapter(Summary)
 def read_summary(directory: Path) -> Summary | None:
     """The stored summary; None if it is missing, damaged, or written by other code than this."""
     try:
-        raw = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        raw = read_json(directory / "summary.json")
         if raw["harness"] != source():
             return None
-        _SUMMARY.validate_python(raw)
-        figures, findings = (Figure(**each) for each in raw["figures"]), (Finding(**each) for each in raw["findings"])
-        return Summary(raw["run"], raw["state"], tuple(figures), raw["errors"], tuple(findings))
-    except (OSError, ValueError, KeyError, TypeError):
+        return _SUMMARY.validate_python(raw | {"run": directory.name})
+    except (OSError, *DAMAGE):
         return None
 
 

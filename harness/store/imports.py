@@ -5,7 +5,6 @@ the file does not hold stays None or absent. docs/importing.md compares the defi
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -16,12 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness import config
 from harness.errors import HarnessError
+from harness.files import read_text
 from harness.model import EngineInfo, ModelIdentity
+from harness.store.access import reading
 from harness.store.directory import RunWriter, engine_record, new_id
 from harness.store.formats import aiperf, guidellm, inference_perf, leaderboards, loadgen, vllm
 from harness.store.formats.consistency import checked
 from harness.store.formats.point import Result
+from harness.store.rows import digest_of
 from harness.store.run_file import RunFile
 
 
@@ -60,11 +63,7 @@ def points(path: Path) -> list[tuple[Format, Result]]:
 
     Each entry of a JSON list is read alone, as in the file of a sweep; request records are read together.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as refused:
-        raise HarnessError(f"{path}: {refused}", "give a result file of another tool") from None
-    content = _content(text)
+    content = _content(read_text(path))
     records = _has(content, "metadata.request_start_ns")
     if records and isinstance(content, Mapping):
         content = [content]
@@ -75,12 +74,9 @@ def points(path: Path) -> list[tuple[Format, Result]]:
         if kind is None:
             known = "; ".join(f"{each.tool}: {', '.join(each.keys)}" for each in FORMATS)
             raise HarnessError(f"{path}: not the file of a known tool", f"expected the keys of one of these: {known}")
-        try:
+        fix = f"get the file again; it should hold {', '.join(kind.keys)} and the other keys of {kind.tool}"
+        with reading(path, f"looks like a file of {kind.tool}, but cannot be read", fix):
             found += [(kind, checked(point)) for point in kind.read(part)]
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as damaged:
-            why = f"lacks {damaged}" if isinstance(damaged, KeyError) else str(damaged)
-            fix = f"get the file again; it should hold {', '.join(kind.keys)} and the other keys of {kind.tool}"
-            raise HarnessError(f"{path}: looks like {kind.tool}, but {why}", fix) from None
     return found
 
 
@@ -89,12 +85,13 @@ def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | Non
 
     `gpu` and `gpus` name the hardware if the file does not; without them the run has no price.
     """
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-    directories = []
-    for kind, point in points(path):
+    found = points(path)
+    directories, files, digest, now = [], [], digest_of(path), datetime.now(UTC)
+    for kind, point in found:
         point = replace(point, gpu=point.gpu or gpu, gpus=point.gpus or gpus or (1 if point.gpu or gpu else None))
-        now = datetime.now(UTC)
-        writer = RunWriter(root, _run_file(kind, point, now, path, digest))
+        files.append(_run_file(kind, point, now, path, digest))
+    for file, (_, point) in zip(files, found, strict=True):
+        writer = RunWriter(root, file)
         for record in point.records:
             writer.add(record)
         writer.finish("complete")
@@ -108,16 +105,17 @@ def _run_file(kind: Format, point: Result, now: datetime, path: Path, digest: st
     info = EngineInfo(point.engine, None, model, "cuda" if point.gpu else "unknown", point.gpus or 1, 0, None)
     said = dataclasses.asdict(replace(point, records=()))
     imported = {key: said[key] for key in ("version", "measured", "figures", "notes", "doubts")}
-    return RunFile(
-        id=new_id(now, point.model, kind.tool, point.name),
-        created_utc=now,
-        pid=os.getpid(),
-        workload={"name": point.name or kind.tool, "model": point.model, "load": dict(point.load)},
-        engine_asked=point.engine,
-        engine=engine_record(info),
-        environment={"gpus": [{"name": point.gpu}] * (point.gpus or 1)} if point.gpu else {},
-        imported={"tool": kind.tool, "file": path.name, "sha256": digest, **imported},
-    )
+    content = {
+        "id": new_id(now, point.model, kind.tool, point.name),
+        "created_utc": now,
+        "pid": os.getpid(),
+        "workload": {"name": point.name or kind.tool, "model": point.model, "load": dict(point.load)},
+        "engine_asked": point.engine,
+        "engine": engine_record(info),
+        "environment": {"gpus": [{"name": point.gpu}] * (point.gpus or 1)} if point.gpu else {},
+        "imported": {"tool": kind.tool, "file": path.name, "sha256": digest, **imported},
+    }
+    return config.checked(RunFile, content, f"{path} looks like a file of {kind.tool}, but")
 
 
 def size_in(name: str) -> tuple[int | None, int | None]:

@@ -4,7 +4,6 @@ Uses orjson because the load loop writes here: a request with 64 arrivals takes 
 (with one arrival 3.4 us and 11 us).
 """
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from typing import Any
 
 import orjson
 
-from harness.errors import HarnessError
 from harness.model import PowerSample, Record, ServerSample
+from harness.store.access import writing
 
 Row = Record | PowerSample | ServerSample
 
@@ -40,27 +39,16 @@ class Journal:
         self._file.close()
 
 
-def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a journal, without an incomplete last line. ValueError for a damaged line."""
+def rows(path: Path) -> Iterator[Any]:
+    """The rows of a journal, without an incomplete last line; None for a line that is not JSON."""
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for line in lines:
             if not line.endswith(b"\n"):
                 return
             try:
                 yield orjson.loads(line)
             except ValueError:
-                raise ValueError(f"line {number} is damaged") from None
-
-
-@contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """Turns an OSError into a HarnessError that names the directory."""
-    try:
-        yield
-    except OSError as refused:
-        what = f"cannot write to {directory}: {refused.strerror}"
-        fix = "free space, or name another directory with --out; `harness report` reads what was written"
-        raise HarnessError(what, fix) from None
+                yield None
 
 
 def _line(row: Row) -> bytes:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from harness.errors import HarnessError
 from harness.model import PowerSample, Record, ServerSample
 from harness.store import journal
+from harness.store.access import DAMAGE, reading
 from harness.store.run_file import RunFile
 
-RESTORE = "restore the file, or measure the run again"
+LARGEST = 1e15
+"""Largest number of a row, in either direction; more is damage, and would overflow in products."""
 _TYPES = {
     "int": pa.int64(),
     "float": pa.float64(),
@@ -41,6 +43,15 @@ COLUMNS = {
     "server": _schema(ServerSample, _TYPES),
 }
 """Columns of each Parquet file: the fields of Record, PowerSample and ServerSample, in their order."""
+_NEEDED = {
+    each.name
+    for noun in (Record, PowerSample, ServerSample)
+    for each in dataclasses.fields(noun)
+    if not str(each.type).endswith("None")
+}
+"""Columns without which a row is none."""
+_BATCH = 500
+"""Rows that are made or examined at once: the rows of a long run as Python objects take several times its memory."""
 _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("time_s",)}
 """Columns with times on CLOCK_MONOTONIC in a journal, and in seconds since the start of the load in a finished file."""
 _INTEGERS = (
@@ -50,44 +61,88 @@ _INTEGERS = (
 """Integer columns with missing values: nullable in pandas, so that integers do not become floats."""
 
 
-def read_rows(directory: Path, name: str, file: RunFile) -> pa.Table:
-    """Rows from the Parquet file, or else from the journals; no rows if a run has neither.
+def read_rows(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]:
+    """Rows from the Parquet file, or else from the journals, and the number of damaged rows, which are left out.
 
-    `name` is one of COLUMNS. HarnessError if a file is damaged, or if there are no requests.
+    `name` is one of COLUMNS. No rows if a run has neither file. HarnessError if a file is damaged as a whole, or if
+    there are no requests.
     """
-    path, begun = directory / f"{name}.parquet", directory / f"{name}.jsonl"
-    try:
-        if path.is_file():
-            if file.sha256.get(path.name, digest := digest_of(path)) != digest:
-                raise ValueError("its SHA-256 differs from that in run.json")
-            return pq.read_table(path, schema=COLUMNS[name])
-        path = begun
-        if path.is_file():
-            return journalled(directory, name, file)
-    except (OSError, pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as damaged:
-        raise HarnessError(f"{path}: cannot be read: {damaged}", RESTORE) from None
-    if name == "requests":
-        raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
-    return COLUMNS[name].empty_table()
+    finished, begun = directory / f"{name}.parquet", directory / f"{name}.jsonl"
+    path = next((each for each in (finished, begun) if each.is_file()), None)
+    if path is None:
+        if name == "requests":
+            raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
+        return COLUMNS[name].empty_table(), 0
+    with reading(path):
+        if path == begun:
+            table, lost = journalled(directory, name, file)
+        elif file.sha256.get(path.name, digest := digest_of(path)) != digest:
+            raise ValueError("its SHA-256 differs from that in run.json")
+        else:
+            stored = pq.read_table(path, schema=COLUMNS[name])
+            table = _sound(stored)
+            lost = len(stored) - len(table)
+        if lost and not len(table):
+            raise ValueError(f"none of its {lost:,} rows can be one of a run")
+    return table, lost
 
 
-def journalled(directory: Path, name: str, file: RunFile) -> pa.Table:
-    """The rows of the journals; those of several client processes are sorted by request index.
+def journalled(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]:
+    """The rows of the journals, those of several client processes sorted by request index; and the number left out.
 
     Times are in seconds since the start of the load, or on CLOCK_MONOTONIC if the load never started.
     """
     zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
-    tables = []
-    for path in sorted(directory.glob(f"{name}*.jsonl")):
-        rows = ({**row, **{key: row[key] - zero_s for key in _CLOCK_TIMES[name]}} for row in journal.rows(path))
-        tables.append(_table(rows, COLUMNS[name]))
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("index")
+    tables, read = [], 0
+    for path in filter(Path.is_file, sorted(directory.glob(f"{name}*.jsonl"))):
+        rows, batches = journal.rows(path), list[pa.RecordBatch]()
+        while some := list(itertools.islice(rows, _BATCH)):
+            read += len(some)
+            batches += _batches(some, name, zero_s)
+        tables.append(_sound(pa.Table.from_batches(batches, COLUMNS[name])))
+    table = tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("index")
+    return table, read - len(table)
 
 
-def _table(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """A table made in batches, because the rows of a long run as Python objects take several times its memory."""
-    batches = iter(lambda: list(itertools.islice(rows, 500)), [])
-    return pa.Table.from_batches((pa.RecordBatch.from_pylist(batch, schema=schema) for batch in batches), schema)
+def _batches(rows: Sequence[Any], name: str, zero_s: float) -> Iterator[pa.RecordBatch]:
+    """The rows as batches, without those that do not fit the columns."""
+    try:
+        shifted = [{**row, **{key: row[key] - zero_s for key in _CLOCK_TIMES[name]}} for row in rows]
+        yield pa.RecordBatch.from_pylist(shifted, schema=COLUMNS[name])
+    except DAMAGE:
+        if len(rows) > 1:
+            middle = len(rows) // 2
+            yield from _batches(rows[:middle], name, zero_s)
+            yield from _batches(rows[middle:], name, zero_s)
+
+
+def _sound(table: pa.Table) -> pa.Table:
+    """The rows that a run can have: no needed value is missing, none is too large, no count is negative."""
+    kept = [_kept(batch) for batch in table.to_batches(max_chunksize=20 * _BATCH)]
+    return table if all(each.all() for each in kept) else table.filter(pa.array(np.concatenate(kept)))
+
+
+def _kept(batch: pa.RecordBatch) -> NDArray[np.bool_]:
+    kept, sizes = np.ones(len(batch), dtype=bool), []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if name in _NEEDED:
+            kept &= column.is_valid().to_numpy(zero_copy_only=False)
+        if pa.types.is_list(column.type):
+            sizes.append(pc.fill_null(pc.list_value_length(column), 0).to_numpy())
+            ends = np.cumsum(sizes[-1])
+            values = column.flatten().to_numpy(zero_copy_only=False)
+            good = _possible(values, column.type.value_type)
+            if pa.types.is_floating(column.type.value_type):  # times never decrease within a row
+                good[1:] &= (np.diff(values) >= 0) | np.isin(np.arange(1, len(values)), ends)
+            kept[np.searchsorted(ends, np.flatnonzero(~good), side="right")] = False
+        elif not pa.types.is_string(column.type):
+            values = column.to_numpy(zero_copy_only=False)  # a missing one becomes NaN
+            kept &= _possible(values, column.type) | (np.isnan(values) & (name not in _NEEDED))
+    return kept & (sizes[0] == sizes[1]) if sizes else kept
+
+
+def _possible(values: NDArray[Any], kind: pa.DataType) -> NDArray[np.bool_]:
+    return (values >= (0 if pa.types.is_integer(kind) else -LARGEST)) & (values <= LARGEST)
 
 
 def frame(table: pa.Table) -> pd.DataFrame:

@@ -2,17 +2,18 @@
 
 import contextlib
 import fcntl
-import json
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 import harness
 from harness.config import checked
 from harness.errors import HarnessError
 from harness.model import SERVED, Device, ModelIdentity
 from harness.store import rows
+from harness.store.access import RESTORE, read_json, reading
 from harness.store.run_file import SCHEMA_VERSION, RunFile
 
 
@@ -21,7 +22,11 @@ class Run:
 
     def __init__(self, directory: Path, file: RunFile, requests: pd.DataFrame | None = None) -> None:
         self.directory, self.file = directory, file
-        self.id, self.state, self.environment = file.id, file.state, file.environment
+        self.id = directory.name or file.id
+        """The directory's name, which differs from the stored one in a copy."""
+        self.state, self.environment = file.state, file.environment
+        self.skipped = dict(file.skipped)
+        """File -> number of its damaged rows, which are left out; known once the rows were read."""
         self.engine = file.engine
         """What the engine reported about itself; None: the engine never started."""
         self.simulated = file.engine_asked == "simulated"
@@ -50,17 +55,23 @@ class Run:
     @cached_property
     def requests(self) -> pd.DataFrame:
         """One row per request: the fields of `harness.model.Record`; times in seconds since the start of the load."""
-        return rows.frame(rows.read_rows(self.directory, "requests", self.file))
+        return rows.frame(self._rows("requests"))
 
     @cached_property
     def power(self) -> pd.DataFrame:
         """One row per reading: the fields of `harness.model.PowerSample`; empty without a meter."""
-        return pd.DataFrame(rows.read_rows(self.directory, "power", self.file).to_pandas())
+        return pd.DataFrame(self._rows("power").to_pandas())
 
     @cached_property
     def server(self) -> pd.DataFrame:
         """One row per value of a server metric: the fields of `harness.model.ServerSample`; empty without a server."""
-        return pd.DataFrame(rows.read_rows(self.directory, "server", self.file).to_pandas())
+        return pd.DataFrame(self._rows("server").to_pandas())
+
+    def _rows(self, name: str) -> pa.Table:
+        table, lost = rows.read_rows(self.directory, name, self.file)
+        if lost:
+            self.skipped[name] = self.skipped.get(name, 0) + lost
+        return table
 
     @property
     def device(self) -> Device:
@@ -86,18 +97,13 @@ def read_run(directory: Path) -> Run:
     HarnessError if the file is missing, damaged or of a newer schema.
     """
     path = directory / "run.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+    with reading(path, "is not a readable run.json"):
+        raw = read_json(path)
         version = raw.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             what = f"{path}: schema version {version} is newer than this harness reads ({SCHEMA_VERSION})"
             raise HarnessError(what, f"install a newer inference-cost-harness than {harness.__version__}")
-        file = checked(RunFile, raw, f"{path}: not a readable run.json", fix=rows.RESTORE)
-    except FileNotFoundError:
-        fix = "give the directory of a run; `harness list runs` prints them"
-        raise HarnessError(f"{path} does not exist", fix) from None
-    except (OSError, ValueError, AttributeError) as damaged:
-        raise HarnessError(f"{path}: not a readable run.json: {damaged}", rows.RESTORE) from None
+        file = checked(RunFile, raw, f"{path} is not a readable run.json", fix=RESTORE)
     if file.state == "running" and not _locked(directory / "requests.jsonl"):
         killed = "the measuring process ended before the end of the run (killed, or the machine stopped)"
         file = file.model_copy(update={"state": "interrupted", "error": killed})
@@ -106,6 +112,8 @@ def read_run(directory: Path) -> Run:
 
 def _locked(path: Path) -> bool:
     """True if a process has the journal open for writing. More reliable than a process number, which may be reused."""
+    if not path.is_file():
+        return False
     with contextlib.suppress(OSError), path.open() as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)

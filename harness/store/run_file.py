@@ -239,5 +239,7 @@ class RunFile(Section):
     clock: Anchor | None = None
     error: str | None = None
     """Why the run is not complete."""
+    skipped: Mapping[str, int] = {}
+    """`requests`, `power` or `server` -> number of its rows that could not be stored."""
     sha256: Mapping[str, str] = {}
     """File name -> SHA-256 of the finished file, checked when the file is read."""

@@ -181,6 +181,9 @@ class Workload(Section):
     load: Load = Field(description="a map: shape, and the keys of that shape")
     warmup: WarmUp = Field(WarmUp(), description="a map: number of requests")
     objectives: Objectives = Field(Objectives(), description="a map of upper limits")
+    give_up_s: Seconds = Field(
+        30.0, description="seconds above 0, 30 or '1 min', without a success after which a failing load ends"
+    )
     seed: int = Field(0, ge=0, lt=2**63, strict=True, description="a whole number, 0 or more")
     scenario: str | None = Field(None, description="the name of a scenario, or its file")
 

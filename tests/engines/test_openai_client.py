@@ -7,6 +7,7 @@ import collections
 import contextlib
 import http.server
 import json
+import resource
 import ssl
 import subprocess
 import threading
@@ -24,6 +25,7 @@ from harness.measure import run
 from harness.measure.eventloop import event_loop
 from harness.measure.sender import Sender
 from harness.model import Completion, EngineInfo, Record, Request
+from harness.process import allow_files
 from harness.store.run import read_run
 from harness.workload.schema import Workload, parse_workload
 
@@ -113,7 +115,7 @@ def test_a_request_on_a_connection_closed_while_idle_is_sent_on_a_new_one() -> N
         engine = OpenAIEngine(None, {"base_url": url, "connections": 2, "stream": False})
         await engine.start()
         time.sleep(0.3)  # blocks the event loop, so that it does not notice the close
-        completions = [await engine.generate(Request(i, (1,), 1), lambda _: None) for i in range(3)]
+        completions = [await engine.generate(Request(i, (1,), 1), lambda *_: None) for i in range(3)]
         await engine.stop()
         return completions
 
@@ -176,8 +178,8 @@ def test_start_fails_if_no_server_answers() -> None:
         ({"base_url": "localhost:8000"}, "'localhost:8000' is not the address"),
         ({"base_url": []}, "base_url is empty"),
         ({"base_url": "http://me:secret@box"}, "contains credentials"),
-        ({"headers": {"Authorization": "Bearer sk-1"}}, "header Authorization contains a secret"),
-        ({"headers": {"X": "a\r\nY: b"}}, "cannot be sent as a header"),
+        ({"headers": {"Authorization": "Bearer sk-1"}}, "header Authorization can be a secret"),
+        ({"headers": {"Accept": "a\r\nY: b"}}, "cannot be sent as a header"),
         ({"api_key_env": "NOT_SET_ANYWHERE"}, "variable NOT_SET_ANYWHERE is not set"),
     ],
 )
@@ -213,7 +215,8 @@ class Scripted(http.server.BaseHTTPRequestHandler):
             if self.timeout is not None:
                 self._send(200, {"choices": [{"text": "a", "finish_reason": "stop"}]})
                 return
-            self._send(401, {"error": {"message": f"wrong key: {self.headers['Authorization']}"}})
+            said = f"{self.headers['Authorization']}, {self.headers['X-Other']} "
+            self._send(401, {"error": {"message": f"wrong key: {said * 40}"}})
 
     def _send(self, status: int, fields: dict[str, Any]) -> None:
         self._answer(status, json.dumps(fields).encode())
@@ -247,14 +250,42 @@ def scripted(
 
 
 def test_a_key_is_sent_and_never_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every place where a key can be given, with a server that repeats it, also across the length that is stored."""
     monkeypatch.setenv("THE_KEY", "sk-very-secret")
-    with scripted() as (url, _):
-        asked = workload(3, {"base_url": url, "api_key_env": "THE_KEY", "headers": {"X-Other": "$THE_KEY"}})
-        directory = run.run(asked, tmp_path, lambda _: None)
-    stored = read_run(directory)
+    given = {"api_key_env": "THE_KEY", "headers": {"X-Other": "id $THE_KEY"}, "body": {"metadata": {"key": "$THE_KEY"}}}
+    with scripted() as (url, asked):
+        run.run(workload(3, {"base_url": url, **given}), tmp_path, lambda _: None)
+    stored = read_run(tmp_path / "latest")
     assert set(stored.requests["error"]) == {"http_401"}
-    assert set(stored.requests["error_text"]) == {"wrong key: Bearer [secret]"}
-    assert [path for path in directory.rglob("*") if b"very-secret" in path.read_bytes()] == []
+    (text,) = set(stored.requests["error_text"])
+    assert text.startswith("wrong key: Bearer [secret], id [secret]")
+    assert len(text) == 500
+    assert asked[0]["metadata"] == {"key": "sk-very-secret"}
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"sk-very" in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"headers": {"X-Whatever": "sk-very-secret"}},
+        {"body": {"metadata": {"key": ["sk-very-secret"]}}},
+        {"base_url": "http://user:sk-very-secret@127.0.0.1:1"},
+        {"base_url": "http://127.0.0.1:1/v1?key=sk-very-secret"},
+        {"serve": "server --port {port} --api-key=sk-very-secret"},
+        {"serve": "vllm", "serve_options": {"api_key": "sk-very-secret"}},
+    ],
+)
+def test_a_key_where_it_would_be_stored_is_refused_before_anything_is(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(HarnessError) as refused:
+        run.run(workload(3, options), tmp_path, lambda _: None)
+    assert "sk-very" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plain_header_or_field_is_sent_as_it_is() -> None:
+    engine = OpenAIEngine("m", {"headers": {"User-Agent": "a b"}, "body": {"stop": ["x"], "unknown": [1, True, None]}})
+    body = json.loads(engine._body(Request(0, (1,), 2)).partition(b"\r\n\r\n")[2])
+    assert (body["stop"], body["unknown"]) == (["x"], [1, True, None])
 
 
 def test_server_metrics_are_stored_from_before_the_load_until_after_it(tmp_path: Path) -> None:
@@ -293,13 +324,19 @@ def test_the_servers_tokenizer_makes_text_and_chat_roles_alternate() -> None:
     assert body == {"messages": messages, "temperature": 0, "ignore_eos": True, **rest}
 
 
-def test_tls_accepts_the_authority_in_ssl_cert_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+def certified(place: Path, name: str) -> tuple[ssl.SSLContext, Path]:
+    """The settings of a server with a certificate of its own for `name`, and the certificate's file."""
+    certificate, key = place / "certificate.pem", place / "key.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=test"
-    out = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    out = ["-addext", f"subjectAltName={name}", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run([*command.split(), *out], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
+    return context, certificate
+
+
+def test_tls_accepts_the_authority_in_ssl_cert_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, certificate = certified(tmp_path, "IP:127.0.0.1")
     with scripted(context) as (url, _):
         with pytest.raises(HarnessError, match="certificate"):
             measure({"base_url": url})
@@ -307,3 +344,89 @@ def test_tls_accepts_the_authority_in_ssl_cert_file(tmp_path: Path, monkeypatch:
         records, info = measure({"base_url": url})
     assert info.model.asked == "scripted"
     assert {record.error for record in records} == {"http_401"}
+
+
+def flood(size: int) -> http.server.ThreadingHTTPServer:
+    """A server whose answers have `size` bytes and no token; other pages redirect to https://box/v1/models."""
+    piece = b": " + b"x" * 65_534
+
+    class Flood(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(size // len(piece)):
+                    self.wfile.write(piece)
+
+        def do_GET(self) -> None:
+            self.send_response(308)
+            self.send_header("Location", "https://box/v1/models")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Flood)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    return server
+
+
+def test_huge_answers_fail_at_the_size_that_the_tokens_asked_for_can_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 answers of 100 MB at once; then with little room for all together."""
+
+    async def ask(url: str) -> tuple[set[str], int]:
+        engine = OpenAIEngine("m", {"base_url": url})
+        requests = [engine.generate(Request(i, (1,), 8), lambda *_: None) for i in range(3)]
+        failed = await asyncio.gather(*requests, return_exceptions=True)
+        await engine.stop()
+        return {str(each) for each in failed}, engine._pool.held.size
+
+    server = flood(100_000_000)
+    url = f"http://127.0.0.1:{server.server_port}"
+    (text,), held = asyncio.run(ask(url))
+    assert (text, held) == ("the answer exceeds 8,519,680 bytes, the limit for the tokens that were asked for", 0)
+    monkeypatch.setattr("harness.engines.openai.http.MAX_HELD", 20 << 20)
+    texts, held = asyncio.run(ask(url))
+    assert "the answers that are not parsed yet exceed 20,971,520 bytes in all" in texts
+    assert held == 0
+    server.shutdown()
+    server.server_close()
+
+
+def refusal(options: Mapping[str, Any]) -> str:
+    async def start() -> None:
+        await OpenAIEngine(None, options).start()
+
+    with pytest.raises(HarnessError) as refused:
+        asyncio.run(start())
+    return str(refused.value)
+
+
+def test_errors_of_tls_and_redirects_advise_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = flood(0)
+    context, certificate = certified(tmp_path, "DNS:other")
+    redirected = refusal({"base_url": f"http://127.0.0.1:{plain.server_port}"})
+    assert "http_308: the server redirects to https://box/v1/models\n  fix: give that address" in redirected
+    assert "write http://" in refusal({"base_url": f"https://127.0.0.1:{plain.server_port}"})
+    plain.shutdown()
+    plain.server_close()
+    with scripted(context) as (url, _):
+        assert "self-signed certificate\n  fix:" in refusal({"base_url": url})
+        assert "write https://" in refusal({"base_url": url.replace("https", "http")})
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert "not valid for '127.0.0.1'.\n  fix: use the name" in refusal({"base_url": url})
+
+
+def test_too_few_open_files_for_the_load_are_refused_with_the_number_before_anything_is_sent() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    said = refusal({"base_url": "http://127.0.0.1:1", "connections": 60_000}) if hard < 60_000 else ""
+    assert not said or f"60,000 connections need 60,128 open files, and the system allows {hard:,} (EMFILE)" in said
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        allow_files(1100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 1228
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -34,7 +34,7 @@ def exchange(pieces: Sequence[bytes], *, closes: bool = True) -> tuple[http.Conn
 
     async def play() -> tuple[http.Connection, int, RequestFailed | None]:
         buffer = memoryview(bytearray(http.READ_SIZE))
-        connection, arrivals = http.Connection(buffer), 0
+        connection, arrivals = http.Connection(buffer, http.Held()), 0
 
         def arrived(*_: int | None) -> None:
             nonlocal arrivals

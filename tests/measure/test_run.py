@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -120,6 +121,28 @@ def test_failed_requests_are_records_and_the_run_goes_on(tmp_path: Path) -> None
     assert 8 <= len(failed) <= 32
     assert failed["output_tokens"].isna().all()
     assert failed["arrival_s"].map(len).tolist() == [1] * len(failed)
+
+
+def test_a_load_whose_requests_all_fail_backs_off_and_ends_as_failed(tmp_path: Path) -> None:
+    dead = ("engine.failure_share=1", "engine.ttft_s=0", "engine.itl_s=0", "warmup.requests=0", "give_up_s=0.6")
+    run = measure(tmp_path, *dead, *ENDLESS)
+    assert run.file.state == "failed"
+    assert run.file.error is not None
+    assert "no request succeeded for" in run.file.error
+    assert "requests failed: simulated" in run.file.error
+    assert 4 * 3 < len(run.requests) < 4 * 20  # 4 users wait 20 ms, 40 ms, 80 ms…
+
+
+def test_a_load_with_some_success_or_an_old_answer_is_not_given_up(tmp_path: Path) -> None:
+    some = ("engine.failure_share=0.4", "warmup.requests=0", "give_up_s=0.2", "load.duration_s=1")
+    assert measure(tmp_path, *some, "requests.count=null").file.state == "complete"
+
+
+def test_a_run_in_which_most_requests_failed_is_not_complete(tmp_path: Path) -> None:
+    run = measure(tmp_path, "engine.failure_share=0.8", "requests.count=40", "warmup.requests=0")
+    assert run.file.state == "failed"
+    assert run.file.error is not None
+    assert re.fullmatch(r"\d\d of 40 requests failed: simulated \d\d", run.file.error)
 
 
 def test_the_death_of_the_engine_keeps_the_requests_measured_so_far(tmp_path: Path) -> None:
@@ -264,17 +287,18 @@ def test_an_interrupt_before_the_load_is_reported_as_such(tmp_path: Path) -> Non
     assert process.returncode == 3
 
 
-def test_a_second_interrupt_during_the_report_exits_without_a_traceback(tmp_path: Path) -> None:
+def test_further_interrupts_end_with_a_message_and_without_a_traceback(tmp_path: Path) -> None:
     command, out = command_line(tmp_path, *ENDLESS)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    for line, wait_s in (("measuring …\n", 0.2), ("stopping …\n", 0.3)):
-        while process.stderr.readline() != line:
+    for line, wait_s in (("measuring …\n", 0.2), ("stopping …\n", 0.0), ("", 0.3)):
+        while line and process.stderr.readline() != line:
             assert process.poll() is None
         time.sleep(wait_s)
         process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) in ((130, ""), (-2, ""), (3, "incomplete: interrupted while measuring\n"))
+    said = "interrupted: a run keeps what was measured until then; see `harness list runs`\n"
+    assert (process.returncode, errors) in ((130, said), (-2, ""), (3, "incomplete: interrupted while measuring\n"))
     assert read_run(next(out.glob("2*"))).file.state == "interrupted"
 
 

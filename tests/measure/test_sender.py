@@ -84,7 +84,7 @@ def test_a_known_count_of_requests_is_built_before_the_load() -> None:
     records, sending = send(workload({"shape": "closed", "users": 2}, count=50), engine)
     assert engine.log[:50] == [("prepared", index) for index in range(50)]
     assert sorted(record.index for record in records) == list(range(50))
-    assert (sending.sent, sending.finished, sending.failed, sending.output_tokens) == (50, 50, 0, 150)
+    assert (sending.sent, sending.finished, sending.failures.total(), sending.output_tokens) == (50, 50, 0, 150)
 
 
 def test_an_unknown_count_prebuilds_a_few_per_user_and_one_per_request_sent() -> None:
@@ -156,7 +156,7 @@ def test_an_answer_that_cannot_be_parsed_is_one_failed_request() -> None:
     records, sending = send(workload({"shape": "offline"}, count=3), Scripted(answer))
     ended = [(r.index, r.error, r.error_text, r.arrival_tokens) for r in sorted(records, key=lambda r: r.index)]
     assert ended == [(0, None, None, (1, 1, 1)), (1, "malformed", "not JSON", (1,)), (2, None, None, (1, 1, 1))]
-    assert sending.failed == 1
+    assert sending.failures == {"malformed": 1}
 
 
 def refuse(_: object) -> Any:

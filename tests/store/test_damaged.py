@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+from builders import record, run_file
 from commands import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +23,8 @@ from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
 from harness.measure import run
 from harness.report import changes, document
-from harness.store.directory import find_run, list_runs
+from harness.store.access import reading
+from harness.store.directory import RunWriter, find_run, list_runs
 from harness.store.run import read_run
 from harness.workload.schema import parse_workload
 
@@ -210,3 +214,72 @@ def test_a_run_without_read_permission_is_named_and_the_others_are_listed(whole:
         (tmp_path / "closed").chmod(0o700)
     assert sorted(states) == ["complete", "damaged"]
     assert listed == [True, False]
+
+
+BAD_ROWS = (
+    *("5", "{", "[]", '{"index": "x"}'),
+    *('{"arrival_s": [3, 2], "arrival_tokens": [1, 1]}', '{"arrival_s": [3], "arrival_tokens": [1, 1]}'),
+    *('{"output_tokens": 1e20}', '{"output_tokens": -1}', '{"sent_s": null}', '{"end_s": 1e300}', '{"index": 1e99}'),
+)
+"""Lines of a journal, or what is wrong in a good row."""
+
+
+def test_a_journal_with_a_bad_row_gives_the_rest_and_a_finding(whole: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(whole, tmp_path / "run")
+    table = pq.read_table(directory / "requests.parquet")
+    (directory / "requests.parquet").unlink()
+    good = table.to_pylist()
+    bad = [x if x[0] != "{" or x == "{" else json.dumps(good[0] | json.loads(x)) for x in BAD_ROWS]
+    lines = [json.dumps(row) for row in good]
+    (directory / "requests.jsonl").write_text("\n".join([*lines[:20], *bad, *lines[20:]]) + "\n")
+    stored = read_run(directory)
+    pd.testing.assert_frame_equal(stored.requests, read_run(whole).requests)
+    (directory / "summary.json").unlink()
+    found = {each.code: each.text for each in summary_of(stored).findings}
+    assert f"{len(BAD_ROWS)} of requests" in found["damaged-rows"]
+
+
+def test_a_row_that_cannot_be_stored_loses_no_other(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path, run_file())
+    for number, tokens in enumerate((4, 10**20, 4)):
+        writer.add(record(number, output_tokens=tokens))
+    writer.finish("complete")
+    stored = read_run(writer.directory)
+    assert stored.requests["index"].tolist() == [0, 2]
+    assert stored.skipped == {"requests": 1}
+
+
+def test_what_is_no_regular_file_is_skipped_or_named_and_never_waited_for(whole: Path, tmp_path: Path) -> None:
+    for name in ("good", "fifo.json", "fifo.rows", "device"):
+        shutil.copytree(whole, tmp_path / name)
+    for place in ("in-place", "fifo.json/run.json", "fifo.rows/requests.parquet", "fifo.rows/summary.json"):
+        (tmp_path / place).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / place)
+    (tmp_path / "device/run.json").unlink()
+    (tmp_path / "device/run.json").symlink_to("/dev/zero")
+    table = index.runs(tmp_path).set_index("run")
+    assert table["state"].to_dict() == {"good": "complete"} | dict.fromkeys(
+        ("fifo.json", "fifo.rows", "device"), "damaged"
+    )
+    assert "not a regular file" in table["error"]["device"]
+
+
+def test_a_copied_run_is_listed_by_its_directory(whole: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(whole, tmp_path / name)
+    assert index.runs(tmp_path)["run"].tolist() == ["a", "b"]
+    assert summary_of(read_run(tmp_path / "b")).run == "b"
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (MemoryError(), "ENOMEM.*not damaged"),
+        (OSError(errno.EMFILE, ""), "EMFILE.*ulimit -n"),
+        (OSError(errno.EACCES, ""), "EACCES.*access"),
+        (ZeroDivisionError("x"), "ZeroDivisionError.*restore"),
+    ],
+)
+def test_only_damage_is_the_fault_of_the_run(refused: Exception, words: str) -> None:
+    with pytest.raises(HarnessError, match=f"(?s){words}"), reading(Path("a")):
+        raise refused

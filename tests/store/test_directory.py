@@ -129,7 +129,7 @@ def no_rows(directory: Path) -> str:
 def damaged_journal(directory: Path) -> str:
     (directory / "requests.parquet").unlink()
     (directory / "requests.jsonl").write_text("{\n{}\n")
-    return "line 1"
+    return "none of its 2 rows"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_directory_named_latest_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_summary_is_read_back_or_rebuilt(tmp_path: Path) -> None:
     summary = Summary(
-        "a-run",
+        tmp_path.name,
         "complete",
         (Figure("ttft_s.p50", 0.1, "s", "measured", n=3),),
         {"timeout": 1},

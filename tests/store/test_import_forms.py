@@ -143,8 +143,10 @@ def test_answers_of_one_token_have_no_time_between_tokens(tmp_path: Path) -> Non
     assert zero["itl_s.mean"] == 0.02
 
 
-def test_a_number_that_is_not_finite_is_absent(tmp_path: Path) -> None:
-    assert "ttft_s.mean" not in values(point_of(json.dumps(serve(mean_ttft_ms=float("nan"))), tmp_path))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.0, 1e300, "12", True])
+def test_a_figure_that_is_no_amount_is_refused_by_name(value: object, tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match=r"ttft_s\.mean is .*, not an amount"):
+        point_of(json.dumps(serve(mean_ttft_ms=value)), tmp_path)
 
 
 def test_several_chunks_of_a_detailed_row_share_the_tokens_that_were_counted(tmp_path: Path) -> None:

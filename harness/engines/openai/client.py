@@ -19,17 +19,26 @@ from harness.engines.base import Arrived
 from harness.engines.openai import http
 from harness.engines.openai.stream import Answer, error_message
 from harness.errors import HarnessError, RequestFailed
+from harness.files import data_rows, read_data
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
+from harness.process import allow_files
 
 VOCABULARY = 32_000
 """Assumed if neither the server nor an option states it: current models have at least this many tokens."""
 ASK_TIMEOUT_S = 30.0
 """Read timeout of requests about the server itself: model, version, tokenizer."""
+ASK_FIXES = {row["kind"]: row["fix"] for row in data_rows("server_refusals.csv")}
+"""Why the server did not say what it serves -> what helps, if it is not to start the server."""
 LENGTH_FIELDS = "max_tokens", "max_completion_tokens"
 """Fields for a request's number of output tokens. The second is used where the server says that it must be."""
 _UNSUPPORTED = re.compile(rb"unsupported|not supported|unrecogni[sz]ed|unknown|not permitted|deprecated", re.IGNORECASE)
-SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "cookie")
-"""Headers whose value must come from an environment variable, because options are stored with the run."""
+ANSWER_SIZE = 8 << 20, 16 << 10
+"""Largest answer in bytes: the first number, and the second for each token asked for, up to http.MAX_BODY."""
+ERROR_LENGTH = 500
+"""Characters of a server's error that are stored."""
+PLAIN_HEADERS = frozenset({"accept", "accept-language", "cache-control", "content-type", "user-agent", "x-priority"})
+PLAIN_FIELDS = frozenset(read_data("openai_fields.txt").split())
+"""Headers, and fields of a body, whose text is stored with the run. The text of any other can be a secret."""
 
 
 class Options(Section, allow_inf_nan=False):
@@ -49,9 +58,11 @@ class Options(Section, allow_inf_nan=False):
     """True: send a request that a 429 or 503 rejects again, after its Retry-After. False: the request has failed."""
     temperature: float = Field(0.0, ge=0)
     body: dict[str, Any] = Field({})
-    """Additional JSON fields of each request; null removes one of the default fields."""
+    """Additional JSON fields of each request; null removes one of the default fields. The text of a field that is not
+    in PLAIN_FIELDS is `$NAME`, and that environment variable is sent."""
     headers: dict[str, str] = Field({})
-    """Additional headers. `$NAME` in a value is replaced by that environment variable."""
+    """Additional headers. `$NAME` in a value is replaced by that environment variable; needed if the header is not in
+    PLAIN_HEADERS."""
     api_key_env: str | None = None
     """Environment variable that holds the API key."""
     connections: int = Field(0, ge=0, le=60_000)
@@ -81,6 +92,10 @@ class OpenAIEngine:
         self._bases = [http.parse_base(url) for url in urls]
         self._model = model
         self._secrets: list[str] = []
+        self._fields = {
+            key: value if key in PLAIN_FIELDS else self._filled(f"body field {key}", value)
+            for key, value in given.body.items()
+        }
         headers = self._headers()
         path = "/v1/chat/completions" if given.endpoint == "chat" else "/v1/completions"
         self._heads = [
@@ -94,13 +109,13 @@ class OpenAIEngine:
     async def start(self) -> EngineInfo:
         """Ask the server for its model, version and limits. Raises HarnessError if it does not answer."""
         given = self.options
+        allow_files(given.connections)
         try:
             first = await self._served()
         except RequestFailed as failed:
-            raise HarnessError(
-                f"no server answers at {self._bases[0].url}: {failed.kind}: {failed.message}",
-                "start it, or give another address with --set engine.base_url=http://host:port",
-            ) from None
+            what = f"no server answers at {self._bases[0].url}: {failed.kind}: {failed.message}"
+            fix = ASK_FIXES.get(failed.kind, "start it, or give another address with --url http://host:port")
+            raise HarnessError(what, fix) from None
         about: dict[str, Any] = {}
         for page in ("/version", "/api/version", "/info", "/props", "/get_server_info"):
             with contextlib.suppress(RequestFailed):
@@ -154,6 +169,7 @@ class OpenAIEngine:
             wait_s = None if response.status == 200 else self._wait_s(response, body)
             if wait_s is None or waited_s + wait_s > self.options.read_timeout_s:
                 return functools.partial(self._completion, request, response, connect_s, earlier, retries)
+            self._pool.held.size -= response.kept
             earlier, retries, waited_s = earlier + len(response.ends), retries + (wait_s > 0), waited_s + wait_s
             try:
                 await asyncio.sleep(wait_s)
@@ -175,7 +191,8 @@ class OpenAIEngine:
                 connection = await self._pool.connect(server)
                 connect_s = clock() - begin_s
             try:
-                return await connection.exchange(self._heads[server] + body, arrived), connect_s
+                most = ANSWER_SIZE[0] + ANSWER_SIZE[1] * request.output_tokens
+                return await connection.exchange(self._heads[server] + body, arrived, most), connect_s
             except BaseException as error:
                 if not connection.stale or connect_s is not None:
                     # The counts are of the part that arrived before the error.
@@ -248,7 +265,7 @@ class OpenAIEngine:
             input_tokens=answer.usage.input(len(request.prompt) if ids_sent else None),
             output_tokens=answer.output_tokens(),
             cached_tokens=answer.cached_tokens(),
-            finish_reason=answer.finish_reason,
+            finish_reason=answer.finish_reason and self._without_secrets(answer.finish_reason)[:ERROR_LENGTH],
             arrival_tokens=tuple(counts),
             connect_s=connect_s,
             token_ids=tuple(answer.token_ids) or None,
@@ -258,13 +275,14 @@ class OpenAIEngine:
         )
 
     def _parse(self, request: Request, response: http.Response) -> tuple[Answer, RequestFailed | None]:
-        """The answer as far as it could be parsed, and the error that ended parsing."""
+        """The answer as far as it could be parsed, and the error that ended parsing. Called once for each response."""
+        self._pool.held.size -= response.kept
         answer = Answer(len(response.ends), request.output_tokens)
         try:
             if response.coding is not None:
                 raise _compressed(response.coding)
             if response.status != 200:
-                raise RequestFailed(f"http_{response.status}", error_message(response.body()))
+                raise _not_ok(response)
             if not self.options.stream or response.headers.get(b"content-type", b"").startswith(b"application/json"):
                 answer.read_json(response.body())
             else:
@@ -276,7 +294,7 @@ class OpenAIEngine:
     def _with_arrivals(self, error: BaseException, counts: Sequence[int]) -> BaseException:
         """The error without secrets, and with the tokens in each arrival as `arrival_tokens`."""
         if isinstance(error, RequestFailed):
-            error = RequestFailed(error.kind, self._without_secrets(error.message))
+            error = RequestFailed(error.kind, self._without_secrets(error.message)[:ERROR_LENGTH])
         error.arrival_tokens = tuple(counts)  # type: ignore[attr-defined]
         return error
 
@@ -299,7 +317,7 @@ class OpenAIEngine:
             fields["stream_options"] = {"include_usage": True}
         if request.ignore_eos:
             fields["ignore_eos"] = True
-        fields = {key: value for key, value in (fields | given.body).items() if value is not None}
+        fields = {key: value for key, value in (fields | self._fields).items() if value is not None}
         return _framed(msgspec.json.encode(fields))
 
     def _headers(self) -> str:
@@ -311,19 +329,34 @@ class OpenAIEngine:
         if given.api_key_env is not None:
             headers["Authorization"] = f"Bearer ${given.api_key_env}"
         for name, value in headers.items():
-            start, dollar, variable = value.partition("$")
-            if dollar:
-                if not (secret := os.environ.get(variable)):
-                    raise HarnessError(f"the variable {variable} is not set", f"export {variable}=… before the run")
-                self._secrets.append(secret)
-                value = start + secret
-            elif name.lower() in SECRET_HEADERS:
-                what = f"header {name} contains a secret, and options are stored with the run"
-                raise HarnessError(what, "write $NAME, the name of an environment variable")
+            if name.lower() not in PLAIN_HEADERS or "$" in value:
+                value = self._secret(f"header {name}", value)
             if not f"{name}{value}".isprintable() or not value.isascii() or not re.fullmatch(r"[\w-]+", name, re.ASCII):
                 raise HarnessError(f"'{name}' cannot be sent as a header", "use printable ASCII in names and values")
             lines.append(f"{name}: {value}")
         return "".join(f"{line}\r\n" for line in lines)
+
+    def _secret(self, where: str, text: str) -> str:
+        """The text with the environment variable that it names, whose value is stored nowhere else."""
+        start, dollar, variable = text.partition("$")
+        if not dollar:
+            what = f"the {where} can be a secret, and options are stored with the run"
+            raise HarnessError(what, "write $NAME, the name of an environment variable")
+        if not (secret := os.environ.get(variable)):
+            raise HarnessError(f"the variable {variable} is not set", f"export {variable}=… before the run")
+        self._secrets.append(secret)
+        return start + secret
+
+    def _filled(self, where: str, value: Any) -> Any:
+        """A value of the body with environment variables in place of their names."""
+        match value:
+            case str():
+                return self._secret(where, value)
+            case list():
+                return [self._filled(where, each) for each in value]
+            case dict():
+                return {key: self._filled(where, each) for key, each in value.items()}
+        return value
 
     def _without_secrets(self, text: str) -> str:
         for secret in self._secrets:
@@ -387,8 +420,8 @@ class OpenAIEngine:
             if response.coding is not None:
                 raise _compressed(response.coding)
             if response.status != 200:
-                raise RequestFailed(f"http_{response.status}", self._without_secrets(error_message(response.body())))
-            answer = msgspec.json.decode(response.body())
+                raise self._with_arrivals(_not_ok(response), ())
+            answer = msgspec.json.decode(self._without_secrets(response.body().decode(errors="replace")))
         except msgspec.DecodeError as wrong:
             raise RequestFailed("malformed", str(wrong)) from None
         finally:
@@ -399,6 +432,15 @@ class OpenAIEngine:
 def _length(which: int) -> bytes:
     """The key of a length field in a body. Quotes inside a JSON text are escaped, so that it occurs as a key alone."""
     return f'"{LENGTH_FIELDS[which]}":'.encode()
+
+
+def _not_ok(response: http.Response) -> RequestFailed:
+    """The failure of an answer with another status than 200. Redirects are not followed: their time would count."""
+    said = error_message(response.body())
+    if 300 <= response.status < 400:
+        place = response.headers.get(b"location", b"?").decode("latin-1")
+        said = f"the server redirects to {place}"
+    return RequestFailed(f"http_{response.status}", said)
 
 
 def _framed(data: bytes) -> bytes:

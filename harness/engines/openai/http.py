@@ -7,6 +7,7 @@ arrived: the kernel's time of its arrival does not depend on this process.
 
 import asyncio
 import contextlib
+import errno
 import functools
 import itertools
 import re
@@ -26,7 +27,11 @@ from harness.errors import HarnessError, RequestFailed
 MAX_HEAD = 64 << 10
 """Maximum bytes of a status line with headers, and of trailers."""
 MAX_BODY = 64 << 20
-"""Maximum bytes of an answer's body."""
+"""Maximum bytes of an answer's body, with PIECE_SIZE for each piece."""
+MAX_HELD = 512 << 20
+"""Maximum bytes of all answers that wait to be parsed or are still arriving, counted in the same way."""
+PIECE_SIZE = 64
+"""Bytes that a piece takes in memory beside its content."""
 READ_SIZE = 256 << 10
 """Maximum bytes of one read from a socket."""
 SILENCE_CHECKS = 8
@@ -34,6 +39,8 @@ SILENCE_CHECKS = 8
 _TIMESTAMPNS = 35
 """SO_TIMESTAMPNS of Linux, whose stream sockets tell the time at which the bytes of a read arrived (since 4.16)."""
 _TIMESPEC = struct.Struct("@ll")
+_TLS_RECORDS = b"\x15\x03", b"\x16\x03"
+"""How an answer of TLS to a plain request begins: an alert, or a handshake."""
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?: .*)?")
 _CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r\n")
 _CHUNK_HEAD_START = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r?)?")
@@ -105,7 +112,7 @@ def _parsed(head: bytes) -> _Head:
     line, _, rest = head.partition(b"\r\n")
     match = _STATUS.fullmatch(line)
     if match is None:
-        raise ValueError(f"not an HTTP answer: {line[:60]!r}")
+        raise ValueError(f"not an HTTP answer: {line!r}")
     status = int(match[1])
     fields = (field.partition(b":") for field in rest.split(b"\r\n"))
     headers = {name.strip().lower(): value.strip() for name, _, value in fields}
@@ -116,7 +123,7 @@ def _parsed(head: bytes) -> _Head:
     elif length.isdigit() and len(length) < 16 and int(length) <= MAX_BODY:
         size = int(length)
     else:
-        raise ValueError(f"the answer's Content-Length is {length[:40]!r}")
+        raise ValueError(f"the answer's Content-Length is {length!r}")
     keep_alive = line.startswith(b"HTTP/1.1") and headers.get(b"connection", b"").lower() != b"close"
     return _Head(status, headers, keep_alive, chunked, size)
 
@@ -149,6 +156,8 @@ class Response:
     """The body without HTTP framing: one piece per chunk if it was sent in chunks, else one piece per read."""
     ends: Sequence[int]
     """Number of pieces received by the end of each arrival."""
+    kept: int = 0
+    """Bytes that the body takes in memory."""
 
     @property
     def coding(self) -> str | None:
@@ -184,12 +193,20 @@ class _Stamped(socket.socket):
         return size
 
 
+@dataclass(slots=True)
+class Held:
+    """Bytes of all answers that wait to be parsed or are still arriving."""
+
+    size: int = 0
+
+
 class Connection(asyncio.BufferedProtocol):
     """One connection to a server. It carries one exchange at a time."""
 
-    def __init__(self, buffer: memoryview, sock: _Stamped | None = None) -> None:
+    def __init__(self, buffer: memoryview, held: Held, sock: _Stamped | None = None) -> None:
         self._sock = sock
         self._buffer = buffer  # shared by all connections: each read is copied out before the next one
+        self._held, self._most = held, MAX_BODY
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._arrived: Arrived | None = None
@@ -198,11 +215,12 @@ class Connection(asyncio.BufferedProtocol):
         self.stale = False
         """Closed cleanly without a byte: a reused connection that the server had closed before it read the request."""
 
-    async def exchange(self, data: bytes, arrived: Arrived) -> Response:
+    async def exchange(self, data: bytes, arrived: Arrived, most: int = MAX_BODY) -> Response:
         """Send a request and wait for the end of its answer. `arrived(1, at_ns)` is called first on each read.
 
-        Raises RequestFailed; `response()` then returns what was received.
+        Raises RequestFailed, also for a body of more than `most` bytes; `response()` then returns what was received.
         """
+        self._most = min(most, MAX_BODY)
         assert self._transport is not None
         self._waiter = asyncio.get_running_loop().create_future()
         self._arrived = arrived
@@ -217,13 +235,13 @@ class Connection(asyncio.BufferedProtocol):
     def _reset(self) -> None:
         self._consume = self._head
         self._rest, self._left = b"", 0
-        self._status = self._silent_checks = self._size = 0
+        self._status = self._silent_checks = self._size = self._kept = 0
         self._pieces: list[bytes] = []
         self.ends: list[int] = []
         self.reusable = False
 
     def response(self) -> Response:
-        return Response(self._status, self._headers, self._pieces, self.ends)
+        return Response(self._status, self._headers, self._pieces, self.ends, self._kept)
 
     def close(self) -> None:
         """Abort the connection, so that the server notices at once."""
@@ -290,7 +308,9 @@ class Connection(asyncio.BufferedProtocol):
                 return
         self._rest = data
         if len(data) > MAX_HEAD or not data.startswith(b"HTTP/1."[: len(data)]):
-            raise ValueError(f"not HTTP, or headers of more than {MAX_HEAD} bytes: {data[:60]!r}")
+            if data.startswith(_TLS_RECORDS):
+                raise ValueError("the server speaks TLS: write https:// in its address")
+            raise ValueError(f"not HTTP, or headers of more than {MAX_HEAD} bytes: {data[:MAX_HEAD]!r}")
 
     def _counted(self, data: bytes) -> None:
         self._add_piece(data)
@@ -313,7 +333,7 @@ class Connection(asyncio.BufferedProtocol):
             if len(pieces) > 2 and (ended or pieces[-1] == b"") and _lengths_fit(pieces):
                 self._rest = b""
                 self._pieces += pieces[1::2]
-                self._grow(len(data))
+                self._grow(len(data), len(pieces) // 2)
                 if ended:
                     self._finish(self._keep_alive)
                 return
@@ -336,7 +356,7 @@ class Connection(asyncio.BufferedProtocol):
             if header is None:
                 self._rest = data[at:]
                 if not _CHUNK_HEAD_START.fullmatch(self._rest):
-                    raise ValueError(f"not a chunk size: {self._rest[:40]!r}")
+                    raise ValueError(f"not a chunk size: {self._rest[:MAX_HEAD]!r}")
                 return
             if (size := int(header[1], 16)) == 0:
                 if (end := data.find(b"\r\n\r\n", header.end() - 2)) >= 0:
@@ -351,10 +371,14 @@ class Connection(asyncio.BufferedProtocol):
         self._pieces.append(piece)
         self._grow(len(piece))
 
-    def _grow(self, size: int) -> None:
+    def _grow(self, size: int, pieces: int = 1) -> None:
         self._size += size
-        if self._size > MAX_BODY:
-            raise ValueError(f"the answer exceeds {MAX_BODY} bytes")
+        self._kept += size + PIECE_SIZE * pieces
+        self._held.size += size + PIECE_SIZE * pieces
+        if self._kept > self._most:
+            raise ValueError(f"the answer exceeds {self._most:,} bytes, the limit for the tokens that were asked for")
+        if self._held.size > MAX_HELD:
+            raise ValueError(f"the answers that are not parsed yet exceed {MAX_HELD:,} bytes in all")
 
     def _finish(self, reusable: bool) -> None:
         self.reusable = reusable
@@ -406,6 +430,8 @@ class Pool:
         self._all: set[Connection] = set()
         self._turns = itertools.cycle(range(len(bases)))
         self._buffer = memoryview(bytearray(READ_SIZE))
+        self.held = Held()
+        """Whoever has parsed a response takes its `kept` off."""
         self._silence_timer: asyncio.TimerHandle | None = None
 
     async def fill(self, count: int) -> None:
@@ -448,20 +474,20 @@ class Pool:
         await asyncio.sleep(0)  # transports close their sockets in the next iteration of the loop
 
     async def connect(self, server: int) -> Connection:
-        """Open a connection. Raises RequestFailed: timeout, refused or unreachable."""
+        """Open a connection. Raises RequestFailed: timeout, refused, certificate, tls or unreachable."""
         base, loop, sock = self._bases[server], asyncio.get_running_loop(), None
         if self._silence_timer is None:
             self._check_silence(loop)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 if isinstance(base.address, str):
-                    make = functools.partial(Connection, self._buffer)
+                    make = functools.partial(Connection, self._buffer, self.held)
                     _, connection = await loop.create_unix_connection(make, base.address)
                 else:
                     sock = await _connected(*base.address)
                     # Resolve the name once: later connections use the address of this one.
                     self._bases[server] = replace(base, address=sock.getpeername()[:2])
-                    make = functools.partial(Connection, self._buffer, sock)
+                    make = functools.partial(Connection, self._buffer, self.held, sock)
                     _, connection = await loop.create_connection(
                         make, sock=sock, ssl=base.tls, server_hostname=base.name
                     )
@@ -469,8 +495,13 @@ class Pool:
             raise RequestFailed("timeout", f"{base.url}: no connection within {self._connect_timeout_s} s") from None
         except ConnectionRefusedError as refused:
             raise RequestFailed("refused", f"{base.url}: {refused.strerror}") from None
+        except ssl.SSLCertVerificationError as failed:
+            raise RequestFailed("certificate", f"{base.url}: {failed.verify_message}") from None
+        except ssl.SSLError as failed:
+            raise RequestFailed("tls", f"{base.url}: {failed.reason or failed}") from None
         except OSError as failed:
-            raise RequestFailed("unreachable", f"{base.url}: {failed}") from None
+            name = errno.errorcode.get(failed.errno or 0, "")
+            raise RequestFailed("unreachable", f"{base.url}: {name} {failed.strerror or failed}") from None
         self._all.add(connection)
         return connection
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -58,6 +59,8 @@ HEALTH_S = 0.25
 STOP_S = 15.0
 """From SIGTERM to SIGKILL."""
 _MAX_MESSAGE = 400
+_SECRET = re.compile(r"--?[\w-]*(key|token|password|secret)(=.*)?", re.IGNORECASE | re.DOTALL)
+"""Options of servers whose value is a secret."""
 
 
 class Server:
@@ -80,6 +83,10 @@ class Server:
             raise HarnessError(f"unknown server '{how}'", fix)
         if model is None and (how in SERVERS or "{model}" in how or "{asked}" in how):
             raise HarnessError(f"the server '{how}' needs a model", "give one with --model, or in the workload")
+        words = [*SERVERS.get(how, how).split(), *arguments(options)]
+        if secret := next(filter(_SECRET.fullmatch, words), None):
+            what = f"{secret.partition('=')[0]} of the server is a secret, and its command is stored with the run"
+            raise HarnessError(what, "export it instead: VLLM_API_KEY, LLAMA_API_KEY or HF_TOKEN")
         self._how, self._asked, self._options, self._timeout_s = how, model, dict(options), timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._children: Descendants | None = None

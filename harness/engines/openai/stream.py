@@ -13,6 +13,8 @@ from harness.engines.openai.http import Response
 from harness.engines.openai.usage import Events, Usage, text_of
 from harness.errors import RequestFailed
 
+LONG = 1 << 20
+"""Longest error text. It is cut to the length that is stored when it has no secrets any more."""
 DONE = b"[DONE]"
 """Data of the last event of an OpenAI stream."""
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
@@ -231,7 +233,7 @@ class Answer:
                 raise RequestFailed("error", error_message(data)) from None
             if kind not in (b"", b"message"):
                 return
-            raise RequestFailed("malformed", f"{wrong} in {data[:200]!r}") from None
+            raise RequestFailed("malformed", f"{wrong} in {data[:LONG]!r}") from None
         if event.timings is not None:
             self.timings = event.timings
         if event.choices:
@@ -297,7 +299,7 @@ def _content(content: Any) -> tuple[str, str]:
 
 
 def error_message(body: bytes) -> str:
-    """The error message in a server's answer, in any of the usual forms; at most 500 characters.
+    """The error message in a server's answer, in any of the usual forms.
 
     >>> [error_message(body) for body in (b'{"error": {"message": "too long"}}', b'{"error": "busy"}', b"<html>")]
     ['too long', 'busy', '<html>']
@@ -306,10 +308,10 @@ def error_message(body: bytes) -> str:
         answer = msgspec.json.decode(body)
         if isinstance(answer, dict):
             return _error_text(answer.get("error") or answer.get("message") or answer.get("detail") or answer)
-    return body[:2000].decode(errors="replace").strip()[:500]
+    return body[:LONG].decode(errors="replace").strip()
 
 
 def _error_text(error: object) -> str:
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         error = error["message"]
-    return ("" if error is None else error if isinstance(error, str) else json.dumps(error, default=str))[:500]
+    return ("" if error is None else error if isinstance(error, str) else json.dumps(error, default=str))[:LONG]

@@ -1,12 +1,12 @@
 """One measured point of another tool's file, and the figures made of the file's numbers."""
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from typing import Any
 
+from harness.config import shown
 from harness.files import data_rows
 from harness.model import Figure, Record, Status
 
@@ -23,6 +23,8 @@ UNITS: Mapping[str, str] = {
     "gpu_power_w": "W",
 }
 """Figure, or the part of its name before the dot -> unit; all other figures are in seconds."""
+LARGEST = 1e15
+"""Largest figure that is believed."""
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 PERCENTILES = ("p50", "p90", "p95", "p99")
 _ALSO = {"mean": "avg", "p50": "median"}
@@ -86,19 +88,26 @@ def at(content: Mapping[str, Any], key: str) -> Any:
 def figures(
     values: Mapping[str, float | None], n: int | None, scale: float = 1.0, status: Status = "reported"
 ) -> tuple[Figure, ...]:
-    """Figures from figure name -> value; a value that is missing or not finite gives no figure.
+    """Figures from figure name -> value; a value that is missing gives no figure. ValueError for one that is no amount.
 
     >>> [(each.name, each.value, each.unit) for each in figures({"ttft_s.p50": 12.5, "itl_s.p50": None}, 3, 1e-3)]
     [('ttft_s.p50', 0.0125, 's')]
     """
     return tuple(
         Figure(
-            name, value * scale, UNITS.get(name) or UNITS.get(name.partition(".")[0], "s"), status, n=n,
+            name, amount(name, value) * scale, UNITS.get(name) or UNITS.get(name.partition(".")[0], "s"), status, n=n,
             reason="the tool gives no interval",
         )
         for name, value in values.items()
-        if value is not None and math.isfinite(value)
+        if value is not None
     )  # fmt: skip
+
+
+def amount(name: str, value: Any) -> float:
+    """The value of a figure, if it is a number from 0 to LARGEST; otherwise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
+        raise ValueError(f"{name} is {shown(value)}, not an amount")
+    return float(value)
 
 
 def latency(name: str, seen: Mapping[str, Any], n: int | None, scale: float = 1.0) -> tuple[Figure, ...]:
