@@ -54,11 +54,6 @@ _BATCH = 500
 """Rows that are made or examined at once: the rows of a long run as Python objects take several times its memory."""
 _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("time_s",)}
 """Columns with times on CLOCK_MONOTONIC in a journal, and in seconds since the start of the load in a finished file."""
-_INTEGERS = (
-    *("input_tokens", "output_tokens", "cached_tokens", "conversation", "turn", "stand_in_tokens", "client"),
-    *("shared_tokens", "hidden_tokens", "retries", "age_tokens"),
-)
-"""Integer columns with missing values: nullable in pandas, so that integers do not become floats."""
 
 
 def read_rows(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]:
@@ -146,10 +141,11 @@ def _possible(values: NDArray[Any], kind: pa.DataType) -> NDArray[np.bool_]:
 
 
 def frame(table: pa.Table) -> pd.DataFrame:
-    """Requests as a DataFrame, with nullable integers; lists stay in Arrow (see `flat`)."""
-    lists = {kind: pd.ArrowDtype(kind) for kind in table.schema.types if pa.types.is_list(kind)}
-    requests = pd.DataFrame(table.to_pandas(integer_object_nulls=True, types_mapper=lists.get))
-    return requests.astype(dict.fromkeys(_INTEGERS, "Int64"))
+    """Requests as a DataFrame, with nullable integers; lists stay in Arrow (see `flat`). The table is used up."""
+    kinds: dict[pa.DataType, Any] = {kind: pd.ArrowDtype(kind) for kind in table.schema.types if pa.types.is_list(kind)}
+    kinds[pa.int64()] = pd.Int64Dtype()  # otherwise those with a missing value become floats
+    requests = pd.DataFrame(table.to_pandas(types_mapper=kinds.get, split_blocks=True, self_destruct=True))
+    return requests.astype(dict.fromkeys(("index", "input_asked", "output_asked"), "int64"))
 
 
 def flat(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

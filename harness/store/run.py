@@ -60,7 +60,7 @@ class Run:
     @cached_property
     def power(self) -> pd.DataFrame:
         """One row per reading: the fields of `harness.model.PowerSample`; empty without a meter."""
-        return pd.DataFrame(self._rows("power").to_pandas())
+        return pd.DataFrame(self._rows("power").to_pandas(split_blocks=True, self_destruct=True))
 
     @cached_property
     def server(self) -> pd.DataFrame:

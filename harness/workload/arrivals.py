@@ -15,7 +15,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from harness.config import Section
+from harness.errors import HarnessError
 
+YEAR_S = 365 * 86_400.0
+"""Longest load; also the largest rate per second."""
 ARRIVALS = 3
 """Second word of the seed of arrival times, so that they share no random numbers with the requests."""
 
@@ -29,8 +32,8 @@ def _quantity(units: Mapping[str, float], form: str = "above 0") -> BeforeValida
             number = float(match[1]) * {"": 1.0, **units}[match[2]] if match else math.nan
         except (KeyError, ValueError):
             number = math.nan
-        if not 0 <= number < math.inf or (number == 0 and form == "above 0"):
-            message = "should be a number {form}, alone or with one of the units {units}"
+        if not 0 <= number <= YEAR_S or (number == 0 and form == "above 0"):
+            message = "should be a number {form} to 31,536,000 (a year), alone or with one of the units {units}"
             raise PydanticCustomError("quantity", message, {"form": form, "units": ", ".join(units)})
         return number
 
@@ -207,13 +210,15 @@ def due_times(load: Load, count: int | None, seed: int, trace: Trace | None = No
     are not rescaled to the exact mean rate. trace: arrivals of the trace, from 0, times `time_scale`, once.
     ramp and steps: arrivals at rate 1, mapped by the inverse of the cumulative rate L(t), which gives Poisson arrivals
     at the varying rate (time rescaling: Cinlar 1975); with constant arrivals, L(t) = 0, 1, 2...
-    ValueError for a closed loop, which has no due times.
+    ValueError for a closed loop, which has no due times; HarnessError for a trace of more than a year.
 
     >>> list(due_times(Load(shape="constant", rate_per_s=4, duration_s=0.6), None, seed=0))
     [0.0, 0.25, 0.5]
     """
     if load.closed:
         raise ValueError(f"a load of users ({load.shape}) has no due times")
+    if trace is not None and np.ptp(trace.arrival_s) * (load.time_scale or 1.0) > YEAR_S:
+        raise HarnessError("the arrivals of the trace take more than a year", "give a smaller load.time_scale")
     blocks = _blocks(load, seed, trace)
     times = itertools.islice(itertools.chain.from_iterable(block.tolist() for block in blocks), count)
     end_s = load.end_s

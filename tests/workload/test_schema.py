@@ -245,3 +245,21 @@ def test_the_error_in_the_documentation_is_what_is_printed() -> None:
     with pytest.raises(HarnessError) as raised:
         plain(*re.findall(r"--set (\S+)", command))
     assert shown.strip() == f"error: {raised.value}"
+
+
+@pytest.mark.parametrize(
+    ("count", "load", "named"),
+    [
+        (
+            1000,
+            "{shape: poisson, rate_per_s: 1e-9}",
+            "load.rate_per_s is so low that the requests take more than a year",
+        ),
+        (1000, "{shape: closed, users: 3, duration_s: 1e9}", "load.duration_s is 1000000000.0"),
+        (1000, "{shape: ramp, from_users: 1, to_users: 2, over_s: 9000 h}", "load.over_s is '9000 h'"),
+    ],
+)
+def test_a_load_of_more_than_a_year_is_refused(count: int, load: str, named: str) -> None:
+    text = f"requests: {{count: {count}, input_tokens: 4, output_tokens: 4}}\nload: {load}"
+    with pytest.raises(HarnessError, match=named):
+        parse_workload(text, "x.yaml")
