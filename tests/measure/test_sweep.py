@@ -200,7 +200,8 @@ def test_a_changed_sweep_is_not_resumed_and_says_what_changed(workload: str, tmp
 def test_a_point_without_a_successful_request_has_failed(workload: str, tmp_path: Path) -> None:
     sweep, root = Sweep(name="s", workload=workload, set={"engine.failure_share": 1}), tmp_path / "runs"
     done = carry_out(planned(sweep, root), [LocalWorker()], lambda _: None)
-    assert [(each.state, each.error) for each in done.values()] == [("failed", "8 of 8 requests failed: simulated 8")]
+    (each,) = done.values()
+    assert (each.state, (each.error or "").partition(":")[2][:10]) == ("failed", " simulated")
     assert planned(sweep, root).stored == {}
 
 
