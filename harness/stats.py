@@ -10,9 +10,9 @@ Array = NDArray[np.float64]
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
 Z = 1.96
-LEAST_BATCHES = 5
-"""Fewest batches of requests in flight together for an interval."""
-COSINES = 0.55
+LEAST_BATCHES = 1.5
+"""Fewest batches of requests in flight together for an interval, which is wide then: t of 1 degree of freedom."""
+COSINES = 0.5
 """Frequencies of the spectrum at zero for one batch; times batches to the power 2/3."""
 LEAST_GROUPS = 12
 """Fewest groups whose totals give a variance: the t of fewer would widen every interval."""
@@ -79,9 +79,13 @@ def interval_ranks(n: int, p: float) -> tuple[int, int] | None:
     return max(lower, 1), min(upper, n)
 
 
+def least_values(together: float) -> float:
+    """Fewest values that give an interval of their mean; those of `together` successive requests shared the engine."""
+    return max(3.0, LEAST_BATCHES * together)
+
+
 def mean_half(errors: Array, together: float = 1.0, group: NDArray[np.int64] | None = None) -> float | None:
-    """Half-width of the 95% interval of the mean of `errors`, whose sum is 0; None for fewer than `LEAST_BATCHES`
-    times `together` of them.
+    """Half-width of the 95% interval of the mean of `errors`, whose sum is 0; None for fewer than `least_values`.
 
     Values are in time order and may depend on each other. Those of `together` successive requests shared the engine.
     The largest of three half-widths: two take the spectrum at its k lowest frequencies (t with k degrees of freedom),
@@ -91,23 +95,53 @@ def mean_half(errors: Array, together: float = 1.0, group: NDArray[np.int64] | N
     k grows with the number of batches to the power 2/3, as there. Groups: Cameron, Gelbach and Miller (2011), the same
     journal 29(2).
 
-    >>> mean_half(np.ones(4) - 1) is None, mean_half(np.zeros(5))
+    >>> mean_half(np.zeros(2)) is None, mean_half(np.zeros(3))
     (True, 0.0)
     """
     from scipy.fft import dct
-    from scipy.special import stdtrit
 
     n = len(errors)
-    if n < LEAST_BATCHES * max(together, 1.0) or np.isnan(errors).any():
+    if n < least_values(together) or np.isnan(errors).any():
         return None
-    few = min(round(COSINES * (n / max(together, 1.0)) ** (2 / 3)), (n - 1) // 2)
+    few = min(max(1, round(COSINES * (n / max(together, 1.0)) ** (2 / 3))), (n - 1) // 2)
     power = np.square(dct(errors, norm="ortho")[1 : 2 * few + 1])
-    terms = [(k, float(power[:k].mean()) / n) for k in (few, 2 * few)]
-    if group is not None:
-        totals = np.bincount(group, errors)[np.bincount(group) > 0]
-        if (count := len(totals)) >= LEAST_GROUPS:
-            terms.append((count - 1, count / (count - 1) * float(totals @ totals) / n**2))
-    return max(float(stdtrit(df, (1 + CONFIDENCE) / 2)) * math.sqrt(variance) for df, variance in terms)
+    halves = [_t(k) * math.sqrt(float(power[:k].mean()) / n) for k in (few, 2 * few)]
+    halves.append(0.0 if group is None else _groups_half(group, errors) / n)
+    return max(halves)
+
+
+def _groups_half(group: NDArray[np.int64], errors: Array) -> float:
+    """Half-width of the 95% interval of the sum of `errors` of independent groups; 0 for fewer than `LEAST_GROUPS`."""
+    totals = np.asarray(np.bincount(group, errors)[np.bincount(group) > 0], float)
+    count = len(totals)
+    if count < LEAST_GROUPS:
+        return 0.0
+    return _t(count - 1) * math.sqrt(count / (count - 1) * float(totals @ totals))
+
+
+def _t(df: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, (1 + CONFIDENCE) / 2))
+
+
+def rate_half(
+    slices: Array, batches: float, errors: Array | None = None, group: NDArray[np.int64] | None = None
+) -> float | None:
+    """Relative half-width of the 95% interval of a rate from its counts in successive equal times.
+
+    As of `mean_half`, for as many `batches` of requests in flight together; the `errors` of the requests, of each
+    `group`, have the sum 0. None if that is None or if the interval would include 0.
+
+    >>> round(rate_half(np.random.default_rng(0).normal(10, 1, 400), 400), 3)
+    0.01
+    """
+    total = float(slices.sum())
+    half = mean_half(slices - slices.mean(), len(slices) / max(batches, 1e-9))
+    if half is None or not total > 0:
+        return None
+    half = max(half * len(slices), 0.0 if group is None or errors is None else _groups_half(group, errors))
+    return half / total if half < total else None
 
 
 def ratio_half(
@@ -164,8 +198,6 @@ def repeats_half(values: Array) -> float | None:
     >>> round(repeats_half(np.array([9.0, 10.0, 11.0])), 3)
     2.484
     """
-    from scipy.special import stdtrit
-
     if (n := len(values)) < 2:
         return None
-    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / math.sqrt(n))
+    return float(_t(n - 1) * values.std(ddof=1) / math.sqrt(n))

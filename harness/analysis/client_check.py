@@ -8,7 +8,8 @@ import pandas as pd
 from pydantic import ValidationError
 
 from harness.analysis.findings import finding
-from harness.analysis.latency import Times, members, times
+from harness.analysis.latency import members
+from harness.analysis.times import Times, times
 from harness.analysis.window import Window
 from harness.model import Figure, Finding, Summary
 from harness.stats import Array, least_n

@@ -144,7 +144,7 @@ def _change(base: Sequence[Figure], new: Sequence[Figure], better: int, between:
         return Change(*sides, ratio, None, better)
     before, after = (np.log([float(figure.value or 0) for figure in side]) for side in (base, new))
     d = float(after.mean() - before.mean())
-    within = _within_runs(base[0], new[0]) if len(every) == 2 else (0.0, 0.0)
+    within = within_runs(base[0], new[0]) if len(every) == 2 else (0.0, 0.0)
     if isinstance(within, str):
         return Change(*sides, replace(ratio, value=math.exp(d), reason=within), None, better)
     sd, df = _between_runs(before, after, between)
@@ -162,7 +162,7 @@ def _side(figures: Sequence[Figure]) -> Figure:
     return replace(figures[0], value=mean, low=None, high=None, n=len(figures), reason=None)
 
 
-def _within_runs(base: Figure, new: Figure) -> tuple[float, float] | str:
+def within_runs(base: Figure, new: Figure) -> tuple[float, float] | str:
     """Lower and upper half-width of the 95% interval of ln(new / base), from the intervals of the two figures; or the
     reason why there is no interval.
 

@@ -12,7 +12,7 @@ from harness.analysis.joules import Array, Window
 from harness.analysis.readings import Source
 from harness.analysis.regression import Split, split_usage
 from harness.model import Figure, Finding, MeterInfo
-from harness.stats import LEAST_BATCHES, ratio_half
+from harness.stats import least_values, ratio_half
 
 GAIN = 0.06
 """Relative gain error of a board's own sensor, from published comparisons of NVIDIA boards with external meters (Yang,
@@ -162,7 +162,7 @@ def _per_token(window: Window, cuts: Array, joules: Array, counts: tokens.Counts
     yield Figure("gpu_power_w", watts, "W", "measured", low, high, interval="bound: boundary")
     # A missing reading gives NaN joules, and then no interval.
     spread = {what: ratio_half(joules, parts[what].to_numpy(float)) for what in PER}
-    few = f"needs {LEAST_BATCHES} parts of {CUT_PERIODS} counter periods with tokens in them"
+    few = f"needs {least_values(1):.0f} parts of {CUT_PERIODS} counter periods with tokens in them"
     for what, half in spread.items():
         if not (n := float(whole[what])):
             yield _missing(f"joules_per_{what}", "J", f"no {what} in the window")

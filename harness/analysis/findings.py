@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis.latency import Times, times
+from harness.analysis.times import Times, times
 from harness.analysis.tokens import ordinary, stalls
 from harness.analysis.window import Window
 from harness.config import read_yaml

@@ -31,15 +31,19 @@ def repeated(runs: Sweep) -> list[tuple[Figure, list[Figure]]]:
     for name in HEADLINES:
         each = [figure for _, summary in runs for figure in summary.figures if figure.name == name]
         if len(each) == len(runs) and all(figure.value is not None for figure in each):
-            found.append((_mean(each), each))
+            found.append((mean_of(each), each))
     return found
 
 
-def _mean(figures: Sequence[Figure]) -> Figure:
+def mean_of(figures: Sequence[Figure]) -> Figure:
+    """The mean of a figure over runs, with its t interval between them; the figure of a single run, or one without a
+    value, as it is."""
+    lacking = [figure for figure in figures if figure.value is None]
+    if lacking or len(figures) == 1:
+        return (lacking or figures)[0]
     values = np.array([figure.value for figure in figures], float)
-    mean, half = float(values.mean()), repeats_half(values)
-    low, high = (None, None) if half is None else (mean - half, mean + half)
-    return replace(figures[0], value=mean, low=low, high=high, n=len(figures), reason=None)
+    mean, half = float(values.mean()), repeats_half(values) or 0.0
+    return replace(figures[0], value=mean, low=mean - half, high=mean + half, n=len(figures), reason=None)
 
 
 def learned(base: Sequence[Run], new: Sequence[Run]) -> Callable[[str], Between]:

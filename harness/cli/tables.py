@@ -16,10 +16,10 @@ from harness.cost.pricing import list_scenarios, price_run
 from harness.engines.base import missing
 from harness.errors import HarnessError
 from harness.files import install, read_data
-from harness.measure.search import Outcome, Point, highest_feasible, saturation
+from harness.measure.search import Point, highest_feasible, saturation
 from harness.measure.sweep import Plan, figures_of, outcome_of
 from harness.measure.workers import Done
-from harness.model import ENGINES
+from harness.model import ENGINES, Figure
 from harness.report.format import brief, carried
 from harness.report.lines import fitted
 from harness.report.table import Table
@@ -162,22 +162,18 @@ def ended_tables(plan: Plan, ended: Mapping[Point, Done]) -> list[Table]:
     made = [Table("failed", "Points that failed", ("point", "state"), tuple(failed))] if failed else []
     if (auto := plan.sweep.auto) is None:
         return made
-    searches: dict[Point, dict[float, Outcome]] = {}
+    searches: dict[Point, dict[float, list[dict[str, Figure]]]] = {}
     for point, done in ended.items():
-        loads = searches.setdefault(point.without(auto.axis), {})
-        loads[point.values[auto.axis]] = outcome_of(auto, figures_of(plan.root, done))
+        loads = searches.setdefault(point.without(auto.axis, plan.sweep.repeat), {})
+        loads.setdefault(point.values[auto.axis], []).append(figures_of(plan.root, done))
+    found = {at: {load: outcome_of(auto, each) for load, each in loads.items()} for at, loads in searches.items()}
     limits = " and ".join(f"{figure} <= {limit:g} s" for figure, limit in auto.objective.items())
     rows = tuple(
-        (in_words(at), _reached(saturation(seen), seen), _reached(highest_feasible(seen), seen) if limits else "")
-        for at, seen in searches.items()
+        (in_words(at), saturation(seen).text(auto.limit), highest_feasible(seen).text(auto.limit) if limits else "")
+        for at, seen in found.items()
     )
     columns = ("at", f"{auto.axis} at saturation", f"highest with {limits}" if limits else "objective")
     return [*made, Table("search", f"Search over {auto.axis} up to {auto.limit:g}", columns, rows)]
-
-
-def _reached(load: float | None, seen: Mapping[float, Outcome]) -> str:
-    """The load; above the highest that was measured nothing is known."""
-    return "none" if load is None else f"{load:g}" if load < max(seen) else f"{load:g} or more: the highest measured"
 
 
 def state_of(done: Done) -> str:

@@ -14,18 +14,22 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from harness.analysis.diff import within_runs
 from harness.analysis.latency import LATENCIES, STATISTICS
 from harness.config import Section, checked, near, read_map
 from harness.errors import HarnessError
+from harness.model import Figure
 from harness.workload.arrivals import Seconds
 from harness.workload.schema import doubt_seconds
 
 ENGINE_KEYS = ("engine", "model")
 """First parts of the keys that need a new engine."""
 SATURATED = 0.03
-"""Doubling ends when it raises the output rate by less than this share."""
+"""Doubling ends when it surely raises the output rate by less than this share."""
 BISECTED = 1.05
 """Bisection ends when the lowest load that misses the objective is at most this factor above the highest that meets."""
+MOST_RUNS = 4
+"""Most runs of one load whose intervals leave open whether it is better than another or meets the objective."""
 BENT = 0.15
 """Smallest gap between neighbours on the front, as a share of the range of rate or interactivity, that is divided."""
 LIMITED = [f"{latency}.{statistic}" for latency in LATENCIES for statistic in STATISTICS]
@@ -99,9 +103,10 @@ class Point:
         text = json.dumps([self.values, self.repeat], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def without(self, axis: str) -> Point:
-        """The point without this axis: a combination at which a search runs."""
-        return Point({key: value for key, value in self.values.items() if key != axis}, self.repeat)
+    def without(self, axis: str, repeats: int = 1) -> Point:
+        """The combination at which a search runs: without this axis. A search measures a load again as a later repeat
+        than the `repeats` of the sweep."""
+        return Point({key: value for key, value in self.values.items() if key != axis}, self.repeat % repeats)
 
     def overrides(self, sweep: Sweep) -> dict[str, Any]:
         """Values by dotted key that turn the sweep's workload into the workload of this point.
@@ -119,13 +124,40 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a measured point that a search uses."""
+    """The result of a load's runs that a search uses."""
 
-    tokens_per_s: float | None
-    """None: the point failed."""
+    rate: Figure | None
+    """Output tokens per second; None: the load failed."""
     tpot_s: float | None
-    meets: bool
-    """Whether the point met every limit of the objective."""
+    meets: bool | None
+    """Whether the load meets every limit of the objective; None: an interval holds a limit."""
+    runs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A load that a search looked for. It is surely above `low` or `low` itself, and surely not above `high`."""
+
+    load: float | None
+    """By the figures' values; None: no load is."""
+    low: float
+    high: float | None
+    """None: no load was measured that surely is beyond it."""
+    top: float
+    """The highest load that was measured."""
+
+    def text(self, limit: float) -> str:
+        """The answer in words.
+
+        >>> Answer(32, 16, 64, 64).text(1024), Answer(None, 0, 1, 4).text(8), Answer(512, 256, None, 1024).text(1024)
+        ('32 (16 to 64)', 'n/a (none does)', '256 or more (the limit was 1024)')
+        """
+        if self.load is None:
+            return "n/a (none does)"
+        if self.high is None:
+            end = f"the limit was {limit:g}" if self.top >= limit else f"no load above {self.top:g} was measured"
+            return f"{self.low:g} or more ({end})"
+        return f"{self.load:g} ({self.low:g} to {self.high:g})"
 
 
 def parse_sweep(text: str, origin: str) -> Sweep:
@@ -144,7 +176,7 @@ def parse_sweep(text: str, origin: str) -> Sweep:
 
 
 def points(sweep: Sweep) -> list[Point]:
-    """All points except those of a search, in the order of the axes, grouped by engine.
+    """All points except those of a search, in the order of the axes, grouped by engine. Repeats take turns.
 
     >>> sweep = Sweep(name="s", workload="smoke", grid={"load.users": [1, 2], "model": ["a", "b"]})
     >>> [tuple(point.values.values()) for point in points(sweep)]
@@ -154,23 +186,26 @@ def points(sweep: Sweep) -> list[Point]:
     axes += [[dict(zip(group, row, strict=True)) for row in zip(*group.values(), strict=True)] for group in sweep.zip]
     made = [
         Point({key: value for part in parts for key, value in part.items()}, repeat)
-        for parts in itertools.product(*axes)
         for repeat in range(sweep.repeat)
+        for parts in itertools.product(*axes)
     ]
     engines = list(dict.fromkeys(point.engine for point in made))
-    return sorted(made, key=lambda point: engines.index(point.engine))
+    return sorted(made, key=lambda point: (point.repeat, engines.index(point.engine)))
 
 
 def next_load(auto: Auto, measured: Mapping[float, Outcome]) -> float | None:
     """The next load to measure after the measured ones; None: the search is complete. Its steps:
 
-    1. doubling from `start`, until twice the load brings less than `SATURATED` more tokens, fails, or exceeds `limit`;
-    2. bisection on a log scale between the highest load that meets the objective and the lowest that does not;
+    1. doubling from `start`, until twice the load surely brings less than `SATURATED` more tokens, fails, or exceeds
+       `limit`;
+    2. bisection on a log scale between the highest load that surely meets the objective and the lowest that does not;
+       a load of which the intervals leave 1 or 2 open is measured again, up to `MOST_RUNS` times;
     3. up to `most` points in all, the load in the middle, on a log scale, of the widest gap in rate or interactivity.
 
     >>> auto = Auto(axis="load.users", limit=8, objective={"ttft_s.p99": 1}, most=0)
-    >>> slow = {1: Outcome(10, 0.01, True), 2: Outcome(20, 0.01, True), 4: Outcome(40, 0.02, False)}
-    >>> next_load(auto, {}), next_load(auto, {1: slow[1]}), next_load(auto, slow | {8: Outcome(40, 0.1, False)})
+    >>> rates = {n: Figure("", min(10 * n, 40), "", "measured", *2 * [min(10 * n, 40)]) for n in (1, 2, 4, 8)}
+    >>> slow = {n: Outcome(rate, 0.01, n < 4) for n, rate in rates.items()}
+    >>> next_load(auto, {}), next_load(auto, {1: slow[1]}), next_load(auto, slow)
     (1, 2, 3)
     """
     known = dict(sorted(measured.items()))
@@ -178,36 +213,65 @@ def next_load(auto: Auto, measured: Mapping[float, Outcome]) -> float | None:
     return next((load for load in steps if load is not None), None)
 
 
-def saturation(measured: Mapping[float, Outcome]) -> float | None:
-    """The lowest load whose output rate is within `SATURATED` of the highest; None: no point succeeded."""
-    rates = {load: rate for load, each in sorted(measured.items()) if (rate := each.tokens_per_s) is not None}
-    return next((load for load, rate in rates.items() if rate >= (1 - SATURATED) * max(rates.values())), None)
+def saturation(measured: Mapping[float, Outcome]) -> Answer:
+    """The lowest load above which no measured load gives `SATURATED` more tokens."""
+    rates = [(load, each.rate) for load, each in sorted(measured.items()) if each.rate is not None]
+    low, by_value, high = 0.0, None, None
+    for i, (load, rate) in enumerate(rates[:-1]):
+        ends = zip(*(_gain(rate, more) for _, more in rates[i + 1 :]), strict=True)
+        surely, likely, perhaps = (max(each) >= 1 + SATURATED for each in ends)  # more tokens
+        low = load if surely else low
+        by_value = load if by_value is None and not likely else by_value
+        high = load if high is None and not perhaps else high
+    found = by_value or (rates[-1][0] if rates else None)
+    return Answer(found, low, high, max(measured, default=0.0))
 
 
-def highest_feasible(measured: Mapping[float, Outcome]) -> float | None:
-    """The highest measured load that meets the objective; None: no load does."""
-    return max((load for load, each in measured.items() if each.meets), default=None)
+def highest_feasible(measured: Mapping[float, Outcome]) -> Answer:
+    """The highest measured load that surely meets the objective."""
+    good = max((load for load, each in measured.items() if each.meets), default=None)
+    bad = min((load for load, each in measured.items() if load > (good or 0) and each.meets is False), default=None)
+    return Answer(good, good or 0.0, bad, max(measured, default=0.0))
 
 
 def _doubled(auto: Auto, known: Mapping[float, Outcome]) -> float | None:
     """The next load of start, its doublings and the limit; None if the measured ones saturate or fail."""
-    before, load = 0.0, auto.rounded(min(auto.start, auto.limit))
+    before, load = None, auto.rounded(min(auto.start, auto.limit))
     doubled = auto.start
     while load in known:
-        rate = known[load].tokens_per_s
-        if rate is None or rate < (1 + SATURATED) * before or doubled >= auto.limit:
+        if (rate := known[load].rate) is None:
             return None
-        before, doubled = rate, 2 * doubled
+        if before is not None and (base := known[before].rate) is not None:
+            low, _, high = _gain(base, rate)
+            again = min((before, load), key=lambda each: known[each].runs)
+            if high < 1 + SATURATED:
+                return None
+            if low < 1 + SATURATED and known[again].runs < MOST_RUNS:
+                return again
+        if doubled >= auto.limit:
+            return None
+        before, doubled = load, 2 * doubled
         load = auto.rounded(min(doubled, auto.limit))
     return load
 
 
+def _gain(base: Figure, more: Figure) -> tuple[float, float, float]:
+    """Lower end, value and upper end of the ratio of two rates; 0 and inf if one has no interval."""
+    within, ratio = within_runs(base, more), (more.value or 0.0) / (base.value or math.inf)
+    below, above = (math.inf, math.inf) if isinstance(within, str) else within
+    return ratio * math.exp(-below), ratio, ratio * math.exp(above)
+
+
 def _bisected(auto: Auto, known: Mapping[float, Outcome]) -> float | None:
-    good = highest_feasible(known)
-    if not auto.objective or good is None:
+    if not auto.objective:
         return None
-    bad = min((load for load, each in known.items() if load > good and not each.meets), default=None)
-    if bad is None or bad <= BISECTED * good:
+    found = highest_feasible(known)
+    good, least_bad = found.low, found.high or math.inf
+    unsure = [load for load, each in known.items() if each.meets is None and good < load < least_bad]
+    if (again := next((load for load in unsure if known[load].runs < MOST_RUNS), None)) is not None:
+        return again
+    bad = min([least_bad, *unsure])
+    if not good or bad == math.inf or bad <= BISECTED * good:
         return None
     middle = auto.rounded(math.sqrt(good * bad))
     return None if middle in known else middle
@@ -216,7 +280,7 @@ def _bisected(auto: Auto, known: Mapping[float, Outcome]) -> float | None:
 def _filled(auto: Auto, known: Mapping[float, Outcome]) -> float | None:
     if len(known) >= auto.most:
         return None
-    speeds = [(load, each.tpot_s, each.tokens_per_s) for load, each in known.items()]
+    speeds = [(load, each.tpot_s, each.rate.value if each.rate else None) for load, each in known.items()]
     front = [(load, 1 / tpot_s, rate) for load, tpot_s, rate in speeds if tpot_s and rate]
     spans = [max(column) - min(column) or 1.0 for column in list(zip(*front, strict=True))[1:]]
     widest, best = BENT, None

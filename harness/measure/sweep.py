@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.diff import flat
+from harness.analysis.repeats import mean_of
 from harness.analysis.summary import summary_of
 from harness.config import shown
 from harness.errors import HarnessError
@@ -167,8 +168,8 @@ class _Measuring:
     loaded: dict[Worker, str] = field(default_factory=dict)
     """Worker -> the engine of its last point."""
     losses: Counter[Point] = field(default_factory=Counter)
-    searches: dict[Point, dict[float, Outcome]] = field(default_factory=dict)
-    """With a search: combination -> load -> outcome."""
+    searches: dict[Point, dict[float, list[dict[str, Figure]]]] = field(default_factory=dict)
+    """With a search: combination -> load -> figures of each of its runs."""
 
     def __post_init__(self) -> None:
         for point in self.plan.points:
@@ -216,9 +217,11 @@ class _Measuring:
                 self._report(point, None)
 
     def _next(self, engine: str | None) -> Point | None:
-        """The next point to measure, with that engine if possible; None: no point is left, or the budget is spent."""
+        """The next point to measure, of the same repeat with that engine if possible; None: none is left, or the budget
+        is spent."""
         while self.waiting and not self._spent():
-            point = next((each for each in self.waiting if each.engine == engine), self.waiting[0])
+            turn = [each for each in self.waiting if each.repeat == self.waiting[0].repeat]
+            point = next((each for each in turn if each.engine == engine), turn[0])
             if (run := self.plan.stored.get(point.key)) is None:
                 return point
             self.waiting.remove(point)
@@ -245,14 +248,17 @@ class _Measuring:
     def _end(self, point: Point, done: Done) -> None:
         self.ended[point] = done
         if (auto := self.plan.sweep.auto) is not None:
-            combination = point.without(auto.axis)
-            outcome = outcome_of(auto, figures_of(self.plan.root, done))
-            self.searches[combination][point.values[auto.axis]] = outcome
+            combination = point.without(auto.axis, self.plan.sweep.repeat)
+            runs = self.searches[combination].setdefault(point.values[auto.axis], [])
+            runs.append(figures_of(self.plan.root, done))
             self._search(auto, combination)
 
     def _search(self, auto: Auto, combination: Point) -> None:
-        if (load := next_load(auto, self.searches.setdefault(combination, {}))) is not None:
-            self.waiting.append(Point({**combination.values, auto.axis: load}, combination.repeat))
+        runs = self.searches.setdefault(combination, {})
+        measured = {load: outcome_of(auto, each) for load, each in runs.items()}
+        if (load := next_load(auto, measured)) is not None:
+            repeat = combination.repeat + self.plan.sweep.repeat * len(runs.get(load, ()))
+            self.waiting.append(Point({**combination.values, auto.axis: load}, repeat))
 
     def _spent(self) -> bool:
         spent_s = sum(done.seconds for done in self.ended.values()) * self.plan.gpus
@@ -266,14 +272,24 @@ class _Measuring:
         self.notify(Status(point, done, len(self.ended), failed, len(self.ended) + left, left_s))
 
 
-def outcome_of(auto: Auto, figures: Mapping[str, Figure]) -> Outcome:
-    """The outcome of a point with these figures; without figures the point has failed."""
-    if not figures:
-        return Outcome(None, None, False)
-    values = {name: figure.value for name, figure in figures.items()}
-    limits = [(values.get(name), limit) for name, limit in auto.objective.items()]
-    meets = all(value is not None and value <= limit for value, limit in limits)
-    return Outcome(values.get("output_tokens_per_s"), values.get("tpot_s.p50"), meets)
+def outcome_of(auto: Auto, runs: Sequence[Mapping[str, Figure]]) -> Outcome:
+    """The outcome of a load from the figures of each of its runs; if a run has none, the load has failed.
+
+    Several runs have the interval of their mean between runs.
+    """
+    if not all(runs):
+        return Outcome(None, None, False, len(runs))
+    names = ("output_tokens_per_s", "tpot_s.p50", *auto.objective)
+    rate, tpot, *limited = (mean_of([run[name] for run in runs]) if name in runs[0] else None for name in names)
+    meets: set[bool | None] = set()
+    for figure, limit in zip(limited, auto.objective.values(), strict=True):
+        if figure is None or figure.value is None:
+            meets.add(False)
+        else:
+            sure = figure.low is not None and figure.high is not None and not figure.low <= limit < figure.high
+            meets.add(figure.value <= limit if sure else None)
+    all_met = False if False in meets else None if None in meets else True
+    return Outcome(rate, None if tpot is None else tpot.value, all_met, len(runs))
 
 
 def gpus_of(workload: Workload) -> int:

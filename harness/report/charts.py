@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from harness.analysis.latency import times
 from harness.analysis.summary import Sweep
+from harness.analysis.times import times
 from harness.analysis.tokens import ordinary
 from harness.cost.bill import measured
 from harness.cost.objective import parse_objectives

@@ -167,7 +167,7 @@ def test_the_documented_search_runs_and_ends_with_one_table_and_what_it_found(ha
     ended = harness("sweep", "study.yaml")
     assert ended.code == 0, ended.err
     assert ended.out.startswith("2 runs · chat")
-    assert re.search(r"or more: the highest +2 or more: the highest", ended.out)
+    assert re.search(r"or more \(the limit was 2\) +2 or more \(the limit was 2\)", ended.out)
     assert harness("report", "study").out == ended.out.partition("Search over")[0]
     for where in ("sweep=study", "load.users>=1", "load.users=2"):
         listed = json.loads(harness("list", "runs", "--where", where, "--json").out)["tables"][0]

@@ -1,0 +1,249 @@
+"""The part of a run that figures are of, and what their intervals rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from harness import stats
+from harness.analysis.times import Array, Mask, Times, flat_of, numbers
+from harness.analysis.tokens import between, ordinary, spread_from, tokens
+from harness.analysis.window import Window
+from harness.model import Figure
+from harness.store.rows import flat
+
+LEAST_SLICES, MOST_SLICES = 8, 2000
+"""Least and most parts of the window, each about a request time, whose counts tell the variance of rates."""
+SEVERAL = 5
+"""Batches of requests in flight that give most figures an interval."""
+LEAST_GAPS = 20
+"""Gaps within the window that give a request with others outside a TPOT; half of its gaps are enough too."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """The part of a run that figures are of: the measured window, or the whole run.
+
+    Rates count what came within it: tokens spread over the gap before their arrival, and requests spread over theirs.
+    TTFT and lag are those of the requests sent within it; E2E, response and objectives of those that ended within it;
+    ITL of the gaps that ended within it; TPOT of each request's gaps within it, if `LEAST_GAPS` or half of all.
+    """
+
+    seen: Times
+    length_s: float | None
+    counts: Mapping[str, float]
+    """Completed requests and their tokens, by the names of `tokens.tokens`; `failed`, failed requests."""
+    slices: pd.DataFrame
+    """The same counts, but of failed ones, in equal parts of the window."""
+    cuts: Array
+    """Where the parts begin and end."""
+    sent: Mask
+    ended: Mask
+    gaps: Mask
+    """Of `seen.gaps_s`."""
+    tpot_s: Array
+    """Per request; NaN where it has none."""
+    basis: Basis
+    by_end: NDArray[np.integer]
+    """Rows in order of their end. In order of sending, those that ended in a window begin with the longest."""
+
+    @classmethod
+    def of_run(cls, requests: pd.DataFrame, seen: Times, length_s: float | None) -> Part:
+        kept, done = ordinary(requests), seen.completed
+        counts = {
+            "request": float(done.sum()),
+            "failed": float(seen.failed.sum()),
+            "output_token": float(seen.each["output_tokens"][done].sum()),
+            "input_token": float(np.nansum(numbers(requests["input_tokens"])[done])),
+        }
+        gaps, tpot_s = np.repeat(kept, seen.each["gaps"]), np.where(kept, seen.each["tpot_s"], np.nan)
+        return cls(
+            seen, length_s, counts, pd.DataFrame(), np.empty(0), kept, kept, gaps, tpot_s, Basis(), np.arange(len(kept))
+        )
+
+    @classmethod
+    def of_window(cls, requests: pd.DataFrame, seen: Times, window: Window) -> Part:
+        begin_s, end_s, kept = window.begin_s, window.end_s, ordinary(requests)
+        sent_s, over_s = numbers(requests["sent_s"]), numbers(requests["end_s"])
+        ended = (over_s > begin_s) & (over_s <= end_s)
+        sent = kept & (sent_s >= begin_s) & (sent_s < end_s)
+        basis = Basis.of(requests, sent, window)
+        cuts = np.linspace(begin_s, end_s, round(np.clip(basis.batches, LEAST_SLICES, MOST_SLICES)) + 1)
+        slices = between(tokens(requests[seen.completed]), cuts)
+        counts = {str(name): float(count) for name, count in slices.sum().items()}
+        counts["failed"] = float((ended & seen.failed).sum())
+        shown = seen.completed & (seen.each["hidden_tokens"] == 0).to_numpy()
+        arrival_s, sizes = flat_of(requests["arrival_s"], shown)
+        groups = flat_of(requests["arrival_tokens"], shown)[0]
+        later = np.ones(len(arrival_s), bool)
+        later[(np.cumsum(sizes) - sizes)[sizes > 0]] = False
+        owner, gap_end_s = np.repeat(np.arange(len(sizes)), np.maximum(sizes - 1, 0)), arrival_s[later]
+        gaps = kept[owner] & (gap_end_s > begin_s) & (gap_end_s <= end_s)
+        held, given, passed_s = (
+            np.bincount(owner[gaps], weights, len(sizes)) for weights in (None, groups[later][gaps], seen.gaps_s[gaps])
+        )
+        enough = (held > 0) & (held >= np.minimum(LEAST_GAPS, seen.each["gaps"].to_numpy() / 2))
+        # Where the engine counts other tokens than arrived, its count is that of the answer.
+        counted = (seen.each["output_tokens"] / seen.each["arrived_tokens"]).to_numpy()
+        tpot_s = np.full(len(enough), np.nan)
+        tpot_s[enough] = passed_s[enough] / (given * counted)[enough]
+        return cls(
+            seen,
+            end_s - begin_s,
+            counts,
+            slices,
+            cuts,
+            sent,
+            kept & ended,
+            gaps,
+            tpot_s,
+            basis,
+            np.argsort(over_s, kind="stable"),
+        )
+
+    def values(self, name: str) -> tuple[Array, NDArray[np.integer]]:
+        """The values of one of `LATENCIES`, and the row of the request of each, in order of sending, or of end."""
+        if name == "itl_s":
+            owner = np.repeat(np.arange(len(self.sent)), self.seen.each["gaps"])
+            return self.seen.gaps_s[self.gaps], owner[self.gaps]
+        whole = name in ("e2e_s", "response_s")
+        kept = self.ended if whole else self.sent
+        each = self.tpot_s if name == "tpot_s" else np.where(kept, self.seen.each[name], np.nan)
+        rows = self.by_end if whole else np.arange(len(each))
+        rows = rows[~np.isnan(each[rows])]
+        return each[rows], rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """Input of the intervals of rates, means and percentiles; the default gives no interval."""
+
+    why: str | None = "no interval of a whole run"
+    """The reason why figures have no interval; None: they have one."""
+    together: float = 1.0
+    """Requests in flight, which shared the engine."""
+    group: NDArray[np.int64] | None = None
+    """For each request a number of what may depend on itself for any time: its slot, or its conversation."""
+    sent: int = 0
+    """Requests that were sent in the window."""
+    time_s: Array = field(default_factory=lambda: np.empty(0))
+    """Of each request, time in the window that it held its slot (closed loop), or `share` (open)."""
+    share: Array = field(default_factory=lambda: np.empty(0))
+    """Share of the tokens of each request that came in the window."""
+
+    @property
+    def batches(self) -> float:
+        """Number of times that the requests in flight were replaced."""
+        return self.sent / self.together
+
+    @classmethod
+    def of(cls, requests: pd.DataFrame, sent: Mask, window: Window) -> Basis:
+        sent_s, over_s = numbers(requests["sent_s"]), numbers(requests["end_s"])
+        talks = requests["conversation"].notna().any()
+        group, together = _talks(requests) if talks else None, max(1.0, window.in_flight)
+        share = _share_within(requests, window.begin_s, window.end_s)
+        if not window.closed:
+            return cls(None, together, group, int(sent.sum()), share, share)
+        slot = slots(requests, round(window.in_flight))
+        if talks:  # a user may think between two turns
+            following = pd.Series(sent_s).groupby(slot).shift(-1).to_numpy()
+            over_s = np.where(np.isnan(following), over_s, following)
+        group = slot if group is None or window.in_flight >= stats.LEAST_GROUPS else group
+        time_s = np.clip(over_s, window.begin_s, window.end_s) - np.clip(sent_s, window.begin_s, window.end_s)
+        return cls(None, together, group, int(sent.sum()), np.nan_to_num(time_s), share)
+
+    def rate(self, figure: Figure, slices: Array, each: Array) -> Figure:
+        """The figure, a rate, with its interval, or with the reason for none.
+
+        `slices`: the counts in equal parts of the window; `each`: what each request of the run gave.
+        """
+        if figure.value is None or (why := self.why or self.few(self.sent)) is not None:
+            return replace(figure, reason=figure.reason or why)
+        given = np.nan_to_num(each) * self.share
+        errors = given - given.sum() / max(self.time_s.sum(), 1e-300) * self.time_s
+        here = self.time_s > 0
+        group = None if self.group is None else self.group[here]
+        return _bounded(figure, stats.rate_half(slices, self.batches, errors[here], group), self.sent, self.together)
+
+    def bound(
+        self, figure: Figure, rows: Mask | NDArray[np.integer], top: Array, bottom: Array | None = None
+    ) -> Figure:
+        """The figure with the interval of sum(top) / sum(bottom), or with the reason why there is no interval.
+
+        `top` and `bottom` have an element for each of the `rows` of the requests.
+        """
+        if figure.value is None or self.why is not None:
+            return replace(figure, reason=figure.reason or self.why)
+        half = stats.ratio_half(top, bottom, self.together, None if self.group is None else self.group[rows])
+        why = self.few(len(top))
+        return replace(figure, reason=why) if why else _bounded(figure, half, len(top), self.together)
+
+    def few(self, count: int) -> str | None:
+        """The reason why `count` requests have no interval; None if they can have one."""
+        if count >= stats.least_values(self.together):
+            return None
+        return _lacks(count, self.together)
+
+    def between(
+        self, p: float, at: float, ordered: Array, values: Array, rows: NDArray[np.integer]
+    ) -> tuple[float | None, float | None, str | None]:
+        """The ends of the interval of quantile `p`, which is `at`, or the reason why there is none.
+
+        `rows` has the row of the request of each of the values, and `ordered` the values in ascending order.
+        """
+        if self.why is not None:
+            return None, None, self.why
+        owners = pd.unique(rows)
+        sizes, passed = (np.bincount(rows, each)[owners].astype(float) for each in (None, values > at))
+        group = None if self.group is None else self.group[owners]
+        n = stats.worth(passed, sizes, self.together, group)
+        if n is None:
+            return None, None, self.few(len(owners))
+        interval = stats.percentile_interval(ordered, p, n)
+        few = f"its interval needs {stats.least_n(p)} independent requests, has {n}"
+        if len(owners) < SEVERAL * self.together:
+            few = _lacks(len(owners), self.together)
+        return (*interval, None) if interval is not None else (None, None, few)
+
+
+def _lacks(count: int, together: float) -> str:
+    needs = f"needs {SEVERAL} of {together:.3g} requests, has {int(count / together)}"
+    return f"no interval: too few independent batches: {needs}"
+
+
+def _bounded(figure: Figure, half: float | None, count: int, together: float) -> Figure:
+    if half is None or figure.value is None:
+        wide = "no interval: it would include 0"
+        return replace(figure, reason=_lacks(count, together) if count < SEVERAL * together else wide)
+    return replace(figure, low=figure.value * (1 - half), high=figure.value * (1 + half))
+
+
+def _talks(requests: pd.DataFrame) -> NDArray[np.int64]:
+    """A number for each request's conversation; a request without one is its own."""
+    key = requests["conversation"].astype(float).fillna(-1.0 - requests["index"])
+    return np.asarray(pd.factorize(key)[0], np.int64)
+
+
+def _share_within(requests: pd.DataFrame, begin_s: float, end_s: float) -> Array:
+    """Share of each request's tokens in a time; each group of tokens is spread over the gap before it."""
+    (when, sizes), (groups, _) = flat(requests["arrival_s"]), flat(requests["arrival_tokens"])
+    since, owner = spread_from(numbers(requests["sent_s"]), when, sizes), np.repeat(np.arange(len(sizes)), sizes)
+    gap_s = np.maximum(when - since, 1e-9)
+    within = np.clip((np.minimum(when, end_s) - np.maximum(when - gap_s, begin_s)) / gap_s, 0.0, 1.0)
+    total = np.bincount(owner, groups, len(sizes))
+    return np.asarray(np.bincount(owner, groups * within, len(sizes)) / np.where(total > 0, total, 1.0))
+
+
+def slots(requests: pd.DataFrame, users: int) -> NDArray[np.int64]:
+    """The slot of each request of a closed loop, in order of sending: the k-th conversation (or single request) after
+    the first `users` follows the k-th to end."""
+    talk = _talks(requests)
+    ends = pd.Series(numbers(requests["end_s"])).groupby(talk).max().fillna(np.inf).to_numpy()
+    ended, slot = np.argsort(ends, kind="stable"), np.arange(len(ends))
+    for i in range(users, len(ends)):
+        slot[i] = slot[ended[i - users]]
+    return np.asarray(slot[talk], np.int64)
