@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from harness import errors
+from harness.cli import options
 from harness.cli.app import app, emit, output, printing, show
-from harness.cli.options import RESULTS, Root
 
 Where = Annotated[str | None, typer.Option(metavar="'A=x and B>=y'", help="Only runs that meet these conditions.")]
 
@@ -15,7 +15,7 @@ Where = Annotated[str | None, typer.Option(metavar="'A=x and B>=y'", help="Only 
 @printing
 def list_(
     what: Annotated[Literal["workloads", "runs", "engines", "models", "scenarios"], typer.Argument()],
-    root: Root = RESULTS,
+    root: options.Root = options.RESULTS,
     where: Where = None,
 ) -> None:
     """List workloads, runs, engines, models or scenarios."""
@@ -35,7 +35,7 @@ def list_(
 @app.command()
 def export(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="Ends in .parquet or .csv.")],
-    root: Root = RESULTS,
+    root: options.Root = options.RESULTS,
     where: Where = None,
 ) -> None:
     """Write the figures of all runs, or of those that meet --where, to one file with a row for each figure."""
@@ -55,7 +55,7 @@ def export(
 @app.command("import")
 def import_(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files of other tools.")],
-    root: Root = RESULTS,
+    root: options.Root = options.RESULTS,
     gpu: Annotated[str | None, typer.Option(help="The GPU of the measurement, if the file does not name it.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs that served the model.")] = None,
 ) -> None:

@@ -13,28 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import errors
-from harness.cli.app import SUFFIXES, Output, output, printing, show, show_answer
+from harness.cli import options
+from harness.cli.app import SUFFIXES, Output, output, printing, show, show_answer, stored_run
 from harness.cli.display import Display
-from harness.cli.options import (
-    RESULTS,
-    FailOn,
-    Force,
-    Full,
-    Gpus,
-    Least,
-    Meter,
-    Out,
-    Precision,
-    Quiet,
-    Root,
-    Scenario,
-    Set,
-)
 from harness.cli.results import judged
 
 if TYPE_CHECKING:
     from harness.analysis.precision import Target
     from harness.store.run import Run
+    from harness.store.run_file import Environment
     from harness.workload.schema import Workload
 
 PER_USER, MOST_S = 5, 60
@@ -48,39 +35,31 @@ def run(
     model: Annotated[str | None, typer.Option(help="Hub id, directory, GGUF file, or short name.")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Start the server: vllm, or that of engine.serve.")] = False,
     url: Annotated[str | None, typer.Option(help="A running server with OpenAI's interface: engine openai.")] = None,
-    users: Annotated[
-        str | None, typer.Option(metavar="N[,N]...", help="This many users at a time; of several, a run each.")
-    ] = None,
+    users: Annotated[str | None, typer.Option(metavar="N[,N]...", help="Users at a time; a run for each.")] = None,
     rate: Annotated[float | None, typer.Option(min=0, help="Requests/s, Poisson where the workload has users.")] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Number of requests.")] = None,
     duration: Annotated[str | None, typer.Option(help="Seconds, or 2 min; without --requests the only end.")] = None,
     input_tokens: Annotated[int | None, typer.Option(min=1, help="Of each request.")] = None,
     output_tokens: Annotated[int | None, typer.Option(min=1, help="Of each request.")] = None,
-    set_: Set = None,
-    out: Out = RESULTS,
-    scenario: Scenario = None,
-    meter: Meter = None,
-    gpus: Gpus = None,
+    set_: options.Set = None,
+    out: options.Out = options.RESULTS,
+    scenario: options.Scenario = None,
+    meter: options.Meter = None,
+    gpus: options.Gpus = None,
     assume_power: Annotated[float | None, typer.Option(metavar="WATTS", help="Assume this constant power.")] = None,
-    host_power: Annotated[
-        float | None, typer.Option(min=0, metavar="WATTS", help="Power of the rest of the host.")
-    ] = None,
+    host_power: Annotated[float | None, typer.Option(min=0, metavar="WATTS", help="Of the rest of the host.")] = None,
     pue: Annotated[float | None, typer.Option(min=1, help="Power usage effectiveness of the site.")] = None,
     clients: Annotated[int | None, typer.Option(min=1, show_default="1", help="Client processes for a server.")] = None,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster for the clients, or auto.")] = None,
-    precise: Precision = None,
+    precise: options.Precision = None,
     repeat: Annotated[int, typer.Option(min=1, help="Number of runs; an engine is started for each.")] = 1,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Send the prompts of this seed, which a running server may know.")
-    ] = None,
-    reset_cache: Annotated[
-        bool, typer.Option("--reset-cache", help="Empty the prefix cache of a running server before each run.")
-    ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Send its prompts, which a running server may know.")] = None,
+    reset_cache: Annotated[bool, typer.Option("--reset-cache", help="Empty a server's prefix cache first.")] = False,
     give_up: Annotated[
-        str | None, typer.Option(metavar="30s", help="End a load that fails after this time without a success.")
+        str | None, typer.Option(metavar="30s", help="End a load that has no success for this time.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be measured; store nothing.")] = False,
-    quiet: Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure a workload, store the run and print its answer.
 
@@ -98,22 +77,18 @@ def run(
     from harness.report.changes import precision_table, repeats_table
     from harness.workload.library import read_workload
 
-    served = "--serve" if serve else "--url"
-    mistakes = {
-        f"--out {out} names the directory of the runs": (out.suffix in SUFFIXES, f"write -o {out}, or --root {out}/"),
-        "--url with --serve": (url and serve, "name one: --url is a server that runs, --serve starts one"),
-        f"{served} with engine '{engine}'": (
-            (url or serve) and engine not in (None, "openai"),
-            f"leave out {served}, or measure a server with --engine openai",
-        ),
-        "--users with --rate": (users and rate, "name one: users wait for their answers, a rate does not wait"),
-    }
-    for what, (wrong, fix) in mistakes.items():
+    served, other = "--serve" if serve else "--url" * bool(url), engine not in (None, "openai")
+    for wrong, what, fix in (
+        (out.suffix in SUFFIXES, f"--out {out} names the directory of the runs", f"write -o {out}, or --root {out}/"),
+        (url and serve, "--url with --serve", "name one: --url is a server that runs, --serve starts one"),
+        (served and other, f"{served} with engine '{engine}'", f"omit {served}, or add --engine openai"),
+        (users and rate, "--users with --rate", "name one: users wait for their answers, a rate does not wait"),
+    ):
         if wrong:
             raise errors.HarnessError(what, fix)
     loads = _loads(users)
     named = {
-        "engine.name": "openai" if url or serve else engine, "engine.openai.base_url": url, "model": model,
+        "engine.name": "openai" if served else engine, "engine.openai.base_url": url, "model": model,
         "engine.openai.serve": "vllm" if serve else None, "scenario": scenario, "seed": seed, "give_up_s": give_up,
         "load.rate_per_s": rate, "load.duration_s": duration, "requests.count": requests,
         "requests.input_tokens": input_tokens, "requests.output_tokens": output_tokens,
@@ -159,25 +134,21 @@ def ab(
     b: Annotated[str, typer.Argument(metavar="B", help="The same, to judge against A.")],
     workload: Annotated[str, typer.Option(help="The workload of both, unless A and B are workloads.")] = "chat",
     repeat: Annotated[int, typer.Option(min=1, help="Number of runs of each, which take turns: A B A B.")] = 5,
-    set_: Set = None,
-    root: Root = RESULTS,
-    meter: Meter = None,
-    fail_on: FailOn = None,
-    least: Least = "1%",
-    force: Force = False,
-    full: Full = False,
-    quiet: Quiet = False,
+    set_: options.Set = None,
+    root: options.Root = options.RESULTS,
+    meter: options.Meter = None,
+    fail_on: options.FailOn = None,
+    least: options.Least = "1%",
+    force: options.Force = False,
+    full: options.Full = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure two servers, engine versions or settings in turns, and judge B against A as `diff` does."""
     from harness.analysis.diff import flat, parse_gate, parse_share
     from harness.config import overrides
 
-    gates, effect, shared = (
-        [parse_gate(text) for text in fail_on or ()],
-        parse_share("--least", least),
-        overrides(set_ or ()),
-    )
-    sides = [_side(text, workload, shared) for text in (a, b)]
+    gates, effect = [parse_gate(text) for text in fail_on or ()], parse_share("--least", least)
+    sides = [_side(text, workload, overrides(set_ or ())) for text in (a, b)]
     asked = [flat(each.model_dump(mode="json", include=SAME)) for each in sides]
     differs = sorted(key for key in asked[0] | asked[1] if asked[0].get(key) != asked[1].get(key))
     if differs and not force:
@@ -186,9 +157,51 @@ def ab(
     points: list[Point] = [(spec, {"side": x}, k) for k in range(repeat) for x, spec in zip("AB", sides, strict=True)]
     how = {"power": powered(sides[0], meter)}
     runs = measure_all(points, root, "ab", quiet, how=how)
-    if len(runs) == len(points):
-        judged(runs[::2], runs[1::2], gates, force, effect, full)
     told_ends(runs)
+    judged(runs[::2], runs[1::2], gates, full, force=force, least=effect)
+
+
+@printing
+def rerun(
+    reference: options.Run_ = "latest", root: options.Root = options.RESULTS, force: options.Force = False
+) -> None:
+    """Measure a stored run again under the same conditions, and compare the two runs.
+
+    Refuses a machine that differs from that of the run; other differences, such as versions, are printed first.
+    """
+    from harness.analysis.diff import differences
+    from harness.measure import environment
+    from harness.store.run import Run
+    from harness.store.run_file import Environment
+    from harness.workload.schema import workload_of
+
+    before = stored_run(reference, root)
+    file = before.file
+    place = Environment.model_validate(environment.capture())
+    then, now = _machine(file.environment), _machine(place)
+    other = [f"{key} differs: {x} vs {now[key]}" for key, x in then.items() if x is not None and x != now[key]]
+    must, noted = differences(before, Run(before.directory, file.model_copy(update={"environment": place})))
+    must = list(dict.fromkeys(other + must))
+    if must and not force:
+        raise errors.HarnessError(f"this machine differs from that of {file.id}: {'; '.join(must)}", "add --force")
+    for each in must + noted:
+        typer.echo(each, err=True)
+    asked = file.workload.model_dump(mode="json")
+    users = [asked["load"].get("users"), *(step.get("users") for step in asked["load"].get("steps") or ())]
+    changes: dict[str, object] = {"engine.name": file.engine_asked}
+    if file.schema_version < 3 and any(users):  # closed loops began with a burst
+        changes["load.start"] = "burst"
+    spec = workload_of(asked, f"{before.directory}/run.json", changes)
+    how = {"power": file.meters_asked, "declared": file.declared, "clients": max(1, len(file.clients))}
+    runs = measure_all([(spec, {}, 0)], root, "rerun", False, how=how)
+    judged([before], runs, (), False, force=True)
+    told_ends(runs)
+
+
+def _machine(place: Environment) -> dict[str, Any]:
+    """What `rerun` tells machines apart by."""
+    gpus = ", ".join(gpu.name or "GPU" for gpu in place.gpus) or "none"
+    return {"cpu": place.cpu.model, "cores_usable": place.cpu.cores_usable, "gpus": gpus}
 
 
 SAME = {"requests", "load", "objectives", "model"}

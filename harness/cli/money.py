@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
+from harness.cli import options
 from harness.cli.app import each_run, output, printing, show
-from harness.cli.options import RESULTS, ChartFormat, Charts, Force, Root, Runs, Scenario, Set
 
 if TYPE_CHECKING:
     from harness.report.table import Table
@@ -47,18 +47,18 @@ def facts(
 @printing
 def compare(
     references: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare.")] = None,
-    root: Root = RESULTS,
-    scenario: Scenario = None,
+    root: options.Root = options.RESULTS,
+    scenario: options.Scenario = None,
     provider: Annotated[str, typer.Option(help="openai, anthropic or deepseek.")] = "openai",
     spend: Annotated[float | None, typer.Option(metavar="USD", help="An exact bill of Jan-Sep 2025.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Every comparison, as figures with formulas.")] = False,
     table: Annotated[list[str] | None, typer.Option(help="A comparison by name, or all; repeatable.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="NAME", help="A number's formula, inputs, quotes.")] = None,
-    set_: Set = None,
+    set_: options.Set = None,
     file: Facts = None,
-    force: Force = False,
-    charts: Charts = None,
-    chart_format: ChartFormat = "svg",
+    force: options.Force = False,
+    charts: options.Charts = None,
+    chart_format: options.ChartFormat = "svg",
 ) -> None:
     """Is the reported inference bill plausible, and what would have to be true? Revenue, your measurement, power.
 
@@ -104,16 +104,13 @@ def compare(
 
 @printing
 def cost(
-    references: Runs = None,
-    root: Root = RESULTS,
-    scenario: Scenario = None,
-    set_: Set = None,
+    references: options.Runs = None,
+    root: options.Root = options.RESULTS,
+    scenario: options.Scenario = None,
+    set_: options.Set = None,
     split: Annotated[bool, typer.Option("--split", help="Price input and output tokens separately.")] = False,
     objective: Annotated[str | None, typer.Option(help="'70B interactive', or ttft_s.p99=0.5,tpot_s.p99=0.03.")] = None,
-    fleet: Annotated[
-        str | None,
-        typer.Option(metavar="MEAN:PEAK", help="With --objective: mean requests/s of a day, and peak / mean."),
-    ] = None,
+    fleet: Annotated[str | None, typer.Option(metavar="A:B", help="Of a day: mean requests/s, peak / mean.")] = None,
 ) -> None:
     """Price runs under a scenario: each run, input and output separately, at an objective, or a fleet over a day."""
     from harness.analysis.summary import load
@@ -143,30 +140,24 @@ def cost(
 
 @printing
 def predict(
-    model: Annotated[
-        str | None, typer.Argument(help="A model of models.csv, a config.json, or a cached hub id.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help="Of models.csv, a config.json, or a cached hub id.")] = None,
     gpu: Annotated[str, typer.Argument(help="GPUs of gpus.csv (H100,B200), or a YAML file with its columns.")] = "H100",
-    devices: Annotated[
-        int | None, typer.Option(help="GPUs; split into copies of the smallest group that fits.")
-    ] = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs, in copies of the smallest group that fits.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the weights: bf16, fp8, nvfp4, mxfp4, int4.")] = None,
     batch: Annotated[float, typer.Option(help="Sequences in flight over all GPUs.")] = 64,
     tokens: Annotated[str, typer.Option(metavar="IN:OUT", help="Tokens of a request.")] = "500:500",
     tp: Annotated[int | None, typer.Option(help="Tensor-parallel GPUs of a copy.")] = None,
     ep: Annotated[int | None, typer.Option(help="Expert-parallel ranks of a copy.")] = None,
     pp: Annotated[int | None, typer.Option(help="Pipeline stages of a copy.")] = None,
-    dp: Annotated[
-        int | None, typer.Option(help="Data-parallel ranks: of attention in a MoE model, else copies.")
-    ] = None,
+    dp: Annotated[int | None, typer.Option(help="Data-parallel ranks: of attention in MoE, else copies.")] = None,
     prefill_gpus: Annotated[int, typer.Option(help="GPUs a copy that compute prompts alone (disaggregated).")] = 0,
     engine: Annotated[str, typer.Option(help="vllm, sglang or trtllm; a version after @, as vllm@0.11.")] = "vllm",
     tpot: Annotated[float, typer.Option(help="Objective: seconds between tokens.")] = 0.05,
     ttft: Annotated[float, typer.Option(help="Objective: seconds to the first token.")] = 5.0,
     scenario: Annotated[str, typer.Option(help="Cost scenario: a shipped name or a file.")] = "on-demand",
-    set_: Set = None,
+    set_: options.Set = None,
     reference: Annotated[str | None, typer.Option("--run", help="A GPU run that calibrates the prediction.")] = None,
-    root: Root = RESULTS,
+    root: options.Root = options.RESULTS,
     validate: Annotated[bool, typer.Option("--validate", help="Print errors on what was left out of the fit.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Also every cost and assumption.")] = False,
 ) -> None:
@@ -191,20 +182,8 @@ def predict(
     found: list[tuple[str, Priced | str]] = []
     for name in names:
         try:
-            each = priced(
-                model,
-                name,
-                asked,
-                devices,
-                precision,
-                layout,
-                engine,
-                scenario,
-                overrides(set_ or ()),
-                own,
-                (tpot, ttft),
-            )
-            found.append((name, each))
+            how = (asked, devices, precision, layout, engine, scenario, overrides(set_ or ()), own, (tpot, ttft))
+            found.append((name, priced(model, name, *how)))
         except errors.HarnessError as refused:
             if len(names) == 1:
                 raise

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import errors
+from harness.cli import options
 from harness.cli.app import printing, show, show_answer
-from harness.cli.options import RESULTS, Gpus, Meter, Root
 
 if TYPE_CHECKING:
     from harness.measure.sweep import Status
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 @printing
 def sweep(
     file: Annotated[Path, typer.Argument(help="A YAML file with a workload, and a grid, zipped axes or a search.")],
-    root: Root = RESULTS,
+    root: options.Root = options.RESULTS,
     resume: Annotated[bool, typer.Option("--resume", help="Measure the points that are not complete.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     budget: Annotated[float | None, typer.Option(min=0, metavar="GPU-HOURS", help="Start no point after this.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="With --ray: the most points at a time.")] = None,
-    meter: Meter = None,
-    gpus: Gpus = None,
+    meter: options.Meter = None,
+    gpus: options.Gpus = None,
     cooldown: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Rest between two points.")] = 0.0,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Use Ray: local, auto, or HOST:PORT.")] = None,
 ) -> None:

@@ -140,15 +140,15 @@ def test_several_numbers_of_users_are_runs_of_one_sweep_on_an_engine_that_stays(
 def test_ab_measures_in_turns_and_judges_b_against_a(harness: Command) -> None:
     faster = ("engine.itl_s=0.003", "engine.itl_s=0.002", "--workload", "smoke", "--repeat", "2")
     quick = ("--set", "engine.name=simulated", "--set", "engine.ttft_s=0.01", "--set", "requests.count=24")
-    judged = harness("ab", *faster, *quick, "--fail-on", "output_tps<-3%", "--json")
+    judged = harness("ab", *faster, *quick, "--fail-on", "tpot_s.p50>+5%", "--json")
     assert judged.code == 0, judged.err
     tables = {table["name"]: table for table in json.loads(judged.out)["tables"]}
-    assert "output_tokens_per_s improved" in dict(tables["verdict"]["rows"])["verdict"]
+    assert "tpot_s.p50 improved" in dict(tables["verdict"]["rows"])["verdict"]
     sides = [
         json.loads(path.read_text())["sweep"]["values"]["side"] for path in sorted(Path("results").glob("2*/run.json"))
     ]
     assert sides == ["A", "B", "A", "B"]
-    assert harness("ab", *reversed(faster[:2]), *faster[2:], *quick, "--fail-on", "output_tps<-3%", "-q").code == 1
+    assert harness("ab", *reversed(faster[:2]), *faster[2:], *quick, "--fail-on", "tpot_s.p50>+5%", "-q").code == 1
     refused = harness("ab", "load.users=2", "load.users=3", *faster[2:], *quick)
     assert (refused.code, "A and B differ in load.users" in refused.err) == (2, True)
 
@@ -221,7 +221,7 @@ MISTAKEN = {
         (("run", "smoke", "--users", "2", "--rate", "3"), ("--users with --rate", "name one")),
         (
             ("run", "smoke", "--engine", "simulated", "--url", "http://x"),
-            ("--url with engine 'simulated'", "leave out --url"),
+            ("--url with engine 'simulated'", "omit --url"),
         ),
         (("run", "smoke", "--engine", "tgi"), ("engine.name is 'tgi'", "simulated")),
         (("run", "smokes"), ("no workload 'smokes'", "did you mean 'smoke'")),
@@ -273,6 +273,42 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
     assert "Traceback" not in left.err
     for each in said:
         assert each in left.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run", "Missing argument"),
+        ("rnu smoke", "Did you mean 'run'?"),
+        ("run smoke --user 3", "--users"),
+        ("run smoke --users 0", "whole numbers from 1"),
+        ("run smoke --users 1,x", "whole numbers from 1"),
+        ("run smoke --rate -1", "greater than or equal to 0"),
+        ("run smoke --duration 5x --engine simulated", "60 or '1 min'"),
+        ("run smoke --set load.users", "--set load.users=4"),
+        ("run smoke --engine simulated --set engine.ttft=1", "did you mean 'ttft_s'"),
+        ("run smoke --engine simulated --meter redfish", "meter 'redfish': missing 1 required"),
+        ("run smoke --engine simulated --gpus 9", "omit --gpus"),
+        ("run smoke --seed 1 --repeat 2 --url http://127.0.0.1:9", "omit --seed"),
+        ("report --format pdf", "'html'"),
+        ("schema runn", "'run'"),
+        ("sweep nofile.yaml", "cannot read nofile.yaml"),
+        ("sweep search.yaml --jobs 2 --where", "No such option"),
+        ("ab a=1 b=2 --repeat 0", "greater than or equal to 1"),
+        ("ab load.users=1 load.users=2 --workload smoke", "A and B differ in load.users"),
+        ("diff a b --fail-on tps<3", "output_tps<-3%"),
+        ("predict Qwen3-32B X100", "did you mean H100"),
+        ("list runs --where userss>=1", "columns are run"),
+        ("list runs --where users", "model=qwen*"),
+        ("export x.txt", "end the file's name"),
+    ],
+)
+def test_a_wrong_call_ends_with_2_names_its_fix_and_measures_nothing(harness: Command, words: str, said: str) -> None:
+    left = harness(*words.split())
+    assert left.code == 2
+    assert said in left.err
+    assert "Traceback" not in left.err
+    assert not Path("results").exists()
 
 
 def test_characters_that_the_terminal_lacks_do_not_stop_the_command() -> None:
