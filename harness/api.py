@@ -30,7 +30,7 @@ from harness.facts.appraisal import appraise
 from harness.files import results_root
 from harness.measure import run as measuring
 from harness.model import Summary
-from harness.predict.predict import LOAD, ONE_GROUP, Layout, Load
+from harness.predict.predict import PLAN, Plan
 from harness.predict.priced import priced
 from harness.report.cost import run_cost_tables
 from harness.report.facts import compare_tables, full_tables
@@ -109,20 +109,12 @@ def compare(
 
 
 def predict(
-    model: str,
-    gpus: str | Sequence[str],
-    load: Load = LOAD,
-    devices: int | None = None,
-    precision: str | None = None,
-    layout: Layout = ONE_GROUP,
-    engine: str = "vllm",
-    scenario: str = "on-demand",
-    overrides: Overrides = (),
+    model: str, gpus: str | Sequence[str], plan: Plan = PLAN, scenario: str = "on-demand", overrides: Overrides = ()
 ) -> pd.DataFrame:
     """The prediction for a model on GPUs, as `harness predict --full` prints it; column `gpu` names the GPU."""
     found = []
     for gpu in [gpus] if isinstance(gpus, str) else gpus:
-        each = priced(model, gpu, load, devices, precision, layout, engine, scenario, values(overrides))
+        each = priced(model, gpu, plan, scenario, values(overrides))
         found.append(long_form(prediction_tables(each, full=True)).assign(gpu=gpu))
     return pd.concat(found, ignore_index=True)
 

@@ -1,4 +1,4 @@
-"""What users write: YAML texts, `--set` values, and the error messages for mistakes in them. Opens no file."""
+"""What users write: YAML texts, `--set` values, and the error messages for mistakes in them. Opens no user's file."""
 
 import difflib
 import json
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.errors import HarnessError
+from harness.files import read_data
 
 Form = TypeVar("Form", bound=BaseModel)
 Values = Mapping[str, Any]
@@ -103,6 +104,11 @@ def read_map(text: str, origin: str, form: str) -> tuple[dict[str, Any], dict[st
     if not isinstance(data, dict):
         raise HarnessError(f"{origin}: {shown(data)} is not a map", f"write {form}")
     return data, places
+
+
+def data_yaml(name: str) -> Any:
+    """The content of a shipped YAML file."""
+    return read_yaml(read_data(name), name)[0]
 
 
 def overrides(words: Values | Iterable[str]) -> dict[str, Any]:

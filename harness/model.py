@@ -194,7 +194,7 @@ class MeterDevice:
 
 @dataclass(frozen=True, slots=True)
 class MeterInfo:
-    """What a meter reports about itself: at its start and, with its own CPU time, at its stop."""
+    """What a meter reports about itself: at its start and, with its CPU time, at its stop."""
 
     meter: str
     status: Status

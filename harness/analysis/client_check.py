@@ -24,7 +24,7 @@ LEAST_GAPS = 100
 
 
 def check_client(run: Run, summary: Summary, window: Window | None = None) -> Summary:
-    """The summary with the figures and findings about the client: the load it offered, and its own delays.
+    """The summary with the figures and findings about the client: the load it offered, and its delays.
 
     `window` holds the requests that the latencies of the summary come from. The delay of the event loop counts against
     latencies only if the engine is a server: an engine inside the client's process runs on the same event loop.
@@ -71,10 +71,12 @@ def _streams(sent: pd.DataFrame, load: Load, count: int | None) -> tuple[Figure,
     spans = sent.assign(end_s=sent["end_s"].fillna(until_s)).groupby(talk).agg({"sent_s": "min", "end_s": "max"})
     held_s = float((spans["end_s"].clip(upper=until_s) - spans["sent_s"]).sum())
     asked_s = sum(min(end, until_s) - begin for user in user_spans(load) for begin, end in user if begin < until_s)
-    return (
-        Figure("load.streams", held_s / until_s, "streams", "measured", n=len(sent)),
-        Figure("load.streams.asked", asked_s / until_s, "streams", "derived", n=len(sent)),
-    )
+    return _pair("load.streams", held_s / until_s, asked_s / until_s, "streams", len(sent))
+
+
+def _pair(name: str, held: float, asked: float, unit: str, n: int) -> tuple[Figure, ...]:
+    """What was sent, and what was asked for."""
+    return Figure(name, held, unit, "measured", n=n), Figure(f"{name}.asked", asked, unit, "derived", n=n)
 
 
 def _rate(sent: pd.DataFrame, load: Load) -> tuple[Figure, ...]:
@@ -90,16 +92,8 @@ def _rate(sent: pd.DataFrame, load: Load) -> tuple[Figure, ...]:
     # Medians of the first and the last tenth, because a single late request does not lower the rate.
     tenth, lag_s = max(1, n // 10), sent_s - due_s
     behind_s = max(0.0, float(np.median(lag_s[-tenth:]) - np.median(lag_s[:tenth])))
-    found = [
-        Figure("load.rate_per_s", (n - 1) / (length_s + behind_s), "requests/s", "measured", n=n),
-        Figure("load.rate_per_s.asked", (n - 1) / length_s, "requests/s", "derived", n=n),
-    ]
-    if n > LEAST_GAPS:
-        found += [
-            Figure("load.gap_cv", _cv(sent_s), "ratio", "measured", n=n - 1),
-            Figure("load.gap_cv.asked", _cv(due_s), "ratio", "derived", n=n - 1),
-        ]
-    return tuple(found)
+    rates = _pair("load.rate_per_s", (n - 1) / (length_s + behind_s), (n - 1) / length_s, "requests/s", n)
+    return (*rates, *(_pair("load.gap_cv", _cv(sent_s), _cv(due_s), "ratio", n - 1) if n > LEAST_GAPS else ()))
 
 
 def _cv(instants: Array) -> float:
@@ -149,7 +143,7 @@ def _late(seen: Times, summary: Summary, load: Load, clients: Sequence[ClientSee
     done = seen.each[seen.completed]
     lag_s = 0.0
     # Offline requests have no due time of their own, and requests held back by `max_in_flight` are meant to wait. In a
-    # closed loop a request is due when the client comes to send it: what delays it then is the engine in its process.
+    # closed loop a request is due when the client sends it: what delays it then is the engine in the client's process.
     due = load.shape != "offline" and load.max_in_flight is None and (served or not load.closed)
     if due and len(done):
         lag_s = max(0.0, float(done["first_response_s"].quantile(0.99) - done["ttft_s"].quantile(0.99)))

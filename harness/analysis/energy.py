@@ -73,24 +73,19 @@ def measure_energy(
     gpus = [s for s in found if s.device.domain in readings.GPU]
     status = readings.worst(gpus)
     findings, reason = doubts.of_readings(infos, gpus, start_s, end_s)
-    reason = uncharged or reason
     findings += doubts.of_others([s for s in found if s.device.domain not in readings.GPU])
+    reason = uncharged or reason
     whole = None if reason else readings.total(gpus, start_s, end_s)
     window = whole and readings.total(gpus, *readings.settle(gpus, start_s, end_s))
-    if window is None and reason is None:
-        reason = "window-not-bracketed: the power readings do not span the window, or have a gap in it"
-    if window is not None and window.energy_j <= 0:
+    if window is None:
+        reason = reason or "window-not-bracketed: the power readings do not span the window, or have a gap in it"
+    elif window.energy_j <= 0:
         window, reason = None, "counter-stuck: no energy was counted in the window"
-    checks = [check for gpu in gpus if (check := readings.agreement(gpu, start_s, end_s)) is not None]
-    if window is not None and (found_false := list(doubts.contradictions(gpus, start_s, end_s))):
-        findings += found_false
-        window, reason = None, f"{found_false[0].code}: {found_false[0].text}"
-    of_gpus = [
-        _bounded("energy_j.gpu", window and whole, reason),
-        _cross_check(checks),
-        *_idle(gpus, window, idle or {}),
-    ]
-    of_gpus += doubts.held_back(gpus, start_s, end_s)
+    elif refuted := list(doubts.contradictions(gpus, start_s, end_s)):
+        findings += refuted
+        window, reason = None, f"{refuted[0].code}: {refuted[0].text}"
+    of_gpus = [_bounded("energy_j.gpu", window and whole, reason), _cross_check(gpus, start_s, end_s)]
+    of_gpus += [*_idle(gpus, window, idle or {}), *doubts.held_back(gpus, start_s, end_s)]
     if window is None:
         of_gpus += [_missing(name, unit, reason) for name, unit in OF_WINDOW.items()]
     else:
@@ -106,11 +101,9 @@ def measure_energy(
     figures += [*rungs[1:], _facility(rungs, window, reason, pue)]
     if (memory := _of_domain(found, "gpu memory", start_s, end_s)).value is not None:
         figures.append(memory)
-    figures += [
-        Figure(f"meter_cpu_share.{i.meter}", i.cpu_s / i.elapsed_s, "1", "measured")
-        for i in infos
-        if i.cpu_s is not None and i.elapsed_s
-    ]
+    for info in infos:
+        if info.cpu_s is not None and info.elapsed_s:
+            figures.append(Figure(f"meter_cpu_share.{info.meter}", info.cpu_s / info.elapsed_s, "1", "measured"))
     return Energy(tuple(figures), tuple(findings))
 
 
@@ -131,9 +124,9 @@ def _bounded(name: str, window: Window | None, reason: str | None, unit: str = "
 def _of_domain(found: Sequence[Source], domain: str, start_s: float, end_s: float) -> Figure:
     """Energy of all devices of a domain. For `gpu memory` the power, because the energy of the GPUs includes it."""
     parts = [s for s in found if s.device.domain == domain]
-    name, unit = (
-        (f"energy_j.{domain.replace(' ', '_')}", "J") if domain != "gpu memory" else ("gpu_memory_power_w", "W")
-    )
+    name, unit = f"energy_j.{domain.replace(' ', '_')}", "J"
+    if domain == "gpu memory":
+        name, unit = "gpu_memory_power_w", "W"
     why = "its readings do not span the window" if parts else "no meter read it"
     if unread := [s.label for s in parts if s.rows["energy_j"].isna().all() and s.rows["error"].notna().all()]:
         why = f"{', '.join(unread)} cannot be read"
@@ -207,12 +200,12 @@ def _regression(gpus: Sequence[Source], window: Window, counts: tokens.Counts) -
     return f"not identified: the windows do not tell {', '.join(unknown)} apart" if unknown else found
 
 
-def _cross_check(checks: Sequence[readings.Agreement]) -> Figure:
+def _cross_check(gpus: Sequence[Source], start_s: float, end_s: float) -> Figure:
     """The relative difference of average power from the counter, of the GPU on which it is largest."""
-    name = "energy_cross_check.average"
-    if not checks:
+    name, checks = "energy_cross_check.average", [readings.agreement(gpu, start_s, end_s) for gpu in gpus]
+    worst = max(filter(None, checks), key=lambda check: abs(check.off), default=None)
+    if worst is None:
         return _missing(name, "1", "no counter and average power over the same time")
-    worst = max(checks, key=lambda check: abs(check.off))
     low, high = worst.off - worst.allowed, worst.off + worst.allowed
     return Figure(name, worst.off, "1", "measured", low, high, worst.n, interval="what both allow")
 

@@ -11,8 +11,7 @@ import pandas as pd
 from harness.analysis.times import Times, times
 from harness.analysis.tokens import ordinary, stalls
 from harness.analysis.window import Window
-from harness.config import read_yaml
-from harness.files import read_data
+from harness.config import data_yaml
 from harness.model import Finding, ModelIdentity, Summary
 from harness.stats import least_n
 from harness.store.run import Run
@@ -26,14 +25,13 @@ class Row:
     about: str
     advice: str
     serious: bool | str = False
-    """A text says under which condition it is serious: then the caller decides."""
+    """A text names the condition under which it is serious: then the caller decides."""
 
 
 @cache
 def findings() -> Mapping[str, Row]:
     """The table, by code."""
-    rows, _ = read_yaml(read_data("findings.yaml"), "findings.yaml")
-    return {code: Row(**row) for code, row in rows.items()}
+    return {code: Row(**row) for code, row in data_yaml("findings.yaml").items()}
 
 
 def finding(code: str, *, serious: bool | None = None, **values: Any) -> Finding:
@@ -146,10 +144,8 @@ def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[F
         yield finding("not-steady", before=moved.before, since=moved.since)
     if window.code == "level-shift" and (moved := window.change) is not None:
         after = window.shift_s is not None and window.shift_s <= window.begin_s
-        part = "the part after it" if after else "both levels"
-        yield finding(
-            "level-shift", before=moved.before, since=moved.since, shift_s=window.shift_s, part=part, serious=not after
-        )
+        values = {"shift_s": window.shift_s, "part": "the part after it" if after else "both levels"}
+        yield finding("level-shift", before=moved.before, since=moved.since, serious=not after, **values)
     yield from _outages(run.requests, window)
     coverage, bias = summary["window.position_coverage"].value, summary["window.bias"].value
     if coverage is not None and bias is not None and bias > LARGEST_BIAS:

@@ -16,7 +16,7 @@ Array = npt.NDArray[np.float64]
 MOST_SLACK_S = 0.001
 """Largest jitter of a counter's updates at which they count as periodic."""
 LEAST_SURE = 0.3
-"""Smallest share of readings that must belong to one certain update each, or else the line says too little."""
+"""Smallest share of readings that must belong to one certain update each, or else the line fits too few of them."""
 MOST_JITTER_S = 0.0002
 """Largest error of a window by jitter that is not seen as slack of the line, as a time."""
 

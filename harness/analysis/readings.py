@@ -121,7 +121,7 @@ class Source:
         found = power_window(time, power_w, start_s, end_s, update_s=update_s, mean_s=mean_s, range_w=range_w)
         if found is None or mean_s is not None or limit_w is None:
             return found
-        # Nobody knows what a field whose averaging was not seen leaves out: all that the limit allows.
+        # A field whose averaging was not seen may leave out all that the limit allows.
         return replace(found, low_j=0.0, high_j=max(found.high_j, limit_w * found.seconds))
 
 
@@ -147,7 +147,7 @@ def sources(power: pd.DataFrame, infos: Sequence[MeterInfo]) -> tuple[Source, ..
 def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
     """The fault because of which this source gives no energy for the window, or None."""
     gpu, device, rows = source.label, source.device.device, source.rows
-    # Whose GPU it is, is asked every few seconds: an answer after the window tells of the window.
+    # The GPU's UUID is read every few seconds: a reading soon after the window counts for it too.
     near = rows[(rows["after_s"] >= start_s - 1) & (rows["before_s"] <= end_s + SLOW_S)]
     errors = " ".join(near["error"].dropna().unique())
     if "uuid_changed" in errors:
@@ -240,9 +240,8 @@ def total(parts: Sequence[Source], start_s: float, end_s: float) -> Window | Non
     known = [window for window in every if window is not None]
     if not known or len(known) < len(every):
         return None
-    energy_j, low_j, high_j, alike_j = (
-        sum(getattr(w, name) for w in known) for name in ("energy_j", "low_j", "high_j", "chance_j")
-    )
+    names = "energy_j", "low_j", "high_j", "chance_j"
+    energy_j, low_j, high_j, alike_j = (sum(getattr(w, name) for w in known) for name in names)
     chance_j = math.sqrt(sum(w.chance_j**2 for w in known))
     narrower_j = alike_j - chance_j
     source = " and ".join(sorted({w.source for w in known}))

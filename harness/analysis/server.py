@@ -1,37 +1,16 @@
-"""What a server told of itself while it was measured: figures from its metrics, and doubts that they raise."""
-
-from __future__ import annotations
+"""What a server reported of itself while it was measured: figures from its metrics, and doubts that they raise."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from harness.analysis.findings import finding
+from harness.files import data_rows
 from harness.model import Figure, Finding
 from harness.stats import Array
 from harness.store.run import Run
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-GAUGES = {
-    "running.mean": "requests",
-    "running.max": "requests",
-    "waiting.mean": "requests",
-    "waiting.max": "requests",
-    "kv_cache_use.max": "share",
-    "acceptance.mean": "share",
-    "accepted_length.mean": "tokens",
-}
-"""Figures of metrics that are not counters, and their units."""
-RATIOS = {
-    "prefix_cache_hits": ("prefix_cache_hits", "prefix_cache_queries", "share", "no token was looked up in the cache"),
-    "queue_s.mean": ("queue_s", "queued", "s", "no request left the queue"),
-    "prefill_s.mean": ("prefill_s", "prefilled", "s", "no request ended"),
-    "acceptance.mean": ("accepted_tokens", "draft_tokens", "share", "no token was drafted"),
-}
-"""Figure -> the counter above and the counter below the line, unit, and the reason for no value."""
 WARM_SHARE = 0.01
 """Share of the input that a prefix cache may supply beyond what is declared, without a finding."""
 FULL = 0.95
@@ -52,26 +31,30 @@ def server_figures(readings: pd.DataFrame, begin_s: float, end_s: float) -> tupl
     the tokens of a verified step, with the one that the model adds itself. A metric that is not reported gives none.
     """
     found: dict[str, Figure] = {}
-
-    def add(name: str, value: float | None, unit: str, n: int | None = None, reason: str | None = None) -> None:
-        found.setdefault(name, Figure(f"server.{name}", value, unit, "measured", n=n, reason=reason))
-
     grown = _growth(readings, begin_s, end_s)
-    for name, (above, below, unit, none) in RATIOS.items():
-        if above in grown and (n := grown.get(below)) is not None:
-            add(name, grown[above] / n if n > 0 else None, unit, int(n), None if n > 0 else none)
-    if (drafts := grown.get("drafts")) is not None and "accepted_tokens" in grown:
-        length = 1 + grown["accepted_tokens"] / drafts if drafts > 0 else None
-        add("accepted_length.mean", length, "tokens", int(drafts), None if drafts > 0 else "no token was drafted")
-    for name, unit in (("preemptions", "requests"), ("draft_tokens", "tokens")):
-        if name in grown:
-            add(name, grown[name], unit)
-    for key, unit in GAUGES.items():
-        name, stat = key.split(".")
-        if (values := _inside(readings, name, begin_s, end_s)) is not None:
-            value = float(getattr(np, stat)(values)) if len(values) else None
-            add(key, value, unit, len(values), None if len(values) else "no reading lies in the measured window")
+    for row in data_rows("server_figures.csv"):
+        seen = _value(row, grown, _inside(readings, row["metric"], begin_s, end_s))
+        if seen is not None and row["figure"] not in found:
+            value, n = seen
+            reason = row["no_value"] if value is None else None
+            name = f"server.{row['figure']}"
+            found[row["figure"]] = Figure(name, value, row["unit"], "measured", n=n, reason=reason)
     return tuple(found.values())
+
+
+def _value(
+    row: Mapping[str, str], grown: Mapping[str, float], inside: Array | None
+) -> tuple[float | None, int | None] | None:
+    """Value and number of observations of a row of server_figures.csv; None: the server does not report the metric."""
+    above, below = grown.get(row["metric"]), grown.get(row["per"])
+    if inside is None or above is None:
+        return None
+    if row["statistic"] == "increase":
+        return above, None
+    if row["per"]:
+        more = 1 if row["statistic"] == "1 + ratio" else 0
+        return None if below is None else (more + above / below if below > 0 else None, int(below))
+    return float(getattr(np, row["statistic"])(inside)) if len(inside) else None, len(inside)
 
 
 def _growth(readings: pd.DataFrame, begin_s: float, end_s: float) -> Mapping[str, float]:
@@ -93,7 +76,7 @@ def _inside(readings: pd.DataFrame, name: str, begin_s: float, end_s: float) -> 
 
 
 def check_server(run: Run, figures: Mapping[str, Figure], begin_s: float, end_s: float) -> Iterator[Finding]:
-    """Findings from what the server told of its queue and its memory in the window; `figures` by name."""
+    """Findings from what the server reported of its queue and its memory in the window; `figures` by name."""
 
     def value(name: str) -> float:
         return getattr(figures.get(f"server.{name}"), "value", None) or 0.0
@@ -120,7 +103,7 @@ def check_cache(run: Run) -> Iterator[Finding]:
 
 
 def _input(run: Run) -> tuple[Array, Array, Array, Array]:
-    """Of each request the input tokens: in all, sent, from the cache (NaN: not told), and shared by the workload."""
+    """Of each request the input tokens: in all, sent, from the cache (NaN: not reported), and shared."""
     read, sent, cached, shared = (
         run.requests[name].to_numpy(float, na_value=np.nan)
         for name in ("input_tokens", "input_asked", "cached_tokens", "shared_tokens")
@@ -131,8 +114,8 @@ def _input(run: Run) -> tuple[Array, Array, Array, Array]:
 def cached_share(run: Run) -> float | None:
     """Share of the input tokens that the engine reports from its cache; None: it does not report it."""
     total, _, cached, _ = _input(run)
-    told = ~np.isnan(cached)
-    return float(cached[told].sum() / max(total[told].sum(), 1)) if told.any() else None
+    known = ~np.isnan(cached)
+    return float(cached[known].sum() / max(total[known].sum(), 1)) if known.any() else None
 
 
 def undeclared_hits(run: Run) -> float | None:
@@ -148,9 +131,9 @@ def undeclared_hits(run: Run) -> float | None:
     total, sent, cached, shared = _input(run)
     alone = np.maximum(total - sent, run.file.prompts.cached_alone or 0)
     declared = np.minimum(np.nan_to_num(shared) + alone, total)
-    shares, told = [], ~np.isnan(cached)
-    if told.any():
-        shares.append(float(np.maximum(cached - declared, 0)[told].sum() / max(total[told].sum(), 1)))
+    shares, known = [], ~np.isnan(cached)
+    if known.any():
+        shares.append(float(np.maximum(cached - declared, 0)[known].sum() / max(total[known].sum(), 1)))
     grown = _growth(run.server, -np.inf, np.inf)
     # A request that is preempted finds its own tokens in the cache.
     if "prefix_cache_hits" in grown and "prefix_cache_queries" in grown and not grown.get("preemptions"):

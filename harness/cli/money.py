@@ -165,7 +165,7 @@ def predict(
     from harness.analysis.summary import load
     from harness.config import overrides
     from harness.predict.own import calibration
-    from harness.predict.predict import Layout, Load
+    from harness.predict.predict import Plan
     from harness.predict.priced import Priced, priced
     from harness.report.predict import prediction_tables, side_by_side, validation_table
     from harness.store.directory import find_run
@@ -177,13 +177,12 @@ def predict(
         if not limit > 0:
             raise errors.HarnessError(f"{name} is {limit:g}", "give seconds above 0")
     own = None if reference is None else calibration(*load(find_run(reference, root)))
-    asked, layout = Load(batch, *_pair(tokens)), Layout(tp, ep, pp, dp, prefill_gpus)
+    plan = Plan(batch, *_pair(tokens), devices, precision, tp, ep, pp, dp, prefill_gpus, engine)
     names = [name.strip() for name in gpu.split(",")]
     found: list[tuple[str, Priced | str]] = []
     for name in names:
         try:
-            how = (asked, devices, precision, layout, engine, scenario, overrides(set_ or ()), own, (tpot, ttft))
-            found.append((name, priced(model, name, *how)))
+            found.append((name, priced(model, name, plan, scenario, overrides(set_ or ()), own, (tpot, ttft))))
         except errors.HarnessError as refused:
             if len(names) == 1:
                 raise

@@ -70,20 +70,16 @@ def priced(
 
     The scenario's own `price.usd_per_hour` comes first, then the row of `prices` for this GPU and the scenario's tier.
     An owned scenario is returned unchanged: its price is computed from the `owned.` inputs. A simulated run has no
-    price under any scenario. HarnessError if the
-    scenario prices another kind of device, or another GPU.
+    price under any scenario. HarnessError if the scenario prices another kind of device, or another GPU.
     """
     gpu = find_gpu(device.name, gpus) if device.kind == "gpu" and device.name is not None else None
-    is_for = None
-    if device.kind != "none" and scenario.per != {"gpu": "gpu", "cpu": "vcpu"}[device.kind]:
-        is_for = f"prices a {scenario.per}"
-    elif device.kind == "gpu" and scenario.gpu not in (None, gpu and gpu.name):
-        is_for = f"is about {scenario.gpu}"
-    if is_for is not None:
-        what = f"scenario '{scenario.name}' {is_for}, but the run used {device.name or device.kind}"
-        raise HarnessError(what, f"--scenario {DEFAULT_SCENARIO[device.kind]}, or a scenario of your own")
     if device.kind == "none":
         return replace(scenario, no_price="the engine is simulated, and no machine is paid for")
+    other_kind = scenario.per != {"gpu": "gpu", "cpu": "vcpu"}[device.kind]
+    if other_kind or (device.kind == "gpu" and scenario.gpu not in (None, gpu and gpu.name)):
+        of = f"prices a {scenario.per}" if other_kind else f"is about {scenario.gpu}"
+        what = f"scenario '{scenario.name}' {of}, but the run used {device.name or device.kind}"
+        raise HarnessError(what, f"--scenario {DEFAULT_SCENARIO[device.kind]}, or a scenario of your own")
     if PRICE in scenario.inputs or scenario.tier == "owned":
         return scenario
     known = prices.get((scenario.tier, gpu.price_gpu or gpu.name)) if gpu else None
@@ -261,12 +257,12 @@ def rate_distribution(figure: Figure) -> Distribution:
 
 def measured(summary: Summary, name: str) -> Figure:
     """The figure `name`; without a value and with the reason if it is absent, unknown or 0."""
-    for figure in summary.figures:
-        if figure.name == name:
-            if figure.value is None:
-                return replace(figure, reason=f"{name} is not known: {figure.reason or 'not recorded'}")
-            return figure if figure.value > 0 else replace(figure, value=None, reason=f"{name} is {figure.value:g}")
-    return Figure(name, None, "", "measured", reason=f"{name} is not recorded")
+    figure = next((each for each in summary.figures if each.name == name), None)
+    if figure is None:
+        return Figure(name, None, "", "measured", reason=f"{name} is not recorded")
+    if figure.value is None:
+        return replace(figure, reason=f"{name} is not known: {figure.reason or 'not recorded'}")
+    return figure if figure.value > 0 else replace(figure, value=None, reason=f"{name} is {figure.value:g}")
 
 
 def _status(device: Device, figure: Figure | None = None) -> Status:

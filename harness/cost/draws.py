@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Draws = Array
+Correlations = Sequence[tuple[str, str, float]]
+"""(name, name, rho) of a Gaussian copula: rho is the correlation of the normal scores."""
 DEFAULT_DRAWS = 2**14
 Z95 = 1.6448536269514722
 """Standard normal quantile of 0.95 (and, negated, of 0.05)."""
@@ -113,31 +115,25 @@ def quantile(d: Distribution, u: Draws) -> Draws:
 
 
 def draw(
-    distributions: Mapping[str, Distribution],
-    n: int = DEFAULT_DRAWS,
-    seed: int = 0,
-    correlations: Sequence[tuple[str, str, float]] = (),
+    distributions: Mapping[str, Distribution], n: int = DEFAULT_DRAWS, seed: int = 0, correlations: Correlations = ()
 ) -> dict[str, Draws]:
     """Joint draws: name -> array of length n, which should be a power of two. A certain input is a constant array.
 
     The draws are quantiles at scrambled Sobol points (Owen scrambling, scipy.stats.qmc.Sobol); the same seed gives the
-    same bytes. `correlations` are (name, name, rho) of a Gaussian copula: rho is the correlation of the normal scores.
-    ValueError if the rhos contradict each other. The arrays are cached, and so read-only.
+    same bytes. ValueError if the correlations contradict each other. The arrays are cached, and so read-only.
     """
     return dict(_draw(tuple(distributions.items()), n, seed, tuple(correlations)))
 
 
 @lru_cache(maxsize=8)  # the runs of a sweep share their draws
-def _draw(
-    items: tuple[tuple[str, Distribution], ...], n: int, seed: int, correlations: tuple[tuple[str, str, float], ...]
-) -> Mapping[str, Draws]:
+def _draw(items: tuple[tuple[str, Distribution], ...], n: int, seed: int, pairs: Correlations) -> Mapping[str, Draws]:
     from scipy.stats import qmc
 
     uncertain = [name for name, d in items if not d.certain]
     points = qmc.Sobol(len(uncertain), scramble=True, rng=np.random.default_rng(seed)).random(n) if uncertain else []
     inside = np.ascontiguousarray(np.clip(np.transpose(points), 2.0**-40, 1 - 2.0**-40))
     u = dict(zip(uncertain, inside, strict=True))
-    linked = [x for x in correlations if x[0] in u and x[1] in u]
+    linked = [x for x in pairs if x[0] in u and x[1] in u]
     if linked:
         u |= _copula(u, linked)
     made = {name: quantile(d, u.get(name, np.zeros(n))) for name, d in items}
@@ -146,7 +142,7 @@ def _draw(
     return made
 
 
-def _copula(u: Mapping[str, Draws], linked: Sequence[tuple[str, str, float]]) -> dict[str, Draws]:
+def _copula(u: Mapping[str, Draws], linked: Correlations) -> dict[str, Draws]:
     """The correlated inputs: uniform draws with the correlations of a Gaussian copula."""
     from scipy import special
 

@@ -1,21 +1,22 @@
 """The table of GPUs: peak performance, and name in the price tables."""
 
-import csv
-import io
 import re
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
+from harness.files import data_rows
+
 OTHER = frozenset({"laptop", "mig", "d"})
 """Words in NVML's names that mark a different chip, or a slice of a chip."""
 Row = TypeVar("Row")
+Above0 = Annotated[float, Field(gt=0)]
 
 
-def read_rows(text: str, form: type[Row]) -> tuple[Row, ...]:
-    """The rows of a CSV text as values of `form`, whose fields are the columns; an empty cell is None."""
-    rows = [{column: cell or None for column, cell in row.items()} for row in csv.DictReader(io.StringIO(text))]
+def read_rows(name: str, form: type[Row]) -> tuple[Row, ...]:
+    """The rows of a shipped table as values of `form`, whose fields are the columns; an empty cell is None."""
+    rows = [{column: cell or None for column, cell in row.items()} for row in data_rows(name)]
     return tuple(TypeAdapter(list[form]).validate_python(rows))  # type: ignore[valid-type]
 
 
@@ -33,15 +34,15 @@ class Gpu:
     """Words in NVML's name of this GPU."""
     price_gpu: str | None
     """Name in the price tables; None: as `name`."""
-    flops_bf16: float
-    flops_fp8: float | None
-    flops_fp4: float | None
-    bandwidth_bytes_per_s: float
-    memory_bytes: float
-    tdp_w: float
-    link_bytes_per_s: float
+    flops_bf16: Above0
+    flops_fp8: Above0 | None
+    flops_fp4: Above0 | None
+    bandwidth_bytes_per_s: Above0
+    memory_bytes: Above0
+    tdp_w: Above0
+    link_bytes_per_s: Above0
     """To the GPUs of the same domain, one direction."""
-    domain: int
+    domain: Annotated[int, Field(ge=1)]
     """GPUs that such links connect."""
     idle_w: float | None
     """With a model loaded and no request; None: not measured."""
@@ -56,5 +57,5 @@ def find_gpu(name: str, gpus: tuple[Gpu, ...]) -> Gpu | None:
     named = words(name)
     if named & OTHER:
         return None
-    exact = [gpu for gpu in gpus if gpu.name.lower() == name.lower()]
-    return next(iter(exact), max((gpu for gpu in gpus if gpu.match <= named), key=lambda g: len(g.match), default=None))
+    exact = (gpu for gpu in gpus if gpu.name.lower() == name.lower())
+    return next(exact, max((gpu for gpu in gpus if gpu.match <= named), key=lambda g: len(g.match), default=None))

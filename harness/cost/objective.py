@@ -1,13 +1,12 @@
 """Throughput at a latency objective: the best point of a sweep that meets the objective, without extrapolation."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from harness.cost.bill import measured
 from harness.errors import HarnessError
+from harness.files import data_rows
 from harness.model import Figure, Summary
 
 CARRIED = (
@@ -18,11 +17,12 @@ Objective = Mapping[str, float]
 """Figure -> upper limit in seconds: {"ttft_s.p99": 0.45}."""
 
 
-def parse_objectives(text: str) -> dict[str, Objective]:
-    """Name -> objective, from the text of prices/mlperf_slo.csv: 99th percentiles of TTFT and TPOT."""
-    columns = {"ttft_s.p99": "p99_ttft_ms", "tpot_s.p99": "p99_tpot_ms"}
-    rows = csv.DictReader(io.StringIO(text))
-    return {row["scenario"]: {name: float(row[column]) / 1e3 for name, column in columns.items()} for row in rows}
+def presets() -> dict[str, Objective]:
+    """Name -> objective, from prices/mlperf_slo.csv: 99th percentiles of TTFT and TPOT."""
+    return {
+        row["scenario"]: {"ttft_s.p99": float(row["p99_ttft_ms"]) / 1e3, "tpot_s.p99": float(row["p99_tpot_ms"]) / 1e3}
+        for row in data_rows("prices/mlperf_slo.csv")
+    }
 
 
 def best_feasible(sweep: Sequence[Summary], objective: Objective) -> Summary:

@@ -13,15 +13,14 @@ from harness.analysis.summary import Sweep
 from harness.analysis.tokens import ordinary
 from harness.config import AS_WRITTEN, Values
 from harness.cost.bill import DEFAULT_SCENARIO, Costs, cost_of_run, measured, priced, tornado
-from harness.cost.by_token import cost_of_query
 from harness.cost.draws import distribution
 from harness.cost.fleet import Policy, curve_of, diurnal, plan
 from harness.cost.gpus import Gpu, read_rows
-from harness.cost.objective import Objective, best_feasible, pareto_front, parse_objectives, value
-from harness.cost.phases import time_blocks
-from harness.cost.scenario import Input, Scenario, parse_prices, parse_scenario
+from harness.cost.objective import Objective, best_feasible, pareto_front, presets, value
+from harness.cost.phases import cost_of_query, time_blocks
+from harness.cost.scenario import Input, Scenario, parse_scenario, rental_prices
 from harness.errors import HarnessError
-from harness.files import data_path, read_data, read_text
+from harness.files import data_path, read_text
 from harness.model import Device, Figure, Status, Summary
 from harness.store.run import Run
 
@@ -194,19 +193,18 @@ def alike(sweep: Sweep) -> list[Sweep]:
 
 def at_objectives(sweep: Sweep, scenario: str | None = None) -> list[AtObjective]:
     """The best point of runs that are `alike`, at each preset objective."""
-    presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
-    return [_at(sweep, name, limits, scenario) for name, limits in presets.items()]
+    return [_at(sweep, name, limits, scenario) for name, limits in presets().items()]
 
 
 def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtObjective:
     model = str(conditions_of(sweep[0][0])["model"])
+    of_rate, of_cost = "output_tokens_per_s", "usd_per_million_output_tokens"
     try:
         found, best = costs_at_objective(sweep, name, scenario)
     except HarnessError as none:
-        rate = Figure("output_tokens_per_s", None, "tokens/s", "derived", reason=none.what)
-        cost = Figure("usd_per_million_output_tokens", None, "USD/1e6 token", "derived", reason=none.what)
-        return AtObjective(name, limits, model, "", rate, cost)
-    rate, cost = best["output_tokens_per_s"], found["usd_per_million_output_tokens"]
+        rate = Figure(of_rate, None, "tokens/s", "derived", reason=none.what)
+        return AtObjective(name, limits, model, "", rate, replace(rate, name=of_cost, unit="USD/1e6 token"))
+    rate, cost = best[of_rate], found[of_cost]
     if best.run in {summary.run for _, summary in sweep}:
         rate, cost = replace(rate, reason=FASTEST), replace(cost, reason=FASTEST)
     return AtObjective(name, limits, model, best.run, rate, cost)
@@ -214,16 +212,15 @@ def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtO
 
 def read_objective(text: str) -> Objective:
     """Limits from a preset's name (`70B interactive`), or from seconds by figure (`ttft_s.p99=0.5,tpot_s.p99=0.03`)."""
-    presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
-    if text in presets:
-        return presets[text]
+    if text in (known := presets()):
+        return known[text]
     try:
         limits = {name.strip(): float(limit) for name, limit in (part.split("=") for part in text.split(","))}
     except ValueError:
         limits = {}
     if not limits or not all(limit > 0 for limit in limits.values()):
-        known = ", ".join(f"'{name}'" for name in presets)
-        raise HarnessError(f"'{text}' is not an objective", f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {known}")
+        names = ", ".join(f"'{name}'" for name in known)
+        raise HarnessError(f"'{text}' is not an objective", f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {names}")
     return limits
 
 
@@ -252,9 +249,8 @@ def _common_device(runs: Sequence[Run], free: Sequence[str] = ()) -> Device:
         for name, has in conditions_of(run).items():
             if name not in free and has != first[name]:
                 what = f"{name} differs: {runs[0].id} has {first[name]}, {run.id} has {has}"
-                raise HarnessError(
-                    what, f"price only runs together that differ in {'load' if free else 'lengths'} alone"
-                )
+                alone = "load" if free else "lengths"
+                raise HarnessError(what, f"price only runs together that differ in {alone} alone")
     return runs[0].device
 
 
@@ -274,7 +270,7 @@ def conditions_of(run: Run) -> dict[str, object]:
 @lru_cache(maxsize=1)
 def price_tables() -> tuple[tuple[Gpu, ...], dict[tuple[str, str], Input]]:
     """The rows of gpus.csv and of the price tables, read once per process."""
-    return read_rows(read_data("gpus.csv"), Gpu), parse_prices(read_data("prices/gpu_rental_ranges.csv"))
+    return read_rows("gpus.csv", Gpu), rental_prices()
 
 
 def priced_for(device: Device, scenario: str, overrides: Values) -> Scenario:

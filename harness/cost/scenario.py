@@ -1,7 +1,5 @@
 """Scenarios: sourced assumptions that convert measured tokens to money and energy."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from harness.cost import units
 from harness.cost.draws import PARAMETERS, Distribution, distribution, scaled, support
 from harness.cost.gpus import read_rows
 from harness.errors import HarnessError
-from harness.files import read_data
+from harness.files import data_rows
 
 Tier = Literal["machine", "on-demand", "reserved", "spot", "owned"]
 InputStatus = Literal["measured", "reported", "assumed"]
@@ -32,7 +30,7 @@ class Key:
     meaning: str
 
 
-KEYS: Mapping[str, Key] = {key.name: key for key in read_rows(read_data("scenario_inputs.csv"), Key)}
+KEYS: Mapping[str, Key] = {key.name: key for key in read_rows("scenario_inputs.csv", Key)}
 """All inputs that a scenario may hold."""
 PRICE = "price.usd_per_hour"
 MEASURED = "measured"
@@ -169,13 +167,13 @@ TIERS = {"on demand": "on-demand", "3-year": "reserved", "spot": "spot"}
 """Tier in the table of prices -> tier of a scenario."""
 
 
-def parse_prices(rental_ranges: str) -> dict[tuple[str, str], Input]:
+def rental_prices() -> dict[tuple[str, str], Input]:
     """(tier, GPU) -> price of a GPU-hour, from prices/gpu_rental_ranges.csv.
 
     The ends of a range are the 5th and 95th percentile of a lognormal.
     """
     prices = {}
-    for r in csv.DictReader(io.StringIO(rental_ranges)):
+    for r in data_rows("prices/gpu_rental_ranges.csv"):
         tier = TIERS.get(r["tier"])
         if tier is not None:
             made = distribution("lognormal", float(r["usd_per_gpu_hour_low"]), float(r["usd_per_gpu_hour_high"]))

@@ -42,17 +42,14 @@ class Options(Section, allow_inf_nan=False):
     """Tokens in a block of the KV cache."""
     num_blocks: int | None = Field(None, gt=0)
     max_batch_tokens: int | None = Field(None, gt=0)
-    max_requests_per_batch: int | None = Field(None, gt=0)
-    max_memory_percent: float | None = Field(None, gt=0, le=1)
     allow_block_sharing: bool = False
     """Prefix caching. Off by default, because transformers does not report cached tokens."""
-    use_cuda_graph: bool | None = None
-    use_async_batching: bool | None = None
-    default_compile_level: int = Field(0, ge=0, le=3)
 
 
 _NOT_BATCHING = {"dtype", "device", "attention", "threads", "temperature", "trust_remote_code"}
 """Options that are not fields of ContinuousBatchingConfig."""
+RECORDED = ("max_memory_percent", "max_requests_per_batch", "use_cuda_graph", "use_async_batching")
+"""Fields that transformers decides, stored with the options."""
 
 
 class TransformersEngine:
@@ -181,7 +178,7 @@ def _manager_of(found: weights.Weights, device: str, given: Options) -> tuple[An
     )
     manager.warmup()  # allocates the KV cache and captures CUDA graphs, which the first request would wait for
     config, used = model.config.get_text_config(), manager.continuous_batching_config
-    options = given.model_dump() | {name: getattr(used, name) for name in batching}
+    options = given.model_dump() | {name: getattr(used, name, None) for name in (*batching, *RECORDED)}
     options["dtype"], options["device"] = str(model.dtype).removeprefix("torch."), str(model.device)
     options["attention"], options["threads"] = config._attn_implementation, torch.get_num_threads()
     lengths = (used.num_blocks * used.page_size, getattr(config, "max_position_embeddings", None))

@@ -2,7 +2,6 @@
 
 import ast
 import asyncio
-import difflib
 import functools
 import gc
 import importlib.util
@@ -14,6 +13,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from harness.config import near
 from harness.engines import weights
 from harness.engines.vllm_errors import Log, explained
 from harness.errors import EngineDied, HarnessError, RequestFailed
@@ -202,8 +202,7 @@ def _check_names(options: Mapping[str, Any]) -> None:
         if name in ELSEWHERE:
             raise HarnessError(f"{name} is not an engine option", ELSEWHERE[name])
         if name not in known:
-            near = " or ".join(difflib.get_close_matches(name, known, n=3))
-            fix = f"did you mean {near}?" if near else "see vLLM's engine arguments; write them with underscores"
+            fix = f"{near(name, known)}see vLLM's engine arguments; write them with underscores"
             raise HarnessError(f"vllm has no option '{name}'", fix)
 
 

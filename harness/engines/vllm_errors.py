@@ -8,10 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.config import read_yaml
+from harness.config import data_yaml
 from harness.engines import weights
 from harness.errors import HarnessError
-from harness.files import read_data
 
 SILENT = "one of its processes ended without an error message"
 _RAISED = re.compile(r"(?:^|\] )(?:\w+\.)*(\w*(?:Error|Exception): .+)$", re.MULTILINE)
@@ -53,8 +52,7 @@ def explained(model: str, error: Exception, given: Mapping[str, Any], log: str |
 
 def known_fix(text: str) -> str | None:
     """The fix for the first pattern of vllm_fixes.yaml found in the text; None if there is none."""
-    rows, _ = read_yaml(read_data("vllm_fixes.yaml"), "vllm_fixes.yaml")
-    return next((row["fix"] for row in rows if re.search(row["pattern"], text)), None)
+    return next((row["fix"] for row in data_yaml("vllm_fixes.yaml") if re.search(row["pattern"], text)), None)
 
 
 def raised(log: str) -> list[str]:

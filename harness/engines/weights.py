@@ -18,19 +18,21 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from harness.config import near
+from harness.config import data_yaml, near
 from harness.errors import HarnessError
 from harness.files import cache_root, data_rows, write_cache
 from harness.model import ModelIdentity
+from harness.process import Child, Gone
 
 CONVERTER = "1"
 """Version of the conversion below; part of the cache key, together with the version of transformers."""
 _FORMS = "give a Hugging Face id, a local directory, a GGUF file, or a short name (`harness list models`)"
+_DAMAGED = "download the file again if it is truncated, or set HARNESS_CACHE if the disk is full"
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _AUXILIARY = re.compile(r"(inv_freq|_scale|[._]scales|scale_inv|absmax|quant_map|qzeros|g_idx|zero_point)$|quant_state")
 """Names of auxiliary tensors in a checkpoint, which are not parameters."""
@@ -46,7 +48,7 @@ class Weights:
     name_or_path: str
     """A local directory or a hub id, as `from_pretrained` and vLLM's `model` accept it."""
     source: str
-    """Hub id, package or file that the weights came from."""
+    """Hub id, package or file with the weights."""
     revision: str | None = None
     """The requested hub revision (`id@revision`), or the revision a Python package was built from."""
     stored_precision: str | None = None
@@ -125,24 +127,12 @@ def hub_error(asked: str, exception: BaseException) -> HarnessError:
     chain = [exception]
     while (link := chain[-1].__cause__ or chain[-1].__context__) and link not in chain:
         chain.append(link)
-    names = {cls.__name__ for link in chain for cls in type(link).__mro__}
-    text = " ".join(map(str, chain))
-    meant = near(asked.lower(), short_names())
-    page = f"https://huggingface.co/{asked.partition('@')[0]}"
-    if "GatedRepoError" in names or "gated repo" in text:
-        what, fix = "is gated by its owner", f"accept the licence at {page}, then `hf auth login` or set HF_TOKEN"
-    elif "RevisionNotFoundError" in names or "not a valid git identifier" in text:
-        what, fix = "has no such revision", f"choose one from {page}/commits/main"
-    elif names & {"RepositoryNotFoundError", "HFValidationError"} or "not a valid model identifier" in text:
-        fix = f"{meant or 'check the spelling; a private model needs `hf auth login`; '}{_FORMS}"
-        what = "is not on the Hugging Face hub"
-    elif names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} or "couldn't connect" in text:
-        what = "is not in the local cache, and the Hugging Face hub is unreachable"
-        fix = f"{meant}go online once, HF_HUB_OFFLINE unset, or use a local path or one of {', '.join(short_names())}"
-    else:
-        what = f"cannot be loaded: {first_line(exception)}"
-        fix = f"check that it is a text generation model and that its files are complete, or {_FORMS}"
-    return HarnessError(f"model '{asked}' {what}", fix)
+    text = " ".join(f"{' '.join(cls.__name__ for cls in type(link).__mro__)} {link}" for link in chain)
+    row = next(row for row in data_yaml("hub_errors.yaml") if re.search(row["pattern"], text))
+    known, page = short_names(), f"https://huggingface.co/{asked.partition('@')[0]}"
+    meant, names = near(asked.lower(), known), ", ".join(known)
+    fix = row["fix"].format(page=page, near=meant, forms=_FORMS, names=names)
+    return HarnessError(f"model '{asked}' {row['what'].format(error=first_line(exception))}", fix)
 
 
 def first_line(error: object) -> str:
@@ -182,23 +172,32 @@ def _converted(gguf: Path) -> tuple[Path, str]:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not final.is_dir():
-            _convert_in_child(gguf, final, lock.fileno())
+            _convert_in_child(gguf, final)
     return final, json.loads((final / "converted.json").read_text(encoding="utf-8"))["stored_precision"]
 
 
-def _convert_in_child(gguf: Path, final: Path, lock: int) -> None:
-    """Run `_convert` in a child process. The child inherits the lock, because it may outlive this process."""
+def _convert_in_child(gguf: Path, final: Path) -> None:
+    """Run `convert` in a process that ends with this one, without a GPU."""
     print(f"converting {gguf.name} to bfloat16 safetensors (first use)", file=sys.stderr, flush=True)
-    command = [sys.executable, "-P", "-m", "harness.engines.weights", str(gguf), str(final)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
-    with tempfile.TemporaryFile() as log:  # not a pipe: the child may outlive this process
-        done = subprocess.run(command, env=environment, stdout=log, stderr=log, pass_fds=(lock,))
-        log.seek(0)
-        output = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    if done.returncode != 0:
-        why = output[-1] if output and done.returncode > 0 else f"killed by signal {-done.returncode} (out of memory?)"
-        fix = "download the file again if it is truncated, or set HARNESS_CACHE if the disk is full"
-        raise HarnessError(f"cannot convert '{gguf}': {why}", fix)
+    environment, silent = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}, subprocess.DEVNULL
+    child = Child(convert, gguf, final, env=environment, stdout=silent, stderr=silent)
+    try:
+        answer = child.receive(None)
+    except Gone as gone:
+        answer = HarnessError(f"cannot convert '{gguf}': the process {gone} (out of memory?)", _DAMAGED)
+    finally:
+        child.end()
+    if isinstance(answer, HarnessError):
+        raise answer
+
+
+def convert(pipe: Connection, gguf: Path, final: Path) -> None:
+    """The main function of the process that converts. HarnessError for a damaged file or a full disk."""
+    try:
+        _convert(gguf, final)
+    except Exception as error:
+        raise HarnessError(f"cannot convert '{gguf}': {type(error).__name__}: {first_line(error)}", _DAMAGED) from error
+    pipe.send("converted")
 
 
 def _convert(gguf: Path, final: Path) -> None:
@@ -214,10 +213,8 @@ def _convert(gguf: Path, final: Path) -> None:
     folder, name, partial = str(gguf.parent), gguf.name, final.with_name(f"{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     dense = transformers.GgufConfig(gguf_file=name, dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=dense
-    )
-    model.save_pretrained(partial)
+    how = {"gguf_file": name, "dtype": torch.bfloat16, "quantization_config": dense}
+    transformers.AutoModelForCausalLM.from_pretrained(folder, **how).save_pretrained(partial)
     transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(partial)
     (partial / "converted.json").write_text(json.dumps({"stored_precision": stored, "file": name}), encoding="utf-8")
     partial.rename(final)
@@ -303,7 +300,3 @@ def _sha256(file: Path) -> str:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     write_cache(cached, digest)
     return digest
-
-
-if __name__ == "__main__":
-    _convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -11,12 +11,12 @@ from harness.cost.draws import quantile
 from harness.cost.pricing import Priced
 from harness.cost.scenario import Scenario
 from harness.errors import HarnessError
-from harness.facts.book import SHIPPED, Book, Shown, read_book
+from harness.facts.book import Book, Shown, read_book
 from harness.facts.claims import Quantity
 from harness.facts.formulas import Context, quantity
 from harness.facts.gap import LARGE, Agreement, Measurement, agreement, as_quantity, published_measurements
 from harness.facts.verdict import sentences
-from harness.files import read_data
+from harness.files import read_text
 from harness.model import Figure
 from harness.predict.own import calibration
 from harness.store.run import Run
@@ -30,11 +30,7 @@ SPEND = "A16"
 
 def shipped_book(added: Iterable[Path] = ()) -> Book:
     """The shipped facts and those of the user's files. HarnessError for a file that cannot be read or is not valid."""
-    try:
-        mine = [(str(path), path.read_text(encoding="utf-8")) for path in added]
-    except (OSError, UnicodeDecodeError) as error:
-        raise HarnessError(f"cannot read the facts file: {error}", "give a UTF-8 file with --facts FILE") from None
-    return read_book({name: read_data(name) for name in SHIPPED}, mine)
+    return read_book((str(path), read_text(path)) for path in added)
 
 
 def with_spend(book: Book, usd: float) -> Book:
@@ -47,15 +43,12 @@ def with_spend(book: Book, usd: float) -> Book:
 
 def contradictions(book: Book) -> tuple[str, ...]:
     """Assumptions against facts: a price that needs more power than stood, a serving share above the margins."""
-    c, given, found = Context(book), book.assumptions, []
+    c, price, share = Context(book), book.assumptions["gpu_price"], book.assumptions["serving_share"]
     floor, limit = (quantity(c, name).value or 0.0 for name in ("price_floor", "serving_limit"))
-    price, share = given["gpu_price"], given["serving_share"]
-    if (price.low or price.value) < floor:
-        low = price.low or price.value
-        why = f"below {floor:.2f} (price_floor) the bill buys more GPUs than the power that stood could feed"
-        found.append(f"gpu_price {low:g} USD/GPU-hour: {why}")
-    if (share.high or share.value) > limit:
-        high = share.high or share.value
+    low, high = price.low or price.value, share.high or share.value
+    why = f"below {floor:.2f} (price_floor) the bill buys more GPUs than the power that stood could feed"
+    found = [f"gpu_price {low:g} USD/GPU-hour: {why}"] if low < floor else []
+    if high > limit:
         found.append(f"serving_share {high:g}: the leaked cost of revenue allows {limit:.2f} (serving_limit)")
     return tuple(found)
 
@@ -69,7 +62,7 @@ def checked_book(book: Book, force: bool = False) -> Book:
 
 def published(book: Book) -> tuple[Measurement, ...]:
     """ML.ENERGY's measurements on H100, at the GPU price that the book assumes."""
-    return published_measurements(read_data("published/mlenergy_v3_h100.csv"), book.assumptions["gpu_price"].value)
+    return published_measurements(book.assumptions["gpu_price"].value)
 
 
 def standing(run: Run) -> tuple[str, ...]:
@@ -156,9 +149,8 @@ def measured_cost(measurements: Sequence[Measurement]) -> Quantity | None:
     if several:
         cost = replace(cost, low=min(usd for _, usd in known), high=max(usd for _, usd in known))
     which = f"{len(known)} published large models" if several else f"{each.model}, {each.conditions}"
-    return replace(
-        as_quantity(cost, each.source), assumptions=(f"the measured cost is that of {which} ({each.source})",)
-    )
+    assumed = f"the measured cost is that of {which} ({each.source})"
+    return replace(as_quantity(cost, each.source), assumptions=(assumed,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +210,6 @@ def appraise(
     for each in found:
         for doubt in each.doubts:
             doubts.setdefault(doubt, []).append(each.source)
-    others = {why: f" and {len(runs) - 1} more" if runs[1:] else "" for why, runs in doubts.items()}
-    caveats = tuple(f"{runs[0]}{others[why]}: {why}" for why, runs in doubts.items())
+    more = {why: f" and {len(runs) - 1} more" if runs[1:] else "" for why, runs in doubts.items()}
+    caveats = tuple(f"{runs[0]}{more[why]}: {why}" for why, runs in doubts.items())
     return Appraisal(tuple(priced), context, provider, tuple(found), points, tuple(starts), made, verdict, caveats)

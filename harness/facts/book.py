@@ -19,6 +19,7 @@ from harness.cost import units
 from harness.cost.draws import PARAMETERS, Distribution, distribution, quantile
 from harness.errors import HarnessError
 from harness.facts.period import Period, day, period
+from harness.files import data_rows, read_data
 from harness.model import Status
 
 Layer = Literal["articles", "outside", "user"]
@@ -30,27 +31,12 @@ FactStatus = Literal[
 """How the source knows the figure. `error`: the article contradicts its source."""
 Bound = Literal["=", ">=", "~", "<=", "range", ""]
 """What the wording claims: exactly, at least, about, at most, between two ends; empty: no number."""
-AXES: Mapping[str, tuple[str, ...]] = {
-    "share": ("net", "gross"),
-    "payment": ("cash", "non-cash"),
-    "accounting": ("recognised", "run-rate"),
-    "time": ("stock", "flow", "run-rate"),
-    "compute": ("inference", "training", "total-compute"),
-    "activity": ("daily", "weekly", "monthly"),
-    "valuation": ("pre-money", "post-money"),
-    "suppliers": ("one-supplier", "all-suppliers"),
-}
+AXES = {row["axis"]: row["tags"].split() for row in data_rows("axes.csv")}
 """The ways in which two figures may differ in kind; a figure has at most one tag of each axis."""
-CURRENCIES = ("USD", "EUR", "GBP", "CNY", "JPY")
-PLAIN = ("fraction", "multiple", "ratio", "count", "none")
-"""Units without a dimension; `none` is the unit of a row without a number."""
-UNITS = (
-    *CURRENCIES,
-    *("year", "month", "week", "day", "hour", "minute", "second", "date"),
-    *("user", "customer", "person", "prompt", "message"),
-    *("query", "request", "token", "Mtoken", "parameter", "Wh", "kWh", "kW", "MW", "GW", "GPU", "node"),
-)
-WORDS: units.Words = {word: (1.0, (word,)) for word in UNITS} | dict.fromkeys(PLAIN, (1.0, ()))
+UNITS = {row["kind"]: row["words"].split() for row in data_rows("fact_units.csv")}
+"""Kind -> words of units; `none` is the unit of a row without a number."""
+PLAIN = UNITS["without dimension"]
+WORDS: units.Words = {word: (1.0, () if word in PLAIN else (word,)) for words in UNITS.values() for word in words}
 """Every word is a base unit: published figures are not converted."""
 
 
@@ -66,9 +52,7 @@ def unit_powers(text: str) -> dict[str, int]:
         raise ValueError(f"words among {', '.join(WORDS)}, joined with - and /") from None
 
 
-NUMBER = (
-    "a number of at least 0, such as 2.5e9 (a loss goes by its metric, not its sign; only a fraction may be below 0)"
-)
+NUMBER = "a number of at least 0, such as 2.5e9 (a loss goes by its metric, not its sign; a fraction may be below 0)"
 
 
 def _number(text: str | float | None) -> float | None:
@@ -297,37 +281,31 @@ class Book:
 
 
 TEXTS = ("facts.csv", "outside_facts.csv", "outside_facts_2026.csv")
-SHIPPED = (
-    *("sources.csv", "contradictions.csv", "assumptions.csv", "comparisons.csv", "comparison_tables.csv"),
-    *("screen.csv", *TEXTS),
-)
-"""The data files that a Book is read from."""
+"""The data files with facts."""
 
 
-def read_book(shipped: Mapping[str, str], added: Iterable[tuple[str, str]] = ()) -> Book:
-    """The Book from the texts of the SHIPPED files, by name, and of the user's facts files, as (name, text).
+def read_book(added: Iterable[tuple[str, str]] = ()) -> Book:
+    """The Book from the shipped files, and the texts of the user's facts files, as (name, text).
 
     HarnessError with file, row (the header is row 1), column, bad value and expected form. A fact of layer `articles`
     needs a quote and an article; ids are unique over all files.
     """
-    sources = {source.id: source for _, source in _rows(shipped["sources.csv"], "sources.csv", Source)}
+
+    def table(name: str, kind: Any) -> list[Any]:
+        return [item for _, item in _rows(read_data(name), name, kind)]
+
+    sources = {source.id: source for source in table("sources.csv", Source)}
     facts: dict[str, Fact] = {}
-    for file, text in [(name, shipped[name]) for name in TEXTS] + list(added):
+    for file, text in [*((name, read_data(name)) for name in TEXTS), *added]:
         for where, fact in _rows(text, file, Fact):
             _check(fact, where, sources)
             if fact.id in facts:
                 raise refused(where, "id", fact.id, "an id that no other row has")
             facts[fact.id] = fact
-    contradictions = tuple(
-        item for _, item in _rows(shipped["contradictions.csv"], "contradictions.csv", Contradiction)
-    )
-    assumptions = {item.name: item for _, item in _rows(shipped["assumptions.csv"], "assumptions.csv", Assumption)}
-    rows = {item.name: item for _, item in _rows(shipped["comparisons.csv"], "comparisons.csv", Comparison)}
-    tables = {
-        item.name: item for _, item in _rows(shipped["comparison_tables.csv"], "comparison_tables.csv", ComparisonTable)
-    }
-    screen = tuple(item for _, item in _rows(shipped["screen.csv"], "screen.csv", Shown))
-    return Book(facts, sources, contradictions, assumptions, rows, tables, screen)
+    kinds = {"assumptions.csv": Assumption, "comparisons.csv": Comparison, "comparison_tables.csv": ComparisonTable}
+    assumptions, rows, tables = ({item.name: item for item in table(name, kind)} for name, kind in kinds.items())
+    contradictions, screen = table("contradictions.csv", Contradiction), table("screen.csv", Shown)
+    return Book(facts, sources, tuple(contradictions), assumptions, rows, tables, tuple(screen))
 
 
 def assume(book: Book, changes: Mapping[str, object]) -> Book:
@@ -399,7 +377,8 @@ def _check(fact: Fact, where: str, sources: Mapping[str, Source]) -> None:
     given = [number is not None for number in (fact.value_low, fact.value, fact.value_high)]
     numbers = {"": [False] * 3, "range": [True, False, True]}.get(fact.bound, [False, True, False])
     form = "value with = >= ~ or <=, value_low and value_high with range, and no number with an empty bound"
-    currency, cited = "".join(name for name in CURRENCIES if name in unit_powers(fact.unit)), fact.layer == "articles"
+    currency = "".join(name for name in UNITS["currency"] if name in unit_powers(fact.unit))
+    cited = fact.layer == "articles"
     for column, wrong, expected in (
         ("bound", given != numbers, form),
         ("value", fact.unit != "fraction" and min(fact.value_low or 0, fact.value or 0) < 0, NUMBER),

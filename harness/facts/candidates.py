@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from harness.cost.draws import Array, Draws
 from harness.cost.gpus import read_rows
-from harness.files import read_data
-from harness.predict.predict import Load, predict
+from harness.predict.predict import Plan, predict
 
-GPU, LOAD = "H100", Load(128, 1150, 500)
+GPU, PLAN = "H100", Plan(128, 1150, 500)
 """Sequences in flight in a group of GPUs, and tokens of a prompt: 25 to 55 ms between tokens."""
 GRID = (np.arange(256) + 0.5) / 256
 
@@ -30,7 +29,7 @@ class Candidate:
 @lru_cache(maxsize=1)
 def candidates() -> tuple[Candidate, ...]:
     """The rows of provider_models.csv."""
-    return read_rows(read_data("provider_models.csv"), Candidate)
+    return read_rows("provider_models.csv", Candidate)
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +37,7 @@ def predicted() -> Mapping[str, tuple[Array, ...]]:
     """Kind -> for each of its candidates ln device-seconds of an output token, at the quantiles GRID."""
     found: dict[str, list[Array]] = {}
     for each in candidates():
-        seconds = predict(each.model, GPU, LOAD, precision=each.precision, u=GRID).device_s
+        seconds = predict(each.model, GPU, replace(PLAN, precision=each.precision), GRID).device_s
         found.setdefault(each.kind, []).append(np.log(np.sort(seconds)))
     return {kind: tuple(found[kind]) for kind in sorted(found)}
 
@@ -51,7 +50,7 @@ def provider_seconds(x: Mapping[str, Draws], weight: float) -> Draws:
     """
     kinds = [[np.interp(x["error"], GRID, each) for each in each_kind] for each_kind in predicted().values()]
     levels = [pick(models, x["place"]) for models in kinds]
-    return pick(levels, x["kind"]) - math.log(1 + weight * LOAD.input / LOAD.output)
+    return pick(levels, x["kind"]) - math.log(1 + weight * PLAN.input / PLAN.output)
 
 
 def pick(levels: list[Draws], u: Draws) -> Draws:

@@ -1,4 +1,4 @@
-"""The formulas of comparisons.csv: + - * / and a few functions over facts, assumptions and other rows."""
+"""Comparisons of published figures: formulas of comparisons.csv over facts, assumptions and other rows."""
 
 import ast
 import operator
@@ -10,10 +10,23 @@ from itertools import accumulate, repeat
 from harness.errors import HarnessError
 from harness.facts import claims
 from harness.facts.book import Book, Comparison
-from harness.facts.claims import Quantity, Refused, about, at_least, combine, exact, held, length, of_fact, rebased
+from harness.facts.claims import (
+    Quantity,
+    Refused,
+    about,
+    at_least,
+    combine,
+    exact,
+    held,
+    length,
+    nine_months,
+    of_fact,
+    rebased,
+)
 from harness.facts.period import Period, period
-from harness.facts.revenue import nine_months
 
+PAIRS = "pairs"
+"""The table that is not made of rows of comparisons.csv: every pair of spend and revenue."""
 LENGTHS = ("month", "week", "day", "hour", "year")
 SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
@@ -57,6 +70,13 @@ class Line:
     result: Quantity | HarnessError
     name: str = ""
     scope: str = ""
+
+
+def lines(c: Context, table: str) -> tuple[Line, ...]:
+    """The results of a table of comparison_tables.csv. HarnessError for an unknown name."""
+    if table not in c.book.tables:
+        raise HarnessError(f"unknown comparison '{table}'", f"choose one of {', '.join(c.book.tables)}, contradictions")
+    return pairs(c) if table == PAIRS else table_lines(c, table)
 
 
 def table_lines(c: Context, table: str, provider: str | None = None) -> tuple[Line, ...]:
@@ -116,9 +136,9 @@ def _argument(c: Context, node: ast.expr, over: Period | None, raw: bool) -> obj
     """The value of an argument; `raw`: of a name the name itself. A function that moves a figure gets it as it is."""
     if isinstance(node, ast.Constant):
         return node.value
-    return (
-        node.id if raw and isinstance(node, ast.Name) else _value(c, node, None if isinstance(node, ast.Name) else over)
-    )
+    if isinstance(node, ast.Name):
+        return node.id if raw else _value(c, node, None)
+    return _value(c, node, over)
 
 
 def _named(c: Context, name: str, over: Period | None) -> Quantity:
@@ -217,3 +237,30 @@ def named_ids(formulas: Sequence[str]) -> Iterator[str]:
         for node in ast.walk(ast.parse(formula.strip() or "1", mode="eval")):
             if isinstance(node, ast.Name):
                 yield node.id
+
+
+def ratio(c: Context, label: str, a: Quantity, b: Quantity) -> Line:
+    """a / b, or the refusal; `c.force` computes it despite a different period, basis or unit."""
+    try:
+        found = combine(a, "/", b, force=c.force)
+        if found.unit:
+            mixed = f"unit {a.unit_text} with {b.unit_text}"
+            if not c.force:
+                raise Refused(f"{found.terms} mixes {mixed}", "give both in one unit, or --force it")
+            found = about(replace(found, stamps=(*found.stamps, mixed)))
+        return Line(label, found)
+    except HarnessError as refusal:
+        return Line(label, refusal)
+
+
+def pairs(c: Context) -> tuple[Line, ...]:
+    """Every inference spend / every revenue of the same entity whose period overlaps."""
+    numbers = [(fact, fact.period) for fact in c.book.facts.values() if fact.bound and fact.currency]
+    earned = ("revenue", "annual revenue", "annual recurring revenue", "year-end revenue", "ARR")
+    return tuple(
+        ratio(c, f"{s.entity}: {s.metric} / {r.metric}", of_fact(s, c.rounding), of_fact(r, c.rounding))
+        for s, p in numbers
+        for r, q in numbers
+        if "inference" in s.basis and r.metric.startswith(earned) and r.entity == s.entity and r.status != "target"
+        if "net" not in r.basis and (p.start or p.end) <= q.end and (q.start or q.end) <= p.end
+    )

@@ -4,11 +4,10 @@ The bill for a prompt = GPU-seconds a token x (output + weight x input tokens) x
 latency x supplier's share / (utilisation x chat's share x text's share x serving share). docs/reported.md explains it.
 """
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from harness.facts.book import Assumption
 from harness.facts.candidates import pick, predicted, provider_seconds
 from harness.facts.claims import Quantity, about, exact
 from harness.facts.formulas import Context, quantity
+from harness.files import data_rows
 from harness.model import Figure
 
 READINGS = tuple(f"spend_query_{name}" for name in ("x01", "x03", "x162", "x163", "linear", "log"))
@@ -103,13 +103,13 @@ class Agreement:
     """Kinds of models in the belief."""
 
 
-def published_measurements(text: str, usd_per_gpu_hour: float, *, p99_itl_s: float = 0.2) -> tuple[Measurement, ...]:
+def published_measurements(usd_per_gpu_hour: float, *, p99_itl_s: float = 0.2) -> tuple[Measurement, ...]:
     """Of each model the chat row of ML.ENERGY's H100 table with the most tokens/s per GPU, in order of the names.
 
     Only rows whose p99 ITL is at most `p99_itl_s` count. USD/query = output tokens x GPUs x price / (3600 x tokens/s);
     Wh/query covers the GPUs alone. Each row is one run, so there is no interval.
     """
-    rows = sorted(csv.DictReader(io.StringIO(text)), key=lambda row: 1 / _gpu_s_per_token(row))
+    rows = sorted(data_rows("published/mlenergy_v3_h100.csv"), key=lambda row: 1 / _gpu_s_per_token(row))
     fast = [row for row in rows if row["task"] == "lm-arena-chat" and float(row["p99_itl_ms"]) <= p99_itl_s * 1000]
     best = {row["model_id"]: row for row in fast}
     return tuple(_published(best[model], usd_per_gpu_hour) for model in sorted(best))
@@ -126,10 +126,8 @@ def agreement(
     """
     large = [point for point in points if (point.parameters or 0) >= LARGE]
     factors = [a for a in c.book.assumptions.values() if a.ladder]
-    names = {a.name: a.distribution for a in factors} | dict.fromkeys(
-        ("reading", "kind", "place", "error", "measured"), EVEN
-    )
-    x = draws(names)
+    even = dict.fromkeys(("reading", "kind", "place", "error", "measured"), EVEN)
+    x = draws({a.name: a.distribution for a in factors} | even)
     reported = _readings(c, x["reading"])
     weight = c.book.assumptions["input_weight"].value
     ratios = [each.calibration for each in starts if each.calibration is not None]
@@ -204,13 +202,8 @@ def quantiles(values: Draws, weights: Array | None = None) -> tuple[float, float
     >>> quantiles(np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0]))
     (2.0, 2.0, 2.0)
     """
-    if weights is None:
-        low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
-    else:
-        order = np.argsort(values)
-        total = np.cumsum(weights[order])
-        places = np.searchsorted(total, np.array([0.05, 0.5, 0.95]) * total[-1])
-        low, middle, high = values[order][np.minimum(places, len(values) - 1)]
+    how: dict[str, Any] = {} if weights is None else {"weights": weights, "method": "inverted_cdf"}
+    low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), **how)
     return float(low), float(middle), float(high)
 
 

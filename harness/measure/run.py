@@ -271,7 +271,7 @@ class _Session:
         processes, variables = processes_of(addresses(info))
         count = None if info.device == "unknown" else info.device_count
         use = Use(info.device, count, processes, started=not attached)
-        return choose(before, look() if before else (), use, variables or os.environ, self.gpus)
+        return choose(before, look() if before else (), use, variables or os.environ, self.gpus or ())
 
     @contextlib.contextmanager
     def _sender(self, talk: Conversations | None) -> Iterator[Sender | Clients]:

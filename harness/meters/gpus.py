@@ -107,18 +107,14 @@ def _with_uuid(word: str, boards: Iterable[Board]) -> list[Board]:
 
 
 def choose(
-    before: Sequence[Board],
-    after: Sequence[Board],
-    use: Use,
-    variables: Mapping[str, str],
-    asked: Sequence[str] | None = None,
+    before: Sequence[Board], after: Sequence[Board], use: Use, variables: Mapping[str, str], asked: Sequence[str] = ()
 ) -> Charged:
     """The GPUs to charge for an engine, from what NVML listed before and after its start.
 
     Those on which its processes run; else the first `count` that CUDA shows it, if the memory in use rose on each;
     else those that the user named (`asked`); else none. HarnessError if `asked` names no GPU.
     """
-    by_user = named(asked or (), after)
+    by_user = named(asked, after)
     if use.device == "cpu":
         return Charged((), "the engine ran on the CPU")
     listed = visible(after, variables)
@@ -185,16 +181,11 @@ def boards() -> list[tuple[Board, Any]]:
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             pci, memory = ask(handle, "nvmlDeviceGetPciInfo"), ask(handle, "nvmlDeviceGetMemoryInfo")
+            bus, used = "" if pci is None else str(pci.busId), None if memory is None else int(memory.used)
             running = ask(handle, "nvmlDeviceGetComputeRunningProcesses") or ()
-            board = Board(
-                index,
-                str(pynvml.nvmlDeviceGetUUID(handle)),
-                ask(handle, "nvmlDeviceGetName"),
-                "" if pci is None else str(pci.busId),
-                tuple(_instances(handle)),
-                tuple(process.pid for process in running),
-                None if memory is None else int(memory.used),
-            )
+            processes, mig = tuple(process.pid for process in running), tuple(_instances(handle))
+            uuid, name = str(pynvml.nvmlDeviceGetUUID(handle)), ask(handle, "nvmlDeviceGetName")
+            board = Board(index, uuid, name, bus, mig, processes, used)
             found.setdefault(board.uuid, (board, handle))
         except pynvml.NVMLError:
             found[f"lost {index}"] = Board(index, ""), None

@@ -21,7 +21,7 @@ from harness.errors import HarnessError
 from harness.files import cache_root, write_cache
 from harness.meters.gpus import ask, boards, named, visible
 from harness.meters.tracker import UpdateTracker, smallest_step, update_period_s
-from harness.model import MeterDevice, MeterInfo, PowerSample
+from harness.model import MeterDevice, MeterInfo, PowerSample, Status
 from harness.periodic import LOOSE, STEADIEST, Line
 
 SLOW_S = 5.0
@@ -31,8 +31,8 @@ PROBE_S, LONGEST_PROBE_S = 3.0, 8.0
 SEARCHES, EXTRA = 30, 4
 """Most readings at random times and trials of a GPU in a round; trials after which an update is located."""
 ROUNDS, GAP_S = 3, 3.0
-"""Rounds for GPUs of which one is not in the cache, and the time between the first two: a long span tells the period.
-The time is in proportion to `probe_s`, and this for the usual probe."""
+"""Rounds for GPUs of which one is not in the cache, and the time between the first two: a long span narrows the
+period. The time is in proportion to `probe_s`, and this for the usual probe."""
 LAST_S = 6.0
 """Limit on the time for the round after the load."""
 SWEEP_S = 0.012
@@ -143,28 +143,19 @@ class NvmlReader:
             for gpu in self.gpus
             if self._fetch(gpu, len(_FIELDS))[2][3] is not None
         ]
-        return MeterInfo(
-            meter="nvml",
-            # A test's driver has "simulated" in its version: its readings must not pass for measurements.
-            status="simulated" if "simulated" in driver else "measured",
-            devices=(*(gpu.device for gpu in self.gpus), *memory),
-            driver=driver,
-        )
+        # A test's driver has "simulated" in its version: its readings must not pass for measurements.
+        status: Status = "simulated" if "simulated" in driver else "measured"
+        return MeterInfo("nvml", status, (*(gpu.device for gpu in self.gpus), *memory), driver)
 
     def read(self) -> list[PowerSample]:
         """Read every GPU that is due; the first time, return the readings from before the load as well."""
         rows, self.rows = self.rows, []
         for gpu in sorted(self.gpus, key=lambda each: each.next_s):
-            if gpu.next_s <= self.clock() + TOGETHER_S:  # the clock moves on: a call takes milliseconds
-                rows += self._read_if_safe(gpu)
+            if gpu.next_s <= (now_s := self.clock()) + TOGETHER_S:  # the clock moves on: a call takes milliseconds
+                gpu.next_s = gpu.tracker.safe_s(now_s)  # later, if the calls for other GPUs have made this one late
+                rows += self._read(gpu) if gpu.next_s <= now_s + TOGETHER_S else []
         self.next_s = min(gpu.next_s for gpu in self.gpus)
         return rows
-
-    def _read_if_safe(self, gpu: _Gpu) -> list[PowerSample]:
-        """Read a GPU that is due, unless the calls for other GPUs have made it late: then it is due again later."""
-        now_s = self.clock()
-        gpu.next_s = gpu.tracker.safe_s(now_s)
-        return self._read(gpu) if gpu.next_s <= now_s + TOGETHER_S else []
 
     def close(self) -> list[PowerSample]:
         """The last readings: they locate the updates again, so that those of the whole run lie between two bursts."""
@@ -195,9 +186,9 @@ class NvmlReader:
         if memory is not None:
             samples.append(PowerSample(before_s, after_s, name, "gpu memory", average_w=memory / 1000))
         line = gpu.tracker.line
-        # Trials of several GPUs, or a trial and the other GPUs' readings, would make each other late: so each GPU in
-        # its turn, and in the second half of the interval.
-        n, count = self._slot(), len(self.gpus)
+        # In each interval all GPUs are read once, at a random time of its first part. Trials of several GPUs, or a
+        # trial and the other GPUs' readings, would make each other late: so one GPU's trial, and in the second half.
+        n, count = int((self.clock() - self.began_s) / self.interval_s) + 1, len(self.gpus)
         slot_s = self.began_s + (n + random.Random(n).uniform(0.0, self.jitter)) * self.interval_s
         trial_from_s = slot_s + self.interval_s / 2 * (count > 1) if self.gpus[n % count] is gpu else None
         if gpu.tracker.doubtful:
@@ -206,10 +197,6 @@ class NvmlReader:
         if gpu.tracker.line is not line:
             self._narrow(gpu)
         return samples
-
-    def _slot(self) -> int:
-        """The number of the next interval: in each, all GPUs are read once, at a random time of its first part."""
-        return int((self.clock() - self.began_s) / self.interval_s) + 1
 
     def _fetch(self, gpu: _Gpu, count: int) -> tuple[float, float, list[int | None], str | None]:
         """Times before and after the call, the values of `_FIELDS`, and errors other than `not supported`."""

@@ -9,14 +9,10 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.files import data_rows
 from harness.model import MeterDevice, MeterInfo, PowerSample
 
-DCGM: Mapping[str, tuple[str, float]] = {
-    "energy_j": ("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", 1e-3),
-    "average_w": ("DCGM_FI_DEV_POWER_USAGE", 1.0),
-    "temperature_c": ("DCGM_FI_DEV_GPU_TEMP", 1.0),
-    "sm_clock_hz": ("DCGM_FI_DEV_SM_CLOCK", 1e6),
-}
+DCGM = {row["column"]: (row["metric"], float(row["factor"])) for row in data_rows("dcgm.csv")}
 """Column of a sample -> the exporter's metric and its factor to SI units."""
 COLLECT_S = 30.0
 """The exporter's default collection interval (its option -c), and so the maximum age of its values."""
@@ -53,7 +49,7 @@ def fetch(url: str) -> str:
 
 
 _Key = tuple[str, str, str]
-"""Host, UUID and label of a device; empty if the exporter does not tell it."""
+"""Host, UUID and label of a device; empty if the exporter does not report it."""
 
 
 class PrometheusReader:
@@ -98,7 +94,7 @@ class PrometheusReader:
             devices.append(MeterDevice(name, self.domain, *ids, period_s=counter_s, average_period_s=period_s, mig=mig))
         return MeterInfo("prometheus", "measured", tuple(devices), clock_offset_s=self.collect_s)
 
-    def read(self) -> list[PowerSample]:
+    def read(self) -> Iterator[PowerSample]:
         before_s, error = time.monotonic(), None
         found: dict[_Key, dict[str, Any]] = {}
         try:
@@ -107,11 +103,9 @@ class PrometheusReader:
             error = "device=unreachable"
         after_s = time.monotonic()
         self.next_s = after_s + self.every_s
-        samples = []
         for key, name in self.devices.items():
             values = {column: found.get(key, {}).get(column) for column, _ in self.columns.values()}
-            samples.append(PowerSample(before_s, after_s, name, self.domain, error=error, **values))
-        return samples
+            yield PowerSample(before_s, after_s, name, self.domain, error=error, **values)
 
     def _scrape(self) -> dict[_Key, dict[str, Any]]:
         """Device -> its labels, and its values by column."""

@@ -1,7 +1,9 @@
 """Energy of CPU packages and DRAM: RAPL counters in Linux's powercap (Intel, and AMD under the same name)."""
 
+import functools
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -76,14 +78,11 @@ class RaplReader:
             if refused is not None:
                 raise HarnessError(f"no permission to read RAPL: {refused.filename}", GRANT)
             raise HarnessError(f"no RAPL zone under {self.root}", "use a physical machine whose CPU has RAPL")
-        devices = (
-            MeterDevice(z.device, z.domain, z.path.name, period_s=UPDATE_S, quantum_j=1e-6, note=z.fault)
-            for z in self.zones
-        )
+        device = functools.partial(MeterDevice, period_s=UPDATE_S, quantum_j=1e-6)
+        devices = (device(zone.device, zone.domain, zone.path.name, note=zone.fault) for zone in self.zones)
         return MeterInfo("rapl", "measured", tuple(devices))
 
-    def read(self) -> list[PowerSample]:
-        samples = []
+    def read(self) -> Iterator[PowerSample]:
         for zone in self.zones:
             joules, fault, before_s = None, zone.fault, time.monotonic()
             if fault is None:
@@ -92,9 +91,8 @@ class RaplReader:
                 except (OSError, ValueError) as failed:
                     fault = type(failed).__name__
             error, after_s = fault and f"energy={fault}", time.monotonic()
-            samples.append(PowerSample(before_s, after_s, zone.device, zone.domain, energy_j=joules, error=error))
+            yield PowerSample(before_s, after_s, zone.device, zone.domain, energy_j=joules, error=error)
         self.next_s = time.monotonic() + self.every_s
-        return samples
 
 
 def _zone(path: Path) -> _Zone | None:

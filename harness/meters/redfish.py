@@ -1,4 +1,4 @@
-"""Power of a server's chassis, told by its management controller over Redfish (DMTF DSP0266, DSP0268)."""
+"""Power of a server's chassis, reported by its management controller over Redfish (DMTF DSP0266, DSP0268)."""
 
 import base64
 import contextlib
@@ -21,7 +21,7 @@ USER, PASSWORD, TOKEN = "HARNESS_REDFISH_USER", "HARNESS_REDFISH_PASSWORD", "HAR
 """Environment variables with the credentials. They are sent to the controller only, and stored nowhere."""
 TIMEOUT_S = 5.0
 RENEW_S = 10.0
-"""Longest time between two readings of a controller's own sensors; the standard does not tell it."""
+"""Longest time between two readings of a controller's sensors; the standard does not limit it."""
 _INSIDE = ("Card", "Component", "Module", "Zone")
 """Types of chassis that are parts of another one, also where the controller does not say of which."""
 _PARTS = ("CPU", "Memory", "GPU", "Accelerator", "Fan", "StorageDevice")
@@ -53,16 +53,15 @@ class RedfishReader:
         try:
             self.context = ssl.create_default_context(cafile=ca)
         except OSError as wrong:
-            raise HarnessError(
-                f"certificates in '{ca}': {wrong}", "give a PEM file as the meter's option `ca`"
-            ) from None
+            fix = "give a PEM file as the meter's option `ca`"
+            raise HarnessError(f"certificates in '{ca}': {wrong}", fix) from None
         if not verify:
             self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE
         self.found: dict[MeterDevice, list[str]] = {}
         """Each chassis, and the resources whose readings together are its power."""
 
     def open(self) -> MeterInfo:
-        """Find the chassis. Raises HarnessError if the controller does not answer, refuses, or tells no power."""
+        """Find the chassis. Raises HarnessError if the controller does not answer, refuses, or reports no power."""
         if self.site.username or self.site.password:  # the options of a meter are stored with the run
             raise HarnessError("the meter's url holds credentials", f"set {USER} and {PASSWORD}, or {TOKEN}")
         every = {path: self._get(path) for path in self._members(_link(self._get("/redfish/v1/"), "Chassis"))}
@@ -75,12 +74,11 @@ class RedfishReader:
         self.found = dict(source for path, source in known.items() if not set(_around(path, every)) & set(known))
         if not self.found:
             ids = ", ".join(str(each.get("Id")) for each in every.values()) or "none"
-            what = f"{self.site.netloc} tells the power of no chassis asked for (chassis: {ids})"
+            what = f"{self.site.netloc} reports the power of no chassis asked for (chassis: {ids})"
             raise HarnessError(what, "check the account's rights and the option `chassis`")
         return MeterInfo("redfish", "measured", tuple(self.found))
 
-    def read(self) -> list[PowerSample]:
-        samples = []
+    def read(self) -> Iterator[PowerSample]:
         for device, paths in self.found.items():
             before_s, error, watts = time.monotonic(), None, None
             try:
@@ -91,15 +89,12 @@ class RedfishReader:
             except HarnessError:
                 error = "device=unreachable"
             span = before_s, time.monotonic(), device.device, device.domain
-            mean = device.average_window_s is not None
-            samples.append(
-                PowerSample(*span, power_w=None if mean else watts, average_w=watts if mean else None, error=error)
-            )
+            value: dict[str, Any] = {"power_w" if device.average_window_s is None else "average_w": watts}
+            yield PowerSample(*span, error=error, **value)
         self.next_s = time.monotonic() + self.every_s
-        return samples
 
     def _source(self, chassis: Mapping[str, Any]) -> tuple[MeterDevice, list[str]] | None:
-        """The chassis, and the resources with its power; None if the controller does not tell it."""
+        """The chassis, and the resources with its power; None if the controller does not report it."""
         for paths in ([_link(chassis, "EnvironmentMetrics")], [_link(chassis, "Power")], list(self._supplies(chassis))):
             found = [path for path in paths if path]
             seen: list[tuple[float, float | None] | None] = []

@@ -10,7 +10,7 @@ import operator
 import select
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from multiprocessing.connection import Connection
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,6 +20,7 @@ from harness.model import MeterInfo, PowerSample, ServerSample
 from harness.process import Child, Gone
 
 Row = TypeVar("Row", PowerSample, ServerSample)
+Read = TypeVar("Read", covariant=True)
 FLUSH_S = 0.2
 """Interval at which rows are sent to the parent: a write per row would cost more than the reading."""
 START_S = 60.0
@@ -28,7 +29,7 @@ STOP_S = 10.0
 """Limit on the time to stop; then the process is killed. One HTTP answer may take 5 s, locating eight counters 6 s."""
 
 
-class Reader(Protocol[Row]):
+class Reader(Protocol[Read]):
     """A source that must be polled. It lives in the polling process; times are CLOCK_MONOTONIC seconds."""
 
     next_s: float
@@ -38,7 +39,7 @@ class Reader(Protocol[Row]):
         """Raises HarnessError if there is nothing to read."""
         ...
 
-    def read(self) -> list[Row]:
+    def read(self) -> Iterable[Read]:
         """The readings that are due. A reader may have `close` as well: the last readings, after the load."""
         ...
 

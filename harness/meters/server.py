@@ -2,24 +2,20 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
-from harness.config import read_yaml
+from harness.config import data_yaml
 from harness.errors import HarnessError
-from harness.files import read_data
 from harness.meters import prometheus
 from harness.model import MeterInfo, ServerSample
 
 PERIOD_S = 1.0
-NAMES: Mapping[str, list[str]] = read_yaml(read_data("server_metrics.yaml"), "server_metrics.yaml")[0]
+NAMES: Mapping[str, list[str]] = data_yaml("server_metrics.yaml")
 """Metric as stored -> its names on the servers."""
 GAUGES = ("running", "waiting", "kv_cache_use", "acceptance", "accepted_length")
-OVER_ENGINES: dict[str, Callable[[list[float]], float]] = {
-    "kv_cache_use": max,
-    "acceptance": fmean,
-    "accepted_length": fmean,
-}
+OVER_ENGINES: Mapping[str, Any] = {"kv_cache_use": max, "acceptance": fmean, "accepted_length": fmean}
 """Metrics that do not add up over several engines -> what stands for all."""
 
 _STORED_NAME = {theirs: name for name, names in NAMES.items() for theirs in names}

@@ -1,4 +1,4 @@
-"""Decide when to read a counter that is updated rarely, so that few readings tell when it is updated."""
+"""Decide when to read a counter that is updated rarely, so that few readings show when it is updated."""
 
 import random
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class UpdateTracker:
     """Places the readings of a counter. Without a period (no counter, or not probed) they follow the slots.
 
     A trial is three readings around one update: before it, as it is due, and after the quiet time. The second reading
-    shows that the update came before it arrived, or else that the update came after it was requested.
+    shows that the update was before its arrival, or else after its request.
     """
 
     rng: random.Random
@@ -53,7 +53,7 @@ class UpdateTracker:
 
     @property
     def located(self) -> bool:
-        """Whether the last update is known about as well as readings can tell."""
+        """Whether the last update is known about as well as readings can show."""
         least_s = 1.6 * max(CALL_S, self.call_s)
         return self.line is not None and self.last_s is not None and self.doubt_s(self.last_s) < least_s
 

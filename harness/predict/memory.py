@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from harness.errors import HarnessError
-from harness.predict.work import Serving, cached_values, weight_bytes
+from harness.predict.work import Serving, attention_params, cached_values, weight_bytes
 
 MEMORY_SHARE = 0.92
 """Share of a GPU's memory that an engine may use (vLLM: 0.9; SGLang and TensorRT-LLM somewhat more)."""
@@ -17,9 +17,8 @@ def weights_per_gpu(s: Serving) -> float:
     """Bytes of weights on one GPU; data-parallel ranks of attention hold its weights each."""
     m, tp = s.model, s.gpus / s.dp
     outside, inside = weight_bytes(m, s.precision)
-    attention = m.kv_layers * m.hidden * (2 * m.heads * m.head_dim + m.kv_values)
     dense = m.total_params - m.expert_params
-    attention = min(attention, 0.9 * dense)
+    attention = attention_params(m, dense)
     return (outside * (attention / tp + (dense - attention) / s.gpus) + inside * m.expert_params / s.gpus) / s.pp
 
 
@@ -46,27 +45,22 @@ def largest_batch(s: Serving, tokens: float | None = None) -> float:
 
 def check_fits(s: Serving) -> None:
     """HarnessError, with what would fit, if the weights or the batch do not fit into the memory."""
-    most, m = largest_batch(s), s.model
-    if most >= max(1.0, s.batch):
+    most, wanted, m = largest_batch(s), max(1.0, s.batch), s.model
+    if most >= wanted:
         return
-    fitting = [
-        n for n in SIZES if s.gpus < n <= s.gpu.domain and largest_batch(replace(s, gpus=n, dp=1)) >= max(1.0, s.batch)
-    ]
-    more = (
-        f"use {fitting[0]} GPUs a copy (--tp {fitting[0]})"
-        if fitting
-        else "use a GPU with more memory, more copies (--devices) or stages (--pp)"
-    )
+    larger = (n for n in SIZES if s.gpus < n <= s.gpu.domain)
+    fits = next((n for n in larger if largest_batch(replace(s, gpus=n, dp=1)) >= wanted), None)
+    more = "use a GPU with more memory, more copies (--devices) or stages (--pp)"
+    if fits is not None:
+        more = f"use {fits} GPUs a copy (--tp {fits})"
     have = f"{s.gpus} x {s.gpu.name} have {s.gpus * s.gpu.memory_bytes / 1e9:,.0f} GB"
-    if most < 1:
+    if most >= 1:
+        needs = s.batch / s.dp * bytes_per_sequence(s) * s.gpus
+        what = f"the cache of {s.batch:,.0f} sequences needs {needs / 1e9:,.0f} GB, {have} with the weights of {m.name}"
+        raise HarnessError(what, f"at most {most:,.0f} sequences fit (--batch {most:.0f}); or {more}")
+    what = f"one sequence of {s.input + s.output:,.0f} tokens of {m.name} does not fit beside its weights: {have}"
+    if room(s) <= 0:
         outside, inside = weight_bytes(m, s.precision)
         whole = outside * (m.total_params - m.expert_params) + inside * m.expert_params
         what = f"{m.name} in {s.precision} takes {whole / 1e9:,.0f} GB of weights, {have}"
-        if room(s) > 0:
-            what = (
-                f"one sequence of {s.input + s.output:,.0f} tokens of {m.name} does not fit beside its weights: {have}"
-            )
-        raise HarnessError(what, f"{more} or a smaller precision")
-    needs = s.batch / s.dp * bytes_per_sequence(s) * s.gpus
-    what = f"the cache of {s.batch:,.0f} sequences needs {needs / 1e9:,.0f} GB, {have} with the weights of {m.name}"
-    raise HarnessError(what, f"at most {most:,.0f} sequences fit (--batch {most:.0f}); or {more}")
+    raise HarnessError(what, f"{more} or a smaller precision")

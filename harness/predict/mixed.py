@@ -72,27 +72,25 @@ def placed(blocks: Sequence[Block], rows: Rows, places: Mapping[tuple[str, str],
     return found
 
 
-def scales(block: Block, rows: Rows) -> Array:
-    return rows.covariates[block.by] if block.by else np.ones(len(rows))
+def parts(found: Fit, rows: Rows) -> Array:
+    """Each term times its factors, shape (n, K)."""
+    return _parts(found.blocks, rows, placed(found.blocks, rows, found.places), found.estimate)[0]
+
+
+def _parts(blocks: Sequence[Block], rows: Rows, at: Sequence[NDArray[np.intp]], u: Array) -> tuple[Array, Array, Array]:
+    """Each term times its factors, shape (n, K); the covariates, shape (n, blocks); the weights, shape (blocks, K)."""
+    with_unseen = np.append(u, 0.0)
+    weights = np.array([block.weights for block in blocks])
+    by = np.column_stack([rows.covariates[block.by] if block.by else np.ones(len(rows)) for block in blocks])
+    values = np.column_stack([with_unseen[place] + block.mean for place, block in zip(at, blocks, strict=True)])
+    return rows.terms * np.exp((values * by) @ weights), by, weights
 
 
 def evaluate(blocks: Sequence[Block], rows: Rows, at: Sequence[NDArray[np.intp]], u: Array) -> tuple[Array, Array]:
     """ln of the sum, shape (n,), and the slope by the coefficient of each block, shape (n, blocks)."""
-    with_unseen = np.append(u, 0.0)
-    weights = np.array([block.weights for block in blocks])
-    by = np.column_stack([scales(block, rows) for block in blocks])
-    values = np.column_stack([with_unseen[place] + block.mean for place, block in zip(at, blocks, strict=True)])
-    parts = rows.terms * np.exp((values * by) @ weights)
-    total = parts.sum(axis=1)
-    return np.log(total), by * (parts / total[:, None] @ weights.T)
-
-
-def factors(found: Fit, rows: Rows) -> Array:
-    """What each term is multiplied with, shape (n, K)."""
-    places, with_unseen = placed(found.blocks, rows, found.places), np.append(found.estimate, 0.0)
-    values = np.column_stack([with_unseen[p] + block.mean for p, block in zip(places, found.blocks, strict=True)])
-    by = np.column_stack([scales(block, rows) for block in found.blocks])
-    return np.asarray(np.exp((values * by) @ np.array([block.weights for block in found.blocks])))
+    each, by, weights = _parts(blocks, rows, at, u)
+    total = each.sum(axis=1)
+    return np.log(total), by * (each / total[:, None] @ weights.T)
 
 
 def design(slopes: Array, places: Sequence[NDArray[np.intp]], size: int) -> sparse.csr_matrix:

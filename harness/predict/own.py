@@ -1,7 +1,7 @@
-"""A run of one's own on a GPU: how close it is to the hardware's limit, and by how much predictions were off."""
+"""A run of the user's on a GPU: how close it is to the hardware's limit, and by how much predictions were off."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,23 +9,13 @@ from harness.analysis.findings import finding
 from harness.cost.bill import measured
 from harness.errors import HarnessError
 from harness.model import Figure, Finding, Summary
-from harness.predict.predict import engine_of, known_gpu, predict_many
+from harness.predict.predict import Calibration, engine_of, known_gpu, predict_many
 from harness.predict.shapes import described, precision_of, shape_of
 from harness.predict.work import Serving, peak_flops, seconds
 from harness.store.run import Run
 
 LIMITS = {"mfu": "1", "mbu": "1", "floor_s_per_output_token": "s", "floor_joules_per_output_token": "J"}
 """Figures that compare a run with the GPU's limit -> unit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Measured / predicted of a run. `joules` None: the run has no energy. `same`: its model and GPU."""
-
-    time: float
-    joules: float | None
-    same: tuple[str, str]
-    run: str
 
 
 def calibration(run: Run, summary: Summary) -> Calibration:
@@ -37,9 +27,8 @@ def calibration(run: Run, summary: Summary) -> Calibration:
     serving, rate = serving_of(run, summary)
     middle, joules = np.array([0.5]), measured(summary, "joules_per_output_token").value
     plain = predict_many([serving], 1, middle)[0]
-    found = Calibration(
-        float(serving.gpus / rate / plain.device_s[0]), None, (serving.model.name, serving.gpu.name), run.id
-    )
+    of = serving.model.name, serving.gpu.name
+    found = Calibration(float(serving.gpus / rate / plain.device_s[0]), None, of, run.id)
     if joules is None:
         return found
     return replace(found, joules=float(joules / predict_many([serving], 1, middle, found)[0].joules[0]))
@@ -99,8 +88,6 @@ def serving_of(run: Run, summary: Summary) -> tuple[Serving, float]:
     out, total, requests, e2e = (figure.value or 0.0 for figure in rates)
     precision = precision_of(run.engine.options.get("quantization") or identity.precision)
     _, version, released = engine_of("vllm")
-    serving = Serving(
-        model, gpu, precision, requests * e2e, max(1.0, (total - out) / requests), out / requests, devices,
-        released=released, version=version,
-    )  # fmt: skip
-    return serving, out
+    asked, answered = max(1.0, (total - out) / requests), out / requests
+    serving = Serving(model, gpu, precision, requests * e2e, asked, answered, devices)
+    return replace(serving, released=released, version=version), out

@@ -46,9 +46,8 @@ def latency_columns(servings: Sequence[Serving], tpot_s: Array) -> Array:
     alone = [replace(s, batch=s.output + 1, task="random", prefill_gpus=0) for s in servings]
     served = [replace(s, gpus=s.prefill_gpus) if s.prefill_gpus else s for s in alone]
     ideal = columns(served)
-    flop, attention, link, layer = (
-        ideal[:, TERMS.index(f"prefill_{t}")] for t in ("flop", "attention", "link", "layer")
-    )
+    names = "flop", "attention", "link", "layer"
+    flop, attention, link, layer = (ideal[:, TERMS.index(f"prefill_{name}")] for name in names)
     batch = np.array([s.batch for s in servings])
     queue = batch * (flop + attention + link)
     return np.column_stack([flop, attention, link, layer, tpot_s, queue, np.full(len(batch), 0.01)])
@@ -86,9 +85,8 @@ def fitted(name: str) -> Fit:
     covariance = np.zeros((len(values), len(values)))
     covariance[np.tril_indices(len(values))] = half
     covariance += np.tril(covariance, -1).T
-    return Fit(
-        tuple(blocks), {key: i for i, key in enumerate(values)}, np.array(list(values.values())), covariance, noise
-    )
+    places = {key: i for i, key in enumerate(values)}
+    return Fit(tuple(blocks), places, np.array(list(values.values())), covariance, noise)
 
 
 def noise_variance(found: Fit) -> float:

@@ -1,54 +1,58 @@
 """Time, energy and memory of a model on GPUs that were not measured, with predictive intervals."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from harness.config import checked, near, read_map
 from harness.cost.draws import Array, Draws
 from harness.cost.gpus import Gpu, find_gpu
 from harness.cost.pricing import price_tables
 from harness.errors import HarnessError
-from harness.files import data_rows
+from harness.files import data_rows, read_text
 from harness.predict import mixed, pooled
 from harness.predict.memory import SIZES, bytes_per_sequence, check_fits, largest_batch, weights_per_gpu
 from harness.predict.shapes import ModelShape, precision_of, shape_of
 from harness.predict.work import TERMS, Serving, columns
 
-if TYPE_CHECKING:
-    from harness.predict.own import Calibration
-
 MOST_GPUS = 10_000
+GUESSES = data_rows("predict/guesses.csv")
+"""Block of the fit -> what a prediction without that level guesses."""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """Requests: sequences in flight over all GPUs, and tokens of a request."""
+class Plan:
+    """The load, and how it is to be served."""
 
     batch: float = 64
+    """Sequences in flight over all GPUs."""
     input: float = 500
+    """Tokens of a request."""
     output: float = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How GPUs share a copy of the model: tensor, expert, pipeline and data parallelism of one group.
-
-    None: the smallest group that holds the model. `dp` counts copies of the attention (with expert parallelism) or,
-    for a dense model, copies of the model.
-    """
-
+    devices: int | None = None
+    """GPUs in all; None: one group."""
+    precision: str | None = None
+    """Of the weights; None: as published, in bf16 where the GPU lacks that."""
     tp: int | None = None
+    """Tensor parallelism of one group; None, as `ep`: the smallest group that holds the model."""
     ep: int | None = None
     pp: int | None = None
     dp: int | None = None
+    """Copies of the attention (with expert parallelism) or, for a dense model, copies of the model."""
     prefill_gpus: int = 0
+    """GPUs of a group that compute prompts alone."""
+    engine: str = "vllm"
+    """vllm, sglang or trtllm, with a version after '@' if it is not the newest."""
 
 
-LOAD, ONE_GROUP = Load(), Layout()
+PLAN = Plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,66 +80,54 @@ class Prediction:
         return self.replicas * (self.serving.gpus * self.serving.pp + self.serving.prefill_gpus)
 
 
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Measured / predicted of a run. `joules` None: the run has no energy. `same`: its model and GPU."""
+
+    time: float
+    joules: float | None
+    same: tuple[str, str]
+    run: str
+
+
 def predict(
-    model: str | ModelShape,
-    gpu: str | Gpu,
-    load: Load = LOAD,
-    devices: int | None = None,
-    precision: str | None = None,
-    layout: Layout = ONE_GROUP,
-    engine: str = "vllm",
-    u: Draws | None = None,
-    own: "Calibration | None" = None,
+    model: str | ModelShape, gpu: str | Gpu, plan: Plan = PLAN, u: Draws | None = None, own: Calibration | None = None
 ) -> Prediction:
     """The prediction for one serving point; HarnessError for what is unknown, not positive or does not fit.
 
-    `devices` None: one group. `engine` is vllm, sglang or trtllm, with a version after '@' if it is not the newest.
-    `u` are the uniform draws to use (1,024 quantiles if None). `own` is measured / predicted of a run of one's own.
+    `u` are the uniform draws to use (1,024 quantiles if None). `own` is measured / predicted of a run of the user's.
     """
-    serving, replicas = deployed(model, gpu, load, devices, precision, layout, engine)
+    serving, replicas = deployed(model, gpu, plan)
     check_fits(serving)
     return predict_many([serving], replicas, u, own)[0]
 
 
-def deployed(
-    model: str | ModelShape, gpu: str | Gpu, load: Load, devices: int | None, precision: str | None, layout: Layout,
-    engine: str,
-) -> tuple[Serving, int]:  # fmt: skip
+def deployed(model: str | ModelShape, gpu: str | Gpu, plan: Plan) -> tuple[Serving, int]:
     """The serving of one group with its share of the load, and the number of groups."""
-    for name, value in (("--batch", load.batch), ("input tokens", load.input), ("output tokens", load.output)):
+    for name, value in (("--batch", plan.batch), ("input tokens", plan.input), ("output tokens", plan.output)):
         if not (math.isfinite(value) and value >= 1 and value == int(value)):
             raise HarnessError(f"{name} is {value:g}", "give a whole number above 0")
-    sizes = {"--devices": devices, "--tp": layout.tp, "--ep": layout.ep, "--pp": layout.pp, "--dp": layout.dp}
-    for name, count in sizes.items():
-        if count is not None and not 1 <= count <= MOST_GPUS:
-            raise HarnessError(f"{name} is {count}", f"give a whole number from 1 to {MOST_GPUS:,}")
-    if not 0 <= layout.prefill_gpus <= MOST_GPUS:
-        raise HarnessError(f"--prefill-gpus is {layout.prefill_gpus}", f"give a whole number from 0 to {MOST_GPUS:,}")
+    for name in ("devices", "tp", "ep", "pp", "dp", "prefill_gpus"):
+        least, count = int(name != "prefill_gpus"), getattr(plan, name)
+        if count is not None and not least <= count <= MOST_GPUS:
+            what = f"--{name.replace('_', '-')} is {count}"
+            raise HarnessError(what, f"give a whole number from {least} to {MOST_GPUS:,}")
+    devices = plan.devices
     shape = shape_of(model) if isinstance(model, str) else model
     device = known_gpu(gpu) if isinstance(gpu, str) else gpu
-    weights = precision_of(precision or shape.precision)
-    if weights == "fp8" and device.flops_fp8 is None and precision is None:
+    weights = precision_of(plan.precision or shape.precision)
+    if weights == "fp8" and device.flops_fp8 is None and plan.precision is None:
         weights = "bf16"
-    name, version, released = engine_of(engine)
-    tp, pp, dp, ep = layout.tp or 1, layout.pp or 1, layout.dp or 1, layout.ep or 1
-    one = Serving(
-        shape,
-        device,
-        weights,
-        load.batch,
-        load.input,
-        load.output,
-        engine=name,
-        released=released,
-        version=version,
-        pp=pp,
-    )
+    engine, version, year = engine_of(plan.engine)
+    tp, pp, dp, ep = plan.tp or 1, plan.pp or 1, plan.dp or 1, plan.ep or 1
+    one = Serving(shape, device, weights, plan.batch, plan.input, plan.output, pp=pp)
+    one = replace(one, engine=engine, released=year, version=version)
     if shape.experts and dp > 1:  # ranks of attention that share the experts
         group = replace(one, gpus=max(tp * dp, ep), dp=dp, ep=ep)
     else:
         if ep > 1 and not shape.experts:
             raise HarnessError(f"--ep {ep}: {shape.name} has no experts", "leave --ep out")
-        chosen = max(tp, ep) if layout.tp or layout.ep else smallest(one, devices)
+        chosen = max(tp, ep) if plan.tp or plan.ep else smallest(one, devices)
         group = replace(one, gpus=chosen, ep=ep)
     if shape.experts and shape.experts % group.ep:
         raise HarnessError(f"--ep {group.ep}: {shape.name} has {shape.experts:.0f} experts", "give a divisor of it")
@@ -147,7 +139,7 @@ def deployed(
     if copies < 1 or (devices or size) % size:
         fits = size * max(1, (devices or size) // size)
         raise HarnessError(f"{devices} GPUs are not whole groups of {size}", f"use --devices {fits} or {fits + size}")
-    return replace(group, batch=max(1.0, load.batch / copies), prefill_gpus=layout.prefill_gpus), copies
+    return replace(group, batch=max(1.0, plan.batch / copies), prefill_gpus=plan.prefill_gpus), copies
 
 
 def smallest(one: Serving, devices: int | None) -> int:
@@ -164,7 +156,7 @@ def smallest(one: Serving, devices: int | None) -> int:
 
 
 def predict_many(
-    servings: Sequence[Serving], replicas: int, u: Draws | None = None, own: "Calibration | None" = None
+    servings: Sequence[Serving], replicas: int, u: Draws | None = None, own: Calibration | None = None
 ) -> list[Prediction]:
     """Predictions of several points; `servings` were checked to fit.
 
@@ -179,7 +171,7 @@ def predict_many(
     ideal = pooled.latency_columns(servings, np.exp(ln_t))
     ln_first, first_variance = with_noise("ttft", pooled.rows(servings, ideal))
     asked = pooled.rows(servings, pooled.power_columns(servings, np.exp(ln_t)))
-    parts = asked.terms * mixed.factors(pooled.fitted("power"), asked)
+    parts = mixed.parts(pooled.fitted("power"), asked)
     _, watts_variance = with_noise("power", asked)
     found = []
     for i, s in enumerate(servings):
@@ -225,42 +217,20 @@ def known_gpu(name: str) -> Gpu:
     gpus = price_tables()[0]
     if name.endswith((".yaml", ".yml")):
         return own_gpu(name)
-    found = find_gpu(name, gpus)
-    if found is None:
-        import difflib
-
-        near = difflib.get_close_matches(name, [gpu.name for gpu in gpus], 2, 0.5)
-        advice = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(g.name for g in gpus)},"
-        raise HarnessError(
-            f"GPU '{name}' is not in gpus.csv", f"{advice} or give a YAML file with the columns of gpus.csv"
-        )
+    if (found := find_gpu(name, gpus)) is None:
+        names = [gpu.name for gpu in gpus]
+        fix = f"{near(name, names)}choose one of {', '.join(names)}, or give a YAML file with the columns of gpus.csv"
+        raise HarnessError(f"GPU '{name}' is not in gpus.csv", fix)
     return found
 
 
 def own_gpu(path: str) -> Gpu:
-    """A GPU of one's own: a YAML map with the columns of gpus.csv."""
-    from pathlib import Path
-
-    from pydantic import TypeAdapter, ValidationError
-
-    from harness.config import read_map
-    from harness.files import read_text
-
-    content, _ = read_map(read_text(Path(path)), path, "a GPU, with the columns of harness/data/gpus.csv")
-    given = {"match": str(content.get("gpu", "")), "price_gpu": None, "flops_fp8": None, "flops_fp4": None, "domain": 8,
-             "idle_w": None, "source": path} | content  # fmt: skip
-    try:
-        found = TypeAdapter(Gpu).validate_python(
-            {k: float(v) if isinstance(v, str) and k.startswith("flops") else v for k, v in given.items()}
-        )
-    except (ValidationError, ValueError) as bad:
-        wrong = bad.errors()[0] if isinstance(bad, ValidationError) else {"loc": ("",), "msg": str(bad)}
-        what = f"{path}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
-        raise HarnessError(
-            what, "give gpu, flops_bf16, bandwidth_bytes_per_s, memory_bytes, tdp_w, link_bytes_per_s"
-        ) from None
-    if min(found.flops_bf16, found.bandwidth_bytes_per_s, found.memory_bytes, found.tdp_w, found.link_bytes_per_s) <= 0:
-        raise HarnessError(f"{path}: a figure is not above 0", "give positive numbers")
+    """A GPU of the user's: a YAML map with the columns of gpus.csv, of which a GPU may lack some."""
+    content, places = read_map(read_text(Path(path)), path, "a GPU, with the columns of harness/data/gpus.csv")
+    absent = dict.fromkeys(("price_gpu", "flops_fp8", "flops_fp4", "idle_w")) | {"domain": 8, "source": path}
+    fix = "give gpu, flops_bf16, bandwidth_bytes_per_s, memory_bytes, tdp_w and link_bytes_per_s, all above 0"
+    form: Any = TypeAdapter(Gpu)
+    found: Gpu = checked(form, {"match": str(content.get("gpu", "")), **absent, **content}, path, places, fix)
     return found
 
 
@@ -299,27 +269,15 @@ MANY = 80
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    import re
-
     return tuple(map(int, re.findall(r"\d+", version)[:3])) if re.match(r"v?\d", version) else ()
 
 
 def guesses_of(s: Serving) -> tuple[str, ...]:
     """What of a serving point no measured point covers, in words."""
     fit = pooled.fitted("time")
-    keys = pooled.rows([s], np.ones((1, len(TERMS)))).keys
-    notes = []
-    for key, block, what in (
-        ("gpu", "gpu fixed", f"no point was measured on {s.gpu.name}"),
-        ("kind", "kind fixed", f"no point is of a {s.model.kind} model"),
-        ("precision", "precision flop", f"no point is in {s.precision}"),
-        ("version", "version all", f"no point is of {s.engine} of that release"),
-        ("model", "model all", f"{s.model.name} was not measured"),
-        ("gpu precision", "gpu precision", f"no point is in {s.precision} on {s.gpu.name}"),
-        ("layout", "layout all", f"no point has that layout ({keys['layout'][0]})"),
-    ):
-        if (block, str(keys[key][0])) not in fit.places:
-            notes.append(what)
+    level = {key: str(levels[0]) for key, levels in pooled.rows([s], np.ones((1, len(TERMS)))).keys.items()}
+    words = level | {"model": s.model.name}
+    notes = [r["guess"].format(**words) for r in GUESSES if (r["block"], level[r["key"]]) not in fit.places]
     if s.pp > 1:
         notes.append("no point has pipeline stages")
     if s.input + s.output > 10_000:

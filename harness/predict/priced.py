@@ -1,6 +1,6 @@
 """The cost of a prediction: its bill, its energy, the points of its front, and the cheapest at an objective."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,11 +9,10 @@ from harness.config import AS_WRITTEN, Values
 from harness.cost.bill import ENERGY, Costs, Row, bill_factors, costed, draw_inputs, interval_figures, watt_hours
 from harness.cost.draws import Draws
 from harness.cost.pricing import priced_for
-from harness.cost.scenario import MEASURED
+from harness.cost.scenario import MEASURED, Scenario
 from harness.model import Device, Figure
 from harness.predict.memory import check_fits, largest_batch
-from harness.predict.own import Calibration
-from harness.predict.predict import LOAD, ONE_GROUP, Layout, Load, Prediction, deployed, predict_many
+from harness.predict.predict import PLAN, Calibration, Plan, Prediction, deployed, predict_many
 
 TIERS = ("on-demand", "reserved", "spot")
 """Scenarios whose price of a million output tokens stands beside the chosen one's."""
@@ -37,61 +36,43 @@ class Priced:
 def priced(
     model: str,
     gpu: str,
-    load: Load = LOAD,
-    devices: int | None = None,
-    precision: str | None = None,
-    layout: Layout = ONE_GROUP,
-    engine: str = "vllm",
+    plan: Plan = PLAN,
     scenario: str = "on-demand",
     overrides: Values = AS_WRITTEN,
     own: Calibration | None = None,
     limits: tuple[float, float] = (0.05, 5.0),
 ) -> Priced:
     """The prediction at a load and along the front of batches. `limits` are the objective's TPOT and TTFT in s."""
-    serving, copies = deployed(model, gpu, load, devices, precision, layout, engine)
+    serving, copies = deployed(model, gpu, plan)
     check_fits(serving)
     most, batches = largest_batch(serving), [serving.batch]
     batches += [float(2**k) for k in range(13) if 2**k <= most and 2**k != serving.batch]
     servings = [replace(serving, batch=batch) for batch in sorted(batches)]
-    count = copies * (serving.gpus * serving.pp + serving.prefill_gpus)
-    used = priced_for(Device("gpu", serving.gpu.name, count), scenario, overrides)
+    device = Device("gpu", serving.gpu.name, copies * (serving.gpus * serving.pp + serving.prefill_gpus))
+    used = priced_for(device, scenario, overrides)
     x = draw_inputs(used)
-    front = predict_many(servings, copies, x[MEASURED], own)
-    factors = bill_factors(used, x)
-    cost = [_usd(factors, each, used.no_price) for each in front]
-    meets = [
-        i for i, each in enumerate(front) if np.median(each.tpot_s) <= limits[0] and np.median(each.ttft_s) <= limits[1]
-    ]
-    best = min(meets, key=lambda i: float(np.median(front[i].device_s)), default=None)
-    chosen = front[servings.index(serving)]
-    return Priced(
-        chosen,
-        _costs(chosen, used, x, own),
-        tuple(zip(front, cost, strict=True)),
-        best,
-        _by_tier(chosen, overrides),
-        limits,
-    )
-
-
-def _usd(factors: Sequence[tuple[str, Draws]], point: Prediction, no_price: str | None) -> Figure:
-    if no_price is not None:
-        return Figure(USD, None, "USD/1e6 token", "derived", reason=no_price)
-    draws = np.prod([values for _, values in factors], axis=0) * point.device_s * (1e6 / 3600)
-    return interval_figures(USD, "USD/1e6 token", "derived", draws)[0]
-
-
-def _by_tier(point: Prediction, overrides: Values) -> tuple[tuple[str, Figure], ...]:
-    found = []
+    points = predict_many(servings, copies, x[MEASURED], own)
+    front = tuple((each, _usd(used, x, each.device_s)) for each in points)
+    medians = [[float(np.median(draws)) for draws in (each.tpot_s, each.ttft_s, each.device_s)] for each in points]
+    meets = [i for i, (tpot_s, ttft_s, _) in enumerate(medians) if tpot_s <= limits[0] and ttft_s <= limits[1]]
+    best = min(meets, key=lambda i: medians[i][2], default=None)
+    chosen, tiers = points[servings.index(serving)], []
     for tier in TIERS:
-        used = priced_for(Device("gpu", point.serving.gpu.name, point.devices), tier, overrides)
-        x = draw_inputs(used)
-        again = np.quantile(point.device_s, x[MEASURED])
-        found.append((tier, _usd(bill_factors(used, x), replace(point, device_s=again), used.no_price)))
-    return tuple(found)
+        other = priced_for(device, tier, overrides)
+        y = draw_inputs(other)
+        tiers.append((tier, _usd(other, y, np.quantile(chosen.device_s, y[MEASURED]))))
+    return Priced(chosen, _costs(chosen, used, x, own), front, best, tuple(tiers), limits)
 
 
-def _costs(point: Prediction, used, x, own: Calibration | None) -> Costs:  # type: ignore[no-untyped-def]
+def _usd(scenario: Scenario, x: Mapping[str, Draws], device_s: Draws) -> Figure:
+    """USD per million output tokens."""
+    if scenario.no_price is not None:
+        return Figure(USD, None, "USD/1e6 token", "derived", reason=scenario.no_price)
+    price = np.prod([values for _, values in bill_factors(scenario, x)], axis=0)
+    return interval_figures(USD, "USD/1e6 token", "derived", price * device_s * (1e6 / 3600))[0]
+
+
+def _costs(point: Prediction, used: Scenario, x: Mapping[str, Draws], own: Calibration | None) -> Costs:
     s = point.serving
     rate = point.devices / point.device_s
     time, paid = ("published", point.device_s), bill_factors(used, x)

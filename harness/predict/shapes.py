@@ -1,10 +1,9 @@
 """Shapes of models: what a step must read and compute, from Hugging Face's config.json or a row of models.csv."""
 
-import difflib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,17 +11,15 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from harness.config import near
 from harness.cost.gpus import read_rows
 from harness.errors import HarnessError
-from harness.files import read_data, read_text
+from harness.files import data_rows, read_text
 
 Config = Mapping[str, Any]
-PRECISIONS = {"bf16": 2.0, "fp8": 1.0, "int4": 0.5625, "mxfp4": 0.53125, "nvfp4": 0.5625}
+PRECISIONS = {row["precision"]: float(row["bytes"]) for row in data_rows("precisions.csv")}
 """Bytes per weight, scales included: 16 bits for 32 int4 weights, 8 bits for 32 mxfp4 or 16 nvfp4 weights."""
-WORDS = {
-    "bfloat16": "bf16", "float16": "bf16", "half": "bf16", "float32": "bf16", "fp16": "bf16", "float8": "fp8",
-    "fp4": "nvfp4", "modelopt_fp4": "nvfp4", "awq": "int4", "gptq": "int4", "compressed-tensors": "int4",
-}  # fmt: skip
+WORDS = {word: row["precision"] for row in data_rows("precisions.csv") for word in row["also"].split()}
 """Other names of precisions, as configurations and engines write them."""
 
 
@@ -75,7 +72,7 @@ TAILS = r"instruct|it|chat|hf|thinking|base|fp8|fp4|nvfp4|mxfp4|bf16|awq|gptq|in
 @lru_cache(maxsize=1)
 def models() -> tuple[ModelShape, ...]:
     """The rows of models.csv."""
-    return read_rows(read_data("models.csv"), ModelShape)
+    return read_rows("models.csv", ModelShape)
 
 
 def plain(name: str) -> str:
@@ -86,9 +83,9 @@ def plain(name: str) -> str:
     return short.removeprefix("meta-").removeprefix("nvidia-").strip("-")
 
 
-def find_model(name: str, known: Sequence[ModelShape] | None = None) -> ModelShape | None:
+def find_model(name: str) -> ModelShape | None:
     """The shape of this name or hub id; None: not in the table."""
-    known, short = known or models(), name.rpartition("/")[2]
+    known, short = models(), name.rpartition("/")[2]
     exact = (each for each in known if short.lower() in {each.name.lower(), *(also.lower() for also in each.also)})
     near = (each for each in known if plain(name) in {plain(each.name), *map(plain, each.also)})
     return next(exact, None) or next(near, None)
@@ -105,16 +102,14 @@ def shape_of(reference: str) -> ModelShape:
         return found
     config = config or _cached(reference)
     if config is None:
-        names = {plain(name): name for each in models() for name in (each.name, *each.also)}
-        near = [names[close] for close in difflib.get_close_matches(plain(reference), list(names), 3, 0.5)]
-        advice = f"did you mean {' or '.join(near)}? Or" if near else "`harness list models` names them; or"
-        raise HarnessError(f"model '{reference}' is not in the table", f"{advice} give the path of its config.json")
+        advice = near(reference.rpartition("/")[2], [name for each in models() for name in (each.name, *each.also)])
+        fix = f"{advice}`harness list models` names them; or give the path of its config.json"
+        raise HarnessError(f"model '{reference}' is not in the table", fix)
     try:
         content = json.loads(read_text(config))
     except ValueError as bad:
-        raise HarnessError(
-            f"{config} is not a configuration of a language model ({bad})", "give a config.json"
-        ) from None
+        what = f"{config} is not a configuration of a language model ({bad})"
+        raise HarnessError(what, "give a config.json") from None
     return described(content, path.resolve().name if path.is_dir() else path.stem or reference, str(config))
 
 
@@ -142,17 +137,21 @@ def precision_of(name: str | None) -> str:
     return found
 
 
+MIXED = dict(zip("M*-E", ("linear", "full", "mlp", "moe"), strict=True))
+MIXED |= {"mamba": "linear", "attention": "full", "mlp": "mlp", "moe": "moe"}
+"""Kinds of Nemotron-H's layers, by letter in hybrid_override_pattern and by name in layers_block_type (since 2026)."""
+
+
 def from_config(top: Config, name: str, source: str) -> ModelShape:
     """The shape that a config.json describes. KeyError if a needed entry is missing."""
     c = {**top, **(top.get("text_config") or top.get("llm_config") or {})}
-    if names := c.get("layers_block_type"):  # Nemotron-H of 2026
-        pattern = "".join({"mamba": "M", "attention": "*", "mlp": "-", "moe": "E"}[kind] for kind in names)
-        c |= {"hybrid_override_pattern": pattern, "num_hidden_layers": len(pattern)}
-    layers, hidden, heads = int(c["num_hidden_layers"]), int(c["hidden_size"]), int(c["num_attention_heads"])
+    mixed = [MIXED[each] for each in c.get("layers_block_type") or c.get("hybrid_override_pattern") or ()]
+    layers, hidden = len(mixed) or int(c["num_hidden_layers"]), int(c["hidden_size"])
+    heads = int(c["num_attention_heads"])
     head_dim = int(c.get("head_dim") or hidden // heads)
     if min(layers, hidden, heads, head_dim, int(c["vocab_size"])) < 1:
         raise ValueError("a size below 1")
-    kinds = _layer_kinds(c, layers)
+    kinds = mixed or _layer_kinds(c, layers)
     attention, linear = kinds.count("full") + kinds.count("window"), kinds.count("linear")
     kv_heads = int(c.get("num_key_value_heads") or heads)
     lora = c.get("kv_lora_rank")
@@ -168,15 +167,15 @@ def from_config(top: Config, name: str, source: str) -> ModelShape:
         attention_params = rank * (hidden + heads * head_dim) + low * (heads * head_dim + groups * hidden)
         attention_params += hidden * head_dim
     experts = int(_first(c, "num_experts", "num_local_experts", "n_routed_experts") or 0)
-    matrices = 2 if "hybrid_override_pattern" in c else 3  # Nemotron-H has no gate
-    moe_layers = _moe_layers(c, layers) if experts else 0
+    matrices = 2 if mixed else 3  # Nemotron-H has no gate
+    moe_layers = 0 if not experts else kinds.count("moe") if mixed else _moe_layers(c, layers)
     width = int(_first(c, "moe_intermediate_size", "intermediate_size") or 0)
     inner = int(_first(c, "moe_latent_size", "routed_expert_hidden_size") or hidden)
     expert_params = float(matrices * inner * width * experts * moe_layers)
     shared = int(_first(c, "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size") or 0)
     shared = shared or width * int(_first(c, "n_shared_experts", "num_shared_experts") or 0)
     shared = shared or (width if c.get("model_type") == "llama4_text" else 0)
-    dense_layers = kinds.count("mlp") if "hybrid_override_pattern" in c else layers - moe_layers
+    dense_layers = kinds.count("mlp") if mixed else layers - moe_layers
     dense_width = int(_first(c, "dense_intermediate_size", "intermediate_size_mlp", "intermediate_size") or 0)
     state, linear_params = _linear(c, hidden)
     vocab = int(c["vocab_size"]) * hidden
@@ -199,31 +198,23 @@ def _first(c: Config, *names: str) -> Any:
 
 
 def _layer_kinds(c: Config, layers: int) -> list[str]:
-    """full, window, linear, mlp or moe for each layer."""
-    if pattern := c.get("hybrid_override_pattern"):
-        return [{"M": "linear", "*": "full", "-": "mlp", "E": "moe"}[letter] for letter in pattern]
+    """full, window or linear for each layer."""
     if given := c.get("layer_types"):
         known = {"sliding_attention": "window", "chunked_attention": "window", "linear_attention": "linear"}
         return [known.get(kind, "full") for kind in given]
     if linear := c.get("linear_attn_config"):
         full = set(linear["full_attn_layers"])
         return ["full" if i + 1 in full else "linear" for i in range(layers)]
-    if every := c.get("full_attention_interval"):
-        return ["full" if (i + 1) % every == 0 else "linear" for i in range(layers)]
     if pattern := c.get("hybrid_layer_pattern"):
         return ["window" if windowed else "full" for windowed in pattern]
-    if c.get("sliding_window") and (every := c.get("sliding_window_pattern")):
-        return ["full" if (i + 1) % every == 0 else "window" for i in range(layers)]
-    if c.get("model_type") == "gemma2":
-        return ["full" if i % 2 else "window" for i in range(layers)]
-    if c.get("model_type") == "llama4_text":
-        return ["full" if (i + 1) % 4 == 0 else "window" for i in range(layers)]
-    return ["full"] * layers
+    other, every = "linear", c.get("full_attention_interval")
+    if not every:
+        of_type = {"gemma2": 2, "llama4_text": 4}.get(str(c.get("model_type")), 1)
+        other, every = "window", (c.get("sliding_window") and c.get("sliding_window_pattern")) or of_type
+    return ["full" if (i + 1) % every == 0 else other for i in range(layers)]
 
 
 def _moe_layers(c: Config, layers: int) -> int:
-    if pattern := c.get("hybrid_override_pattern"):
-        return int(pattern.count("E"))
     every = _first(c, "interleave_moe_layer_step", "decoder_sparse_step", "moe_layer_freq") or 1
     if isinstance(every, list):
         return sum(every)
@@ -232,9 +223,8 @@ def _moe_layers(c: Config, layers: int) -> int:
 
 def _latent_params(c: Config, hidden: int, heads: int) -> int:
     """Parameters of one layer of multi-head latent attention (DeepSeek-V2)."""
-    nope, rope, value, lora = (
-        int(c[key]) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
-    )
+    names = "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank"
+    nope, rope, value, lora = (int(c[name]) for name in names)
     rank = int(c.get("q_lora_rank") or 0)
     query = rank * (hidden + heads * (nope + rope)) if rank else hidden * heads * (nope + rope)
     return query + hidden * (lora + rope) + lora * heads * (nope + value) + heads * value * hidden

@@ -38,20 +38,24 @@ class Serving:
     released: float = 2026.25
     version: str = ""
     task: str = "random"
-    kv_bytes: float | None = None
     pp: int = 1
     """Pipeline stages, each of `gpus` GPUs. A stage holds 1 / pp of the layers and works on batch / pp sequences."""
 
     @property
     def cache_bytes(self) -> float:
         """Bytes of one cached value."""
-        return self.kv_bytes or (1.0 if (self.precision, self.engine) in KV_FP8 else 2.0)
+        return 1.0 if (self.precision, self.engine) in KV_FP8 else 2.0
 
 
 def weight_bytes(model: ModelShape, precision: str) -> tuple[float, float]:
     """Bytes of a weight outside the routed experts, and inside: 4-bit MoE checkpoints quantise the experts alone."""
     inside = PRECISIONS[precision]
     return (2.0 if model.experts and inside < 1 else inside), inside
+
+
+def attention_params(m: ModelShape, dense: float) -> float:
+    """Parameters of the attention among the `dense` ones, which data-parallel ranks hold each."""
+    return min(m.kv_layers * m.hidden * (2 * m.heads * m.head_dim + m.kv_values), 0.9 * dense)
 
 
 def peak_flops(gpu: Gpu, precision: str) -> float:
@@ -86,18 +90,15 @@ def seconds(s: Serving) -> Mapping[str, float]:
     m, n = s.model, s.gpus
     tp, context = n / s.dp, s.input + s.output / 2
     outside, inside = weight_bytes(m, s.precision)
-    attention = m.kv_layers * m.hidden * (2 * m.heads * m.head_dim + m.kv_values)
     dense = m.total_params - m.expert_params - m.embed_params
-    attention = min(attention, 0.9 * dense)
+    attention = attention_params(m, dense)
     touched = 1 - (1 - m.experts_active / m.experts) ** s.batch if m.experts else 0.0
     cache = cached_values(m, context) * s.cache_bytes / min(tp, m.kv_heads) + m.state_values * 4 / tp
     bandwidth, peak = s.gpu.bandwidth_bytes_per_s, peak_flops(s.gpu, s.precision)
     width = 1088 if m.kind.startswith("mla") else 2 * m.head_dim  # absorbed latent attention: 576 + 512
     looks_back = cached_values(m, context) / m.kv_values if m.kv_values else 0.0
     ring = 2 * (n - 1) / n * 2 * m.layers * m.hidden * 2.0  # two all-reduces a layer of 2-byte values, by token
-    passes = (
-        20 * m.layers * m.hidden * 2.0
-    )  # reads and writes of 2-byte values beside the matrices, by token; not sharded
+    passes = 20 * m.layers * m.hidden * 2.0  # reads and writes of 2-byte values beside the matrices, by token
     per_step = 0.0 if s.prefill_gpus else (s.batch if s.task != "random" else s.batch - 1) / s.output
     prompt = 2 * m.active_params * s.input / n
     square = 2 * m.heads * 2 * m.head_dim * cached_values(m, s.input) / max(m.kv_values, 1) * s.input / 2 / n

@@ -18,9 +18,9 @@ from harness.analysis.summary import Sweep
 from harness.analysis.times import times
 from harness.analysis.tokens import ordinary
 from harness.cost.bill import measured
-from harness.cost.objective import parse_objectives
+from harness.cost.objective import presets
 from harness.errors import HarnessError
-from harness.files import install, read_data
+from harness.files import install
 from harness.model import Figure, Status
 from harness.report.table import Cell, Table
 from harness.store.rows import flat
@@ -163,8 +163,7 @@ def _about(table: Table) -> str:
 def _interactivity(table: Table, width: int) -> Chart | None:
     """Throughput against tokens/s of one user: the Pareto front, and the limits of objectives."""
     rows = [{"x": _ends(row[1])["value"], "y": _ends(row[2])["value"]} for row in table.rows]
-    presets = parse_objectives(read_data("prices/mlperf_slo.csv"))
-    limits = [{"x": 1 / preset["tpot_s.p99"], "label": of} for of, preset in presets.items() if "interactive" in of]
+    limits = [{"x": 1 / each["tpot_s.p99"], "label": of} for of, each in presets().items() if "interactive" in of]
     x = _at("x", "x", "token/s of one user (1 / median TPOT)", "log", 24, format=",.4~r")
     y = _at("y", "y", f"output token/s {table.columns[2]}", "log", 24, format=",.4~r")
     front = _rows(rows).encode(x=x, y=y)

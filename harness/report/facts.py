@@ -9,8 +9,7 @@ from harness.errors import HarnessError
 from harness.facts.appraisal import Appraisal
 from harness.facts.book import Book, Fact
 from harness.facts.claims import of_fact
-from harness.facts.comparisons import lines
-from harness.facts.formulas import Context, Line, named_ids, result
+from harness.facts.formulas import Context, Line, lines, named_ids, result
 from harness.facts.gap import Measurement, layer_of
 from harness.model import Figure
 from harness.report.screen import must_be_table, screen_tables

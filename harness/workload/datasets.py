@@ -81,9 +81,8 @@ def _block_tokens(lengths: NDArray[np.float64], counts: NDArray[np.int64], path:
     if not fitting and np.any(counts > -(-lengths // 512)):
         row = int(np.argmax(counts / lengths))
         what = f"{path}: a request has input_length {lengths[row]:g} and {counts[row]} hash_ids"
-        raise HarnessError(
-            what, f"expected one id for each block, of one size from {_BLOCKS[0]} to {_BLOCKS[-1]} tokens"
-        )
+        sizes = f"from {_BLOCKS[0]} to {_BLOCKS[-1]} tokens"
+        raise HarnessError(what, f"expected one id for each block, of one size {sizes}")
     return 512 if 512 in fitting or not fitting else fitting[0]
 
 

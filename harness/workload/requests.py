@@ -82,9 +82,8 @@ class Conversations:
         self.stride = MOST_TURNS if any(content.turns for content in self.contents) else 1
         texts = [(files or {}).get(FILL.format(content.fill)) for content in self.contents]
         self.texts = [_text_ids(text, encode) if isinstance(text, str) else None for text in texts]
-        self.sources = [
-            _source(content, files or {}, encode, workload.requests.count, self._mark) for content in self.contents
-        ]
+        count, given = workload.requests.count, files or {}
+        self.sources = [_source(content, given, encode, count, self._mark) for content in self.contents]
         self._repeated = [_repeated(source) if isinstance(source, Trace) else frozenset() for source in self.sources]
         self._common = [_common(source) if isinstance(source, list) else [] for source in self.sources]
         for content in self.contents:
@@ -262,9 +261,8 @@ class Conversations:
     @property
     def random(self) -> bool:
         """Some prompts are random tokens."""
-        return any(
-            text is None and content.prompts is None for text, content in zip(self.texts, self.contents, strict=True)
-        )
+        pairs = zip(self.texts, self.contents, strict=True)
+        return any(text is None and content.prompts is None for text, content in pairs)
 
     def _content(self, part: int, words: np.random.Philox, n: int) -> tuple[int, ...]:
         """Random token ids; or a few of them, by which each prompt differs from all others, and a part of the text."""

@@ -12,13 +12,13 @@ import harness
 from harness.config import overrides
 from harness.cost.bill import Costs, annuity, cost_of_run, owned_usd_per_hour, priced, tornado
 from harness.cost.gpus import Gpu, find_gpu, read_rows
-from harness.cost.scenario import Scenario, parse_prices, parse_scenario
+from harness.cost.scenario import Scenario, parse_scenario, rental_prices
 from harness.errors import HarnessError
 from harness.model import Device, Figure, Status, Summary
 
 DATA = Path(harness.__file__).parent / "data"
-GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)
-PRICES = parse_prices((DATA / "prices/gpu_rental_ranges.csv").read_text())
+GPUS = read_rows("gpus.csv", Gpu)
+PRICES = rental_prices()
 H100 = Device("gpu", "NVIDIA H100 80GB HBM3", 2)
 
 

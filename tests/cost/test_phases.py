@@ -13,15 +13,14 @@ import harness
 from harness.analysis.regression import Split, split_usage
 from harness.config import Values
 from harness.cost.bill import Costs, priced
-from harness.cost.by_token import cost_of_query
 from harness.cost.gpus import Gpu, read_rows
-from harness.cost.phases import allocate, time_blocks, usage_of
-from harness.cost.scenario import Scenario, parse_prices, parse_scenario
+from harness.cost.phases import allocate, cost_of_query, time_blocks, usage_of
+from harness.cost.scenario import Scenario, parse_scenario, rental_prices
 from harness.model import Device
 
 DATA = Path(harness.__file__).parent / "data"
-GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)
-PRICES = parse_prices((DATA / "prices/gpu_rental_ranges.csv").read_text())
+GPUS = read_rows("gpus.csv", Gpu)
+PRICES = rental_prices()
 H100 = Device("gpu", "H100", 1)
 
 

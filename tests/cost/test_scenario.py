@@ -11,7 +11,7 @@ from harness.config import overrides
 from harness.cost import units
 from harness.cost.bill import priced
 from harness.cost.gpus import Gpu, read_rows
-from harness.cost.scenario import KEYS, PRICE, Scenario, parse_prices, parse_scenario
+from harness.cost.scenario import KEYS, PRICE, Scenario, parse_scenario, rental_prices
 from harness.errors import HarnessError
 from harness.model import Device
 
@@ -119,8 +119,8 @@ def test_the_documentation_names_every_word_of_a_unit() -> None:
     assert [word for word in units.WORDS if f"`{word}`" not in text] == []
 
 
-GPUS = read_rows((DATA / "gpus.csv").read_text(), Gpu)
-PRICES = parse_prices((DATA / "prices/gpu_rental_ranges.csv").read_text())
+GPUS = read_rows("gpus.csv", Gpu)
+PRICES = rental_prices()
 
 
 def price_of(scenario: Scenario) -> tuple[float, ...]:

@@ -12,13 +12,12 @@ from places import ROOT
 
 from harness.errors import HarnessError
 from harness.facts.appraisal import shipped_book
-from harness.facts.book import SHIPPED, Fact, assume, columns_of, read_book, unit_powers
+from harness.facts.book import Fact, assume, columns_of, read_book, unit_powers
 from harness.facts.period import period
 from harness.report import text
 from harness.report.facts import fact_table
 
 DATA = ROOT / "harness" / "data"
-TEXTS = {name: (DATA / name).read_text("utf-8") for name in SHIPPED}
 ROW = {
     **{"id": "U1", "layer": "user", "entity": "Acme", "metric": "inference spend", "value_low": "", "value": "2e6"},
     **{"value_high": "", "bound": "=", "unit": "USD", "currency": "USD", "period_start": "2024", "period_end": "2024"},
@@ -86,7 +85,7 @@ def test_every_contradiction_and_source_names_a_fact() -> None:
 def test_a_mistake_is_refused_with_row_and_column(column: str, value: str, expected: str) -> None:
     text = table(ROW, {**ROW, "id": "U2", column: value})
     with pytest.raises(HarnessError) as refused:
-        read_book(TEXTS, [("mine.csv", text)])
+        read_book([("mine.csv", text)])
     named = {"value_low": "bound", "bound": "bound"}.get(column, column)
     if column == "value" and not value:
         named = "bound"
@@ -103,25 +102,25 @@ def test_a_mistake_is_refused_with_row_and_column(column: str, value: str, expec
 )
 def test_a_figure_of_an_article_needs_article_and_quote(change: dict[str, str], what: str) -> None:
     with pytest.raises(HarnessError, match=f"mine.csv row 2: {what}"):
-        read_book(TEXTS, [("mine.csv", table({**ROW, "layer": "articles", **change}))])
+        read_book([("mine.csv", table({**ROW, "layer": "articles", **change}))])
 
 
 def test_a_file_with_other_columns_or_too_many_cells_is_refused() -> None:
     with pytest.raises(HarnessError, match="row 1: columns missing, unknown or twice: quote, words"):
-        read_book(TEXTS, [("mine.csv", table().replace("quote", "words"))])
+        read_book([("mine.csv", table().replace("quote", "words"))])
     with pytest.raises(HarnessError, match="columns missing, unknown or twice: note"):
-        read_book(TEXTS, [("mine.csv", table().replace("note", "note,note"))])
+        read_book([("mine.csv", table().replace("note", "note,note"))])
     with pytest.raises(HarnessError, match=r"mine\.csv row 2 has not 20 cells"):
-        read_book(TEXTS, [("mine.csv", table(ROW).rstrip() + ",one more\n")])
+        read_book([("mine.csv", table(ROW).rstrip() + ",one more\n")])
     with pytest.raises(HarnessError, match=r"mine\.csv row 2: unexpected end of data"):
-        read_book(TEXTS, [("mine.csv", table() + '"A')])
+        read_book([("mine.csv", table() + '"A')])
 
 
 def test_only_a_fraction_may_be_below_0() -> None:
     margin = ROW | {"value": "-0.9", "unit": "fraction", "currency": ""}
-    assert read_book(TEXTS, [("mine.csv", table(margin))]).facts["U1"].value == -0.9
-    with pytest.raises(HarnessError, match=r"value is -1.0\n.*only a fraction may be below 0"):
-        read_book(TEXTS, [("mine.csv", table(ROW | {"value": "-1"}))])
+    assert read_book([("mine.csv", table(margin))]).facts["U1"].value == -0.9
+    with pytest.raises(HarnessError, match=r"value is -1.0\n.*a fraction may be below 0"):
+        read_book([("mine.csv", table(ROW | {"value": "-1"}))])
 
 
 def test_a_belief_may_have_any_distribution() -> None:
@@ -151,7 +150,7 @@ def test_a_users_facts_file_is_read_and_its_control_characters_are_not_printed(t
     path.write_text(table({**ROW, "note": "alarm \x1b[31m\nbelow"}), encoding="utf-8")
     shown = text.render([fact_table(shipped_book([path]), "U1")])
     assert "  note: alarm  [31m below\n" in shown  # no character of the file controls the terminal
-    with pytest.raises(HarnessError, match="cannot read the facts file"):
+    with pytest.raises(HarnessError, match=r"cannot read .*none\.csv"):
         shipped_book([tmp_path / "none.csv"])
 
 
@@ -201,5 +200,5 @@ def test_the_documentation_names_every_column_and_shows_the_error_as_it_is() -> 
     text = (DATA.parents[1] / "docs" / "reported.md").read_text("utf-8")
     assert [name for name in columns_of(Fact) if f"`{name}`" not in text] == []
     with pytest.raises(HarnessError) as refused:
-        read_book(TEXTS, [("mine.csv", table(ROW, {**ROW, "id": "U2", "period_start": "", "period_end": "H1 2024"}))])
+        read_book([("mine.csv", table(ROW, {**ROW, "id": "U2", "period_start": "", "period_end": "H1 2024"}))])
     assert f"    error: {refused.value}".replace("\n", "\n    ") in text

@@ -11,11 +11,9 @@ import pytest
 from harness.errors import HarnessError
 from harness.facts.appraisal import shipped_book
 from harness.facts.book import assume
-from harness.facts.claims import Quantity, Refused, exact, of_fact
-from harness.facts.comparisons import PAIRS, lines
-from harness.facts.formulas import Context, Line, evaluate, named_ids, quantity, result
+from harness.facts.claims import Quantity, Refused, exact, nine_months, of_fact
+from harness.facts.formulas import PAIRS, Context, Line, evaluate, lines, named_ids, quantity, result
 from harness.facts.period import period
-from harness.facts.revenue import nine_months
 from harness.files import read_data
 
 BOOK = shipped_book()

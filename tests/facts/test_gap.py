@@ -34,7 +34,6 @@ from harness.facts.book import Assumption, Book, assume
 from harness.facts.candidates import candidates, predicted, provider_seconds
 from harness.facts.formulas import Context
 from harness.facts.gap import Agreement, agreement, conditioned, draws, published_measurements, quantiles
-from harness.files import read_data
 from harness.model import Figure, ModelIdentity, Summary
 from harness.report import text
 from harness.report.facts import (
@@ -53,7 +52,7 @@ from harness.report.table import Table
 
 BOOK = shipped_book()
 CONTEXT = Context(BOOK)
-PUBLISHED = published_measurements(read_data("published/mlenergy_v3_h100.csv"), 1.3)
+PUBLISHED = published_measurements(1.3)
 BY_NAME = {point.model: point for point in PUBLISHED}
 
 
@@ -69,7 +68,7 @@ def test_a_published_measurement_by_hand() -> None:
 
 
 def test_a_tighter_latency_takes_a_dearer_measurement() -> None:
-    fast = published_measurements(read_data("published/mlenergy_v3_h100.csv"), 1.3, p99_itl_s=0.09)
+    fast = published_measurements(1.3, p99_itl_s=0.09)
     assert all(float(re.findall(r"(\d+) ms", point.conditions)[0]) <= 90 for point in fast)
     dearer = next(point for point in fast if point.model == "Llama-3.3-70B-Instruct").usd_per_query.value or 0
     assert dearer > (BY_NAME["Llama-3.3-70B-Instruct"].usd_per_query.value or 0)

@@ -153,7 +153,7 @@ def test_the_charged_gpus_follow_from_what_was_seen(
     differs: list[int],
 ) -> None:
     """None: not known."""
-    found = choose(IDLE, then, use, variables, asked)
+    found = choose(IDLE, then, use, variables, asked or ())
     assert found.devices == tuple(map(str, charged or ()))
     assert found.asked == tuple(map(str, differs))
     assert ("NVML shows no process of the engine, and" in found.why) == (charged is None)

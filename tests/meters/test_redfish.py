@@ -31,7 +31,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 def read(resources: dict[str, Any], **options: Any) -> tuple[tuple[MeterDevice, ...], list[PowerSample]]:
     with controller(resources) as url:
         reader = RedfishReader(url, **options)
-        return reader.open().devices, reader.read()
+        return reader.open().devices, list(reader.read())
 
 
 def test_environment_metrics_are_instant_readings() -> None:

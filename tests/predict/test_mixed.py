@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from places import script
 
-from harness.predict.mixed import Block, Rows, factors, predict
+from harness.predict.mixed import Block, Rows, parts, predict
 
 fit = script("fit-predict").fit
 
@@ -30,7 +30,8 @@ def test_known_coefficients_come_back() -> None:
     assert found.noise == pytest.approx(0.05, rel=0.3)
     value, _, _ = predict(found, rows)
     assert np.median(np.abs(value - np.log(y))) < 0.05
-    ratio = factors(found, rows)[:, 0] / factors(found, rows)[:, 1]
+    factors = parts(found, rows) / rows.terms
+    ratio = factors[:, 0] / factors[:, 1]
     assert ratio == pytest.approx(np.exp(0.1), rel=0.05)
 
 

@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from harness.model import Figure, ModelIdentity, Summary
 from harness.predict import mixed, pooled
 from harness.predict.own import calibration, hardware_limits
-from harness.predict.predict import Layout, Load, engine_of, predict
+from harness.predict.predict import Plan, engine_of, predict
 from harness.predict.priced import priced
 from harness.predict.work import columns
 from harness.report.predict import prediction_tables, side_by_side, validation_table
@@ -41,27 +41,29 @@ def median(draws: np.ndarray) -> float:
 
 
 def test_devices_become_copies_of_the_smallest_group() -> None:
-    eight = predict("Llama-3.1-8B", "B200", Load(64), devices=8)
+    eight = predict("Llama-3.1-8B", "B200", Plan(devices=8))
     assert (eight.replicas, eight.serving.gpus, eight.serving.batch) == (8, 1, 8)
-    one = predict("Llama-3.1-8B", "B200", Load(8))
+    one = predict("Llama-3.1-8B", "B200", Plan(8))
     assert median(eight.device_s) == pytest.approx(median(one.device_s))
-    assert predict("Llama-3.1-70B", "H100", devices=8).serving.gpus == 4  # two GPUs hold the weights, not 64 sequences
-    assert predict("Llama-3.1-8B", "B200", devices=8, layout=Layout(tp=8)).replicas == 1
+    assert (
+        predict("Llama-3.1-70B", "H100", Plan(devices=8)).serving.gpus == 4
+    )  # two GPUs hold the weights, not 64 sequences
+    assert predict("Llama-3.1-8B", "B200", Plan(devices=8, tp=8)).replicas == 1
 
 
 def test_the_interval_holds_nine_tenths_of_the_draws_and_an_unseen_gpu_is_wider() -> None:
     def width(gpu: str) -> float:
-        draws = predict("Llama-3.1-70B", gpu, precision="fp8", layout=Layout(tp=8)).tpot_s
+        draws = predict("Llama-3.1-70B", gpu, Plan(precision="fp8", tp=8)).tpot_s
         low, high = np.quantile(draws, [0.05, 0.95])
         return float(np.log(high / low))
 
     assert 1.2 * width("H200") < width("MI300X")
-    found = predict("Llama-3.1-70B", "MI300X", precision="fp8", layout=Layout(tp=8))
+    found = predict("Llama-3.1-70B", "MI300X", Plan(precision="fp8", tp=8))
     assert "no point was measured on MI300X" in found.guesses
 
 
 def test_an_older_engine_is_slower() -> None:
-    new, old = (predict("Llama-3.1-8B", "H100", engine=engine).tpot_s for engine in ("vllm", "vllm@0.5.4"))
+    new, old = (predict("Llama-3.1-8B", "H100", Plan(engine=engine)).tpot_s for engine in ("vllm", "vllm@0.5.4"))
     assert median(old) > 1.5 * median(new)
     assert engine_of("vllm@0.13")[2] == pytest.approx(
         np.mean([engine_of("vllm@0.12.0")[2], engine_of("vllm@0.15.1")[2]])
@@ -82,10 +84,10 @@ def test_joules_are_not_scaled_by_time() -> None:
 
 def test_a_run_of_ones_own_calibrates_time_by_time_and_joules_by_joules() -> None:
     own = calibration(run_on(), summary(1000, 0.5))
-    found = predict("Qwen3-8B", "H100", Load(8, 500, 500), own=own)
+    found = predict("Qwen3-8B", "H100", Plan(8), own=own)
     assert median(found.device_s) == pytest.approx(1 / 1000, rel=0.02)
     assert median(found.joules) == pytest.approx(0.5, rel=0.02)
-    plain = predict("Qwen3-8B", "H100", Load(8, 500, 500))
+    plain = predict("Qwen3-8B", "H100", Plan(8))
     assert np.ptp(np.log(found.tpot_s)) < 0.6 * np.ptp(np.log(plain.tpot_s))
 
 
@@ -128,7 +130,7 @@ def test_shares_of_the_hardware_above_one_are_a_finding_and_no_figure() -> None:
 
 
 WRONG = [
-    ("Qwn3-32B H100", "did you mean Qwen3-32B"), ("Qwen3-32B H900", "GPU 'H900' is not in gpus.csv"),
+    ("Qwn3-32B H100", "did you mean 'Qwen3-32B'"), ("Qwen3-32B H900", "GPU 'H900' is not in gpus.csv"),
     ("Qwen3-32B H10", "is not in gpus.csv"), ("Llama-3.1-70B L4 --tp 1", "takes 141 GB of weights"),
     ("Llama-3.1-8B B200 --batch 100000 --devices 1", "at most"), ("Llama-3.1-8B H100 --batch -5", "--batch is -5"),
     ("Llama-3.1-8B H100 --batch 0", "--batch is 0"), ("Llama-3.1-8B H100 --batch 2.5", "--batch is 2.5"),
@@ -202,7 +204,7 @@ def test_two_hundred_predictions_take_less_than_two_seconds() -> None:
     predict("Qwen3-32B", "H100")
     began = time.process_time()
     for batch in range(1, 201):
-        predict("Qwen3-32B", "H100", Load(batch), layout=Layout(tp=2))
+        predict("Qwen3-32B", "H100", Plan(batch, tp=2))
     assert time.process_time() - began < 2
 
 

@@ -80,7 +80,7 @@ def test_hub_names_find_their_shape(name: str, found: str | None) -> None:
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(HarnessError, match="did you mean Qwen3-32B"):
+    with pytest.raises(HarnessError, match="did you mean 'Qwen3-32B'"):
         shape_of("Qwn3-32B")
 
 

@@ -16,7 +16,7 @@ from builders import GPU, a_run
 
 from harness import cli
 from harness.cost.bill import Costs
-from harness.cost.by_token import cost_of_query
+from harness.cost.phases import cost_of_query
 from harness.cost.pricing import phase_split, price_run, priced_for
 from harness.facts import whatif
 from harness.facts.appraisal import shipped_book

@@ -98,9 +98,8 @@ class OpenAIEngine:
         }
         headers = self._headers()
         path = "/v1/chat/completions" if given.endpoint == "chat" else "/v1/completions"
-        self._heads = [
-            f"POST {each.path}{path} HTTP/1.1\r\nHost: {each.host}\r\n{headers}".encode() for each in self._bases
-        ]
+        rest = f"{path} HTTP/1.1\r\nHost: "
+        self._heads = [f"POST {each.path}{rest}{each.host}\r\n{headers}".encode() for each in self._bases]
         self._pool = http.Pool(self._bases, given.connect_timeout_s, given.read_timeout_s)
         self._length_field = LENGTH_FIELDS[0]
         self._prepared: dict[int, tuple[Request, bytes]] = {}
@@ -123,10 +122,7 @@ class OpenAIEngine:
         self._model = first.get("id") or self._model
         if self._model is None:
             raise HarnessError(f"{self._bases[0].url} does not say which model it serves", "give it with --model")
-        meta, settings = (
-            each if isinstance(each, dict) else {}
-            for each in (first.get("meta"), about.get("default_generation_settings"))
-        )
+        meta, settings = _map(first.get("meta")), _map(about.get("default_generation_settings"))
         version = about.get("version") or about.get("build_info")
         lengths = given.max_length, first.get("max_model_len"), about.get("max_total_tokens"), settings.get("n_ctx")
         vocabulary = given.vocabulary or meta.get("n_vocab") or VOCABULARY
@@ -400,10 +396,8 @@ class OpenAIEngine:
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(asyncio.run, self._ask("POST", path, fields)).result()
         except RequestFailed as failed:
-            raise HarnessError(
-                f"the server's {path} failed: {failed.kind}: {failed.message}",
-                "set engine.tokenizer, or send token ids: engine.prompt=tokens, engine.endpoint=completions",
-            ) from None
+            fix = "set engine.tokenizer, or send token ids: engine.prompt=tokens, engine.endpoint=completions"
+            raise HarnessError(f"the server's {path} failed: {failed.kind}: {failed.message}", fix) from None
 
     async def _ask(
         self, method: str, path: str, fields: Mapping[str, Any] | None = None, server: int = 0
@@ -426,7 +420,12 @@ class OpenAIEngine:
             raise RequestFailed("malformed", str(wrong)) from None
         finally:
             await pool.close()
-        return answer if isinstance(answer, dict) else {}
+        return _map(answer)
+
+
+def _map(value: Any) -> dict[str, Any]:
+    """The value if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def _length(which: int) -> bytes:

@@ -133,15 +133,15 @@ def retry_after_s(headers: Mapping[bytes, bytes], now_s: float) -> float | None:
 
     Retry-After holds seconds or a date (RFC 9110, 10.2.3), retry-after-ms milliseconds. `now_s` is Unix time.
 
-    >>> [retry_after_s({b"retry-after": told}, 50.0) for told in (b"2", b"Thu, 01 Jan 1970 00:01:00 GMT", b"soon")]
+    >>> [retry_after_s({b"retry-after": value}, 50.0) for value in (b"2", b"Thu, 01 Jan 1970 00:01:00 GMT", b"soon")]
     [2.0, 10.0, None]
     """
     with contextlib.suppress(ValueError):
-        if (told := headers.get(b"retry-after-ms")) is not None:
-            return max(0.1, float(told) / 1e3)
-        if (told := headers.get(b"retry-after")) is not None:
-            digits = told.replace(b".", b"", 1).isdigit()
-            return max(0.1, float(told) if digits else parsedate_to_datetime(told.decode()).timestamp() - now_s)
+        if (value := headers.get(b"retry-after-ms")) is not None:
+            return max(0.1, float(value) / 1e3)
+        if (value := headers.get(b"retry-after")) is not None:
+            digits = value.replace(b".", b"", 1).isdigit()
+            return max(0.1, float(value) if digits else parsedate_to_datetime(value.decode()).timestamp() - now_s)
     return None
 
 

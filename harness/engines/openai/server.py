@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from harness.config import checked
+from harness.config import checked, data_yaml
 from harness.engines import weights
 from harness.engines.base import Arrived
 from harness.engines.openai.client import OpenAIEngine
@@ -36,18 +36,8 @@ from harness.model import Completion, EngineInfo, Request
 from harness.process import Descendants, ended
 
 HOST = "127.0.0.1"
-SERVERS: Mapping[str, str] = {
-    # vLLM 0.32 reports cached tokens only with --enable-prompt-tokens-details
-    "vllm": "--served-model-name {name} --host 127.0.0.1 --port {port} --enable-prompt-tokens-details",
-    # both --enable flags are off by default (SGLang's docs, server arguments)
-    "sglang": "python -m sglang.launch_server --model-path {model} --served-model-name {name} --host 127.0.0.1 "
-    "--port {port} --enable-metrics --enable-cache-report",
-    # loads GGUF files; metrics are off by default (llama.cpp's tools/server/README.md)
-    "llama.cpp": "llama-server --model {asked} --alias {name} --host 127.0.0.1 --port {port} --metrics",
-    "tgi": "text-generation-launcher --model-id {model} --hostname 127.0.0.1 --port {port}",
-}
-"""Known server -> its command (vLLM: arguments after `vllm serve MODEL`). `{model}` is the resolved model, a GGUF file
-converted; `{asked}` the model name as given; `{name}` the model name in requests."""
+SERVERS: Mapping[str, str] = data_yaml("servers.yaml")
+"""Known server -> its command."""
 PARALLEL = (
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
     *("tp", "tp_size", "pp", "pp_size", "dp", "dp_size"),

@@ -242,7 +242,7 @@ class Answer:
         if event.usage is not None:
             self.usage.update(event.usage)
             if tokens := Usage(event.usage).output:
-                self.events.told.append((len(self.events.tokens) - 1, tokens))
+                self.events.stated.append((len(self.events.tokens) - 1, tokens))
         says = event.message or event.detail if event.object is None and event.type is None else None
         if event.error is not None or (event.choices is None and (says or "error" in (event.object, event.type))):
             raise RequestFailed("error", _error_text(event.error or event.message or event.detail))

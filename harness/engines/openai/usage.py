@@ -92,7 +92,7 @@ class Events:
         """Text, reasoning and tool calls of each event."""
         self.arrivals: list[int] = []
         """Number of the arrival, from 0, with the event's last byte."""
-        self.told: list[tuple[int, int]] = []
+        self.stated: list[tuple[int, int]] = []
         """Of each usage with output tokens: the last event until then, and the output tokens."""
         self.end: int | None = None
         """The event with the finish reason."""
@@ -108,11 +108,11 @@ class Events:
     def total(self, usage: Usage, asked: int) -> int | None:
         """Output tokens by the usage; None if the server states none, or stated them before the last token."""
         total, seen = usage.output, sum(self.tokens)
-        if not total or total >= seen or not self.told:
+        if not total or total >= seen or not self.stated:
             return total or None
-        if any(self.tokens[self.told[-1][0] + 1 :]):
+        if any(self.tokens[self.stated[-1][0] + 1 :]):
             return None
-        each = sum(tokens for _, tokens in self.told)
+        each = sum(tokens for _, tokens in self.stated)
         return each if seen <= each <= max(asked, seen) else total  # some usages count one event each
 
     def place(self, usage: Usage, asked: int) -> int:
@@ -120,7 +120,7 @@ class Events:
 
         The end token belongs to the event with the finish reason, one token to each event without a text between the
         first with one and the end. If the text has fewer bytes than tokens, or the reasoning was not sent, tokens
-        were hidden: they were made before the first that was shown. The others came in groups, and longer texts hold
+        were hidden: they were made before the first that was shown. The others arrived in groups, and longer texts hold
         more of them. A usage above both what was asked for and what was shown is not believed.
         """
         total, seen = self.total(usage, asked) or 0, sum(self.tokens)
@@ -151,9 +151,9 @@ class Events:
 
     def _spread(self, shown: Sequence[int], sizes: Sequence[int], missing: int) -> None:
         """Add `missing` tokens to the events that are shown, as their usage says, else in proportion to their bytes."""
-        told = dict(self.told)
-        if all(event in told for event in shown):
-            totals = [0, *(told[event] for event in shown)]
+        stated = dict(self.stated)
+        if all(event in stated for event in shown):
+            totals = [0, *(stated[event] for event in shown)]
             more: list[float] = [after - before - 1 for before, after in itertools.pairwise(totals)]
         else:
             per_byte = (len(shown) + missing) / (sum(sizes) or 1)
