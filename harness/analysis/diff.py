@@ -90,6 +90,7 @@ def judge(
     least: float = LEAST,
     between: Callable[[str], Between] = lambda _: Between(),
     interleaved: bool = False,
+    tables: int = 1,
 ) -> tuple[Change, ...]:
     """Judges two groups of runs: the change of every figure of `BETTER` that both sides have, then of `COSTS`.
 
@@ -97,7 +98,8 @@ def judge(
     repeats. `interleaved`, which the function of this name knows: the two sides' repeats took turns, so that the
     spread between them is all that can differ without a change. Otherwise what differs between runs, or sessions, adds
     to each side: `between` gives it for a figure's name. One run a side has the intervals of its figures too.
-    At most 5% of all pairs of groups without a difference have any figure improved or regressed.
+    At most 5% of all pairs of groups without a difference have any figure improved or regressed; 5% / `tables`, so
+    that it holds for as many pairs together.
     """
     changes = {}
     for figure in base[0].figures:
@@ -107,7 +109,7 @@ def judge(
         if family in BETTER and known:
             other = None if interleaved else between(figure.name)
             changes[figure.name] = _change(first, second, BETTER[family], other)
-    stands_out = _standing_out(changes)
+    stands_out = _standing_out(changes, (1 - CONFIDENCE) / tables)
     changes = {name: replace(each, least=least, shown=name in stands_out) for name, each in changes.items()}
     return *changes.values(), *(_inverse(name, changes[rate]) for name, rate in COSTS.items() if rate in changes)
 
@@ -221,8 +223,8 @@ def _inverse(name: str, rate: Change) -> Change:
     return replace(rate, base=absent, new=absent, ratio=ratio, better=-rate.better)
 
 
-def _standing_out(changes: Mapping[str, Change]) -> set[str]:
-    """Names of the figures whose changes stand out in the whole table, with at most 5% chance of any false one.
+def _standing_out(changes: Mapping[str, Change], most: float = 1 - CONFIDENCE) -> set[str]:
+    """Names of the figures whose changes stand out in the whole table, with at most `most` chance of any false one.
 
     Holm's step-down with weights (1979, section 4), Scandinavian Journal of Statistics 6(2): the `HEADLINES` share
     `HEADLINE_SHARE` of the 5% equally, the other figures the rest. The smallest p over weight is compared with 5% over
@@ -237,7 +239,7 @@ def _standing_out(changes: Mapping[str, Change]) -> set[str]:
     weights = {name: share[name in headlines] for name in left}
     found = set()
     for name in sorted(left, key=lambda name: left[name] / weights[name]):
-        if left[name] * math.fsum(weights.values()) > (1 - CONFIDENCE) * weights[name]:
+        if left[name] * math.fsum(weights.values()) > most * weights[name]:
             break
         found.add(name)
         del weights[name]

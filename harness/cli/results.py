@@ -72,8 +72,10 @@ def _incomplete(runs: Iterable[Run]) -> int:
 
 @printing
 def diff(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="A run, repeats of it (A,B,C), or their directory.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="The runs to judge against BASE.")] = "latest",
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="A run, repeats of it (A,B,C), or their directory; or a sweep, alone.")
+    ],
+    new: Annotated[str | None, typer.Argument(metavar="NEW", help="The runs to judge against BASE, or latest.")] = None,
     root: options.Root = options.RESULTS,
     fail_on: options.FailOn = None,
     least: options.Least = "1%",
@@ -81,12 +83,19 @@ def diff(
     force: options.Force = False,
     full: options.Full = False,
 ) -> None:
-    """Compare runs with runs: gates, then what improved or regressed, as ratios with intervals; --full has the rest."""
+    """Compare runs with runs: gates, then what improved or regressed, as ratios with intervals; --full has the rest.
+
+    The points of a sweep are compared with its first point.
+    """
     from harness.analysis.diff import parse_gate, parse_share
+    from harness.report.changes import points_table
 
     gates, effect = [parse_gate(text) for text in fail_on or ()], parse_share("--least", least)
     declared = None if between is None else parse_share("--between", between)
-    sides = _side(base, root), _side(new, root)
+    sides = _side(base, root), _side(new or "latest", root)
+    if new is None and len({str(run.file.sweep and run.file.sweep.values) for run in sides[0]}) > 1:
+        show([points_table(sides[0], effect, declared)])
+        return
     if both := {run.directory for run in sides[0]} & {run.directory for run in sides[1]}:
         what = f"{min(both).name} stands on both sides of the comparison"
         raise errors.HarnessError(what, "name two different runs; `harness list runs` prints them")

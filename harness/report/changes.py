@@ -100,6 +100,29 @@ def _between(repeats: int, spread: diff.Between | None, least: float) -> str:
     return f"{text}, and in {POWER:.0%} with {needs or f'over {MOST_REPEATS}'} repeats a side in turns (harness ab)"
 
 
+def points_table(runs: Sequence[Run], least: float, between: float | None) -> Table:
+    """Each point of a sweep against its first, by the repeats of both: the change of each headline figure."""
+    points: dict[str, list[Run]] = {}
+    for run in runs:
+        values = {} if run.file.sweep is None else run.file.sweep.values
+        points.setdefault(", ".join(f"{key} {value}" for key, value in values.items()), []).append(run)
+    (name, base), *others = points.items()
+    rows = []
+    for point, new in others:
+        spread = learned(base, new) if between is None else lambda _: diff.Between(between, known="declared")
+        sides, turns = [[summary_of(run) for run in side] for side in (base, new)], diff.interleaved(base, new)
+        found = {c.ratio.name: c for c in diff.judge(sides[0], sides[1], least, spread, turns, len(others))}
+        rows.append((point, *(_judged(found.get(figure)) for figure in diff.HEADLINES)))
+    notes = (WHOLE_TABLE, "* no difference seen, or undecided")
+    return Table("points", f"Points against {name}", ("point", *diff.HEADLINES), tuple(rows), notes)
+
+
+def _judged(change: diff.Change | None) -> str | None:
+    if change is None or change.ratio.value is None:
+        return None
+    return f"{change.ratio.value - 1:+.1%}" + ("" if change.judgement in ("improved", "regressed") else "*")
+
+
 def _doubted(doubts: Sequence[tuple[str, Finding]], full: bool) -> Table:
     """The findings of each run; not `full`: the serious ones with their runs, and how many others there are."""
     if full:

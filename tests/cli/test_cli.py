@@ -173,6 +173,9 @@ def test_the_documented_search_runs_and_ends_with_one_table_and_what_it_found(ha
         listed = json.loads(harness("list", "runs", "--where", where, "--json").out)["tables"][0]
         assert "load.users" in listed["columns"]
         assert len(listed["rows"]) == (2 if where == "load.users=2" else 4)
+    points = harness("diff", "study", "--json")
+    (table,) = json.loads(points.out)["tables"]
+    assert (table["name"], [row[0] for row in table["rows"]]) == ("points", ["load.users 2"])
     assert harness("export", "figures.csv").code == 0
     assert ",load.users," in Path("figures.csv").read_text()
 
