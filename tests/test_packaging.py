@@ -128,6 +128,7 @@ COMMANDS = [
     "run smoke --engine simulated --set requests.count=4 --out before",
     "run smoke --engine simulated --set requests.count=4",
     "ab seed=1 seed=2 --workload smoke --repeat 1 --set engine.name=simulated --set requests.count=4",
+    "rerun latest",
     "report latest --format json",
     "compare latest --table all",
     "facts",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +22,7 @@ from harness.cli.results import judged
 
 if TYPE_CHECKING:
     from harness.analysis.precision import Target
+    from harness.analysis.summary import Sweep
     from harness.store.run import Run
     from harness.store.run_file import Environment
     from harness.workload.schema import Workload
@@ -59,6 +62,7 @@ def run(
         str | None, typer.Option(metavar="30s", help="End a load that has no success for this time.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be measured; store nothing.")] = False,
+    on_finish: options.OnFinish = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Measure a workload, store the run and print its answer.
@@ -125,6 +129,8 @@ def run(
     beside = [repeats_table(stored)] if repeat > 1 and len(loads) < 2 else []
     beside += [precision_table(*each, targets) for each in stored] if targets else []
     show_answer(stored if len(loads) > 1 else stored[-1:], beside=beside)
+    if on_finish is not None:
+        _tell(on_finish, stored)
     told_ends(runs[-1:] if len(loads) < 2 else runs)
 
 
@@ -282,3 +288,13 @@ def _loads(users: str | None) -> list[dict[str, int]]:
     if not all(word.strip().isdecimal() and int(word) for word in words):
         raise errors.HarnessError(f"--users {users}", "give whole numbers from 1: 8, or 1,8,64")
     return [{"load.users": int(word)} for word in words]
+
+
+def _tell(command: str, runs: Sweep) -> None:
+    """Give a shell command what `report --json` prints of the runs; its failure is told, and changes nothing else."""
+    from harness.report import document, formats
+
+    content = formats.render(document.report(runs), "json", [summary for _, summary in runs])
+    done = subprocess.run(command, shell=True, input=content, text=True, stdout=sys.stderr, check=False)
+    if done.returncode:
+        typer.echo(f"--on-finish: the command ended with {done.returncode}: {command}", err=True)

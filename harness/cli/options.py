@@ -25,6 +25,11 @@ Run_ = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or n
 Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; default: the last run.")]
 Charts = Annotated[Path | None, typer.Option("--charts", metavar="DIR", help="Write charts to this directory.")]
 Force = Annotated[bool, typer.Option("--force", help="Compare despite what forbids it, and stamp the output.")]
+JUnit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write the gates as JUnit XML.")]
+_LIMIT = "Exit with 1 beyond this limit, for instance 'ttft_s.p99>500ms'."
+Limits = Annotated[list[str] | None, typer.Option("--fail-on", metavar="FIGURE>VALUE", help=_LIMIT)]
+_STDIN = "Run this with the report as JSON on its standard input."
+OnFinish = Annotated[str | None, typer.Option(metavar="CMD", help=_STDIN)]
 ChartFormat = Annotated[Literal["svg", "png", "pdf", "html"], typer.Option("--chart-format")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 _GATE = "Exit with 1 if the runs show this change, for instance 'output_tps<-3%'."

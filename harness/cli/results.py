@@ -15,7 +15,8 @@ from harness.cli.app import directories, each_run, output, printing, show, show_
 
 if TYPE_CHECKING:
     from harness.analysis.diff import Gate
-    from harness.report.changes import Difference
+    from harness.report import junit
+    from harness.report.table import Table
     from harness.store.run import Run
 
 
@@ -28,36 +29,80 @@ def report(
     table: Annotated[list[str] | None, typer.Option(help="Only this table; repeatable.")] = None,
     charts: options.Charts = None,
     chart_format: options.ChartFormat = "svg",
+    requests_csv: Annotated[
+        Path | None, typer.Option("--requests-csv", metavar="FILE", help="Write a row for each request.")
+    ] = None,
+    trend: Annotated[str | None, typer.Option(metavar="FIGURE", help="This figure over all runs, by commit.")] = None,
 ) -> None:
     """Print the answer of a run, or of several, on one screen; --full prints every table, as other formats do.
 
     With several runs --table NAME prints a table of single runs for each run. HTML is one file with a what-if; it
     needs no network.
     """
-    from harness.analysis.summary import load
+    from harness.analysis.summary import load, summary_of
 
+    if trend is not None:
+        from harness.report.trend import trend_table
+
+        runs = [run for each in references or [str(root)] for run in _side(each, root)]
+        made = [trend_table([(run, summary_of(run)) for run in runs], trend)]
+        if charts is not None:
+            from harness.report import charts as drawing
+
+            drawing.write(drawing.of_tables(made), charts, chart_format)
+        show(made)
+        return
     with each_run(references or ["latest"], root, load) as sweep:
+        if requests_csv is not None:
+            import pandas as pd
+
+            from harness.analysis.requests import requests_of
+            from harness.report.formats import csv
+
+            each = [
+                requests_of(run).drop(columns=["arrival_s", "arrival_tokens"]).assign(run=run.id) for run, _ in sweep
+            ]
+            requests_csv.write_text(csv(pd.concat(each)), encoding="utf-8")
         show_answer(sweep, scenario, table or (["all"] if full else ()), charts, chart_format)
 
 
 @printing
 def check(
-    reference: options.Run_ = "latest", root: options.Root = options.RESULTS, precise: options.Precision = None
+    reference: options.Run_ = "latest",
+    root: options.Root = options.RESULTS,
+    precise: options.Precision = None,
+    fail_on: options.Limits = None,
+    scenario: options.Scenario = None,
+    xml: options.JUnit = None,
 ) -> None:
-    """Print the findings of a run, and what a wanted precision needs.
+    """Print the findings of a run, whether it keeps limits, and what a wanted precision needs.
 
-    Exits with 1 if a finding is serious, and with 3 if the run did not complete.
+    Exits with 1 if a finding is serious or a limit is not kept, and with 3 if the run did not complete.
     """
-    from harness.analysis import precision
+    from harness.analysis import limits, precision
     from harness.analysis.summary import summary_of
+    from harness.cost.pricing import price_run
     from harness.report import tables
-    from harness.report.changes import precision_table
+    from harness.report.changes import annotations, gates_table, precision_table
+    from harness.report.format import words
 
     stored = stored_run(reference, root)
     summary, targets = summary_of(stored), precision.parse(precise or ())
-    wanted = [precision_table(stored, summary, targets)] if targets else []
-    show([tables.findings_table(summary.findings), *wanted])
-    gate_failed = any(finding.serious for finding in summary.findings)
+    asked = [limits.parse_limit(text) for text in fail_on or ()]
+    figures = {each.name: each for each in summary.figures}
+    if any(each.figure not in figures for each in asked) and stored.engine is not None:
+        figures |= {each.name: each for each in price_run(stored, summary, scenario).costs.figures}
+    gates = [
+        (each.text, words(figure, {"n", "reason", "status"}), outcome)
+        for each, figure, outcome in limits.outcomes(asked, figures)
+    ]
+    serious = [(each.code, each.text, "failed") for each in summary.findings if each.serious]
+    made = [gates_table(gates, "figure")] if gates else []
+    made += [tables.findings_table(summary.findings)]
+    made += [precision_table(stored, summary, targets)] if targets else []
+    show(made)
+    _tell_ci(stored.id, made, annotations([*gates, *serious]), [*gates, *serious], xml)
+    gate_failed = any(outcome == "failed" for *_, outcome in [*gates, *serious])
     if (incomplete := _incomplete([stored])) or gate_failed:
         raise typer.Exit(errors.GATE_FAILED if gate_failed else incomplete)
 
@@ -82,6 +127,7 @@ def diff(
     between: options.Between = None,
     force: options.Force = False,
     full: options.Full = False,
+    xml: options.JUnit = None,
 ) -> None:
     """Compare runs with runs: gates, then what improved or regressed, as ratios with intervals; --full has the rest.
 
@@ -99,19 +145,21 @@ def diff(
     if both := {run.directory for run in sides[0]} & {run.directory for run in sides[1]}:
         what = f"{min(both).name} stands on both sides of the comparison"
         raise errors.HarnessError(what, "name two different runs; `harness list runs` prints them")
-    judged(*sides, gates, full, force=force, least=effect, between=declared)
+    judged(*sides, gates, full, xml, force=force, least=effect, between=declared)
 
 
-def judged(base: Sequence[Run], new: Sequence[Run], gates: Sequence[Gate], full: bool, **how: Any) -> None:
+def judged(
+    base: Sequence[Run], new: Sequence[Run], gates: Sequence[Gate], full: bool, xml: Path | None = None, **how: Any
+) -> None:
     """Print what changed; exit with 1 if a gate failed, and with 3 if a run that a gate judges is incomplete.
 
-    `how`: arguments of `report.changes.difference`.
+    `xml`: also the gates as JUnit XML. `how`: arguments of `report.changes.difference`.
     """
     from harness.report.changes import difference
 
     found = difference(base, new, gates, full=full or output().format != "text", **how)
     show(found.tables)
-    _tell_github(found)
+    _tell_ci("harness diff", found.tables, found.annotations, found.gates, xml)
     incomplete = _incomplete([*base, *new])
     if found.failed:
         raise typer.Exit(errors.GATE_FAILED)
@@ -129,16 +177,22 @@ def _side(text: str, root: Path) -> list[Run]:
     return [read_run(directory) for directory in found]
 
 
-def _tell_github(found: Difference) -> None:
-    """In a GitHub workflow: print annotations, and add the tables to the summary of the job."""
+def _tell_ci(
+    suite: str, made: Sequence[Table], annotations: Sequence[str], gates: Sequence[junit.Gate], xml: Path | None
+) -> None:
+    """Write JUnit XML; in a GitHub workflow print annotations, and add the tables to the summary of the job."""
+    if xml is not None:
+        from harness.report.junit import as_xml
+
+        xml.write_text(as_xml(suite, gates), encoding="utf-8")
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in found.annotations:  # GitHub reads both streams; the tables are on stdout
+        for line in annotations:  # GitHub reads both streams; the tables are on stdout
             typer.echo(line, err=True)
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         from harness.report.markup import markdown
 
         with Path(path).open("a", encoding="utf-8") as summary:
-            summary.write(markdown(found.tables))
+            summary.write(markdown(made))
 
 
 @printing

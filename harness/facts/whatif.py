@@ -7,10 +7,9 @@ adds. A figure is one of
     "of": [low, value, high, mean]      fixed (null: unknown), times `powers`
     "of": "name"                        an earlier figure, times `powers` and `factor`
     "terms": [{"draws", "powers"}, …]   p5, median, p95 and mean of the sum over draws, times `powers`
-     … "places", "weights"              the sum is sorted, read at `places`, and multiplied by `weights`
 
-where powers, {name: exponent}, name sliders, `uncached` (1 - cached) and medians of earlier figures, and draws are a
-number or base64 of little-endian float32 (`places`: of uint8).
+where powers, {name: exponent}, name sliders and medians of earlier figures, and draws are a number or base64 of
+little-endian float32.
 """
 
 import base64
@@ -23,9 +22,8 @@ import numpy as np
 from harness.analysis.summary import Sweep
 from harness.cost.bill import ENERGY, bill_factors, cost_of_run, draw_inputs, measured, rate_distribution, watt_hours
 from harness.cost.draws import Draws, quantile
-from harness.cost.pricing import phase_split, price_run, priced_for, scenario_for
+from harness.cost.pricing import price_run, priced_for, scenario_for
 from harness.cost.scenario import MEASURED, PRICE, Scenario
-from harness.errors import HarnessError
 from harness.facts.appraisal import measurement_of, median, published, standing
 from harness.facts.formulas import Context
 from harness.facts.gap import LARGE, Measurement, bill_a_prompt
@@ -34,22 +32,16 @@ from harness.store.run import Run
 
 Json = dict[str, Any]
 MOST_RUNS = 6
-"""The most runs that become starts or are split by phase: draws make a page large, and a fit of many runs is slow."""
+"""The most runs that become starts: draws make a page large."""
 COST = (("price", PRICE), ("utilisation", "serving.utilisation"), ("pue", "energy.pue"))
-TOKENS = (("input", "query.input_tokens"), ("output", "query.visible_tokens"), ("cached", "serving.cached_share"))
-"""Slider, and its key for `--set`: of a run, and of tokens with a phase split."""
-NO_SPLIT = "needs a phase split: report together runs that differ in their mix of input and output"
+"""Slider, and its key for `--set`."""
 NO_ENERGY = "no energy was measured, or the scenario has no inputs for it"
 BILL = {"price": 1, "utilisation": -1}
 
 
 def starts(runs: Sweep, c: Context, scenario: str | None = None) -> list[Json]:
-    """The starting points of a what-if: the phase split of the runs, each of the first runs, published measurements.
-
-    Left out: a run without a cost, and a split that the runs do not identify.
-    """
-    found = [_of_split(runs, c, scenario)] if 1 < len(runs) <= MOST_RUNS else []
-    found += [_of_run(run, summary, c, scenario) for run, summary in runs[:MOST_RUNS]]
+    """The starting points of a what-if: each of the first runs that has a cost, then published measurements."""
+    found = [_of_run(run, summary, c, scenario) for run, summary in runs[:MOST_RUNS]]
     found += [_of_published(each, c) for each in published(c.book) if (each.parameters or 0) >= LARGE]
     return [start for start in found if start]
 
@@ -80,38 +72,6 @@ def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Jso
     commands = [(f"harness {verb} {words}", sets) for verb in ("cost", "compare")[: 1 if start.doubts else 2]]
     made = _start(f"run {run.id}, scenario {name}", given.per, sliders, figures, c, commands)
     return made | {"standing": " ".join(standing(run))}
-
-
-def _of_split(runs: Sweep, c: Context, scenario: str | None) -> Json | None:
-    """Cost by input, output and cached tokens, from the draws of `cost_of_query`; None if the runs differ too much."""
-    try:
-        device, split, mix = phase_split([run for run, _ in runs])
-    except HarnessError:
-        return None  # runs of different models or devices
-    if not all(split.identified):
-        return None
-    name = scenario or scenario_for(runs[0][0])
-    ones = {key: 1 for _, key in (*COST[:2], *TOKENS)}
-    given, fixed = (priced_for(device, name, sets) for sets in ({}, {**ones, "query.reasoning_tokens": 0}))
-    x = draw_inputs(fixed)
-    places = np.minimum((x[MEASURED] * len(split.replicates)).astype(int), len(split.replicates) - 1)
-    weights = np.prod([values for _, values in bill_factors(fixed, x)], axis=0) * x["query.requests"] / 3600
-    a, b, d, r = split.replicates.T
-    terms = [_term(a, input=1, uncached=1), _term(b, output=1), _term(d, output=1, input=1)]
-    terms += [_term(d / 2, output=2), _term(r)]
-    status = "simulated" if device.kind == "none" else "derived"
-    query = {"terms": terms, "places": _draws(places, "u1"), "weights": _draws(weights), "powers": BILL}
-    million = {"of": "usd_per_query", "factor": 1e6 / float(np.median(x["query.requests"])), "powers": {"output": -1}}
-    figures = [_figure("usd_per_query", status, **query), _figure("usd_per_million_output_tokens", status, **million)]
-    sliders = _sliders(given, False) | {
-        "pue": "a phase split has no energy",
-        "input": around(median(given, "query.input_tokens", mix[0])),
-        "output": around(median(given, "query.visible_tokens", mix[1])),
-        "cached": between(median(given, "serving.cached_share", 0.0), 0, 0.95),
-    }
-    words = f"--split {' '.join(each.id for each, _ in runs)} --scenario {name} --set query.reasoning_tokens=0"
-    label = f"phase split of {len(runs)} runs, scenario {name}"
-    return _start(label, given.per, sliders, figures, c, [(f"harness cost {words}", [*COST[:2], *TOKENS])])
 
 
 def _of_published(start: Measurement, c: Context) -> Json:
@@ -156,7 +116,7 @@ def _start(
     return {
         "label": label,
         "per": {"gpu": "GPU", "vcpu": "vCPU"}[per],
-        "sliders": {"input": NO_SPLIT, "cached": NO_SPLIT, **sliders, "chat_share": between(chat.value, 0.01, 1)},
+        "sliders": {**sliders, "chat_share": between(chat.value, 0.01, 1)},
         "figures": [*figures, *against],
         "commands": commands,
     }
@@ -199,11 +159,11 @@ def _stats(found: Iterable[Figure], name: str) -> list[float | None] | None:
     return None if middle.value is None else [middle.low, middle.value, middle.high, mean.value]
 
 
-def _draws(values: Draws, kind: str = "f4") -> str | float:
+def _draws(values: Draws) -> str | float:
     """Draws in the form that the page reads: base64, or one number if all are the same."""
-    if kind == "f4" and np.ptp(values) <= 1e-12 * abs(values[0]):
+    if np.ptp(values) <= 1e-12 * abs(values[0]):
         return float(values[0])
-    return base64.b64encode(np.asarray(values, f"<{kind}").tobytes()).decode("ascii")
+    return base64.b64encode(np.asarray(values, "<f4").tobytes()).decode("ascii")
 
 
 def around(value: float) -> Json:

@@ -40,7 +40,8 @@ def capture() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "harness": harness.__version__,
         "packages": {name: version for name in RECORDED["packages"] if (version := installed_version(name))},
-        "git": _git(Path(__file__).resolve().parent),
+        "git": _git(Path(__file__).resolve().parent, Path(__file__).name),
+        "project": _git(Path.cwd()),
         "settings": settings(os.environ),
         "governors": governors(),
         "swap": _swapped(),
@@ -107,17 +108,17 @@ def _cpu_model() -> str | None:
     return platform.processor() or None
 
 
-def _git(inside: Path) -> dict[str, Any] | None:
-    """Revision of the clone that the harness runs from, and whether it has changes; None for an installed wheel."""
+def _git(inside: Path, tracked: str = ".") -> dict[str, Any] | None:
+    """Revision of the clone, and whether tracked files have changes; None outside a clone that has `tracked`."""
 
     def git(*words: str) -> str:
         command, silent = ["git", "-C", str(inside), *words], subprocess.DEVNULL
         return subprocess.check_output(command, text=True, timeout=10, stderr=silent).strip()
 
     try:
-        if git("ls-files", Path(__file__).name) == "":
+        if git("ls-files", tracked) == "":
             return None  # an installed copy inside another repository
-        return {"revision": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
+        return {"revision": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain", "-uno") != ""}
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -137,7 +137,7 @@ def _price(run: Run, notes: Footnotes, priced: Priced | None) -> list[str]:
         return [f"{label}n/a{notes.mark(why)}"]
     found = []
     for name, (many, per) in COSTS.items():
-        cost = _times(priced.costs[name], many)
+        cost = times_of(priced.costs[name], many)
         found.append(f"{'' if cost.value is None else '$'}{notes.cell(cost, unit=False)} {per}")
     found[0] = label + found[0]
     used = {each.name: each for each in priced.costs.assumptions}
@@ -146,7 +146,7 @@ def _price(run: Run, notes: Footnotes, priced: Priced | None) -> list[str]:
     return [*found, f"{priced.costs.scenario}{at}"]
 
 
-def _times(figure: Figure, many: float) -> Figure:
+def times_of(figure: Figure, many: float) -> Figure:
     """A cost of many: its unit is changed as those of `scale` are."""
     value, low, high = (None if x is None else x * many for x in (figure.value, figure.low, figure.high))
     reason = figure.reason or (NO_SPREAD if low is None and value is not None else None)

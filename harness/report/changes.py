@@ -13,6 +13,7 @@ from harness.analysis.repeats import learned, repeated
 from harness.analysis.summary import Sweep, summary_of
 from harness.model import Figure, Finding, Summary
 from harness.report.format import carried, number, scale
+from harness.report.junit import Gate
 from harness.report.table import PROPERTIES, Cell, Table
 from harness.report.tables import FINDING, finding_row
 from harness.store.run import Run
@@ -27,9 +28,10 @@ EFFECT, POWER, MOST_REPEATS = 0.03, 0.8, 100
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The tables of `harness diff`, whether a gate failed, and annotations for GitHub Actions."""
+    """The tables of `harness diff`, its gates, whether one failed, and annotations for GitHub Actions."""
 
     tables: list[Table]
+    gates: list[Gate]
     failed: bool
     annotations: list[str]
 
@@ -54,7 +56,9 @@ def difference(
     turns = diff.interleaved(base, new)
     changes = diff.judge(sides[0], sides[1], least, spread, turns)
     ratios = {change.ratio.name: change.ratio for change in changes}
-    judged = [(gate.text, _changed(ratios[gate.figure]), outcome) for gate, outcome in diff.outcomes(gates, changes)]
+    judged: list[Gate] = [
+        (gate.text, _changed(ratios[gate.figure]), outcome) for gate, outcome in diff.outcomes(gates, changes)
+    ]
     title = "NEW against BASE" + (" (FORCED)" if must else "")
     properties = {
         "base": ", ".join(run.id for run in base),
@@ -70,22 +74,19 @@ def difference(
     doubts = [(summary.run, finding) for side in sides for summary in side for finding in summary.findings]
     doubts += [(name, found) for name, side in (("base", base), ("new", new)) if (found := mixed(side))]
     made = [
-        Table("gates", "Gates", ("fail on", "change", "outcome"), tuple(judged)),
+        gates_table(judged, "change"),
         Table("verdict", title, PROPERTIES, tuple((key, text) for key, text in properties.items() if text)),
         Table("diff", f"Figures of {title}" if full else "What moved", columns, rows, tuple(notes)),
         _doubted(doubts, full),
     ]
-    annotations = [
-        _annotation("error" if outcome == "failed" else "warning", f"{outcome}: {text}: {change}")
-        for text, change, outcome in judged
-        if outcome != "passed"
-    ]
-    annotations += [_annotation("warning", f"{run}: {x.code}: {x.text}") for run, x in doubts if x.serious]
-    annotations += [_annotation("warning", f"forced despite {'; '.join(must)}")] if must else []
+    told = annotations(judged)
+    told += [_annotation("warning", f"{run}: {x.code}: {x.text}") for run, x in doubts if x.serious]
+    told += [_annotation("warning", f"forced despite {'; '.join(must)}")] if must else []
     return Difference(
         [table for table in made if table.rows or table.name in ("diff", "findings")],
+        judged,
         any(outcome == "failed" for _, _, outcome in judged),
-        annotations,
+        told,
     )
 
 
@@ -121,6 +122,20 @@ def _judged(change: diff.Change | None) -> str | None:
     if change is None or change.ratio.value is None:
         return None
     return f"{change.ratio.value - 1:+.1%}" + ("" if change.judgement in ("improved", "regressed") else "*")
+
+
+def gates_table(gates: Sequence[Gate], seen: str) -> Table:
+    """Gates with what was seen, and their outcomes."""
+    return Table("gates", "Gates", ("fail on", seen, "outcome"), tuple(gates))
+
+
+def annotations(gates: Sequence[Gate]) -> list[str]:
+    """Annotations of the gates that did not pass."""
+    return [
+        _annotation("error" if outcome == "failed" else "warning", f"{outcome}: {text}: {seen}")
+        for text, seen, outcome in gates
+        if outcome != "passed"
+    ]
 
 
 def _doubted(doubts: Sequence[tuple[str, Finding]], full: bool) -> Table:
@@ -198,7 +213,7 @@ def _annotation(kind: str, text: str) -> str:
     """A workflow command of GitHub Actions, with per cent signs and line ends escaped."""
     for character, escaped in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
         text = text.replace(character, escaped)
-    return f"::{kind} title=harness diff::{text}"
+    return f"::{kind} title=harness::{text}"
 
 
 COLUMNS = ("figure", "value", "half-width", "wanted", "more requests", "or more runs", "device-seconds")

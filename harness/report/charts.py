@@ -4,7 +4,7 @@ The hues are those of Okabe and Ito, and each has its own shape or dash, so that
 colour-blind readers. Charts draw the figures of the tables; only distributions and time series come from the rows.
 """
 
-import re
+import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,12 @@ from harness.analysis.summary import Sweep
 from harness.analysis.times import times
 from harness.analysis.tokens import ordinary
 from harness.cost.bill import measured
-from harness.cost.objective import presets
 from harness.errors import HarnessError
 from harness.files import install
 from harness.model import Figure, Status
+from harness.report.format import scale
+from harness.report.page import Drawing
+from harness.report.page_head import groups_of, labels_of
 from harness.report.table import Cell, Table
 from harness.store.rows import flat
 from harness.store.run import Run
@@ -32,8 +34,8 @@ try:
 except ImportError:  # `_ready` names the extra `charts`
     alt = vl_convert = None  # type: ignore[assignment]
 ChartFormat = Literal["svg", "png", "pdf", "html"]
-WIDTH, NARROW = 560, 340
-"""Pixels: of a page, and of a page on a phone."""
+WIDTH, PAGE = 560, 440
+"""Pixels: of a file, and of a drawing that a page scales to half a screen and to a phone."""
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 FILLS = ("#0072B2", "#D55E00", "#56B4E9", "#F0E442")
 """From dark to light, so that they differ in grey print."""
@@ -50,8 +52,9 @@ class Chart:
     name: str
     """Of its file."""
     title: str
+    note: str
     spec: Any
-    """An Altair chart."""
+    """An Altair chart, with title and note."""
 
 
 def of_tables(tables: Iterable[Table], width: int = WIDTH) -> list[Chart]:
@@ -62,16 +65,22 @@ def of_tables(tables: Iterable[Table], width: int = WIDTH) -> list[Chart]:
     return [chart for chart in made if chart is not None]
 
 
-def of_runs(runs: Sweep, width: int = WIDTH) -> list[Chart]:
-    """Distributions of the first `MOST_LINES` runs, power over time of the first, and a map of the output rate."""
+def of_runs(runs: Sweep, tables: Iterable[Table] = (), width: int = WIDTH) -> list[Chart]:
+    """Latency and cost against the load of several runs, and distributions, power and a map of the output rate.
+
+    `tables`: of the report, for the costs. Distributions are of the first `MOST_LINES` runs, power of the first.
+    """
     _ready()
-    found = [_distribution(runs[:MOST_LINES], name, said, width) for name, said in DISTRIBUTIONS.items()]
-    return [chart for chart in (*found, _over_time(runs[0][0], width), _heat_map(runs, width)) if chart is not None]
+    points = _points(runs, tables)
+    found = [_against(points, name, width) for name in AGAINST]
+    found += [_over_time(runs[0][0], width), _heat_map(runs, width)]
+    found += [_distribution(runs[:MOST_LINES], name, said, width) for name, said in DISTRIBUTIONS.items()]
+    return [chart for chart in found if chart is not None]
 
 
-def of_report(tables: Iterable[Table], runs: Sweep, width: int) -> list[Chart]:
+def of_report(tables: Sequence[Table], runs: Sweep, width: int) -> list[Chart]:
     """Every chart of a report."""
-    return [*of_tables(tables, width), *of_runs(runs, width)]
+    return [*of_runs(runs, tables, width), *of_tables(tables, width)]
 
 
 def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -> list[Path]:
@@ -85,9 +94,14 @@ def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -
     return paths
 
 
-def svg(chart: Chart) -> str:
-    """The drawing as SVG."""
-    return str(vl_convert.vegalite_to_svg(chart.spec.to_dict()))
+def svg(chart: Chart, title: bool = True) -> str:
+    """The drawing as SVG; without its title for a page, which prints title and note itself."""
+    return str(vl_convert.vegalite_to_svg({k: v for k, v in chart.spec.to_dict().items() if title or k != "title"}))
+
+
+def for_page(charts: Iterable[Chart]) -> list[Drawing]:
+    """Drawings as a page takes them."""
+    return [(each.name, each.title, each.note, svg(each, title=False)) for each in charts]
 
 
 def _ready() -> None:
@@ -99,16 +113,23 @@ def _finish(name: str, title: str, note: str, width: int, spec: Any) -> Chart:
     """Adds title, note and style; texts are wrapped to the width."""
     lines, notes = (textwrap.wrap(text, max(20, int(width / per))) for text, per in ((title, 8.8), (note, 6.4)))
     heads = {"text": lines, "subtitle": notes, "limit": width, "anchor": "start", "frame": "bounds", "offset": 12}
-    small, columns = {"labelFontSize": 12, "titleFontSize": 12}, 1 if width < 450 else 2
+    small, columns = {"labelFontSize": 12, "titleFontSize": 12}, 2
     styled = (
         spec.properties(title={**heads, "fontSize": 14, "subtitleFontSize": 11, "subtitleColor": "#444"}, padding=8)
         .configure(font="DejaVu Sans, Verdana, sans-serif", background="white")
-        .configure_axis(**small, gridColor="#ddd", labelSeparation=6, labelLimit=width // 3, titlePadding=8)
+        .configure_axis(
+            **small,
+            gridColor="#ddd",
+            titleFontWeight="normal",
+            labelSeparation=6,
+            labelLimit=width // 3,
+            titlePadding=8,
+        )
         .configure_legend(**small, orient="bottom", labelLimit=width // columns - 70, columns=columns)
         .configure_view(stroke="#999")
         .configure_point(filled=True, size=70, opacity=1)
     )
-    return Chart(name, title, styled)
+    return Chart(name, title, note, styled)
 
 
 def _layered(width: int, left: int, height: Any, *layers: Any) -> Any:
@@ -125,6 +146,10 @@ def _at(channel: str, field: str, title: Any, scale: str = "linear", pad: int | 
     kind = {"x": alt.X, "y": alt.Y}[channel]
     ends = {} if pad is None else {"nice": False, "padding": pad}
     kinds = {} if scale == "linear" else {"type": scale, **ends}
+    if scale == "log":  # of each decade these five have room for a label
+        leading = "round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))"
+        crowded = f"domain('{channel}')[1] / domain('{channel}')[0] > 5"
+        axis["labelExpr"] = f"{crowded} && indexof([1, 2, 3, 5, 7], {leading}) < 0 ? '' : datum.label"
     return kind(f"{field}:Q", title=title, scale=alt.Scale(**kinds), axis=alt.Axis(**axis))
 
 
@@ -160,65 +185,80 @@ def _about(table: Table) -> str:
     return ", ".join([*sorted(found), *([f"run {table.source}"] if table.source else [])]) + "."
 
 
-def _interactivity(table: Table, width: int) -> Chart | None:
-    """Throughput against tokens/s of one user: the Pareto front, and the limits of objectives."""
-    rows = [{"x": _ends(row[1])["value"], "y": _ends(row[2])["value"]} for row in table.rows]
-    limits = [{"x": 1 / each["tpot_s.p99"], "label": of} for of, each in presets().items() if "interactive" in of]
-    x = _at("x", "x", "token/s of one user (1 / median TPOT)", "log", 24, format=",.4~r")
-    y = _at("y", "y", f"output token/s {table.columns[2]}", "log", 24, format=",.4~r")
-    front = _rows(rows).encode(x=x, y=y)
-    rules = _rows(limits).encode(x=x)
-    names = rules.mark_text(angle=270, align="left", baseline="bottom", dx=4, dy=-3, fontSize=11, color="#444")
-    spec = _layered(
-        width, 70, 300,
-        rules.mark_rule(strokeDash=[4, 4], color="#666"),
-        names.encode(text="label:N", y=alt.value(300)),
-        front.mark_line(color=HUES[0]),
-        front.mark_point(color=HUES[0]),
-    )  # fmt: skip
-    note = f"Pareto front: no other run has more of both. Dashed: TPOT limits of objectives, of p99. {_about(table)}"
-    return _finish("throughput-interactivity", "Throughput against interactivity", note, width, spec) if rows else None
+Axis = tuple[str, str, float]
+"""Field of a point, the axis' title, and the factor to its unit."""
+RATE: Axis = ("output_tokens_per_s", "output token/s", 1.0)
+USERS: Axis = ("load", "users", 1.0)
+DOLLARS: Axis = ("usd", "USD per million output tokens", 1.0)
+AGAINST: Mapping[str, tuple[str, Axis, Sequence[Axis], str]] = {
+    "ttft-load": ("TTFT against load", USERS,
+                  [("ttft_s.p50", "TTFT in ms", 1e3), ("ttft_s.p99", "TTFT in ms", 1e3)], "ttft_s"),
+    "tpot-load": ("TPOT against load", USERS,
+                  [("tpot_s.p50", "TPOT in ms", 1e3), ("tpot_s.p99", "TPOT in ms", 1e3)], "tpot_s"),
+    "throughput-interactivity": ("Throughput against interactivity",
+                                 ("speed", "token/s of one user (1 / median TPOT)", 1.0), [RATE], "speed"),
+    "cost-load": ("Cost against load", USERS, [DOLLARS], ""),
+    "cost-latency": ("Cost against latency", ("tpot_s.p50", "median TPOT in ms", 1e3), [DOLLARS], "tpot_s"),
+}  # fmt: skip
+"""Name -> title, axis across, axes upwards, and the objective whose limit is drawn."""
 
 
-def _tiers(table: Table, width: int) -> Chart | None:
-    """Cost of a query against concurrency, with a line for each price tier."""
+def _points(sweep: Sweep, tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """A point for each run: its group and label, its load, its figures, and the limits of its objectives."""
+    runs = [run for run, _ in sweep]
+    costs = {row[0]: _ends(row[3]) for table in tables if table.name == "tiers" and "load" in table.columns
+             for row in reversed(table.rows)}  # fmt: skip
+    found = []
+    for run, (_, summary), group, label in zip(runs, sweep, groups_of(runs)[1], labels_of(runs), strict=True):
+        ends = {figure.name: _ends(figure) for figure in summary.figures}
+        tpot = ends.get("tpot_s.p50", {}).get("value")
+        ends |= {"speed": {"value": 1 / tpot if tpot else None}, "load": {"value": load_of(run)}}
+        ends["usd"] = costs.get(run.id, {})
+        limits = run.objectives | ({"speed": 1 / run.objectives["tpot_s"]} if "tpot_s" in run.objectives else {})
+        found.append(
+            {"group": " · ".join(group), "label": label, "open": run.users is None, "ends": ends, "limits": limits}
+        )
+    return found
+
+
+def load_of(run: Run) -> float | None:
+    """Users in flight, or requests a second; None offline."""
+    return run.users or run.file.workload.load.rate_per_s
+
+
+def _against(points: Sequence[Mapping[str, Any]], name: str, width: int) -> Chart | None:
+    """A figure of each run against another, a line for each group of runs and percentile; None below two points."""
+    title, (across, said_x, by_x), axes, limit = AGAINST[name]
     rows = [
-        {"x": float(load[2]), "series": row[2], **_ends(row[5])}
-        for row in table.rows
-        if "load" in table.columns and (load := re.search(r"(users|rate_per_s) ([\d.]+)", str(row[1])))
-    ]
-    if len({row["x"] for row in rows if row["value"] is not None}) < 2:
+        {"x": at * by_x, "group": point["group"], "series": field.rpartition(".")[2],
+         "load": point["ends"]["load"]["value"],
+         "about": f"{point['group'] or point['label']}, {point['label']}: {said_y} {ends['value'] * by:.4g}",
+         **{of: None if end is None else end * by for of, end in ends.items()}}
+        for field, said_y, by in axes for point in points
+        if (at := point["ends"].get(across, {}).get("value")) and (ends := point["ends"].get(field, {})).get("value")
+    ]  # fmt: skip
+    if len({row["x"] for row in rows}) < 2:
         return None
-    code = _coded(list(dict.fromkeys(str(row["series"]) for row in rows)), color=HUES, strokeDash=DASHES, shape=SHAPES)
-    y = _at("y", "value", "USD per query", "log", None, format="~g")
-    unit = "requests in flight" if "users" in str(table.rows[0][1]) else "requests/s offered"
-    base = _rows(rows).encode(x=_at("x", "x", unit, "log", 16), color=code["color"])
+    by_x = 1.0 if limit == "speed" else 1e3
+    limits = sorted({point["limits"][limit] * by_x for point in points if limit in point["limits"]})
+    groups, kinds = (list(dict.fromkeys(row[of] for row in rows)) for of in ("group", "series"))
+    open_loop = across == "load" and any(point["open"] for point in points)
+    x = _at("x", "x", "requests/s offered (or users)" if open_loop else said_x, "log", 20, format=",.4~r")
+    y = _at("y", "value", axes[0][1], "log", 20, format=",.4~r")
+    legends = [alt.Legend() if len(of) > 1 else None for of in (groups, kinds)]
+    colour = alt.Color("group:N", title=None, legend=legends[0], scale=alt.Scale(domain=groups, range=HUES))
+    dash = alt.StrokeDash("series:N", title=None, legend=legends[1], scale=alt.Scale(domain=kinds, range=DASHES))
+    base = _rows(rows).encode(x=x, color=colour, description="about:N")
+    rule = _rows([{"limit": each} for each in limits]).mark_rule(strokeDash=[4, 4], color="#888")
     spec = _layered(
-        width, 80, 300,
-        base.mark_line().encode(y=y, strokeDash=code["strokeDash"]),
-        base.mark_rule(opacity=0.6).encode(y=alt.Y("low:Q", title="USD per query"), y2="high:Q"),
-        base.mark_point().encode(y=y, shape=code["shape"]),
+        width, 70, 260,
+        *([rule.encode(**{"x" if limit == across.partition(".")[0] else "y": "limit:Q"})] if limits else []),
+        base.mark_line().encode(y=y, order="load:Q", strokeDash=dash, description="group:N"),
+        base.mark_rule(opacity=0.6).encode(y=alt.Y("low:Q", title=axes[0][1]), y2="high:Q"),
+        base.mark_point().encode(y=y),
     )  # fmt: skip
-    note = f"Upright lines: p5 to p95 of the assumptions. {_about(table)}"
-    return _finish("cost-concurrency", "Cost of a query against concurrency, by price tier", note, width, spec)
-
-
-RUNGS = {"accelerator": "accelerators", "host": "rest of the host", "idle": "idle time", "overhead": "facility (PUE)"}
-
-
-def _energy(table: Table, width: int) -> Chart | None:
-    """Energy of a query as a stack of boundaries."""
-    found = {str(row[0]): _ends(row[1])["value"] for row in table.rows}
-    rows = [
-        {"series": said, "value": found.get(f"wh_per_query.{rung}"), "order": i}
-        for i, (rung, said) in enumerate(RUNGS.items())
-    ]
-    if any(row["value"] is None for row in rows):
-        return None
-    x, code = _at("x", "value", "Wh per query", tickCount=5), _coded(list(RUNGS.values()), color=FILLS)
-    bars = _rows(rows).mark_bar(stroke="black", strokeWidth=0.7, size=54).encode(x=x, order="order:O", **code)
-    note = f"Means; boundaries from left to right, each with those before it. {_about(table)}"
-    return _finish("energy-boundary", "Energy of a query, by boundary", note, width, _layered(width, 10, 90, bars))
+    note = "A point a run, joined in order of load." + (" Grey and dashed: limit of an objective." if limits else "")
+    return _finish(name, title, note, width, spec)
 
 
 def _tornado(table: Table, width: int) -> Chart | None:
@@ -254,7 +294,7 @@ def _claims(table: Table, width: int) -> Chart | None:
     x = alt.X("from:Q", title="spend / revenue", scale=alt.Scale(domain=[0, top], nice=False))
     base = _rows(rows).encode(y=_labels(), color=code["color"])
     spec = _layered(
-        width, 160 if width < 450 else 235, alt.Step(30 + 14 * max(str(row["label"]).count("\n") for row in rows)),
+        width, 150 if width < 450 else 235, alt.Step(30 + 14 * max(str(row["label"]).count("\n") for row in rows)),
         base.mark_bar(height=9, opacity=0.45).encode(x=x, x2="to:Q"),
         base.mark_point(size=110).encode(x="value:Q", shape=code["shape"]),
         _at_one(),
@@ -291,14 +331,37 @@ def _must_be(table: Table, width: int) -> Chart | None:
     return _finish("must-be", "What must be true to close the gap", note, width, spec)
 
 
+def _trend(table: Table, width: int) -> Chart | None:
+    """A figure over runs in the order of their time, with its intervals; of one run no chart."""
+    figures = [row[2] for row in table.rows if isinstance(row[2], Figure) and row[2].value is not None]
+    if len(figures) < 2:
+        return None
+    factor, unit = scale(figures[0])
+    rows = [
+        {"at": i, "about": f"{row[0]}, {row[1]}: {row[4]}",
+         **{of: None if end is None else end * factor for of, end in _ends(row[2]).items()}}
+        for i, row in enumerate(table.rows)
+    ]  # fmt: skip
+    labels = json.dumps([row[1] or str(row[0]).partition("-")[0] for row in table.rows])
+    x = alt.X("at:O", title=None, axis=alt.Axis(labelAngle=-40, labelExpr=f"{labels}[datum.value]"))
+    said = f"{table.columns[2]} in {unit}"
+    y = _at("y", "value", said).scale(zero=False)
+    base = _rows(rows).encode(x=x, description="about:N")
+    spec = _layered(
+        width, 80, 220,
+        base.mark_line(color=HUES[0]).encode(y=y),
+        base.mark_rule(color=HUES[0], opacity=0.6).encode(y=alt.Y("low:Q", title=said), y2="high:Q"),
+        base.mark_point(color=HUES[0]).encode(y=y),
+    )  # fmt: skip
+    return _finish("trend", table.title, "95% intervals, from within a run.", width, spec)
+
+
 CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
-    "interactivity": _interactivity,
-    "tiers": _tiers,
-    "cost": _energy,
     "tornado": _tornado,
     "reported": _claims,
     "spend-revenue": _claims,
     "must-be": _must_be,
+    "trend": _trend,
 }
 """Table -> its drawing, or None if the table has too few values."""
 DISTRIBUTIONS = {"ttft_s": "Time to first token", "itl_s": "Time between tokens"}
@@ -307,11 +370,12 @@ DISTRIBUTIONS = {"ttft_s": "Time to first token", "itl_s": "Time between tokens"
 def _distribution(runs: Sweep, name: str, title: str, width: int) -> Chart | None:
     """Cumulative distribution over requests, or over gaps between tokens, with a line for each run."""
     frames, share = [], np.linspace(0, 1, QUANTILES + 1)
-    for run, summary in runs:
+    labels = labels_of([run for run, _ in runs])
+    for (run, _), label in sorted(zip(runs, labels, strict=True), key=lambda each: load_of(each[0][0]) or 0.0):
         seen = times(run.requests[ordinary(run.requests)], run.state)
         values = seen.gaps_s if name == "itl_s" else seen.each[name].dropna().to_numpy()
         if len(values):
-            frames.append(pd.DataFrame({"x": np.quantile(values, share) * 1e3, "y": share, "series": summary.run}))
+            frames.append(pd.DataFrame({"x": np.quantile(values, share) * 1e3, "y": share, "series": label}))
     if not frames:
         return None
     rows = pd.concat(frames)
@@ -320,9 +384,10 @@ def _distribution(runs: Sweep, name: str, title: str, width: int) -> Chart | Non
     if not wide:
         x = x.scale(zero=False, nice=False)
     code = _coded(list(dict.fromkeys(rows["series"])), color=HUES, strokeDash=DASHES)
+    legend = alt.Legend(symbolSize=1000) if len(runs) > 1 else None
     lines = alt.Chart(rows).mark_line(interpolate="step-after").encode(
         x=x, y=_at("y", "y", f"share of {'gaps' if name == 'itl_s' else 'requests'}", format="%"),
-        **{of: channel.legend(symbolSize=1000) for of, channel in code.items()},
+        description="series:N", **{of: channel.legend(legend) for of, channel in code.items()},
     )  # fmt: skip
     note = "Of completed requests of the whole run, drain included."
     return _finish(name[:-2], f"{title}: cumulative distribution", note, width, _layered(width, 70, 280, lines))
@@ -351,7 +416,7 @@ def _over_time(run: Run, width: int) -> Chart | None:
         watts = power.groupby(["bin", "device"])["watts"].mean().groupby("bin").sum()
         panels.insert(0, ("power of GPUs in W", edges[watts.index.to_numpy(int)], watts.to_numpy()))
     span = alt.Scale(domain=[low, high], nice=False)
-    shades = [*["#bbb", "#ddd", "#eee"][: len(phases) - 1], "#fff"]
+    shades = [f"rgba(128,128,128,{share})" for share in [*(0.5, 0.3, 0.2)[: len(phases) - 1], 0.0]]
     greys = alt.Scale(domain=[each["phase"] for each in phases], range=shades)
     bands = _rows(phases).mark_rect(stroke="#999", strokeWidth=0.5)
     bands = bands.encode(x=alt.X("from:Q", scale=span), x2="to:Q", color=alt.Color("phase:N", title=None, scale=greys))
@@ -363,14 +428,15 @@ def _over_time(run: Run, width: int) -> Chart | None:
         line = alt.Chart(pd.DataFrame({"t": when, "v": values})).mark_line(color=HUES[i], interpolate="step-after")
         drawn.append(_layered(width, 80, 150, bands, line.encode(x=x, y=y)))
     note = f"Means over {step_s:g} s; run {run.id}."
-    return _finish("over-time", "Power and tokens over time", note, width, alt.vconcat(*drawn, spacing=8))
+    title = "Power and tokens over time" if len(power) else "Tokens over time"
+    return _finish("over-time", title, note, width, alt.vconcat(*drawn, spacing=8))
 
 
 def _heat_map(sweep: Sweep, width: int) -> Chart | None:
     """The output rate over the two settings with the most values among the runs; None if fewer than two differ."""
     asked = [{**run.file.workload.model_dump(), "model": run.model.asked} for run, _ in sweep]
     settings = pd.json_normalize(asked).map(lambda x: str(x) if isinstance(x, list) else x)
-    settings = settings.drop(columns=["seed", "description"])
+    settings = settings.drop(columns=["seed", "name", "description"], errors="ignore")
     varied = [name for name in settings if 1 < settings[name].nunique() <= 24 and settings[name].notna().all()]
     if len(varied) < 2:
         return None

@@ -1,22 +1,22 @@
 """The report of a run or of several runs: all tables in reading order, and the HTML page."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from harness.analysis.summary import Sweep
+from harness.cost.objective import fastest_within
 from harness.cost.pricing import alike, at_objectives, explained, interactivity, price_run, tiered
 from harness.errors import HarnessError
 from harness.facts import whatif
 from harness.facts.appraisal import appraise, shipped_book, standing
 from harness.facts.formulas import Context
 from harness.model import Summary
-from harness.report import page, tables
+from harness.report import page, page_head, tables
 from harness.report.answer import answer
 from harness.report.cost import cost_tables, sweep_tables, tiers_table, tornado_tables
 from harness.report.facts import compare_tables, first_table, sources_table
 from harness.report.screen import SCREEN
-from harness.report.several import several
+from harness.report.several import WITHIN, several
 from harness.report.table import Table
 from harness.store.run import Run
 
@@ -68,18 +68,29 @@ def report(sweep: Sweep, scenario: str | None = None, names: Sequence[str] = ())
 
 
 def page_of(made: Sequence[Table], sweep: Sweep, scenario: str | None = None) -> str:
-    """The report as an HTML page: tables, charts, and a what-if that starts from the first runs.
+    """The report as an HTML page; the key figures and the what-if are of the best run within its objectives.
 
-    There are no charts if the extra `charts` is not installed.
+    Without the extra `charts` it has none, and says so.
     """
     from harness.report import charts
 
-    drawings: list[tuple[str, ...]] = []
-    with suppress(HarnessError):
-        wide, narrow = (charts.of_report(made, sweep, width) for width in (charts.WIDTH, charts.NARROW))
-        drawings = [(a.title, charts.svg(a), charts.svg(b)) for a, b in zip(wide, narrow, strict=True)]
-    title = f"Run {sweep[0][0].id}" if len(sweep) == 1 else f"{len(sweep)} runs"
-    return page.render(title, made, drawings, whatif.starts(sweep, Context(shipped_book()), scenario))
+    drawings, absent = [], ""
+    try:
+        drawings = charts.for_page(charts.of_report(made, sweep, charts.PAGE))
+    except HarnessError as missing:
+        absent = f'<p class="dim">No charts: {page.text(missing.what)}: {page.text(missing.fix)}</p>\n'
+    found = fastest_within([summary for _, summary in sweep], WITHIN)
+    fastest = found or fastest_within([summary for _, summary in sweep], 0.0)
+    best = next((each for each in sweep if each[1] is fastest), sweep[0])
+    runs, others = [run for run, _ in sweep], [each for each in sweep if each is not best]
+    starts = whatif.starts([best, *others], Context(shipped_book()), scenario)
+    for run, label in zip(runs, page_head.labels_of(runs), strict=True):
+        for start in starts:
+            start["label"] = start["label"].replace(f"run {run.id}", label)
+    if len(sweep) == 1:  # its id stands at the top
+        made = [replace(each, source="") for each in made]
+    above, methods = page_head.above(sweep, best, found is not None, scenario), page_head.methods(sweep, scenario)
+    return page.render(page_head.title_of(runs), made, drawings, starts, above + absent, methods)
 
 
 def first_screen(sweep: Sweep, scenario: str | None, width: int) -> str:

@@ -12,11 +12,13 @@ A figure is {"name", "value", "unit", "status", "low", "high", "n", "reason", "i
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Literal
 
 import pandas as pd
 
+from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.report import page, text
 from harness.report.markup import latex, markdown
@@ -27,11 +29,21 @@ WORDS: Mapping[str, Callable[[Sequence[Table]], str]] = {
     "text": text.render,
     "md": markdown,
     "latex": latex,
-    "html": lambda tables: page.render(tables[0].title, tables),
+    "html": lambda tables: _page(tables),
     "csv": lambda tables: csv(long_form(tables)),
 }
 SCHEMA_VERSION = 1
 """Of the JSON format."""
+
+
+def _page(tables: Sequence[Table]) -> str:
+    """The tables with the charts of them, if the extra `charts` is installed."""
+    from harness.report import charts
+
+    drawings: list[page.Drawing] = []
+    with suppress(HarnessError):
+        drawings = charts.for_page(charts.of_tables(tables, charts.PAGE))
+    return page.render(tables[0].title, tables, drawings)
 
 
 def render(tables: Sequence[Table], format_: Format, summaries: Sequence[Summary] = ()) -> str | bytes:

@@ -1,4 +1,4 @@
-"""The report as one HTML file: tables, charts and a what-if. It loads nothing from the network."""
+"""The report as one HTML file: key figures, charts, tables and a what-if. It loads nothing from the network."""
 
 import base64
 import hashlib
@@ -11,80 +11,115 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from harness.report.format import Printed, plain, printed
+from harness.model import Figure
+from harness.report.format import claims, plain, printed, scale
 from harness.report.table import Table
 
 MOST_ROWS = 500
 """Rows printed of a table."""
+MOST_OPEN = 14
+"""Tables with more rows than this are closed at first."""
 MOST_LABELLED = 100_000
 """A drawing with more characters than this loses the labels of its marks (`aria-`), which would be too many to read."""
+PRESS = ("spend-revenue", "must-be", "reported", "question", "against-revenue", "against-measurement", "against-power",
+         "verdict")  # fmt: skip
+"""Charts and tables about published figures."""
+SOURCES = ("assumptions", "sources", "environment")
+Drawing = tuple[str, str, str, str]
+"""Name, title and note of a chart, and its SVG."""
 
 
 def render(
     title: str,
     tables: Sequence[Table],
-    drawings: Sequence[tuple[str, ...]] = (),
+    drawings: Sequence[Drawing] = (),
     starts: Sequence[Mapping[str, Any]] = (),
+    above: str = "",
+    methods: str = "",
 ) -> str:
-    """The page. `drawings` are (title, wide SVG, narrow SVG), `starts` the starting points of the what-if.
+    """The page. `starts` are the starting points of the what-if; `above` and `methods` are HTML that `page_head` makes.
 
     Text of a run is escaped. Besides, the page's policy lets it load nothing and run only the script with its digest.
     """
-    script = _asset("page.js") + (_asset("whatif.js") if starts else "")
-    groups = [
-        ("Charts", "chart", [(each[0], _chart(i, *each)) for i, each in enumerate(drawings)]),
-        ("Tables", "table", [(table.title, _section(table.name, printed(_cut(table)))) for table in tables]),
-    ]
-    links, body = [("what-if", "What if")] * bool(starts), _what_if(starts) if starts else ""
-    for heading, kind, parts in groups:
-        body += f"<h2>{heading}</h2>\n" if parts else ""
-        body += "".join(f'<div id="{kind}-{i}">{html}</div>\n' for i, (_, html) in enumerate(parts))
-        links += [(f"{kind}-{i}", named) for i, (named, _) in enumerate(parts)]
-    return Template(_asset("page.html")).substitute(
+    script = asset("page.js") + (asset("whatif.js") if starts else "")
+    rest = [each.name for each in tables if each.name not in (*PRESS, *SOURCES)] + [name for name, *_ in drawings]
+    parts = {
+        "Results": _part(tables, drawings, [name for name in rest if name not in PRESS]),
+        "Against the press": _part(tables, drawings, PRESS),
+        "What if": _what_if(starts) if starts else "",
+        "Sources": _part(tables, drawings, SOURCES),
+        "Methods": methods,
+    }
+    ids = {heading: heading.lower().replace(" ", "-") for heading, html in parts.items() if html}
+    return Template(asset("page.html")).substitute(
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        title=_text(title),
-        style=_asset("page.css"),
-        contents="".join(f'<li><a href="#{anchor}" dir="auto">{_text(named)}</a></li>\n' for anchor, named in links),
-        body=body,
+        title=text(title),
+        above=above,
+        style=asset("page.css"),
+        contents="".join(f'<a href="#{anchor}">{heading}</a>\n' for heading, anchor in ids.items()),
+        body="".join(
+            f'<section id="{anchor}">\n<h2>{heading}</h2>\n{parts[heading]}</section>\n'
+            for heading, anchor in ids.items()
+        ),
         script=script,
+    )
+
+
+def _part(tables: Sequence[Table], drawings: Sequence[Drawing], names: Sequence[str]) -> str:
+    """The charts with these names in two columns, then the tables."""
+    charts = "".join(_chart(*each) for each in drawings if each[0] in names)
+    return (f'<div class="charts">\n{charts}</div>\n' if charts else "") + "".join(
+        _section(table) for table in tables if table.name in names
     )
 
 
 def _what_if(starts: Sequence[Mapping[str, Any]]) -> str:
     data = json.dumps({"starts": starts}, allow_nan=False, separators=(",", ":"))
-    options = "".join(f"<option>{_text(start['label'])}</option>" for start in starts)
-    return Template(_asset("whatif.html")).substitute(options=options, data=data.replace("<", "\\u003c"))
+    options = "".join(f"<option>{text(start['label'])}</option>" for start in starts)
+    return Template(asset("whatif.html")).substitute(options=options, data=data.replace("<", "\\u003c"))
 
 
-def _chart(number: int, title: str, *drawings: str) -> str:
-    """The drawings with ids that are unique in the page; the first is also printed on paper."""
-    own = [re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>chart{number}-{i}-", each) for i, each in enumerate(drawings)]
-    own = [re.sub(' aria-[a-z]+="[^"]*"', "", each) if len(each) > MOST_LABELLED else each for each in own]
-    boxes = (f'<div class="scroll {kind}">{each}</div>' for kind, each in zip(("wide", "narrow"), own, strict=True))
-    return f'<figure aria-label="{_text(title)}">{"".join(boxes)}</figure>'
+def _chart(name: str, title: str, note: str, svg: str) -> str:
+    """The drawing with ids that are unique in the page, below its title."""
+    own = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{escape(name)}-", svg)
+    own = re.sub(' aria-[a-z]+="[^"]*"', "", own) if len(own) > MOST_LABELLED else own
+    said = f"<figcaption>{text(title)}<span>{text(note)}</span></figcaption>"
+    return f'<figure data-chart="{escape(name)}">{said}{own}</figure>\n'
 
 
-def _section(name: str, table: Printed) -> str:
-    """Caption, heads, rows and notes; `dir="auto"` writes Arabic and Hebrew from right to left."""
+def _section(whole: Table) -> str:
+    """Title, heads, rows and notes; `dir="auto"` writes Arabic and Hebrew from right to left."""
+    cut = claims(_cut(whole))
+    table = printed(cut)
     kinds = [' class="figure"' if i in table.figures else "" for i in range(len(table.rows[0]))]
     aside = f" <small>({escape(table.aside)})</small>" if table.aside else ""
     names = zip(kinds, table.header or (), strict=False)
     head = "".join(f'<th scope="col"{kind}>{escape(column)}</th>' for kind, column in names)
     body = ""
-    for first, *others in table.rows:
+    for (first, *others), row in zip(table.rows, cut.rows or table.rows, strict=True):
         cells = "".join(
-            f'<td dir="auto"{kind}>{escape(cell)}</td>' for kind, cell in zip(kinds[1:], others, strict=True)
+            f'<td dir="auto"{kind}{_raw(raw)}>{escape(cell)}</td>'
+            for kind, cell, raw in zip(kinds[1:], others, row[1:], strict=True)
         )
         body += f'<tr><th scope="row" dir="auto">{escape(first)}</th>{cells}</tr>\n'
     notes = "".join(f'<li dir="auto">{escape(note)}</li>\n' for note in table.notes)
     return (
-        f'<section data-table="{escape(name)}">\n<div class="scroll"><table>\n'
-        f"<caption>{escape(table.title)}{aside}</caption>\n"
+        f'<details data-table="{escape(whole.name)}"{" open" * (len(table.rows) <= MOST_OPEN)}>\n'
+        f'<summary>{escape(table.title)}{aside}</summary>\n<div class="scroll" tabindex="0"><table>\n'
         + (f"<thead><tr>{head}</tr></thead>\n" if head else "")
         + f"<tbody>\n{body}</tbody>\n</table></div>\n"
         + (f'<ul class="notes">\n{notes}</ul>\n' if notes else "")
-        + "</section>\n"
+        + "</details>\n"
     )
+
+
+def _raw(cell: object) -> str:
+    """A figure's value, ends and unit, by which the page sorts and which it writes as CSV."""
+    if not isinstance(cell, Figure):
+        return ""
+    factor, unit = scale(cell)
+    numbers = ("" if x is None else f"{x * factor:.6g}" for x in (cell.value, cell.low, cell.high))
+    return f' data-cell="{escape("|".join((*numbers, unit)))}"'
 
 
 def _cut(table: Table) -> Table:
@@ -94,9 +129,11 @@ def _cut(table: Table) -> Table:
     return replace(table, rows=table.rows[:MOST_ROWS], notes=(said, *table.notes)) if too_long else table
 
 
-def _text(text: str) -> str:
-    return escape(plain(text))
+def text(content: str) -> str:
+    """HTML that shows the text as it is, without control characters."""
+    return escape(plain(content))
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the page."""
     return (resources.files("harness.report") / "page" / name).read_text(encoding="utf-8")

@@ -104,7 +104,7 @@ class GpuFound(_Open):
 
 
 class Git(_Open):
-    """The git clone of the harness."""
+    """A git clone."""
 
     revision: str | None = None
     dirty: bool = False
@@ -123,6 +123,9 @@ class Environment(_Open):
     packages: dict[str, str] = {}
     settings: dict[str, str] = {}
     git: Git | None = None
+    """That the harness ran from."""
+    project: Git | None = None
+    """That it was called in: the repository whose results these are."""
     governors: tuple[str, ...] = ()
     swap: dict[str, int] = {}
     debug: tuple[str, ...] = ()

@@ -348,11 +348,11 @@ def test_diff_prints_gates_annotates_for_github_and_exits_with_their_outcome(
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     unsure = harness("diff", base, same, "--fail-on", f"ttft_s.p50>{100 * seen - 101:+.2f}%")
     assert unsure.code == 0
-    assert "::warning title=harness diff::undecided: ttft_s.p50>" in unsure.err
+    assert "::warning title=harness::undecided: ttft_s.p50>" in unsure.err
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
     worse = harness("diff", base, slow, "--fail-on", "output_tps<-3%")
     assert worse.code == 1
-    assert "::error title=harness diff::failed: output_tps<-3%25: -" in worse.err
+    assert "::error title=harness::failed: output_tps<-3%25: -" in worse.err
     assert "| regressed |" in Path("summary.md").read_text()
     repeats = harness("diff", f"{base},{same}", f"{slow},{slow}", "--format", "json")
     assert "3.0%, assumed: a true 3% is named in 2% of cases" in repeats.out  # they did not take turns

@@ -197,9 +197,3 @@ def test_digits_follow_the_interval(
     value: float | None, low: float | None, high: float | None, said: tuple[str, str]
 ) -> None:
     assert carried(Figure("rate", value, "tokens/s", "measured", low, high)) == said
-
-
-def test_the_readme_shows_the_published_run() -> None:
-    (run,) = (path for path in OTHERS if "published" in path.parts)
-    shown = first_screen([read(run)], None, 100)
-    assert f"```text\n{shown}```" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,8 +15,7 @@ from builders import changed, stored
 from harness.analysis.summary import load
 from harness.model import Figure
 from harness.report import charts, document
-from harness.report.charts import NARROW, WIDTH, Chart
-from harness.report.cost import ONE_USER
+from harness.report.charts import PAGE, WIDTH, Chart
 from harness.report.table import Table
 from harness.store.run import Run
 
@@ -48,29 +47,16 @@ def drawn(chart: Chart, width: int) -> str:
     return svg
 
 
-@pytest.mark.parametrize("width", [WIDTH, NARROW])
+@pytest.mark.parametrize("width", [WIDTH, PAGE])
 def test_every_chart_of_the_tables_is_drawn_within_the_width_and_names_its_unit(
     tables: list[Table], width: int
 ) -> None:
     units = {
-        "throughput-interactivity": "token/s", "cost-concurrency": "USD per query", "energy-boundary": "Wh per query",
         "tornado": "share of the variance", "spend-revenue": "spend / revenue", "must-be": "median of what is believed",
     }  # fmt: skip
     found = {chart.name: drawn(chart, width) for chart in charts.of_tables(tables, width)}
     assert found.keys() == units.keys()
     assert [name for name, unit in units.items() if unit not in found[name]] == []
-
-
-def test_charts_draw_the_figures_of_the_tables(tables: list[Table], made: dict[str, Chart]) -> None:
-    tiers = next(table for table in tables if table.name == "tiers")
-    costs = [(cell.value, cell.low, cell.high) for row in tiers.rows if isinstance(cell := row[5], Figure)]
-    assert [(row["value"], row["low"], row["high"]) for row in data(made["cost-concurrency"])] == costs
-    assert [row["x"] for row in data(made["cost-concurrency"])] == [4.0] * 4 + [8.0] * 4 + [32.0] * 4
-    cost = {row[0]: row[1] for table in tables if table.name == "cost" for row in table.rows}
-    rungs = [cost[f"wh_per_query.{rung}"] for rung in ("accelerator", "host", "idle", "overhead")]
-    assert [row["value"] for row in data(made["energy-boundary"])] == [
-        rung.value for rung in rungs if isinstance(rung, Figure)
-    ]
 
 
 def test_a_one_sided_bound_is_drawn_to_the_end_of_the_plot() -> None:
@@ -89,12 +75,30 @@ def test_a_one_sided_bound_is_drawn_to_the_end_of_the_plot() -> None:
     assert spans["between"] == (1.0, 1.25, None)  # no one value is more likely than another
 
 
-def test_a_front_without_points_is_not_drawn_and_one_point_has_round_labels() -> None:
-    columns = ("run", ONE_USER, "per gpu", "per million output tokens")
-    figures = [Figure("x", 715.610200147, "tokens/s", "measured"), Figure("y", 2100.0, "tokens/s", "measured")]
-    assert charts.of_tables([Table("interactivity", "T", columns, ())]) == []
-    (chart,) = charts.of_tables([Table("interactivity", "T", columns, (("run", *figures, None),))])
-    assert "715.610200147" not in re.sub('aria-label="[^"]*"', "", drawn(chart, WIDTH))
+def test_several_runs_are_drawn_against_their_load_with_the_limits_of_their_objectives(tmp_path: Path) -> None:
+    sweep = [load(stored(tmp_path, users)) for users in (32, 4)]
+    tables = document.report(sweep, "on-demand")
+    drawings = {chart.name: chart for chart in charts.of_report(tables, sweep, PAGE)}
+    ttft = [row for row in data(drawings["ttft-load"]) if "series" in row]
+    p50 = [summary["ttft_s.p50"].value * 1e3 for _, summary in sweep]  # type: ignore[operator]
+    assert [(row["x"], row["value"]) for row in ttft if row["series"] == "p50"] == list(zip((32, 4), p50, strict=True))
+    assert {"limit": 200.0} in data(drawings["ttft-load"])
+    assert "32 users: TTFT in ms" in ttft[0]["about"]
+    speed = [1 / summary["tpot_s.p50"].value for _, summary in sweep]  # type: ignore[operator]
+    assert [row["x"] for row in data(drawings["throughput-interactivity"]) if "x" in row] == speed
+    priced = next(table for table in tables if table.name == "tiers")
+    costs = {cell.value for row in priced.rows if row[2] == "on-demand" and isinstance(cell := row[3], Figure)}
+    for name in ("cost-latency", "cost-load"):
+        assert {row["value"] for row in data(drawings[name]) if "value" in row} == costs
+    assert "4 users" in drawn(drawings["ttft"], PAGE)
+
+
+def test_one_run_has_no_chart_against_load_and_a_chart_of_tokens_alone_names_no_power(tmp_path: Path) -> None:
+    run, summary = load(stored(tmp_path))
+    (tmp_path / run.id / "power.parquet").unlink()
+    found = {chart.name: chart.title for chart in charts.of_runs([(changed(run), summary)])}
+    assert found.keys() == {"ttft", "itl", "over-time"}
+    assert found["over-time"] == "Tokens over time"
 
 
 def test_runs_are_drawn_as_distributions_and_over_time_with_their_phases(tmp_path: Path) -> None:

@@ -183,6 +183,10 @@ def test_each_format_for_people_has_the_same_numbers(
     assert isinstance(rendered, str)
     grids = READ[format_](rendered)
     assert len(grids) == len(made)
+    if format_ == "html":  # a page has its tables in parts
+        left = list(made)
+        names = re.findall(r'data-table="(.*?)"', rendered)
+        made = [left.pop(next(i for i, table in enumerate(left) if table.name == name)) for name in names]
     seen = 0
     for table, grid in zip(made, grids, strict=True):
         for row, column, figure in figures(table):
@@ -269,7 +273,7 @@ def test_html_has_no_tag_but_its_own() -> None:
     content = str(formats.render([HARD], "html"))
     found = set(re.findall(r"</?([a-z]+)", re.sub("<script>.*?</script>", "", content, flags=re.DOTALL)))
     assert found <= {"html", "head", "meta", "link", "title", "style", "body", "a", "header", "nav", "ol", "main", "h",
-                     "section", "div", "table", "caption", "small", "thead", "tbody", "tr", "th", "td",
+                     "section", "details", "summary", "div", "table", "small", "thead", "tbody", "tr", "th", "td",
                      "ul", "li"}  # fmt: skip
     assert content.count("<script>") == 1
 

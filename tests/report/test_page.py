@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import tempfile
@@ -12,18 +13,18 @@ from pathlib import Path
 import chromium
 import numpy as np
 import pytest
-from builders import GPU, a_run
+from builders import GPU, a_run, changed, stored
 
 from harness import cli
+from harness.analysis.summary import load
 from harness.cost.bill import Costs
-from harness.cost.phases import cost_of_query
-from harness.cost.pricing import phase_split, price_run, priced_for
+from harness.cost.pricing import price_run
 from harness.facts import whatif
 from harness.facts.appraisal import shipped_book
 from harness.facts.formulas import Context
 from harness.facts.gap import bill_a_prompt
 from harness.model import Figure, ModelIdentity, Record, Summary
-from harness.report import page
+from harness.report import document, page
 from harness.report.facts import facts_table
 from harness.report.table import Table
 from harness.store.directory import RunWriter
@@ -66,7 +67,7 @@ def run(tokens_in: int, tokens_out: int) -> tuple[Run, Summary]:
 
 
 RUNS = (run(300, 3), run(20, 60), run(150, 25))
-"""A phase split, and a start from each."""
+"""A start from each."""
 
 
 @pytest.fixture(scope="module")
@@ -126,34 +127,24 @@ def digits(*values: float | None, factor: float = 1.0) -> tuple[float, ...]:
     return tuple(float(f"{value * factor:.4g}") for value in values if value is not None)
 
 
-SPLIT = phase_split([run for run, _ in RUNS])
+def costs_at(x: dict[str, float]) -> Costs:
+    """What `harness cost` makes of the same inputs."""
+    return price_run(*RUNS[0], None, {key: x[slider] for slider, key in whatif.COST}).costs
 
 
-def costs_at(which: int, x: dict[str, float]) -> Costs:
-    """What `harness cost`, with --split or of one run, makes of the same inputs."""
-    sets = {key: x[slider] for slider, key in (*whatif.COST, *whatif.TOKENS) if slider in x}
-    if which == 0:
-        device, split, mix = SPLIT
-        priced = priced_for(device, "on-demand", {**sets, "query.reasoning_tokens": 0})
-        return cost_of_query(split, mix, device, priced)
-    return price_run(*RUNS[0], None, {key: value for key, value in sets.items() if not key.startswith("query.")}).costs
-
-
-@pytest.mark.parametrize("which", [0, 1], ids=["split", "run"])
 def test_at_20_random_settings_the_page_shows_what_the_verbs_print(
-    tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path, which: int
+    tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path
 ) -> None:
-    tab.open(written(tmp_path, page.render("t", [], (), [starts[which]])))
+    tab.open(written(tmp_path, page.render("t", [], (), [starts[0]])))
     for seed in range(20):
-        x = settings(starts[which], seed)
+        x = settings(starts[0], seed)
         move(tab, x)
-        found, costs = shown(tab), costs_at(which, x)
+        found, costs = shown(tab), costs_at(x)
         measured = 250.0  # output tokens a request: 3000 a second over 12 requests a second
-        longer = x["output"] / measured if which == 1 else 1.0
+        longer = x["output"] / measured
         assert found["usd_per_query"] == printed(costs, "usd_per_query", longer), x
-        if which == 1:
-            assert found["usd_per_million_output_tokens"] == printed(costs, "usd_per_million_output_tokens"), x
-            assert found["wh_per_query"] == printed(costs, "wh_per_query", longer), x
+        assert found["usd_per_million_output_tokens"] == printed(costs, "usd_per_million_output_tokens"), x
+        assert found["wh_per_query"] == printed(costs, "wh_per_query", longer), x
         bill, cost = bill_a_prompt(Context(BOOK)), costs["usd_per_query"].value
         assert bill.value is not None
         assert cost is not None
@@ -221,7 +212,9 @@ def test_a_page_loads_nothing_and_runs_no_text_of_a_run(
     named = Table(HOSTILE, HOSTILE, ("model", HOSTILE), ((HOSTILE, HEBREW),), (HOSTILE,))
     svg = '<svg xmlns="http://www.w3.org/2000/svg"><clipPath id="clip0"/><g clip-path="url(#clip0)"/></svg>'
     hostile = {**starts[1], "label": HOSTILE}
-    html = page.render(HOSTILE, [named], [(HOSTILE, svg, svg), ("second", svg, svg)], [hostile, *starts])
+    html = page.render(
+        HOSTILE, [named], [(HOSTILE, HOSTILE, HOSTILE, svg), ("second", "b", "c", svg)], [hostile, *starts]
+    )
     assert len(html.encode()) < 3e6
     tab.open(written(tmp_path, html))
     assert tab.complaints == []
@@ -234,8 +227,8 @@ def test_a_page_loads_nothing_and_runs_no_text_of_a_run(
     targets = (
         "[...document.querySelectorAll('nav a')].map(a => document.querySelector(a.getAttribute('href')) !== null)"
     )
-    assert tab.evaluate(targets) == [True] * 4
-    assert tab.evaluate("new Set([...document.querySelectorAll('clipPath')].map(x => x.id)).size") == 4
+    assert tab.evaluate(targets) == [True] * 2
+    assert tab.evaluate("new Set([...document.querySelectorAll('clipPath')].map(x => x.id)).size") == 2
 
 
 def test_a_table_too_long_for_a_page_is_cut_and_says_so() -> None:
@@ -280,6 +273,97 @@ def test_a_phone_scrolls_tables_and_never_the_page(
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
     tab.size(1280)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of three loads on two versions of an engine."""
+    root = tmp_path_factory.mktemp("study")
+    sweep = [load(stored(root, users)) for users in (4, 8, 32)]
+    for run, summary in list(sweep):
+        assert run.engine is not None
+        other = changed(run, id=f"{run.id}-newer", engine=run.engine.model_copy(update={"version": "0.99"}))
+        sweep.append((other, dataclasses.replace(summary, run=other.id)))
+    return written(root, document.page_of(document.report(sweep, "on-demand"), sweep, "on-demand"))
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("single")
+    sweep = [load(stored(root))]
+    return written(root, document.page_of(document.report(sweep, "on-demand"), sweep, "on-demand"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_a_page_fits_the_screen_and_neither_complains_nor_asks_the_network(
+    tab: chromium.Page, study: Path, single: Path, width: int, scheme: str
+) -> None:
+    tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    tab.size(width)
+    assert single.stat().st_size < 1e6
+    for path in (study, single):
+        tab.open(path)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.complaints == []
+        assert [url for url in tab.requests if not url.startswith(("data:", "file:"))] == []
+    tab.size(1280)
+
+
+def test_a_page_begins_with_what_was_measured_the_serious_findings_and_the_key_figures(
+    tab: chromium.Page, single: Path
+) -> None:
+    tab.open(single)
+    assert tab.evaluate("document.querySelector('h1').textContent") == "Qwen3-8B bfloat16 on 1 x H100 80GB HBM3"
+    assert "load-not-held" in tab.evaluate("document.querySelector('.banner').textContent")
+    tiles = tab.evaluate("[...document.querySelectorAll('.tiles div')].map(x => x.innerText.split('\\n'))")
+    assert tiles[0][0] == "Output throughput"
+    assert {tile[0] for tile in tiles} >= {"TTFT, p99", "Energy per output token", "USD per M output tokens"}
+    parts = tab.evaluate("[...document.querySelectorAll('h2')].map(x => x.textContent)")
+    assert parts == ["Results", "Against the press", "What if", "Sources", "Methods"]
+
+
+def test_a_study_is_narrowed_to_one_engine_and_starts_from_its_best_point(tab: chromium.Page, study: Path) -> None:
+    tab.open(study)
+    rows = "[...document.querySelectorAll('[data-table=runs] tbody tr')].filter(x => x.checkVisibility()).length"
+    marks = "[...document.querySelectorAll('[data-chart=ttft-load] [aria-roledescription=point]')]"
+    seen = f"{marks}.filter(x => getComputedStyle(x).display !== 'none').length"
+    assert (tab.evaluate(rows), tab.evaluate(seen)) == (6, 12)
+    choose = "s => { s.value = 'vllm 0.99'; s.dispatchEvent(new Event('change')); }"
+    tab.evaluate(f"({choose})(document.querySelector('.choose select'))")
+    assert (tab.evaluate(rows), tab.evaluate(seen)) == (3, 6)
+    assert "32 users" in tab.evaluate("document.querySelector('#what-if option').textContent")
+    assert "32 users: TTFT in ms" in tab.evaluate(f"{marks}.map(x => x.getAttribute('aria-label')).join()")
+
+
+def test_a_table_is_sorted_by_its_numbers_and_downloads_as_csv(tab: chromium.Page, tmp_path: Path) -> None:
+    figures = [Figure("ttft_s.p50", value, "s", "measured", 0.001, 0.02) for value in (0.009, None, 0.010)]
+    rows = tuple((name, figure) for name, figure in zip(("=b", "a", "c"), figures, strict=True))
+    tab.open(written(tmp_path, page.render("t", [Table("n", "t", ("name", "TTFT"), rows)])))
+    tab.evaluate("URL.createObjectURL = blob => { window.made = blob; return '#'; }")
+    tab.evaluate("document.querySelectorAll('th button')[1].click()")
+    names = "[...document.querySelectorAll('tbody th')].map(x => x.textContent).join()"
+    assert tab.evaluate(names) == "=b,c,a"
+    tab.evaluate("document.querySelectorAll('th button')[1].click()")
+    assert tab.evaluate(names) == "c,=b,a"  # what is missing stays last
+    tab.evaluate("document.querySelector('.csv').click()")
+    heads, *lines = tab.evaluate("window.made.text()").splitlines()
+    assert heads == '"name","TTFT","TTFT low","TTFT high","TTFT unit"'
+    assert lines == ['"c","10","1","20","ms"', '"\'=b","9","1","20","ms"', '"a","","1","20","ms"']
+
+
+def test_a_number_outside_its_range_is_told_and_has_no_result(
+    tab: chromium.Page, starts: list[whatif.Json], tmp_path: Path
+) -> None:
+    tab.open(written(tmp_path, page.render("t", [], (), starts)))
+    before = shown(tab)
+    move(tab, {"utilisation": 1.7})
+    assert tab.evaluate("document.querySelector('[data-slider=utilisation] small').textContent") == (
+        "give a number from 0.05 to 1"
+    )
+    assert set(shown(tab).values()) == {()}
+    tab.evaluate("document.querySelector('#what-if button').click()")
+    assert shown(tab) == before
 
 
 def written(directory: Path, html: str) -> Path:

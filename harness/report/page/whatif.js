@@ -3,16 +3,9 @@
 (() => {
   const { starts } = JSON.parse(document.getElementById("what-if-data").textContent);
   const $ = (selector) => document.querySelector(`#what-if ${selector}`);
-  const decode = (text, kind) => new kind(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
-  const draws = (made) => (typeof made === "string" ? decode(made, Float32Array) : made);
+  const draws = (made) => (typeof made === "string" ? new Float32Array(Uint8Array.from(atob(made), (c) => c.charCodeAt(0)).buffer) : made);
 
-  for (const figure of starts.flatMap((start) => start.figures)) {
-    for (const term of figure.terms ?? []) term.draws = draws(term.draws);
-    if (figure.places) {
-      figure.places = decode(figure.places, Uint8Array);
-      figure.weights = draws(figure.weights);
-    }
-  }
+  for (const term of starts.flatMap((start) => start.figures.flatMap((figure) => figure.terms ?? []))) term.draws = draws(term.draws);
 
   const product = (powers, known) =>
     Object.entries(powers).reduce((scale, [name, power]) => scale * known[name] ** power, 1);
@@ -39,16 +32,11 @@
   }
 
   function evaluate(start, sliders) {
-    const known = { ...sliders, uncached: 1 - sliders.cached }, found = {};
+    const known = { ...sliders }, found = {};
     for (const figure of start.figures) {
       let made = typeof figure.of === "string" ? found[figure.of] : figure.of;
       if (figure.terms) {
-        let values = sum(figure.terms, known);
-        if (figure.places) {
-          const sorted = values.sort();
-          values = Float64Array.from(figure.places, (place, i) => sorted[place] * at(figure.weights, i));
-        }
-        made = stats(values);
+        made = stats(sum(figure.terms, known));
       }
       const scale = product(figure.powers, known) * (figure.factor ?? 1);
       found[figure.name] = made.map((value) => (value === null ? null : value * scale));
@@ -104,6 +92,10 @@
 
   function show() {
     const start = chosen();
+    for (const { row, exact, why } of rows) {
+      if (!row.classList.contains("closed")) why.textContent = exact.value && exact.checkValidity() ? "" : `give a number from ${exact.min} to ${exact.max}`;
+    }
+    if (!$("form").checkValidity() || rows.some(({ row, exact }) => !row.classList.contains("closed") && !exact.value)) return clear();
     const sliders = Object.fromEntries(rows.map(({ name, exact }) => [name, exact.valueAsNumber]));
     const found = evaluate(start, sliders);
     for (const row of results) {
@@ -121,11 +113,18 @@
     $(".commands").textContent = start.commands
       .map(([verb, sets]) => verb + sets.map(([slider, key]) => ` --set ${key}=${sliders[slider]}`).join(""))
       .join("\n");
-    return found;
+  }
+
+  // A number outside its range has no result.
+  function clear() {
+    for (const cell of document.querySelectorAll("#what-if td")) cell.textContent = "";
+    gauge([NaN, NaN, NaN]);
+    $(".commands").textContent = "";
   }
 
   // Six decades, 1 in the middle.
   function gauge([low, value, high]) {
+    $(".gauge").classList.toggle("away", Number.isNaN(value));
     const place = (x) => Math.min(100, Math.max(0, 50 + (Math.log10(x) * 50) / 3));
     $(".gauge .bar").style.left = `${place(low)}%`;
     $(".gauge .bar").style.width = `${Math.max(0.5, place(high) - place(low))}%`;
@@ -142,11 +141,11 @@
 
   for (const { range, exact } of rows) {
     range.addEventListener("input", () => { exact.value = range.value; show(); });
-    exact.addEventListener("input", () => { if (exact.checkValidity()) { range.value = exact.value; show(); } });
+    exact.addEventListener("input", () => { range.value = exact.value; show(); });
     for (const input of [range, exact]) input.addEventListener("change", say);
   }
   $("select").addEventListener("change", choose);
   $("button").addEventListener("click", choose);
-  document.getElementById("what-if").hidden = false;
+  document.getElementById("sliders").hidden = false;
   choose();
 })();
