@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
 from harness.model import Figure
 from harness.store.access import DAMAGE
@@ -61,6 +60,8 @@ def figures(root: Path, where: str | None = None) -> pd.DataFrame:
     # Merged by directory, because a copied run keeps its id.
     chosen = chosen.loc[chosen["state"] != "damaged", ["directory", *FIELDS, *swept(chosen)]]
     names = [each.name for each in dataclasses.fields(Figure)]
+    from harness.analysis.summary import summary_of  # takes as long to import as the index to be read
+
     rows = [
         (name, *(getattr(figure, each) for each in names))  # dataclasses.asdict takes five times as long
         for name in chosen["directory"]
@@ -162,6 +163,8 @@ def _row(directory: Path, stamp: str) -> dict[str, Any]:
         row |= {key: x if isinstance(x, int | float) else str(x) for key, x in values.items()}
         row |= {name: read(run) for name, read in FIELDS.items()}
         if run.state != "running":
+            from harness.analysis.summary import summary_of
+
             summary = read_summary(directory) or summary_of(run)
             row |= {figure.name: figure.value for figure in summary.figures}
     except HarnessError as damaged:

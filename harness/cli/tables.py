@@ -1,5 +1,7 @@
 """Tables of stored runs, shipped files, engines, and the points of a sweep."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -7,24 +9,25 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from harness.analysis.index import runs, swept
-from harness.analysis.summary import load
-from harness.cost.pricing import list_scenarios, price_run
 from harness.engines.base import missing
 from harness.errors import HarnessError
 from harness.files import install, read_data
-from harness.measure.search import Point, highest_feasible, saturation
-from harness.measure.sweep import Plan, figures_of, outcome_of
-from harness.measure.workers import Done
 from harness.model import ENGINES, Figure
 from harness.report.format import brief, carried
 from harness.report.lines import fitted
 from harness.report.table import Table
 from harness.report.text import render
 from harness.workload.library import list_workloads
+
+if TYPE_CHECKING:
+    from harness.measure.search import Point
+    from harness.measure.sweep import Plan
+    from harness.measure.workers import Done
 
 MOST_PRICED = 100
 """With more runs than this none is priced: each takes about 20 ms."""
@@ -85,6 +88,9 @@ def runs_lines(tables: Sequence[Table], width: int) -> str:
 
 def _usd(directory: Path) -> str:
     """The price of a million output tokens, at the scenario of the run; n/a if it has none."""
+    from harness.analysis.summary import load
+    from harness.cost.pricing import price_run
+
     try:
         cost = price_run(*load(directory)).costs["usd_per_million_output_tokens"]
     except HarnessError:
@@ -138,6 +144,8 @@ def models() -> Table:
 
 def scenarios() -> Table:
     """Shipped cost scenarios."""
+    from harness.cost.pricing import list_scenarios
+
     return Table("scenarios", "Cost scenarios", ("name", "description"), list_scenarios())
 
 
@@ -158,6 +166,9 @@ def plan_table(plan: Plan) -> Table:
 
 def ended_tables(plan: Plan, ended: Mapping[Point, Done]) -> list[Table]:
     """The points that failed, and of a search the load at saturation and the highest that meets the objective."""
+    from harness.measure.search import highest_feasible, saturation
+    from harness.measure.sweep import figures_of, outcome_of
+
     failed = [(in_words(point), state_of(done)) for point, done in ended.items() if done.state != "complete"]
     made = [Table("failed", "Points that failed", ("point", "state"), tuple(failed))] if failed else []
     if (auto := plan.sweep.auto) is None:
@@ -184,6 +195,7 @@ def state_of(done: Done) -> str:
 def in_words(point: Point) -> str:
     """The values of a point under the last part of their keys.
 
+    >>> from harness.measure.search import Point
     >>> in_words(Point({"load.users": 4, "model": "a"}, repeat=1))
     'users 4, model a, repeat 1'
     """
