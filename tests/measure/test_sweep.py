@@ -212,7 +212,7 @@ def test_a_search_ends_at_the_capacity_and_is_resumed_from_the_stored_runs(workl
     sweep = Sweep.model_validate({"name": "s", "workload": workload, "set": options, "auto": auto})
     done = carry_out(planned(sweep, tmp_path / "runs"), [LocalWorker()], lambda _: None)
     loads = [point.values["load.users"] for point in done]
-    assert loads[:4] == [1, 2, 4, 8]
+    assert list(dict.fromkeys(loads))[:4] == [1, 2, 4, 8]  # some are measured again
     begun: list[Status] = []
     assert carry_out(planned(sweep, tmp_path / "runs"), [LocalWorker()], begun.append).keys() == done.keys()
     assert begun == []
