@@ -91,7 +91,8 @@ def a_run(*records: Record, **changes: Any) -> Run:
 
 def changed(run: Run, **changes: Any) -> Run:
     """A stored run with these fields of run.json changed."""
-    return Run(run.directory, RunFile.model_validate(dict(run.file) | changes))
+    directory = run.directory.with_name(changes["id"]) if "id" in changes and run.directory.name else run.directory
+    return Run(directory, RunFile.model_validate(dict(run.file) | changes), run.requests)
 
 
 def stored(root: Path, users: int = 8) -> Path:
