@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from harness.analysis import diff
 from harness.analysis.latency import STATISTICS, summarise, window_of
 from harness.analysis.part import LEAST_SLICES, MOST_SLICES
-from harness.analysis.precision import Looks
+from harness.analysis.precision import LEAST, TURNOVERS, Looks
 from harness.analysis.tokens import Events
 from harness.analysis.window import find_window
 from harness.model import Figure, Summary
@@ -229,7 +229,13 @@ def stopped(kind: Kind, users: int, share: float, most: int, rng: np.random.Gene
 
     A run that ends sooner is the beginning of the same run. The half-width is nan without an interval.
     """
-    whole, looks, n, rate, half = simulate(kind, users, most, rng), Looks(), 0, math.nan, math.nan
+    whole, looks, n, rate, half = (
+        simulate(kind, users, most, rng),
+        Looks(max(LEAST, TURNOVERS * users)),
+        0,
+        math.nan,
+        math.nan,
+    )
     ahead = int(whole.wave.sum())
 
     def precise() -> bool:

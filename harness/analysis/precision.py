@@ -28,8 +28,8 @@ GROWTH = 1.05
 """Factor between the numbers of requests at two successive looks."""
 IN_A_ROW = 2
 """Number of successive looks that must find every figure precise enough."""
-LEAST = 100
-"""Number of requests at the first look."""
+LEAST, TURNOVERS = 100, 20
+"""Number of requests at the first look, in all and per user: fewer show too little of what slows all users at times."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.analysis.precision import Looks, Target, reaches, whole_prefix
+from harness.analysis.precision import TURNOVERS, Looks, Target, reaches, whole_prefix
 from harness.analysis.summary import made_of
 from harness.errors import HarnessError
 from harness.process import Child, Gone
@@ -58,6 +58,8 @@ def look(pipe: Connection, targets: Sequence[Target]) -> None:
         with contextlib.suppress(HarnessError):  # a row is incomplete, or there is no request yet
             run = read_run(directory)
             known = whole_prefix(run.requests, run.users)
+            if len(known) < TURNOVERS * (run.users or 0):
+                continue
             if looks.enough(len(known), lambda: _precise(run, known, targets)):  # noqa: B023
                 pipe.send("enough")
                 return

@@ -155,14 +155,14 @@ QUICK = {
 
 
 def test_a_run_ends_when_it_is_precise_and_states_the_time_saved(tmp_path: Path) -> None:
-    """TTFT with a coefficient of variation of 0.5 needs 96 requests for 10%, and 64 users 320 for a steady part."""
-    workload = read_workload("smoke", {**QUICK, "requests.count": 6000})
+    """TTFT with a coefficient of variation of 0.5 needs 96 requests for 10%, and 16 users 320 for 20 each."""
+    workload = read_workload("smoke", {**QUICK, "load.users": 16, "requests.count": 6000})
     targets = parse(["ttft_s.mean=10%"])
     with Stop(targets) as stop:
         directory = measuring.run(workload, tmp_path, lambda _: None, enough=stop)
     run = read_run(directory)
     assert run.file.state == "complete"
-    assert 300 < len(run.requests) < 5000
+    assert 320 < len(run.requests) < 5000
     assert run.requests["error"].isna().all()  # the load ended in good order
     table = precision_table(run, summary_of(run), targets)
     assert table.rows[0][4:] == ("0", "0", "0")
