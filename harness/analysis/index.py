@@ -6,7 +6,7 @@ import fnmatch
 import operator
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from harness.store.directory import directories, read_summary, source
 from harness.store.run import Run, read_run
 
 FILE = ".index.parquet"
+PART = 200
 FIELDS: Mapping[str, Callable[[Run], Any]] = {
     "run": lambda run: run.id,
     "state": lambda run: run.state,
@@ -56,19 +57,35 @@ def runs(root: Path, where: str | None = None) -> pd.DataFrame:
 
 def figures(root: Path, where: str | None = None) -> pd.DataFrame:
     """One row per figure of the runs in `runs`: the run's `FIELDS`, then the fields of `harness.model.Figure`."""
+    return pd.concat(list(parts(root, where)), ignore_index=True)
+
+
+def parts(root: Path, where: str | None = None) -> Iterator[pd.DataFrame]:
+    """`figures` in tables of PART runs, at least one, with the same types: all figures together take much memory."""
     chosen = matching(_fresh(root), where)
     # Merged by directory, because a copied run keeps its id.
     chosen = chosen.loc[chosen["state"] != "damaged", ["directory", *FIELDS, *swept(chosen)]]
     names = [each.name for each in dataclasses.fields(Figure)]
+    for first in range(0, max(len(chosen), 1), PART):
+        some = chosen.iloc[first : first + PART]
+        rows = [
+            (name, *(getattr(figure, each) for each in names))  # dataclasses.asdict takes five times as long
+            for name in some["directory"]
+            for figure in _figures(root / name)
+        ]
+        table = pd.DataFrame(rows, columns=["directory", *names]).rename(columns={"name": "figure"})
+        table = table.astype(dict.fromkeys(("value", "low", "high", "n"), float))
+        yield some.merge(table, on="directory").drop(columns="directory")
+
+
+def _figures(directory: Path) -> Sequence[Figure]:
+    """The figures of a run; none if it was damaged after it was indexed."""
     from harness.analysis.summary import summary_of  # takes as long to import as the index to be read
 
-    rows = [
-        (name, *(getattr(figure, each) for each in names))  # dataclasses.asdict takes five times as long
-        for name in chosen["directory"]
-        for figure in (read_summary(root / name) or summary_of(read_run(root / name))).figures
-    ]
-    table = pd.DataFrame(rows, columns=["directory", *names]).rename(columns={"name": "figure"})
-    return chosen.merge(table, on="directory").drop(columns="directory")
+    try:
+        return (read_summary(directory) or summary_of(read_run(directory))).figures
+    except HarnessError:
+        return ()
 
 
 def swept(table: pd.DataFrame) -> list[str]:

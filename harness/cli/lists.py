@@ -1,7 +1,8 @@
 """Verbs over everything that is stored, shipped or installed."""
 
+import itertools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -39,17 +40,29 @@ def export(
     where: Where = None,
 ) -> None:
     """Write the figures of all runs, or of those that meet --where, to one file with a row for each figure."""
-    from harness.analysis.index import figures
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from harness.analysis.index import parts
     from harness.report.formats import csv
 
     if out.suffix not in (".parquet", ".csv"):
         raise errors.HarnessError(f"'{out}' is neither .parquet nor .csv", "end the file's name in one of them")
-    table = figures(root, where)
-    if out.suffix == ".parquet":
-        table.to_parquet(out)
-    else:
-        out.write_text(csv(table), encoding="utf-8")
-    typer.echo(f"{out}: {len(table)} figures of {table['run'].nunique()} runs")
+    tables = parts(root, where)
+    first = next(tables)
+    numeric = pd.api.types.is_numeric_dtype
+    kinds = [(name, pa.float64() if numeric(kind) else pa.string()) for name, kind in first.dtypes.items()]
+    schema, written, names = pa.schema(kinds), 0, set[str]()
+    opened: Any = out.open("w", encoding="utf-8") if out.suffix == ".csv" else pq.ParquetWriter(out, schema)
+    with opened as file:
+        for table in itertools.chain([first], tables):
+            if out.suffix == ".csv":
+                file.write(csv(table, header=table is first))
+            else:
+                file.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
+            written, names = written + len(table), names | set(table["run"])
+    typer.echo(f"{out}: {written} figures of {len(names)} runs")
 
 
 @app.command("import")

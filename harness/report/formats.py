@@ -71,7 +71,7 @@ _FORMULA, _CONTROL = r"^[=+\-@\t]", r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 """Starts of a text that a spreadsheet runs as a formula; control characters other than tab and newline."""
 
 
-def csv(table: pd.DataFrame) -> str:
+def csv(table: pd.DataFrame, header: bool = True) -> str:
     """A table as CSV. Texts that a spreadsheet would run as formulas get a leading ', control characters become �.
 
     >>> csv(pd.DataFrame({"x": ["=1+1", "-3%", "a", None], "y": [-1.5, 2, 3, None]}))
@@ -84,7 +84,7 @@ def csv(table: pd.DataFrame) -> str:
         .str.replace(rf"({_FORMULA})", r"'\1", regex=True)
         for name, column in texts.items()
     }
-    return str(table.assign(**safe).to_csv(index=False))
+    return str(table.assign(**safe).to_csv(index=False, header=header))
 
 
 COLUMNS = {

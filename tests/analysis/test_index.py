@@ -110,3 +110,15 @@ def test_every_figure_is_exported_with_its_run(root: Path) -> None:
     values = table.set_index("figure")["value"]
     assert values["requests.completed"] == wide["requests.completed"].item() == 2
     assert table.set_index("figure")["unit"]["ttft_s.p50"] == "s"
+
+
+def test_figures_are_made_in_parts_and_a_run_damaged_since_is_left_out(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = index.figures(root)
+    monkeypatch.setattr(index, "PART", 1)
+    pd.testing.assert_frame_equal(index.figures(root), whole)
+    damaged = min(path.name for path in root.glob("2*"))
+    (root / damaged / "summary.json").unlink()
+    (root / damaged / "requests.parquet").write_bytes(b"")
+    assert set(whole["run"]) - set(index.figures(root)["run"]) == {damaged}
