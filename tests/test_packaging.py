@@ -105,7 +105,8 @@ def test_the_wheel_measures_and_reports_with_its_core_dependencies_alone(bare: P
 def test_an_engine_that_is_not_installed_names_what_to_install(bare: Path, tmp_path: Path) -> None:
     refused = call(bare / "bin/harness", "run", "smoke", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "-m pip install 'accelerate>=1' 'gguf>=0.10' 'torch>=2.6' 'transformers>=5.17'" in refused.stderr
+    needs = "'accelerate>=1' 'altair>=6' 'gguf>=0.10' 'torch>=2.6' 'transformers>=5.17' 'vl-convert-python>=1.7'"
+    assert f"-m pip install {needs}" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -188,7 +188,7 @@ def _counts(requests: pd.DataFrame, seen: Times) -> list[Figure]:
     sent = int((requests["sent_s"].notna() & kept).sum())
     completed, failed = int((seen.completed & kept).sum()), int((seen.failed & kept).sum())
     counts = {"sent": sent, "completed": completed, "failed": failed, "unfinished": sent - completed - failed}
-    return [Figure(f"requests.{name}", count, "requests", "measured", n=sent) for name, count in counts.items()]
+    return [Figure(f"requests.{name}", float(count), "requests", "measured", n=sent) for name, count in counts.items()]
 
 
 def _measured(requests: pd.DataFrame, part: Part) -> list[Figure]:

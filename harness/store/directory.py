@@ -159,6 +159,17 @@ def engine_record(info: EngineInfo) -> dict[str, Any]:
     return fields
 
 
+def _misnamed(reference: str, root: Path) -> None:
+    """Raises HarnessError for a path of a directory of runs, or of a file."""
+    if inside := [each for each in (Path(reference), root / reference) if (each / "latest").exists()]:
+        fix = f"name a run in it, such as {inside[0]}/latest; `harness list runs --root {inside[0]}` prints all"
+        raise HarnessError(f"'{reference}' is a directory of runs", fix)
+    if (file := Path(reference)).is_file():
+        stands = (file.parent / "run.json").exists()
+        fix = f"name its directory: {file.parent}" if stands else "see `harness import`"
+        raise HarnessError(f"'{reference}' is a file, not a run", fix)
+
+
 def find_run(reference: str, root: Path) -> Path:
     """A run's directory from a path, a name under `root` (such as `latest`), or the unambiguous start of a name."""
     for candidate in (Path(reference), root / reference):
@@ -174,13 +185,8 @@ def find_run(reference: str, root: Path) -> Path:
         what = f"'{reference}' could be any of {len(matches)} runs: {', '.join(matches[:3])}…"
         raise HarnessError(what, "give more of the name")
     if not matches:
-        if inside := [each for each in (Path(reference), root / reference) if (each / "latest").exists()]:
-            fix = f"name a run in it, such as {inside[0]}/latest; `harness list runs --root {inside[0]}` prints all"
-            raise HarnessError(f"'{reference}' is a directory of runs", fix)
-        if (file := Path(reference)).is_file():
-            stands = (file.parent / "run.json").exists()
-            fix = f"name its directory: {file.parent}" if stands else "see `harness import`"
-            raise HarnessError(f"'{reference}' is a file, not a run", fix)
+        with contextlib.suppress(OSError):  # a name that is too long is no path
+            _misnamed(reference, root)
         what = f"no run '{reference:.80}': neither a directory with a run.json nor a name under {root}"
         raise HarnessError(what, "see `harness list runs`, or give the run's directory")
     return (root / matches[0]).resolve()

@@ -232,7 +232,7 @@ MISTAKEN = {
         (("run", "smoke", "--set", "lod.users=3"), ("lod", "load")),
         (("run", "smoke", "--engine", "simulated", "--meter", "wattson"), ("unknown meter 'wattson'", "nvml")),
         (("run", "smoke", "--engine", "simulated", "--scenario", "free"), ("no scenario 'free'", "cpu-smoke")),
-        (("run", "smoke", "--engine", "simulated", "--out", "/dev/null"), ("cannot write to /dev/null", "--out")),
+        (("run", "smoke", "--engine", "simulated", "--out", "/dev/null"), ("cannot write to /dev/null", "--root")),
         (("list", "runs", "--root", "s3://bucket/runs"), ("'s3://bucket/runs' is a URL", "mount the store")),
         (("run", "smoke", "--precision", "ttft_s.p999=2%"), ("no figure 'ttft_s.p999'", "did you mean 'ttft_s.p99'")),
         (("run", "smoke", "--precision", "ttft=2%"), ("no figure 'ttft'", "did you mean 'ttft_s.mean'")),
@@ -300,7 +300,7 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         ("ab a=1 b=2 --repeat 0", "greater than or equal to 1"),
         ("ab load.users=1 load.users=2 --workload smoke", "A and B differ in load.users"),
         ("diff a b --fail-on tps<3", "output_tps<-3%"),
-        ("predict Qwen3-32B X100", "did you mean H100"),
+        ("predict Qwen3-32B X100", "did you mean 'H100'"),
         ("list runs --where userss>=1", "columns are run"),
         ("list runs --where users", "model=qwen*"),
         ("export x.txt", "end the file's name"),
@@ -342,7 +342,7 @@ def test_names_on_the_command_line_are_text(harness: Command) -> None:
 def test_a_run_without_a_success_is_incomplete(harness: Command) -> None:
     run = harness(*QUICK, "--set", "engine.failure_share=1", "--set", "warmup.requests=0")
     assert run.code == 3
-    assert "no request succeeded" in run.err
+    assert "20 of 20 requests failed" in run.err
     assert "n/a" in run.out
     checked = harness("check")
     assert checked.code == 1
