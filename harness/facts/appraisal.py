@@ -26,6 +26,8 @@ TOY_PARAMETERS = 1_000_000_000
 FAR = 4.0
 SPEND = "A16"
 """The bill that `compare --spend` replaces."""
+FLOOR = "least_price"
+"""The row with the lowest GPU price at which the power that stood feeds what the bill buys."""
 
 
 def shipped_book(added: Iterable[Path] = ()) -> Book:
@@ -34,20 +36,21 @@ def shipped_book(added: Iterable[Path] = ()) -> Book:
 
 
 def with_spend(book: Book, usd: float) -> Book:
-    """The book with an exact inference bill of Jan-Sep 2025 in place of the leaked one. HarnessError below 0."""
-    if not 0 < usd < float("inf"):
-        raise HarnessError(f"--spend is {usd:g}", "give US dollars above 0, for instance 8.65e9")
-    given = replace(book[SPEND], value=usd, half_digit=0.0, note="set with --spend in place of 8.65e9")
+    """The book with an exact inference bill of Jan-Sep 2025 in place of the leaked one. HarnessError if too large."""
+    if not 1 <= usd <= 1e18:
+        raise HarnessError(f"--spend is {usd:g}", "give US dollars from 1 to 1e18, for instance 8.65e9")
+    words = dict.fromkeys(("cited", "wording", "quote", "gloss", "note"), "")
+    given = replace(book[SPEND], value=usd, half_digit=0.0, layer="user", status="estimated", source="--spend", **words)
     return replace(book, facts={**book.facts, SPEND: given})
 
 
 def contradictions(book: Book) -> tuple[str, ...]:
     """Assumptions against facts: a price that needs more power than stood, a serving share above the margins."""
     c, price, share = Context(book), book.assumptions["gpu_price"], book.assumptions["serving_share"]
-    floor, limit = (quantity(c, name).value or 0.0 for name in ("price_floor", "serving_limit"))
+    floor, limit = (quantity(c, name).value or 0.0 for name in (FLOOR, "serving_limit"))
     low, high = price.low or price.value, share.high or share.value
-    why = f"below {floor:.2f} (price_floor) the bill buys more GPUs than the power that stood could feed"
-    found = [f"gpu_price {low:g} USD/GPU-hour: {why}"] if low < floor else []
+    why = f"below {floor:.2f} ({FLOOR}) the bill needs more power than stood"
+    found = [f"gpu_price {low:g}: {why}"] if low < floor else []
     if high > limit:
         found.append(f"serving_share {high:g}: the leaked cost of revenue allows {limit:.2f} (serving_limit)")
     return tuple(found)
@@ -95,15 +98,16 @@ def measurement_of(priced: Priced) -> Measurement:
     hardware = (run.gpu or "GPU") if run.on_gpu else run.engine.device
 
     def a_query(rate: float | None) -> float | None:
-        return rate / requests * per_query if rate is not None and requests is not None else None
+        return rate / requests * per_query if rate is not None and rate >= 0 and requests else None
 
-    seconds = a_query(count)
+    seconds, usd = a_query(count), costs["usd_per_query"]
+    free = f"It has no cost of a query: {usd.reason or 'no tokens or no price'}."
     return Measurement(
         run.id,
         str(model.asked or model.source),
         f"{run.file.created_utc:%Y-%m-%d}",
         f"{count} x {hardware}, {run.engine.engine}, scenario {costs.scenario}",
-        costs["usd_per_query"],
+        usd,
         next((figure for figure in costs.figures if figure.name == "wh_per_query"), None),
         None if seconds is None else Figure("gpu_s_per_query", seconds, "GPU-second/query", "derived"),
         a_query(tokens),
@@ -112,7 +116,7 @@ def measurement_of(priced: Priced) -> Measurement:
         median(priced.scenario, "serving.utilisation", 1.0),
         parameters=model.parameters,
         calibration=_calibration(priced),
-        doubts=standing(run),
+        doubts=standing(run) or (() if usd.value else (free,)),
     )
 
 
@@ -171,8 +175,9 @@ class Appraisal:
     """None for a provider without a reported bill a prompt."""
     verdict: tuple[tuple[str, str], ...]
     """(topic, sentence)."""
-    caveats: tuple[str, ...]
-    """Why runs are no evidence."""
+    caveats: tuple[tuple[str, str], ...]
+    """(kind, sentence): runs that are no evidence (`an example`), findings of runs that are (`a doubt`), and
+    assumptions that contradict facts (`against facts`)."""
 
     @property
     def subject(self) -> Shown:
@@ -197,19 +202,26 @@ def appraise(
     if provider not in known:
         raise HarnessError(f"unknown provider '{provider}'", f"choose one of {', '.join(known)}")
     found, points = [measurement_of(each) for each in priced], published(book)
-    starts = [each for each in found if not each.doubts and (each.usd_per_query.value or 0.0) > 0]
+    starts = [each for each in found if not each.doubts]
     large = [point for point in points if (point.parameters or 0) >= LARGE]
     context = Context(book, measured_cost(starts or large), force)
     made: Agreement | None = None
     verdict: tuple[tuple[str, str], ...] = (("bill", "no bill a prompt is published for this provider: not judged"),)
     if provider == "openai":
         made = agreement(context, points, starts)
-        bill, whole, floor = (quantity(context, name) for name in ("bill_press", "all_press", "price_floor"))
+        bill, whole, floor = (quantity(context, name) for name in ("bill_press", "all_press", FLOOR))
         verdict = sentences(made, bill, whole, floor.value or 0.0)
-    doubts: dict[str, list[str]] = {}
-    for each in found:
-        for doubt in each.doubts:
-            doubts.setdefault(doubt, []).append(each.source)
-    more = {why: f" and {len(runs) - 1} more" if runs[1:] else "" for why, runs in doubts.items()}
-    caveats = tuple(f"{runs[0]}{more[why]}: {why}" for why, runs in doubts.items())
+    caveats = _caveats(book if made else None, priced, found)
     return Appraisal(tuple(priced), context, provider, tuple(found), points, tuple(starts), made, verdict, caveats)
+
+
+def _caveats(book: Book | None, priced: Sequence[Priced], found: Sequence[Measurement]) -> tuple[tuple[str, str], ...]:
+    runs: dict[tuple[str, str], list[str]] = {}
+    for each, measurement in zip(priced, found, strict=True):
+        serious = ", ".join(finding.code for finding in each.summary.findings if finding.serious)
+        said = [("an example", why) for why in measurement.doubts]
+        for key in said or ([("a doubt", f"serious findings: {serious}")] if serious else []):
+            runs.setdefault(key, []).append(measurement.source)
+    against = [("against facts", why) for why in (contradictions(book) if book else ())]
+    some = {key: f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0] for key, names in runs.items()}
+    return (*((kind, f"{some[kind, why]}: {why}") for kind, why in runs), *against)

@@ -77,7 +77,7 @@ class Factor:
     believed: Figure
     needed: Figure
     share: float | None
-    """Share of the belief below the median of what must be; None: unknown."""
+    """Share of the belief below the median of what must be, 0.5 for an exact belief; None: unknown."""
 
     @property
     def width(self) -> float:
@@ -236,7 +236,7 @@ def _factor(
         reason = f"{effective:.0f} effective draws close the gap, {FEWEST} are needed: the beliefs do not reach it"
         return Factor(a.name, a.label, start, before, Figure(a.name, None, unit, "derived", reason=reason), None)
     after = figure(a.name, unit, needed[a.name], weights, int(effective))
-    share = float(np.mean(believed[a.name][possible] < after.value))
+    share = float(np.mean((np.sign(after.value - believed[a.name][possible]) + 1) / 2))
     return Factor(a.name, a.label, start, before, after, share)
 
 

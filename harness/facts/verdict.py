@@ -43,6 +43,15 @@ def plausible(reach: float) -> str:
     return "plausible only with" if reach < END else "plausible"
 
 
+def chance(reach: float) -> str:
+    """A probability, with a decimal near its ends, where the rules of the verdict lie.
+
+    >>> [chance(p) for p in (0.0479, 0.4369, 0.951)]
+    ['4.8%', '44%', '95.1%']
+    """
+    return f"{reach:.1%}" if min(reach, 1 - reach) < 0.1 else f"{reach:.0%}"
+
+
 def claim(times: float, bill: Quantity, whole: Quantity) -> str:
     """Whether "inference is `times` its revenue" is shown or excluded, from its ratio of one bill and of all suppliers.
 
@@ -77,7 +86,7 @@ def sentences(found: Agreement, bill: Quantity, whole: Quantity, floor: float) -
     more, twice = claim(1, bill, whole), claim(2, bill, whole)
     claims = f"'more than it earns': {more}; 'twice what it earns': {twice}"
     return (
-        ("bill", f"{said}{only}: the beliefs reach the bill with a probability of {found.reach:.0%}"),
+        ("bill", f"{said}{only}: the beliefs reach the bill with a probability of {chance(found.reach)}"),
         ("claims", claims if more != twice else f"'more than it earns' and 'twice what it earns': {more}"),
         ("power", words[fit]),
         ("unknowns", ", ".join(f"{f.label} x{f.width:.2g}" for f in deciding(found.factors)) or "none"),

@@ -72,7 +72,8 @@ def limits_of(s: Serving, output_tokens_per_s: float) -> Mapping[str, float]:
 def serving_of(run: Run, summary: Summary) -> tuple[Serving, float]:
     """The serving point of a run, and its output tokens/s. The batch is requests/s x mean E2E (Little's law).
 
-    HarnessError if GPU, model, precision or a rate is not known.
+    A file without E2E (the default of `vllm bench serve`) has TTFT + TPOT x (tokens - 1) in its place. HarnessError if
+    GPU, model, precision or a rate is not known.
     """
     fix = "name another run, or none"
     if run.engine is None or not run.on_gpu:
@@ -81,11 +82,14 @@ def serving_of(run: Run, summary: Summary) -> tuple[Serving, float]:
     name = identity.source or identity.asked or "unknown"
     model = described(identity.config, name, "its config.json") if identity.config else shape_of(name)
     gpu = known_gpu(run.gpu or "unknown")
-    names = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "e2e_s.mean")
+    names = ["output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "e2e_s.mean"]
+    if measured(summary, "e2e_s.mean").value is None:
+        names[3:] = ["ttft_s.mean", "tpot_s.mean"]
     rates = [measured(summary, name) for name in names]
     if lacking := next((figure.reason for figure in rates if figure.value is None), None):
         raise HarnessError(lacking, fix)
-    out, total, requests, e2e = (figure.value or 0.0 for figure in rates)
+    out, total, requests, *times = (figure.value or 0.0 for figure in rates)
+    e2e = times[0] if len(times) == 1 else times[0] + times[1] * (out / requests - 1)
     precision = precision_of(run.engine.options.get("quantization") or identity.precision)
     _, version, released = engine_of("vllm")
     asked, answered = max(1.0, (total - out) / requests), out / requests

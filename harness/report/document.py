@@ -116,4 +116,4 @@ def _money(run: Run, summary: Summary, scenario: str | None) -> Iterator[Table]:
     yield assumptions
     yield from compare_tables(appraisal)
     costs = [(label, figure) for figure in priced.costs.figures if (label := COSTS.get(figure.name))]
-    yield first_table(appraisal.context, run, costs, appraisal.caveats)
+    yield first_table(appraisal.context, run, costs, [why for _, why in appraisal.caveats])

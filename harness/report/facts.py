@@ -8,9 +8,10 @@ from harness.config import near
 from harness.errors import HarnessError
 from harness.facts.appraisal import Appraisal
 from harness.facts.book import Book, Fact
+from harness.facts.candidates import candidates
 from harness.facts.claims import of_fact
 from harness.facts.formulas import Context, Line, lines, named_ids, result
-from harness.facts.gap import Measurement, layer_of
+from harness.facts.gap import READINGS, layer_of
 from harness.model import Figure
 from harness.report.screen import must_be_table, screen_tables
 from harness.report.table import FACT, PROPERTIES, Cell, Table
@@ -102,7 +103,7 @@ def explained(appraisal: Appraisal, name: str) -> list[Table]:
     elif name in book.facts:
         return [fact_table(book, name)]
     elif name in book.assumptions or name in GAP:
-        tables = [_belief_table(appraisal, name)]
+        tables = [_belief_table(appraisal, name), *_behind(appraisal, name)]
     else:
         known = (*book.tables, CONTRADICTIONS, *GAP, *book.assumptions, *book.comparisons)
         raise HarnessError(f"nothing is named '{name}'", f"{near(name, known)}names stand in `harness compare --full`")
@@ -118,16 +119,32 @@ def _inputs_table(c: Context, name: str) -> Table:
         inner = [found for found in named_ids([each.numerator, each.denominator]) if found in c.book.comparisons]
         todo += [c.book.comparisons[found] for found in inner if found not in names]
         names |= dict.fromkeys(inner)
-    made = [
-        Line(c.book.comparisons[each].label, result(c, each), each, c.book.comparisons[each].scope) for each in names
-    ]
-    body, notes = scoped(c, made)
     formula = f"{name} = {row.numerator}" + (f" / ({row.denominator})" if row.denominator else "")
-    return Table("explained", row.label, SCOPED, body, (formula, *notes))
+    return _rows_table(c, row.label, names, formula)
+
+
+def _rows_table(c: Context, title: str, names: Iterable[str], *first: str) -> Table:
+    """Rows of comparisons.csv by name."""
+    found = [c.book.comparisons[name] for name in names]
+    body, notes = scoped(c, [Line(row.label, result(c, row.name), row.name, row.scope) for row in found])
+    return Table("explained", title, SCOPED, body, (*first, *notes))
+
+
+def _behind(appraisal: Appraisal, name: str) -> list[Table]:
+    """The inputs of a figure of the gap; nothing for an assumption."""
+    if name == "gap":
+        return [
+            _rows_table(appraisal.context, "The bill, for each reading of the volume", READINGS),
+            _measured_table(appraisal),
+        ]
+    if name == "model":
+        models = tuple((each.kind, each.model, each.precision) for each in candidates())
+        return [Table("explained", "Models of the belief", ("kind", "model", "precision"), models)]
+    return [must_be_table(appraisal.agreement)] if name in GAP and appraisal.agreement else []
 
 
 GAP = {
-    "gap": "reported bill a prompt / measured cost of a query; the bill over each reading of the volume (per-query)",
+    "gap": "reported bill a prompt / cost of a query: yours, or of published models with 60e9 parameters or more",
     "left": "reported bill a prompt / what the believed factors make of it; an interval with 1 inside can agree",
     "reach": "share of the draws in which the believed factors make at least the reported bill",
     "model": "device-seconds of a million tokens; an input token counts as input_weight output tokens",
@@ -182,19 +199,20 @@ def compare_tables(appraisal: Appraisal) -> list[Table]:
 def full_tables(appraisal: Appraisal) -> list[Table]:
     """Everything that `compare` knows: the screen, the measurements, every comparison and the contradictions."""
     c = appraisal.context
-    body = [_row_of(each, f"cost of a query, {each.model}", each.usd_per_query) for each in _measured(appraisal)]
-    body += [
-        _row_of(each, f"energy of a query, {each.model}", each.wh_per_query)
-        for each in _measured(appraisal)
-        if each.wh_per_query
-    ]
-    measured = Table("measured", "Measured cost and energy of a query", COLUMNS, tuple(body), appraisal.caveats)
     named = (comparison_table(c, name) for name in (*c.book.tables, CONTRADICTIONS))
-    return [*compare_tables(appraisal), measured, *named]
+    return [*compare_tables(appraisal), _measured_table(appraisal), *named]
 
 
-def _measured(appraisal: Appraisal) -> Sequence[Measurement]:
-    return [*appraisal.measurements, *appraisal.points]
+def _measured_table(appraisal: Appraisal) -> Table:
+    """Cost and energy of a query, of the runs and of the published measurements."""
+    body = []
+    for kind, field in (("cost", "usd_per_query"), ("energy", "wh_per_query")):
+        for each in (*appraisal.measurements, *appraisal.points):
+            if figure := getattr(each, field):
+                label = f"{kind} of a query, {each.model}"
+                body.append(_measured_row(label, figure, each.period, each.conditions, each.source))
+    doubts = tuple(why for _, why in appraisal.caveats)
+    return Table("measured", "Measured cost and energy of a query", COLUMNS, tuple(body), doubts)
 
 
 def rows(lines: Iterable[Line], book: Book) -> tuple[tuple[Row, ...], tuple[str, ...]]:
@@ -215,10 +233,6 @@ def rows(lines: Iterable[Line], book: Book) -> tuple[tuple[Row, ...], tuple[str,
         sources.update((f.source if f.source in book.sources else f.id, book.source(f.id)) for f in known)
     assumed = (f"assumed: {'; '.join(assumptions)}",) if assumptions else ()
     return tuple(body), (*assumed, *(f"{key}: {text}" for key, text in sorted(sources.items())))
-
-
-def _row_of(each: Measurement, label: str, figure: Figure) -> Row:
-    return _measured_row(label, figure, each.period, each.conditions, each.source)
 
 
 def _measured_row(label: str, figure: Figure, period: str, conditions: str, source: str) -> Row:

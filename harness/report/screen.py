@@ -7,7 +7,7 @@ from harness.facts.appraisal import Appraisal
 from harness.facts.claims import Quantity
 from harness.facts.formulas import Context, result
 from harness.facts.gap import Agreement
-from harness.facts.verdict import place
+from harness.facts.verdict import chance, place
 from harness.model import Figure
 from harness.report.format import brief, span
 from harness.report.table import PROPERTIES, Cell, Table
@@ -43,18 +43,16 @@ def quotable(appraisal: Appraisal) -> tuple[tuple[str, str], ...]:
     if found is None:
         return ()
     fact = c.book[appraisal.subject.row]
-    ratio, whose = (
-        claim_text(result(c, "bill_press"), 3),
-        "the measured one" if appraisal.starts else "published GPU measurements",
-    )
+    ratio = claim_text(result(c, "bill_press"), 3)
+    whose = "in the measurement" if appraisal.starts else "in published GPU measurements"
     sentence = (
         f"{fact.entity}'s {fact.status} inference bill of USD {brief(fact.value or 0.0, 3)} in {fact.period} is "
-        f"{ratio} times its press revenue; a prompt costs {times(found.gap)} times {whose}, and factors that nobody "
-        f"reports make up that gap with a probability of {found.reach:.0%}."
+        f"{ratio} times its press revenue; per prompt it is {times(found.gap)} times the cost of a query {whose}, and "
+        f"assumed factors that nobody reports reach it with a probability of {chance(found.reach)}."
     )
     caveat = (
-        "The bill is leaked, of one supplier and not confirmed; prompts, model, price, and the shares for chat and for "
-        "serving are assumptions with the ranges shown, not measurements."
+        f"The bill is {fact.status}, of one supplier and not confirmed; prompts, model, price, and the shares for chat "
+        "and for serving are assumptions with the ranges shown, not measurements."
     )
     return ("to quote", sentence), ("only with", caveat)
 
@@ -120,26 +118,26 @@ def carried(figure: Figure) -> int:
 
 
 def between(figure: Figure, digits: int = 2) -> str:
-    """The ends of an interval; the value, if there is none; n/a without a value."""
+    """The ends of an interval, with a digit more for a narrow one above 1; else the value, or n/a."""
     if figure.value is None or figure.low is None or figure.high is None:
         return "n/a" if figure.value is None else brief(figure.value, digits)
-    return span(figure.low, figure.high, digits)
-
-
-MOST_RUNS = 2
-"""The most runs that the screen names."""
+    return span(figure.low, figure.high, digits + (1 <= figure.low > figure.high / 2))
 
 
 def _yours(appraisal: Appraisal) -> list[tuple[str, str]]:
-    rows = [("yours", f"{each.model}, {each.conditions} ({each.source})") for each in appraisal.starts[:MOST_RUNS]]
-    if not appraisal.starts and appraisal.agreement is not None:
+    """What is set against the bill, then the first doubt about a run, and the assumptions against facts."""
+    if appraisal.starts:
+        first, *others = appraisal.starts
+        label = f"first of {len(appraisal.starts)} runs" if others else "yours"
+        rows = [(label, f"{first.model}, {first.conditions}")]
+    elif appraisal.agreement is not None:
         rows = [("no evidence given", "large published models on H100 stand in (ML.ENERGY leaderboard v3)")]
-    if appraisal.agreement is None:
+    else:
         fact = appraisal.context.book[appraisal.subject.row]
-        rows = [("the figure", f"{fact.status}; {fact.note}")]
-    rows += [("an example", caveat) for caveat in appraisal.caveats[:MOST_RUNS]]
-    more = max(0, len(appraisal.starts) - MOST_RUNS) + max(0, len(appraisal.caveats) - MOST_RUNS)
-    return [*rows, *([("", f"and {more} more")] if more else [])]
+        rows = [("the figure", "; ".join(x for x in (fact.status, *fact.note.split("; ")) if not x.startswith("http")))]
+    doubts = [row for row in appraisal.caveats if row[0] != "against facts"]
+    more = f" (and {len(doubts) - 1} more)" if doubts[1:] else ""
+    return [*rows, *((kind, why + more) for kind, why in doubts[:1]), *appraisal.caveats[len(doubts) :]]
 
 
 def _section(appraisal: Appraisal, section: str, title: str, columns: tuple[str, ...]) -> Table:
@@ -175,15 +173,16 @@ def _measurement(appraisal: Appraisal) -> Table:
     found = appraisal.agreement
     if found is None:
         return _section(appraisal, "measurement", "2  Against your measurement", ("quantity", "value", "of", "explain"))
-    whose = "yours" if appraisal.starts else "published"
-    cents = f"reported {_cents(found.reported)} c, {whose} {_cents(found.measured)} c"
+    whose, kind = ("yours", "yours") if appraisal.starts else ("H100", "published on H100")
+    cents = f"reported {_cents(found.reported)} c, {kind} {_cents(found.measured)} c"
     title = f"2  A prompt: {cents}, gap {times(found.gap)}"
     rows = tuple(
         (f.label, "" if f.start.value is None else brief(f.start.value), between(f.believed),
          between(f.needed, carried(f.needed)), place(f.share), f.name)
         for f in found.factors
     )  # fmt: skip
-    left = f"left: {times(found.left)} times; reach: the beliefs reach the bill with a probability of {found.reach:.0%}"
+    reach = f"reach: {chance(found.reach)} of draws reach the bill"
+    left = f"left: bill / product of the beliefs, {times(found.left)}; {reach}"
     reasons = {f.needed.reason for f in found.factors if f.needed.reason}
     columns = ("to close it", whose, "believed", "must be", "verdict", "explain")
     return Table("against-measurement", title, columns, rows, (left, *sorted(reasons)))

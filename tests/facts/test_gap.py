@@ -33,8 +33,8 @@ from harness.facts.appraisal import (
 from harness.facts.book import Assumption, Book, assume
 from harness.facts.candidates import candidates, predicted, provider_seconds
 from harness.facts.formulas import Context
-from harness.facts.gap import Agreement, agreement, conditioned, draws, published_measurements, quantiles
-from harness.model import Figure, ModelIdentity, Summary
+from harness.facts.gap import Agreement, Measurement, agreement, conditioned, draws, published_measurements, quantiles
+from harness.model import Figure, Finding, ModelIdentity, Summary
 from harness.report import text
 from harness.report.facts import (
     CONTRADICTIONS,
@@ -272,7 +272,10 @@ def test_only_evidence_is_set_against_the_bill() -> None:
     random = large("r2", options={"load_format": "dummy"})
     mixed = appraise([large(), random, priced("r3", "cpu", 0.1)], BOOK)
     assert [each.source for each in mixed.starts] == ["r1"]
-    assert [caveat.partition(":")[0] for caveat in mixed.caveats] == ["r2", "r3"]
+    assert [(kind, why.partition(":")[0]) for kind, why in mixed.caveats] == [
+        ("an example", "r2"),
+        ("an example", "r3"),
+    ]
     alone, none = appraise([random], BOOK), appraise([], BOOK)
     assert alone.agreement == none.agreement
     assert alone.context.measured == none.context.measured
@@ -283,7 +286,44 @@ def test_a_run_without_an_engine_or_a_cost_is_no_start() -> None:
     started = priced("r3", "cuda", 1)
     with pytest.raises(HarnessError, match="run r3 never started its engine"):
         measurement_of(replace(started, run=changed(started.run, engine=None)))
-    assert appraise([priced("r0", "cuda", None)], BOOK).starts == ()
+    free = appraise([priced("r0", "cuda", None)], BOOK)
+    assert (free.starts, free.caveats[0][1][:20]) == ((), "r0: Figures of a 135")
+    for usd in (None, 0.0):
+        run = large()
+        costs = replace(
+            run.costs, figures=(run.costs["usd_per_hour"], Figure("usd_per_query", usd, "USD/query", "derived"))
+        )
+        found = appraise([replace(run, costs=costs)], BOOK)
+        assert found.starts == ()
+        assert "It has no cost of a query" in text.render(screen_tables(found), width=100)
+
+
+def test_a_run_without_requests_or_with_fewer_tokens_in_all_than_out_has_no_such_figure() -> None:
+    def point(output: float, total: float, requests: float) -> Measurement:
+        names = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s")
+        rates = zip(names, (output, total, requests), strict=True)
+        figures = tuple(Figure(name, value, "1/s", "reported") for name, value in rates)
+        return measurement_of(replace(large(), summary=Summary("r1", "complete", figures, {})))
+
+    idle, contradictory = point(0, 0, 0), point(4000, 100, 10)
+    assert (idle.gpu_s, idle.output_tokens) == (None, None)
+    assert (contradictory.output_tokens, contradictory.input_tokens) == (400, None)
+
+
+def test_assumptions_against_facts_and_serious_findings_stand_on_the_screen() -> None:
+    book = assume(BOOK, {"serving_share": 0.9})
+    doubt = Finding("file-contradicts", "a test", "a test", True)
+    run = large()
+    shown = text.render(
+        screen_tables(appraise([replace(run, summary=replace(run.summary, findings=(doubt,)))], book)), width=100
+    )
+    assert "a doubt        r1: serious findings: file-contradicts" in shown
+    assert "against facts  serving_share 0.9: the leaked cost of revenue allows 0.65" in shown
+
+
+def test_an_exact_belief_lies_at_no_end() -> None:
+    found = agreement(Context(assume(BOOK, {"text_share": 0.8})), PUBLISHED, ())
+    assert {f.name: f.share for f in found.factors}["text_share"] == 0.5
 
 
 def test_shipped_assumptions_do_not_contradict_the_facts() -> None:
@@ -294,9 +334,10 @@ def test_shipped_assumptions_do_not_contradict_the_facts() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"gpu_price": 2.0}, "gpu_price 2 USD/GPU-hour: below 2.10"),  # 8.65e9 / 6552 h / (1.088 GW / 1.73 kW)
+        ({"gpu_price": 2.0}, "gpu_price 2: below 2.10"),  # 8.65e9 / 6552 h / (1.088 GW / 1.73 kW)
         ({"gpu_price": "2.05:3"}, "gpu_price 2.05"),
         ({"gpu_price": 2.11}, ""),
+        ({"gpu_power": 3}, "gpu_price 2.2: below 3.64"),  # 2.0993 * 3 / 1.73
         ({"serving_share": 0.66}, "serving_share 0.66: the leaked cost of revenue allows 0.65"),  # 7.5 * 0.75 / 8.65
         ({"serving_share": "0.3:0.7"}, "serving_share 0.7"),
         ({"serving_share": 0.64}, ""),
@@ -314,8 +355,11 @@ def test_an_assumption_against_a_fact_is_refused(changes: dict[str, object], sai
 def test_an_exact_spend_replaces_the_leaked_one() -> None:
     twice = agreement(Context(with_spend(BOOK, 17.3e9)), PUBLISHED, ())
     assert twice.reported.value == pytest.approx(2 * (agreement(CONTEXT, PUBLISHED, ()).reported.value or 0))
-    with pytest.raises(HarnessError, match="--spend is -1"):
-        with_spend(BOOK, -1)
+    for wrong in (-1, 0, math.nan, math.inf, 1e300):
+        with pytest.raises(HarnessError, match="--spend is"):
+            with_spend(BOOK, wrong)
+    said = screen_tables(appraise([], with_spend(BOOK, 12e9)), quote=True)[-1].rows
+    assert "leaked" not in str(said)
 
 
 RUNS = {
@@ -339,7 +383,7 @@ def test_the_screen_names_the_measurement_and_whether_it_is_evidence() -> None:
     shown = {name: text.render(screen_tables(appraise(runs, BOOK)), width=100) for name, runs in RUNS.items()}
     assert "large published models on H100 stand in" in shown["none"]
     assert "Llama-3.3-70B-Instruct, 4 x NVIDIA H100 80GB HBM3" in shown["70B on four H100"]
-    assert "and 3 more" in shown["several"]
+    assert "first of 5 runs" in shown["several"]
     assert "an example" in shown["example"]
     assert "The weights are random" in shown["example"]
 
@@ -351,8 +395,13 @@ def test_every_number_of_the_screen_can_be_explained() -> None:
             for row in table.rows if "explain" in table.columns else ():
                 if name := str(row[table.columns.index("explain")]):
                     assert explained(appraisal, name)[0].rows, name
-    for name in ("gap", "left", "reach", "model", "A16"):
-        assert explained(appraise([], BOOK), name)
+    for name in ("gap", "left", "reach", "model"):
+        tables = explained(appraise([], BOOK), name)
+        assert tables[1].rows, name  # its inputs
+    shown = text.render(explained(appraise([], BOOK), "gap"))
+    for part in ("spend_query_log", BOOK["A16"].quote, "Qwen3-235B-A22B-Instruct-2507", "ml.energy leaderboard"):
+        assert part in shown
+    assert explained(appraise([], BOOK), "A16")
 
 
 def test_a_report_gets_a_sentence_to_quote_and_its_caveat() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from harness.facts.appraisal import appraise, shipped_book, with_spend
+from harness.facts.book import Book
 from harness.facts.claims import at_least, exact
-from harness.facts.verdict import claim, deciding, place, plausible, power
+from harness.facts.gap import Factor
+from harness.facts.verdict import claim, deciding, moved, place, plausible, power
+from harness.model import Figure
 
 
 @pytest.mark.parametrize(
@@ -45,8 +49,6 @@ def test_a_bill_is_plausible_if_the_beliefs_reach_it_with_one_chance_in_four(rea
 def test_twice_revenue_is_shown_by_a_lower_and_excluded_by_both_upper_bounds(
     bill: tuple[float, float], whole: tuple[float, float] | None, said: str
 ) -> None:
-    from dataclasses import replace
-
     low, high = bill
     q = replace(exact(low, "ratio", "bill"), high=high)
     all_of_it = at_least(q) if whole is None else replace(q, low=whole[0], high=whole[1])
@@ -69,6 +71,50 @@ def test_the_widest_beliefs_decide() -> None:
     assert widths == sorted(widths, reverse=True)
     assert len(widths) == 3
     assert widths[-1] >= max(f.width for f in found.factors if f not in deciding(found.factors))
+
+
+def test_a_belief_decides_from_a_width_of_2() -> None:
+    def factor(high: float) -> Factor:
+        belief = Figure("f", 1, "ratio", "derived", 1.0, high)
+        return Factor("f", "f", belief, belief, belief, 0.5)
+
+    assert [f.width for f in deciding([factor(2.0), factor(1.99), factor(3.0)])] == [3.0, 2.0]
+
+
+def test_the_factors_that_move_furthest_are_named_with_their_direction() -> None:
+    belief = Figure("f", 1, "ratio", "derived", 1.0, 2.0)
+    shares = {"a": 0.9, "b": 0.6, "c": 0.05, "d": 0.2, "e": None}
+    assert moved([Factor(n, n, belief, belief, belief, share) for n, share in shares.items()]) == [
+        "low c", "high a", "low d",
+    ]  # fmt: skip
+
+
+def changed(**values: float) -> Book:
+    """The shipped book with other numbers of facts."""
+    book = shipped_book()
+    return replace(
+        book, facts=book.facts | {i: replace(book[i], value=value, half_digit=0.0) for i, value in values.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "topic", "said"),
+    [
+        # revenue of at most (2 + 4.5) / 2 = 3.25 bn: the bill is at least 8.645 / 3.25 = 2.66 times that
+        ({"A11": 2e9, "E09": 4.5e9}, "claims", "'more than it earns' and 'twice what it earns': shown"),
+        # at most (4 + 8.5) / 2 = 6.25 bn: at least 1.38
+        ({"A11": 4e9, "E09": 8.5e9}, "claims", "'more than it earns': shown; 'twice what it earns': neither"),
+        ({"A16": 2e9}, "claims", "'more than it earns' and 'twice what it earns': neither"),
+        # 8.65e9 / 6552 / ((0.6 + 1.14 * 137 / 365) * 1e6 / 1.73) = 2.222; the p5 of the belief is 2.2
+        ({"X166": 1.74}, "power", "below 2.2"),
+        ({"X166": 1.78}, "power", "the believed price needs no more"),  # 2.189
+        ({"X166a": 0.2, "X166": 0.6}, "power", "every believed price buys more"),  # 6.5: above the p95
+        ({"X01": 2.5e10, "X03": 18e10, "X162": 3e10, "X163": 2.6e10, "X02": 1e10}, "bill", "lower than believed"),
+        ({"X01": 1e8, "X03": 7e8, "X162": 1e8, "X163": 1e8, "X02": 1e8}, "bill", "not plausible"),
+    ],
+)
+def test_the_verdict_follows_the_facts(facts: dict[str, float], topic: str, said: str) -> None:
+    assert dict(appraise([], changed(**facts)).verdict)[topic].startswith(said)
 
 
 @pytest.mark.parametrize(

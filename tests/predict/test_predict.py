@@ -1,6 +1,7 @@
 """Predictions as the verb and the API see them: layouts, refusals, intervals, energy, and a run of one's own."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from harness import api
 from harness.errors import HarnessError
 from harness.model import Figure, ModelIdentity, Summary
 from harness.predict import mixed, pooled
-from harness.predict.own import calibration, hardware_limits
+from harness.predict.own import calibration, hardware_limits, serving_of
 from harness.predict.predict import Plan, engine_of, predict
 from harness.predict.priced import priced
 from harness.predict.work import columns
@@ -34,6 +35,13 @@ def summary(rate: float = 1000.0, joules: float | None = 0.5) -> Summary:
     }  # fmt: skip
     figures = tuple(Figure(k, v, "", "measured") for k, v in values.items() if v is not None)
     return Summary("mine", "complete", figures, {})
+
+
+def test_a_file_without_e2e_has_its_batch_from_ttft_and_tpot() -> None:
+    whole = summary()  # E2E of 4 s = TTFT of 1.006 s + 499 x 6 ms
+    times = (Figure("ttft_s.mean", 1.006, "s", "reported"), Figure("tpot_s.mean", 0.006, "s", "reported"))
+    without = replace(whole, figures=(*(f for f in whole.figures if f.name != "e2e_s.mean"), *times))
+    assert serving_of(run_on(), without)[0].batch == pytest.approx(serving_of(run_on(), whole)[0].batch)
 
 
 def median(draws: np.ndarray) -> float:
