@@ -72,7 +72,7 @@ def compare(
     from harness.facts.appraisal import appraise, checked_book, shipped_book, with_spend
     from harness.facts.book import assume
     from harness.report.facts import CONTRADICTIONS, compare_tables, comparison_table, explained, full_tables
-    from harness.report.screen import screen_tables
+    from harness.report.screen import must_be_table, screen_tables
 
     given = overrides(set_ or ())
     inputs = {key: value for key, value in given.items() if key in KEYS}
@@ -86,15 +86,13 @@ def compare(
         if explain is not None:
             show(explained(appraisal, explain))
             return
-        names = (
-            [*book.tables, CONTRADICTIONS] if table == ["all"] else [name for name in table or [] if name != "must-be"]
-        )
-        made = (
-            full_tables(appraisal) if full else screen_tables(appraisal, output().format != "text") if not table else []
-        )
-        if output().format in MACHINE or "must-be" in (table or []):
-            made = compare_tables(appraisal) if not full else made
-        made = [*made, *(comparison_table(appraisal.context, name) for name in names)]
+        made: list[Table] = full_tables(appraisal) if full else []
+        if not full and not table:
+            how = output().format
+            made = compare_tables(appraisal) if how in MACHINE else screen_tables(appraisal, how != "text")
+        for name in [*book.tables, CONTRADICTIONS] if table == ["all"] else table or ():
+            must_be = name == "must-be" and appraisal.agreement
+            made += [must_be_table(must_be) if must_be else comparison_table(appraisal.context, name)]
         if charts is not None:
             from harness.report import charts as drawing
 

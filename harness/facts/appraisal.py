@@ -39,8 +39,8 @@ def with_spend(book: Book, usd: float) -> Book:
     """The book with an exact inference bill of Jan-Sep 2025 in place of the leaked one. HarnessError if too large."""
     if not 1 <= usd <= 1e18:
         raise HarnessError(f"--spend is {usd:g}", "give US dollars from 1 to 1e18, for instance 8.65e9")
-    words = dict.fromkeys(("cited", "wording", "quote", "gloss", "note"), "")
-    given = replace(book[SPEND], value=usd, half_digit=0.0, layer="user", status="estimated", source="--spend", **words)
+    own = replace(book[SPEND], value=usd, half_digit=0.0, layer="user", status="estimated", source="--spend", note="")
+    given = replace(own, cited="", wording="", quote="", gloss="")
     return replace(book, facts={**book.facts, SPEND: given})
 
 

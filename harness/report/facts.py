@@ -103,7 +103,7 @@ def explained(appraisal: Appraisal, name: str) -> list[Table]:
     elif name in book.facts:
         return [fact_table(book, name)]
     elif name in book.assumptions or name in GAP:
-        tables = [_belief_table(appraisal, name), *_behind(appraisal, name)]
+        tables = [_belief_table(book, name), *_behind(appraisal, name)]
     else:
         known = (*book.tables, CONTRADICTIONS, *GAP, *book.assumptions, *book.comparisons)
         raise HarnessError(f"nothing is named '{name}'", f"{near(name, known)}names stand in `harness compare --full`")
@@ -131,16 +131,19 @@ def _rows_table(c: Context, title: str, names: Iterable[str], *first: str) -> Ta
 
 
 def _behind(appraisal: Appraisal, name: str) -> list[Table]:
-    """The inputs of a figure of the gap; nothing for an assumption."""
+    """The rows of what must be true, and the inputs of a figure of the gap."""
+    if appraisal.agreement is None:
+        return []
+    must = must_be_table(appraisal.agreement)
+    named = must.rows if name in ("left", "reach") else tuple(row for row in must.rows if row[-1] == name)
+    found = [replace(must, rows=named)] if named else []
     if name == "gap":
-        return [
-            _rows_table(appraisal.context, "The bill, for each reading of the volume", READINGS),
-            _measured_table(appraisal),
-        ]
+        readings = _rows_table(appraisal.context, "The bill, for each reading of the volume", READINGS)
+        found += [readings, _measured_table(appraisal)]
     if name == "model":
         models = tuple((each.kind, each.model, each.precision) for each in candidates())
-        return [Table("explained", "Models of the belief", ("kind", "model", "precision"), models)]
-    return [must_be_table(appraisal.agreement)] if name in GAP and appraisal.agreement else []
+        found.append(Table("explained", "Models of the belief", ("kind", "model", "precision"), models))
+    return found
 
 
 GAP = {
@@ -156,26 +159,19 @@ BILL = (
 )
 
 
-def _belief_table(appraisal: Appraisal, name: str) -> Table:
-    """A figure of the gap, or an assumption: formula, value, what it must be, and its source."""
-    found, a = appraisal.agreement, appraisal.context.book.assumptions.get(name)
-    properties: dict[str, Cell] = {"formula": GAP.get(name, BILL if a and a.ladder else "a number that no fact gives")}
-    if a is not None:
-        properties |= {
-            "value": f"{a.value:g} {a.unit}",
-            "p5-p95": f"{a.low:g} to {a.high:g}" if a.low and a.high else "exact",
-        }
-        properties |= {"status": a.status, "source": a.source}
-    if found is not None:
-        single = {"gap": found.gap, "left": found.left, "reach": Figure("reach", found.reach, "1", "derived")}
-        factor = next((f for f in found.factors if f.name == name), None)
-        if name in single:
-            properties["value"] = single[name]
-        elif factor is not None:
-            properties |= {"yours": factor.start, "believed": factor.believed, "must be": factor.needed}
-    return Table(
-        "explained", a.label if a else name, PROPERTIES, tuple(properties.items()), (BILL,) if name in GAP else ()
+def _belief_table(book: Book, name: str) -> Table:
+    """The formula of a figure of the gap; of an assumption also its value and its source."""
+    if name in GAP:
+        return Table("explained", name, PROPERTIES, (("formula", GAP[name]),), (BILL,))
+    a = book.assumptions[name]
+    properties = (
+        ("formula", BILL if a.ladder else "a number that no fact gives"),
+        ("value", f"{a.value:g} {a.unit}"),
+        ("p5-p95", f"{a.low:g} to {a.high:g}" if a.low and a.high else "exact"),
+        ("status", a.status),
+        ("source", a.source),
     )
+    return Table("explained", a.label, PROPERTIES, properties)
 
 
 def sources_table(book: Book, tables: Iterable[Table]) -> Table:

@@ -59,32 +59,24 @@ def quotable(appraisal: Appraisal) -> tuple[tuple[str, str], ...]:
 
 def must_be_table(found: Agreement) -> Table:
     """What must be true: every factor's value here, what is believed, and what it must be, as figures."""
-    rows: tuple[tuple[Cell, ...], ...] = (
-        ("reported bill a prompt", "", found.reported, "", "", "gap"),
-        ("measured cost a query", found.measured, "", "", "", "gap"),
-        ("reported / measured", "", found.gap, "", "", "gap"),
-        ("reported / what the believed factors make", "", found.left, "", "", "left"),
-        (
-            "probability that the believed factors reach the bill",
-            "",
-            Figure("reach", found.reach, "1", "derived"),
-            "",
-            "",
-            "reach",
-        ),
-        *(
-            (f.label, f.start if f.start.value is not None else "", f.believed, f.needed, place(f.share), f.name)
-            for f in found.factors
-        ),
+    figures = (
+        ("reported bill a prompt", found.reported, "gap"),
+        ("measured cost a query", found.measured, "gap"),
+        ("reported / measured", found.gap, "gap"),
+        ("reported / what the believed factors make", found.left, "left"),
+        ("probability that the believed factors reach the bill", Figure("reach", found.reach, "1", "derived"), "reach"),
     )
+    rows: list[tuple[Cell, ...]] = [(label, "", figure, "", "", name) for label, figure, name in figures]
+    for f in found.factors:
+        own = f.start if f.start.value is not None else ""
+        rows.append((f.label, own, f.believed, f.needed, place(f.share), f.name))
     notes = (
         f"models: {', '.join(found.kinds)}; each kind, each reading of the volume as likely as any other",
         "must be: p5, median and p95 of the draws in which all factors make up the bill; "
         "--set NAME=LOW:HIGH (or a distribution) changes a belief, --spend the bill",
     )
-    return Table(
-        "must-be", "What must be true", ("factor", "yours", "believed", "must be", "verdict", "explain"), rows, notes
-    )
+    columns = ("factor", "yours", "believed", "must be", "verdict", "explain")
+    return Table("must-be", "What must be true", columns, tuple(rows), notes)
 
 
 def claim_text(q: Quantity | HarnessError, digits: int = 2) -> str:

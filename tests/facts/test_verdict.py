@@ -93,7 +93,7 @@ def changed(**values: float) -> Book:
     """The shipped book with other numbers of facts."""
     book = shipped_book()
     return replace(
-        book, facts=book.facts | {i: replace(book[i], value=value, half_digit=0.0) for i, value in values.items()}
+        book, facts={**book.facts} | {i: replace(book[i], value=value, half_digit=0.0) for i, value in values.items()}
     )
 
 
