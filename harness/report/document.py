@@ -74,15 +74,15 @@ def page_of(made: Sequence[Table], sweep: Sweep, scenario: str | None = None) ->
     """
     from harness.report import charts
 
-    drawings, absent = [], ""
-    try:
-        drawings = charts.for_page(charts.of_report(made, sweep, charts.PAGE))
-    except HarnessError as missing:
-        absent = f'<p class="dim">No charts: {page.text(missing.what)}: {page.text(missing.fix)}</p>\n'
     found = fastest_within([summary for _, summary in sweep], WITHIN)
     fastest = found or fastest_within([summary for _, summary in sweep], 0.0)
     best = next((each for each in sweep if each[1] is fastest), sweep[0])
     runs, others = [run for run, _ in sweep], [each for each in sweep if each is not best]
+    drawings, absent = [], ""
+    try:
+        drawings = charts.for_page(charts.of_report(made, [best, *others], charts.PAGE))
+    except HarnessError as missing:
+        absent = f'<p class="dim">No charts: {page.text(missing.what)}: {page.text(missing.fix)}</p>\n'
     starts = whatif.starts([best, *others], Context(shipped_book()), scenario)
     for run, label in zip(runs, page_head.labels_of(runs), strict=True):
         for start in starts:

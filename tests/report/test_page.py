@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -282,8 +283,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep = [load(stored(root, users)) for users in (4, 8, 32)]
     for run, summary in list(sweep):
         assert run.engine is not None
-        other = changed(run, id=f"{run.id}-newer", engine=run.engine.model_copy(update={"version": "0.99"}))
-        sweep.append((other, dataclasses.replace(summary, run=other.id)))
+        newer = changed(run, id=f"{run.id}-newer", engine=run.engine.model_copy(update={"version": "0.99"}))
+        folder = shutil.copytree(run.directory, root / f"{run.id}-newer")
+        sweep.append((Run(folder, newer.file), dataclasses.replace(summary, run=folder.name)))
     return written(root, document.page_of(document.report(sweep, "on-demand"), sweep, "on-demand"))
 
 
