@@ -394,7 +394,7 @@ def test_facts_and_comparisons_need_no_run(harness: Command) -> None:
     ("words", "said"),
     [
         (("--provider", "acme"), ("unknown provider 'acme'", "anthropic")),
-        (("--spend", "-1"), ("--spend is -1", "above 0")),
+        (("--spend", "-1"), ("--spend is -1", "from 1 to 1e18")),
         (("--set", "gpu_price=1.3"), ("gpu_price 1.3", "--force")),
         (("--set", "utilisation={uniform: {low: 0.2}}"), ("utilisation", "a distribution")),
         (("--explain", "gossip"), ("nothing is named 'gossip'", "--full")),
