@@ -127,7 +127,8 @@ static uint64_t counter_mj(const Gpu *g, double t) {
     if (stuck && t > stuck->at) t = stuck->at;
     double u = update(g, &g->counter, 0, t, &tick), base = g->base_j + energy(g, 0);
     if ((reset = fault(g, "reset", NULL, u))) return (uint64_t)floor(1000 * g->gain * fake_nvml_energy(g->index, reset->at, u));
-    return (uint64_t)floor(1000 * (base + g->counter_gain * g->gain * energy(g, u - g->lag)));
+    double wrapped = fault(g, "wrap", NULL, u) ? 4294967.296 : 0;
+    return (uint64_t)floor(1000 * (base - wrapped + g->counter_gain * g->gain * energy(g, u - g->lag)));
 }
 
 static uint32_t power_mw(const Gpu *g, const Sensor *s, int stream, double share, double t) {

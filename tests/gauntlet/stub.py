@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from gauntlet.trap import Seen, Stand
 
 TTFT_S = 0.2
 GAP_S = 0.02
@@ -55,18 +58,23 @@ class Ask:
 
     @property
     def prompt(self) -> list[Any]:
-        """The prompt's tokens: ids, or words of a text."""
+        """The prompt's tokens: ids, words that /detokenize made, or the letters of another text."""
         given = self.body.get("prompt")
         if given is None:
             given = " ".join(str(message["content"]) for message in self.body["messages"])
-        return given if isinstance(given, list) else given.split()
+        return given if isinstance(given, list) else MADE.findall(given) or list(given)
 
     def event(self, text: str = "", finish: str | None = None, **delta: Any) -> dict[str, Any]:
         """An event with a text in the form of the endpoint, or with other fields of a chat's delta."""
         if not self.chat:
-            return {"id": "x", "choices": [{"index": 0, "text": text, "finish_reason": finish}]}
+            return self.form([{"index": 0, "text": text, "finish_reason": finish}])
         content = {} if delta and not text else {"content": text}
-        return {"id": "x", "choices": [{"index": 0, "delta": content | delta, "finish_reason": finish}]}
+        return self.form([{"index": 0, "delta": content | delta, "finish_reason": finish}])
+
+    def form(self, choices: list[Any], **more: Any) -> dict[str, Any]:
+        """An event with all the fields that OpenAI's API has in one."""
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        return {"id": "x", "object": kind, "created": 1_700_000_000, "model": "stub", "choices": choices, **more}
 
     def usage(self, completion: int | None = None, prompt: int | None = None, **more: Any) -> dict[str, Any]:
         """The fields of a usage; the numbers that were asked for by default."""
@@ -84,11 +92,13 @@ class Ask:
     def end(self, completion: int | None = None, finish: str = "length", **usage: Any) -> Iterator[Step]:
         """The finish reason in an event without a text, the usage, and [DONE]."""
         yield self.event(finish=finish)
-        yield {"id": "x", "choices": [], "usage": self.usage(completion, **usage)}
+        yield self.form([], usage=self.usage(completion, **usage))
         yield DONE
 
 
 DONE = b"data: [DONE]\n\n"
+MADE = re.compile(r"\bt\d+\b")
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 Behaviour = Callable[[Ask], Iterator[Step]]
 BEHAVIOURS: dict[str, Behaviour] = {}
 
@@ -119,6 +129,9 @@ class Server:
         self.numbers: dict[str, int] = {}
         self.bodies: dict[str, list[Mapping[str, Any]]] = {}
         """Bodies of the requests for tokens, by behaviour."""
+        self.log: list[Seen] = []
+        self.lateness_s: list[float] = []
+        """How late each step was that had to wait."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -130,6 +143,11 @@ class Server:
                 await self._answer(name, page.removeprefix("v1/"), json.loads(body or b"{}"), writer)
         writer.close()
 
+    def late_s(self) -> float:
+        """How late the steps were, at p95."""
+        ordered = sorted(self.lateness_s) or [0.0]
+        return ordered[int(0.95 * (len(ordered) - 1))]
+
     async def _answer(self, name: str, page: str, body: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
         state = self.states.setdefault(name, {})
         if name not in BEHAVIOURS:
@@ -138,7 +156,7 @@ class Server:
             self.numbers[name] = self.numbers.get(name, 0) + 1
             self.bodies.setdefault(name, []).append(body)
             ask = Ask(body, page.startswith("chat"), self.numbers[name], state)
-            await _carry_out(BEHAVIOURS[name](ask), writer)
+            await self._carry_out(ask, BEHAVIOURS[name](ask), writer)
         elif page == "models":
             await _whole(writer, Whole({"data": [state.get("model", {"id": "stub", "max_model_len": 100_000})]}))
         elif page == "tokenize":
@@ -148,34 +166,53 @@ class Server:
         elif page == "flush_cache" and "seen" in state:
             state["seen"].clear()
             await _whole(writer, Whole(b"Cache flushed."))
+        elif page == "health":
+            await _whole(writer, Whole({}))
         elif page == "metrics" and "metrics" in state:
             await _whole(writer, Whole(state["metrics"].encode()))
         else:
             await _whole(writer, Whole({"error": {"message": "no such page"}}, 404))
 
-
-async def _carry_out(steps: Iterator[Step], writer: asyncio.StreamWriter) -> None:
-    clock = asyncio.get_running_loop().time
-    at_s, begun = clock(), False
-    for step in steps:
-        if isinstance(step, float):
-            at_s += step
-            await asyncio.sleep(at_s - clock())
-            continue
-        if isinstance(step, HangUp):
-            writer.transport.abort()
-            return
-        if isinstance(step, Whole):
-            await _whole(writer, step)
-            return
-        if not begun:
-            begun = True
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        data = step if isinstance(step, bytes) else sse(step)
-        writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+    async def _carry_out(self, ask: Ask, steps: Iterator[Step], writer: asyncio.StreamWriter) -> None:
+        clock = asyncio.get_running_loop().time
+        at_s = clock()
+        seen = Seen(ask.tokens, at_s)
+        self.log.append(seen)
+        for step in steps:
+            if isinstance(step, float):
+                at_s += step
+                if step > 0:
+                    await asyncio.sleep(at_s - clock())
+                    self.lateness_s.append(clock() - at_s)
+                continue
+            if isinstance(step, HangUp):
+                seen.status, seen.end_s = 0, clock()
+                writer.transport.abort()
+                return
+            if isinstance(step, Whole):
+                seen.status, seen.end_s = step.status, clock()
+                await _whole(writer, step)
+                return
+            if not seen.events:
+                writer.write(HEAD)
+            data = step if isinstance(step, bytes) else sse(step)
+            seen.events += [(clock(), event) for event in ([step] if isinstance(step, Mapping) else _events(data))]
+            writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+            await writer.drain()
+        seen.end_s = clock()
+        writer.write(b"0\r\n\r\n")
         await writer.drain()
-    writer.write(b"0\r\n\r\n")
-    await writer.drain()
+
+
+def _events(data: bytes) -> list[Any]:
+    """The JSON of each event in bytes; None for what is none, such as a comment or a part of an event."""
+    found: list[Any] = []
+    for line in data.split(b"\n\n"):
+        try:
+            found.append(json.loads(line.removeprefix(b"data: ")))
+        except ValueError:
+            found.append(None)
+    return found[:-1] or found
 
 
 async def _whole(writer: asyncio.StreamWriter, answer: Whole) -> None:
@@ -214,3 +251,10 @@ def stub() -> Iterator[tuple[str, Server]]:
         loop.call_soon_threadsafe(task.cancel)
         thread.join()
         loop.close()
+
+
+@contextlib.contextmanager
+def stand(name: str, more: Callable[[Server], Mapping[str, Any]] = lambda _: {}) -> Iterator[Stand]:
+    """A server of this behaviour; `more` are further fields of the stand."""
+    with stub() as (url, server):
+        yield Stand(f"{url}/{name}", late_s=server.late_s, log=lambda: server.log, **more(server))

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,20 @@ class Load:
     """The tool runs so often against the same stand; each of its answers is judged."""
 
 
+@dataclass(slots=True)
+class Seen:
+    """A request as a client sees it; the fields change while it is answered."""
+
+    asked: int
+    """Output tokens that were asked for."""
+    sent_s: float
+    events: list[tuple[float, Any]] = field(default_factory=list)
+    """The time of each event, and its JSON; None for what is not JSON, such as a comment or [DONE]."""
+    end_s: float = 0.0
+    status: int = 200
+    """0: the connection broke."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stand:
     """Where the tool measures."""
@@ -66,12 +82,28 @@ class Stand:
     """Of an OpenAI-compatible server, without /v1; None: the harness's simulated engine, or a file."""
     file: Path | None = None
     """A result file to import."""
+    script: str | None = None
+    """What a scripted NVML library plays on its virtual clock (tests/fake_nvml)."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables under which a process sees the stand's hardware."""
     options: tuple[str, ...] = ()
     """More words of this harness's command line that are known only once the stand is up, such as a meter's address."""
-    truths: Callable[[], tuple[Truth, ...]] = tuple
-    """Truths that are known only after the measurement, such as a server's own account."""
+    core: int | None = None
+    """The processor core on which the tool has to run; None: any."""
+    seen: Callable[[], Mapping[str, float]] = dict
+    """Figures that the stand itself saw of the tool's load."""
+    late_s: Callable[[], float] = float
+    """How late the stand itself was, at p95: where it was late, nothing can be said of the tool."""
+    log: Callable[[], Sequence[Seen]] = tuple
+    """What a server sent, for mutations that read it as a wrong tool would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """A wrong tool and the figures that it would print."""
+
+    name: str
+    figures: Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +126,10 @@ class Trap:
     """Codes of this harness's findings that must be there, whatever the figures."""
     options: tuple[str, ...] = ()
     """More words of this harness's command line (`--set` or `--meter`), where the load's form has no word for them."""
+    steady: bool = False
+    """The truth is that of the part of the run at full load; figures of a whole run differ by definition."""
+    falls: tuple[str | Wrong, ...] = ()
+    """Wrong tools, each of which this trap catches: figures, or the name of an estimator of `gauntlet.wrong`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +140,28 @@ class Answer:
     findings: frozenset[str] = frozenset()
     refused: str | None = None
     """The message with which the tool refused to measure, which is an honest answer as well."""
+    run: Path | None = None
+    """This harness's stored run."""
+    power: pd.DataFrame | None = None
+    """Readings of a meter on a virtual clock."""
+
+    def only(self, names: Set[str]) -> Answer:
+        """With the figures of these names alone."""
+        return replace(self, figures={name: value for name, value in self.figures.items() if name in names})
+
+    def beside(self, seen: Mapping[str, float]) -> Answer:
+        """With figures that the stand saw."""
+        return replace(self, figures={**self.figures, **seen})
 
 
-def faults(trap: Trap, answer: Answer, known: tuple[Truth, ...] = ()) -> list[str]:
-    """What is wrong in an answer, a line a fault; empty if the tool passes."""
+def faults(trap: Trap, answer: Answer) -> list[str]:
+    """What is wrong in an answer of this harness, a line a fault; empty if it passes."""
     if answer.refused is not None:
         return [] if "refused" in trap.says else [f"refused: {answer.refused}"]
     silent = not answer.findings & set(trap.says)
     wrong = [
         f"{truth.figure}: {answer.figures.get(truth.figure)}, true: {truth.value}"
-        for truth in (*trap.truths, *known)
+        for truth in trap.truths
         if silent and not truth.fits(answer.figures.get(truth.figure))
     ]
     return wrong + [f"does not say {code}" for code in trap.must_say if code not in answer.findings]
@@ -121,8 +169,49 @@ def faults(trap: Trap, answer: Answer, known: tuple[Truth, ...] = ()) -> list[st
 
 def traps() -> Iterator[Trap]:
     """Every trap, in the order of the files' names; a file may hold several in TRAPS."""
-    from gauntlet import traps as room
-
+    room = importlib.import_module("gauntlet.traps")
     for each in sorted(module.name for module in pkgutil.iter_modules(room.__path__)):
         module: Any = importlib.import_module(f"gauntlet.traps.{each}")
         yield from getattr(module, "TRAPS", None) or [module.TRAP]
+
+
+Verdict = Literal["right", "wrong", "defined otherwise", "not measured", "no result"]
+
+
+def judge(trap: Trap, answers: Sequence[Answer], defines: Mapping[str, str]) -> tuple[Verdict, list[str]]:
+    """The verdict on another tool, with what is off.
+
+    Only figures that the tool reports are judged. `defines` holds its own definitions, by figure (`ttft_s` for all
+    statistics of it) and, under `*`, that of the part of the run that its figures are of. Of two runs, the last counts.
+    """
+    if not answers:
+        return "not measured", []
+    answer = answers[-1]
+    if answer.refused is not None:
+        return ("right" if "refused" in trap.says else "no result"), [answer.refused]
+    names = {truth: truth.figure.removeprefix("whole_run.") for truth in trap.truths}
+    seen = {truth: answer.figures[name] for truth, name in names.items() if name in answer.figures}
+    if not seen:
+        return "not measured", []
+    off = {truth: value for truth, value in seen.items() if not truth.fits(value)}
+    texts = [f"{truth.figure} {_times(value, truth.value)}" for truth, value in off.items()]
+    own = set(defines) - {"*"}
+    excused = trap.steady or all({truth.figure, truth.figure.partition(".")[0]} & own for truth in off)
+    if not off:
+        return "right", []
+    return ("defined otherwise" if excused else "wrong"), texts
+
+
+def _times(value: float | None, true: float | None) -> str:
+    """How far off a value is.
+
+    >>> _times(0.3, 0.2), _times(0.0, 8), _times(5, None)
+    ('+50%', '0, true 8', '5, which cannot be known')
+    """
+    if value is None:
+        return "n/a"
+    if true is None:
+        return f"{value:.3g}, which cannot be known"
+    if value == 0 or true == 0 or value / true > 10:
+        return f"{value:.3g}, true {true:.3g}"
+    return f"{value / true - 1:+.0%}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip as compression
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from gauntlet.stub import DONE, GAP_S, TTFT_S, Ask, HangUp, Step, Whole, behaviour, sse, stub
-from gauntlet.trap import Load, Stand, Trap, Truth
+from gauntlet.stub import DONE, GAP_S, TTFT_S, Ask, HangUp, Step, Whole, behaviour, sse, stand
+from gauntlet.trap import Load, Trap, Truth
 
 TOKENS, USERS = 16, 8
 LENGTH_S = TTFT_S + (TOKENS - 1) * GAP_S
@@ -69,6 +68,28 @@ def end_token(ask: Ask) -> Iterator[Step]:
     yield from ask.words(4)
     yield GAP_S
     yield from ask.end(5, "stop")
+
+
+@behaviour
+def early_stop(ask: Ask) -> Iterator[Step]:
+    """Stops at half of the length, whatever was asked."""
+    yield TTFT_S
+    yield from ask.words(ask.tokens // 2)
+    yield from ask.end(ask.tokens // 2, "stop")
+
+
+@behaviour
+def preempts(ask: Ask) -> Iterator[Step]:
+    """Takes every second answer's place away for 0.2 s, and counts that in /metrics as vLLM does."""
+    yield TTFT_S
+    yield from ask.words(ask.tokens // 2)
+    if ask.number % 2:
+        ask.state["preempted"] = ask.state.get("preempted", 0) + 1
+        yield 0.2
+    ask.state["metrics"] = f'vllm:num_preemptions_total{{engine="0"}} {ask.state.get("preempted", 0)}\n'
+    yield GAP_S
+    yield from ask.words(ask.tokens - ask.tokens // 2)
+    yield from ask.end()
 
 
 @behaviour
@@ -198,12 +219,6 @@ def breaks(ask: Ask) -> Iterator[Step]:
     yield from ask.end()
 
 
-@contextlib.contextmanager
-def stand(name: str) -> Iterator[Stand]:
-    with stub() as (url, _):
-        yield Stand(f"{url}/{name}")
-
-
 LOAD = Load(requests=24, users=USERS, input_tokens=64, output_tokens=TOKENS, endpoint="chat")
 IDS, FREE = replace(LOAD, endpoint="completions"), replace(LOAD, ignore_eos=False)
 
@@ -230,6 +245,7 @@ TRAPS = (
         NO_TPOT,
         OUTPUT,
         must_say=("hidden-tokens",),
+        falls=("usage-believed", "events-are-tokens"),
     ),
     trap(
         "thinking",
@@ -240,6 +256,7 @@ TRAPS = (
         TPOT,
         E2E,
         OUTPUT,
+        falls=("answer-only",),
     ),
     trap(
         "groups",
@@ -249,6 +266,7 @@ TRAPS = (
         TTFT,
         replace(TPOT, value=GAP_S / 3),
         load=IDS,
+        falls=("events-are-tokens",),
     ),
     trap(
         "end_token",
@@ -259,6 +277,28 @@ TRAPS = (
         TPOT,
         Truth("output_tokens_per_s", 5 * USERS / END_S, within=0.1),
         load=FREE,
+        falls=("events-are-tokens",),
+    ),
+    trap(
+        "early_stop",
+        "answers of half the length, against ignore_eos",
+        "Throughput would be twice the true one, or that of other lengths than were asked for.",
+        "servers that do not know ignore_eos",
+        TTFT,
+        TPOT,
+        Truth("output_tokens_per_s", 8 * USERS / (TTFT_S + 7 * GAP_S), within=0.1),
+        must_say=("short-output",),
+        falls=("asked-tokens",),
+    ),
+    trap(
+        "preempts",
+        "every second answer loses its place for 0.2 s",
+        "The figures are those of a server without room for the load.",
+        "vLLM's vllm:num_preemptions_total",
+        TTFT,
+        load=IDS,
+        must_say=("preemptions",),
+        falls=("silent",),
     ),
     trap(
         "half_blank",
@@ -268,6 +308,7 @@ TRAPS = (
         failed(0.5),
         E2E,
         load=FREE,
+        falls=("all-are-answers",),
         **SERIOUS,
     ),
     trap(
@@ -278,6 +319,7 @@ TRAPS = (
         failed(0.5),
         E2E,
         load=FREE,
+        falls=("all-are-answers",),
         **SERIOUS,
     ),
     trap(
@@ -288,6 +330,7 @@ TRAPS = (
         Truth("input_tokens.got", 64 * 24),
         Truth("cached_tokens", 61 * 24),
         load=IDS,
+        falls=("usage-believed",),
     ),
     trap(
         "boastful",
@@ -298,6 +341,7 @@ TRAPS = (
         TPOT,
         OUTPUT,
         must_say=("usage-not-believed",),
+        falls=("usage-believed",),
     ),
     trap(
         "absurd",
@@ -310,6 +354,7 @@ TRAPS = (
         failed(0),
         Truth("input_tokens.got", None),
         must_say=("usage-not-believed",),
+        falls=("usage-believed",),
     ),
     trap(
         "newer",
@@ -320,6 +365,7 @@ TRAPS = (
         TPOT,
         OUTPUT,
         failed(0),
+        falls=("old-parameter",),
     ),
     trap(
         "gzip",
@@ -328,8 +374,19 @@ TRAPS = (
         "nginx's gzip",
         says=("refused",),
         must_say=("compressed",),
+        falls=("silent",),
     ),
-    trap("tool_calls", "arguments of a tool call", "They are tokens.", "OpenAI's API", TTFT, TPOT, E2E, OUTPUT),
+    trap(
+        "tool_calls",
+        "arguments of a tool call",
+        "They are tokens.",
+        "OpenAI's API",
+        TTFT,
+        TPOT,
+        E2E,
+        OUTPUT,
+        falls=("answer-only",),
+    ),
     trap(
         "held_back",
         "a call that a parser holds back",
@@ -338,6 +395,7 @@ TRAPS = (
         replace(TTFT, value=LENGTH_S),
         NO_TPOT,
         OUTPUT,
+        falls=("first-event",),
     ),
     trap(
         "buffered",
@@ -347,6 +405,7 @@ TRAPS = (
         replace(TTFT, value=LENGTH_S),
         NO_TPOT,
         OUTPUT,
+        falls=("events-are-tokens",),
     ),
     trap(
         "limited",
@@ -356,6 +415,7 @@ TRAPS = (
         failed(0.5),
         TTFT,
         TPOT,
+        falls=("all-are-answers",),
         **SERIOUS,
     ),
     trap(
@@ -366,6 +426,7 @@ TRAPS = (
         failed(0.5),
         TTFT,
         TPOT,
+        falls=("all-are-answers",),
         **SERIOUS,
     ),
 )

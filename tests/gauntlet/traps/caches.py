@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 
-from gauntlet.stub import GAP_S, TTFT_S, Ask, Step, behaviour, stub
-from gauntlet.trap import Load, Stand, Trap, Truth
+from gauntlet.stub import GAP_S, TTFT_S, Ask, Step, behaviour, stand
+from gauntlet.trap import Load, Trap, Truth, Wrong
 
 WARM_S = 0.02
 USERS, TOKENS = 8, 4
@@ -44,12 +43,6 @@ def prefix_metrics(ask: Ask) -> Iterator[Step]:
     yield from ask.end()
 
 
-@contextlib.contextmanager
-def stand(name: str) -> Iterator[Stand]:
-    with stub() as (url, _):
-        yield Stand(f"{url}/{name}")
-
-
 WHY = "A second run of one workload measures the cache: 334, then 928 tok/s on one server."
 SOURCE = "https://github.com/vllm-project/vllm/blob/main/docs/features/automatic_prefix_caching.md"
 
@@ -59,6 +52,7 @@ def trap(name: str, *seed: str, says: tuple[str, ...] = (), must_say: tuple[str,
     return Trap(
         "-".join((name, *(["seed"] if seed else []))), "server", told, WHY, SOURCE, lambda: stand(name), TRUTHS, LOAD,
         says=says, must_say=must_say, options=seed,
+        falls=("silent",) if seed else (Wrong("the same prompts again", {"ttft_s.p50": WARM_S}),),
     )  # fmt: skip
 
 

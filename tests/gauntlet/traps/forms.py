@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
-from gauntlet.stub import DONE, GAP_S, TTFT_S, Ask, Step, behaviour, sse, stub
-from gauntlet.trap import Load, Stand, Trap, Truth
+from gauntlet.stub import DONE, GAP_S, TTFT_S, Ask, Step, behaviour, sse, stand
+from gauntlet.trap import Load, Trap, Truth
 
 TOKENS, USERS = 16, 8
 RATE = USERS / (TTFT_S + (TOKENS - 1) * GAP_S)
@@ -17,12 +16,6 @@ TRUTHS = (
     Truth("requests_per_s", RATE, within=0.1),
     Truth("output_tokens_per_s", RATE * TOKENS, within=0.1),
 )
-
-
-@contextlib.contextmanager
-def stand(name: str) -> Iterator[Stand]:
-    with stub() as (url, _):
-        yield Stand(f"{url}/{name}")
 
 
 @behaviour
@@ -75,16 +68,29 @@ def usage_each(ask: Ask) -> Iterator[Step]:
     yield DONE
 
 
-def trap(name: str, behaviour: str, why: str, source: str, endpoint: str = "chat") -> Trap:
+def trap(name: str, behaviour: str, why: str, source: str, falls: str, endpoint: str = "chat") -> Trap:
     load = Load(requests=24, users=USERS, output_tokens=TOKENS, endpoint=endpoint)  # type: ignore[arg-type]
-    return Trap(name, "server", behaviour, why, source, lambda: stand(name), TRUTHS, load)
+    return Trap(name, "server", behaviour, why, source, lambda: stand(name), TRUTHS, load, falls=(falls,))
 
 
 HTML = "https://html.spec.whatwg.org/multipage/server-sent-events.html"
 TRAPS = (
-    trap("plain", "one token an event", "All other servers are compared with this one.", "docs/method.md"),
-    trap("role_first", "a role without a token at once", "TTFT would be that of the role.", "vLLM's chat endpoint"),
-    trap("comments", "comments and pings", "A ping is no token, and no error.", HTML),
-    trap("crlf_cut", "CRLF, and letters cut between chunks", "Tokens would be lost.", HTML, "completions"),
-    trap("usage_each", "usage in every event", "Zeros at the end would erase it.", "vLLM's continuous_usage_stats"),
+    trap("plain", "one token an event", "All other servers are compared with this one.", "docs/method.md", "own-delay"),
+    trap("role_first", "a role at once", "TTFT would be that of the role.", "vLLM's chat endpoint", "first-event"),
+    trap("comments", "comments and pings", "A ping is no token, and no error.", HTML, "first-byte"),
+    trap(
+        "crlf_cut",
+        "CRLF, and letters cut between chunks",
+        "Tokens would be lost.",
+        HTML,
+        "chunks-are-events",
+        "completions",
+    ),
+    trap(
+        "usage_each",
+        "usage in every event",
+        "Zeros at the end would erase it.",
+        "vLLM's continuous_usage_stats",
+        "usage-believed",
+    ),
 )

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from gauntlet.trap import Load, Stand, Trap, Truth
+from gauntlet.trap import Load, Stand, Trap, Truth, Wrong
 from places import ROOT
 from redfish_stub import V1, chassis, collection, controller, link
 
@@ -20,13 +20,13 @@ SECONDS, OF_RUN = 2.5, 0.6
 
 
 @contextlib.contextmanager
-def rapl(zones: Mapping[str, str], watts: float, unreadable: str = "") -> Iterator[Stand]:
-    """Zones (directory -> name) whose counters count `watts` while the stand is up."""
+def rapl(zones: Mapping[str, str], watts: float, unreadable: str = "", range_j: float = 262143.0) -> Iterator[Stand]:
+    """Zones (directory -> name) whose counters count `watts` while the stand is up, and begin again at `range_j`."""
     with tempfile.TemporaryDirectory() as made:
         root, began, stop = Path(made), time.monotonic(), threading.Event()
 
         def write() -> None:
-            counter = f"{1e9 + watts * 1e6 * (time.monotonic() - began):.0f}\n"
+            counter = f"{1e6 * ((1e3 + watts * (time.monotonic() - began)) % range_j):.0f}\n"
             for zone in zones:
                 draft = root / zone / "draft"
                 draft.write_text(counter)
@@ -40,7 +40,7 @@ def rapl(zones: Mapping[str, str], watts: float, unreadable: str = "") -> Iterat
             (root / zone).mkdir()
             (root / zone / "name").write_text(f"{name}\n")
             if zone != unreadable:
-                (root / zone / "max_energy_range_uj").write_text("262143328850\n")
+                (root / zone / "max_energy_range_uj").write_text(f"{range_j * 1e6:.0f}\n")
         write()
         thread = threading.Thread(target=count)
         thread.start()
@@ -98,6 +98,18 @@ TRAPS = (
         stand=lambda: rapl(DIES, 68.0),
         load=LOAD,
         truths=(Truth("energy_j.cpu_package", 68 * SECONDS, within=OF_RUN),),
+        falls=(Wrong("every zone adds up", {"energy_j.cpu_package": 4 * 68 * SECONDS}),),
+    ),
+    Trap(
+        name="rapl-wrapped",
+        kind="meter",
+        behaviour="the counter of a package of 68 W begins again each 1.5 s",
+        why="The energy would be negative, or that of the last turn.",
+        source="powercap's max_energy_range_uj",
+        stand=lambda: rapl({"intel-rapl:0": "package-0"}, 68.0, range_j=102.0),
+        load=LOAD,
+        truths=(Truth("energy_j.cpu_package", 68 * SECONDS, within=OF_RUN),),
+        falls=(Wrong("the difference of two readings", {"energy_j.cpu_package": 68 * SECONDS % 102 - 102}),),
     ),
     Trap(
         name="rapl-unreadable-socket",
@@ -109,6 +121,7 @@ TRAPS = (
         load=LOAD,
         truths=(Truth("energy_j.cpu_package", None),),
         must_say=("meter-error",),
+        falls=(Wrong("the socket that can be read", {"energy_j.cpu_package": 68 * SECONDS}),),
     ),
     Trap(
         name="dcgm-mig",
@@ -120,6 +133,7 @@ TRAPS = (
         load=LOAD,
         truths=(Truth("gpu_power_w", 52.636 + 56.127, within=0.01),),
         must_say=("mig",),
+        falls=(Wrong("every line adds up", {"gpu_power_w": 2 * 52.636 + 56.127}),),
     ),
     Trap(
         name="redfish-chassis-of-parts",
@@ -130,5 +144,6 @@ TRAPS = (
         stand=chassis_of_parts,
         load=LOAD,
         truths=(Truth("energy_j.rest_of_host", 400 * SECONDS, within=OF_RUN),),
+        falls=(Wrong("every chassis adds up", {"energy_j.rest_of_host": 5 * 400 * SECONDS}),),
     ),
 )
