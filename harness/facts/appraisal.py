@@ -139,22 +139,26 @@ def median(scenario: Scenario, key: str, otherwise: float) -> float:
 
 
 def measured_cost(measurements: Sequence[Measurement]) -> Quantity | None:
-    """The cost of a million output tokens in USD/Mtoken of the first of the runs; None if none has a cost.
+    """The cost of a million output tokens in USD/Mtoken: the median of the measurements, between the ends of all.
 
-    Of published measurements the median: no model stands for all.
+    None if no measurement has a cost.
     """
-    known = [(each, each.usd_per_query.value / each.output_tokens * 1e6) for each in measurements
-             if each.usd_per_query.value is not None and each.output_tokens]  # fmt: skip
+    known = []
+    for each in measurements:
+        usd, tokens = each.usd_per_query, each.output_tokens
+        if usd.value is not None and tokens:
+            low, high = (usd.value if end is None else end for end in (usd.low, usd.high))
+            known.append((1e6 * usd.value / tokens, 1e6 * low / tokens, 1e6 * high / tokens, each))
     if not known:
         return None
-    several = known[0][0].usd_per_query.status == "published"
-    each, value = sorted(known, key=lambda pair: pair[1])[len(known) // 2] if several else known[0]
-    cost = Figure("cost", value, "USD/Mtoken", each.usd_per_query.status)
-    if several:
-        cost = replace(cost, low=min(usd for _, usd in known), high=max(usd for _, usd in known))
-    which = f"{len(known)} published large models" if several else f"{each.model}, {each.conditions}"
-    assumed = f"the measured cost is that of {which} ({each.source})"
-    return replace(as_quantity(cost, each.source), assumptions=(assumed,))
+    values, lows, highs, found = zip(*sorted(known, key=lambda row: row[0]), strict=True)
+    middle = len(found) // 2
+    each, status = found[middle], found[middle].usd_per_query.status
+    cost = Figure("cost", values[middle], "USD/Mtoken", status, min(lows), max(highs))
+    several = f"{len(found)} {'published large models' if status == 'published' else 'runs'}"
+    which = several if found[1:] else f"{each.model}, {each.conditions}"
+    said = f"the measured cost is that of {which} ({each.source})"
+    return replace(as_quantity(cost, each.source), assumptions=(said,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,15 +118,16 @@ def between(figure: Figure, digits: int = 2) -> str:
 
 def _yours(appraisal: Appraisal) -> list[tuple[str, str]]:
     """What is set against the bill, then the first doubt about a run, and the assumptions against facts."""
+    rows = []
+    if appraisal.agreement is None:
+        fact = appraisal.context.book[appraisal.subject.row]
+        rows = [("the figure", "; ".join(x for x in (fact.status, *fact.note.split("; ")) if not x.startswith("http")))]
     if appraisal.starts:
         first, *others = appraisal.starts
         label = f"first of {len(appraisal.starts)} runs" if others else "yours"
-        rows = [(label, f"{first.model}, {first.conditions}")]
-    elif appraisal.agreement is not None:
+        rows.append((label, f"{first.model}, {first.conditions}"))
+    elif not rows:
         rows = [("no evidence given", "large published models on H100 stand in (ML.ENERGY leaderboard v3)")]
-    else:
-        fact = appraisal.context.book[appraisal.subject.row]
-        rows = [("the figure", "; ".join(x for x in (fact.status, *fact.note.split("; ")) if not x.startswith("http")))]
     doubts = [row for row in appraisal.caveats if row[0] != "against facts"]
     more = f" (and {len(doubts) - 1} more)" if doubts[1:] else ""
     return [*rows, *((kind, why + more) for kind, why in doubts[:1]), *appraisal.caveats[len(doubts) :]]

@@ -326,6 +326,20 @@ def test_an_exact_belief_lies_at_no_end() -> None:
     assert {f.name: f.share for f in found.factors}["text_share"] == 0.5
 
 
+def test_the_cost_of_runs_is_their_median_with_its_interval_in_any_order() -> None:
+    # 12 / 3600 / 10 = 0.000333 USD (0.0002-0.0006) for 400 tokens: 0.833 USD/M (0.5-1.5)
+    one = appraise([large()], BOOK).context.measured
+    assert one is not None
+    assert (one.low, one.value, one.high) == pytest.approx((0.5, 1 / 1.2, 1.5))
+    dear = large("r2")
+    usd = replace(dear.costs["usd_per_query"], value=1e-3, low=8e-4, high=2e-3)
+    dear = replace(dear, costs=replace(dear.costs, figures=(dear.costs["usd_per_hour"], usd)))
+    both = [appraise(runs, BOOK).context.measured for runs in ([large(), dear], [dear, large()])]
+    assert both[0] == both[1]
+    assert both[0] is not None
+    assert (both[0].low, both[0].high) == pytest.approx((0.5, 5))
+
+
 def test_shipped_assumptions_do_not_contradict_the_facts() -> None:
     assert contradictions(BOOK) == ()
     assert checked_book(BOOK) is BOOK
