@@ -233,7 +233,7 @@ def _factor(
     start = Figure(a.name, own, unit, "measured", reason=None if own else "not a property of the measurement")
     before = figure(a.name, unit, believed[a.name][possible])
     if effective < FEWEST:
-        reason = f"{effective:.0f} effective draws close the gap, {FEWEST} are needed: the beliefs do not reach it"
+        reason = f"{effective:.0f} effective draws close the gap, {FEWEST} are needed: widen a factor (LOW:HIGH)"
         return Factor(a.name, a.label, start, before, Figure(a.name, None, unit, "derived", reason=reason), None)
     after = figure(a.name, unit, needed[a.name], weights, int(effective))
     share = float(np.mean((np.sign(after.value - believed[a.name][possible]) + 1) / 2))
