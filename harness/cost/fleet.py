@@ -79,10 +79,10 @@ def plan(load: Array, capacity_per_s: float, curve: Curve, policy: Policy) -> pd
 
 
 def _with_spares(needed: int, policy: Policy) -> int:
-    from scipy import stats
+    from scipy import special
 
     count = needed
-    while stats.binom.sf(needed - 1, count, policy.up) < policy.availability:
+    while special.bdtrc(needed - 1, count, policy.up) < policy.availability:
         count += 1
     return count
 

@@ -96,7 +96,11 @@ def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -
 
 def svg(chart: Chart, title: bool = True) -> str:
     """The drawing as SVG; without its title for a page, which prints title and note itself."""
-    return str(vl_convert.vegalite_to_svg({k: v for k, v in chart.spec.to_dict().items() if title or k != "title"}))
+    return str(
+        vl_convert.vegalite_to_svg(
+            {k: v for k, v in chart.spec.to_dict(validate=False).items() if title or k != "title"}
+        )
+    )
 
 
 def for_page(charts: Iterable[Chart]) -> list[Drawing]:
