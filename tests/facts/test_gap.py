@@ -175,9 +175,7 @@ def test_the_order_of_the_published_models_changes_nothing() -> None:
 def test_a_gap_beyond_every_belief_has_no_value_for_what_must_be() -> None:
     found = agreement(Context(with_spend(BOOK, 1e16)), PUBLISHED, ())
     assert {f.needed.value for f in found.factors} == {None}
-    assert (
-        found.factors[0].needed.reason == "0 effective draws close the gap, 100 are needed: widen a factor (LOW:HIGH)"
-    )
+    assert "effective draws close the gap, 100 are needed: widen a factor" in str(found.factors[0].needed.reason)
 
 
 def test_a_calibrated_run_scales_the_belief_about_the_providers_model() -> None:
