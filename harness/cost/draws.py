@@ -130,8 +130,10 @@ def draw(
 @lru_cache(maxsize=8)  # the runs of a sweep share their draws
 def _draw(items: tuple[tuple[str, Distribution], ...], n: int, seed: int, pairs: Correlations) -> Mapping[str, Draws]:
     uncertain = [name for name, d in items if not d.certain]
-    inside = np.clip(sobol(len(uncertain), n, seed), 2.0**-40, 1 - 2.0**-40)
-    u = dict(zip(uncertain, inside, strict=True))
+    u: dict[str, Draws] = {}
+    if uncertain:
+        inside = np.clip(sobol(len(uncertain), n, seed), 2.0**-40, 1 - 2.0**-40)
+        u = dict(zip(uncertain, inside, strict=True))
     linked = [x for x in pairs if x[0] in u and x[1] in u]
     if linked:
         u |= _copula(u, linked)

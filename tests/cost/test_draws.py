@@ -61,3 +61,8 @@ def test_correlations_that_contradict_each_other_are_refused() -> None:
     inputs = {name: distribution("uniform", 0, 1) for name in "abc"}
     with pytest.raises(ValueError, match="contradict"):
         draw(inputs, 64, correlations=[("a", "b", 0.9), ("b", "c", 0.9), ("a", "c", -0.9)])
+
+
+def test_inputs_that_are_all_certain_are_constant_arrays() -> None:
+    drawn = draw({"a": distribution("value", 2.0), "b": distribution("value", 3.0)}, 8)
+    assert {name: values.tolist() for name, values in drawn.items()} == {"a": [2.0] * 8, "b": [3.0] * 8}
