@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from harness.config import AS_WRITTEN, Section, Values, checked, overridden, read_map, shown
 from harness.errors import HarnessError
+from harness.model import ENGINES
 from harness.workload.arrivals import TAKES, WHOLE, YEAR_S, Count, Load, Positive, Seconds, check_keys, user_spans
 from harness.workload.lengths import LENGTHS_FORM, TIMES_FORM, LengthsOrInt, TimesOrSeconds
 
@@ -31,7 +32,6 @@ SHAPED = {"load.users": "closed", "load.rate_per_s": "poisson"}
 """Key -> the shape of a load that it makes."""
 SLOWEST_S = {"ttft_s": 60, "tpot_s": 10, "itl_s": 10, "e2e_s": 600}
 """Objectives above these are taken for milliseconds unless they name their unit."""
-_OF_ENGINE = "a map of options for this engine"
 _LIMIT = "upper limit, seconds above 0: 0.2 or '200 ms'"
 
 
@@ -132,12 +132,27 @@ class Engine(Section):
     The engine validates its options.
     """
 
-    name: Literal["auto", "openai", "simulated", "transformers", "vllm"] = "auto"
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"propertyNames": {"enum": ["name", "options", *ENGINES]}}
+    )
+    __pydantic_extra__: dict[str, dict[str, Any]]
+
+    name: str = Field(
+        "auto", description=f"one of auto, {', '.join(ENGINES)}", json_schema_extra={"enum": ["auto", *ENGINES]}
+    )
     options: dict[str, Any] = Field({}, description="a map of options for any engine")
-    openai: dict[str, Any] = Field({}, description=_OF_ENGINE)
-    simulated: dict[str, Any] = Field({}, description=_OF_ENGINE)
-    transformers: dict[str, Any] = Field({}, description=_OF_ENGINE)
-    vllm: dict[str, Any] = Field({}, description=_OF_ENGINE)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_known(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if data.get("name", "auto") not in (names := ["auto", *ENGINES]):
+            raise PydanticCustomError("order", "is not an engine", {"key": "name", "expected": names})
+        if unknown := [key for key in data if key not in (*cls.model_fields, *ENGINES)]:
+            known = [*cls.model_fields, *ENGINES]
+            raise PydanticCustomError("unknown", "is not an engine", {"key": str(unknown[0]), "expected": known})
+        return {name: {} for name in ENGINES} | data
 
 
 class WarmUp(Section):
@@ -197,7 +212,7 @@ class Workload(Section):
 
         For a server, `connections` defaults to the load's maximum number of requests in flight, if known.
         """
-        given = _merged(getattr(self.engine, name), self.engine.options)
+        given = _merged((self.engine.model_extra or {}).get(name, {}), self.engine.options)
         most = len(user_spans(self.load)) if self.load.closed else self.load.max_in_flight
         return {"connections": most, **given} if name == "openai" and most is not None else given
 
@@ -261,10 +276,10 @@ def workload_of(data: dict[str, Any], origin: str, overrides: Values, places: Ma
 def _put(data: dict[str, Any], key: str, value: Any) -> str:
     """Write a value into `data` at a dotted key, and return the key that was written.
 
-    `engine.KEY` means `engine.options.KEY` if KEY is not a field of `Engine`.
+    `engine.KEY` means `engine.options.KEY` if KEY is neither a field of `Engine` nor an engine's name.
     """
     path = key.split(".")
-    if path[0] == "engine" and len(path) > 1 and path[1] not in Engine.model_fields:
+    if path[0] == "engine" and len(path) > 1 and path[1] not in (*Engine.model_fields, *ENGINES):
         path.insert(1, "options")
     at: Any = data
     for i, part in enumerate(path):

@@ -388,9 +388,9 @@ def test_huge_answers_fail_at_the_size_that_the_tokens_asked_for_can_need(monkey
     url = f"http://127.0.0.1:{server.server_port}"
     (text,), held = asyncio.run(ask(url))
     assert (text, held) == ("the answer exceeds 8,519,680 bytes, the limit for the tokens that were asked for", 0)
-    monkeypatch.setattr("harness.engines.openai.http.MAX_HELD", 20 << 20)
+    monkeypatch.setattr("harness.engines.openai.http.MAX_HELD", 4 << 20)
     texts, held = asyncio.run(ask(url))
-    assert "the answers that are not parsed yet exceed 20,971,520 bytes in all" in texts
+    assert "the answers that are not parsed yet exceed 4,194,304 bytes in all" in texts
     assert held == 0
     server.shutdown()
     server.server_close()
