@@ -112,13 +112,11 @@ def explained(appraisal: Appraisal, name: str) -> list[Table]:
 
 def _inputs_table(c: Context, name: str) -> Table:
     """A row of comparisons.csv, below it every row that its formula names, with their formulas."""
-    row = c.book.comparisons[name]
-    names, todo = dict.fromkeys([name]), [row]
-    while todo:
-        each = todo.pop()
-        inner = [found for found in named_ids([each.numerator, each.denominator]) if found in c.book.comparisons]
-        todo += [c.book.comparisons[found] for found in inner if found not in names]
-        names |= dict.fromkeys(inner)
+    known, names = c.book.comparisons, [name]
+    for each in names:  # grows by the rows that each names
+        inner = dict.fromkeys(named_ids([known[each].numerator, known[each].denominator]))
+        names += [found for found in inner if found in known and found not in names]
+    row = known[name]
     formula = f"{name} = {row.numerator}" + (f" / ({row.denominator})" if row.denominator else "")
     return _rows_table(c, row.label, names, formula)
 
