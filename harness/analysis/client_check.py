@@ -138,7 +138,7 @@ def _late(seen: Times, summary: Summary, load: Load, clients: Sequence[ClientSee
     gap_s = summary["itl_s.p50"].value or 0.0
     delays_s = [client.loop_delay_s for client in clients if served and client.loop_delay_s is not None]
     if all(client.kernel_stamps for client in clients):  # a late loop moves an arrival only if two come in one read
-        delays_s = [delay for delay in delays_s if delay.p99 >= gap_s]
+        delays_s = [delay for delay in delays_s if delay.p99 >= gap_s / 2]
     loop_s = max((delay.p99 for delay in delays_s if delay.n >= least_n(0.99)), default=0.0)
     done = seen.each[seen.completed]
     lag_s = 0.0

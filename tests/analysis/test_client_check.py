@@ -205,7 +205,7 @@ def test_late_sending_of_a_closed_loop_is_the_engines_where_both_share_a_process
     assert checked(late, CLOSED, served=False).findings == ()
 
 
-@pytest.mark.parametrize(("delay_s", "codes"), [(0.009, set()), (0.011, {"client-limited"})])
-def test_with_the_kernels_stamps_a_late_loop_counts_from_the_delay_of_one_gap(delay_s: float, codes: set[str]) -> None:
+@pytest.mark.parametrize(("delay_s", "codes"), [(0.0049, set()), (0.0051, {"client-limited"})])
+def test_with_the_kernels_stamps_a_late_loop_counts_from_half_a_gap(delay_s: float, codes: set[str]) -> None:
     late = client(delay_s).model_copy(update={"kernel_stamps": True})
     assert {finding.code for finding in checked(opened(), OPEN, [late]).findings} == codes

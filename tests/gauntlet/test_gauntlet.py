@@ -29,6 +29,8 @@ def test_the_harness_falls_into_no_trap_and_wrong_tools_fall_into_each(trap: Tra
             late_s = stand.late_s()
         if late_s < LATE_S:
             break
+    else:
+        pytest.skip(f"the stand itself was {late_s * 1e3:.0f} ms late, three times")
     assert len(given) == trap.load.runs
     assert [faults(trap, answer) for answer in given] == [[]] * len(given)
     for wrong in trap.falls:

@@ -41,7 +41,7 @@ def crowded(gap_s: float) -> Iterator[Stand]:
         thread = threading.Thread(target=crowd)
         thread.start()
         try:
-            yield Stand(known.url, core=CORE, late_s=lambda: float(known.truth()["next_late_s"]["p50"]))
+            yield Stand(known.url, core=CORE, late_s=lambda: float(known.truth()["next_late_s"]["p99"]))
         finally:
             ended.set()
             thread.join()
