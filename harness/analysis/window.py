@@ -215,16 +215,20 @@ def _transient(values: Array) -> int:
 def mser(values: Array) -> int:
     """Number of values to cut at the start, at most half of them, by the MSER rule.
 
-    The cut d has the least sum of squares about the mean of the values from d on, divided by their number squared.
-    MSER-5 uses means of five values; here every value is the mean over a part of the time. Sources: White (1997),
-    Simulation 69(6); White, Cobb and Spratt (2000), Proc. Winter Simulation Conference.
+    The best cut has the least sum of squares about the mean of the values from there on, divided by their number
+    squared. The cut is the smallest one that is as good within a standard error of that sum: chance alone picks among
+    the cuts of a flat part. MSER-5 uses means of five values; here every value is the mean over a part of the time.
+    Sources: White (1997), Simulation 69(6); White, Cobb and Spratt (2000), Proc. Winter Simulation Conference; of the
+    standard error, Breiman et al. (1984), Classification and Regression Trees.
 
     >>> mser(np.array([1.0, 4.0, 9.5, 10.0, 9.5, 10.5, 10.0, 9.5, 10.0, 10.5]))
     2
     """
     n = np.arange(len(values), 0, -1)
     sums, squares = (np.cumsum(each[::-1])[::-1] for each in (values, np.square(values)))
-    return int(((squares - sums**2 / n) / n**2)[: len(values) // 2 + 1].argmin())
+    score = ((squares - sums**2 / n) / n**2)[: len(values) // 2 + 1]
+    best = int(score.argmin())
+    return int(np.argmax(score <= score[best] * (1 + math.sqrt(2 / n[best]))))
 
 
 def change(values: Array) -> Change | None:

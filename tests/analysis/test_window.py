@@ -227,6 +227,12 @@ def test_mser_cuts_the_transient_and_at_most_half() -> None:
     assert mser(np.ones(20)) == 0
 
 
+def test_mser_cuts_a_fast_start_and_not_the_flat_part_after_it() -> None:
+    """Tokens per second of a server that became half as fast after 1.2 s of 9: the least sum is that from 14 on."""
+    fast, slow = [736, 698, 759, 563], [393, 394, 358, 392, 401, 396, 393, 380, 387, 340, 381, 395, 389, 391, 385]
+    assert mser(np.array([*fast, *slow, 385, 395, 387, 396, 349, 389, 392, 396, 386, 381], float)) == 4
+
+
 def test_noise_alone_is_neither_a_step_nor_a_drift() -> None:
     rng = np.random.default_rng(1)
     alarms = Counter(getattr(change(10 + rng.normal(0, 1, 20)), "kind", None) for _ in range(1000))
