@@ -268,17 +268,23 @@ def power(effect: float, sd: float, repeats: int) -> float:
 
 # ---- gates ----
 
+FORM = re.compile(r"\s*([\w.]+)\s*([<>])\s*([+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(ms|s|min|%|)\s*")
+UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "min": 60.0, "%": 0.01}
+GATE = ("FIGURE<PERCENT%", "output_tps<-3%", "ttft_s.p99>+5%")
+LIMIT = ("FIGURE>VALUE", "ttft_s.p99>500ms", "objectives_met<99%")
+"""Form and examples."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A limit on the change of a figure, such as `output_tokens_per_s<-3%`."""
+    """A limit on the change of a figure, such as `output_tokens_per_s<-3%`, or on a figure, as `ttft_s.p99>500ms`."""
 
     text: str
     figure: str
     above: bool
-    """True: a change above the limit fails; False: below."""
+    """True: above the limit fails; False: below."""
     limit: float
-    """The limit as a ratio: 0.97 for -3%."""
+    """Of a change as a ratio, 0.97 for -3%; else in the figure's own unit (SI; shares from 0 to 1)."""
 
 
 Outcome = Literal["failed", "passed", "undecided"]
@@ -304,16 +310,21 @@ def outcomes(gates: Sequence[Gate], changes: Sequence[Change]) -> list[tuple[Gat
     return found
 
 
-def parse_gate(text: str) -> Gate:
-    """The gate from `FIGURE<PERCENT%` or `FIGURE>PERCENT%`: a change of the new side relative to the base.
+def parse_gate(text: str, change: bool = True) -> Gate:
+    """The gate from FIGURE, < or >, and a number: in percent of a change from the base; for one run, in ms, s, min, %
+    or the figure's unit.
 
     >>> parse_gate("output_tps<-3%")
     Gate(text='output_tps<-3%', figure='output_tokens_per_s', above=False, limit=0.97)
+    >>> parse_gate("ttft_s.p99>500ms", change=False).limit
+    0.5
     """
-    form = re.fullmatch(r"\s*([\w.]+)\s*([<>])\s*([+-]?\d+(?:\.\d+)?)\s*%\s*", text)
-    if form is None or (limit := 1 + float(form[3]) / 100) <= 0:
-        fix = "write for instance --fail-on 'output_tps<-3%' or --fail-on 'ttft_s.p99>+5%'"
-        raise HarnessError(f"--fail-on '{text}' is not of the form FIGURE<PERCENT%", fix)
+    form = FORM.fullmatch(text)
+    limit = change + float(form[3]) * UNITS[form[4]] if form else 0.0
+    if form is None or (change and (form[4] != "%" or limit <= 0)):
+        what, *examples = GATE if change else LIMIT
+        fix = " or ".join(f"--fail-on '{each}'" for each in examples)
+        raise HarnessError(f"--fail-on '{text}' is not of the form {what}", f"write for instance {fix}")
     return Gate(text, SHORT.get(form[1], form[1]), form[2] == ">", limit)
 
 

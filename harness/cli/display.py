@@ -7,42 +7,36 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from harness.report.format import plain
+from harness.report.text import columns_of_terminal
+
 if TYPE_CHECKING:
     from harness.measure.sender import Progress
 
 
 EVERY_S = 30.0
 """Time between two lines where there is no terminal."""
+CLEAR = "\r\x1b[K"
+"""To the begin of the line, and erase it."""
 
 
 class Display:
-    """Shows the progress of a run on standard error: a bar on a terminal, else a line for each phase and 30 s."""
+    """Shows the progress of a run on standard error: one line on a terminal, else a line for each phase and 30 s."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self._quiet, self._said_s = quiet, 0.0
+        self._quiet, self._phase, self._said_s = quiet, "", 0.0
         self.series = ""
         """The place of the run in a series, such as `2 of 6, about 3 min left: `."""
         # A copy of the descriptor, since the run redirects descriptors 1 and 2 to the engine's log.
         self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding, errors="replace")
-        self._phase = ""
+        self._live = self._stream.isatty() and not quiet
 
     def __enter__(self) -> Display:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-        console = Console(file=self._stream)
-        self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.fields[detail]}"),
-            console=console, transient=True, disable=self._quiet or not console.is_interactive,
-            redirect_stdout=False, redirect_stderr=False,  # the engine's output goes to its log
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=None, detail="")
-        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
-            self._bar.stop()
+            self._stream.write(CLEAR * self._live)
             self._stream.close()
 
     def show(self, progress: Progress) -> None:
@@ -50,26 +44,27 @@ class Display:
             if not self._quiet:
                 self._show(progress)
 
-    def _show(self, progress: Progress) -> None:
-        if progress.phase != self._phase:
-            self._phase, self._said_s = progress.phase, 0.0
-            self._bar.reset(self._task, description=self.series + progress.phase, detail="")
-            if self._bar.disable:
-                print(f"{self.series}{progress.phase} …", file=self._stream, flush=True)
-        if progress.log_line:
-            self._bar.update(self._task, detail=progress.log_line)
-        if progress.phase == "measuring" and progress.elapsed_s > 0:
-            whole = progress.count or progress.duration_s
-            done = progress.finished if progress.count else progress.elapsed_s
-            detail = detail_of(progress, done, whole)
-            self._bar.update(self._task, completed=done, total=whole, detail=detail)
-            if self._bar.disable and progress.elapsed_s - self._said_s >= EVERY_S:
-                self._said_s = progress.elapsed_s
-                print(f"{progress.elapsed_s:.0f} s: {detail}", file=self._stream, flush=True)
+    def _show(self, now: Progress) -> None:
+        begins, self._phase = now.phase != self._phase, now.phase
+        self._said_s = 0.0 if begins else self._said_s
+        measuring = now.phase == "measuring" and now.elapsed_s > 0
+        detail = detail_of(now) if measuring else now.log_line or ""
+        if self._live:
+            line = plain(f"{self.series}{now.phase} … {detail}")[: columns_of_terminal() - 1]
+            self._stream.write(CLEAR + line)
+            self._stream.flush()
+            return
+        if begins:
+            print(f"{self.series}{now.phase} …", file=self._stream, flush=True)
+        if measuring and now.elapsed_s - self._said_s >= EVERY_S:
+            self._said_s = now.elapsed_s
+            print(f"{now.elapsed_s:.0f} s: {detail}", file=self._stream, flush=True)
 
 
-def detail_of(now: Progress, done: float, whole: float | None) -> str:
-    """The progress in words, the most wanted first; `done` of the `whole` load, if that is known."""
+def detail_of(now: Progress) -> str:
+    """The progress in words, the most wanted first; the time left if the size of the load is known."""
+    whole = now.count or now.duration_s
+    done = now.finished if now.count else now.elapsed_s
     parts = {
         "{:.0f} done": now.finished,
         "{:.0f} s left": now.elapsed_s * max(0.0, whole / done - 1) if whole and done else None,

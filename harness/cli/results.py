@@ -80,6 +80,7 @@ def check(
     Exits with 1 if a finding is serious or a limit is not kept, and with 3 if the run did not complete.
     """
     from harness.analysis import limits, precision
+    from harness.analysis.diff import parse_gate
     from harness.analysis.summary import summary_of
     from harness.cost.pricing import price_run
     from harness.report import tables
@@ -88,7 +89,7 @@ def check(
 
     stored = stored_run(reference, root)
     summary, targets = summary_of(stored), precision.parse(precise or ())
-    asked = [limits.parse_limit(text) for text in fail_on or ()]
+    asked = [parse_gate(text, change=False) for text in fail_on or ()]
     figures = {each.name: each for each in summary.figures}
     if any(each.figure not in figures for each in asked) and stored.engine is not None:
         figures |= {each.name: each for each in price_run(stored, summary, scenario).costs.figures}

@@ -44,19 +44,23 @@ def answer(run: Run, summary: Summary, priced: Priced | None, findings: Sequence
 def headline(run: Run, summary: Summary) -> list[str]:
     """What was measured: state if not complete, workload, model, device, engine, load, requests and time."""
     sent, done, took = (summary[name].value for name in ("requests.sent", "requests.completed", "duration_s"))
-    engine = f"{run.file.engine_asked} {(run.engine and run.engine.version) or ''}".strip()
     found = [
         "" if run.state == "complete" else run.state.upper() + (f": {run.file.error}" if run.file.error else ""),
         "SIMULATED" if run.simulated else "",
         run.file.workload.name,
         short_model(run),
         short_device(run),
-        "" if run.simulated else engine,
+        "" if run.simulated else engine_of(run),
         short_load(run),
         "" if done is None or sent is None else f"{number(done)} of {number(sent)} requests",
         "" if took is None else f"{took:.3g} s",
     ]
     return [plain(each) for each in found if each]
+
+
+def engine_of(run: Run) -> str:
+    """Engine and version."""
+    return f"{run.file.engine_asked} {(run.engine and run.engine.version) or ''}".strip()
 
 
 def short_model(run: Run) -> str:

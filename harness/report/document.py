@@ -15,7 +15,6 @@ from harness.report import page, page_head, tables
 from harness.report.answer import answer
 from harness.report.cost import cost_tables, sweep_tables, tiers_table, tornado_tables
 from harness.report.facts import compare_tables, first_table, sources_table
-from harness.report.screen import SCREEN
 from harness.report.several import WITHIN, several
 from harness.report.table import Table
 from harness.store.run import Run
@@ -27,7 +26,6 @@ COSTS = {
 """Cost figures that are printed below the reported figures -> their label there."""
 MOST_TIERED = 50
 """With more runs than this, each run is priced by its own scenario only."""
-NOT_OF_A_RUN = (*SCREEN, "must-be", "reported", "sources")
 
 
 def document(run: Run, summary: Summary, scenario: str | None = None) -> list[Table]:
@@ -38,7 +36,7 @@ def document(run: Run, summary: Summary, scenario: str | None = None) -> list[Ta
     money = [*_money(run, summary, scenario)]
     found = [*tables.measured_tables(run, summary), *money, sources_table(shipped_book(), money)]
     found.append(tables.environment_table(run))
-    return [each if each.name in NOT_OF_A_RUN else replace(each, source=run.id) for each in found]
+    return [each if each.name in (*page.PRESS, "sources") else replace(each, source=run.id) for each in found]
 
 
 def over_runs(sweep: Sweep, scenario: str | None = None) -> list[Table]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.model import Figure
 from harness.report.format import claims, plain, printed, scale
+from harness.report.screen import SCREEN
 from harness.report.table import Table
 
 MOST_ROWS = 500
@@ -21,8 +22,7 @@ MOST_OPEN = 14
 """Tables with more rows than this are closed at first."""
 MOST_LABELLED = 100_000
 """A drawing with more characters than this loses the labels of its marks (`aria-`), which would be too many to read."""
-PRESS = ("spend-revenue", "must-be", "reported", "question", "against-revenue", "against-measurement", "against-power",
-         "verdict")  # fmt: skip
+PRESS = (*SCREEN, "must-be", "reported", "spend-revenue")
 """Charts and tables about published figures."""
 SOURCES = ("assumptions", "sources", "environment")
 Drawing = tuple[str, str, str, str]

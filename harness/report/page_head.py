@@ -7,7 +7,7 @@ from string import Template
 from harness.analysis.summary import Sweep
 from harness.cost.pricing import Priced, price_run
 from harness.model import Figure, Finding, Summary
-from harness.report.answer import COSTS, headline, short_device, short_model, times_of
+from harness.report.answer import COSTS, engine_of, headline, short_device, short_model, times_of
 from harness.report.format import carried, scale
 from harness.report.page import asset, text
 from harness.report.several import conditions
@@ -29,11 +29,6 @@ TILES = {
 KINDS = ("model", "device", "engine")
 """What a page of many runs can be narrowed by."""
 Group = tuple[str, ...]
-
-
-def engine_of(run: Run) -> str:
-    """Engine and version."""
-    return f"{run.file.engine_asked} {(run.engine and run.engine.version) or ''}".strip()
 
 
 def groups_of(runs: Sequence[Run]) -> tuple[list[str], list[Group]]:

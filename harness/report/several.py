@@ -16,7 +16,7 @@ from harness.analysis.summary import Sweep
 from harness.cost.objective import fastest_within
 from harness.cost.pricing import Priced
 from harness.model import Figure, Summary
-from harness.report.answer import short_device, short_model
+from harness.report.answer import engine_of, short_device, short_model
 from harness.report.format import plain
 from harness.report.lines import GAP, Footnotes, columns, cut, flowed, folded
 from harness.store.run import Run
@@ -106,7 +106,7 @@ def conditions(runs: Sequence[Run]) -> tuple[list[str], dict[str, list[str]]]:
         "workload": [run.file.workload.name or "" for run in runs],
         "model": [short_model(run) for run in runs],
         "device": [short_device(run) for run in runs],
-        "engine": [f"{run.file.engine_asked} {(run.engine and run.engine.version) or ''}".strip() for run in runs],
+        "engine": [engine_of(run) for run in runs],
     }
     shared = [each[0] for each in found.values() if len(set(each)) == 1 and each[0] not in ("", "complete")]
     shared += ["SIMULATED"] if any(run.simulated for run in runs) else []

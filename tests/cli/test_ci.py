@@ -14,7 +14,8 @@ import pytest
 import yaml
 from commands import QUICK, Command
 
-from harness.analysis.limits import Limit, outcomes, parse_limit
+from harness.analysis.diff import Gate, parse_gate
+from harness.analysis.limits import outcomes
 from harness.errors import HarnessError
 from harness.model import Figure
 
@@ -37,7 +38,7 @@ ABSENT = Figure("joules_per_output_token", None, "J", "measured", reason="no met
 )
 def test_a_limit_fails_beyond_the_whole_interval(text: str, outcome: str) -> None:
     figures = {figure.name: figure for figure in (HELD, BARE, ABSENT)}
-    assert [found for *_, found in outcomes([parse_limit(text)], figures)] == [outcome]
+    assert [found for *_, found in outcomes([parse_gate(text, change=False)], figures)] == [outcome]
 
 
 def broken_limits(xml: Path) -> list[str]:
@@ -49,11 +50,11 @@ def broken_limits(xml: Path) -> list[str]:
 
 
 def test_a_limit_that_is_none_is_refused_with_a_form_or_a_name() -> None:
-    assert parse_limit("objectives_met<99%") == Limit("objectives_met<99%", "objectives_met", False, 0.99)
+    assert parse_gate("objectives_met<99%", change=False) == Gate("objectives_met<99%", "objectives_met", False, 0.99)
     with pytest.raises(HarnessError, match="not of the form FIGURE>VALUE"):
-        parse_limit("ttft_s.p99 at most 3")
+        parse_gate("ttft_s.p99 at most 3", change=False)
     with pytest.raises(HarnessError, match=r"did you mean 'ttft_s.p99'\?"):
-        outcomes([parse_limit("ttft.p99>1")], {HELD.name: HELD})
+        outcomes([parse_gate("ttft.p99>1", change=False)], {HELD.name: HELD})
 
 
 def test_check_holds_a_run_against_limits_and_tells_junit_and_github(

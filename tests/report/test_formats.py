@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 from harness.analysis.summary import load, summary_of
 from harness.errors import HarnessError
 from harness.model import Figure
-from harness.report import changes, document, format, formats, tables
+from harness.report import changes, document, format, formats, page, tables
 from harness.report.format import scale
 from harness.report.formats import Format
 from harness.report.markup import PREAMBLE, latex
@@ -50,7 +50,7 @@ def test_the_tables_of_one_run(one: list[Table]) -> None:
         "limits", "findings", "cost", "tiers", "tornado", "assumptions", *SCREEN, "must-be", "reported", "sources",
         "environment",
     ]  # fmt: skip
-    assert {table.source for table in one if table.name not in document.NOT_OF_A_RUN} == {one[0].source}
+    assert {table.source for table in one if table.name not in (*page.PRESS, "sources")} == {one[0].source}
     assert all(len(row) == len(table.columns) for table in one for row in table.rows)
 
 
