@@ -23,7 +23,7 @@ AS_WRITTEN: Values = {}
 class Section(BaseModel):
     """Base of the maps that users write: immutable, unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 MOST_CHARACTERS, DEEPEST = 10_000_000, 50

@@ -5,6 +5,7 @@ Units are SI and stand in the names. A missing value is None, never 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -285,6 +286,8 @@ class Figure:
 
     >>> Figure("ttft_s.p99", None, "s", "measured", n=3, reason="needs 299 requests, has 3").text()
     'n/a (needs 299 requests, has 3)'
+    >>> Figure("ttft_s.p50", math.nan, "s", "measured").text()
+    'n/a (not a finite number)'
     """
 
     name: str
@@ -296,6 +299,13 @@ class Figure:
     n: int | None = None
     reason: str | None = None
     interval: str = "95%"
+
+    def __post_init__(self) -> None:
+        """Damaged rows can give infinite values or intervals; these are unknown."""
+        if not math.isfinite((self.value or 0.0) + (self.low or 0.0) + (self.high or 0.0)):
+            for name in ("low", "high") if math.isfinite(self.value or 0.0) else ("value", "low", "high"):
+                object.__setattr__(self, name, None)
+            object.__setattr__(self, "reason", "not a finite number")
 
     def text(self) -> str:
         """The value with at most four significant digits, or n/a with the reason."""

@@ -89,6 +89,8 @@ def serving_of(run: Run, summary: Summary) -> tuple[Serving, float]:
     if lacking := next((figure.reason for figure in rates if figure.value is None), None):
         raise HarnessError(lacking, fix)
     out, total, requests, *times = (figure.value or 0.0 for figure in rates)
+    if not min(out, requests, times[0]) > 0:
+        raise HarnessError(f"one of {', '.join(names)} is not above 0", fix)
     e2e = times[0] if len(times) == 1 else times[0] + times[1] * (out / requests - 1)
     precision = precision_of(run.engine.options.get("quantization") or identity.precision)
     _, version, released = engine_of("vllm")

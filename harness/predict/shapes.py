@@ -129,10 +129,10 @@ def _cached(reference: str) -> Path | None:
     return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
 
-def precision_of(name: str | None) -> str:
+def precision_of(name: Any) -> str:
     """The precision in the names of `PRECISIONS`. HarnessError if it is unknown."""
-    found = WORDS.get((name or "bf16").lower(), (name or "bf16").lower())
-    if found not in PRECISIONS:
+    word = str(name or "bf16").lower()
+    if (found := WORDS.get(word, word)) not in PRECISIONS:
         raise HarnessError(f"unknown precision '{name}'", f"use one of {', '.join(PRECISIONS)}")
     return found
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +56,8 @@ FORMATS = (
     Format("MLPerf LoadGen", ("MLPerf Results Summary", "Scenario"), loadgen.loadgen),
 )
 """All supported kinds, the more specific keys first."""
+MOST_GPUS = 1 << 20
+"""Largest number of GPUs of one result; more is damage, and each takes memory."""
 
 
 def points(path: Path) -> list[tuple[Format, Result]]:
@@ -74,10 +76,14 @@ def points(path: Path) -> list[tuple[Format, Result]]:
         if kind is None:
             known = "; ".join(f"{each.tool}: {', '.join(each.keys)}" for each in FORMATS)
             raise HarnessError(f"{path}: not the file of a known tool", f"expected the keys of one of these: {known}")
-        fix = f"get the file again; it should hold {', '.join(kind.keys)} and the other keys of {kind.tool}"
-        with reading(path, f"looks like a file of {kind.tool}, but cannot be read", fix):
+        with _reading(path, kind):
             found += [(kind, checked(point)) for point in kind.read(part)]
     return found
+
+
+def _reading(path: Path, kind: Format) -> AbstractContextManager[None]:
+    fix = f"get the file again; it should hold {', '.join(kind.keys)} and the other keys of {kind.tool}"
+    return reading(path, f"looks like a file of {kind.tool}, but cannot be read", fix)
 
 
 def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | None = None) -> list[Path]:
@@ -89,7 +95,8 @@ def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | Non
     directories, files, digest, now = [], [], digest_of(path), datetime.now(UTC)
     for kind, point in found:
         point = replace(point, gpu=point.gpu or gpu, gpus=point.gpus or gpus or (1 if point.gpu or gpu else None))
-        files.append(_run_file(kind, point, now, path, digest))
+        with _reading(path, kind):
+            files.append(_run_file(kind, point, now, path, digest))
     for file, (_, point) in zip(files, found, strict=True):
         writer = RunWriter(root, file)
         for record in point.records:
@@ -100,9 +107,11 @@ def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | Non
 
 
 def _run_file(kind: Format, point: Result, now: datetime, path: Path, digest: str) -> RunFile:
+    if not 1 <= (gpus := point.gpus or 1) <= MOST_GPUS:
+        raise ValueError(f"{gpus} is not a number of GPUs")
     total, active = size_in(point.model or "")
     model = ModelIdentity(point.model, precision=point.precision, parameters=total, active_parameters=active)
-    info = EngineInfo(point.engine, None, model, "cuda" if point.gpu else "unknown", point.gpus or 1, 0, None)
+    info = EngineInfo(point.engine, None, model, "cuda" if point.gpu else "unknown", gpus, 0, None)
     said = dataclasses.asdict(replace(point, records=()))
     imported = {key: said[key] for key in ("version", "measured", "figures", "notes", "doubts")}
     content = {
@@ -112,7 +121,7 @@ def _run_file(kind: Format, point: Result, now: datetime, path: Path, digest: st
         "workload": {"name": point.name or kind.tool, "model": point.model, "load": dict(point.load)},
         "engine_asked": point.engine,
         "engine": engine_record(info),
-        "environment": {"gpus": [{"name": point.gpu}] * (point.gpus or 1)} if point.gpu else {},
+        "environment": {"gpus": [{"name": point.gpu}] * gpus} if point.gpu else {},
         "imported": {"tool": kind.tool, "file": path.name, "sha256": digest, **imported},
     }
     return config.checked(RunFile, content, f"{path} looks like a file of {kind.tool}, but")
@@ -136,9 +145,9 @@ def size_in(name: str) -> tuple[int | None, int | None]:
 
 def _content(text: str) -> Any:
     """The value of JSON, a list from JSON lines, or else the text."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return json.loads(text)
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return [json.loads(line) for line in text.splitlines() if line.strip()] or text
     return text
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from harness.config import Section
 from harness.model import Charged, Figure, MeterInfo, ModelIdentity
@@ -18,10 +18,14 @@ SCHEMA_VERSION = 3
 State = Literal["running", "complete", "interrupted", "failed"]
 
 
+Utc = Annotated[datetime, AfterValidator(lambda at: at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC))]
+"""A time in UTC; one without a zone is taken as UTC."""
+
+
 class _Open(BaseModel):
     """A part that other versions and tools write too: unknown keys are kept, and keys not given are not written."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     @model_serializer(mode="wrap")
     def as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -32,7 +36,7 @@ class _Open(BaseModel):
 class Anchor(Section):
     """Start of the load (time zero of the run) on both clocks."""
 
-    utc: datetime
+    utc: Utc
     monotonic_s: float
 
 
@@ -212,7 +216,7 @@ class RunFile(Section):
     schema_version: int = SCHEMA_VERSION
     id: str
     state: State = "running"
-    created_utc: datetime
+    created_utc: Utc
     pid: int
     workload: Asked
     """The full workload, validated."""

@@ -84,6 +84,12 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
         shape_of("Qwn3-32B")
 
 
+@pytest.mark.parametrize("name", ["int3", 5, ["fp8"]])
+def test_an_unknown_precision_is_refused_by_name(name: object) -> None:
+    with pytest.raises(HarnessError, match="unknown precision"):
+        precision_of(name)
+
+
 def test_the_table_agrees_with_the_names_of_the_models() -> None:
     for model in models():
         assert 0 < model.active_params <= model.total_params, model.name

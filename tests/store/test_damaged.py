@@ -95,6 +95,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a field of another kind": (edited(lambda raw: raw.update(engine=[])), "run.json"),
     "a sweep without a name": (edited(lambda raw: raw.update(sweep={})), "run.json"),
     "an inner field of another kind": (edited(lambda raw: raw["workload"]["load"].update(users="x")), "load.users"),
+    "a limit that is no number": (edited(lambda raw: raw["workload"]["objectives"].update(ttft_s="nan")), "ttft_s"),
     "half of the rows": (cut("requests.parquet", 0.5), "requests.parquet"),
     "no rows": (lambda d: (d / "requests.parquet").unlink(), "requests.parquet"),
     "rows are a directory": (replaced_by_directory("requests.parquet"), "requests.parquet"),
@@ -191,6 +192,13 @@ def test_a_value_of_another_type_in_run_json_is_read_or_refused(
     (victim / "summary.json").unlink()
     if not refused(victim):
         pd.testing.assert_frame_equal(read_run(victim).requests, read_run(whole).requests)
+
+
+def test_a_time_without_a_zone_is_utc(whole: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(whole, tmp_path / "run")
+    edited(lambda raw: raw.update(created_utc="2026-01-02T03:04:05"))(directory)
+    assert read_run(directory).file.created_utc.isoformat() == "2026-01-02T03:04:05+00:00"
+    assert changes.difference([read_run(directory)], [read_run(whole)], force=True)
 
 
 def test_a_run_without_read_permission_is_named_and_the_others_are_listed(whole: Path, tmp_path: Path) -> None:

@@ -132,7 +132,9 @@ def test_a_sweep_gives_one_point_per_entry(tmp_path: Path) -> None:
     assert [point.load["users"] for _, point in points(file)] == [8, 16]
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", "[1]", "null", "hello", '{"a": 1}', "\x00", '{"elapsed_time": '])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", "[1]", "null", "hello", '{"a": 1}', "\x00", '{"elapsed_time": ', "[" * 99_999]
+)
 def test_an_unknown_file_names_the_keys_that_were_expected(content: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(HarnessError) as refused:
@@ -163,6 +165,19 @@ def test_a_damaged_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
             refusals.append(refused.what)
     assert refusals
     assert all(name in what for what in refusals)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"model_id": 5}, {"model_id": ["a"]}]
+    + [{"steady_state_energy": 5, "steady_state_duration": 1, "num_gpus": n} for n in (-1, 10**12, "8")],
+)
+def test_a_point_that_cannot_be_stored_is_refused_by_name(wrong: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "serve.json"
+    file.write_text(json.dumps(json.loads((DATA / "vllm_serve.json").read_text()) | wrong))
+    with pytest.raises(HarnessError, match=r"serve\.json"):
+        store_points(file, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
