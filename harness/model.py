@@ -302,8 +302,9 @@ class Figure:
 
     def __post_init__(self) -> None:
         """Damaged rows can give infinite values or intervals; these are unknown."""
-        if not math.isfinite((self.value or 0.0) + (self.low or 0.0) + (self.high or 0.0)):
-            for name in ("low", "high") if math.isfinite(self.value or 0.0) else ("value", "low", "high"):
+        ends = ("value", "low", "high")
+        if wrong := [name for name in ends if isinstance(x := getattr(self, name), float) and not math.isfinite(x)]:
+            for name in (*wrong, "low", "high"):
                 object.__setattr__(self, name, None)
             object.__setattr__(self, "reason", "not a finite number")
 
