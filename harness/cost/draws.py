@@ -12,8 +12,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.files import data_path
-
 Array = NDArray[np.float64]
 Draws = Array
 Correlations = Sequence[tuple[str, str, float]]
@@ -121,19 +119,20 @@ def draw(
 ) -> dict[str, Draws]:
     """Joint draws: name -> array of length n, which should be a power of two. A certain input is a constant array.
 
-    The draws are quantiles at scrambled Sobol points (`sobol`); the same seed gives the same bytes. ValueError if the
-    correlations contradict each other. The arrays are cached, and so read-only.
+    The draws are quantiles at scrambled Sobol points (Owen scrambling, scipy.stats.qmc.Sobol); the same seed gives the
+    same bytes. ValueError if the correlations contradict each other. The arrays are cached, and so read-only.
     """
     return dict(_draw(tuple(distributions.items()), n, seed, tuple(correlations)))
 
 
 @lru_cache(maxsize=8)  # the runs of a sweep share their draws
 def _draw(items: tuple[tuple[str, Distribution], ...], n: int, seed: int, pairs: Correlations) -> Mapping[str, Draws]:
+    from scipy.stats import qmc
+
     uncertain = [name for name, d in items if not d.certain]
-    u: dict[str, Draws] = {}
-    if uncertain:
-        inside = np.clip(sobol(len(uncertain), n, seed), 2.0**-40, 1 - 2.0**-40)
-        u = dict(zip(uncertain, inside, strict=True))
+    points = qmc.Sobol(len(uncertain), scramble=True, rng=np.random.default_rng(seed)).random(n) if uncertain else []
+    inside = np.ascontiguousarray(np.clip(np.transpose(points), 2.0**-40, 1 - 2.0**-40))
+    u = dict(zip(uncertain, inside, strict=True))
     linked = [x for x in pairs if x[0] in u and x[1] in u]
     if linked:
         u |= _copula(u, linked)
@@ -141,30 +140,6 @@ def _draw(items: tuple[tuple[str, Distribution], ...], n: int, seed: int, pairs:
     for values in made.values():
         values.setflags(write=False)
     return made
-
-
-BITS = 30
-"""Binary digits of a Sobol point."""
-
-
-def sobol(d: int, n: int, seed: int) -> Array:
-    """The first n Sobol points in d dimensions, at most 32, as an array (d, n) of numbers in [0, 1).
-
-    The same bytes as scipy.stats.qmc.Sobol, whose import takes longer than all draws of a report. Direction numbers
-    (data/sobol.csv): Joe and Kuo (2008), SIAM J. Sci. Comput. 30(5). Scrambling, by a random matrix and a random shift:
-    Matousek (1998), J. Complexity 14(4).
-    """
-    rng, place = np.random.default_rng(seed).spawn(1)[0], np.arange(BITS, dtype=np.uint32)
-    shift = rng.integers(2, size=(d, BITS), dtype=np.uint32) @ 2**place
-    matrix = np.tril(rng.integers(2, size=(d, BITS, BITS), dtype=np.uint32)) | np.eye(BITS, dtype=np.uint32)
-    numbers = np.loadtxt(data_path("sobol.csv"), np.uint32, delimiter=",", max_rows=d, ndmin=2)
-    digits = numbers[:, :, None] >> place[::-1] & 1  # of each direction number, the highest first
-    directions = (np.einsum("dij,dkj->dki", matrix, digits) % 2) @ 2 ** place[::-1]
-    index = np.arange(n, dtype=np.uint32)
-    points = np.repeat(shift[:, None], n, axis=1)
-    for k in place:  # a point is the sum, without carry, of the directions that the Gray code of its index names
-        points ^= ((index ^ index >> 1) >> k & 1) * directions[:, k, None]
-    return np.asarray(points / 2.0**BITS)
 
 
 def _copula(u: Mapping[str, Draws], linked: Correlations) -> dict[str, Draws]:

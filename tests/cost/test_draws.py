@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.cost.draws import Distribution, _draw, distribution, draw, quantile, sobol
+from harness.cost.draws import Distribution, _draw, distribution, draw, quantile
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,6 @@ def test_quantiles_are_the_distributions_own(made: Distribution, known: Any) -> 
 def test_empirical_values_are_equally_likely() -> None:
     drawn = draw({"x": distribution("empirical", 3.0, 1.0, 2.0, 2.0)}, 4096)["x"]
     assert [np.mean(drawn == value) for value in (1, 2, 3)] == pytest.approx([0.25, 0.5, 0.25], abs=0.002)
-
-
-@pytest.mark.parametrize(("d", "n"), [(1, 1), (7, 1024), (32, 2**14)])
-def test_sobol_points_are_those_of_scipy_to_the_byte(d: int, n: int) -> None:
-    known = stats.qmc.Sobol(d, rng=np.random.default_rng(5)).random(n)
-    assert np.array_equal(sobol(d, n, 5), known.T)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
