@@ -324,7 +324,7 @@ def test_characters_that_the_terminal_lacks_do_not_stop_the_command() -> None:
         assert b"OpenAI" in shown.stdout
 
 
-def test_the_progress_bar_does_not_redirect_stdout() -> None:
+def test_progress_does_not_redirect_stdout() -> None:
     terminal, end = pty.openpty()
     code = "from harness.cli.display import Display\nwith Display(): print('from the engine')"
     lively = os.environ | {"TERM": "xterm"}

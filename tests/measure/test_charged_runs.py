@@ -72,7 +72,7 @@ def test_a_server_started_elsewhere_is_charged_for_the_gpus_of_its_processes(mea
     run, summary = measure(f"gpu 1 fault tenant 0 {pid}", f"gpu 3 fault tenant 0 {pid}", "gpu 2 fault tenant 0 1")
     assert run.file.charged is not None
     assert run.file.charged.devices == ("1", "3")
-    assert watts(summary) == pytest.approx(600, rel=0.02)
+    assert watts(summary) == pytest.approx(600, rel=0.05)
     assert (run.device.kind, run.device.name, run.device.count) == ("gpu", "Simulated GPU", 2)
     assert not codes(summary) & {"gpus-unknown", "gpus-differ", "foreign-process"}
     assert "bare" not in run.file.idle  # the server held its GPUs before the run
@@ -91,7 +91,7 @@ def test_without_evidence_a_run_has_no_joules_and_the_reason(measure: Measure) -
 
 def test_the_user_names_the_gpus_of_a_server_elsewhere(measure: Measure) -> None:
     run, summary = measure("gpu 1 fault lost 0", gpus=["2", "GPU-00000051-0000-0000-0000-000000000000"])
-    assert watts(summary) == pytest.approx(400, rel=0.02)
+    assert watts(summary) == pytest.approx(400, rel=0.05)
     assert run.device.count == 2
     assert "gpus-unknown" not in codes(summary)
 
@@ -111,7 +111,7 @@ def test_where_processes_are_hidden_memory_that_rises_confirms_cudas_list(measur
     run, summary = measure(serve=command, device="cuda", device_count=1, visible="1,2")
     assert run.file.charged is not None
     assert "memory in use rose" in run.file.charged.why
-    assert watts(summary) == pytest.approx(200, rel=0.02)
+    assert watts(summary) == pytest.approx(200, rel=0.05)
     assert "bare" in run.file.idle
     run, summary = measure(serve=command, device="cuda", device_count=2, visible="1,2")
     assert watts(summary) is None  # the memory of GPU 2 did not rise
@@ -120,15 +120,15 @@ def test_where_processes_are_hidden_memory_that_rises_confirms_cudas_list(measur
 
 def test_a_simulated_engine_is_charged_for_the_first_visible_gpu(measure: Measure) -> None:
     run, summary = measure(engine="simulated", visible="2,0")
-    assert watts(summary) == pytest.approx(300, rel=0.02)
+    assert watts(summary) == pytest.approx(300, rel=0.05)
     assert "bare" in run.file.idle
 
 
 def test_one_lost_gpu_does_not_hide_the_others(measure: Measure) -> None:
     _, summary = measure("gpu 0 fault lost 0", engine="simulated", visible="2")
-    assert watts(summary) == pytest.approx(300, rel=0.02)
+    assert watts(summary) == pytest.approx(300, rel=0.05)
     _, summary = measure("gpu 0 fault lost 0", engine="simulated")
-    assert watts(summary) == pytest.approx(200, rel=0.02)  # the first that answers
+    assert watts(summary) == pytest.approx(200, rel=0.05)  # the first that answers
 
 
 def test_an_unknown_name_is_refused_before_anything_is_stored(measure: Measure, tmp_path: Path) -> None:
