@@ -97,6 +97,7 @@ def store_points(path: Path, root: Path, gpu: str | None = None, gpus: int | Non
         point = replace(point, gpu=point.gpu or gpu, gpus=point.gpus or gpus or (1 if point.gpu or gpu else None))
         with _reading(path, kind):
             files.append(_run_file(kind, point, now, path, digest))
+            files[-1].model_dump_json()  # ValueError for half of a surrogate pair
     for file, (_, point) in zip(files, found, strict=True):
         writer = RunWriter(root, file)
         for record in point.records:

@@ -169,7 +169,7 @@ def test_a_damaged_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"model_id": 5}, {"model_id": ["a"]}]
+    [{"model_id": 5}, {"model_id": ["a"]}, {"model_id": "\ud800"}]
     + [{"steady_state_energy": 5, "steady_state_duration": 1, "num_gpus": n} for n in (-1, 10**12, "8")],
 )
 def test_a_point_that_cannot_be_stored_is_refused_by_name(wrong: dict[str, Any], tmp_path: Path) -> None:
