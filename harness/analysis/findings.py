@@ -144,8 +144,8 @@ def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[F
         yield finding("not-steady", before=moved.before, since=moved.since)
     if window.code == "level-shift" and (moved := window.change) is not None:
         after = window.shift_s is not None and window.shift_s <= window.begin_s
-        values = {"shift_s": window.shift_s, "part": "the part after it" if after else "both levels"}
-        yield finding("level-shift", before=moved.before, since=moved.since, serious=not after, **values)
+        part, at_s = "the part after it" if after else "both levels", window.shift_s
+        yield finding("level-shift", before=moved.before, since=moved.since, shift_s=at_s, part=part, serious=not after)
     yield from _outages(run.requests, window)
     coverage, bias = summary["window.position_coverage"].value, summary["window.bias"].value
     if coverage is not None and bias is not None and bias > LARGEST_BIAS:

@@ -7,9 +7,6 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from harness.report.format import plain
-from harness.report.text import columns_of_terminal
-
 if TYPE_CHECKING:
     from harness.measure.sender import Progress
 
@@ -45,6 +42,9 @@ class Display:
                 self._show(progress)
 
     def _show(self, now: Progress) -> None:
+        from harness.report.format import plain  # loads pandas
+        from harness.report.text import columns_of_terminal
+
         begins, self._phase = now.phase != self._phase, now.phase
         self._said_s = 0.0 if begins else self._said_s
         measuring = now.phase == "measuring" and now.elapsed_s > 0
