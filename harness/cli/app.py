@@ -249,8 +249,18 @@ def main() -> None:
         told = errors.system_refused(named, refused, "check that the path exists, is accessible and has space")
         typer.echo(f"error: {told}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
-    except SystemExit as left:
-        if left.code == errors.INTERRUPTED:
+    except BaseException as left:
+        if not isinstance(left, SystemExit) and not _of_interrupt(left):
+            raise
+        if not isinstance(left, SystemExit) or left.code == errors.INTERRUPTED:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             typer.echo("interrupted: a run keeps what was measured until then; see `harness list runs`", err=True)
+            raise SystemExit(errors.INTERRUPTED) from None
         raise
+
+
+def _of_interrupt(error: BaseException | None) -> bool:
+    """The error is a KeyboardInterrupt, or was raised while one was handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

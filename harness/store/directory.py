@@ -22,6 +22,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
+from pydantic_core import PydanticSerializationError
 
 import harness
 from harness.errors import HarnessError
@@ -79,7 +80,7 @@ class RunWriter:
         """Change these fields of run.json, and rewrite the file."""
         self.file = RunFile.model_validate({**dict(self.file), **changes})
         with writing(self.directory):
-            _write(self.directory / "run.json", self.file.model_dump_json(indent=2))
+            _write(self.directory / "run.json", _json(self.file))
 
     def finish(self, state: State, error: str | None = None) -> None:
         """Convert the journals to Parquet files, and write the final state to run.json."""
@@ -101,6 +102,15 @@ class RunWriter:
         digest = rows.digest_of(partial)
         partial.rename(path)
         return path.name, digest, lost
+
+
+def _json(file: RunFile) -> str:
+    try:
+        return file.model_dump_json(indent=2)
+    except PydanticSerializationError as wrapped:  # an interrupt inside a serializer comes as this error
+        if KeyboardInterrupt.__name__ in str(wrapped):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def new_id(now: datetime, *names: str | None) -> str:
@@ -132,7 +142,7 @@ def adopt(root: Path, files: Mapping[str, bytes]) -> str:
                 (partial / name).write_bytes(content)
         partial.chmod(0o755)
         for named in _numbered(file):
-            _write(partial / "run.json", named.model_dump_json(indent=2))
+            _write(partial / "run.json", _json(named))
             try:
                 partial.rename(root / named.id)
                 break

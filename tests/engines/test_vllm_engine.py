@@ -162,7 +162,7 @@ def test_a_request_that_cannot_be_served_is_rejected(loaded: Loaded, asked: Requ
 @pytest.mark.parametrize(
     ("options", "what", "fix"),
     [
-        ({"tensor_paralel_size": 2}, "vllm has no option 'tensor_paralel_size'", "did you mean tensor_parallel_size"),
+        ({"tensor_paralel_size": 2}, "vllm has no option 'tensor_paralel_size'", "did you mean 'tensor_parallel_size'"),
         ({"zzz": 1}, "vllm has no option 'zzz'", "see vLLM's engine arguments"),
         ({"model": "x"}, "model is not an engine option", "--model"),
         ({"hf_token": "hf_x"}, "hf_token is not an engine option", "HF_TOKEN in the environment"),
