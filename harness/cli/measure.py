@@ -291,7 +291,7 @@ def _loads(users: str | None) -> list[dict[str, int]]:
 
 
 def _tell(command: str, runs: Sweep) -> None:
-    """Give a shell command what `report --json` prints of the runs; its failure is told, and changes nothing else."""
+    """Run a shell command with the JSON report of the runs on standard input; a failure is printed only."""
     from harness.report import document, formats
 
     content = formats.render(document.report(runs), "json", [summary for _, summary in runs])
