@@ -44,7 +44,9 @@ class Lengths(Section):
 
     def shortest(self) -> int:
         """Lower limit of the length."""
-        return next(least for least in (self.tokens, self.min, 1) if least is not None)
+        if self.tokens is not None:
+            return self.tokens
+        return 1 if self.min is None else self.min
 
     def at(self, u: float) -> int:
         """The quantile at 0 < u < 1, rounded and limited to `min` (1 if not given) and `max`.
@@ -52,12 +54,12 @@ class Lengths(Section):
         >>> Lengths(distribution="lognormal", median=100, p95=400).at(0.95)
         400
         """
-        length = float(self.shortest())
+        if self.tokens is not None:
+            return self.tokens
+        least = self.shortest()
         if self.distribution == "uniform" and self.max is not None:
-            length += int(u * (self.max - length + 1))
-        elif self.distribution != "fixed":
-            length = _quantile(self, u)
-        return max(self.shortest(), round(min(length, MOST if self.max is None else self.max)))
+            return least + int(u * (self.max - least + 1))
+        return max(least, round(min(_quantile(self, u), MOST if self.max is None else self.max)))
 
 
 class Times(Section):

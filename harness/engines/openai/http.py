@@ -184,7 +184,7 @@ class _Stamped(socket.socket):
     """On CLOCK_MONOTONIC; None: the kernel tells none."""
 
     def recv_into(self, buffer: Any, *_sizes: int) -> int:
-        size, stamps, *_ = self.recvmsg_into((buffer,), 64)
+        size, stamps, _, _ = self.recvmsg_into((buffer,), 64)
         self.arrived_ns = None
         if stamps:
             seconds, ns = _TIMESPEC.unpack(stamps[0][2])  # on CLOCK_REALTIME
@@ -325,7 +325,13 @@ class Connection(asyncio.BufferedProtocol):
     def _chunked(self, data: bytes) -> None:
         if not self._left:
             data = self._rest + data
-            # The common case without a Python loop: complete chunks, none with a CRLF inside.
+            stated, _, chunk = data.partition(b"\r\n")
+            size = len(chunk) - 2
+            if size > 0 and stated.lower() == b"%x" % size and chunk.endswith(b"\r\n"):  # the most common case
+                self._rest = b""
+                self._add_piece(chunk[:-2])
+                return
+            # Also without a Python loop: complete chunks, none with a CRLF inside.
             pieces = data.split(b"\r\n")
             ended = pieces[-3:] == [b"0", b"", b""]
             if ended:

@@ -204,7 +204,7 @@ class Answer:
         arrivals: Sequence[int] = range(len(pieces))
         if response.ends != list(range(1, len(pieces) + 1)):  # not one piece in each arrival
             counts = [after - before for before, after in itertools.pairwise((0, *response.ends))]
-            arrivals = [arrival for arrival, count in enumerate(counts) for _ in range(count)]
+            arrivals = list(itertools.chain.from_iterable(map(itertools.repeat, itertools.count(), counts)))
         try:
             texts = _decode_texts(strings)
             event = _decode(single_event(pieces[first]) or b"")
@@ -216,7 +216,7 @@ class Answer:
                 self._parse(data, arrival)
             self.text += texts
             self.events.shown += texts
-            self.events.tokens += [int(text != "") for text in texts]
+            self.events.tokens += map(bool, texts)
             self.events.arrivals += arrivals[first:last]
             for data, arrival in zip(others[first:-1], arrivals[last:], strict=False):
                 self._parse(data, arrival)
@@ -240,8 +240,8 @@ class Answer:
             found = [self._read(choice) for choice in event.choices]
             self.events.add("".join(shown for shown, _ in found), sum(tokens for _, tokens in found), arrival)
         if event.usage is not None:
-            self.usage.update(event.usage)
-            if tokens := Usage(event.usage).output:
+            self.usage.update(stated := Usage(event.usage))
+            if tokens := stated.output:
                 self.events.stated.append((len(self.events.tokens) - 1, tokens))
         says = event.message or event.detail if event.object is None and event.type is None else None
         if event.error is not None or (event.choices is None and (says or "error" in (event.object, event.type))):
@@ -272,9 +272,9 @@ class Answer:
         return text + shown, len(ids) or bool(text or shown or calls)
 
     def _count(self) -> None:
-        self.counts = [0] * len(self.counts)
+        self.counts = counts = [0] * len(self.counts)
         for arrival, tokens in zip(self.events.arrivals, self.events.tokens, strict=True):
-            self.counts[arrival] += tokens
+            counts[arrival] += tokens
 
     def _finish(self) -> None:
         """Count the tokens in each arrival. Raises RequestFailed if the server aborted, or if there is no token."""

@@ -1,11 +1,28 @@
 """A server's account of a request's tokens, and the events to which its uncounted tokens belong."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 _TEXTS = ("text", "thinking", "reasoning", "summary", "content", "function", "name", "arguments")
 """Fields of the parts of an answer that hold text, or parts with text."""
+_INPUT = "prompt_tokens", "input_tokens"
+_OUTPUT = "completion_tokens", "output_tokens"
+_REASONING = (
+    "reasoning_tokens",  # SGLang
+    "completion_tokens_details.reasoning_tokens",
+    "output_tokens_details.reasoning_tokens",
+)
+_CACHED = (
+    "prompt_tokens_details.cached_tokens",
+    "input_tokens_details.cached_tokens",
+    "cached_tokens",  # Moonshot
+    "prompt_cache_hit_tokens",  # DeepSeek
+    "cache_read_input_tokens",  # Anthropic
+)
+"""Names of one count, the first that is above 0 is read."""
 LARGEST = 1 << 40
 """Larger counts are read as this one, which is not believed either."""
 
@@ -19,48 +36,51 @@ class Usage:
 
     def __init__(self, stated: Mapping[str, Any] | None = None) -> None:
         self.counts: dict[str, int] = {}
-        self.update(stated or {})
-
-    def update(self, stated: Mapping[str, Any]) -> None:
-        """Take over newer counts. Zeros and nulls replace none: some servers end with them."""
-        for name, value in stated.items():
+        for name, value in (stated or {}).items():
             if isinstance(value, dict):
                 for inner in ("cached_tokens", "reasoning_tokens"):
                     self._take(f"{name}.{inner}", value.get(inner))
             else:
                 self._take(name, value)
 
+    def update(self, newer: Usage) -> None:
+        """Take over newer counts. Zeros replace none: some servers end with them."""
+        for name, count in newer.counts.items():
+            if count or name not in self.counts:
+                self.counts[name] = count
+
     def _take(self, name: str, value: Any) -> None:
-        """Values that count nothing (negative ones, NaN, text) are passed over; huge ones become `LARGEST`."""
-        if isinstance(value, int | float) and value >= 0 and (value or name not in self.counts):
+        """Values that count nothing (negative ones, NaN, null, text) are passed over; huge ones become `LARGEST`."""
+        if isinstance(value, int | float) and value >= 0:
             self.counts[name] = int(min(value, LARGEST))
 
-    def _first(self, *names: str) -> int | None:
+    def _first(self, names: Sequence[str]) -> int | None:
         """The first of these counts that is above 0, else 0 if one of them is stated."""
-        found = [self.counts[name] for name in names if name in self.counts]
-        return next(filter(None, found), 0 if found else None)
+        found = None
+        for name in names:
+            if count := self.counts.get(name):
+                return count
+            found = 0 if count == 0 else found
+        return found
 
     @property
     def reasoning(self) -> int:
         """Reasoning tokens, 0 if the server states none."""
-        details = (f"{kind}_tokens_details.reasoning_tokens" for kind in ("completion", "output"))
-        return self._first("reasoning_tokens", *details) or 0  # the first is SGLang's
+        return self._first(_REASONING) or 0
 
     @property
     def output(self) -> int | None:
         """Output tokens with reasoning tokens, which xAI counts apart; None if the server states none."""
-        output, total = self._first("completion_tokens", "output_tokens"), self.counts.get("total_tokens")
+        output, total = self._first(_OUTPUT), self.counts.get("total_tokens")
         if output is None or total is None or not self.reasoning:
             return output
-        apart = total == (self._first("prompt_tokens", "input_tokens") or 0) + output + self.reasoning
+        apart = total == (self._first(_INPUT) or 0) + output + self.reasoning
         return output + self.reasoning if apart else output
 
     @property
     def cached(self) -> int | None:
         """Input tokens from a prefix cache."""
-        details = (f"{kind}_tokens_details.cached_tokens" for kind in ("prompt", "input"))
-        # Then the names of Moonshot, DeepSeek and Anthropic.
-        return self._first(*details, "cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
+        return self._first(_CACHED)
 
     def input(self, sent: int | None) -> int | None:
         """Input tokens, those from the cache included; `sent` is the number of token ids sent, None for a text.
