@@ -69,14 +69,14 @@ def measure(
     `gpus` names the engine's GPUs, by index or UUID, where they cannot be seen.
     """
     spec = read_workload(workload, values(overrides))
-    return measuring.run(spec, results_root(root), lambda _: None, meters, gpus=gpus).name
+    return measuring.run(spec, results_root(root), lambda _: None, measuring.Setup(meters, gpus)).name
 
 
 def sweep(study: str | Path, root: Root = RESULTS, meters: Sequence[str] = ()) -> pd.DataFrame:
     """Measure the points of a study that are not stored yet; returns all of them, as `runs` does."""
     plan = read_plan(Path(study), results_root(root))
     with start_workers(None, 0 if plan.simulated else plan.gpus, None) as found:
-        ended = carry_out(plan, found, lambda _: None, meters)
+        ended = carry_out(plan, found, lambda _: None, measuring.Setup(meters))
     every = runs(root)
     return every[every["run"].isin([done.run for done in ended.values()])]
 

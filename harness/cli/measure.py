@@ -23,6 +23,7 @@ from harness.cli.results import judged
 if TYPE_CHECKING:
     from harness.analysis.precision import Target
     from harness.analysis.summary import Sweep
+    from harness.measure.run import Setup
     from harness.store.run import Run
     from harness.store.run_file import Environment
     from harness.workload.schema import Workload
@@ -77,6 +78,7 @@ def run(
     from harness.analysis.summary import summary_of
     from harness.config import overrides
     from harness.cost.pricing import read_scenario
+    from harness.measure.run import Setup
     from harness.meters.base import found_meters
     from harness.report.changes import precision_table, repeats_table
     from harness.workload.library import read_workload
@@ -122,9 +124,8 @@ def run(
         show([planned_table([each for each, _, _ in points], out)])
         return
     declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
-    how = {"power": power, "declared": declared, "clients": clients, "ray": ray, "gpus": chosen}
-    how |= {"same_prompts": seed is not None, "reset_cache": reset_cache}
-    runs = measure_all(points, out, "users" if len(loads) > 1 else "repeat", quiet, targets, len(loads) > 1, how)
+    setup = Setup(power, chosen, declared, clients, ray, same_prompts=seed is not None, reset_cache=reset_cache)
+    runs = measure_all(points, out, "users" if len(loads) > 1 else "repeat", quiet, setup, targets, len(loads) > 1)
     stored = [(each, summary_of(each)) for each in runs]
     beside = [repeats_table(stored)] if repeat > 1 and len(loads) < 2 else []
     beside += [precision_table(*each, targets) for each in stored] if targets else []
@@ -152,6 +153,7 @@ def ab(
     """Measure two servers, engine versions or settings in turns, and judge B against A as `diff` does."""
     from harness.analysis.diff import flat, parse_gate, parse_share
     from harness.config import overrides
+    from harness.measure.run import Setup
 
     gates, effect = [parse_gate(text) for text in fail_on or ()], parse_share("--least", least)
     sides = [_side(text, workload, overrides(set_ or ())) for text in (a, b)]
@@ -161,8 +163,7 @@ def ab(
         fix = "compare sides that agree in this, or --force, which stamps what it prints"
         raise errors.HarnessError(f"A and B differ in {', '.join(differs)}", fix)
     points: list[Point] = [(spec, {"side": x}, k) for k in range(repeat) for x, spec in zip("AB", sides, strict=True)]
-    how = {"power": powered(sides[0], meter)}
-    runs = measure_all(points, root, "ab", quiet, how=how)
+    runs = measure_all(points, root, "ab", quiet, Setup(powered(sides[0], meter)))
     told_ends(runs)
     judged(runs[::2], runs[1::2], gates, full, force=force, least=effect)
 
@@ -177,6 +178,7 @@ def rerun(
     """
     from harness.analysis.diff import differences
     from harness.measure import environment
+    from harness.measure.run import Setup
     from harness.store.run import Run
     from harness.store.run_file import Environment
     from harness.workload.schema import workload_of
@@ -198,8 +200,8 @@ def rerun(
     if file.schema_version < 3 and any(users):  # closed loops began with a burst
         changes["load.start"] = "burst"
     spec = workload_of(asked, f"{before.directory}/run.json", changes)
-    how = {"power": file.meters_asked, "declared": file.declared, "clients": max(1, len(file.clients))}
-    runs = measure_all([(spec, {}, 0)], root, "rerun", False, how=how)
+    setup = Setup(file.meters_asked, declared=file.declared, clients=max(1, len(file.clients)))
+    runs = measure_all([(spec, {}, 0)], root, "rerun", False, setup)
     judged([before], runs, (), False, force=True)
     told_ends(runs)
 
@@ -240,32 +242,32 @@ def measure_all(
     root: Path,
     kind: str,
     quiet: bool,
+    setup: Setup,
     targets: Sequence[Target] = (),
     keep: bool = False,
-    how: Mapping[str, Any] = {},
 ) -> list[Run]:
-    """Measure the points one after another until one does not complete; `how` are arguments of `measure.run.run`.
+    """Measure the points one after another until one does not complete.
 
     Several points are a sweep, named by the time and `kind`. `keep`: the engine stays loaded between them.
     """
     from harness.measure import run as measuring
     from harness.measure.search import Point as Swept
+    from harness.measure.session import Kept
     from harness.measure.stop import Stop
     from harness.store.directory import new_id
     from harness.store.run import read_run
 
     group, began_s = new_id(datetime.now(UTC), kind, points[0][0].name), time.monotonic()
     runs: list[Run] = []
-    with contextlib.closing(measuring.Kept()) if keep else contextlib.nullcontext() as kept, Display(quiet) as display:
+    with contextlib.closing(Kept()) if keep else contextlib.nullcontext() as kept, Display(quiet) as display:
         for i, (spec, values, k) in enumerate(points):
             sweep = {"name": group, "key": Swept(values, k).key, "values": values, "repeat": k}
             left_s = (time.monotonic() - began_s) / i * (len(points) - i) if i else None
             left = "" if left_s is None else f", about {left_s / 60:.0f} min left"
             display.series = f"{i + 1} of {len(points)}{left}: " if len(points) > 1 else ""
             with Stop(targets) if targets else contextlib.nullcontext() as stop:
-                directory = measuring.run(
-                    spec, root, display.show, enough=stop, sweep=sweep if len(points) > 1 else None, kept=kept, **how
-                )
+                swept = sweep if len(points) > 1 else None
+                directory = measuring.run(spec, root, display.show, setup, enough=stop, sweep=swept, kept=kept)
             runs.append(read_run(directory))
             if runs[-1].state != "complete":
                 break

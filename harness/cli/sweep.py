@@ -31,6 +31,7 @@ def sweep(
     """Measure every point of a grid, or search for the highest load; each point is a run."""
     from harness.analysis.summary import load
     from harness.cli.tables import ended_tables, plan_table
+    from harness.measure.run import Setup
     from harness.measure.sweep import carry_out, hint_of, read_plan
     from harness.measure.workers import start_workers
 
@@ -47,7 +48,7 @@ def sweep(
     with start_workers(ray, 0 if plan.simulated else plan.gpus, jobs) as found:
         if ray is None and (hint := hint_of(plan)) is not None:
             typer.echo(hint, err=True)
-        ended = carry_out(plan, found, _say, power, budget, tuple(gpus.split(",")) if gpus else None, cooldown)
+        ended = carry_out(plan, found, _say, Setup(power, gpus.split(",") if gpus else None), budget, cooldown)
     runs = [load(root / done.run) for done in ended.values() if done.state == "complete" and done.run]
     show_answer(runs, beside=ended_tables(plan, ended))
     if any(done.state != "complete" for done in ended.values()):

@@ -18,6 +18,7 @@ from harness.config import shown
 from harness.errors import HarnessError
 from harness.files import read_text
 from harness.measure import environment
+from harness.measure.run import PLAIN, Setup
 from harness.measure.search import Auto, Outcome, Point, Sweep, next_load, parse_sweep, points
 from harness.measure.workers import Done, Task, Worker
 from harness.model import ENGINES, SERVED, Figure
@@ -127,15 +128,14 @@ def carry_out(
     plan: Plan,
     workers: Sequence[Worker],
     notify: Callable[[Status], None],
-    power: Sequence[str] = (),
+    setup: Setup = PLAIN,
     budget_gpu_hours: float | None = None,
-    gpus: tuple[str, ...] | None = None,
     cooldown_s: float = 0.0,
 ) -> dict[Point, Done]:
     """Measure every point of the sweep that is not stored yet, on all workers at once. Returns how each point ended.
 
     A point that fails is recorded, and the others go on. No point starts after the budget is spent. A worker rests for
-    `cooldown_s` between two points. `gpus` are those of `measure.run.run`.
+    `cooldown_s` between two points.
     Raises HarnessError if another process is measuring a sweep of this name in this root.
     """
     name, root = plan.sweep.name, plan.root
@@ -145,7 +145,7 @@ def carry_out(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise HarnessError(f"sweep {name} is being measured in {root}", "wait until it has ended") from None
-        return _Measuring(plan, workers, notify, tuple(power), budget_gpu_hours, gpus, cooldown_s).run()
+        return _Measuring(plan, workers, notify, setup, budget_gpu_hours, cooldown_s).run()
 
 
 @dataclass(slots=True)
@@ -155,9 +155,8 @@ class _Measuring:
     plan: Plan
     workers: Sequence[Worker]
     notify: Callable[[Status], None]
-    power: tuple[str, ...]
+    setup: Setup
     budget_gpu_hours: float | None
-    gpus: tuple[str, ...] | None
     cooldown_s: float
     rested_s: dict[Worker, float] = field(default_factory=dict)
     """Worker -> when its rest ends."""
@@ -210,7 +209,7 @@ class _Measuring:
                 sweep, values = self.plan.sweep, dict(point.values)
                 about = {"name": sweep.name, "key": point.key, "values": values, "repeat": point.repeat}
                 workload = read_workload(sweep.workload, point.overrides(sweep))
-                task = Task(workload, self.plan.root, about, self.power, self.gpus)
+                task = Task(workload, self.plan.root, about, self.setup)
                 self.waiting.remove(point)
                 self.running[worker], self.loaded[worker] = (point, task, time.monotonic()), point.engine
                 worker.begin(task)

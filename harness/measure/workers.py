@@ -17,7 +17,8 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.measure import run as measuring
 from harness.measure.nodes import Cluster
-from harness.measure.run import Kept
+from harness.measure.run import PLAIN, Setup
+from harness.measure.session import Kept
 from harness.process import Child, Gone
 from harness.store.directory import adopt
 from harness.store.run import read_run
@@ -35,8 +36,7 @@ class Task:
     root: Path
     sweep: dict[str, Any]
     """The entry `sweep` of run.json: the sweep's name, the point's key and values."""
-    power: tuple[str, ...] = ()
-    gpus: tuple[str, ...] | None = None
+    setup: Setup = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,7 @@ def work(pipe: Connection) -> None:
             kept.close()
             kept, loaded = Kept(), wanted
         try:
-            directory = measuring.run(
-                task.workload, task.root, lambda _: None, task.power, sweep=task.sweep, kept=kept, gpus=task.gpus
-            )
+            directory = measuring.run(task.workload, task.root, lambda _: None, task.setup, sweep=task.sweep, kept=kept)
             run = read_run(directory)
             done = Done(run.state, directory.name, run.file.error)
         except HarnessError as wrong:

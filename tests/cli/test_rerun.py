@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from commands import QUICK, Command
 
-from harness.measure import run
+from harness.measure import power
 
 
 def stored() -> list[tuple[Path, dict[str, Any]]]:
@@ -25,7 +25,7 @@ def stored() -> list[tuple[Path, dict[str, Any]]]:
 def test_rerun_measures_the_same_workload_and_compares_the_two_runs(
     harness: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "IDLE_S", 0.1)
+    monkeypatch.setattr(power, "IDLE_S", 0.1)
     asked = ("--set", "seed=7", "--set", "requests.count=24", "--meter", "constant:watts=90", "--pue", "1.2")
     assert harness(*QUICK, *asked).code == 0
     again = harness("rerun", "latest")

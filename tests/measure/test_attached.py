@@ -35,7 +35,7 @@ def server() -> Iterator[tuple[str, Server]]:
 
 def measure(url: str, root: Path, *words: str, **given: Any) -> Run:
     asked = parse_workload(BASE, "test", overrides(("engine.name=openai", f"engine.base_url={url}", *words)))
-    return read_run(measuring.run(asked, root, lambda _: None, **given))
+    return read_run(measuring.run(asked, root, lambda _: None, measuring.Setup(**given)))
 
 
 def prompts(server: Server) -> list[tuple[int, ...]]:

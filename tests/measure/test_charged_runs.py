@@ -14,6 +14,7 @@ from known_server.server import Known, build, known_server
 from harness.analysis.summary import summary_of
 from harness.config import overrides
 from harness.errors import HarnessError
+from harness.measure import power
 from harness.measure import run as measuring
 from harness.model import Summary
 from harness.store.run import Run, read_run
@@ -39,7 +40,7 @@ def server() -> Iterator[Known]:
 
 @pytest.fixture
 def measure(fake_nvml: Path, tmp_path: Path, server: Known, monkeypatch: pytest.MonkeyPatch) -> Measure:
-    monkeypatch.setattr(measuring, "IDLE_S", 0.6)
+    monkeypatch.setattr(power, "IDLE_S", 0.6)
 
     def go(
         *script: str, gpus: list[str] | None = None, visible: str | None = None, engine: str = "openai", **words: object
@@ -52,7 +53,7 @@ def measure(fake_nvml: Path, tmp_path: Path, server: Known, monkeypatch: pytest.
         given = [f"engine.name={engine}", *(f"engine.openai.{key}={value}" for key, value in words.items())]
         where = [f"engine.openai.base_url={server.url}"] if engine == "openai" and "serve" not in words else []
         spec = parse_workload(TEXT, "test", overrides([*given, *where]))
-        run = read_run(measuring.run(spec, tmp_path, lambda _: None, ["nvml:probe_s=0.3"], gpus=gpus))
+        run = read_run(measuring.run(spec, tmp_path, lambda _: None, measuring.Setup(["nvml:probe_s=0.3"], gpus)))
         return run, summary_of(run)
 
     return go

@@ -35,7 +35,7 @@ ENDLESS = ("--set", "requests.count=null", "--set", "load.duration_s=600")
 
 def measure(root: Path, clients: int, *words: str) -> Run:
     spec = parse_workload(BASE, "test", overrides(words))
-    return read_run(measuring.run(spec, root, lambda _: None, clients=clients))
+    return read_run(measuring.run(spec, root, lambda _: None, measuring.Setup(clients=clients)))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_run_ends_when_enough_returns_true(tmp_path: Path) -> None:
                 spec,
                 tmp_path,
                 lambda _: None,
-                clients=clients,
+                measuring.Setup(clients=clients),
                 enough=lambda directory: len(read_run(directory).requests) > 20,
             )
         )

@@ -38,7 +38,9 @@ def cluster() -> Iterator[Any]:
 
 
 def test_the_nodes_share_the_load_and_their_journals_are_collected(cluster: Any, tmp_path: Path) -> None:
-    run = read_run(measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, ray=cluster.address))
+    run = read_run(
+        measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, measuring.Setup(ray=cluster.address))
+    )
     rows = run.requests
     assert run.file.state == "complete"
     measured = rows[rows["age_tokens"].isna()]  # without the first wave, one request a user
@@ -61,7 +63,7 @@ def test_a_lost_node_fails_the_run_and_its_records_are_kept(cluster: Any, tmp_pa
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
     endless = parse_workload(BASE, "test", {"requests.count": None, "load.duration_s": 600})
-    run = read_run(measuring.run(endless, tmp_path, lose, ray=cluster.address))
+    run = read_run(measuring.run(endless, tmp_path, lose, measuring.Setup(ray=cluster.address)))
     assert run.file.state == "failed"
     assert run.file.error is not None
     assert "lost" in run.file.error
@@ -71,7 +73,7 @@ def test_a_lost_node_fails_the_run_and_its_records_are_kept(cluster: Any, tmp_pa
 def test_an_unreachable_cluster_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install inference-cost-harness[ray]")
     with pytest.raises(HarnessError, match="no Ray cluster at nowhere"):
-        measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, ray="nowhere")
+        measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, measuring.Setup(ray="nowhere"))
     assert list(tmp_path.iterdir()) == []
 
 

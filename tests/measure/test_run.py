@@ -18,6 +18,7 @@ import pytest
 
 from harness.config import overrides
 from harness.errors import HarnessError
+from harness.measure import power
 from harness.measure import run as measuring
 from harness.measure.eventloop import event_loop
 from harness.measure.logs import output_to
@@ -164,15 +165,15 @@ def test_a_mistake_in_the_set_up_is_reported_before_anything_is_written(tmp_path
     with pytest.raises(HarnessError, match="speed"):
         measure(tmp_path, "engine.speed=3")
     with pytest.raises(HarnessError, match="wattson"):
-        measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, ["wattson"])
+        measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, measuring.Setup(["wattson"]))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_meters_are_read_while_the_engine_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting takes minutes; an unread meter fills its pipe, and would miss the idle power of the loaded engine."""
-    monkeypatch.setattr(measuring, "IDLE_S", 0.1)
-    power = tmp_path / "power.csv"
-    power.write_text("\n".join(f"{i / 50},100" for i in range(500)))
+    monkeypatch.setattr(power, "IDLE_S", 0.1)
+    readings = tmp_path / "power.csv"
+    readings.write_text("\n".join(f"{i / 50},100" for i in range(500)))
     sizes: list[int] = []
 
     def notify(progress: Progress) -> None:
@@ -180,7 +181,7 @@ def test_meters_are_read_while_the_engine_starts(tmp_path: Path, monkeypatch: py
             sizes.append(sum(path.stat().st_size for path in (tmp_path / "runs").glob("*/power.jsonl")))
 
     spec = parse_workload(BASE, "test", {"engine.start_s": 1})
-    measuring.run(spec, tmp_path / "runs", notify, [f"replay:path={power}"])
+    measuring.run(spec, tmp_path / "runs", notify, measuring.Setup([f"replay:path={readings}"]))
     assert 0 < sizes[1] < sizes[2] < sizes[3]
 
 

@@ -19,7 +19,7 @@ from fake_nvml import library
 from harness.analysis.energy import measure_energy
 from harness.analysis.readings import LAG_HALF_S, sources
 from harness.errors import HarnessError
-from harness.measure import run
+from harness.measure import power, run
 from harness.meters.base import create_meter
 from harness.model import MeterInfo, PowerSample
 from harness.store.run import read_run
@@ -153,7 +153,7 @@ def test_a_gpu_lost_during_a_run_removes_only_energy_figures(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole run of the simulated engine; the GPU stops answering after 2.5 s."""
-    monkeypatch.setattr(run, "IDLE_S", 0.2)
+    monkeypatch.setattr(power, "IDLE_S", 0.2)
     script("wave constant 200\nfault lost 2.5")
     text = """
         name: lost
@@ -161,7 +161,7 @@ def test_a_gpu_lost_during_a_run_removes_only_energy_figures(
         requests: {count: 40, input_tokens: 16, output_tokens: 32}
         load: {shape: closed, users: 8}
     """
-    stored = read_run(run.run(parse_workload(text, "lost"), tmp_path, lambda _: None, ["nvml:probe_s=0.3"]))
+    stored = read_run(run.run(parse_workload(text, "lost"), tmp_path, lambda _: None, run.Setup(["nvml:probe_s=0.3"])))
     assert stored.file.state == "complete"
     assert len(stored.requests) == 40 + 8  # those of the first wave are load only
     assert stored.requests["error"].isna().all()

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from harness.analysis import index
 from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
-from harness.measure import run
+from harness.measure import power, run
 from harness.report import changes, document
 from harness.store.access import reading
 from harness.store.directory import RunWriter, find_run, list_runs
@@ -42,9 +42,9 @@ objectives: {ttft_s: 0.5}
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run with every file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "IDLE_S", 0.1)
+        patch.setattr(power, "IDLE_S", 0.1)
         root = tmp_path_factory.mktemp("runs")
-        directory = run.run(parse_workload(TINY, "tiny"), root, lambda _: None, ["constant:watts=100"])
+        directory = run.run(parse_workload(TINY, "tiny"), root, lambda _: None, run.Setup(["constant:watts=100"]))
     summary_of(read_run(directory))
     assert set(FILES) < {path.name for path in directory.iterdir()}
     return directory

@@ -58,9 +58,9 @@ def command(words: Sequence[str], directory: Path, variables: Mapping[str, str],
     for output in (1, 2):
         os.dup2(printed, output)
     from harness.cli import main
-    from harness.measure import run
+    from harness.measure import power
 
-    run.IDLE_S = IDLE_S
+    power.IDLE_S = IDLE_S
     sys.argv = ["harness", *words]
     main()
 

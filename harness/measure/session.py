@@ -1,0 +1,290 @@
+"""The part of a run that has an engine: its start, the warm-up, the load, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO
+
+from harness.engines.base import Engine, Resetting, Telling
+from harness.errors import EngineDied, HarnessError
+from harness.measure.clients import PROGRESS_PERIOD_S, Clients, Ended, Inputs, Job, Link, measure
+from harness.measure.eventloop import Interrupt, LoopMonitor, event_loop
+from harness.measure.logs import last_line
+from harness.measure.power import Power
+from harness.measure.sender import WARM_UP_INDEX, Progress, Sender, probe, warm_up
+from harness.meters.gpus import Board, Use, choose, look, processes_of
+from harness.meters.sampler import Polled
+from harness.meters.server import ServerReader, counters
+from harness.model import Charged, EngineInfo, ServerSample
+from harness.store.directory import RunWriter, engine_record
+from harness.store.run_file import Anchor
+from harness.workload.requests import Conversations
+from harness.workload.schema import Workload
+
+CACHING = ("openai", "vllm")
+"""Engines that may have a prefix cache."""
+LEAD_S = 0.02, 0.3
+"""Time between choosing second zero and reaching it: with a sender in this process, and with client processes."""
+Notify = Callable[[Progress], None]
+Enough = Callable[[Path], bool]
+"""Called four times a second while measuring, with the run's directory; True stops sending, and the run completes."""
+
+
+class Kept:
+    """An engine that stays loaded for several runs in one process, with its event loop."""
+
+    def __init__(self) -> None:
+        self.runner = asyncio.Runner(loop_factory=event_loop)
+        self.engine: Engine | None = None
+        self.info: EngineInfo | None = None
+        self.charged: Charged | None = None
+        self.log: IO[bytes] | None = None
+        """The engine.log of the run that started the engine: its processes write there until they end."""
+
+    def close(self) -> None:
+        """Stop the engine; errors of an engine that is already dead are ignored."""
+        if self.engine is not None:
+            with contextlib.suppress(Exception):
+                self.runner.run(self.engine.stop())
+        if self.log is not None:
+            self.log.close()
+        self.runner.close()
+
+
+@dataclass(slots=True)
+class Session:
+    """One run on one engine, which is started unless it is running already."""
+
+    workload: Workload
+    inputs: Inputs
+    kept: Kept
+    engine: Engine
+    writer: RunWriter
+    notify: Notify
+    power: Power
+    clients: int
+    link: Callable[[Job], Link] | None
+    enough: Enough | None
+    gpus: Sequence[str] | None
+
+    def run(self, stops: bool, attached: bool) -> Ended:
+        """How the run ended, with the error if it did not complete.
+
+        `stops`: stop the engine at the end. `attached`: the engine ran before this run.
+        """
+        runner = self.kept.runner
+        with Interrupt() as interrupt:
+            try:
+                gpus = self.writer.file.environment.gpus or any(info.meter == "nvml" for info in self.power.infos)
+                before = look() if gpus and self.kept.info is None else ()
+                if not attached:
+                    self.power.idle("bare")
+                with self._timed("engine_start_s", "starting"):
+                    self.kept.info = info = self.kept.info or runner.run(self._start())
+                server = getattr(self.engine, "server_record", None)
+                self.writer.update(engine=engine_record(info), server=server)
+                if self.writer.file.prompts and self.writer.file.prompts.cache_reset:
+                    runner.run(self._reset_cache())
+                talk = self.inputs.conversations(self.workload, info) if self.link is None else None
+                with self._sender(talk) as sender:
+                    with self._timed("warmup_s", "warming up"):
+                        runner.run(self._warm_up(sender, talk, info))
+                    self.kept.charged = charged = self.kept.charged or self._charged(before, info, attached)
+                    if any(board.processes for board in before if str(board.index) in charged.devices):
+                        self.power.forget("bare")
+                    self.writer.update(charged=charged)
+                    self.power.idle("loaded")
+                    with self._server_metrics(info) as metrics, self._timed("measured_s", "measuring"):
+                        ended = runner.run(self._measure(sender, metrics, interrupt))
+            except KeyboardInterrupt:
+                begun = "while measuring" if self.writer.file.clock else "before the measured part began"
+                ended = Ended("interrupted", f"interrupted {begun}")
+            except EngineDied as died:
+                ended = Ended("failed", str(died))
+            finally:
+                # The load has ended: an interrupt changes no result any more.
+                if stops:
+                    with contextlib.suppress(KeyboardInterrupt), self._timed("engine_stop_s", "stopping"):
+                        runner.run(self.engine.stop())
+            if ended.state == "complete":
+                with contextlib.suppress(KeyboardInterrupt):
+                    self.power.idle("after")
+            return ended
+
+    async def _start(self) -> EngineInfo:
+        """Start the engine, and show its last log line meanwhile, because a large model takes minutes."""
+        start = asyncio.ensure_future(self.engine.start())
+        while not (await asyncio.wait([start], timeout=PROGRESS_PERIOD_S))[0]:
+            self.notify(Progress("starting", log_line=last_line(self.writer.directory / "engine.log")))
+            self.power.drain()
+        return start.result()
+
+    def _charged(self, before: Sequence[Board], info: EngineInfo, attached: bool) -> Charged:
+        """The GPUs to charge. `before`: what NVML listed before the engine started."""
+        processes, variables = processes_of(addresses(info))
+        count = None if info.device == "unknown" else info.device_count
+        use = Use(info.device, count, processes, started=not attached)
+        return choose(before, look() if before else (), use, variables or os.environ, self.gpus or ())
+
+    @contextlib.contextmanager
+    def _sender(self, talk: Conversations | None) -> Iterator[Sender | Clients]:
+        """The sender of the load: in this process, or several client processes."""
+        if self.link is None:
+            assert talk is not None
+            yield Sender(
+                self.workload,
+                self.inputs.arrivals,
+                self.engine,
+                talk.make,
+                self.writer.add,
+                talk.follow,
+                first_wave=talk.first_wave,
+            )
+            return
+        name = self.writer.file.engine_asked
+        # If the harness started the server, the engine knows the address for the clients.
+        options = dict(getattr(self.engine, "client_options", self.workload.engine_options(name)))
+        if most := self.workload.engine_options(name).get("connections"):
+            options["connections"] = math.ceil(most / self.clients)
+        jobs = [
+            Job(self.workload, self.inputs, name, options, self.writer.client_journal(k), (k, self.clients))
+            for k in range(self.clients)
+        ]
+        clients = Clients(self.workload, [self.link(job) for job in jobs])
+        try:
+            yield clients
+        finally:
+            self.writer.update(clients=clients.close())
+
+    async def _reset_cache(self) -> None:
+        assert isinstance(self.engine, Resetting)
+        await self.engine.reset_cache()
+
+    async def _warm_up(self, sender: Sender | Clients, talk: Conversations | None, info: EngineInfo) -> None:
+        """Warm the engine up, then find out how much of one more new prompt its cache supplies."""
+        count, prompts = self.workload.warmup.requests, self.writer.file.prompts
+        if isinstance(sender, Clients):
+            await sender.ready()
+        made = self.inputs.warm_up(self.workload, info, talk)
+        if prompts is not None:
+            prompts = prompts.model_copy(update={"random": made.random})
+            self.writer.update(prompts=prompts)
+        if isinstance(sender, Sender):
+            await warm_up(self.engine, made.make, count)
+        if count == 0 or info.engine not in CACHING or prompts is None:
+            return
+        request = replace(made.make(WARM_UP_INDEX + count), output_tokens=1)
+        before = await asyncio.to_thread(self._hits, info)
+        try:
+            cached = (await probe(self.engine, request)).cached_tokens
+        except HarnessError:  # a server that fails now and then: the load counts that
+            return
+        if cached is None and before is not None and (after := await asyncio.to_thread(self._hits, info)) is not None:
+            cached = int(after - before)
+        if cached is not None:
+            alone = max(0, cached - request.shared_tokens)
+            self.writer.update(prompts=prompts.model_copy(update={"cached_alone": alone}))
+
+    def _hits(self, info: EngineInfo) -> float | None:
+        """Tokens that the server's prefix cache has supplied so far; None: it does not tell."""
+        samples = ServerReader(addresses(info)).read()
+        return next((each.value for each in samples if each.name == "prefix_cache_hits"), None)
+
+    @contextlib.contextmanager
+    def _server_metrics(self, info: EngineInfo) -> Iterator[Polled[ServerSample] | None]:
+        """Reads the server's own metrics meanwhile; None if the engine is not a server: it is read at both ends."""
+        if not (urls := addresses(info)):
+            self._read_counters()
+            try:
+                yield None
+            finally:
+                self._read_counters()
+            return
+        metrics = Polled("server", ServerSample, ServerReader, urls)
+        metrics.start()
+        try:
+            yield metrics
+        finally:
+            metrics.stop()
+            self.writer.add_server(metrics.drain())
+
+    def _read_counters(self) -> None:
+        if isinstance(self.engine, Telling):
+            self.writer.add_server(counters(self.engine.metrics()))
+
+    async def _measure(
+        self, sender: Sender | Clients, metrics: Polled[ServerSample] | None, interrupt: Interrupt
+    ) -> Ended:
+        """Send the load from second zero to its end."""
+        with LoopMonitor() as monitor:
+            lead_s = LEAD_S[isinstance(sender, Clients)]
+            began_ns = time.monotonic_ns() + int(lead_s * 1e9)
+            zero = datetime.now(UTC) + timedelta(seconds=lead_s)
+            self.writer.update(clock=Anchor(utc=zero, monotonic_s=began_ns / 1e9))
+            load = measure(sender, began_ns, monitor) if isinstance(sender, Sender) else sender.run(began_ns)
+            task, ticker = asyncio.ensure_future(load), asyncio.ensure_future(self._tick(sender, metrics))
+            with interrupt.cancels(task):
+                await asyncio.wait({task, ticker}, return_when=asyncio.FIRST_COMPLETED)
+                ended = await task if task.done() else await _given_up(task, ticker)
+            ticker.cancel()
+        if ended.monitor:
+            self.writer.update(clients=[{"client": 0, **ended.monitor}])
+        return _judged(ended)
+
+    async def _tick(self, sender: Sender | Clients, metrics: Polled[ServerSample] | None) -> str:
+        """Four times a second: show the progress, journal the readings, and stop if the figures are precise enough.
+
+        Returns the reason if requests have failed for so long that the load must end.
+        """
+        limit_s = self.workload.give_up_s
+        while (seen := sender.progress()).failing_s < limit_s or seen.oldest_s >= limit_s:
+            self.power.drain()
+            self.notify(replace(seen, power_w=self.power.now_w(self.kept.charged)))
+            if metrics is not None:
+                self.writer.add_server(metrics.drain())
+            if self.enough is not None and self.enough(self.writer.directory):
+                sender.stop()
+            await asyncio.sleep(PROGRESS_PERIOD_S)
+        return f"no request succeeded for {seen.failing_s:.0f} s (--give-up {limit_s:g}s)"
+
+    @contextlib.contextmanager
+    def _timed(self, name: str, phase: str) -> Iterator[None]:
+        self.notify(Progress(phase))
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            timings = self.writer.file.timings.model_copy(update={name: time.monotonic() - began})
+            self.writer.update(timings=timings)
+
+
+async def _given_up(load: asyncio.Task[Ended], ticker: asyncio.Task[str]) -> Ended:
+    """End the load, because the ticker returned a reason, or raised HarnessError."""
+    load.cancel()
+    ended = await load
+    return replace(ended, state="failed", error=ticker.result())
+
+
+def _judged(ended: Ended) -> Ended:
+    """The end of the load; with most of its requests failed it has failed."""
+    failures = Counter({kind: n for kind, n in ended.failures.items() if kind not in ("cancelled", "aborted")})
+    kinds = ", ".join(f"{kind} {n:,}" for kind, n in failures.most_common(3))
+    failed = f"{failures.total():,} of {ended.finished:,} requests failed: {kinds}"
+    if ended.state == "complete" and failures.total() > ended.finished / 2:
+        return replace(ended, state="failed", error=failed)
+    return replace(ended, error=f"{ended.error}; {failed}") if ended.state == "failed" and failures else ended
+
+
+def addresses(info: EngineInfo) -> list[str]:
+    """The addresses of the server; empty: the engine is no server."""
+    urls = info.options.get("base_url") or []
+    return [urls] if isinstance(urls, str) else list(urls)
