@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.engines.openai import http
+from harness.engines.openai.pool import Pool, parse_base
 from harness.errors import RequestFailed
 
 BODY = b"data: 1\n\ndata: 2\r\n\r\n0\r\n\r\n\x00\xff" * 3
@@ -154,7 +155,7 @@ def test_an_arrival_has_the_time_at_which_the_kernel_received_it_however_late_it
             peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na")
 
     async def read_late() -> int | None:
-        pool, stamps = http.Pool([http.parse_base(f"http://127.0.0.1:{listener.getsockname()[1]}")], 1, 1), []
+        pool, stamps = Pool([parse_base(f"http://127.0.0.1:{listener.getsockname()[1]}")], 1, 1), []
         connection = await pool.connect(0)
         answer = asyncio.ensure_future(connection.exchange(b"GET", lambda _, at_ns: stamps.append(at_ns)))
         await asyncio.sleep(0)

@@ -17,6 +17,7 @@ from pydantic import Field
 from harness.config import Section, checked
 from harness.engines.base import Arrived
 from harness.engines.openai import http
+from harness.engines.openai.pool import Pool, parse_base
 from harness.engines.openai.stream import Answer, error_message
 from harness.errors import HarnessError, RequestFailed
 from harness.files import data_rows, read_data
@@ -89,7 +90,7 @@ class OpenAIEngine:
             raise HarnessError("openai engine: base_url is empty", "give the address of at least one server")
         if given.system_prompt is not None and given.endpoint != "chat":
             raise HarnessError("openai engine: system_prompt goes with endpoint=chat", "set engine.endpoint=chat")
-        self._bases = [http.parse_base(url) for url in urls]
+        self._bases = [parse_base(url) for url in urls]
         self._model = model
         self._secrets: list[str] = []
         self._fields = {
@@ -100,7 +101,7 @@ class OpenAIEngine:
         path = "/v1/chat/completions" if given.endpoint == "chat" else "/v1/completions"
         rest = f"{path} HTTP/1.1\r\nHost: "
         self._heads = [f"POST {each.path}{rest}{each.host}\r\n{headers}".encode() for each in self._bases]
-        self._pool = http.Pool(self._bases, given.connect_timeout_s, given.read_timeout_s)
+        self._pool = Pool(self._bases, given.connect_timeout_s, given.read_timeout_s)
         self._length_field = LENGTH_FIELDS[0]
         self._prepared: dict[int, tuple[Request, bytes]] = {}
         self._tokenizer: Any = None
@@ -406,7 +407,7 @@ class OpenAIEngine:
         data, base = b"" if fields is None else msgspec.json.encode(fields), self._bases[server]
         _, _, headers = self._heads[server].partition(b"\r\n")
         line = b"%b %b%b HTTP/1.1\r\n" % (method.encode(), base.path.encode(), path.encode())
-        pool = http.Pool([base], self.options.connect_timeout_s, ASK_TIMEOUT_S)
+        pool = Pool([base], self.options.connect_timeout_s, ASK_TIMEOUT_S)
         try:
             connection = await pool.connect(0)
             request = line + headers + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
