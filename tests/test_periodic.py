@@ -18,7 +18,7 @@ from harness.periodic import fit
     jitter=st.sampled_from([0.0, 0.0, 0.0008]),
     seed=st.integers(0, 10_000),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_bounds_hold_every_instant_of_the_true_line(
     phi: float, ppm: float, gaps: list[int], width: float, jitter: float, seed: int
 ) -> None:

@@ -121,7 +121,7 @@ def _blocks(document: str, kind: str) -> list[str]:
     return re.findall(rf"```{kind}\n(.*?)```", (ROOT / document).read_text(), re.S)
 
 
-def test_the_action_measures_holds_limits_and_writes_a_page(tmp_path: Path) -> None:
+def test_the_action_measures_holds_limits_compares_and_writes_a_page(harness: Command, tmp_path: Path) -> None:
     """Every step that runs a command, as a runner would: bash -e, inputs as environment variables."""
     action = yaml.safe_load((ROOT / ".github/actions/benchmark/action.yml").read_text())
     (tmp_path / "bin").mkdir()
@@ -151,10 +151,10 @@ def test_the_action_measures_holds_limits_and_writes_a_page(tmp_path: Path) -> N
             codes[step["name"]] = len(broken_limits(xml)) if step["name"] == "Limits" and code == 1 else code
         return codes
 
-    first = job(extras="", arguments=options, limits="ttft_s.p99>5\ne2e_s.p50>10", results="base")
-    assert first == {"Measure": 0, "Limits": 0, "The page": 0}
-    assert (tmp_path / "base/report.html").read_text().startswith("<!DOCTYPE html>")
+    assert harness("run", "smoke", *options.split(), "--out", "base").code == 0
     slower = options.replace("itl_s=0.001", "itl_s=0.004")
-    second = job(extras="", arguments=slower, base="base", changes="output_tps<-5%")
-    assert second == {"Measure": 0, "Limits": 0, "Against the base": 1, "The page": 0}
-    assert "<failure" in (tmp_path / "inference-results/changes.xml").read_text()
+    compared = {"base": "base", "changes": "output_tps<-5%"}
+    codes = job(extras="", arguments=slower, limits="ttft_s.p99>5\ne2e_s.p50>10", results="new", **compared)
+    assert codes == {"Measure": 0, "Limits": 0, "Against the base": 1, "The page": 0}
+    assert (tmp_path / "new/report.html").read_text().startswith("<!DOCTYPE html>")
+    assert "<failure" in (tmp_path / "new/changes.xml").read_text()

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from commands import Command
 
 from harness.config import overrides
 from harness.errors import HarnessError
@@ -237,6 +239,24 @@ def command_line(tmp_path: Path, *overrides: str) -> tuple[list[str], Path]:
     return [sys.executable, "-m", "harness", "run", str(path), "--out", str(out), *words], out
 
 
+Start = Callable[[list[str]], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a command whose errors can be read; one that still runs at the end of the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def go(command: list[str]) -> subprocess.Popen[str]:
+        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield go
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize(
     ("number", "code", "state"),
     [
@@ -246,10 +266,12 @@ def command_line(tmp_path: Path, *overrides: str) -> tuple[list[str], Path]:
         (signal.SIGKILL, -9, "interrupted"),
     ],
 )
-def test_a_run_ended_by_a_signal_can_be_read(tmp_path: Path, number: signal.Signals, code: int, state: str) -> None:
+def test_a_run_ended_by_a_signal_can_be_read(
+    harness: Command, start: Start, tmp_path: Path, number: signal.Signals, code: int, state: str
+) -> None:
     command, out = command_line(tmp_path, *ENDLESS)
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, which a child would inherit
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(command)
     signal.signal(signal.SIGHUP, before)
     journal = None
     deadline = time.monotonic() + 30
@@ -266,20 +288,13 @@ def test_a_run_ended_by_a_signal_can_be_read(tmp_path: Path, number: signal.Sign
     assert run.file.state == state
     assert run.requests["error"].isna().sum() > 20
     assert not [child for child in psutil.Process().children() if child.pid == process.pid]
-    shown = subprocess.run(
-        [sys.executable, "-m", "harness", "report", str(journal.parent), "--format", "json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert json.loads(shown.stdout)
-    text = subprocess.run(
-        [sys.executable, "-m", "harness", "report", str(journal.parent)], capture_output=True, text=True, check=True
-    ).stdout
-    assert "incomplete" in text
+    assert json.loads(harness("report", str(journal.parent), "--format", "json").out)
+    assert "incomplete" in harness("report", str(journal.parent)).out
 
 
-def test_an_interrupt_before_the_load_is_reported_as_such(tmp_path: Path) -> None:
+def test_an_interrupt_before_the_load_is_reported_as_such(start: Start, tmp_path: Path) -> None:
     command, _ = command_line(tmp_path, "engine.start_s=60")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = start(command)
     assert process.stderr is not None
     assert process.stderr.readline() == "starting …\n"
     time.sleep(0.2)
@@ -288,9 +303,9 @@ def test_an_interrupt_before_the_load_is_reported_as_such(tmp_path: Path) -> Non
     assert process.returncode == 3
 
 
-def test_further_interrupts_end_with_a_message_and_without_a_traceback(tmp_path: Path) -> None:
+def test_further_interrupts_end_with_a_message_and_without_a_traceback(start: Start, tmp_path: Path) -> None:
     command, out = command_line(tmp_path, *ENDLESS)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = start(command)
     assert process.stderr is not None
     for line, wait_s in (("measuring …\n", 0.2), ("stopping …\n", 0.0), ("", 0.3)):
         while line and process.stderr.readline() != line:

@@ -20,6 +20,7 @@ from harness.analysis.energy import measure_energy
 from harness.analysis.readings import LAG_HALF_S, sources
 from harness.errors import HarnessError
 from harness.measure import power, run
+from harness.meters import sampler
 from harness.meters.base import create_meter
 from harness.model import MeterInfo, PowerSample
 from harness.store.run import read_run
@@ -100,7 +101,10 @@ def test_probed_periods_are_cached_per_gpu_and_driver(script: Script) -> None:
     assert opened.devices[0].period_s == pytest.approx(seen["period_s"], rel=0.01)
 
 
-def test_a_driver_call_that_never_returns_does_not_hang_the_run(script: Script) -> None:
+def test_a_driver_call_that_never_returns_does_not_hang_the_run(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "STOP_S", 1.0)
     script("wave constant 200\nfault hang 4")  # time to start on a busy machine
     began = time.monotonic()
     _, samples, closed = gather(4.0, probe_s=0.3)

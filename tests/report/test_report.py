@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from builders import CPU, a_run, frame_of, record
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -51,7 +51,6 @@ def test_a_figure_in_words(given_: Figure, said: str) -> None:
     assert words(given_) == said
 
 
-@settings(deadline=None)
 @given(st.floats(-1e15, 1e15, allow_subnormal=False))
 def test_a_printed_number_is_right_to_four_digits(value: float) -> None:
     shown = number(value)
@@ -60,7 +59,6 @@ def test_a_printed_number_is_right_to_four_digits(value: float) -> None:
     assert math.isclose(parsed, value, rel_tol=5.01e-4)
 
 
-@settings(deadline=None)
 @given(st.floats(1e-3, 1e8), st.floats(0.5, 1), st.floats(1, 2))
 def test_interval_ends_have_the_decimals_of_what_they_enclose(value: float, below: float, above: float) -> None:
     shown = ends(figure(value=value, low=value * below, high=value * above)) or ""
@@ -235,7 +233,6 @@ WORDS = st.lists(st.sampled_from([*ARABIC.split(), "revenue", "分成收入", "a
 CELLS = st.one_of(WORDS, st.none(), st.builds(figure, value=st.none() | st.floats(-1e9, 1e9), n=st.none() | st.just(3)))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9).flatmap(lambda k: st.lists(st.tuples(*[CELLS] * k), min_size=1, max_size=3)), WORDS)
 def test_any_table_fits_80_columns_and_loses_no_word(rows: list[tuple[Any, ...]], note: str) -> None:
     columns = tuple(f"c{i}" for i in range(len(rows[0])))

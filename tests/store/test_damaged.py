@@ -150,7 +150,7 @@ def victim(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shutil.copytree(whole, tmp_path_factory.mktemp("damaged") / "run")
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), byte=st.none() | st.integers(0, 255))
 def test_a_truncated_or_altered_file_is_read_or_refused(
     whole: Path, victim: Path, name: str, place: float, byte: int | None
@@ -176,7 +176,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from leaves(value[key], (*path, key))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(data=st.data(), value=st.sampled_from([None, "x", 5, [], {}, [1], {"a": 1}, 1e300]))
 def test_a_value_of_another_type_in_run_json_is_read_or_refused(
     whole: Path, victim: Path, data: st.DataObject, value: object
