@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ def store(directory: Path, tool: str, rows: Sequence[Row], order: Sequence[str])
     directory.mkdir(parents=True, exist_ok=True)
     kept = {(row.trap, row.setting): row for row in (*load(directory).get(tool, ()), *rows)}
     lines = sorted(kept.values(), key=lambda row: (row.setting != "default", row.setting, order.index(row.trap)))
-    (directory / f"{tool}.jsonl").write_text("".join(json.dumps(_written(row)) + "\n" for row in lines))
+    text = "".join(json.dumps(_written(row)) + "\n" for row in lines)
+    (directory / f"{tool}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def _written(row: Row) -> dict[str, object]:
@@ -53,9 +55,9 @@ def _written(row: Row) -> dict[str, object]:
 def load(directory: Path) -> dict[str, list[Row]]:
     """The stored rows, by tool."""
     found = {}
-    for path in sorted(directory.glob("*.jsonl")):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        found[path.stem] = [
+    for path in sorted(directory.glob("*.jsonl.gz")):
+        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        found[path.name.removesuffix(".jsonl.gz")] = [
             Row(**{**row, "answers": [Answer(**{**x, "findings": frozenset(x["findings"])}) for x in row["answers"]]})
             for row in rows
         ]
@@ -80,8 +82,11 @@ a tool passes where what it reports is true within the tolerance. Made by `scrip
 - **right**: every figure that the tool reports is true. This harness is also right where a finding says what is wrong.
 - **wrong**: a figure is off, and the tool does not say so. The figure stands beside it.
 - **otherwise**: a figure is off from this page's definition, but the tool's documentation defines it in another way.
-- **no result**: the tool ended with an error where there is something to measure.
-- a dash: not measured. The tool has none of the trap's figures, or cannot be put to it.
+- **no result**: the tool ended with an error, or none of its requests completed by its own count.
+- a dash: not measured. The tool has none of the trap's figures, or cannot send its load.
+
+Other tools are called with their default settings from Python's package index, and each is imported once for all traps.
+Where a tool's rates are of the whole run, the true rate is what the server served from its first request to its last.
 
 Definitions are those of [method.md](method.md). Each trap also catches at least one wrong tool that was made on
 purpose: the last column of the second table.
@@ -150,6 +155,8 @@ def _tool(tool: str, rows: Sequence[Row]) -> str:
         return "**harness**: `harness run` and `harness import` of this checkout.\n"
     peer, first = PEERS[tool], rows[0]
     lines = [f"**{tool}** {first.version}, [definitions]({peer.source}). Called as:\n", f"    {first.command}\n"]
+    if peer.note:
+        lines.append(f"- {peer.note}.")
     names = {"*": "All figures"}
     lines += [f"- {names.get(figure, f'`{figure}`')}: {text}." for figure, text in peer.defines.items()]
     return "\n".join(lines) + "\n"

@@ -90,9 +90,10 @@ class Ask:
             yield self.event(f" word{first + i}")
 
     def end(self, completion: int | None = None, finish: str = "length", **usage: Any) -> Iterator[Step]:
-        """The finish reason in an event without a text, the usage, and [DONE]."""
+        """The finish reason in an event without a text, the usage if it was asked for, and [DONE]."""
         yield self.event(finish=finish)
-        yield self.form([], usage=self.usage(completion, **usage))
+        if (self.body.get("stream_options") or {}).get("include_usage"):
+            yield self.form([], usage=self.usage(completion, **usage))
         yield DONE
 
 

@@ -29,6 +29,8 @@ class Truth:
     """Tolerance, relative to the value."""
     slack: float = 0.0
     """Tolerance in the figure's unit, added to the relative one: a client's own milliseconds, for instance."""
+    each: float | None = None
+    """Of a rate: what a request adds to it. A tool whose rates are of the whole run is judged by the run's."""
 
     def fits(self, seen: float | None) -> bool:
         """Whether a reported value is the true one.
@@ -96,6 +98,12 @@ class Stand:
     """How late the stand itself was, at p95: where it was late, nothing can be said of the tool."""
     log: Callable[[], Sequence[Seen]] = tuple
     """What a server sent, for mutations that read it as a wrong tool would."""
+
+
+def served_s(stand: Stand, load: Load) -> dict[str, float]:
+    """How long the server had requests of the load, without those that came before; nothing if it keeps no log."""
+    asked = list(stand.log())[-load.requests :]
+    return {"served_s": max(seen.end_s for seen in asked) - asked[0].sent_s} if asked else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +197,8 @@ def judge(trap: Trap, answers: Sequence[Answer], defines: Mapping[str, str]) -> 
     answer = answers[-1]
     if answer.refused is not None:
         return ("right" if "refused" in trap.says else "no result"), [answer.refused]
-    names = {truth: truth.figure.removeprefix("whole_run.") for truth in trap.truths}
+    truths = [_own(truth, trap, answer, defines) for truth in trap.truths]
+    names = {truth: truth.figure.removeprefix("whole_run.") for truth in truths}
     seen = {truth: answer.figures[name] for truth, name in names.items() if name in answer.figures}
     if not seen:
         return "not measured", []
@@ -200,6 +209,14 @@ def judge(trap: Trap, answers: Sequence[Answer], defines: Mapping[str, str]) -> 
     if not off:
         return "right", []
     return ("defined otherwise" if excused else "wrong"), texts
+
+
+def _own(truth: Truth, trap: Trap, answer: Answer, defines: Mapping[str, str]) -> Truth:
+    """The truth of a rate by the tool's own definition: over the time in which the server had its requests."""
+    served_s = answer.figures.get("served_s")
+    if "*" not in defines or truth.each is None or not served_s:
+        return truth
+    return replace(truth, value=trap.load.requests * truth.each / served_s)
 
 
 def _times(value: float | None, true: float | None) -> str:

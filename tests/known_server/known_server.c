@@ -253,6 +253,15 @@ static void tell(struct connection *c) {
     free(b.data);
 }
 
+/* A key's value in a JSON text if it begins so, with or without a space before it. */
+static char *value(char *body, const char *key, const char *begins) {
+    char *at = strstr(body, key);
+    if (!at) return NULL;
+    at += strlen(key);
+    at += *at == ' ';
+    return strncmp(at, begins, strlen(begins)) ? NULL : at;
+}
+
 /* One request of `length` bytes, its body from `body` on. */
 static void answer(int fd, char *request, char *body) {
     struct connection *c = &connections[fd];
@@ -260,6 +269,7 @@ static void answer(int fd, char *request, char *body) {
         if (!strncmp(request + 4, "/truth", 6)) tell(c);
         else if (!strncmp(request + 4, "/v1/models", 10))
             whole(c, "200 OK", "{\"object\":\"list\",\"data\":[{\"id\":\"known\",\"max_model_len\":1000000}]}");
+        else if (!strncmp(request + 4, "/health", 7)) whole(c, "200 OK", "{}");
         else if (!strncmp(request + 4, "/version", 8)) whole(c, "200 OK", "{\"version\":\"1.0\"}");
         else if (!strncmp(request + 4, "/reset", 6)) {
             long connected = truth.connected, streams = truth.streams;
@@ -271,12 +281,12 @@ static void answer(int fd, char *request, char *body) {
         flush(fd);
         return;
     }
-    char *given = strstr(body, "\"max_tokens\":"), *prompt = strstr(body, "\"prompt\":[");
+    char *given = value(body, "\"max_tokens\":", ""), *prompt = value(body, "\"prompt\":", "[");
     c->received = now();
     c->chat = strstr(request, "/chat/") != NULL;
-    c->stream = strstr(body, "\"stream\":true") != NULL;
-    c->usage = strstr(body, "\"include_usage\":true") != NULL;
-    c->tokens = given ? atoi(given + 13) : 16;
+    c->stream = value(body, "\"stream\":", "true") != NULL;
+    c->usage = value(body, "\"include_usage\":", "true") != NULL;
+    c->tokens = given ? atoi(given) : 16;
     c->asked = prompt != NULL;
     for (; prompt && *prompt && *prompt != ']'; prompt++) c->asked += *prompt == ',';
     c->sent = 0;

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gauntlet.tools.peer import WHOLE_RUN, Peer, at, latencies
+from gauntlet.tools.peer import WHOLE_RUN, At, Peer, latencies
 from gauntlet.trap import Trap
 
 
@@ -40,32 +39,36 @@ def command(trap: Trap, url: str, out: Path, tokenizer: str) -> list[str]:
         "storage": {"local_storage": {"path": str(out / "reports")}},
     }
     (out / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
-    return ["inference-perf", "--config_file", str(out / "config.yaml")]
+    return ["--config_file", str(out / "config.yaml")]
 
 
-def read(content: Mapping[str, Any]) -> dict[str, float | None]:
-    successes = content["successes"]
-    paths = {"ttft_s": "time_to_first_token", "tpot_s": "time_per_output_token"}
-    paths |= {"itl_s": "inter_token_latency", "e2e_s": "request_latency"}
-    keys = {"mean": "mean", "p50": "median", "p99": "p99"}
-    return latencies(successes.get("latency"), paths, keys, 1.0) | {
-        "requests_per_s": at(successes, "throughput.requests_per_sec"),
-        "output_tokens_per_s": at(successes, "throughput.output_tokens_per_sec"),
-        "requests.completed": at(successes, "count"),
-        "requests.failed": at(content, "failures.count"),
-        "input_tokens.got": at(successes, "prompt_tokens.total"),
-        "output_tokens.got": at(successes, "output_tokens.total"),
-        "cached_tokens": at(successes, "prompt_tokens.cached"),
-    }
-
-
+NAMES = {"ttft_s": "time_to_first_token", "tpot_s": "time_per_output_token"}
+NAMES |= {"itl_s": "inter_token_latency", "e2e_s": "request_latency"}
+IMPORTS = (
+    "aiohttp pydantic numpy datasets transformers==5.13.0 jinja2 google-cloud-storage pyyaml boto3 uvloop tqdm "
+    "aiofiles tiktoken rich av pillow prometheus-client"
+)
+"""What it asks for. It asks for Python 3.12 as well, and runs on 3.11."""
 PEER = Peer(
     name="inference-perf",
-    packages=("inference-perf",),
+    packages=(*IMPORTS.split(), "inference-perf"),
+    alone=True,
+    note="On Python 3.11, though its package asks for 3.12",
+    program="inference-perf",
+    code="from inference_perf.main import main_cli; main_cli()",
+    imports="inference_perf.main",
     command=command,
     result="**/summary_lifecycle_metrics.json",
-    read=read,
+    figures={
+        **latencies(NAMES, ("mean", "median", "p99"), "successes.latency.{name}.{key}"),
+        "requests_per_s": At("successes.throughput.requests_per_sec"),
+        "output_tokens_per_s": At("successes.throughput.output_tokens_per_sec"),
+        "requests.completed": At("successes.count"),
+        "requests.failed": At("failures.count"),
+        "input_tokens.got": At("successes.prompt_tokens.total"),
+        "output_tokens.got": At("successes.output_tokens.total"),
+        "cached_tokens": At("successes.prompt_tokens.cached"),
+    },
     source="https://github.com/kubernetes-sigs/inference-perf/blob/main/docs/metrics.md",
     defines={"*": WHOLE_RUN},
-    python="python3.12",
 )

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import venv
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gauntlet.tools import forks
 from gauntlet.trap import Answer, Stand, Trap
 
 LIMIT_S = 60
@@ -20,47 +26,74 @@ WHOLE_RUN = "rates and latencies are those of the whole run, start and drain inc
 
 
 @dataclass(frozen=True, slots=True)
+class At:
+    """Where a figure is in a tool's result."""
+
+    path: str
+    """Keys with dots between them; -1 is the last of a list."""
+    scale: float = 1.0
+    missing: float | None = None
+    """The value where the tool writes none."""
+
+    def of(self, content: Any) -> float | None:
+        """The figure, or None.
+
+        >>> At("a.-1.b", 1e-3).of({"a": [{"b": 20}]}), At("a.b").of({})
+        (0.02, None)
+        """
+        for key in self.path.split("."):
+            if isinstance(content, list) and content:
+                content = content[int(key)]
+            else:
+                content = content.get(key) if isinstance(content, Mapping) else None
+        return self.missing if content is None else float(content) * self.scale
+
+
+def latencies(names: Mapping[str, str], keys: Iterable[str], form: str, scale: float = 1.0) -> dict[str, At]:
+    """Where figures such as ttft_s.p50 are: `form` is the path of a {name}'s {key}, for the keys of mean, p50, p99.
+
+    >>> latencies({"ttft_s": "ttft"}, ("avg",), "{name}.{key}")
+    {'ttft_s.mean': At(path='ttft.avg', scale=1.0, missing=None)}
+    """
+    return {
+        f"{figure}.{statistic}": At(form.format(name=name, key=key), scale)
+        for figure, name in names.items()
+        for statistic, key in zip(("mean", "p50", "p99"), keys, strict=False)
+    }
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
-    """Another tool: how to install it, to call it, and to read what it reports."""
+    """Another tool: how to install it, to call it, and where its figures are."""
 
     name: str
     packages: tuple[str, ...]
-    """Words for pip."""
+    """Words for pip; the tool's own package is the last."""
+    program: str
+    """As a user types it."""
+    code: str
+    """What the program runs."""
+    imports: str
+    """A module that `code` needs; it is imported once for all traps."""
     command: Callable[[Trap, str, Path, str], Sequence[str]]
-    """Words of its command line, from the trap, the server's address, a directory for results, the tokenizer's path."""
+    """Words after the program, from the trap, the server's address, a directory for results, the tokenizer's path;
+    none if it cannot send the trap's load."""
     result: str
-    """Where its result file is, a pattern under that directory; the last one if several fit."""
-    read: Callable[[Mapping[str, Any]], Mapping[str, float | None]]
-    """Figures by the names of docs/glossary.md; without those that it has not."""
+    """Its result file, a pattern under that directory; the last one if several fit."""
+    figures: Mapping[str, At]
+    """By the names of docs/glossary.md, those that it has; the number of completed requests among them."""
     source: str
     """Where it defines its figures."""
+    note: str = ""
+    """What a reader must know of how it was installed or called."""
     defines: Mapping[str, str] = field(default_factory=dict)
     """Its own definition of a figure, where that differs from docs/method.md."""
     best: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """More words, by the name of a setting that its documentation recommends."""
-    python: str = "python3"
-    no_dependencies: tuple[str, ...] = ()
-    """Packages that are installed without what they ask for."""
-
-
-def at(content: Any, path: str, scale: float = 1.0) -> float | None:
-    """The number at a dotted path, or None; keys with a dot in them do not occur.
-
-    >>> at({"a": {"b": 20}}, "a.b", 1e-3), at({}, "a.b")
-    (0.02, None)
-    """
-    for key in path.split("."):
-        content = content.get(key) if isinstance(content, Mapping) else None
-    return None if content is None else float(content) * scale
-
-
-def latencies(content: Any, paths: Mapping[str, str], keys: Mapping[str, str], scale: float) -> dict[str, float | None]:
-    """Figures such as ttft_s.p50: `paths` by latency, and the key of each statistic below them."""
-    return {
-        f"{name}.{statistic}": at(content, f"{path}.{key}", scale)
-        for name, path in paths.items()
-        for statistic, key in keys.items()
-    }
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """More variables of its environment."""
+    alone: bool = False
+    """The last package is installed without those that it asks for."""
 
 
 def install(peer: Peer, root: Path) -> Path:
@@ -68,14 +101,11 @@ def install(peer: Peer, root: Path) -> Path:
     directory = root / peer.name
     if (directory / "bin" / "python").exists():
         return directory
-    python = shutil.which(peer.python)
-    if python is None:
-        raise RuntimeError(f"needs {peer.python}")
-    subprocess.run([python, "-m", "venv", str(directory)], check=True)
-    for words in (peer.packages, *([("--no-deps", *peer.no_dependencies)] if peer.no_dependencies else [])):
-        done = subprocess.run(
-            [directory / "bin" / "pip", "install", "-q", *words], capture_output=True, text=True, check=False
-        )
+    venv.create(directory, with_pip=True)
+    *others, own = peer.packages
+    for words in ([*others], ["--no-deps", "--ignore-requires-python", own]) if peer.alone else (peer.packages,):
+        pip = [directory / "bin" / "pip", "install", "-q", *words]
+        done = subprocess.run(pip, capture_output=True, text=True, check=False)
         if done.returncode:
             shutil.rmtree(directory)
             raise RuntimeError(done.stderr.strip().splitlines()[-1])
@@ -83,12 +113,9 @@ def install(peer: Peer, root: Path) -> Path:
 
 
 def version(peer: Peer, environment: Path) -> str:
-    """The installed version of the tool's own package, the last that is named."""
-    package = (*peer.packages, *peer.no_dependencies)[-1].partition("=")[0]
-    code = f"import importlib.metadata as m; print(m.version({package!r}))"
-    return subprocess.run(
-        [environment / "bin" / "python", "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    """The installed version of the tool's own package."""
+    code = f"import importlib.metadata as m; print(m.version({peer.packages[-1].partition('=')[0]!r}))"
+    return subprocess.check_output([environment / "bin" / "python", "-c", code], text=True).strip()
 
 
 def write_tokenizer(directory: Path) -> Path:
@@ -117,38 +144,77 @@ def answers(
 ) -> Iterator[Answer]:
     """What the tool reports of the stand, once for each of the load's runs; nothing if it cannot measure there.
 
-    Traps with options of this harness ask for something that the load's form has no word for.
+    Traps with options of this harness ask for something that the load's form has no word for, and those without a
+    truth ask for a finding of this harness.
     """
-    if stand.url is None or trap.options:
+    if stand.url is None or trap.options or not trap.truths:
         return
-    variables = {
-        **os.environ,
-        "TOKENIZERS_PARALLELISM": "false",
-        "HOME": str(scratch),
-        "PATH": f"{environment / 'bin'}:{os.environ['PATH']}",
-    }
-    variables.pop("PYTHONPATH", None)
+    variables = {**_variables(peer, environment), "HOME": str(scratch)}
     for run in range(trap.load.runs):
         out = scratch / f"{run}"
         out.mkdir(parents=True)
-        words = [*peer.command(trap, stand.url, out, str(tokenizer)), *peer.best.get(setting, ())]
-        (scratch / "command").write_text(" ".join(words))
-        with (out / "printed").open("w") as printed:
-            try:
-                pin = [] if stand.core is None else ["taskset", "-c", str(stand.core)]
-                done = subprocess.run(
-                    [*pin, environment / "bin" / words[0], *words[1:]],
-                    cwd=out, env=variables, stdout=printed, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                    timeout=LIMIT_S, check=False,
-                )  # fmt: skip
-                how = f"exit code {done.returncode}"
-            except subprocess.TimeoutExpired:
-                how = f"no end within {LIMIT_S} s"
+        words = peer.command(trap, stand.url, out, str(tokenizer))
+        if not words:
+            return
+        words = [*words, *peer.best.get(setting, ())]
+        told = [*(f"{name}={value}" for name, value in peer.variables.items()), *peer.program.split(), *words]
+        (scratch / "command").write_text(shlex.join(told))
+        ended = _run(peer, environment, words, out, variables, stand.core)
         found = sorted(out.glob(peer.result))
-        if not found:
-            yield Answer({}, refused=f"no result: {how}")
-            continue
-        yield Answer({name: x for name, x in peer.read(_content(found[-1])).items() if x is not None})
+        content = _content(found[-1]) if found else {}
+        figures = {name: x for name, at in peer.figures.items() if (x := at.of(content)) is not None}
+        yield Answer(figures, refused=_failure(ended, figures, out / "printed"))
+
+
+def _variables(peer: Peer, environment: Path) -> dict[str, str]:
+    others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = {"TOKENIZERS_PARALLELISM": "false", "PATH": f"{environment / 'bin'}:{os.environ['PATH']}"}
+    return {**others, **found, **peer.variables}
+
+
+PARENTS: dict[str, subprocess.Popen[str]] = {}
+"""By tool: the process that has imported it, until this one ends."""
+
+
+def _run(
+    peer: Peer, environment: Path, words: Sequence[str], out: Path, variables: Mapping[str, str], core: int | None
+) -> str:
+    """Run the tool in `out`, where its output is the file `printed`; returns what went wrong, or nothing."""
+    if peer.name not in PARENTS:
+        PARENTS[peer.name] = subprocess.Popen(
+            [environment / "bin" / "python", "-P", forks.__file__, peer.imports], env=_variables(peer, environment),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+    calls, answers = PARENTS[peer.name].stdin, PARENTS[peer.name].stdout
+    assert calls is not None
+    assert answers is not None
+    call = {"code": peer.code, "words": [peer.program, *words], "directory": str(out), "core": core}
+    print(json.dumps({**call, "variables": dict(variables)}), file=calls, flush=True)
+    group, late = int(answers.readline()), threading.Event()
+
+    def kill() -> None:
+        late.set()
+        os.killpg(group, signal.SIGKILL)
+
+    timer = threading.Timer(LIMIT_S, kill)
+    timer.start()
+    code = int(answers.readline())
+    timer.cancel()
+    with contextlib.suppress(ProcessLookupError):  # workers that it left
+        os.killpg(group, signal.SIGKILL)
+    if late.is_set():
+        return f"no end within {LIMIT_S} s"
+    return f"exit code {code}" if code else ""
+
+
+def _failure(ended: str, figures: Mapping[str, float], printed: Path) -> str | None:
+    """Why figures are no result, or None: the tool failed, or none of its requests completed by its own count."""
+    if not ended and figures.get("requests.completed"):
+        return None
+    lines = [line.strip() for line in printed.read_text(errors="replace").splitlines()]
+    errors = [line for line in lines if "error" in line.lower()]
+    counts = [f"{figures[name]:g} {name}" for name in ("requests.completed", "requests.failed") if name in figures]
+    return ", ".join([ended or "no request completed", *counts, *errors[-1:]])[:200]
 
 
 def _content(path: Path) -> Any:

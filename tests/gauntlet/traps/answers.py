@@ -16,8 +16,7 @@ RATE = USERS / LENGTH_S
 TTFT = Truth("ttft_s.p50", TTFT_S, slack=0.01)
 TPOT = Truth("tpot_s.p50", GAP_S, slack=0.001)
 E2E = Truth("e2e_s.p50", LENGTH_S, slack=0.02)
-REQUESTS = Truth("requests_per_s", RATE, within=0.1)
-OUTPUT = Truth("output_tokens_per_s", RATE * TOKENS, within=0.1)
+OUTPUT = Truth("output_tokens_per_s", RATE * TOKENS, within=0.1, each=TOKENS)
 
 
 @behaviour
@@ -223,18 +222,20 @@ LOAD = Load(requests=24, users=USERS, input_tokens=64, output_tokens=TOKENS, end
 IDS, FREE = replace(LOAD, endpoint="completions"), replace(LOAD, ignore_eos=False)
 
 
-def trap(name: str, behaviour: str, why: str, source: str, *truths: Truth, load: Load = LOAD, **more: Any) -> Trap:
-    return Trap(name, "server", behaviour, why, source, lambda: stand(name), truths, load, **more)
-
-
-def failed(share: float) -> Truth:
-    return Truth("requests.failed", share * LOAD.requests, slack=2)
+def trap(
+    name: str, behaviour: str, why: str, source: str, *truths: Truth, load: Load = LOAD, fail: float = 0, **more: Any
+) -> Trap:
+    """A trap in which this share of the requests fails."""
+    failed = Truth("requests.failed", fail * LOAD.requests, slack=2)
+    completed = Truth("requests.completed", (1 - fail) * LOAD.requests, slack=2)
+    told = (*truths, failed, completed) if truths else ()
+    return Trap(name, "server", behaviour, why, source, lambda: stand(name), told, load, **more)
 
 
 TTFT_SHOWN = Truth("ttft_s.p50", TTFT_S + TOKENS * 3 // 4 * GAP_S, slack=0.01)
 END_S = TTFT_S + 4 * GAP_S
 NO_TPOT = Truth("tpot_s.p50", None)
-SERIOUS: Mapping[str, Any] = {"must_say": ("failed-requests",)}
+HALF: Mapping[str, Any] = {"fail": 0.5, "must_say": ("failed-requests",)}
 TRAPS = (
     trap(
         "hidden",
@@ -275,7 +276,7 @@ TRAPS = (
         "vLLM",
         replace(E2E, value=END_S),
         TPOT,
-        Truth("output_tokens_per_s", 5 * USERS / END_S, within=0.1),
+        replace(OUTPUT, value=5 * USERS / END_S, each=5),
         load=FREE,
         falls=("events-are-tokens",),
     ),
@@ -286,7 +287,7 @@ TRAPS = (
         "servers that do not know ignore_eos",
         TTFT,
         TPOT,
-        Truth("output_tokens_per_s", 8 * USERS / (TTFT_S + 7 * GAP_S), within=0.1),
+        replace(OUTPUT, value=8 * USERS / (TTFT_S + 7 * GAP_S), each=8),
         must_say=("short-output",),
         falls=("asked-tokens",),
     ),
@@ -305,22 +306,20 @@ TRAPS = (
         "every second answer is empty",
         "Twice the requests per second.",
         "vLLM issue 8935",
-        failed(0.5),
         E2E,
         load=FREE,
         falls=("all-are-answers",),
-        **SERIOUS,
+        **HALF,
     ),
     trap(
         "withheld",
         "every second answer is withheld",
         "Twice the requests per second.",
         "Azure OpenAI's content filter",
-        failed(0.5),
         E2E,
         load=FREE,
         falls=("all-are-answers",),
-        **SERIOUS,
+        **HALF,
     ),
     trap(
         "cached_apart",
@@ -351,7 +350,6 @@ TRAPS = (
         TTFT,
         TPOT,
         OUTPUT,
-        failed(0),
         Truth("input_tokens.got", None),
         must_say=("usage-not-believed",),
         falls=("usage-believed",),
@@ -364,7 +362,6 @@ TRAPS = (
         TTFT,
         TPOT,
         OUTPUT,
-        failed(0),
         falls=("old-parameter",),
     ),
     trap(
@@ -412,21 +409,19 @@ TRAPS = (
         "429 for every second request",
         "Failures are not served.",
         "RFC 6585",
-        failed(0.5),
         TTFT,
         TPOT,
         falls=("all-are-answers",),
-        **SERIOUS,
+        **HALF,
     ),
     trap(
         "breaks",
         "errors and cuts in streams",
         "Parts of answers are no answers.",
         "vLLM",
-        failed(0.5),
         TTFT,
         TPOT,
         falls=("all-are-answers",),
-        **SERIOUS,
+        **HALF,
     ),
 )

@@ -13,8 +13,8 @@ TRUTHS = (
     Truth("ttft_s.p50", TTFT_S, slack=0.01),
     Truth("tpot_s.p50", GAP_S, slack=0.002),
     Truth("e2e_s.p50", USERS / RATE, slack=0.02),
-    Truth("requests_per_s", RATE, within=0.1),
-    Truth("output_tokens_per_s", RATE * TOKENS, within=0.1),
+    Truth("requests_per_s", RATE, within=0.1, each=1),
+    Truth("output_tokens_per_s", RATE * TOKENS, within=0.1, each=TOKENS),
 )
 
 
