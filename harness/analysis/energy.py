@@ -1,6 +1,6 @@
 """Energy figures: joules per token and request with named terms of uncertainty, and energy by boundary."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,10 +8,11 @@ import pandas as pd
 
 from harness.analysis import energy_findings as doubts
 from harness.analysis import readings, tokens
+from harness.analysis.findings import finding
 from harness.analysis.joules import Array, Window
-from harness.analysis.readings import Source
+from harness.analysis.readings import Agreement, Load, Source
 from harness.analysis.regression import Split, split_usage
-from harness.model import Figure, Finding, MeterInfo
+from harness.model import Figure, Finding, MeterInfo, Status
 from harness.stats import least_values, ratio_half
 
 GAIN = 0.06
@@ -50,8 +51,65 @@ class Energy:
         return next(figure for figure in self.figures if figure.name == name)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is wanted of one source; its readings are not kept."""
+
+    domain: str
+    label: str
+    status: Status
+    unread: bool
+    """No counter was read, and every reading failed."""
+    fault: Finding | None
+    findings: tuple[Finding, ...]
+    whole: Window | None
+    window: Window | None
+    quiet: Mapping[str, Window | None]
+    agreement: Agreement | None = None
+    refuted: Finding | None = None
+    at_limit: float | None = None
+    joules: tuple[Array, ...] = ()
+    """Between the cuts; empty: the energy of the window is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The spans whose energy is wanted of every source: the window as it is and settled, idle phases, and cuts."""
+
+    whole: tuple[float, float]
+    window: tuple[float, float]
+    quiet: Mapping[str, tuple[float, float]]
+    cuts: tuple[Array, ...]
+    """In parts for the term `repeats`, and for the regression."""
+
+    def of(self, source: Source) -> Seen:
+        """One source over these spans; other sources than GPUs over the window as it is."""
+        rows, domain = source.rows, source.device.domain
+        unread = bool(rows["energy_j"].isna().all() and rows["error"].notna().all())
+        whole = readings.source_window(source, *self.whole)
+        if domain not in readings.GPU:
+            return Seen(domain, source.label, source.status, unread, None, (*doubts.of_other(source),), whole, None, {})
+        window = readings.source_window(source, *self.window)
+        check = readings.agreement(source, *self.whole)
+        return Seen(
+            domain,
+            source.label,
+            source.status,
+            unread,
+            readings.fault(source, *self.whole),
+            tuple(doubts.of_gpu(source, *self.whole)),
+            whole,
+            window,
+            {phase: readings.source_window(source, *span) for phase, span in self.quiet.items()},
+            check,
+            doubts.contradiction(source, whole, check),
+            doubts.at_limit(rows, *self.whole),
+            tuple(readings.joules_between(source, cuts) for cuts in self.cuts if window is not None),
+        )
+
+
 def measure_energy(
-    power: pd.DataFrame,
+    power: pd.DataFrame | Load,
     infos: Sequence[MeterInfo],
     requests: pd.DataFrame,
     start_s: float,
@@ -64,47 +122,64 @@ def measure_energy(
 ) -> Energy:
     """Every energy figure and finding of a run.
 
-    `power` has the columns of model.PowerSample, `requests` those of model.Record. `start_s` and `end_s` are the ends
-    of the measured window, in seconds since the load began. `idle` holds the spans without load (`bare`, `loaded`,
-    `after`). `host_w` and `pue` come from the user, so figures with them have the status `assumed`. `uncharged` says
-    why no GPU is charged to the run, if so.
+    `power` has the columns of model.PowerSample, or reads them of one device; `requests` those of model.Record.
+    `start_s` and `end_s` are the ends of the measured window, in seconds since the load began. `idle` holds the spans
+    without load (`bare`, `loaded`, `after`). `host_w` and `pue` come from the user, so figures with them have the
+    status `assumed`. `uncharged` says why no GPU is charged to the run, if so.
     """
-    found = readings.sources(power, infos)
-    gpus = [s for s in found if s.device.domain in readings.GPU]
-    status = readings.worst(gpus)
-    findings, reason = doubts.of_readings(infos, gpus, start_s, end_s)
-    findings += doubts.of_others([s for s in found if s.device.domain not in readings.GPU])
+    marks = readings.marks(readings.sources(power, infos, readings.GPU))
+    span = readings.settle(marks.line, start_s, end_s)
+    cuts, split_cuts = both = tuple(_cuts(marks, *span, most) for most in (WINDOWS, SPLIT_WINDOWS))
+    quiet = {phase: readings.settle(marks.line, *_middle(*ends)) for phase, ends in (idle or {}).items()}
+    asked = Asked((start_s, end_s), span, quiet, both)
+    found = list(map(asked.of, readings.sources(power, infos)))
+    gpus = [s for s in found if s.domain in readings.GPU]
+    status = readings.worst({s.status for s in gpus})
+    findings, reason = _of_readings(infos, found)
     reason = uncharged or reason
-    whole = None if reason else readings.total(gpus, start_s, end_s)
-    window = whole and readings.total(gpus, *readings.settle(gpus, start_s, end_s))
+    whole = None if reason else readings.total([s.whole for s in gpus])
+    window = whole and readings.total([s.window for s in gpus])
     if window is None:
         reason = reason or "window-not-bracketed: the power readings do not span the window, or have a gap in it"
     elif window.energy_j <= 0:
         window, reason = None, "counter-stuck: no energy was counted in the window"
-    elif refuted := list(doubts.contradictions(gpus, start_s, end_s)):
+    elif refuted := [s.refuted for s in gpus if s.refuted is not None]:
         findings += refuted
         window, reason = None, f"{refuted[0].code}: {refuted[0].text}"
-    of_gpus = [_bounded("energy_j.gpu", window and whole, reason), _cross_check(gpus, start_s, end_s)]
-    of_gpus += [*_idle(gpus, window, idle or {}), *doubts.held_back(gpus, start_s, end_s)]
+    of_gpus = [_bounded("energy_j.gpu", window and whole, reason), _cross_check(gpus)]
+    of_gpus += [*_idle(gpus, window, quiet), _held_back(gpus)]
     if window is None:
         of_gpus += [_missing(name, unit, reason) for name, unit in OF_WINDOW.items()]
     else:
         counts = tokens.tokens(requests)
-        cuts = _cuts(gpus, window, WINDOWS)
-        joules = _joules(gpus, cuts)
+        joules, split_joules = (
+            np.asarray(np.sum(each, axis=0)) for each in zip(*(s.joules for s in gpus), strict=True)
+        )
         of_gpus += _per_token(window, cuts, joules, counts, tokens.step_s(requests))
-        of_gpus += _split(gpus, window, counts)
+        of_gpus += _split(split_cuts, split_joules, counts)
         findings += doubts.steadiness(joules / np.diff(cuts), cuts, counts)
     figures = [replace(figure, status=status) if figure.status == "measured" else figure for figure in of_gpus]
-    rungs = [figures[0], *(_of_domain(found, domain, start_s, end_s) for domain in ("cpu package", "dram"))]
+    rungs = [figures[0], *(_of_domain(found, domain) for domain in ("cpu package", "dram"))]
     rungs.append(_rest(found, rungs, start_s, end_s, host_w))
     figures += [*rungs[1:], _facility(rungs, window, reason, pue)]
-    if (memory := _of_domain(found, "gpu memory", start_s, end_s)).value is not None:
+    if (memory := _of_domain(found, "gpu memory")).value is not None:
         figures.append(memory)
     for info in infos:
         if info.cpu_s is not None and info.elapsed_s:
             figures.append(Figure(f"meter_cpu_share.{info.meter}", info.cpu_s / info.elapsed_s, "1", "measured"))
     return Energy(tuple(figures), tuple(findings))
+
+
+def _of_readings(infos: Sequence[MeterInfo], found: Sequence[Seen]) -> tuple[list[Finding], str | None]:
+    """Findings about the readings, those of GPUs first, and the reason if they give no energy."""
+    findings = [finding("meter-lost", meter=i.meter, error=i.error) for i in infos if i.error is not None]
+    gpus = [s for s in found if s.domain in readings.GPU]
+    faults = [s.fault for s in gpus if s.fault is not None]
+    reason = f"{faults[0].code}: {faults[0].text}" if faults else None if gpus else "no meter read a GPU"
+    for each in sorted(found, key=lambda s: s.domain not in readings.GPU):
+        findings += [each.fault] if each.fault is not None else []
+        findings += each.findings
+    return findings, reason
 
 
 def _missing(name: str, unit: str, reason: str | None) -> Figure:
@@ -121,29 +196,24 @@ def _bounded(name: str, window: Window | None, reason: str | None, unit: str = "
     return Figure(name, value, unit, "measured", low, high, interval=f"{kind}; the sensor's gain is apart")
 
 
-def _of_domain(found: Sequence[Source], domain: str, start_s: float, end_s: float) -> Figure:
+def _of_domain(found: Sequence[Seen], domain: str) -> Figure:
     """Energy of all devices of a domain. For `gpu memory` the power, because the energy of the GPUs includes it."""
-    parts = [s for s in found if s.device.domain == domain]
+    parts = [s for s in found if s.domain == domain]
     name, unit = f"energy_j.{domain.replace(' ', '_')}", "J"
     if domain == "gpu memory":
         name, unit = "gpu_memory_power_w", "W"
     why = "its readings do not span the window" if parts else "no meter read it"
-    if unread := [s.label for s in parts if s.rows["energy_j"].isna().all() and s.rows["error"].notna().all()]:
+    if unread := [s.label for s in parts if s.unread]:
         why = f"{', '.join(unread)} cannot be read"
-    return replace(_bounded(name, readings.total(parts, start_s, end_s), why, unit), status=readings.worst(parts))
+    total, status = readings.total([s.whole for s in parts]), readings.worst({s.status for s in parts})
+    return replace(_bounded(name, total, why, unit), status=status)
 
 
-def _cuts(gpus: Sequence[Source], window: Window, most: int) -> Array:
-    """Instants that divide the window evenly, where the counter is known and at least `CUT_PERIODS` periods apart."""
-    known = next((s for s in gpus if s.curve is not None), None)
-    period_s = (known.device.period_s if known is not None else None) or 0.1
-    parts = max(1, min(most, int(window.seconds / (CUT_PERIODS * period_s))))
-    even = np.linspace(window.start_s, window.end_s, parts + 1)
-    return np.unique(known.curve.nearest(even)) if known is not None and known.curve is not None else even
-
-
-def _joules(gpus: Sequence[Source], cuts: Array) -> Array:
-    return np.asarray(np.sum([readings.joules_between(s, cuts) for s in gpus], axis=0))
+def _cuts(marks: readings.Marks, start_s: float, end_s: float, most: int) -> Array:
+    """Instants that divide a window evenly, where the counter is known and at least `CUT_PERIODS` periods apart."""
+    parts = max(1, min(most, int((end_s - start_s) / (CUT_PERIODS * marks.period_s))))
+    even = np.linspace(start_s, end_s, parts + 1)
+    return even if marks.first is None else np.unique(marks.first.nearest(even))
 
 
 def _per_token(window: Window, cuts: Array, joules: Array, counts: tokens.Counts, step_s: float) -> Iterator[Figure]:
@@ -175,9 +245,9 @@ def _per_token(window: Window, cuts: Array, joules: Array, counts: tokens.Counts
     yield Figure("energy_uncertainty.gain", GAIN, "1", "assumed")
 
 
-def _split(gpus: Sequence[Source], window: Window, counts: tokens.Counts) -> Iterator[Figure]:
+def _split(cuts: Array, joules: Array, counts: tokens.Counts) -> Iterator[Figure]:
     """Energy per second, per input, output and context token, from the regression."""
-    found = _regression(gpus, window, counts)
+    found = _regression(cuts, joules, counts)
     for term, (name, unit) in enumerate(SPLIT.items()):
         if isinstance(found, str):
             yield _missing(f"split.{name}", unit, found)
@@ -189,20 +259,19 @@ def _split(gpus: Sequence[Source], window: Window, counts: tokens.Counts) -> Ite
             yield Figure(f"split.{name}", value, unit, "measured", low, high, found.blocks, interval="95%: repeats")
 
 
-def _regression(gpus: Sequence[Source], window: Window, counts: tokens.Counts) -> Split | str:
+def _regression(cuts: Array, joules: Array, counts: tokens.Counts) -> Split | str:
     """The coefficients of `SPLIT`; the reason instead if one of the four is not identified."""
-    cuts = _cuts(gpus, window, SPLIT_WINDOWS)
     if len(cuts) <= LEAST_SPLIT_WINDOWS:
         return f"needs {LEAST_SPLIT_WINDOWS} parts of {CUT_PERIODS} counter periods, has {len(cuts) - 1}"
     parts = tokens.between(counts, cuts)[["input_token", "output_token", "context"]]
-    found = split_usage([np.column_stack([np.diff(cuts), parts, _joules(gpus, cuts)])])
+    found = split_usage([np.column_stack([np.diff(cuts), parts, joules])])
     unknown = [name for name, known in zip(SPLIT, found.identified, strict=True) if not known]
     return f"not identified: the windows do not tell {', '.join(unknown)} apart" if unknown else found
 
 
-def _cross_check(gpus: Sequence[Source], start_s: float, end_s: float) -> Figure:
+def _cross_check(gpus: Sequence[Seen]) -> Figure:
     """The relative difference of average power from the counter, of the GPU on which it is largest."""
-    name, checks = "energy_cross_check.average", [readings.agreement(gpu, start_s, end_s) for gpu in gpus]
+    name, checks = "energy_cross_check.average", [gpu.agreement for gpu in gpus]
     worst = max(filter(None, checks), key=lambda check: abs(check.off), default=None)
     if worst is None:
         return _missing(name, "1", "no counter and average power over the same time")
@@ -210,11 +279,16 @@ def _cross_check(gpus: Sequence[Source], start_s: float, end_s: float) -> Figure
     return Figure(name, worst.off, "1", "measured", low, high, worst.n, interval="what both allow")
 
 
-def _rest(
-    found: Sequence[Source], below: Sequence[Figure], start_s: float, end_s: float, host_w: float | None
-) -> Figure:
+def _held_back(gpus: Sequence[Seen]) -> Figure:
+    """The share of the window in which a GPU was at its power limit, of the GPU with the largest."""
+    known = [gpu.at_limit for gpu in gpus if gpu.at_limit is not None]
+    reason = None if known else "no meter read it"
+    return Figure("gpu_at_power_limit", max(known, default=None), "1", "measured", n=len(known), reason=reason)
+
+
+def _rest(found: Sequence[Seen], below: Sequence[Figure], start_s: float, end_s: float, host_w: float | None) -> Figure:
     """Energy of the rest of the host: a meter of the host less what is known of `below`, or else the declared power."""
-    name, host = "energy_j.rest_of_host", _of_domain(found, "host", start_s, end_s)
+    name, host = "energy_j.rest_of_host", _of_domain(found, "host")
     if host.value is not None:
         known = [rung for rung in below if rung.value is not None]
         value, low, high = (
@@ -243,14 +317,16 @@ def _facility(rungs: Sequence[Figure], window: Window | None, reason: str | None
     return Figure(name, value, "J", "assumed", low, high, interval=label)
 
 
-def _idle(gpus: Sequence[Source], window: Window | None, idle: Mapping[str, tuple[float, float]]) -> Iterator[Figure]:
-    """Power without load by phase, and the energy of the window less the idle power of the loaded engine.
+def _middle(start_s: float, end_s: float) -> tuple[float, float]:
+    """The middle of an idle phase: meters start and stop at the ends of the first and the last."""
+    margin_s = (end_s - start_s) * IDLE_MARGIN
+    return start_s + margin_s, end_s - margin_s
 
-    Only the middle of each phase counts, because meters start and stop at the ends of the first and last phase.
-    """
-    for phase, (start_s, end_s) in idle.items():
-        margin_s = (end_s - start_s) * IDLE_MARGIN
-        quiet = readings.total(gpus, *readings.settle(gpus, start_s + margin_s, end_s - margin_s))
+
+def _idle(gpus: Sequence[Seen], window: Window | None, phases: Iterable[str]) -> Iterator[Figure]:
+    """Power without load by phase, and the energy of the window less the idle power of the loaded engine."""
+    for phase in phases:
+        quiet = readings.total([gpu.quiet[phase] for gpu in gpus])
         yield _bounded(f"gpu_idle_power_w.{phase}", quiet, "its readings do not span the idle time", "W")
         if phase == "loaded" and quiet is not None and window is not None:
             net_j = window.energy_j - quiet.energy_j / quiet.seconds * window.seconds

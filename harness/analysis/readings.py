@@ -1,10 +1,11 @@
 """The power readings of one run by device, and their faults."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,13 +53,22 @@ class Source:
     def label(self) -> str:
         return f"{self.device.domain} {self.device.device}".replace("gpu", "GPU", 1)
 
-    @property
+    def columns(self, known: str, *names: str) -> list[Array]:
+        """These columns of the readings that have a value in the column `known`."""
+        kept = self.rows[known].notna().to_numpy()
+        return [self.rows[name].to_numpy(float)[kept] for name in names]
+
+    def watts(self, column: str) -> tuple[Array, Array]:
+        """The times and the values of a power column."""
+        before_s, after_s, power_w = self.columns(column, "before_s", "after_s", column)
+        return (before_s + after_s) / 2, power_w
+
+    @cached_property
     def reads(self) -> Reads | None:
         """The counter's readings; None if there are fewer than two."""
-        rows = self.rows[self.rows["energy_j"].notna()]
-        if len(rows) < 2:
+        before, after, energy = self.columns("energy_j", "before_s", "after_s", "energy_j")
+        if len(energy) < 2:
             return None
-        before, after, energy = (rows[c].to_numpy(float) for c in ("before_s", "after_s", "energy_j"))
         device = self.device
         reads = Reads(before - self.offset_s, after + self.offset_s, energy, quantum_j=device.quantum_j or 0.001)
         if self.meter != "nvml":
@@ -83,14 +93,13 @@ class Source:
         From the readings of newest power in the window, or else the nearest ones; without readings it is the largest
         power.
         """
-        rows = self.rows[self.rows["power_w"].notna()]
-        middle_s = (rows["before_s"].to_numpy(float) + rows["after_s"].to_numpy(float)) / 2
+        middle_s, power_w = self.watts("power_w")
         away_s = np.maximum(start_s - middle_s, middle_s - end_s)
         count = max(POWERS, int((away_s <= 0).sum()))
         order = np.argsort(away_s, kind="stable")[:count]
         if len(order) < LEAST_POWERS:
             return self.peak_w
-        power_w = rows["power_w"].to_numpy(float)[order][:: max(1, count // MOST_POWERS)]
+        power_w = power_w[order][:: max(1, count // MOST_POWERS)]
         i, j = np.triu_indices(len(power_w), 1)
         spread_w = float(np.quantile(np.abs(power_w[i] - power_w[j]), 0.95))
         if self.curve is not None and len(self.curve.time_s) > 1 and end_s > start_s:
@@ -102,8 +111,7 @@ class Source:
 
     def power(self, column: str, start_s: float, end_s: float) -> Window | None:
         """The integral of a power column over the window; None if the readings have a gap."""
-        rows = self.rows[self.rows[column].notna()]
-        time = (rows["before_s"].to_numpy(float) + rows["after_s"].to_numpy(float)) / 2
+        time, power_w = self.watts(column)
         if len(time) < 2:
             return None
         device, average = self.device, column == "average_w"
@@ -117,7 +125,7 @@ class Source:
         if self.rows["power_w"].isna().all() and device.power_limit_w is not None:  # means alone hide peaks
             low_w, high_w = 0.0, max(high_w, device.power_limit_w)
         mean_s, range_w = device.average_window_s if average else None, high_w - low_w
-        power_w, limit_w = rows[column].to_numpy(float), device.power_limit_w
+        limit_w = device.power_limit_w
         found = power_window(time, power_w, start_s, end_s, update_s=update_s, mean_s=mean_s, range_w=range_w)
         if found is None or mean_s is not None or limit_w is None:
             return found
@@ -133,27 +141,42 @@ class Agreement(NamedTuple):
     n: int
 
 
-def sources(power: pd.DataFrame, infos: Sequence[MeterInfo]) -> tuple[Source, ...]:
-    """Every device of every meter with its rows, in time order."""
+Load = Callable[[str, str], pd.DataFrame]
+"""Reads the rows of a device and domain, in time order."""
+
+
+def sources(
+    power: pd.DataFrame | Load, infos: Sequence[MeterInfo], domains: Container[str] | None = None
+) -> Iterator[Source]:
+    """Every device of every meter, or those of some domains, with its rows in time order.
+
+    A long run has too many readings to hold those of all devices: iterate with `map`, which keeps no source.
+    """
+    load = power if callable(power) else _of_frame(power)
+    for info in infos:
+        for each in info.devices:
+            if domains is None or each.domain in domains:
+                rows = load(each.device, each.domain)
+                yield Source(each, info.status, info.clock_offset_s, rows, info.meter)
+                del rows
+
+
+def _of_frame(power: pd.DataFrame) -> Load:
     power = power.sort_values("before_s", kind="stable")
     of: dict[Any, pd.DataFrame] = dict(iter(power.groupby(["device", "domain"], sort=False)))
-    return tuple(
-        Source(d, info.status, info.clock_offset_s, of.get((d.device, d.domain), power.iloc[:0]), info.meter)
-        for info in infos
-        for d in info.devices
-    )
+    return lambda *device: of.get(device, power.iloc[:0])
 
 
 def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
     """The fault because of which this source gives no energy for the window, or None."""
     gpu, device, rows = source.label, source.device.device, source.rows
     # The GPU's UUID is read every few seconds: a reading soon after the window counts for it too.
-    near = rows[(rows["after_s"] >= start_s - 1) & (rows["before_s"] <= end_s + SLOW_S)]
-    errors = " ".join(near["error"].dropna().unique())
+    near = (rows["after_s"] >= start_s - 1) & (rows["before_s"] <= end_s + SLOW_S) & rows["error"].notna()
+    errors = " ".join(rows["error"][near].unique())
     if "uuid_changed" in errors:
         return finding("gpu-changed", gpu=gpu)
     if "gpu_is_lost" in errors:
-        after_s = near["before_s"][near["error"].str.contains("gpu_is_lost", na=False)].min()
+        after_s = rows["before_s"][near][rows["error"][near].str.contains("gpu_is_lost")].min()
         return finding("gpu-lost", gpu=gpu, after_s=after_s)
     if rows.empty:
         return finding("meter-absent", gpu=gpu, why="no reading is stored")
@@ -167,10 +190,14 @@ def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
     steps = np.diff(reads.energy_j[inside])
     if (steps < 0).any():
         return finding("counter-backwards", gpu=gpu, device=device)
-    turn = np.cumsum(np.append(0, steps != 0))[: inside.sum()]
-    stood = pd.Series(reads.before_s[inside]).groupby(turn).max() - pd.Series(reads.after_s[inside]).groupby(turn).min()
-    if stood.max() > limit_s:
-        return finding("counter-stuck", gpu=gpu, stood_s=stood.max())
+    turns = np.append(0, np.flatnonzero(steps) + 1)[: inside.sum()]  # where the counter has a new value
+    last_s, first_s = (
+        np.maximum.reduceat(reads.before_s[inside], turns),
+        np.minimum.reduceat(reads.after_s[inside], turns),
+    )
+    stood_s = float((last_s - first_s).max(initial=0.0))
+    if stood_s > limit_s:
+        return finding("counter-stuck", gpu=gpu, stood_s=stood_s)
     if counter_window(reads, start_s, end_s, source.peak_w, source.curve) is None:
         why = errors or "no reading failed"
         return finding("window-not-bracketed", gpu=gpu, start_s=start_s, end_s=end_s, errors=why)
@@ -199,16 +226,17 @@ def agreement(source: Source, start_s: float, end_s: float) -> Agreement | None:
     same second. Both allow `AGREE` and 95% of the scatter of these differences. A field whose averaging is not known
     sees a moment only, and may see the same phase of the load each time: the spread of power is allowed as well.
     """
-    rows, known = source.rows[source.rows["average_w"].notna()], source.curve
+    known = source.curve
     if known is None or len(known.time_s) < 2 or source.device.domain != "gpu" or source.meter != "nvml":
         return None  # a module's power is not its GPU's
     window_s = source.device.average_window_s or UNKNOWN_WINDOW_S
-    until_s = (rows["before_s"].to_numpy(float) + rows["after_s"].to_numpy(float)) / 2 - AVERAGE_LAG_S
+    until_s, average_w = source.watts("average_w")
+    until_s = until_s - AVERAGE_LAG_S
     inside = (until_s - window_s >= known.time_s[0]) & (until_s <= known.time_s[-1])
     inside &= (until_s >= start_s - AROUND_S) & (until_s - window_s <= end_s + AROUND_S)
     # Readings closer together than their mean are no independent ones.
     _, apart = np.unique(np.floor(until_s[inside] / window_s), return_index=True)
-    until_s, average_w = until_s[inside][apart], rows["average_w"].to_numpy(float)[inside][apart]
+    until_s, average_w = until_s[inside][apart], average_w[inside][apart]
     ends_j = (np.interp(instant_s, known.time_s, known.energy_j) for instant_s in (until_s - window_s, until_s))
     counter_w = -np.subtract(*ends_j) / window_s
     if not len(until_s) or not (mean_w := float(counter_w.mean())) > 0:
@@ -231,12 +259,11 @@ def joules_between(source: Source, cuts: Array) -> Array:
     return np.array([math.nan if part is None else part.energy_j for part in parts])
 
 
-def total(parts: Sequence[Source], start_s: float, end_s: float) -> Window | None:
+def total(every: Sequence[Window | None]) -> Window | None:
     """Energy of several sources over the same time; None if one's is missing, since a part is no total.
 
     The parts of their errors that are independent of each other are added in quadrature.
     """
-    every = [source_window(part, start_s, end_s) for part in parts]
     known = [window for window in every if window is not None]
     if not known or len(known) < len(every):
         return None
@@ -249,32 +276,57 @@ def total(parts: Sequence[Source], start_s: float, end_s: float) -> Window | Non
     return replace(known[0], energy_j=energy_j, low_j=low_j, high_j=high_j, chance_j=chance_j, source=source)
 
 
-def watts_between(power: pd.DataFrame, infos: Sequence[MeterInfo], cuts: Array) -> Array:
+def watts_between(power: pd.DataFrame | Load, infos: Sequence[MeterInfo], cuts: Array) -> Array:
     """Mean power of all GPUs between successive instants; NaN without counters that cover all instants."""
-    gpus = [source for source in sources(power, infos) if source.device.domain in GPU]
-    if any(source.reads is None for source in gpus) or total(gpus, float(cuts[0]), float(cuts[-1])) is None:
-        return np.full(len(cuts) - 1, math.nan)
-    return np.asarray(np.sum([joules_between(source, cuts) for source in gpus], axis=0) / np.diff(cuts))
+    unknown = np.full(len(cuts) - 1, math.nan)
+
+    def joules(source: Source) -> Array:
+        if source.reads is None or source_window(source, float(cuts[0]), float(cuts[-1])) is None:
+            return unknown
+        return joules_between(source, cuts)
+
+    of_gpus = list(map(joules, sources(power, infos, GPU)))
+    return np.asarray(np.sum(of_gpus, axis=0) / np.diff(cuts)) if of_gpus else unknown
 
 
-def settle(found: Sequence[Source], start_s: float, end_s: float) -> tuple[float, float]:
-    """The window moved to instants at which the first counter on a line is known, if enough of it is left.
+class Marks(NamedTuple):
+    """Instants at which counters are known."""
+
+    first: Curve | None
+    """Of the first counter."""
+    period_s: float
+    """Time between the updates of that counter."""
+    line: Curve | None
+    """Of the first counter on a line."""
+
+
+def marks(gpus: Iterable[Source]) -> Marks:
+    """The curves by which spans are placed."""
+    first = None
+    for known, period_s in map(attrgetter("curve", "device.period_s"), gpus):
+        first = first if first is not None or known is None else Marks(known, period_s or 0.1, None)
+        if first is not None and known is not None and known.line is not None:
+            return first._replace(line=known)
+    return first or Marks(None, 0.1, None)
+
+
+def settle(known: Curve | None, start_s: float, end_s: float) -> tuple[float, float]:
+    """The window moved to instants of a curve on a line, if enough of it is left.
 
     It shrinks to the instants inside it, since beyond its ends the load is another; or else moves to the nearest.
     """
-    known = next((s.curve for s in found if s.curve is not None and s.curve.line is not None), None)
-    if known is None:
+    if known is None or known.line is None:
         return start_s, end_s
     inside = known.time_s[(known.time_s >= start_s) & (known.time_s <= end_s)]
     moved = known.nearest([start_s, end_s])
     if len(inside) and inside[-1] - inside[0] >= INWARD * (end_s - start_s):
         moved = inside[[0, -1]]
-    period_s = max(known.line.period) if known.line is not None else 0.0
+    period_s = max(known.line.period)
     near = np.abs(moved - [start_s, end_s]).max() <= max(MOST_MOVED_S, STALE_PERIODS * period_s)
     long = moved[1] - moved[0] >= max(LEAST_LEFT * (end_s - start_s), STALE_PERIODS * period_s - known.half_s.min())
     return (float(moved[0]), float(moved[1])) if near and long else (start_s, end_s)
 
 
-def worst(parts: Sequence[Source]) -> Status:
+def worst(of: Container[Status]) -> Status:
     """The status of a sum: the least certain of its parts' (simulated, then assumed, then measured)."""
-    return next((s for s in ("simulated", "assumed") if s in {part.status for part in parts}), "measured")
+    return next((s for s in ("simulated", "assumed") if s in of), "measured")

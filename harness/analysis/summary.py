@@ -46,7 +46,7 @@ def made_of(run: Run) -> Summary:
     infos = [replace(info, clock_offset_s=info.clock_offset_s + apart_s) for info in file.meters]
     infos, uncharged, doubts = charge(run, infos)
     window = window_of(
-        run.requests, run.state, run.shape, run.users, lambda cuts: watts_between(run.power, infos, cuts)
+        run.requests, run.state, run.shape, run.users, lambda cuts: watts_between(run.readings, infos, cuts)
     )
     made = summarise(run.id, run.state, run.requests, run.objectives, run.simulated, window)
     found = (*check_cache(run), *check_requests(run, made, window), *check_conditions(run, made), *doubts)
@@ -57,7 +57,7 @@ def made_of(run: Run) -> Summary:
         if infos:
             ends, host_w, pue = (window.begin_s, window.end_s), file.declared.get("host_w"), file.declared.get("pue")
             energy = measure_energy(
-                run.power, infos, run.requests, *ends, idle=file.idle, host_w=host_w, pue=pue,
+                run.readings, infos, run.requests, *ends, idle=file.idle, host_w=host_w, pue=pue,
                 uncharged=uncharged,
             )  # fmt: skip
             figures, findings = figures + energy.figures, findings + energy.findings

@@ -52,15 +52,19 @@ _NEEDED = {
 """Columns without which a row is none."""
 _BATCH = 500
 """Rows that are made or examined at once: the rows of a long run as Python objects take several times its memory."""
+_BUFFER_BYTES = 1 << 16
 _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("time_s",)}
 """Columns with times on CLOCK_MONOTONIC in a journal, and in seconds since the start of the load in a finished file."""
 
 
-def read_rows(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]:
+def read_rows(
+    directory: Path, name: str, file: RunFile, device: tuple[str, str] | None = None, checked: bool = False
+) -> tuple[pa.Table, int]:
     """Rows from the Parquet file, or else from the journals, and the number of damaged rows, which are left out.
 
-    `name` is one of COLUMNS. No rows if a run has neither file. HarnessError if a file is damaged as a whole, or if
-    there are no requests.
+    `name` is one of COLUMNS. `device`: only the readings of this device and domain, of a Parquet file. `checked`: the
+    file's digest was compared before. No rows if a run has neither file. HarnessError if a file is damaged as a whole,
+    or if there are no requests.
     """
     finished, begun = directory / f"{name}.parquet", directory / f"{name}.jsonl"
     path = next((each for each in (finished, begun) if each.is_file()), None)
@@ -71,15 +75,32 @@ def read_rows(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]
     with reading(path):
         if path == begun:
             table, lost = journalled(directory, name, file)
-        elif file.sha256.get(path.name, digest := digest_of(path)) != digest:
+        elif not checked and file.sha256.get(path.name, digest := digest_of(path)) != digest:
             raise ValueError("its SHA-256 differs from that in run.json")
         else:
-            stored = pq.read_table(path, schema=COLUMNS[name])
-            table = _sound(stored)
-            lost = len(stored) - len(table)
+            table, lost = _stored(path, name, device)
         if lost and not len(table):
             raise ValueError(f"none of its {lost:,} rows can be one of a run")
     return table, lost
+
+
+def _stored(path: Path, name: str, device: tuple[str, str] | None) -> tuple[pa.Table, int]:
+    """The rows of a Parquet file, of one device if given, and the number left out.
+
+    They are examined while the file is read in small pieces: that takes little more memory than the rows.
+    """
+    schema, rows, read = COLUMNS[name], list[pa.RecordBatch](), 0
+    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as stored:
+        names = [each for each in schema.names if each in stored.schema_arrow.names]
+        for batch in stored.iter_batches(20 * _BATCH, columns=names, use_threads=False):
+            if device is not None:
+                batch = batch.filter(pc.and_(*map(pc.equal, (batch["device"], batch["domain"]), device)))
+            columns = [batch[x.name].cast(x.type) if x.name in names else pa.nulls(len(batch), x.type) for x in schema]
+            kept = _kept(fitting := pa.RecordBatch.from_arrays(columns, schema=schema))
+            rows.append(fitting if kept.all() else fitting.filter(pa.array(kept)))
+            read += len(fitting)
+    table = pa.Table.from_batches(rows, schema)
+    return table, read - len(table)
 
 
 def journalled(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]:

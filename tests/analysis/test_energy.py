@@ -61,14 +61,14 @@ def test_the_bounds_of_a_window_hold_the_truth(fake_nvml: Path, name: str, perio
     seconds = max(end for *_, end in spans) + 1
     answer = library.simulate(fake_nvml, f"{wave.script}\ncounter {period_s} 0 0.007", seconds=seconds)
     power, infos = seen(answer)
-    source = readings.sources(power, infos)[0]
+    source = next(readings.sources(power, infos))
     held: list[bool] = []
     for nominal, start, end in spans:
         window = readings.source_window(source, start, end)
         assert window is not None
         assert window.low_j <= window.energy_j <= window.high_j
         held.append(window.low_j <= np.diff(wave.joules([start, end]))[0] <= window.high_j)
-        moved = readings.settle([source], start, end)
+        moved = readings.settle(source.curve, start, end)
         if nominal >= 1 and moved != (start, end):
             there, truth = readings.source_window(source, *moved), np.diff(wave.joules(moved))[0]
             assert there is not None
@@ -154,7 +154,7 @@ def averages(fake_nvml: Path) -> Run:
 def test_the_bound_of_the_power_integral_holds_the_truth(averages: Run, gpu: int) -> None:
     rng = np.random.default_rng(3)
     name, average = AVERAGES[gpu]
-    source = readings.sources(*averages)[gpu]
+    source = list(readings.sources(*averages))[gpu]
     assert source.device.period_s is None
     device = replace(source.device, average_window_s=float(average.split()[1]))
     source = replace(source, device=device)
