@@ -80,7 +80,7 @@ def _numbered(
     low_s: Array, high_s: Array, origin: int, period: tuple[float, float], slack_s: float
 ) -> tuple[Array, Array, Array]:
     """The number of each interval, counted from `origin`, with its ends; without those whose number is ambiguous."""
-    (shortest, longest), numbers, kept = period, [], []
+    (shortest, longest), numbers = period, np.full(len(low_s), np.nan)
     centre = (low_s + high_s) / 2
     for i in np.argsort(np.abs(centre - centre[origin]), kind="stable"):
         # The interval from origin to i holds k periods: all possible values of k must round to one number.
@@ -91,19 +91,19 @@ def _numbered(
         if first < last and i != origin:
             continue
         k = 0 if i == origin else round((near + far) / (shortest + longest))
-        numbers.append(sign * k)
-        kept.append(i)
+        numbers[i] = sign * k
         if k and first == last:
             shortest, longest = max(shortest, near / k), min(longest, far / k)
-    return np.array(numbers, float), low_s[kept], high_s[kept]
+    kept = ~np.isnan(numbers)
+    return numbers[kept], low_s[kept], high_s[kept]
 
 
 def _hull(k: Array, s: Array, sign: int) -> tuple[Array, Array]:
     """The points that bind: the lower hull of upper ends (sign 1), the upper hull of lower ends (sign -1)."""
     points: list[tuple[float, float]] = []
-    for x, y in sorted(zip(k.tolist(), (sign * s).tolist(), strict=True)):
-        if points and points[-1][0] == x:
-            continue
+    order = np.lexsort((sign * s, k))
+    order = order[np.append(True, np.diff(k[order]) > 0)]  # of points with the same k the one that binds
+    for x, y in zip(map(float, k[order]), map(float, sign * s[order]), strict=True):
         while len(points) > 1:
             (x0, y0), (x1, y1) = points[-2:]
             if (y1 - y0) * (x - x0) < (y - y0) * (x1 - x0):

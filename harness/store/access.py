@@ -54,7 +54,12 @@ def writing(directory: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file. OSError, or ValueError for what is not JSON or not a regular file.
+    """The value of a JSON file. OSError, or ValueError for what is not JSON or not a regular file."""
+    return orjson.loads(read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file of at most MOST_BYTES. OSError, or ValueError for what is not a regular file.
 
     A FIFO or a device would block, or never end.
     """
@@ -64,4 +69,4 @@ def read_json(path: Path) -> Any:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise ValueError(f"more than {MOST_BYTES:,} bytes")
-    return orjson.loads(content)
+    return content

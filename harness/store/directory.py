@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError
@@ -28,7 +29,7 @@ import harness
 from harness.errors import HarnessError
 from harness.model import EngineInfo, PowerSample, Record, ServerSample, Summary
 from harness.store import journal, rows
-from harness.store.access import DAMAGE, read_json, writing
+from harness.store.access import DAMAGE, read_bytes, writing
 from harness.store.run import Run, read_run
 from harness.store.run_file import SCHEMA_VERSION, RunFile, State
 
@@ -227,8 +228,14 @@ def list_runs(root: Path) -> Iterator[tuple[Path, Run | HarnessError]]:
 def write_summary(directory: Path, summary: Summary) -> None:
     """Write summary.json if the directory is writable."""
     content = {"schema_version": SCHEMA_VERSION, "harness": source(), **dataclasses.asdict(summary)}
+    body = json.dumps(content, indent=1).removeprefix("{\n")
     with contextlib.suppress(OSError):
-        _write(directory / "summary.json", json.dumps(content, indent=1))
+        _write(directory / "summary.json", f'{{"digest": "{_digest(body.encode())}",\n{body}')
+
+
+def _digest(body: bytes) -> str:
+    """Of all lines of a summary.json but the first, which holds it."""
+    return hashlib.sha256(body).hexdigest()
 
 
 _SUMMARY = TypeAdapter(Summary)
@@ -237,8 +244,9 @@ _SUMMARY = TypeAdapter(Summary)
 def read_summary(directory: Path) -> Summary | None:
     """The stored summary; None if it is missing, damaged, or written by other code than this."""
     try:
-        raw = read_json(directory / "summary.json")
-        if raw["harness"] != source():
+        content = read_bytes(directory / "summary.json")
+        raw = orjson.loads(content)
+        if raw["harness"] != source() or raw["digest"] != _digest(content.partition(b"\n")[2]):
             return None
         return _SUMMARY.validate_python(raw | {"run": directory.name})
     except (OSError, *DAMAGE):

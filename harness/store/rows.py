@@ -43,6 +43,8 @@ COLUMNS = {
     "server": _schema(ServerSample, _TYPES),
 }
 """Columns of each Parquet file: the fields of Record, PowerSample and ServerSample, in their order."""
+_UNREAD = {"device", "domain", "memory_clock_hz", "utilisation", "memory_used_bytes", "power_limit_w"}
+"""Columns that no analysis reads of the readings of one device."""
 _NEEDED = {
     each.name
     for noun in (Record, PowerSample, ServerSample)
@@ -57,14 +59,11 @@ _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("ti
 """Columns with times on CLOCK_MONOTONIC in a journal, and in seconds since the start of the load in a finished file."""
 
 
-def read_rows(
-    directory: Path, name: str, file: RunFile, device: tuple[str, str] | None = None, checked: bool = False
-) -> tuple[pa.Table, int]:
+def read_rows(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]:
     """Rows from the Parquet file, or else from the journals, and the number of damaged rows, which are left out.
 
-    `name` is one of COLUMNS. `device`: only the readings of this device and domain, of a Parquet file. `checked`: the
-    file's digest was compared before. No rows if a run has neither file. HarnessError if a file is damaged as a whole,
-    or if there are no requests.
+    `name` is one of COLUMNS. No rows if a run has neither file. HarnessError if a file is damaged as a whole, or if
+    there are no requests.
     """
     finished, begun = directory / f"{name}.parquet", directory / f"{name}.jsonl"
     path = next((each for each in (finished, begun) if each.is_file()), None)
@@ -75,32 +74,57 @@ def read_rows(
     with reading(path):
         if path == begun:
             table, lost = journalled(directory, name, file)
-        elif not checked and file.sha256.get(path.name, digest := digest_of(path)) != digest:
-            raise ValueError("its SHA-256 differs from that in run.json")
         else:
-            table, lost = _stored(path, name, device)
+            _verify(path, file)
+            read, batches = 0, list[pa.RecordBatch]()
+            with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as stored:
+                for batch in _fitting(stored, COLUMNS[name]):
+                    batches.append(_sound(batch))
+                    read += len(batch)
+            table = pa.Table.from_batches(batches, COLUMNS[name])
+            lost = read - len(table)
         if lost and not len(table):
             raise ValueError(f"none of its {lost:,} rows can be one of a run")
     return table, lost
 
 
-def _stored(path: Path, name: str, device: tuple[str, str] | None) -> tuple[pa.Table, int]:
-    """The rows of a Parquet file, of one device if given, and the number left out.
+def read_device(path: Path, file: RunFile, device: str, domain: str, verify: bool) -> tuple[pd.DataFrame, int]:
+    """The readings of one device and domain in a power.parquet, and the number left out. HarnessError if it is damaged.
 
-    They are examined while the file is read in small pieces: that takes little more memory than the rows.
+    Without the columns that no analysis reads. `verify`: compare the file's digest first.
     """
-    schema, rows, read = COLUMNS[name], list[pa.RecordBatch](), 0
-    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as stored:
-        names = [each for each in schema.names if each in stored.schema_arrow.names]
-        for batch in stored.iter_batches(20 * _BATCH, columns=names, use_threads=False):
-            if device is not None:
-                batch = batch.filter(pc.and_(*map(pc.equal, (batch["device"], batch["domain"]), device)))
-            columns = [batch[x.name].cast(x.type) if x.name in names else pa.nulls(len(batch), x.type) for x in schema]
-            kept = _kept(fitting := pa.RecordBatch.from_arrays(columns, schema=schema))
-            rows.append(fitting if kept.all() else fitting.filter(pa.array(kept)))
-            read += len(fitting)
-    table = pa.Table.from_batches(rows, schema)
-    return table, read - len(table)
+    schema = pa.schema([each for each in COLUMNS["power"] if each.name not in _UNREAD])
+    errors, n, read = [schema.empty_table()["error"]], 0, 0
+    with reading(path):
+        if verify:
+            _verify(path, file)
+        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as stored:
+            # What is not written to takes no memory.
+            columns = {x.name: np.empty(stored.metadata.num_rows) for x in schema if pa.types.is_floating(x.type)}
+            for batch in _fitting(stored, COLUMNS["power"]):
+                kept = pc.and_(pc.equal(batch["device"], device), pc.equal(batch["domain"], domain))
+                batch = batch.filter(kept)
+                read, batch = read + len(batch), _sound(batch)
+                for name, column in columns.items():
+                    column[n : n + len(batch)] = batch[name].to_numpy(zero_copy_only=False)
+                errors.append(batch["error"])
+                n += len(batch)
+    texts = pa.chunked_array([each for some in errors for each in getattr(some, "chunks", [some])], pa.string())
+    rows = {name: column[:n] for name, column in columns.items()} | {"error": texts.to_pandas()}
+    return pd.DataFrame(rows, copy=False), read - n
+
+
+def _verify(path: Path, file: RunFile) -> None:
+    if file.sha256.get(path.name, digest := digest_of(path)) != digest:
+        raise ValueError("its SHA-256 differs from that in run.json")
+
+
+def _fitting(stored: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of a file with these columns, some at a time: that takes little memory beside them."""
+    names = [each for each in schema.names if each in stored.schema_arrow.names]
+    for batch in stored.iter_batches(20 * _BATCH, columns=names, use_threads=False):
+        columns = [batch[x.name].cast(x.type) if x.name in names else pa.nulls(len(batch), x.type) for x in schema]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def journalled(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]:
@@ -115,7 +139,7 @@ def journalled(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int
         while some := list(itertools.islice(rows, _BATCH)):
             read += len(some)
             batches += _batches(some, name, zero_s)
-        tables.append(_sound(pa.Table.from_batches(batches, COLUMNS[name])))
+        tables.append(pa.Table.from_batches(map(_sound, batches), COLUMNS[name]))
     table = tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("index")
     return table, read - len(table)
 
@@ -132,13 +156,8 @@ def _batches(rows: Sequence[Any], name: str, zero_s: float) -> Iterator[pa.Recor
             yield from _batches(rows[middle:], name, zero_s)
 
 
-def _sound(table: pa.Table) -> pa.Table:
+def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The rows that a run can have: no needed value is missing, none is too large, no count is negative."""
-    kept = [_kept(batch) for batch in table.to_batches(max_chunksize=20 * _BATCH)]
-    return table if all(each.all() for each in kept) else table.filter(pa.array(np.concatenate(kept)))
-
-
-def _kept(batch: pa.RecordBatch) -> NDArray[np.bool_]:
     kept, sizes = np.ones(len(batch), dtype=bool), []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if name in _NEEDED:
@@ -154,7 +173,8 @@ def _kept(batch: pa.RecordBatch) -> NDArray[np.bool_]:
         elif not pa.types.is_string(column.type):
             values = column.to_numpy(zero_copy_only=False)  # a missing one becomes NaN
             kept &= _possible(values, column.type) | (np.isnan(values) & (name not in _NEEDED))
-    return kept & (sizes[0] == sizes[1]) if sizes else kept
+    kept &= sizes[0] == sizes[1] if sizes else True
+    return batch if kept.all() else batch.filter(pa.array(kept))
 
 
 def _possible(values: NDArray[Any], kind: pa.DataType) -> NDArray[np.bool_]:

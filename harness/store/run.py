@@ -27,7 +27,7 @@ class Run:
         self.id = directory.name or file.id
         """The directory's name, which differs from the stored one in a copy."""
         self.state, self.environment = file.state, file.environment
-        self._lost: dict[tuple[str, tuple[str, str] | None], int] = {}
+        self._lost: dict[tuple[str, ...], int] = {}
         self.engine = file.engine
         """What the engine reported about itself; None: the engine never started."""
         self.simulated = file.engine_asked == "simulated"
@@ -69,10 +69,10 @@ class Run:
         return pd.DataFrame(self._rows("server").to_pandas())
 
     def readings(self, device: str, domain: str) -> pd.DataFrame:
-        """The rows of `power` of one device and domain, in time order."""
-        if (self.directory / "power.parquet").is_file():
-            table = self._rows("power", (device, domain))
-            found = pd.DataFrame(table.to_pandas(split_blocks=True, self_destruct=True))
+        """The rows of `power` of one device and domain, in time order, with the columns that analysis reads."""
+        if (path := self.directory / "power.parquet").is_file():
+            new = all(read[0] != "power" for read in self._lost)
+            found, self._lost["power", device, domain] = rows.read_device(path, self.file, device, domain, new)
         else:  # a journal is read once
             found = self.power[(self.power["device"] == device) & (self.power["domain"] == domain)]
         return found if found["before_s"].is_monotonic_increasing else found.sort_values("before_s", kind="stable")
@@ -81,13 +81,12 @@ class Run:
     def skipped(self) -> Mapping[str, int]:
         """File -> number of its damaged rows, which are left out; known once the rows were read."""
         found = Counter(self.file.skipped)
-        for (name, _), lost in self._lost.items():
+        for (name, *_), lost in self._lost.items():
             found[name] += lost
         return {name: lost for name, lost in found.items() if lost}
 
-    def _rows(self, name: str, device: tuple[str, str] | None = None) -> pa.Table:
-        checked = any(read == name for read, _ in self._lost)
-        table, self._lost[name, device] = rows.read_rows(self.directory, name, self.file, device, checked)
+    def _rows(self, name: str) -> pa.Table:
+        table, self._lost[name,] = rows.read_rows(self.directory, name, self.file)
         return table
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from builders import stored
 from harness.analysis.diff import Between
 from harness.analysis.repeats import learned
 from harness.analysis.summary import summary_of
+from harness.store.directory import write_summary
 from harness.store.run import Run, read_run
 
 RATE = "output_tokens_per_s"
@@ -23,12 +25,11 @@ def copies(root: Path, first: Path, hours: list[float], values: list[float]) -> 
     made = []
     for i, (hour, value) in enumerate(zip(hours, values, strict=True)):
         path = shutil.copytree(first, root / f"copy-{i}")
-        file, summary = (json.loads((path / name).read_text()) for name in ("run.json", "summary.json"))
+        file, summary = json.loads((path / "run.json").read_text()), summary_of(read_run(path))
         began = f"2026-11-{20 + int(hour // 24):02}T{int(hour % 24):02}:{round(hour % 1 * 60):02}:00Z"
         (path / "run.json").write_text(json.dumps({**file, "id": path.name, "created_utc": began}))
-        for figure in summary["figures"]:
-            figure["value"] = value if figure["name"] == RATE else figure["value"]
-        (path / "summary.json").write_text(json.dumps(summary))
+        figures = tuple(replace(each, value=value) if each.name == RATE else each for each in summary.figures)
+        write_summary(path, replace(summary, figures=figures))
         made.append(read_run(path))
     return made
 

@@ -113,6 +113,7 @@ def test_failures_and_counts_that_differ_are_found_in_a_file_of_guidellm(tmp_pat
     [
         ({"duration": 20.0}, "requests_per_s 10 x 20 s is 200, but requests.completed is 100"),
         ({"total_output_tokens": 1100}, "output_tokens_per_s 100 x 10 s is 1000, but output_tokens.got is 1100"),
+        ({"total_token_throughput": 400.0}, "x 10 s is 4000, but input_tokens.got + output_tokens.got is 3000"),
         ({"failed": 5}, "100 requests completed and 5 failed, but num_prompts is 100"),
         ({"mean_e2el_ms": 2300.0}, "10 requests/s of 2.3 s each are 23 in flight, but there were 8"),
         ({"p99_ttft_ms": 40.0}, "ttft_s.p50 is 0.05, but ttft_s.p99 is 0.04"),

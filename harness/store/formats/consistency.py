@@ -9,11 +9,12 @@ from harness.store.formats.point import PERCENTILES, Result
 TOLERANCE = 0.02
 """Largest relative difference that is not a contradiction, beside the rounding of the printed digits."""
 _COUNTED = (
-    ("requests_per_s", "requests.completed"),
-    ("output_tokens_per_s", "output_tokens.got"),
-    ("input_tokens_per_s", "input_tokens.got"),
+    ("requests_per_s", ("requests.completed",)),
+    ("output_tokens_per_s", ("output_tokens.got",)),
+    ("input_tokens_per_s", ("input_tokens.got",)),
+    ("total_tokens_per_s", ("input_tokens.got", "output_tokens.got")),
 )
-"""Rate and the count of the same thing."""
+"""Rate, and the counts whose sum is of the same thing."""
 
 
 def checked(point: Result) -> Result:
@@ -51,10 +52,11 @@ def _contradictions(point: Result) -> Iterator[str]:
 def _of_counts(point: Result) -> Iterator[str]:
     """Rates against counts over the duration; without a duration against the rate of requests."""
     seconds, done, per_s = (_value(point, name) for name in ("duration_s", "requests.completed", "requests_per_s"))
-    for rate_name, count_name in _COUNTED:
-        rate, count = _value(point, rate_name), _value(point, count_name)
-        if rate is None or count is None:
+    for rate_name, names in _COUNTED:
+        rate, counts = _value(point, rate_name), [_value(point, name) for name in names]
+        if rate is None or None in counts:
             continue
+        count, count_name = sum(filter(None, counts)), " + ".join(names)
         if seconds is not None:
             if _differs(count, point, rate, seconds):
                 made = f"{rate_name} {rate:.4g} x {seconds:.4g} s is {rate * seconds:.4g}"

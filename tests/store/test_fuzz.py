@@ -1,0 +1,153 @@
+"""Result files and stored runs with random damage: each is read or refused by name, and none ends in a traceback.
+
+`pytest tests/store/test_fuzz.py --fuzz SEED:COUNT` tries as many others.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import stored
+from places import ROOT
+
+from harness.analysis.summary import summary_of
+from harness.errors import HarnessError
+from harness.report import changes, document, formats
+from harness.store.imports import store_points
+from harness.store.run import read_run
+
+FILES = sorted(
+    path for path in (ROOT / "tests/data/imported").rglob("*.*") if path.suffix in (".json", ".jsonl", ".csv", ".txt")
+)
+VALUES: tuple[Any, ...] = (
+    *(None, True, False, "", "x", "\ud800", "\x00\x1b[2J", "=1+1", "n/a", "1e400", [], {}, [[]], [None], {"a": {}}),
+    *(0, -1, 1, 2**31, 2**63, 10**30, -(10**400), 0.5, -0.0, 1e-320, 1e20, 1e308, -1e308),
+    *(float("nan"), float("inf"), -float("inf"), "9" * 5000, ["x"] * 50, "2026-01-02T03:04:05", "0001-01-01T00:00:00Z"),
+)
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every map or list inside, with each of its keys."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        yield from places(value[key])
+
+
+def damaged(rng: random.Random, values: list[Any]) -> list[Any]:
+    """A copy of JSON values with one to three changes."""
+    whole = copy.deepcopy(values)
+    for _ in range(rng.randint(1, 3)):
+        if not (inside := list(places(whole))):
+            return whole
+        at, key = rng.choice(inside)
+        match rng.randrange(6):
+            case 0:
+                del at[key]
+            case 1 if isinstance(at[key], int | float):
+                at[key] = float(at[key]) * rng.choice([-1, 0, 1e-9, 1e9, 1e300])
+            case 2:
+                other, its = rng.choice(inside)
+                at[key] = copy.deepcopy(other[its]) if len(repr(other[its])) < 5000 else None
+            case 3 if isinstance(at, list):
+                at.append(copy.deepcopy(at[key]))
+            case _:
+                at[key] = rng.choice(VALUES)
+    return whole
+
+
+JUNK = (b"", b"\x00", b"\xff\xfe", b"-", b"NaN", b"1e999", b"{", b"]", b",,", b'"', b"\n\n")
+
+
+def scrambled(rng: random.Random, content: bytes) -> bytes:
+    """Bytes that are cut, changed, left out or doubled."""
+    a, b = sorted(rng.randrange(len(content) + 1) for _ in range(2))
+    changed = content[:a] + rng.choice([*JUNK, rng.randbytes(1)]) + content[a + 1 :]
+    return rng.choice([content[:a], changed, content[:a] + content[b:], content[:b] + content[a:]])
+
+
+def imported(rng: random.Random, place: Path) -> None:
+    """Imports a damaged file, and reports the runs."""
+    source = rng.choice(FILES)
+    file, content = place / source.name, source.read_bytes()
+    if source.suffix in (".json", ".jsonl") and rng.random() < 0.8:
+        values = list(map(json.loads, content.splitlines() if source.suffix == ".jsonl" else [content]))
+        content = "\n".join(map(json.dumps, damaged(rng, values))).encode()
+    else:
+        content = scrambled(rng, content)
+    file.write_bytes(content)
+    for directory in store_points(file, place / "runs"):
+        shown(directory)
+
+
+def shown(directory: Path) -> None:
+    """What most verbs do with a run."""
+    run = read_run(directory)
+    summary = summary_of(run)
+    tables = document.report([(run, summary)])
+    for kind in ("text", "json", "csv"):
+        formats.render(tables, kind, [summary])
+    changes.difference([run], [run], force=True)
+
+
+def reread(rng: random.Random, place: Path, whole: Path) -> None:
+    """Reads a damaged copy of a stored run, whose rows are in a Parquet file or in a journal."""
+    directory = shutil.copytree(whole, place / "run")
+    path = directory / rng.choice(["run.json", "summary.json", "requests.parquet", "power.parquet"])
+    if path.name != "run.json":  # without the digests of its files
+        raw = json.loads((directory / "run.json").read_text()) | {"sha256": {}}
+        (directory / "run.json").write_text(json.dumps(raw))
+    if path.name != "summary.json":
+        (directory / "summary.json").unlink()
+    if rng.random() < 0.25:
+        path.write_bytes(scrambled(rng, path.read_bytes()))
+    elif path.suffix == ".json":
+        path.write_text("".join(map(json.dumps, damaged(rng, [json.loads(path.read_text())]))))
+    else:
+        rows = damaged(rng, pq.read_table(path).slice(0, 40).to_pylist())
+        path.unlink()
+        if rng.random() < 0.5:
+            path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            with suppress(pa.ArrowException, TypeError, AttributeError, OverflowError, UnicodeError):  # no such columns
+                pq.write_table(pa.Table.from_pylist(rows), path)
+    shown(directory)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = stored(tmp_path_factory.mktemp("whole"))
+    summary_of(read_run(directory))
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["imported", "reread"])
+def test_damage_is_read_or_refused(kind: str, whole: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    seed, _, count = request.config.getoption("--fuzz").partition(":")
+    trial: Callable[[random.Random, Path], None] = (
+        imported if kind == "imported" else lambda rng, at: reread(rng, at, whole)
+    )
+    ended: dict[str, int] = {}
+    for number in range(int(seed), int(seed) + int(count)):
+        place = tmp_path / "place"
+        place.mkdir()
+        try:
+            trial(random.Random(number), place)
+            how = "read"
+        except HarnessError:
+            how = "refused"
+        except Exception as error:
+            error.add_note(f"seed {number}")
+            raise
+        ended[how] = ended.get(how, 0) + 1
+        shutil.rmtree(place)
+    assert set(ended) == {"read", "refused"}
