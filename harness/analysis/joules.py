@@ -166,7 +166,9 @@ def _on_line(known: Curve, start_s: float, end_s: float, spread_w: float, quantu
     power_w = energy_j / (end_s - start_s)
     shift_s = float(np.interp(ends, time_s, known.half_s).max())
     shortest, longest = line.period
-    span_s = float(np.diff(np.interp(ends, time_s, known.number))[0]) * (longest - shortest) / 2
+    periods = float(np.diff(np.interp(ends, time_s, known.number))[0])
+    # The instants are middles of what phase and period allow together: their distance is no middle of durations.
+    span_s = max(periods * longest - (end_s - start_s), end_s - start_s - periods * shortest)
     chance_j = spread_w * float(np.hypot(*(ends - known.nearest(ends))))
     error_j = spread_w * shift_s + power_w * span_s + _jitter_j(known, power_w) + chance_j + quantum_j
     return Window(start_s, end_s, energy_j, max(0.0, energy_j - error_j), energy_j + error_j, chance_j)

@@ -115,6 +115,30 @@ def test_the_hard_interval_holds_the_truth_for_any_counter(
         assert window.low_j - 1e-9 <= truth <= window.high_j + 1e-9
 
 
+@pytest.mark.parametrize("off", [-0.9, 0.0, 0.9])
+def test_constant_power_is_inside_the_bound_whatever_the_period_is_within_its_doubt(off: float) -> None:
+    """Bursts of readings before and after slow ones, as the meter reads: what fits is lopsided.
+
+    No spread of power, no lag, no jitter: what is left is the doubt of the duration.
+    """
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        period_s, phase, doubt = rng.uniform(0.0999, 0.1001), rng.uniform(0, 0.1), 10 ** rng.uniform(-5, -4.3)
+        slow = np.arange(2.0, 70.0) + rng.uniform(0, 0.5, 68)
+        slow += (rng.uniform(0.2, 0.9, 68) * period_s - (slow - phase) % period_s) % period_s
+        before = np.sort(np.concatenate([slow, *(at + np.cumsum(rng.uniform(0.01, 0.06, 25)) for at in (0.0, 71.0))]))
+        before = before[np.append(True, np.diff(before) > 0.0034)]
+        after = before + 0.0033
+        shown = phase + period_s * np.floor((rng.uniform(before, after) - phase) / period_s)
+        known_s = period_s * (1 + off * doubt)
+        reads = windows.Reads(before, after, 600 * (shown + 1), period_s=known_s, period_half_s=doubt * known_s)
+        known = windows.curve(reads)
+        start, end = known.nearest(np.array([rng.uniform(3, 30), rng.uniform(33, 65)]))
+        window = windows.counter_window(reads, start, end, 0.0, known)
+        assert window is not None
+        assert window.low_j - 0.001 <= 600 * (end - start) <= window.high_j + 0.001
+
+
 def test_an_update_during_a_slow_reading_gives_no_bound_before_it() -> None:
     """1 W, updates at 0.5, 1.2, 2.5 and 3.5; the reading asked for at 1.0 was answered at once but came at 1.9.
 
