@@ -76,12 +76,9 @@ def lines(c: Context, table: str) -> tuple[Line, ...]:
     """The results of a table of comparison_tables.csv. HarnessError for an unknown name."""
     if table not in c.book.tables:
         raise HarnessError(f"unknown comparison '{table}'", f"choose one of {', '.join(c.book.tables)}, contradictions")
-    return pairs(c) if table == PAIRS else table_lines(c, table)
-
-
-def table_lines(c: Context, table: str, provider: str | None = None) -> tuple[Line, ...]:
-    """The results of the rows of a table, of one provider or of all."""
-    rows = (row for row in c.book.comparisons.values() if row.table == table and provider in (None, row.provider))
+    if table == PAIRS:
+        return pairs(c)
+    rows = (row for row in c.book.comparisons.values() if row.table == table)
     return tuple(Line(row.label, result(c, row.name), row.name, row.scope) for row in rows)
 
 

@@ -100,10 +100,10 @@ def moved(factors: Sequence[Factor]) -> list[str]:
     return [f"{'high' if share > 0.5 else 'low'} {label}" for share, label in far]
 
 
-def deciding(factors: Sequence[Factor], most: int = MOST) -> list[Factor]:
+def deciding(factors: Sequence[Factor]) -> list[Factor]:
     """The factors with the widest beliefs, widest first."""
     wide = [f for f in factors if f.width >= CLEAR]
-    return sorted(wide, key=lambda f: -f.width)[:most]
+    return sorted(wide, key=lambda f: -f.width)[:MOST]
 
 
 def _low(q: Quantity) -> float:

@@ -40,7 +40,6 @@ HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 FILLS = ("#0072B2", "#D55E00", "#56B4E9", "#F0E442")
 """From dark to light, so that they differ in grey print."""
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [1, 4])
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 MOST_LINES = len(HUES)
 QUANTILES, BINS = 200, 240
 
