@@ -139,13 +139,21 @@ def diff(
 
 
 def predict(
-    model: str, gpus: str | Sequence[str], plan: Plan = PLAN, scenario: str = "on-demand", overrides: Overrides = ()
+    model: str,
+    gpus: str | Sequence[str],
+    plan: Plan = PLAN,
+    scenario: str = "on-demand",
+    overrides: Overrides = (),
+    cached: float | None = None,
 ) -> pd.DataFrame:
-    """The prediction for a model on GPUs, as `harness predict --full` prints it; column `gpu` names the GPU."""
+    """The prediction for a model on GPUs, as `harness predict --full` prints it; column `gpu` names the GPU.
+
+    With `cached`, the share of the input that an API reads from its cache, also the list prices of APIs (`--market`).
+    """
     found = []
     for gpu in [gpus] if isinstance(gpus, str) else gpus:
         each = priced(model, gpu, plan, scenario, values(overrides))
-        found.append(_long(prediction_tables(each, full=True)).assign(gpu=gpu))
+        found.append(_long(prediction_tables(each, full=True, cached=cached)).assign(gpu=gpu))
     return _with_units(pd.concat(found, ignore_index=True), found[0].attrs["units"])
 
 

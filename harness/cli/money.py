@@ -156,6 +156,10 @@ def predict(
     set_: options.Set = None,
     reference: Annotated[str | None, typer.Option("--run", help="A GPU run that calibrates the prediction.")] = None,
     root: options.Root = options.RESULTS,
+    market: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="CACHED", help="Beside list prices of APIs; share of input in their cache."),
+    ] = None,
     validate: Annotated[bool, typer.Option("--validate", help="Print errors on what was left out of the fit.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Also every cost and assumption.")] = False,
 ) -> None:
@@ -188,7 +192,10 @@ def predict(
     if not any(isinstance(each, Priced) for _, each in found):
         raise errors.HarnessError(str(found[0][1]), "name GPUs of harness/data/gpus.csv that hold the model")
     only = found[0][1]
-    show(prediction_tables(only, full) if len(names) == 1 and isinstance(only, Priced) else [side_by_side(found)])
+    if len(names) == 1 and isinstance(only, Priced):
+        show(prediction_tables(only, full, market))
+    else:
+        show([side_by_side(found)])
 
 
 def _pair(text: str) -> tuple[float, float]:

@@ -4,9 +4,12 @@ import csv
 import io
 from collections.abc import Sequence
 
+import numpy as np
+
 from harness.cost.bill import interval_figures
 from harness.files import read_data
 from harness.model import Figure
+from harness.predict.market import offers
 from harness.predict.memory import weights_per_gpu
 from harness.predict.predict import Prediction
 from harness.predict.priced import USD, Priced
@@ -16,10 +19,11 @@ from harness.report.table import Cell, Table
 HEADLINES = ("output_tokens_per_s", "tokens_per_s_per_user", "tpot_s", "ttft_s", "joules_per_output_token", USD)
 
 
-def prediction_tables(found: Priced, full: bool = False) -> list[Table]:
+def prediction_tables(found: Priced, full: bool = False, cached: float | None = None) -> list[Table]:
     """The screen of one prediction: figures, prices by tier, memory, and throughput against interactivity.
 
-    `full` adds every cost figure with the shares of its variance, and the assumptions.
+    `full` adds every cost figure with the shares of its variance, and the assumptions; `cached`, the share of the input
+    that an API reads from its cache, adds list prices of APIs.
     """
     costs = {figure.name: figure for figure in found.costs.figures}
     names = (*HEADLINES, "usd_per_query", "wh_per_query")
@@ -27,7 +31,8 @@ def prediction_tables(found: Priced, full: bool = False) -> list[Table]:
     rows += [(f"{USD}, {tier}", figure) for tier, figure in found.tiers if tier != found.costs.scenario]
     rows.append(("memory", _memory(found.prediction)))
     table = Table("prediction", title(found.prediction), ("figure", "value"), tuple(rows), found.costs.notes)
-    return [table, front_table(found), *(cost_tables(found.costs) if full else ())]
+    market = [] if cached is None else [market_table(found, cached)]
+    return [table, front_table(found), *market, *(cost_tables(found.costs) if full else ())]
 
 
 def title(p: Prediction) -> str:
@@ -61,6 +66,37 @@ def front_table(found: Priced) -> Table:
     notes = (f"< the most tokens per GPU with {limits}" if found.best is not None else f"no batch meets {limits}",)
     columns = ("in flight", "per user", "per GPU", "TTFT", "price")
     return Table("front", "Throughput against interactivity", columns, tuple(rows), notes)
+
+
+def market_table(found: Priced, cached: float) -> Table:
+    """What APIs ask for such requests: a seller's margin with this deployment, and from how many a day it pays."""
+    point, own, hour = found.prediction, found.costs[USD], found.costs["usd_per_hour"]
+    load, rows = point.serving, list[tuple[Cell, ...]]()
+    most = 86_400 * point.devices / float(np.median(point.device_s)) / load.output
+    asked, source = offers(load.model.name, load.input, load.output, cached)
+    for offer in asked:
+        several = sum(each.provider == offer.provider for each in asked) > 1
+        name = f"{offer.model if several else offer.provider}{' *' * offer.full_price}"
+        usd = 1e6 * offer.usd / load.output
+        margin = _linear("gross_margin", "1", own, -1 / usd, 1.0)
+        even = _linear("break_even_requests_per_day", "requests", hour, 24 / offer.usd)
+        rows.append((name, f"{usd:.3g}", margin, even if (even.value or 0) <= most else "more than it answers"))
+    notes = (
+        f"list prices of {source}: {load.input:g} tokens in, {cached:.0%} of them from a cache, {load.output:g} out",
+        "margin: 1 - cost / price, at the scenario's utilisation",
+        f"break-even: price of these GPUs for a day / price of a request; they answer at most {most:,.0f} a day",
+        *["* lists no price of cached tokens: they cost as much as others"] * any(x.full_price for x in asked),
+    )
+    columns = ("provider", "USD/M output", "margin", "break-even a day")
+    return Table("market", "What APIs ask for the same model", columns, tuple(rows), notes)
+
+
+def _linear(name: str, unit: str, cost: Figure, scale: float, offset: float = 0.0) -> Figure:
+    """offset + scale x a cost."""
+    if cost.value is None:
+        return Figure(name, None, unit, "derived", reason=cost.reason)
+    value, *ends = (offset + scale * (cost.value if x is None else x) for x in (cost.value, cost.low, cost.high))
+    return Figure(name, value, unit, "derived", min(ends), max(ends), interval=cost.interval)
 
 
 def _speeds(point: Prediction) -> tuple[Figure, Figure, Figure]:
