@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,12 +110,14 @@ def cost(
     split: Annotated[bool, typer.Option("--split", help="Price input and output tokens separately.")] = False,
     objective: Annotated[str | None, typer.Option(help="'70B interactive', or ttft_s.p99=0.5,tpot_s.p99=0.03.")] = None,
     fleet: Annotated[str | None, typer.Option(metavar="A:B", help="Of a day: mean requests/s, peak / mean.")] = None,
+    zone: options.Zone = None,
 ) -> None:
     """Price runs under a scenario: each run, input and output separately, at an objective, or a fleet over a day."""
     from harness.analysis.summary import load
     from harness.config import overrides
     from harness.cost.fleet import Policy
     from harness.cost.pricing import costs_at_objective, explained, fleet_costs, interactivity, price_run, query_costs
+    from harness.cost.zones import in_zone
     from harness.report.cost import cost_tables, fleet_table, interactivity_table, run_cost_tables
 
     with each_run(references or ["latest"], root, load) as sweep:
@@ -123,16 +126,17 @@ def cost(
         if fleet is not None and objective is None:
             raise errors.HarnessError("--fleet without --objective", "add --objective: a fleet is planned at one")
         if split:
-            made = cost_tables(query_costs([run for run, _ in sweep], *how))
+            made = cost_tables(in_zone(query_costs([run for run, _ in sweep], *how), zone))
         elif objective is None:
             priced = [price_run(run, summary, *how) for run, summary in sweep]
+            priced = [replace(each, costs=in_zone(each.costs, zone)) for each in priced]
             made = run_cost_tables([explained(priced[0])] if len(priced) == 1 else priced)
         elif fleet is None:
             found, _ = costs_at_objective(sweep, objective, *how)
-            made = [*cost_tables(found), interactivity_table(interactivity(sweep, *how))]
+            made = [*cost_tables(in_zone(found, zone)), interactivity_table(interactivity(sweep, *how))]
         else:
             found, day, note = fleet_costs(sweep, objective, _pair(fleet), Policy(), *how)
-            made = [*cost_tables(found), fleet_table(day, note)]
+            made = [*cost_tables(in_zone(found, zone)), fleet_table(day, note)]
         show(made)
 
 
@@ -160,12 +164,14 @@ def predict(
         float | None,
         typer.Option(min=0, max=1, metavar="CACHED", help="Beside list prices of APIs; share of input in their cache."),
     ] = None,
+    zone: options.Zone = None,
     validate: Annotated[bool, typer.Option("--validate", help="Print errors on what was left out of the fit.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Also every cost and assumption.")] = False,
 ) -> None:
     """Predict speed, energy and cost of a model on GPUs that were not measured, from published measurements."""
     from harness.analysis.summary import load
     from harness.config import overrides
+    from harness.cost.zones import in_zone
     from harness.predict.own import calibration
     from harness.predict.predict import Plan
     from harness.predict.priced import Priced, priced
@@ -184,7 +190,8 @@ def predict(
     found: list[tuple[str, Priced | str]] = []
     for name in names:
         try:
-            found.append((name, priced(model, name, plan, scenario, overrides(set_ or ()), own, (tpot, ttft))))
+            each = priced(model, name, plan, scenario, overrides(set_ or ()), own, (tpot, ttft))
+            found.append((name, replace(each, costs=in_zone(each.costs, zone))))
         except errors.HarnessError as refused:
             if len(names) == 1:
                 raise

@@ -16,6 +16,7 @@ Out = Annotated[Path, typer.Option("--root", "--out", **_ROOT)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any key; repeatable.")]
 Full = Annotated[bool, typer.Option("--full", help="Every table, not only the first screen.")]
 Scenario = Annotated[str | None, typer.Option(help="Cost scenario: a shipped name or a file.")]
+Zone = Annotated[str | None, typer.Option(metavar="ISO3", help="CO2 and water of electricity there: USA, DEU, WOR.")]
 _HALF = "Wanted 95% half-width, or FIGURE=2%; repeatable."
 Precision = Annotated[list[str] | None, typer.Option("--precision", metavar="2%", help=_HALF)]
 METERS = "auto (all that are found), none, nvml, rapl, redfish:url=…, prometheus:url=…, replay:path=…; repeatable."

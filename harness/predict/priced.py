@@ -88,7 +88,7 @@ def _costs(point: Prediction, used: Scenario, x: Mapping[str, Draws], own: Calib
         ("usd_per_query", "USD/query", "derived", [*paid, time, ("assumed", query)], 1 / 3600, used.no_price),
     ]
     if paid:
-        rows.append(("usd_per_hour", "USD/h", "derived", paid[:2], point.devices, None))
+        rows.append(("usd_per_hour", "USD/hour", "derived", paid[:2], point.devices, None))
     notes = ["intervals are predictive: 90% of new measurements should lie inside"]
     notes += [f"a guess: {guess}" for guess in point.guesses]
     if own is not None:

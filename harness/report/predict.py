@@ -26,7 +26,7 @@ def prediction_tables(found: Priced, full: bool = False, cached: float | None = 
     that an API reads from its cache, adds list prices of APIs.
     """
     costs = {figure.name: figure for figure in found.costs.figures}
-    names = (*HEADLINES, "usd_per_query", "wh_per_query")
+    names = (*HEADLINES, "usd_per_query", "wh_per_query", "co2_g_per_query", "water_ml_per_query")
     rows: list[tuple[Cell, ...]] = [(name, costs[name]) for name in names if name in costs]
     rows += [(f"{USD}, {tier}", figure) for tier, figure in found.tiers if tier != found.costs.scenario]
     rows.append(("memory", _memory(found.prediction)))
