@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.cost.draws import DEFAULT_DRAWS, Z95, Distribution, Draws, distribution, draw, quantile
+from harness.cost.draws import DEFAULT_DRAWS, Z95, Distribution, Draws, distribution, draw, quantile, scaled
 from harness.cost.gpus import Gpu, find_gpu
 from harness.cost.scenario import MEASURED, OWNED, PRICE, Input, Scenario
 from harness.errors import HarnessError
@@ -80,6 +80,9 @@ def priced(
         of = f"prices a {scenario.per}" if other_kind else f"is about {scenario.gpu}"
         what = f"scenario '{scenario.name}' {of}, but the run used {device.name or device.kind}"
         raise HarnessError(what, f"--scenario {DEFAULT_SCENARIO[device.kind]}, or a scenario of your own")
+    if gpu is not None:
+        inputs = {key: _taken_to(gpu, given, gpus, scenario.origin) for key, given in scenario.inputs.items()}
+        scenario = replace(scenario, inputs=inputs)
     if PRICE in scenario.inputs or scenario.tier == "owned":
         return scenario
     known = prices.get((scenario.tier, gpu.price_gpu or gpu.name)) if gpu else None
@@ -88,6 +91,18 @@ def priced(
     named = gpu.name if gpu else device.name or "this device"
     no_price = f"no {scenario.tier} price of {named} in the tables; give one with --set {PRICE}=…"
     return replace(scenario, no_price=no_price)
+
+
+def _taken_to(gpu: Gpu, given: Input, gpus: tuple[Gpu, ...], origin: str) -> Input:
+    """An input about another GPU in proportion to the power limits; any other as it is."""
+    if given.about is None or given.about == gpu.name:
+        return given
+    if (known := find_gpu(given.about, gpus)) is None:
+        names = ", ".join(each.name for each in gpus)
+        raise HarnessError(f"{origin}: inputs.{given.name}: about '{given.about}', which is no GPU", f"one of {names}")
+    source = f"{given.source}; x {gpu.tdp_w:g} W / {known.tdp_w:g} W, the power limits"
+    taken = scaled(given.distribution, gpu.tdp_w / known.tdp_w)
+    return replace(given, distribution=taken, source=source, about=gpu.name)
 
 
 def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = DEFAULT_DRAWS) -> Costs:

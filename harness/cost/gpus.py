@@ -44,8 +44,6 @@ class Gpu:
     """To the GPUs of the same domain, one direction."""
     domain: Annotated[int, Field(ge=1)]
     """GPUs that such links connect."""
-    idle_w: float | None
-    """With a model loaded and no request; None: not measured."""
     source: str
 
 

@@ -51,6 +51,8 @@ class Input:
     source: str
     date: str
     status: InputStatus
+    about: str | None = None
+    """The GPU of which this was said: `bill.priced` takes it to another in proportion to their power limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class InputFile(Section, strict=True):
     source: str
     date: Loose
     status: InputStatus
+    about: str | None = None
 
 
 class ScenarioFile(Section):
@@ -160,7 +163,7 @@ def _input(key: str, given: InputFile, where: str) -> Input:
         if math.isinf(high):
             limits += "; a lognormal has no upper limit: use beta, triangular or uniform"
         raise HarnessError(f"{where}: {raw} ({given.unit})", f"expected {known.meaning}: {limits}")
-    return Input(key, made, known.unit, given.source, given.date, given.status)
+    return Input(key, made, known.unit, given.source, given.date, given.status, given.about)
 
 
 TIERS = {"on demand": "on-demand", "3-year": "reserved", "spot": "spot"}

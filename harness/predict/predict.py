@@ -227,7 +227,7 @@ def known_gpu(name: str) -> Gpu:
 def own_gpu(path: str) -> Gpu:
     """A GPU of the user's: a YAML map with the columns of gpus.csv, of which a GPU may lack some."""
     content, places = read_map(read_text(Path(path)), path, "a GPU, with the columns of harness/data/gpus.csv")
-    absent = dict.fromkeys(("price_gpu", "flops_fp8", "flops_fp4", "idle_w")) | {"domain": 8, "source": path}
+    absent = dict.fromkeys(("price_gpu", "flops_fp8", "flops_fp4")) | {"domain": 8, "source": path}
     fix = "give gpu, flops_bf16, bandwidth_bytes_per_s, memory_bytes, tdp_w and link_bytes_per_s, all above 0"
     form: Any = TypeAdapter(Gpu)
     found: Gpu = checked(form, {"match": str(content.get("gpu", "")), **absent, **content}, path, places, fix)

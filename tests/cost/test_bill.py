@@ -189,6 +189,20 @@ def test_half_the_utilisation_is_twice_the_money_but_only_idle_energy() -> None:
     assert half["wh_per_query"] - full["wh_per_query"] == pytest.approx(1.2 * 60 / 3600)
 
 
+def test_an_input_about_one_gpu_is_taken_to_another_by_their_power_limits() -> None:
+    def idle_w(device: str, *words: str) -> tuple[float, ...]:
+        used = priced(scenario("on-demand", *words), Device("gpu", device, 1), GPUS, PRICES)
+        return used.inputs["energy.idle_w"].distribution.parameters
+
+    assert idle_w("H100") == (90, 125, 140)
+    assert idle_w("B200") == pytest.approx([x * 1000 / 700 for x in (90, 125, 140)])
+    assert idle_w("L4") == pytest.approx([x * 72 / 700 for x in (90, 125, 140)])
+    assert idle_w("B200", "energy.idle_w=50") == (50,)
+    wrong = scenario("on-demand", "energy.idle_w={value: 50, unit: W, about: H1OO}")
+    with pytest.raises(HarnessError, match="about 'H1OO', which is no GPU"):
+        priced(wrong, H100, GPUS, PRICES)
+
+
 def test_missing_energy_or_assumptions_give_a_reason() -> None:
     lost = cost(scenario("on-demand", *ENERGY), of=with_energy(None)).figures[-1]
     assert lost.text() == "n/a (joules_per_request is not known: the GPU was lost)"
