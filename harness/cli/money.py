@@ -165,6 +165,8 @@ def predict(
         typer.Option(min=0, max=1, metavar="CACHED", help="Beside list prices of APIs; share of input in their cache."),
     ] = None,
     zone: options.Zone = None,
+    charts: options.Charts = None,
+    chart_format: options.ChartFormat = "svg",
     validate: Annotated[bool, typer.Option("--validate", help="Print errors on what was left out of the fit.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Also every cost and assumption.")] = False,
 ) -> None:
@@ -200,7 +202,12 @@ def predict(
         raise errors.HarnessError(str(found[0][1]), "name GPUs of harness/data/gpus.csv that hold the model")
     only = found[0][1]
     if len(names) == 1 and isinstance(only, Priced):
-        show(prediction_tables(only, full, market))
+        made = prediction_tables(only, full, market)
+        if charts is not None:
+            from harness.report import charts as drawing
+
+            drawing.write(drawing.of_tables(made), charts, chart_format)
+        show(made)
     else:
         show([side_by_side(found)])
 

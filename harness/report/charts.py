@@ -359,12 +359,38 @@ def _trend(table: Table, width: int) -> Chart | None:
     return _finish("trend", table.title, "95% intervals, from within a run.", width, spec)
 
 
+def _front(table: Table, width: int) -> Chart | None:
+    """Throughput of a GPU against the speed of one user, as predicted for each batch."""
+    rows = [
+        {"batch": str(row[0]).removesuffix(" <"), "best": str(row[0]).endswith("<"), **_ends(row[2]),
+         **{f"x_{of}": end for of, end in _ends(row[1]).items()}}
+        for row in table.rows
+    ]  # fmt: skip
+    if len(rows) < 2:
+        return None
+    x = _at("x", "x_value", "token/s of one user", "log", 20, format=",.4~r")
+    y = _at("y", "value", "output token/s of a GPU", "log", 20, format=",.4~r")
+    base = _rows(rows).encode(x=x, description="batch:N")
+    fill = alt.condition("datum.best", alt.value(HUES[1]), alt.value(HUES[0]))
+    spec = _layered(
+        width, 70, 260,
+        base.mark_line(color=HUES[0]).encode(y=y),
+        base.mark_rule(opacity=0.4).encode(y=alt.Y("low:Q", title="output token/s of a GPU"), y2="high:Q"),
+        base.mark_rule(opacity=0.4).encode(x=alt.X("x_low:Q", title="token/s of one user"), x2="x_high:Q", y=y),
+        base.mark_point().encode(y=y, color=fill),
+        base.mark_text(dx=8, dy=-8, align="left").encode(y=y, text="batch:N"),
+    )  # fmt: skip
+    note = f"Sequences in flight at each point, with 90% intervals; {table.notes[0].replace('<', 'orange:')}."
+    return _finish("front", table.title, note, width, spec)
+
+
 CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
     "tornado": _tornado,
     "reported": _claims,
     "spend-revenue": _claims,
     "must-be": _must_be,
     "trend": _trend,
+    "front": _front,
 }
 """Table -> its drawing, or None if the table has too few values."""
 DISTRIBUTIONS = {"ttft_s": "Time to first token", "itl_s": "Time between tokens"}

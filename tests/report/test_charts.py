@@ -14,8 +14,10 @@ from builders import changed, stored
 
 from harness.analysis.summary import load
 from harness.model import Figure
+from harness.predict.priced import priced
 from harness.report import charts, document
 from harness.report.charts import PAGE, WIDTH, Chart
+from harness.report.predict import prediction_tables
 from harness.report.table import Table
 from harness.store.run import Run
 
@@ -57,6 +59,21 @@ def test_every_chart_of_the_tables_is_drawn_within_the_width_and_names_its_unit(
     found = {chart.name: drawn(chart, width) for chart in charts.of_tables(tables, width)}
     assert found.keys() == units.keys()
     assert [name for name, unit in units.items() if unit not in found[name]] == []
+
+
+def test_the_front_of_a_prediction_has_each_batch_with_both_intervals_and_the_best_marked() -> None:
+    found = priced("gpt-oss-120b", "H100")
+    tables = prediction_tables(found)
+    (chart,) = charts.of_tables(tables)
+    assert "token/s of one user" in drawn(chart, WIDTH)
+    (front,) = (table for table in tables if table.name == "front")
+    rows = {str(label): (user, gpu) for label, user, gpu, *_ in front.rows}
+    assert [row["batch"] for row in data(chart)] == [label.removesuffix(" <") for label in rows]
+    for row, (label, (user, gpu)) in zip(data(chart), rows.items(), strict=True):
+        assert isinstance(user, Figure)
+        assert isinstance(gpu, Figure)
+        assert (row["x_low"], row["x_high"], row["low"], row["high"]) == (user.low, user.high, gpu.low, gpu.high)
+        assert row["best"] == label.endswith("<")
 
 
 def test_a_one_sided_bound_is_drawn_to_the_end_of_the_plot() -> None:
