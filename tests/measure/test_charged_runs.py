@@ -23,7 +23,7 @@ from harness.workload.schema import parse_workload
 TEXT = """
 name: charged
 engine: {name: openai}
-requests: {count: 16, input_tokens: 7, output_tokens: 30}
+requests: {count: 40, input_tokens: 7, output_tokens: 30}
 load: {shape: closed, users: 4}
 warmup: {requests: 1}
 """
