@@ -158,7 +158,8 @@ _TEXT = {*_KEY, *FIELDS} - {"device_count", "users", "rate_per_s"}
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """The table with text as objects and numbers as floats, for every version of pandas."""
-    texts = _TEXT | {name for name in table.columns if table[name].map(lambda x: isinstance(x, str)).any()}
+    unsure = [str(name) for name, kind in table.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    texts = _TEXT | {name for name in unsure if table[name].map(lambda x: isinstance(x, str)).any()}
     table = table.astype({name: object if name in texts else float for name in table.columns})
     return table.assign(**{name: table[name].map(str, na_action="ignore") for name in texts - _TEXT})
 

@@ -307,6 +307,7 @@ def marks(gpus: Iterable[Source]) -> Marks:
         first = first if first is not None or known is None else Marks(known, period_s or 0.1, None)
         if first is not None and known is not None and known.line is not None:
             return first._replace(line=known)
+        del known  # before the next is read
     return first or Marks(None, 0.1, None)
 
 

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -49,12 +49,13 @@ def runs_tables(root: Path, where: str | None = None) -> list[Table]:
     named = dict.fromkeys(re.findall(r"[\w.]+(?=\s*[!=<>])", where or ""))
     named |= dict.fromkeys(swept(found) if found["sweep"].nunique() == 1 else ())
     ran, failed = found[~never], found[never]
+    about = ran[["device", "device_count", "gpu", "load", "users", "rate_per_s"]].to_dict("records")
     usd = [_usd(root / run) if len(ran) <= MOST_PRICED else "" for run in ran["run"]]
     columns = {
         "run": list(map(str, ran["run"])),
         "model": [_cut(model) for model in ran["model"]],
-        "device": [_device(row) for _, row in ran.iterrows()],
-        "load": [_load(row) for _, row in ran.iterrows()],
+        "device": [_device(row) for row in about],
+        "load": [_load(row) for row in about],
         **{head: _numbers(ran, *figure) for head, figure in FIGURES.items()},
         "USD/M": usd,
         "state": list(map(str, ran["state"])),
@@ -103,13 +104,13 @@ def _numbers(ran: pd.DataFrame, name: str, factor: float) -> list[str]:
     return ["n/a" if pd.isna(x) else brief(x * factor, 3) for x in values]
 
 
-def _load(row: pd.Series) -> str:
+def _load(row: Mapping[Any, Any]) -> str:
     if not pd.isna(row["users"]):
         return f"{row['users']:g} user{'s' * (row['users'] != 1)}"
     return f"{row['load']} {row['rate_per_s']:g}/s" if not pd.isna(row["rate_per_s"]) else _text(row["load"])
 
 
-def _device(row: pd.Series) -> str:
+def _device(row: Mapping[Any, Any]) -> str:
     if row["device"] == "cuda" or _text(row["gpu"]):
         return f"{row['device_count']:g} x {_text(row['gpu']).removeprefix('NVIDIA ') or 'GPU'}"
     return _text(row["device"])

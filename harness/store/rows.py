@@ -99,19 +99,23 @@ def read_device(path: Path, file: RunFile, device: str, domain: str, verify: boo
         if verify:
             _verify(path, file)
         with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as stored:
-            # What is not written to takes no memory.
-            columns = {x.name: np.empty(stored.metadata.num_rows) for x in schema if pa.types.is_floating(x.type)}
+            names = [each.name for each in schema if pa.types.is_floating(each.type)]
+            columns: dict[str, NDArray[np.float64]] = {}
             for batch in _fitting(stored, COLUMNS["power"]):
                 kept = pc.and_(pc.equal(batch["device"], device), pc.equal(batch["domain"], domain))
                 batch = batch.filter(kept)
                 read, batch = read + len(batch), _sound(batch)
-                for name, column in columns.items():
-                    column[n : n + len(batch)] = batch[name].to_numpy(zero_copy_only=False)
+                for name in names:
+                    if name not in columns and batch[name].null_count < len(batch):
+                        columns[name] = np.empty(stored.metadata.num_rows)  # memory that is not written to is not used
+                        columns[name][:n] = np.nan
+                    if name in columns:
+                        columns[name][n : n + len(batch)] = batch[name].to_numpy(zero_copy_only=False)
                 errors.append(batch["error"])
                 n += len(batch)
     texts = pa.chunked_array([each for some in errors for each in getattr(some, "chunks", [some])], pa.string())
-    rows = {name: column[:n] for name, column in columns.items()} | {"error": texts.to_pandas()}
-    return pd.DataFrame(rows, copy=False), read - n
+    rows = {name: columns[name][:n] if name in columns else np.broadcast_to(np.nan, n) for name in names}
+    return pd.DataFrame({**rows, "error": texts.to_pandas()}, copy=False), read - n
 
 
 def _verify(path: Path, file: RunFile) -> None:
