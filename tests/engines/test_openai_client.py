@@ -249,12 +249,26 @@ def scripted(
         thread.join()
 
 
-def test_a_key_is_sent_and_never_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def command_lines() -> set[bytes]:
+    """Those of all processes of the machine."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_bytes())
+    return found
+
+
+@pytest.mark.parametrize("clients", [None, 2])
+def test_a_key_is_sent_and_never_stored_printed_or_in_the_process_list(
+    clients: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """In every place where a key can be given, with a server that repeats it, also across the length that is stored."""
+    listed = set[bytes]()
     monkeypatch.setenv("THE_KEY", "sk-very-secret")
     given = {"api_key_env": "THE_KEY", "headers": {"X-Other": "id $THE_KEY"}, "body": {"metadata": {"key": "$THE_KEY"}}}
     with scripted() as (url, asked):
-        run.run(workload(3, {"base_url": url, **given}), tmp_path, lambda _: None)
+        spec = workload(3, {"base_url": url, **given})
+        run.run(spec, tmp_path, lambda _: listed.update(command_lines()), run.Setup(clients=clients))
     stored = read_run(tmp_path / "latest")
     assert set(stored.requests["error"]) == {"http_401"}
     (text,) = set(stored.requests["error_text"])
@@ -262,6 +276,9 @@ def test_a_key_is_sent_and_never_stored(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(text) == 500
     assert asked[0]["metadata"] == {"key": "sk-very-secret"}
     assert [path for path in tmp_path.rglob("*") if path.is_file() and b"sk-very" in path.read_bytes()] == []
+    assert listed
+    assert not any(b"sk-very" in line for line in listed)
+    assert "sk-very" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,10 @@ def retry_after_s(headers: Mapping[bytes, bytes], now_s: float) -> float | None:
 
     >>> [retry_after_s({b"retry-after": value}, 50.0) for value in (b"2", b"Thu, 01 Jan 1970 00:01:00 GMT", b"soon")]
     [2.0, 10.0, None]
+    >>> retry_after_s({b"retry-after": b"Thu, 01 Jan 99999999999999999999 00:01:00 GMT"}, 50.0) is None
+    True
     """
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):
         if (value := headers.get(b"retry-after-ms")) is not None:
             return max(0.1, float(value) / 1e3)
         if (value := headers.get(b"retry-after")) is not None:
