@@ -171,3 +171,29 @@ def test_an_arrival_has_the_time_at_which_the_kernel_received_it_however_late_it
         thread.join()
     assert arrived_ns is not None
     assert 0 <= (arrived_ns - sent_ns) / 1e9 < 0.1
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "fails"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nA: b\r\n", True),
+        (b"HTTP/1.1 200 OK\r\n\r\n", False),
+    ],
+)
+def test_interim_answers_and_headers_without_an_end_are_a_timeout(bytes_: bytes, fails: bool) -> None:
+    async def play() -> str | None:
+        connection = http.Connection(memoryview(buffer := bytearray(http.READ_SIZE)), http.Held())
+        connection.connection_made(Wire())
+        task = asyncio.ensure_future(connection.exchange(b"", lambda *_: None))
+        for _ in range(2 * http.SILENCE_CHECKS):
+            await asyncio.sleep(0)
+            connection.check_silence()
+            buffer[: len(bytes_)] = bytes_
+            connection.buffer_updated(len(bytes_))
+        await asyncio.sleep(0)
+        task.cancel()
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+        return ended.kind if isinstance(ended, RequestFailed) else None
+
+    assert asyncio.run(play()) == ("timeout" if fails else None)

@@ -199,10 +199,13 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def check_silence(self) -> None:
-        """Called SILENCE_CHECKS times per read timeout: fails an exchange that received no byte for that long."""
+        """Called SILENCE_CHECKS times per read timeout: fails an exchange that received no byte for that long.
+
+        Bytes before the end of the head do not count: interim answers and headers may never end.
+        """
         self._silent_checks += 1
         if self._silent_checks > SILENCE_CHECKS and self._waiter is not None:
-            self._fail("timeout", "no byte arrived within the read timeout")
+            self._fail("timeout", "no byte of an answer arrived within the read timeout")
 
     # Callbacks of asyncio.
 
@@ -220,11 +223,12 @@ class Connection(asyncio.BufferedProtocol):
             self.close()
             return
         arrived(1, None if self._sock is None else self._sock.arrived_ns)
-        self._silent_checks = 0
         try:
             self._consume(bytes(self._buffer[:size]))
         except ValueError as wrong:
             self._fail("malformed", str(wrong))
+        if self._status:
+            self._silent_checks = 0
         self.ends.append(len(self._pieces))
 
     def eof_received(self) -> None:
