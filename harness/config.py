@@ -132,10 +132,10 @@ def overrides(words: Values | Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def overridden(places: Mapping[str, str], *keys: str) -> dict[str, str]:
-    """`places`, with `--set` as the place of `keys` and without the places of all keys below them."""
+def overridden(places: Mapping[str, str], *keys: str, by: str = "--set") -> dict[str, str]:
+    """`places`, with `by` as the place of `keys` and without the places of all keys below them."""
     below = tuple(f"{key}." for key in keys)
-    return {key: where for key, where in places.items() if not key.startswith(below)} | dict.fromkeys(keys, "--set")
+    return {key: where for key, where in places.items() if not key.startswith(below)} | dict.fromkeys(keys, by)
 
 
 def low_high(value: Any) -> tuple[float, float]:
@@ -210,6 +210,7 @@ def _in_words(error: ErrorDetails, form: Any, origin: str, places: Mapping[str, 
         return f"{where}: unknown key {key}{given}", advice
     leaf = next(part for part in reversed(path) if isinstance(part, str))
     plain = re.sub(r"^(Input should be|Value error,) | or instance of \w+$|, unable to parse.*$", "", message)
+    plain = "a list that is not empty" if kind == "too_short" and isinstance(value, list) else plain
     expected = f"expected {leaf}: {description or plain.replace('valid dictionary', 'map')}"
     if kind in ("missing", "lacks"):
         return f"{where}: {key} {message if kind == 'lacks' else 'is missing'}", expected if description else "add it"

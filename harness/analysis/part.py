@@ -211,8 +211,8 @@ class Basis:
 
 
 def _lacks(count: int, together: float) -> str:
-    needs = f"needs {SEVERAL} of {together:.3g} requests, has {int(count / together)}"
-    return f"no interval: too few independent batches: {needs}"
+    needs = f"needs {SEVERAL} independent batches of {together:.3g} requests, has {int(count / together)}"
+    return f"no interval: {needs}"
 
 
 def _bounded(figure: Figure, half: float | None, count: int, together: float) -> Figure:

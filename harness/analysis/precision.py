@@ -73,7 +73,7 @@ def parse(words: Sequence[str]) -> tuple[Target, ...]:
     >>> parse(["2"])
     Traceback (most recent call last):
         ...
-    harness.errors.HarnessError: precision '2' is not a percentage
+    harness.errors.HarnessError: precision '2' is not a percentage above 0% and below 100%
       fix: write 2%, or for another figure ttft_s.mean=2%
     """
     found = []
@@ -82,7 +82,7 @@ def parse(words: Sequence[str]) -> tuple[Target, ...]:
         share = float(text[:-1]) / 100 if re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%", text) else 0.0
         if not 0 < share < 1:
             fix = "write 2%, or for another figure ttft_s.mean=2%"
-            raise HarnessError(f"precision '{word}' is not a percentage", fix)
+            raise HarnessError(f"precision '{word}' is not a percentage above 0% and below 100%", fix)
         if name and (name := name.strip()) not in FIGURES:
             fix = f"{near(name, FIGURES)}choose one of {', '.join(FIGURES)}"
             raise HarnessError(f"precision '{word}': no figure '{name}' can be judged", fix)

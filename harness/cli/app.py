@@ -117,6 +117,8 @@ def _options(
     if to is not None and to.suffix and not (format_ or json or to.suffix in SUFFIXES):
         fix = f"end it in one of {', '.join(SUFFIXES)}, or add --format"
         raise errors.HarnessError(f"-o {to}: the ending '{to.suffix}' names no format", fix)
+    if json and format_ not in (None, "json"):
+        raise errors.HarnessError(f"--json with --format {format_}", "name one of the two")
     named = SUFFIXES.get(to.suffix, "text") if to else "text"
     return Output("json" if json else format_ or named, to)
 

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from harness.store.run_file import Environment
     from harness.workload.schema import Workload
 
+OPTIONS = {
+    "engine.name": "--engine", "engine.openai.base_url": "--url", "model": "--model", "scenario": "--scenario",
+    "seed": "--seed", "give_up_s": "--give-up", "load.rate_per_s": "--rate", "load.duration_s": "--duration",
+    "load.users": "--users", "requests.count": "--requests", "requests.input_tokens": "--input-tokens",
+    "requests.output_tokens": "--output-tokens",
+}  # fmt: skip
+"""Key of a workload -> the option of `run` that stands for it, which messages name."""
 PER_USER, MOST_S = 5, 60
 """Of a run of several numbers of users: requests for each user of the most, and its longest duration."""
 
@@ -84,11 +91,13 @@ def run(
     from harness.workload.library import read_workload
 
     served, other = "--serve" if serve else "--url" * bool(url), engine not in (None, "openai")
+    command = on_finish is None or on_finish.strip()
     for wrong, what, fix in (
         (out.suffix in SUFFIXES, f"--out {out} names the directory of the runs", f"write -o {out}, or --root {out}/"),
         (url and serve, "--url with --serve", "name one: --url is a server that runs, --serve starts one"),
         (served and other, f"{served} with engine '{engine}'", f"omit {served}, or add --engine openai"),
         (users and rate, "--users with --rate", "name one: users wait for their answers, a rate does not wait"),
+        (not command, "--on-finish has no command", "give one, such as 'python to_mlflow.py', or omit --on-finish"),
     ):
         if wrong:
             raise errors.HarnessError(what, fix)
@@ -107,7 +116,8 @@ def run(
     if input_tokens or output_tokens:
         short |= {"requests.trace": None, "requests.max_total_tokens": None}
     given = overrides(set_ or ())
-    points = [(read_workload(workload, short | p | given), p, k) for k in range(repeat) for p in loads or [{}]]
+    by = {key: option for key, option in OPTIONS.items() if key not in given}
+    points = [(read_workload(workload, short | p | given, by), p, k) for k in range(repeat) for p in loads or [{}]]
     spec = points[0][0]
     if seed is not None and len(points) > 1 and not serve and spec.engine.name == "openai" and not reset_cache:
         what = "--seed with several runs sends a running server the prompts that it has just answered"
@@ -159,6 +169,9 @@ def ab(
     sides = [_side(text, workload, overrides(set_ or ())) for text in (a, b)]
     asked = [flat(each.model_dump(mode="json", include=SAME)) for each in sides]
     differs = sorted(key for key in asked[0] | asked[1] if asked[0].get(key) != asked[1].get(key))
+    if sides[0] == sides[1] and not force:
+        fix = "name two servers, or settings that differ; --force measures one twice, which shows the noise"
+        raise errors.HarnessError("A and B are the same", fix)
     if differs and not force:
         fix = "compare sides that agree in this, or --force, which stamps what it prints"
         raise errors.HarnessError(f"A and B differ in {', '.join(differs)}", fix)
@@ -230,6 +243,8 @@ def _side(text: str, workload: str, shared: Mapping[str, Any]) -> Workload:
 
 def powered(spec: Workload, meter: Sequence[str] | None) -> list[str]:
     """The meters to read; a simulated engine draws no power, so that only those that are named are read."""
+    if "none" in (meter or ()) and len(meter or ()) > 1:
+        raise errors.HarnessError(f"--meter none beside --meter {meter[meter[0] == 'none']}", "name one of the two")
     return [*meter] if meter else [] if spec.engine.name == "simulated" else ["auto"]
 
 
@@ -289,6 +304,8 @@ def _loads(users: str | None) -> list[dict[str, int]]:
     words = users.split(",") if users else []
     if not all(word.strip().isdecimal() and int(word) for word in words):
         raise errors.HarnessError(f"--users {users}", "give whole numbers from 1: 8, or 1,8,64")
+    if len(set(map(int, words))) < len(words):
+        raise errors.HarnessError(f"--users {users} names a number twice", "omit it; --repeat 2 measures each twice")
     return [{"load.users": int(word)} for word in words]
 
 

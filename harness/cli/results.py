@@ -66,6 +66,10 @@ def report(
         show_answer(sweep, scenario, table or (["all"] if full else ()), charts, chart_format)
 
 
+JOULES = ("joules_per_output_token", "joules_per_input_token", "joules_per_request")
+"""Figures that a run without a meter lacks."""
+
+
 @printing
 def check(
     reference: options.Run_ = "latest",
@@ -83,6 +87,7 @@ def check(
     from harness.analysis.diff import parse_gate
     from harness.analysis.summary import summary_of
     from harness.cost.pricing import price_run
+    from harness.model import Figure
     from harness.report import tables
     from harness.report.changes import annotations, gates_table, precision_table
     from harness.report.format import words
@@ -93,8 +98,11 @@ def check(
     figures = {each.name: each for each in summary.figures}
     if any(each.figure not in figures for each in asked) and stored.engine is not None:
         figures |= {each.name: each for each in price_run(stored, summary, scenario).costs.figures}
+    for name in {each.figure for each in asked} & {*JOULES} - {*figures}:
+        reason = "; ".join(stored.file.meters_absent) or "no meter was read"
+        figures[name] = Figure(name, None, "J", "measured", reason=reason)
     gates = [
-        (each.text, words(figure, {"n", "reason", "status"}), outcome)
+        (each.text, words(figure, {"n", "status"} | ({"reason"} if figure.value is not None else set())), outcome)
         for each, figure, outcome in limits.outcomes(asked, figures)
     ]
     serious = [(each.code, each.text, "failed") for each in summary.findings if each.serious]

@@ -89,7 +89,7 @@ def priced(
     if known is not None:
         return replace(scenario, inputs={**scenario.inputs, PRICE: known})
     named = gpu.name if gpu else device.name or "this device"
-    no_price = f"no {scenario.tier} price of {named} in the tables; give one with --set {PRICE}=…"
+    no_price = f"no {scenario.tier} price of {named} in the tables; give one: harness cost --set {PRICE}=…"
     return replace(scenario, no_price=no_price)
 
 

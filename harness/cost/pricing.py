@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.analysis.precision import FIGURES
 from harness.analysis.regression import Split, split_usage
 from harness.analysis.summary import Sweep
 from harness.analysis.tokens import ordinary
-from harness.config import AS_WRITTEN, Values
+from harness.config import AS_WRITTEN, Values, near
 from harness.cost.bill import DEFAULT_SCENARIO, Costs, cost_of_run, measured, priced, tornado
 from harness.cost.draws import distribution
 from harness.cost.fleet import Policy, curve_of, diurnal, plan
@@ -221,6 +222,10 @@ def read_objective(text: str) -> Objective:
     if not limits or not all(limit > 0 for limit in limits.values()):
         names = ", ".join(f"'{name}'" for name in known)
         raise HarnessError(f"'{text}' is not an objective", f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {names}")
+    for name in limits:
+        if name not in FIGURES:
+            fix = f"{near(name, FIGURES)}name a latency and its statistic, such as ttft_s.p99"
+            raise HarnessError(f"--objective: no figure '{name}'", fix)
     return limits
 
 

@@ -88,7 +88,8 @@ def planned(sweep: Sweep, root: Path) -> Plan:
     load: dict[str, Any] = {} if auto is None else {auto.axis: auto.rounded(min(auto.start, auto.limit))}
     first = tuple(points(sweep))
     full = [replace(point, values={**point.values, **load}).overrides(sweep) for point in first]
-    workloads = [read_workload(sweep.workload, overrides) for overrides in full]
+    by = f"sweep {sweep.name}"
+    workloads = [read_workload(sweep.workload, keys, dict.fromkeys(keys, by)) for keys in full]
     names = frozenset(workload.engine.name for workload in workloads)
     return Plan(sweep, root, first, _stored(sweep, root), max(map(gpus_of, workloads)), names)
 

@@ -143,6 +143,9 @@ def _price(run: Run, notes: Footnotes, priced: Priced | None) -> list[str]:
     for name, (many, per) in COSTS.items():
         cost = times_of(priced.costs[name], many)
         found.append(f"{'' if cost.value is None else '$'}{notes.cell(cost, unit=False)} {per}")
+    unknown = {priced.costs[name].reason for name in COSTS if priced.costs[name].value is None}
+    if len(unknown) == 1 == len({priced.costs[name].value for name in COSTS}):
+        return [f"{label}n/a{notes.mark(unknown.pop())}"]
     found[0] = label + found[0]
     used = {each.name: each for each in priced.costs.assumptions}
     busy = used.get("serving.utilisation")

@@ -144,7 +144,9 @@ def _doubted(doubts: Sequence[tuple[str, Finding]], full: bool) -> Table:
         rows = tuple((run, *finding_row(each)) for run, each in doubts)
         return Table("findings", "Findings", ("run", *FINDING), rows)
     serious = {
-        each.code: ", ".join(run for run, x in doubts if x.code == each.code) for _, each in doubts if each.serious
+        each.code: ", ".join(dict.fromkeys(run for run, x in doubts if x.code == each.code))
+        for _, each in doubts
+        if each.serious
     }
     others = sum(not each.serious for _, each in doubts)
     notes = (f"{others} that are not serious: --full, or harness check RUN",) if others else ()

@@ -13,7 +13,7 @@ from harness.model import Figure
 from harness.report.format import carried, plain, scale
 
 GAP = "   "
-NEEDS = re.compile(r"(.*needs \d+ [\w ]+), has (\d+)")
+NEEDS = re.compile(r"(.*needs \d+ [\w. ]+), has (\d+)")
 
 
 class Footnotes:

@@ -92,7 +92,7 @@ def several(sweep: Sweep, priced: Sequence[Priced | None], width: int) -> str:
 
 def _doubts(sweep: Sweep, width: int) -> list[str]:
     """Serious findings with the number of runs that have them, and software that differs."""
-    seen = Counter(finding.code for _, summary in sweep for finding in summary.findings if finding.serious)
+    seen = Counter(code for _, summary in sweep for code in {x.code: x for x in summary.findings if x.serious})
     told = ", ".join(f"{code} ({count} runs)" if count > 1 else code for code, count in seen.most_common())
     differs = mixed([run for run, _ in sweep])
     texts = [f"! serious: {told} -> harness check RUN" if told else "", f"! {differs.text}" if differs else ""]

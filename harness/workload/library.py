@@ -13,14 +13,14 @@ from harness.workload.datasets import parse_prompts, parse_trace
 from harness.workload.schema import FILL, MixedPart, Prompts, Requests, Workload, parse_workload
 
 
-def read_workload(name_or_path: str, overrides: Values = AS_WRITTEN) -> Workload:
+def read_workload(name_or_path: str, overrides: Values = AS_WRITTEN, by: Mapping[str, str] = AS_WRITTEN) -> Workload:
     """The workload in a file, or else of that name in ./workloads, or else a shipped one of that name.
 
     A trace or prompts file named in the workload is first looked for in the workload's directory. HarnessError for an
-    unknown workload, or a mistake in the file.
+    unknown workload, or a mistake in the file or the overrides (see `parse_workload`).
     """
     path = _find("workload", name_or_path, name_or_path.removesuffix(".yaml"), _workload_files())
-    workload = parse_workload(read_text(path), str(path), overrides)
+    workload = parse_workload(read_text(path), str(path), overrides, by)
     requests = _beside(workload.requests, path.parent)
     if requests.parts:
         parts = tuple(_beside(part, path.parent) for part in requests.parts)

@@ -224,10 +224,13 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return out
 
 
-def parse_workload(text: str, origin: str, overrides: Values = AS_WRITTEN) -> Workload:
+def parse_workload(
+    text: str, origin: str, overrides: Values = AS_WRITTEN, by: Mapping[str, str] = AS_WRITTEN
+) -> Workload:
     """A workload from YAML text; `origin` is its file, for error messages and for a missing `name`.
 
-    `overrides` maps dotted keys to values. HarnessError for a mistake: place, key, value and the expected form.
+    `overrides` maps dotted keys to values, and `by` those that were not given by `--set` to what gave them.
+    HarnessError for a mistake: place, key, value and the expected form.
 
     >>> parse_workload("requests: {count: 2, input_tokens: 8, output_tokens: 4}\\nload: {shape: ofline}", "x.yaml")
     Traceback (most recent call last):
@@ -237,9 +240,11 @@ def parse_workload(text: str, origin: str, overrides: Values = AS_WRITTEN) -> Wo
     """
     data, places = read_map(text, origin, "a map with at least requests and load")
     data = {"name": PurePath(origin).stem, **data}
-    workload = workload_of(data, origin, overrides, places)
+    workload = workload_of(data, origin, overrides, places, by)
     for key, value in (data.get("objectives") or {}).items():
-        doubt_seconds(f"{origin}: objectives.{key}", key, value)
+        name = f"objectives.{key}"
+        where = by.get(name, "--set") if name in overrides else places.get(name, origin)
+        doubt_seconds(f"{where}: {name}", key, value)
     return workload
 
 
@@ -250,7 +255,13 @@ def doubt_seconds(where: str, latency: str, value: object) -> None:
         raise HarnessError(f"{where} is {value:g} seconds", fix)
 
 
-def workload_of(data: dict[str, Any], origin: str, overrides: Values, places: Mapping[str, str] = {}) -> Workload:
+def workload_of(
+    data: dict[str, Any],
+    origin: str,
+    overrides: Values,
+    places: Mapping[str, str] = {},
+    by: Mapping[str, str] = AS_WRITTEN,
+) -> Workload:
     """A workload from its content, as in `parse_workload`; the overrides are written into `data`.
 
     An override of load.users makes a load closed that has no users, and one of load.rate_per_s makes a load of users
@@ -264,7 +275,8 @@ def workload_of(data: dict[str, Any], origin: str, overrides: Values, places: Ma
             data["load"] = load if shaped else {"shape": shape} | {x: load[x] for x in load.keys() & {"duration_s"}}
     for key, value in overrides.items():
         path = _put(data, key, copy.deepcopy(value))
-        places = {path.partition(".")[0]: "--set", **overridden(places, path)}
+        given = by.get(key, "--set")
+        places = {path.partition(".")[0]: given, **overridden(places, path, by=given)}
     workload = checked(Workload, data, origin, places)
     try:
         workload.model_dump_json()

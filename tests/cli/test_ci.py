@@ -71,6 +71,9 @@ def test_check_holds_a_run_against_limits_and_tells_junit_and_github(
     assert "::error title=harness::failed: ttft_s.p50>1ms: 1" in broken.err
     assert "failed |" in Path("summary.md").read_text()
     assert broken_limits(Path("j.xml")) == ["ttft_s.p50>1ms"]
+    unknown = harness("check", "--fail-on", "joules_per_token>1", "--json")
+    (gate,) = json.loads(unknown.out)["tables"][0]["rows"]
+    assert (unknown.code, gate[1:]) == (1, ["n/a (no meter was read)", "failed"])
 
 
 def test_a_trend_lists_comparable_runs_by_commit_and_draws_them(harness: Command) -> None:

@@ -213,6 +213,9 @@ def test_progress_without_a_terminal_is_a_line_for_each_phase_and_30_seconds(cap
 MISTAKEN = {
     "own.yaml": "",
     "search.yaml": "workload: smoke\nauto: {axis: load.users, objective: {ttft.p99: 0.5}}",
+    "empty.yaml": "workload: smoke\ngrid: {load.users: []}",
+    "typing.yaml": "workload: smoke\ngrid: {load.user: [1, 2]}\nset: {engine.name: simulated}",
+    "beyond.yaml": "workload: smoke\ngrid: {load.users: [1, -2]}\nset: {engine.name: simulated}",
     "slow.yaml": "workload: smoke\nauto: {axis: load.users, objective: {ttft_s.p99: 500}}",
 }
 """Files beside the calls below."""
@@ -287,7 +290,26 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         ("run smoke --users 0", "whole numbers from 1"),
         ("run smoke --users 1,x", "whole numbers from 1"),
         ("run smoke --rate -1", "greater than or equal to 0"),
-        ("run smoke --duration 5x --engine simulated", "60 or '1 min'"),
+        ("run smoke --duration 5x --engine simulated", "--duration: load.duration_s is '5x'"),
+        ("run smoke --duration 0 --engine simulated", "60 or '1 min'"),
+        ("run smoke --rate 0 --engine simulated", "--rate: load.rate_per_s"),
+        ("run smoke --give-up soon --engine simulated", "--give-up: give_up_s"),
+        ("run smoke --rate 1 --set load.rate_per_s=x --engine simulated", "--set: load.rate_per_s"),
+        ("run smoke --set objectives.tpot_s=30 --engine simulated", "--set: objectives.tpot_s is 30 seconds"),
+        ("run smoke --users 1,1 --engine simulated", "--repeat 2 measures each twice"),
+        ("run smoke --json --format csv --engine simulated", "--json with --format csv"),
+        ("run smoke --meter none --meter nvml --engine simulated", "--meter none beside --meter nvml"),
+        ("run smoke --on-finish= --engine simulated", "--on-finish has no command"),
+        ("run smoke --precision 200% --engine simulated", "above 0% and below 100%"),
+        ("run smoke --url 127.0.0.1:8000", "http://host:port"),
+        ("run smoke --assume-power -20 --engine simulated", "watts above 0"),
+        ("run smoke --scenario owned-h10 --engine simulated", "owned-h100"),
+        ("sweep empty.yaml", "empty.yaml:2: grid.load.users is []"),
+        ("sweep typing.yaml", "sweep typing: unknown key load.user"),
+        ("sweep beyond.yaml", "sweep beyond: load.users is -2"),
+        ("sweep typing.yaml --budget -1", "greater than or equal to 0"),
+        ("ab seed=1 seed=1 --workload smoke", "A and B are the same"),
+        ("ab smoke", "Missing argument"),
         ("run smoke --set load.users", "--set load.users=4"),
         ("run smoke --engine simulated --set engine.ttft=1", "did you mean 'ttft_s'"),
         ("run smoke --engine simulated --meter redfish", "meter 'redfish': missing 1 required"),
@@ -307,6 +329,8 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
     ],
 )
 def test_a_wrong_call_ends_with_2_names_its_fix_and_measures_nothing(harness: Command, words: str, said: str) -> None:
+    for name, text in MISTAKEN.items():
+        Path(name).write_text(text)
     left = harness(*words.split())
     assert left.code == 2
     assert said in left.err

@@ -124,7 +124,7 @@ def test_every_figure_has_an_interval_or_the_mark_of_a_reason(on_gpu: Path) -> N
     (run,) = (path for path in OTHERS if "smollm2" in path.name)
     shown = first_screen([read(run)], None, 100)
     assert "TTFT         583 [1]     646 [1]     647 [1]" in shown
-    assert "[1] no interval: too few independent batches: needs 5 of 4 requests, has 2-3" in shown
+    assert "[1] no interval: needs 5 independent batches of 4 requests, has 2-3" in shown
     assert "energy       n/a [2]" in shown
     assert "[2] nvml: NVML does not answer" in shown
 
