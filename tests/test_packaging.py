@@ -121,7 +121,7 @@ def _documented(*pages: Path) -> list[tuple[str, str]]:
 
 def _readme_without_measuring() -> list[str]:
     commands = [shlex.join(shlex.split(command, comments=True)) for command, _ in _documented(ROOT / "README.md")]
-    return [command for command in commands if not command.startswith(("run ", "diff ", "sweep ", "import "))]
+    return [command for command in commands if not command.startswith(("run ", "ab ", "diff ", "sweep ", "import "))]
 
 
 COMMANDS = [

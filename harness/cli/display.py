@@ -20,8 +20,9 @@ CLEAR = "\r\x1b[K"
 class Display:
     """Shows the progress of a run on standard error: one line on a terminal, else a line for each phase and 30 s."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet, self._phase, self._said_s = quiet, "", 0.0
+    def __init__(self, quiet: bool = False, phases: bool = True) -> None:
+        """`phases`: without a terminal, a line for each phase."""
+        self._quiet, self._phases, self._phase, self._said_s = quiet, phases, "", 0.0
         self.series = ""
         """The place of the run in a series, such as `2 of 6, about 3 min left: `."""
         # A copy of the descriptor, since the run redirects descriptors 1 and 2 to the engine's log.
@@ -35,6 +36,12 @@ class Display:
         with contextlib.suppress(OSError):
             self._stream.write(CLEAR * self._live)
             self._stream.close()
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        with contextlib.suppress(OSError):
+            if not self._quiet:
+                print(CLEAR * self._live + text, file=self._stream, flush=True)
 
     def show(self, progress: Progress) -> None:
         with contextlib.suppress(OSError):  # the terminal may be closed; the run goes on
@@ -54,11 +61,11 @@ class Display:
             self._stream.write(CLEAR + line)
             self._stream.flush()
             return
-        if begins:
+        if begins and self._phases:
             print(f"{self.series}{now.phase} …", file=self._stream, flush=True)
         if measuring and now.elapsed_s - self._said_s >= EVERY_S:
             self._said_s = now.elapsed_s
-            print(f"{now.elapsed_s:.0f} s: {detail}", file=self._stream, flush=True)
+            print(f"{self.series}{now.elapsed_s:.0f} s: {detail}", file=self._stream, flush=True)
 
 
 def detail_of(now: Progress) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from harness import errors
 from harness.cli import options
 from harness.cli.app import printing, show, show_answer
+from harness.cli.display import Display
 
 if TYPE_CHECKING:
     from harness.measure.sweep import Status
@@ -27,6 +29,7 @@ def sweep(
     gpus: options.Gpus = None,
     cooldown: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Rest between two points.")] = 0.0,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Use Ray: local, auto, or HOST:PORT.")] = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure every point of a grid, or search for the highest load; each point is a run."""
     from harness.analysis.summary import load
@@ -45,10 +48,12 @@ def sweep(
             "add --resume to measure the others, or give the sweep another name",
         )
     power = meter or ([] if plan.simulated else ["auto"])
-    with start_workers(ray, 0 if plan.simulated else plan.gpus, jobs) as found:
+    needed = 0 if plan.simulated else plan.gpus
+    with Display(quiet, phases=False) as display, start_workers(ray, needed, jobs, display.show) as found:
         if ray is None and (hint := hint_of(plan)) is not None:
             typer.echo(hint, err=True)
-        ended = carry_out(plan, found, _say, Setup(power, gpus.split(",") if gpus else None), budget, cooldown)
+        setup = Setup(power, gpus.split(",") if gpus else None)
+        ended = carry_out(plan, found, functools.partial(_say, display), setup, budget, cooldown)
     runs = [load(root / done.run) for done in ended.values() if done.state == "complete" and done.run]
     show_answer(runs, beside=ended_tables(plan, ended))
     if any(done.state != "complete" for done in ended.values()):
@@ -58,13 +63,14 @@ def sweep(
         raise typer.Exit(errors.INCOMPLETE)
 
 
-def _say(status: Status) -> None:
-    """Print a line for each point that ends."""
-    if status.done is None:
-        return
+def _say(display: Display, status: Status) -> None:
+    """Print a line for each point that ends, and name the one whose progress follows."""
     from harness.cli.tables import in_words, state_of
 
     left = "" if status.left_s is None else f", about {status.left_s / 60:.0f} min left"
     failed = f", {status.failed} failed" if status.failed else ""
-    where = f"{in_words(status.point)}: {state_of(status.done)}"
-    typer.echo(f"{status.finished} of {status.known}{failed}{left}: {where}", err=True)
+    if status.done is None:
+        display.series = f"{status.finished + 1} of {status.known}{failed}{left}: {in_words(status.point)}: "
+    else:
+        where = f"{in_words(status.point)}: {state_of(status.done)}"
+        display.line(f"{status.finished} of {status.known}{failed}{left}: {where}")

@@ -8,7 +8,8 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +19,7 @@ from harness.errors import HarnessError
 from harness.measure import run as measuring
 from harness.measure.nodes import Cluster
 from harness.measure.run import PLAIN, Setup
+from harness.measure.sender import Progress
 from harness.measure.session import Kept
 from harness.process import Child, Gone
 from harness.store.directory import adopt
@@ -26,6 +28,8 @@ from harness.workload.schema import Workload
 
 INTERRUPTED_S = 30.0
 """Longest time for a worker to store a point as interrupted."""
+TELL_S = 0.5
+"""Time between two messages of a worker on its progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +59,12 @@ class LocalWorker:
 
     It measures one point at a time, and only `close` waits. `ended` returns None until the point has ended; `close`
     ends the worker and returns how its last point ended, if that is known. `OnNode` has the same methods.
+    `ended` calls `watch` with the progress of the point.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[Progress], None] = lambda _: None) -> None:
         self._child: Child | None = None
+        self._watch = watch
 
     def ready(self) -> bool:
         """Whether the worker can begin a point: on a cluster, whether it has room."""
@@ -71,7 +77,8 @@ class LocalWorker:
     def ended(self, wait_s: float | None = 0) -> Done | None:
         assert self._child is not None
         try:
-            done: Done | None = self._child.receive(wait_s)
+            while isinstance(done := self._child.receive(wait_s), Progress):
+                self._watch(done)
         except Gone as how:
             self._child, done = None, Done("failed", error=f"the measuring process {how} (out of memory?)")
         return done
@@ -88,7 +95,13 @@ class LocalWorker:
 
 def work(pipe: Connection) -> None:
     """The worker process: measures the tasks from the pipe until it closes."""
-    kept, loaded = Kept(), None
+    kept, loaded, said = Kept(), None, ["", 0.0]
+
+    def tell(seen: Progress) -> None:
+        if seen.phase != said[0] or time.monotonic() - said[1] >= TELL_S:
+            said[:] = seen.phase, time.monotonic()
+            pipe.send(seen)
+
     while True:
         task: Task = pipe.recv()
         wanted = task.workload.engine, task.workload.model
@@ -96,7 +109,7 @@ def work(pipe: Connection) -> None:
             kept.close()
             kept, loaded = Kept(), wanted
         try:
-            directory = measuring.run(task.workload, task.root, lambda _: None, task.setup, sweep=task.sweep, kept=kept)
+            directory = measuring.run(task.workload, task.root, tell, task.setup, sweep=task.sweep, kept=kept)
             run = read_run(directory)
             done = Done(run.state, directory.name, run.file.error)
         except HarnessError as wrong:
@@ -172,15 +185,17 @@ Worker = LocalWorker | OnNode
 
 
 @contextlib.contextmanager
-def start_workers(ray: str | None, gpus: int, jobs: int | None) -> Iterator[list[Worker]]:
-    """One worker on this machine, or on a Ray cluster `jobs` workers, by default one per `gpus` GPUs of the cluster.
+def start_workers(
+    ray: str | None, gpus: int, jobs: int | None, watch: Callable[[Progress], None] = lambda _: None
+) -> Iterator[list[Worker]]:
+    """One worker on this machine, which tells `watch` its progress, or on a Ray cluster `jobs` workers, by default one per `gpus` GPUs of the cluster.
 
     If the points or the cluster have no GPUs, one per node. HarnessError if the cluster can never hold a worker.
     """
     if ray is None:
         if jobs is not None:
             raise HarnessError("--jobs without --ray", "add --ray local, which uses all GPUs here, or omit --jobs")
-        yield [LocalWorker()]
+        yield [LocalWorker(watch)]
         return
     with Cluster(ray) as cluster:
         there = int(cluster.ray.cluster_resources().get("GPU", 0))

@@ -32,7 +32,7 @@ def answer(run: Run, summary: Summary, priced: Priced | None, findings: Sequence
         *flowed(_energy(run, notes, summary), width, GAP, INDENT),
         *flowed(_price(run, notes, priced), width, GAP, INDENT),
     ]  # fmt: skip
-    last = [*flowed(_window(summary), width, GAP), *flowed(_legend(run, summary, priced), width, "; ")]
+    last = [*flowed(_window(summary), width, GAP), *flowed(legend(run, summary, priced), width, "; ")]
     more = cut(flowed([f"more: harness report {run.id} --full", "-o report.html"], width, GAP), 2, width)
     room = (MOST if width >= WIDE else MOST_NARROW) - len(body) - len(last) - len(more)
     kept = min(2 * len(findings), 4 if findings and findings[0].serious else 2)
@@ -177,7 +177,7 @@ def _window(summary: Summary) -> list[str]:
     ]
 
 
-def _legend(run: Run, summary: Summary, priced: Priced | None) -> list[str]:
+def legend(run: Run, summary: Summary, priced: Priced | None) -> list[str]:
     """The status of the figures, and what the intervals are."""
     figures = {figure.name: figure for figure in summary.figures}
     by: dict[str, list[str]] = {summary["output_tokens_per_s"].status: ["throughput", "latency"]}

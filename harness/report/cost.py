@@ -9,7 +9,7 @@ from harness.cost.draws import PARAMETERS, Distribution
 from harness.cost.pricing import AtObjective, Interactive, Priced
 from harness.model import Figure
 from harness.report.table import Cell, Table
-from harness.report.tables import load_of
+from harness.report.answer import short_load
 from harness.store.run import Run
 
 
@@ -98,7 +98,7 @@ def _costs_table(name: str, title: str, found: Sequence[tuple[Run, Costs]]) -> T
     rows: list[tuple[Cell, ...]] = []
     for run, each in found:
         figures = {figure.name: figure for figure in each.figures}
-        rows.append((run.id, load_of(run), each.scenario, *(figures[name] for name in COST_COLUMNS)))
+        rows.append((run.id, short_load(run), each.scenario, *(figures[name] for name in COST_COLUMNS)))
     columns = ("run", "load", "scenario", *COST_COLUMNS.values())
     runs = {run.id for run, _ in found}
     if len(runs) == 1:

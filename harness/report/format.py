@@ -12,7 +12,7 @@ from harness.report.table import PROPERTIES, Cell, Table
 
 def scale(figure: Figure) -> tuple[float, str]:
     """The factor and the unit in which a figure is printed: latencies in ms, shares in %, others in SI units."""
-    if figure.unit == "s" and figure.name.partition(".")[0] in (*LATENCIES, "client"):
+    if figure.unit == "s" and figure.name.removeprefix("whole_run.").partition(".")[0] in (*LATENCIES, "client"):
         return 1e3, "ms"
     return (100.0, "%") if figure.unit in ("share", "1") else (1.0, re.sub("/(1e6 |M)token$", "/M tokens", figure.unit))
 

@@ -42,12 +42,14 @@ class Footnotes:
         why = figure.reason or ("not recorded" if figure.value is None else None)
         return f"{value}{named}{between.rstrip()}{self.mark(why)}"
 
+    def texts(self) -> list[str]:
+        """A note for each reason."""
+        has = [f", has {'-'.join(f'{x}' for x in sorted({min(c), max(c)}))}" if c else "" for c in self.reasons.values()]
+        return [f"[{i}] {reason}{of}" for i, (reason, of) in enumerate(zip(self.reasons, has, strict=True), 1)]
+
     def lines(self, width: int) -> list[str]:
         """A note for each reason, of at most two lines."""
-        notes = []
-        for i, (reason, counts) in enumerate(self.reasons.items(), 1):
-            has = "" if not counts else f", has {'-'.join(f'{x}' for x in sorted({min(counts), max(counts)}))}"
-            notes += cut(folded(f"[{i}] {reason}{has}", width, ""), 2, width)
+        notes = [line for text in self.texts() for line in cut(folded(text, width, ""), 2, width)]
         return flowed(notes, width, GAP)
 
 

@@ -7,8 +7,9 @@ from string import Template
 from harness.analysis.summary import Sweep
 from harness.cost.pricing import Priced, price_run
 from harness.model import Figure, Finding, Summary
-from harness.report.answer import COSTS, engine_of, headline, short_device, short_model, times_of
+from harness.report.answer import COSTS, engine_of, headline, legend, short_device, short_model, times_of
 from harness.report.format import carried, scale
+from harness.report.lines import Footnotes
 from harness.report.page import asset, text
 from harness.report.several import conditions
 from harness.report.tables import findings_of
@@ -77,7 +78,7 @@ def above(sweep: Sweep, best: tuple[Run, Summary], met: bool, scenario: str | No
         why = "The most output tokens/s within the objectives" if met else "The most output tokens/s"
         made += f"<p><b>{why}</b>: {text(labels_of(runs)[runs.index(run)])}</p>\n"
     priced = None if run.engine is None or run.simulated else price_run(run, summary, scenario)
-    made += f'<dl class="tiles">\n{"".join(map(_tile, *zip(*_figures(summary, priced), strict=True)))}</dl>\n'
+    made += _tiles(run, summary, priced)
     kinds, groups = groups_of(runs)
     if not kinds:
         return made
@@ -106,13 +107,22 @@ def _figures(summary: Summary, priced: Priced | None) -> list[tuple[str, Figure,
     return [*found, *((f"USD {per}", figure, "") for per, figure in costs)]
 
 
-def _tile(label: str, figure: Figure, unit: str) -> str:
+def _tiles(run: Run, summary: Summary, priced: Priced | None) -> str:
+    """The key figures, then the reasons why some have no interval or no value, and what the intervals are."""
+    notes = Footnotes()
+    tiles = "".join(_tile(notes, *each) for each in _figures(summary, priced))
+    said = "".join(f"<li>{text(note)}</li>\n" for note in [*notes.texts(), "; ".join(legend(run, summary, priced))])
+    return f'<dl class="tiles">\n{tiles}</dl>\n<ul class="notes reasons">\n{said}</ul>\n'
+
+
+def _tile(notes: Footnotes, label: str, figure: Figure, unit: str) -> str:
     value, between = carried(figure)
-    why = between or ("no interval" if figure.value is not None and figure.reason else figure.reason or "")
-    unit = "" if figure.value is None else unit if unit == "%" else f" {unit}"
+    known = figure.value is not None
+    why = between or ("" if not known else "no interval" if figure.reason else f"n = {figure.n:,}" if figure.n else "")
+    unit = "" if not known else unit if unit == "%" else f" {unit}"
     return (
-        f'<div title="{text(figure.reason or figure.interval)}"><dt>{text(label)}</dt>'
-        f'<dd><span class="value">{text(value)}</span>{text(unit)}</dd><dd>{text(why)}</dd></div>\n'
+        f'<div><dt>{text(label)}</dt><dd><span class="value">{text(value)}</span>{text(unit)}</dd>'
+        f"<dd>{text(why + notes.mark(figure.reason))}</dd></div>\n"
     )
 
 

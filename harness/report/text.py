@@ -14,7 +14,18 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from harness.model import Figure
-from harness.report.format import aside, claims, figure_columns, footnotes, marks_of, plain, shared, two_lines, words
+from harness.report.format import (
+    aside,
+    claims,
+    figure_columns,
+    footnotes,
+    marks_of,
+    plain,
+    scale,
+    shared,
+    two_lines,
+    words,
+)
 from harness.report.table import FACT, PROPERTIES, Cell, Table
 
 NARROWEST = 24
@@ -29,7 +40,8 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
     """The tables one below the other. `width` and `color`: None takes those of the terminal, or else 80 and no color.
 
     What all figures of a table share (unit, n, status) is printed in its title. With four or more columns of figures,
-    each interval is below its figure, and reasons are notes. A table wider than `width` becomes a list with a paragraph
+    or where a table has no room otherwise, each interval is below its figure, the unit of a column below its head, and
+    reasons are notes. A table wider than `width` becomes a list with a paragraph
     for each row; what all rows share is printed once. The columns bound, value and unit become one phrase.
     """
     terminal = sys.stdout.isatty() if color is None else color
@@ -56,6 +68,9 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
     common = shared(table)
     marks = footnotes(table, common) if len(figure_columns(table)) >= 4 else None
     grid = _grid(table, common, width, marks)
+    if grid is None and marks is None:
+        marks = footnotes(table, common)
+        grid = _grid(table, common, width, marks)
     if grid is None:
         marks = None
     title = Text(table.title, "bold")
@@ -71,11 +86,20 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
         yield listed
 
 
-def _cell(cell: Cell, table: Table, common: Mapping[str, str], marks: Mapping[str, int] | None) -> Text:
+def _units(table: Table, common: Mapping[str, str]) -> dict[int, str]:
+    """Column -> the unit that all its figures have, if the title does not tell it and they are no shares."""
+    columns = {i: {scale(x)[1] for row in table.rows if isinstance(x := row[i], Figure)} for i in figure_columns(table)}
+    known = {"unit"} & {*common, *table.columns}
+    return {i: units.pop() for i, units in columns.items() if len(units) == 1 and not units & {"", "%"} and not known}
+
+
+def _cell(
+    cell: Cell, table: Table, common: Mapping[str, str], marks: Mapping[str, int] | None, unit: bool = True
+) -> Text:
     """`marks`: reason -> number of its footnote; None: value, interval and reason are on one line."""
     if not isinstance(cell, Figure):
         return Text(plain(cell or ""))
-    without = {*common, *table.columns}
+    without = {*common, *table.columns, *([] if unit else ["unit"])}
     if marks is None:
         return Text(words(cell, without - {"interval"}))
     mark = marks_of(cell, common, marks)
@@ -88,15 +112,19 @@ def _cell(cell: Cell, table: Table, common: Mapping[str, str], marks: Mapping[st
 def _grid(table: Table, common: Mapping[str, str], width: int, marks: Mapping[str, int] | None) -> Grid | None:
     """Columns side by side; None if they do not fit, or if a line would mix left-to-right and right-to-left text."""
     figures, headed, stacked = figure_columns(table), table.columns != PROPERTIES, marks is not None
-    rows = [[_cell(cell, table, common, marks) for cell in row] for row in table.rows]
+    units = _units(table, common) if stacked else {}
+    rows = [[_cell(cell, table, common, marks, i not in units) for i, cell in enumerate(row)] for row in table.rows]
+    heads = [f"{name}\n{units[i]}" if i in units else name for i, name in enumerate(table.columns)]
     if not stacked:
         _align(table, rows)
     widest, least = [], []
-    for i, name in enumerate(table.columns):
-        lines = [line for row in rows for line in row[i].plain.split("\n")] + [name if headed else ""]
-        word = max(cell_len(each) for line in lines for each in line.split() or [""])
-        widest.append(max(map(cell_len, lines)))
-        least.append(widest[-1] if stacked and i in figures else min(widest[-1], max(NARROWEST, word)))
+    for i, name in enumerate(heads):
+        lines = [line for row in rows for line in row[i].plain.split("\n")]
+        named = name.split("\n") if headed else [""]
+        word = max(cell_len(each) for line in [*lines, *named] for each in line.split() or [""])
+        widest.append(max(map(cell_len, [*lines, *named])))
+        whole = max(word, *map(cell_len, lines)) if stacked and i in figures else max(NARROWEST, word)
+        least.append(min(widest[-1], whole))
     gaps = len(least) - 1
     gap = GAP if sum(least) + GAP * gaps <= width else 1
     room = width - sum(least) - gap * gaps
@@ -107,7 +135,7 @@ def _grid(table: Table, common: Mapping[str, str], width: int, marks: Mapping[st
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style="bold")
     grid.show_header = headed
     more = sum(widest) - sum(least)
-    for i, name in enumerate(table.columns):
+    for i, name in enumerate(heads):
         wide = least[i] + int((widest[i] - least[i]) * min(1.0, room / more)) if more > 0 else least[i]
         right = stacked and (i in figures or name == "n")
         grid.add_column(Text(name), justify="right" if right else "left", width=wide, overflow="fold")

@@ -207,7 +207,17 @@ def test_progress_without_a_terminal_is_a_line_for_each_phase_and_30_seconds(cap
     ]
     with Display(quiet=True) as display:
         display.show(Progress("measuring", 40.0, finished=4, count=8))
+        display.line("1 of 2: complete")
     assert capfd.readouterr().err == ""
+    with Display(phases=False) as display:  # of a sweep
+        display.series = "1 of 2: users 4: "
+        display.show(Progress("starting"))
+        display.show(Progress("measuring", 40.0, finished=4, count=8, output_tokens=40))
+        display.line("1 of 2: users 4: complete")
+    assert capfd.readouterr().err.splitlines() == [
+        "1 of 2: users 4: 40 s: 4 done, 40 s left, 0 in flight, 1.0 tok/s",
+        "1 of 2: users 4: complete",
+    ]
 
 
 MISTAKEN = {

@@ -21,6 +21,7 @@ from harness.errors import HarnessError
 from harness.measure import sweep as sweeping
 from harness.measure.logs import KEPT, output_to
 from harness.measure.search import Sweep
+from harness.measure.sender import Progress
 from harness.measure.sweep import Status, carry_out, planned
 from harness.measure.workers import Done, LocalWorker, Task, start_workers
 from harness.store.directory import adopt, list_runs
@@ -78,6 +79,12 @@ def test_every_point_is_a_run_and_a_second_time_there_is_nothing_to_do(workload:
     again = carry_out(planned(sweep, root), [LocalWorker()], begun.append)
     assert {point.key: each.run for point, each in again.items()} == {p.key: each.run for p, each in done.items()}
     assert begun == []
+
+
+def test_a_worker_tells_the_progress_of_its_point_while_it_is_measured(workload: str, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    carry_out(planned(Sweep(name="s", workload=workload), tmp_path / "runs"), [LocalWorker(told.append)], lambda _: None)
+    assert ["starting", "measuring"] == [phase for phase in dict.fromkeys(x.phase for x in told) if phase[0] in "sm"][:2]
 
 
 def test_an_engine_stays_loaded_for_the_points_that_share_it(workload: str, tmp_path: Path) -> None:
@@ -249,6 +256,7 @@ def test_unused_gpus_give_a_hint_to_ray(workload: str, tmp_path: Path, monkeypat
 KILLED = """
 import sys
 from harness.measure.search import Sweep
+from harness.measure.sender import Progress
 from harness.measure.sweep import carry_out, planned
 from harness.measure.workers import LocalWorker
 from pathlib import Path

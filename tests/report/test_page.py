@@ -321,6 +321,11 @@ def test_a_page_begins_with_what_was_measured_the_serious_findings_and_the_key_f
     tiles = tab.evaluate("[...document.querySelectorAll('.tiles div')].map(x => x.innerText.split('\\n'))")
     assert tiles[0][0] == "Output throughput"
     assert {tile[0] for tile in tiles} >= {"TTFT, p99", "Energy per output token", "USD per M output tokens"}
+    marked = [mark for tile in tiles for mark in re.findall(r"no interval (\[\d\])", tile[-1])]
+    reasons = tab.evaluate("document.querySelector('.reasons').innerText")  # a phone shows no text on hovering
+    assert marked
+    assert all(f"{mark} " in reasons for mark in marked)
+    assert "intervals: 95%" in reasons
     parts = tab.evaluate("[...document.querySelectorAll('h2')].map(x => x.textContent)")
     assert parts == ["Results", "Against the press", "What if", "Sources", "Methods"]
 
