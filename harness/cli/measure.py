@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import subprocess
@@ -90,12 +91,14 @@ def run(
     from harness.report.changes import precision_table, repeats_table
     from harness.workload.library import read_workload
 
-    served, other = "--serve" if serve else "--url" * bool(url), engine not in (None, "openai")
+    given = overrides(set_ or ())
+    asked = given.get("engine.name", engine)
+    served, other = "--serve" if serve else "--url" * bool(url), asked not in (None, "openai")
     command = on_finish is None or on_finish.strip()
     for wrong, what, fix in (
         (out.suffix in SUFFIXES, f"--out {out} names the directory of the runs", f"write -o {out}, or --root {out}/"),
         (url and serve, "--url with --serve", "name one: --url is a server that runs, --serve starts one"),
-        (served and other, f"{served} with engine '{engine}'", f"omit {served}, or add --engine openai"),
+        (served and other, f"{served} with engine '{asked}'", f"omit {served}, or add --engine openai"),
         (users and rate, "--users with --rate", "name one: users wait for their answers, a rate does not wait"),
         (not command, "--on-finish has no command", "give one, such as 'python to_mlflow.py', or omit --on-finish"),
     ):
@@ -115,7 +118,6 @@ def run(
         short |= {"requests.count": PER_USER * max(each["load.users"] for each in loads), "load.duration_s": MOST_S}
     if input_tokens or output_tokens:
         short |= {"requests.trace": None, "requests.max_total_tokens": None}
-    given = overrides(set_ or ())
     by = {key: option for key, option in OPTIONS.items() if key not in given}
     points = [(read_workload(workload, short | p | given, by), p, k) for k in range(repeat) for p in loads or [{}]]
     spec = points[0][0]
@@ -175,6 +177,8 @@ def ab(
     if differs and not force:
         fix = "compare sides that agree in this, or --force, which stamps what it prints"
         raise errors.HarnessError(f"A and B differ in {', '.join(differs)}", fix)
+    for each in sides:
+        _answers(each)
     points: list[Point] = [(spec, {"side": x}, k) for k in range(repeat) for x, spec in zip("AB", sides, strict=True)]
     runs = measure_all(points, root, "ab", quiet, Setup(powered(sides[0], meter)))
     told_ends(runs)
@@ -235,10 +239,29 @@ def _side(text: str, workload: str, shared: Mapping[str, Any]) -> Workload:
     from harness.workload.library import read_workload
 
     if "://" in text:
+        if (asked := shared.get("engine.name", "openai")) != "openai":
+            raise errors.HarnessError(f"{text} with engine '{asked}'", "name engine.name for the other side alone")
         return read_workload(workload, {"engine.name": "openai", "engine.openai.base_url": text, **shared})
     if "=" in text:
         return read_workload(workload, {**shared, **overrides(re.split(r",(?=[\w.]+=)", text))})
     return read_workload(text, shared)
+
+
+def _answers(spec: Workload) -> None:
+    """HarnessError if the running server of a side does not answer: the other side is not measured in vain."""
+    from harness.engines.base import create_engine
+
+    name, options = spec.engine.name, spec.engine_options(spec.engine.name)
+
+    async def ask() -> None:
+        engine = create_engine(name, spec.engine_model(name), options)
+        try:
+            await engine.start()
+        finally:
+            await engine.stop()
+
+    if name == "openai" and not options.get("serve"):
+        asyncio.run(ask())
 
 
 def powered(spec: Workload, meter: Sequence[str] | None) -> list[str]:

@@ -188,7 +188,9 @@ def predict(
             raise errors.HarnessError(f"{name} is {limit:g}", "give seconds above 0")
     own = None if reference is None else calibration(*load(find_run(reference, root)))
     plan = Plan(batch, *_pair(tokens), devices, precision, tp, ep, pp, dp, prefill_gpus, engine)
-    names = [name.strip() for name in gpu.split(",")]
+    names = [name.strip() for name in gpu.split(",") if name.strip()]
+    if not names:
+        raise errors.HarnessError(f"no GPU in '{gpu}'", "name some, such as H100 or H100,B200")
     found: list[tuple[str, Priced | str]] = []
     for name in names:
         try:

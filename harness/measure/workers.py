@@ -188,7 +188,9 @@ Worker = LocalWorker | OnNode
 def start_workers(
     ray: str | None, gpus: int, jobs: int | None, watch: Callable[[Progress], None] = lambda _: None
 ) -> Iterator[list[Worker]]:
-    """One worker on this machine, which tells `watch` its progress, or on a Ray cluster `jobs` workers, by default one per `gpus` GPUs of the cluster.
+    """One worker on this machine, which tells `watch` its progress.
+
+    With `ray`, on a Ray cluster `jobs` workers, by default one per `gpus` GPUs of the cluster.
 
     If the points or the cluster have no GPUs, one per node. HarnessError if the cluster can never hold a worker.
     """

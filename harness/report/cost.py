@@ -8,8 +8,8 @@ from harness.cost.bill import TWO_DENOMINATORS, Costs
 from harness.cost.draws import PARAMETERS, Distribution
 from harness.cost.pricing import AtObjective, Interactive, Priced
 from harness.model import Figure
-from harness.report.table import Cell, Table
 from harness.report.answer import short_load
+from harness.report.table import Cell, Table
 from harness.store.run import Run
 
 

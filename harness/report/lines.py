@@ -44,8 +44,11 @@ class Footnotes:
 
     def texts(self) -> list[str]:
         """A note for each reason."""
-        has = [f", has {'-'.join(f'{x}' for x in sorted({min(c), max(c)}))}" if c else "" for c in self.reasons.values()]
-        return [f"[{i}] {reason}{of}" for i, (reason, of) in enumerate(zip(self.reasons, has, strict=True), 1)]
+        notes = []
+        for i, (reason, counts) in enumerate(self.reasons.items(), 1):
+            has = "" if not counts else f", has {'-'.join(f'{x}' for x in sorted({min(counts), max(counts)}))}"
+            notes.append(f"[{i}] {reason}{has}")
+        return notes
 
     def lines(self, width: int) -> list[str]:
         """A note for each reason, of at most two lines."""

@@ -53,6 +53,9 @@ def test_a_limit_that_is_none_is_refused_with_a_form_or_a_name() -> None:
     assert parse_gate("objectives_met<99%", change=False) == Gate("objectives_met<99%", "objectives_met", False, 0.99)
     with pytest.raises(HarnessError, match="not of the form FIGURE>VALUE"):
         parse_gate("ttft_s.p99 at most 3", change=False)
+    for text, said in (("ttft_s.p99>500", "did you mean 0.5 or '500 ms'"), ("ttft_s.p99>+5%", "a time, not a share")):
+        with pytest.raises(HarnessError, match=said):
+            outcomes([parse_gate(text, change=False)], {HELD.name: HELD})
     with pytest.raises(HarnessError, match=r"did you mean 'ttft_s.p99'\?"):
         outcomes([parse_gate("ttft.p99>1", change=False)], {HELD.name: HELD})
 
