@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from builders import GPU, WORKLOAD, a_run, changed, stored
+from fake_nvml.library import environment
 from places import ROOT
 from rich.cells import cell_len
 
@@ -61,9 +64,9 @@ def test_many_long_findings_and_names_leave_one_screen_that_counts_the_rest(on_g
         assert count == 1 or "more: harness check" in shown
 
 
-def several_runs(on_gpu: Path, count: int) -> list[tuple[Run, Summary]]:
+def several_runs(directory: Path, count: int) -> list[tuple[Run, Summary]]:
     """Runs of rising users that all met the objectives; the last is the fastest."""
-    run, summary = load(on_gpu)
+    run, summary = load(directory)
     made = []
     for users in range(count, 0, -1):
         load_ = {"shape": "closed", "users": users}
@@ -74,6 +77,35 @@ def several_runs(on_gpu: Path, count: int) -> list[tuple[Run, Summary]]:
         )
         made.append((other, replace(summary, run=other.id, figures=figures)))
     return made
+
+
+POWER = "gpus 2\nprofile h100\nwave square 600 100 0.5\nname NVIDIA H100 80GB HBM3\nlimit 700"
+
+
+@pytest.fixture(scope="module", params=["with GPUs", "without"])
+def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, fake_nvml: Path) -> Path:
+    """A run that the command measured, on a machine with two scripted GPUs or with none."""
+    place = tmp_path_factory.mktemp("measured")
+    meters = ("--meter", "nvml", "--gpus", "0,1") if request.param == "with GPUs" else ("--meter", "auto")
+    seen = environment(fake_nvml if meters[1] == "nvml" else place, POWER) | {"COLUMNS": "100"}
+    command = (sys.executable, "-m", "harness", "run", "smoke", "--engine", "simulated", "--duration", "1.5s", *meters)
+    done = subprocess.run(command, cwd=place, env=seen, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) <= MOST[100]
+    assert max(map(cell_len, lines)) <= 100
+    assert ("limit 700 W each" in done.stdout) == (meters[1] == "nvml")
+    return (place / "results/latest").resolve()
+
+
+@pytest.mark.parametrize("width", MOST)
+@pytest.mark.parametrize("count", [1, 4, 40])
+def test_what_was_measured_is_one_screen(measured: Path, count: int, width: int) -> None:
+    sweep = several_runs(measured, count) if count > 1 else [load(measured)]
+    lines = first_screen(sweep, None, width).splitlines()
+    assert max(map(cell_len, lines)) <= width
+    assert len(lines) < MOST[width] if count == 1 else len(lines) <= min(count, 20) + 12
+    assert any("J/token" in line or line.startswith("energy") for line in lines)
 
 
 @pytest.mark.parametrize("width", MOST)
