@@ -79,7 +79,7 @@ def several_runs(directory: Path, count: int) -> list[tuple[Run, Summary]]:
     return made
 
 
-POWER = "gpus 2\nprofile h100\nwave square 600 100 0.5\nname NVIDIA H100 80GB HBM3\nlimit 700"
+POWER = "gpus 2\nwave square 600 100 0.5\nname NVIDIA H100 80GB HBM3\nlimit 700"
 
 
 @pytest.fixture(scope="module", params=["with GPUs", "without"])
