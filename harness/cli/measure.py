@@ -266,7 +266,7 @@ def _answers(spec: Workload) -> None:
 
 def powered(spec: Workload, meter: Sequence[str] | None) -> list[str]:
     """The meters to read; a simulated engine draws no power, so that only those that are named are read."""
-    if "none" in (meter or ()) and len(meter or ()) > 1:
+    if meter and "none" in meter and len(meter) > 1:
         raise errors.HarnessError(f"--meter none beside --meter {meter[meter[0] == 'none']}", "name one of the two")
     return [*meter] if meter else [] if spec.engine.name == "simulated" else ["auto"]
 

@@ -77,8 +77,9 @@ class LocalWorker:
     def ended(self, wait_s: float | None = 0) -> Done | None:
         assert self._child is not None
         try:
-            while isinstance(done := self._child.receive(wait_s), Progress):
-                self._watch(done)
+            while isinstance(told := self._child.receive(wait_s), Progress):
+                self._watch(told)
+            done: Done | None = told
         except Gone as how:
             self._child, done = None, Done("failed", error=f"the measuring process {how} (out of memory?)")
         return done
@@ -95,11 +96,13 @@ class LocalWorker:
 
 def work(pipe: Connection) -> None:
     """The worker process: measures the tasks from the pipe until it closes."""
-    kept, loaded, said = Kept(), None, ["", 0.0]
+    kept, loaded = Kept(), None
+    phase, said_s = "", 0.0
 
     def tell(seen: Progress) -> None:
-        if seen.phase != said[0] or time.monotonic() - said[1] >= TELL_S:
-            said[:] = seen.phase, time.monotonic()
+        nonlocal phase, said_s
+        if seen.phase != phase or time.monotonic() - said_s >= TELL_S:
+            phase, said_s = seen.phase, time.monotonic()
             pipe.send(seen)
 
     while True:
