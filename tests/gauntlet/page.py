@@ -93,10 +93,14 @@ purpose: the last column of the second table.
 """
 
 
-def page(traps: Sequence[Trap], rows: Mapping[str, Sequence[Row]]) -> str:
-    """The text of docs/gauntlet.md."""
+def page(traps: Sequence[Trap], directory: Path) -> str:
+    """The text of docs/gauntlet.md, from a directory of raw answers; its file `conditions` is one sentence or more."""
+    rows, conditions = load(directory), directory / "conditions"
     tools = [tool for tool in ("harness", *PEERS) if tool in rows]
-    parts = [BEGIN, *(["## Verdicts\n", _verdicts(traps, rows, tools), ""] if tools else [])]
+    parts = [BEGIN]
+    if tools:
+        parts += ["## Verdicts\n", conditions.read_text() if conditions.exists() else ""]
+        parts += [_verdicts(traps, rows, tools), ""]
     parts += ["## Traps\n", _described(traps)]
     settings = _settings(traps, rows)
     parts += ["\n## Recommended settings\n", *settings] if settings else []
@@ -119,7 +123,8 @@ def _cell(trap: Trap, row: Row) -> str:
     word, off = verdict(trap, row)
     if word == "not measured":
         return "-"
-    return ": ".join((MARKS[word], *([", ".join(off)] if off and word != "right" else [])))
+    told = ": ".join((MARKS[word], *([", ".join(off)] if off and word != "right" else [])))
+    return told.replace("|", r"\|")
 
 
 def _described(traps: Sequence[Trap]) -> str:

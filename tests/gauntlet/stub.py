@@ -236,6 +236,10 @@ def stub() -> Iterator[tuple[str, Server]]:
         async with listening:
             with contextlib.suppress(asyncio.CancelledError):
                 await listening.serve_forever()
+        left = asyncio.all_tasks() - {task}
+        for each in left:
+            each.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     task: asyncio.Task[None] = loop.create_task(main())
 

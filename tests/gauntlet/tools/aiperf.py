@@ -41,7 +41,7 @@ PEER = Peer(
     source="https://github.com/ai-dynamo/aiperf/blob/main/docs/metrics-reference.md",
     defines={
         "*": WHOLE_RUN,
-        "output_tokens.got": "output tokens are counted from the text by the client's tokenizer, reasoning included",
+        "output_tokens_per_s": "output tokens are counted from the text by the client's tokenizer, reasoning included",
         "input_tokens.got": "input tokens are counted by the client's tokenizer",
     },
     best={"server-tokens": ("--use-server-token-count",)},

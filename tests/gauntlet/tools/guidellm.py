@@ -45,10 +45,5 @@ PEER = Peer(
         "output_tokens.got": At(METRICS + "output_token_count.successful.total_sum"),
     },
     source="https://github.com/vllm-project/guidellm/blob/main/docs/guides/metrics.md",
-    defines={
-        "*": "rates and latencies are those of the measured period, which by default is the whole run",
-        "requests_per_s": "mean over time of the rate at which requests completed",
-        "output_tokens_per_s": "mean over time of the rate at which tokens came, of all requests",
-        "tpot_s": "its inter-token latency is the mean gap of a request, weighted by the request's tokens",
-    },
+    defines={"*": "rates and latencies are those of the measured period, which by default is the whole run"},
 )

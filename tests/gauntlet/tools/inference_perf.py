@@ -70,5 +70,8 @@ PEER = Peer(
         "cached_tokens": At("successes.prompt_tokens.cached"),
     },
     source="https://github.com/kubernetes-sigs/inference-perf/blob/main/docs/metrics.md",
-    defines={"*": WHOLE_RUN},
+    defines={
+        "*": WHOLE_RUN,
+        "output_tokens_per_s": "output tokens are counted from the text by the client's tokenizer",
+    },
 )

@@ -214,7 +214,7 @@ def _failure(ended: str, figures: Mapping[str, float], printed: Path) -> str | N
     lines = [line.strip() for line in printed.read_text(errors="replace").splitlines()]
     errors = [line for line in lines if "error" in line.lower()]
     counts = [f"{figures[name]:g} {name}" for name in ("requests.completed", "requests.failed") if name in figures]
-    return ", ".join([ended or "no request completed", *counts, *errors[-1:]])[:200]
+    return ", ".join([*([ended, *errors[-1:]] if ended else ["no request completed"]), *counts])[:200]
 
 
 def _content(path: Path) -> Any:

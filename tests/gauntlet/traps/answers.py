@@ -243,7 +243,7 @@ TRAPS = (
         "TPOT would be a quarter.",
         "OpenAI's reasoning models",
         TTFT_SHOWN,
-        NO_TPOT,
+        replace(NO_TPOT, otherwise=GAP_S),  # of the tokens that are shown
         OUTPUT,
         must_say=("hidden-tokens",),
         falls=("usage-believed", "events-are-tokens"),
