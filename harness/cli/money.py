@@ -191,6 +191,9 @@ def predict(
     names = [name.strip() for name in gpu.split(",") if name.strip()]
     if not names:
         raise errors.HarnessError(f"no GPU in '{gpu}'", "name some, such as H100 or H100,B200")
+    for name, given in (("--market", market), ("--charts", charts), ("--full", full or None)):
+        if given is not None and len(names) > 1:
+            raise errors.HarnessError(f"{name} with {len(names)} GPUs", "name one GPU, or omit it")
     found: list[tuple[str, Priced | str]] = []
     for name in names:
         try:

@@ -22,9 +22,11 @@ def in_zone(costs: Costs, zone: str | None) -> Costs:
         from ecologits.electricity_mix_repository import electricity_mixes
     except ImportError:
         raise HarnessError("--zone needs the package ecologits", "pip install ecologits") from None
-    if (mix := electricity_mixes.find_electricity_mix(zone)) is None:
+    if (mix := electricity_mixes.find_electricity_mix(zone.upper())) is None:
         known = [each.zone for each in electricity_mixes.list_electricity_mixes()]
-        raise HarnessError(f"unknown zone '{zone}'", f"{near(zone, known)}give ISO 3166-1 alpha-3, as USA, or WOR")
+        raise HarnessError(
+            f"unknown zone '{zone}'", f"{near(zone.upper(), known)}give ISO 3166-1 alpha-3, as USA, or WOR"
+        )
     energy = [each for each in costs.figures if each.name.startswith("wh_per_") and each.name.count(".") == 0]
     added = [
         _times(each, per, name, unit)
@@ -32,7 +34,7 @@ def in_zone(costs: Costs, zone: str | None) -> Costs:
         for per, name, unit in ((mix.gwp, "co2_g", "g"), (mix.wue, "water_ml", "mL"))
     ]
     source = f"ecologits {version('ecologits')}"
-    notes = [f"electricity of {zone}: {mix.gwp:g} kg CO2e and {mix.wue:g} L of water a kWh ({source})"]
+    notes = [f"electricity of {mix.zone}: {mix.gwp:g} kg CO2e and {mix.wue:g} L of water a kWh ({source})"]
     notes += [str(warning.message) for warning in mix.warnings]
     return replace(costs, figures=(*costs.figures, *added), notes=(*costs.notes, *notes))
 

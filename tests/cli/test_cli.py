@@ -337,6 +337,8 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         ("ab load.users=1 load.users=2 --workload smoke", "A and B differ in load.users"),
         ("diff a b --fail-on tps<3", "output_tps<-3%"),
         ("predict Qwen3-32B X100", "did you mean 'H100'"),
+        ("predict Qwen3-32B H100,B200 --market 0", "name one GPU"),
+        ("predict Qwen3-32B --zone us", "did you mean 'USA'"),
         ("list runs --where userss>=1", "columns are run"),
         ("list runs --where users", "model=qwen*"),
         ("export x.txt", "end the file's name"),
