@@ -26,7 +26,10 @@ COLUMNS = ("load", "requests", "input tokens", "output tokens", "longest s", "ex
 def planned_table(specs: Sequence[Workload], root: Path) -> Table:
     """A row for each run. Nothing is measured or stored; what is not known before a run is n/a."""
     title = f"Plan of {specs[0].name}: nothing is measured"
-    notes = ("expected s of a closed loop and USD are those of the last stored run of this workload, model and load",)
+    notes = (
+        "requests of a duration, expected s of a closed loop, and USD follow from the last complete run of this workload, "
+        "model and load; n/a: there is none",
+    )
     return Table("plan", title, COLUMNS, tuple(_row(spec, root) for spec in specs), notes)
 
 
@@ -35,11 +38,11 @@ def _row(spec: Workload, root: Path) -> tuple[str, ...]:
     rate_per_s, longest_s = spec.load.rate_per_s or rate_per_s, spec.load.end_s
     count = spec.requests.in_all or rate_per_s * longest_s
     tokens = [each * count for each in _lengths(spec)]
-    expected_s = min(count / rate_per_s, longest_s)
+    expected_s = longest_s if math.isnan(count) else min(count / rate_per_s, longest_s)
     figures = [brief(x, 3) if math.isfinite(x) else "n/a" for x in (count, *tokens, longest_s, expected_s)]
     gpus = "0" if spec.engine.name == "simulated" else f"{gpus_of(spec)}"
     return (
-        in_short(spec.load.model_dump(exclude_defaults=True)),
+        in_short(spec.load.model_dump(exclude_defaults=True, exclude={"duration_s"})),
         *figures,
         gpus,
         brief(usd * count, 2) if usd else "n/a",

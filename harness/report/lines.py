@@ -52,7 +52,7 @@ class Footnotes:
 
     def lines(self, width: int) -> list[str]:
         """A note for each reason, of at most two lines."""
-        notes = [line for text in self.texts() for line in cut(folded(text, width, ""), 2, width)]
+        notes = [line for text in self.texts() for line in cut(folded(text, width, "    "), 2, width)]
         return flowed(notes, width, GAP)
 
 
