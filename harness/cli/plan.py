@@ -27,8 +27,8 @@ def planned_table(specs: Sequence[Workload], root: Path) -> Table:
     """A row for each run. Nothing is measured or stored; what is not known before a run is n/a."""
     title = f"Plan of {specs[0].name}: nothing is measured"
     notes = (
-        "requests of a duration, expected s of a closed loop, and USD follow from the last complete run of this workload, "
-        "model and load; n/a: there is none",
+        "requests of a duration, expected s of a closed loop, and USD follow from the last complete run of this "
+        "workload, model and load; n/a: there is none",
     )
     return Table("plan", title, COLUMNS, tuple(_row(spec, root) for spec in specs), notes)
 
