@@ -232,7 +232,8 @@ def test_a_documented_command_can_be_given(command: str, error: str, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "script", sorted({path.name for path in (ROOT / "scripts").iterdir()} - {"environment.sh", "install.py", "harness"})
+    "script",
+    sorted({p.name for p in (ROOT / "scripts").iterdir() if p.is_file()} - {"environment.sh", "install.py", "harness"}),
 )
 def test_a_script_prints_its_help_and_writes_nothing(script: str) -> None:
     before = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, check=True).stdout
