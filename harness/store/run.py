@@ -97,7 +97,7 @@ class Run:
         report its device counts as GPUs without a name, which have no price.
         """
         if self.engine is None:
-            fix = "choose another run"
+            fix = "choose another run: `harness list runs` prints them"
             raise HarnessError(f"run {self.id} never started its engine, so there is nothing to price", fix)
         kind = self.engine.device
         if kind == "cpu":
