@@ -76,6 +76,7 @@ def check(
     root: options.Root = options.RESULTS,
     precise: options.Precision = None,
     fail_on: options.Limits = None,
+    accept: Annotated[list[str] | None, typer.Option(metavar="CODE", help="This finding may be; repeatable.")] = None,
     scenario: options.Scenario = None,
     xml: options.JUnit = None,
 ) -> None:
@@ -85,7 +86,9 @@ def check(
     """
     from harness.analysis import limits, precision
     from harness.analysis.diff import parse_gate
+    from harness.analysis.findings import findings
     from harness.analysis.summary import summary_of
+    from harness.config import near
     from harness.cost.pricing import price_run
     from harness.model import Figure
     from harness.report import tables
@@ -95,6 +98,8 @@ def check(
     stored = stored_run(reference, root)
     summary, targets = summary_of(stored), precision.parse(precise or ())
     asked = [parse_gate(text, change=False) for text in fail_on or ()]
+    for code in {*(accept or ())} - {*findings()}:
+        raise errors.HarnessError(f"--accept {code} is no finding", f"{near(code, findings())}see docs/findings.md")
     figures = {each.name: each for each in summary.figures}
     if any(each.figure not in figures for each in asked) and stored.engine is not None:
         figures |= {each.name: each for each in price_run(stored, summary, scenario).costs.figures}
@@ -105,7 +110,11 @@ def check(
         (each.text, words(figure, {"n", "status"} | ({"reason"} if figure.value is not None else set())), outcome)
         for each, figure, outcome in limits.outcomes(asked, figures)
     ]
-    serious = [(each.code, each.text, "failed") for each in summary.findings if each.serious]
+    serious = [
+        (each.code, each.text, "undecided" if each.code in (accept or ()) else "failed")
+        for each in summary.findings
+        if each.serious
+    ]
     made = [gates_table(gates, "figure")] if gates else []
     made += [tables.findings_table(summary.findings)]
     made += [precision_table(stored, summary, targets)] if targets else []
