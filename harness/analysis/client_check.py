@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from harness.analysis.findings import finding
 from harness.analysis.latency import members
 from harness.analysis.times import Times, times
+from harness.analysis.tokens import those
 from harness.analysis.window import Window
 from harness.model import Figure, Finding, Summary
 from harness.stats import Array, least_n
@@ -33,7 +34,7 @@ def check_client(run: Run, summary: Summary, window: Window | None = None) -> Su
         load = Load.model_validate(run.file.workload.load.model_dump())
     except ValidationError:  # a load of another version, or of another tool
         return summary
-    clients, sent = run.file.clients, run.requests[run.requests["sent_s"].notna()]
+    clients, sent = run.file.clients, those(run.requests, run.requests["sent_s"].notna().to_numpy())
     offered = _streams(sent, load, run.file.workload.requests.count) if load.closed else _rate(sent, load)
     figures = [*offered, *_own(sent, clients, run.served)]
     if run.simulated:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from harness import stats
 from harness.analysis.part import Part
 from harness.analysis.times import OBJECTIVES, Times, flat_of, numbers, times
-from harness.analysis.tokens import mean_position, ordinary, stalls, tokens
+from harness.analysis.tokens import mean_position, ordinary, stalls, those, tokens
 from harness.analysis.window import Window, find_window
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
@@ -55,10 +55,10 @@ def window_of(
     watts: Callable[[Array], Array] | None = None,
 ) -> Window | None:
     """The measured window of a run (`harness.analysis.window.find_window`); None if no request was sent."""
-    spans = requests[requests["sent_s"].notna()]
+    spans = those(requests, requests["sent_s"].notna().to_numpy())
     if spans.empty:
         return None
-    output = tokens(requests[times(requests, state).completed])["output_token"]
+    output = tokens(those(requests, times(requests, state).completed))["output_token"]
     arrival_s, sizes = flat(spans["arrival_s"])
     first_s = np.append(arrival_s, np.nan)[np.cumsum(sizes) - sizes]
     each = pd.DataFrame({"sent_s": spans["sent_s"], "end_s": spans["end_s"], "load_only": ~ordinary(spans)})
@@ -90,7 +90,7 @@ def members(requests: pd.DataFrame, window: Window | None) -> pd.DataFrame:
     kept = ordinary(requests)
     if window is not None and window.whole is None:
         kept &= requests["sent_s"].between(window.begin_s, window.end_s, inclusive="left").to_numpy(bool)
-    return requests[kept]
+    return those(requests, kept)
 
 
 def summarise(
@@ -107,7 +107,8 @@ def summarise(
     latencies are those of the `window`, or of the whole run if it is None. A figure without a value has a reason.
     HarnessError for an unknown objective.
     """
-    requests = requests.sort_values("sent_s", kind="stable")
+    if not requests["sent_s"].is_monotonic_increasing:
+        requests = requests.sort_values("sent_s", kind="stable")
     seen, duration = times(requests, state), _duration(requests)
     whole = Part.of_run(requests, seen, duration.value)
     inside = whole if window is None or window.whole is not None else Part.of_window(requests, seen, window)
@@ -132,7 +133,7 @@ def _window(window: Window | None, requests: pd.DataFrame, part: Part, duration:
     if window is None or duration.value is None:
         reason = duration.reason or "the window was not searched"
         return [Figure(name, None, unit, "measured", reason=reason) for name, unit in WINDOW.items()]
-    here, everywhere = mean_position(requests[part.seen.completed], window.begin_s, window.end_s)
+    here, everywhere = mean_position(those(requests, part.seen.completed), window.begin_s, window.end_s)
     bias = None if window.whole is not None else _bias_of_mix(requests, part, window, here, everywhere)
     values = {
         "window.begin_s": (window.begin_s, None),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.analysis.times import Array, Mask, Times, flat_of, numbers
-from harness.analysis.tokens import between, ordinary, spread_from, tokens
+from harness.analysis.tokens import between, ordinary, spread_from, those, tokens
 from harness.analysis.window import Window
 from harness.model import Figure
 from harness.store.rows import flat
@@ -73,7 +73,7 @@ class Part:
         sent = kept & (sent_s >= begin_s) & (sent_s < end_s)
         basis = Basis.of(requests, sent, window)
         cuts = np.linspace(begin_s, end_s, round(np.clip(basis.batches, LEAST_SLICES, MOST_SLICES)) + 1)
-        slices = between(tokens(requests[seen.completed]), cuts)
+        slices = between(tokens(those(requests, seen.completed)), cuts)
         counts = {str(name): float(count) for name, count in slices.sum().items()}
         counts["failed"] = float((ended & seen.failed).sum())
         shown = seen.completed & (seen.each["hidden_tokens"] == 0).to_numpy()

@@ -78,6 +78,11 @@ def ordinary(requests: pd.DataFrame) -> NDArray[np.bool_]:
     return np.array(requests["age_tokens"].isna())
 
 
+def those(requests: pd.DataFrame, kept: NDArray[np.bool_]) -> pd.DataFrame:
+    """Some of the requests; without a copy if they are all."""
+    return requests if kept.all() else requests[kept]
+
+
 def mean_position(requests: pd.DataFrame, begin_s: float, end_s: float) -> tuple[float | None, float | None]:
     """Mean position in their answers of the tokens that arrived within the time, and of all tokens of all answers.
 

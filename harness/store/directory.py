@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError
 
@@ -98,8 +97,7 @@ class RunWriter:
     def _save(self, name: str) -> tuple[str, str, int]:
         """Write a Parquet file from the journals; returns the file's name, its SHA-256, and the rows left out."""
         path, partial = self.directory / f"{name}.parquet", self.directory / f".{name}.parquet.part"
-        table, lost = rows.journalled(self.directory, name, self.file)
-        pq.write_table(table, partial, compression="zstd")
+        lost = rows.save(self.directory, name, self.file, partial)
         digest = rows.digest_of(partial)
         partial.rename(path)
         return path.name, digest, lost

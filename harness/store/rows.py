@@ -20,6 +20,7 @@ from harness.store import journal
 from harness.store.access import DAMAGE, reading
 from harness.store.run_file import RunFile
 
+pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps what a long run has freed: 250 MB of 700
 LARGEST = 1e15
 """Largest number of a row, in either direction; more is damage, and would overflow in products."""
 _TYPES = {
@@ -55,6 +56,8 @@ _NEEDED = {
 _BATCH = 500
 """Rows that are made or examined at once: the rows of a long run as Python objects take several times its memory."""
 _BUFFER_BYTES = 1 << 16
+_GROUP = 1 << 17
+"""Rows of a row group of a Parquet file."""
 _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("time_s",)}
 """Columns with times on CLOCK_MONOTONIC in a journal, and in seconds since the start of the load in a finished file."""
 
@@ -136,16 +139,48 @@ def journalled(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int
 
     Times are in seconds since the start of the load, or on CLOCK_MONOTONIC if the load never started.
     """
+    read, batches = 0, list[pa.RecordBatch]()
+    paths = _journals(directory, name)
+    for path in paths:
+        for some, count in _journal_rows(path, name, file):
+            batches += some
+            read += count
+    table = pa.Table.from_batches(batches, COLUMNS[name])
+    return table if len(paths) == 1 else table.sort_by("index"), read - len(table)
+
+
+def save(directory: Path, name: str, file: RunFile, to: Path) -> int:
+    """Write the rows of the journals as a Parquet file; returns the number left out.
+
+    Those of one journal are written as they are read: the rows of a long run take gigabytes.
+    """
+    paths = _journals(directory, name)
+    if len(paths) > 1:
+        table, lost = journalled(directory, name, file)
+        pq.write_table(table, to, compression="zstd")
+        return lost
+    read, waiting = 0, list[pa.RecordBatch]()
+    with pq.ParquetWriter(to, COLUMNS[name], compression="zstd") as writer:
+        for some, count in _journal_rows(paths[0], name, file):
+            waiting += some
+            read += count
+            if len(waiting) * _BATCH >= _GROUP:
+                writer.write_table(whole := pa.Table.from_batches(waiting, COLUMNS[name]))
+                read, waiting = read - len(whole), []
+        writer.write_table(whole := pa.Table.from_batches(waiting, COLUMNS[name]))
+    return read - len(whole)
+
+
+def _journals(directory: Path, name: str) -> list[Path]:
+    return [path for path in sorted(directory.glob(f"{name}*.jsonl")) if path.is_file()]
+
+
+def _journal_rows(path: Path, name: str, file: RunFile) -> Iterator[tuple[list[pa.RecordBatch], int]]:
+    """The good rows of a journal, some at a time, and how many were read for them."""
     zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
-    tables, read = [], 0
-    for path in filter(Path.is_file, sorted(directory.glob(f"{name}*.jsonl"))):
-        rows, batches = journal.rows(path), list[pa.RecordBatch]()
-        while some := list(itertools.islice(rows, _BATCH)):
-            read += len(some)
-            batches += _batches(some, name, zero_s)
-        tables.append(pa.Table.from_batches(map(_sound, batches), COLUMNS[name]))
-    table = tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("index")
-    return table, read - len(table)
+    rows = journal.rows(path)
+    while some := list(itertools.islice(rows, _BATCH)):
+        yield list(map(_sound, _batches(some, name, zero_s))), len(some)
 
 
 def _batches(rows: Sequence[Any], name: str, zero_s: float) -> Iterator[pa.RecordBatch]:
@@ -190,6 +225,8 @@ def frame(table: pa.Table) -> pd.DataFrame:
     kinds: dict[pa.DataType, Any] = {kind: pd.ArrowDtype(kind) for kind in table.schema.types if pa.types.is_list(kind)}
     kinds[pa.int64()] = pd.Int64Dtype()  # otherwise those with a missing value become floats
     requests = pd.DataFrame(table.to_pandas(types_mapper=kinds.get, split_blocks=True, self_destruct=True))
+    del table
+    pa.default_memory_pool().release_unused()
     return requests.astype(dict.fromkeys(("index", "input_asked", "output_asked"), "int64"))
 
 
