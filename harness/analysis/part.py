@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.analysis.times import Array, Mask, Times, flat_of, numbers
-from harness.analysis.tokens import between, ordinary, spread_from, those, tokens
+from harness.analysis.tokens import between, blocks, ordinary, spread_from, those, tokens
 from harness.analysis.window import Window
 from harness.model import Figure
 from harness.store.rows import flat
@@ -73,7 +73,8 @@ class Part:
         sent = kept & (sent_s >= begin_s) & (sent_s < end_s)
         basis = Basis.of(requests, sent, window)
         cuts = np.linspace(begin_s, end_s, round(np.clip(basis.batches, LEAST_SLICES, MOST_SLICES)) + 1)
-        slices = between(tokens(those(requests, seen.completed)), cuts)
+        parts = [between(tokens(each), cuts) for each in blocks(those(requests, seen.completed))]
+        slices = sum(parts[1:], parts[0])
         counts = {str(name): float(count) for name, count in slices.sum().items()}
         counts["failed"] = float((ended & seen.failed).sum())
         shown = seen.completed & (seen.each["hidden_tokens"] == 0).to_numpy()
@@ -145,7 +146,7 @@ class Basis:
         sent_s, over_s = numbers(requests["sent_s"]), numbers(requests["end_s"])
         talks = requests["conversation"].notna().any()
         group, together = _talks(requests) if talks else None, max(1.0, window.in_flight)
-        share = _share_within(requests, window.begin_s, window.end_s)
+        share = np.concatenate([_share_within(each, window.begin_s, window.end_s) for each in blocks(requests)])
         if not window.closed:
             return cls(None, together, group, int(sent.sum()), share, share)
         slot = slots(requests, round(window.in_flight))

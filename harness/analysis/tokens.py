@@ -1,6 +1,6 @@
 """Counts of tokens and requests over time. Times are seconds since the load began."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from harness.stats import Array
 from harness.store.rows import flat
 
+MOST_TOGETHER = 1_000_000
+"""Arrivals that are counted together."""
 LEAST_STALL_S = 1.0
 """Shortest time without a token that is a stall."""
 OUTLIER, RANK = 3.0, 4
@@ -76,6 +78,13 @@ def tokens(requests: pd.DataFrame) -> Counts:
 def ordinary(requests: pd.DataFrame) -> NDArray[np.bool_]:
     """Whether each request is measured. The first wave of an equilibrium start, which has an age, is load only."""
     return np.array(requests["age_tokens"].isna())
+
+
+def blocks(requests: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The requests in parts whose tokens together take little memory."""
+    size = max(1, MOST_TOGETHER // max(1, int(flat(requests["arrival_s"].iloc[:1000])[1].sum() / 1000)))
+    for first in range(0, max(1, len(requests)), size):
+        yield requests.iloc[first : first + size]
 
 
 def those(requests: pd.DataFrame, kept: NDArray[np.bool_]) -> pd.DataFrame:
