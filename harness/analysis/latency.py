@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from harness import stats
 from harness.analysis.part import Part
 from harness.analysis.times import OBJECTIVES, Times, flat_of, numbers, times
-from harness.analysis.tokens import mean_position, ordinary, stalls, those, tokens
+from harness.analysis.tokens import mean_position, ordinary, output_tokens, stalls, those
 from harness.analysis.window import Window, find_window
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
@@ -58,7 +58,7 @@ def window_of(
     spans = those(requests, requests["sent_s"].notna().to_numpy())
     if spans.empty:
         return None
-    output = tokens(those(requests, times(requests, state).completed))["output_token"]
+    output = output_tokens(those(requests, (requests["end_s"].notna() & requests["error"].isna()).to_numpy(bool)))
     arrival_s, sizes = flat(spans["arrival_s"])
     first_s = np.append(arrival_s, np.nan)[np.cumsum(sizes) - sizes]
     each = pd.DataFrame({"sent_s": spans["sent_s"], "end_s": spans["end_s"], "load_only": ~ordinary(spans)})

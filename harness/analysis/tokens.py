@@ -54,18 +54,18 @@ def tokens(requests: pd.DataFrame) -> Counts:
     `request`, completed requests, each spread over its tokens; `sent` and `ended`, requests. Tokens of failed requests
     count, because their energy was used.
     """
-    (when, sizes), (group, _) = flat(requests["arrival_s"]), flat(requests["arrival_tokens"])
+    output, sizes = output_tokens(requests), flat(requests["arrival_s"])[1]
+    begin, when, group = output
     inputs = requests["input_tokens"].fillna(requests["input_asked"]).to_numpy(float)
     request, first = np.repeat(np.arange(len(sizes)), sizes), (np.cumsum(sizes) - sizes)[sizes > 0]
     before = pd.Series(group).groupby(request).cumsum().to_numpy() - group / 2
-    begin = spread_from(requests["sent_s"].to_numpy(float), when, sizes)
     ends_s = requests["end_s"]
     ones = {name: at.dropna().to_numpy(float) for name, at in (("sent", requests["sent_s"]), ("ended", ends_s))}
     completed = (requests["error"].isna() & ends_s.notna()).to_numpy(bool)
     answers, bare_s = np.bincount(request, group, len(sizes)), ends_s[completed & (sizes == 0)].to_numpy(float)
     part = np.where(completed, 1.0, 0.0)[request] * group / answers[request]
     return {
-        "output_token": Events(begin, when, group.astype(float)),
+        "output_token": output,
         "context": Events(begin, when, group * (inputs[request] + before)),
         "request": Events(
             *(np.append(a, b) for a, b in ((begin, bare_s), (when, bare_s), (part, np.ones(len(bare_s)))))
@@ -78,6 +78,12 @@ def tokens(requests: pd.DataFrame) -> Counts:
 def ordinary(requests: pd.DataFrame) -> NDArray[np.bool_]:
     """Whether each request is measured. The first wave of an equilibrium start, which has an age, is load only."""
     return np.array(requests["age_tokens"].isna())
+
+
+def output_tokens(requests: pd.DataFrame) -> Events:
+    """The output tokens alone."""
+    (when, sizes), (group, _) = flat(requests["arrival_s"]), flat(requests["arrival_tokens"])
+    return Events(spread_from(requests["sent_s"].to_numpy(float), when, sizes), when, group)
 
 
 def blocks(requests: pd.DataFrame) -> Iterator[pd.DataFrame]:

@@ -37,7 +37,7 @@ SILENCE_CHECKS = 8
 _TIMESPEC = struct.Struct("@ll")
 _TLS_RECORDS = b"\x15\x03", b"\x16\x03"
 """How an answer of TLS to a plain request begins: an alert, or a handshake."""
-_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?: .*)?")
+_STATUS = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)(?: .*)?")
 _CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r\n")
 _CHUNK_HEAD_START = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r?)?")
 
