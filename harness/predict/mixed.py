@@ -2,8 +2,9 @@
 
     ln y = ln sum_k c_k exp(s_k) + noise          s_k = sum of the coefficients of all blocks that touch term k
 
-A block has one coefficient for each level of a key (each GPU, say), drawn from N(mean, sd^2). scripts/fit-predict
-finds the coefficients (maximum a posteriori), their covariance (Laplace), and sd and noise (EM).
+A block has one coefficient for each level of a key (each GPU, say), drawn from N(mean, sd^2), those of a setup (one
+model, GPU, engine release, precision and kind of load) from Student's t. scripts/fit-predict finds the coefficients
+(maximum a posteriori), their covariance (Laplace), and sd and noise (EM).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from scipy import sparse
 
 from harness.cost.draws import Array
 
+HEAVY = 1.775
+"""A setup's coefficient has Student's t with 2 degrees of freedom: 90% lie within 1.775 times a normal's range."""
 Keys = Mapping[str, NDArray[np.str_]]
 """Key -> level of each row."""
 
@@ -105,7 +108,7 @@ def predict(found: Fit, rows: Rows) -> tuple[Array, Array, Array]:
     """ln of the expected value, its variance without noise, and each term's share; unseen levels are at their prior."""
     places = placed(found.blocks, rows, found.places)
     value, slopes = evaluate(found.blocks, rows, places, found.estimate)
-    sds = np.array([block.sd for block in found.blocks])
+    sds = np.array([block.sd * (HEAVY if block.key == "setup" else 1.0) for block in found.blocks])
     unseen = np.sum((slopes * sds) ** 2 * (np.column_stack(places) < 0), axis=1)
     x = design(slopes, places, len(found.estimate))
     known = np.asarray((x @ found.covariance * x.toarray()).sum(axis=1)).ravel()

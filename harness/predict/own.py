@@ -57,7 +57,7 @@ def limits_of(s: Serving, output_tokens_per_s: float) -> Mapping[str, float]:
     output token at the roofline, and joules per output token there at the power limit.
     """
     needed, measured_s = seconds(replace(s, task="all")), s.batch / output_tokens_per_s
-    prompts = needed["prefill_flop"] + needed["prefill_attention"]
+    prompts = needed["prompt_compute"] + needed["prefill_attention"]
     memory_s = needed["dense"] + needed["expert"] + needed["kv"]
     compute_s = 2 * s.model.active_params * s.batch / s.gpus / peak_flops(s.gpu, s.precision) + prompts
     floor = max(memory_s, compute_s) * s.gpus / s.batch

@@ -8,10 +8,12 @@ import numpy as np
 
 from harness.cost.draws import Array
 from harness.files import data_path, data_rows
+from harness.predict import mixed
 from harness.predict.mixed import Block, Fit, Rows
-from harness.predict.work import TERMS, Serving, columns
+from harness.predict.work import TERMS, Serving, columns, seconds
 
-LATENCY_TERMS = ("prompt_flop", "prompt_attention", "prompt_link", "prompt_layer", "wait", "queue", "start")
+PROMPT = ("weight", "flop", "attention", "link", "layer")
+LATENCY_TERMS = (*(f"prompt_{name}" for name in PROMPT), "wait", "queue", "start")
 POWER_TERMS = ("rest", "memory", "compute")
 NAMES = {"time": TERMS, "ttft": LATENCY_TERMS, "power": POWER_TERMS}
 
@@ -26,6 +28,7 @@ def rows(servings: Sequence[Serving], terms: Array) -> Rows:
             "one": "all", "gpu": s.gpu.name, "engine": s.engine, "version": version, "precision": s.precision,
             "version gpu": f"{version} {s.gpu.name}", "gpu precision": f"{s.gpu.name} {s.precision}",
             "gpu engine": f"{s.gpu.name} {s.engine}", "kind": s.model.kind, "kind engine": f"{s.model.kind} {s.engine}",
+            "kind gpu": f"{s.model.kind} {s.gpu.name}", "kind precision": f"{s.model.kind} {s.precision}",
             "model": model, "model gpu": f"{model} {s.gpu.name}", "layout": spread, "task": s.task,
             "setup": f"{model} {s.gpu.name} {version} {s.version} {s.precision} {s.task}",
         })  # fmt: skip
@@ -46,21 +49,20 @@ def latency_columns(servings: Sequence[Serving], tpot_s: Array) -> Array:
     alone = [replace(s, batch=s.output + 1, task="random", prefill_gpus=0) for s in servings]
     served = [replace(s, gpus=s.prefill_gpus) if s.prefill_gpus else s for s in alone]
     ideal = columns(served)
-    names = "flop", "attention", "link", "layer"
-    flop, attention, link, layer = (ideal[:, TERMS.index(f"prefill_{name}")] for name in names)
+    prompt = ideal[:, [TERMS.index(f"prefill_{name}") for name in PROMPT]]
     batch = np.array([s.batch for s in servings])
-    queue = batch * (flop + attention + link)
-    return np.column_stack([flop, attention, link, layer, tpot_s, queue, np.full(len(batch), 0.01)])
+    queue = batch * prompt[:, :-1].sum(axis=1)
+    return np.column_stack([prompt, tpot_s, queue, np.full(len(batch), 0.01)])
 
 
 def power_columns(servings: Sequence[Serving], tpot_s: Array) -> Array:
     """Watts of one GPU's terms: its limit, and its limit times the used shares of bandwidth and of FLOP/s."""
-    ideal = columns(servings)
-    at = {term: ideal[:, i] for i, term in enumerate(TERMS)}
+    each = [seconds(s) for s in servings]
+    at = {term: np.array([row[term] for row in each]) for term in each[0]}
     limit = np.array([s.gpu.tdp_w for s in servings])
     memory = (at["dense"] + at["expert"] + at["kv"]) / tpot_s
     compute = np.array([2 * s.model.active_params * s.batch / s.gpus / s.gpu.flops_bf16 for s in servings])
-    flops = (compute + at["prefill_flop"] + at["prefill_attention"]) / tpot_s
+    flops = (compute + at["prompt_compute"] + at["prefill_attention"]) / tpot_s
     return np.asarray(limit[:, None] * np.column_stack([np.ones_like(limit), memory, flops]))
 
 
@@ -79,7 +81,8 @@ def fitted(name: str) -> Fit:
         elif r["block"] == "noise":
             noise = value
         else:
-            weights = tuple(float(term in r["terms"].split()) for term in NAMES[name])
+            touched = dict(part.split(":") if ":" in part else (part, "1") for part in r["terms"].split())
+            weights = tuple(float(touched.get(term, 0)) for term in NAMES[name])
             blocks.append(Block(r["block"], r["key"], weights, value, float(r["mean"]), r["by"] or None))
     half = np.load(data_path("predict") / f"{name}.npz")["lower"].astype(float)
     covariance = np.zeros((len(values), len(values)))
@@ -92,3 +95,16 @@ def fitted(name: str) -> Fit:
 def noise_variance(found: Fit) -> float:
     """Variance of the noise of one measurement: a normal of 1.3 times its scale covers Student's t."""
     return (1.3 * found.noise) ** 2
+
+
+def predicted(found: Fit, rows: Rows) -> tuple[Array, Array, Array]:
+    """`mixed.predict`, with the variance of a new measurement: noise, and what engines change in the years between."""
+    value, variance, slopes = mixed.predict(found, rows)
+    seen = np.array([2026.25 - float(level.split()[-1]) for block, level in found.places if block == "version all"])
+    years = np.abs(rows.covariates["age"][:, None] - seen).min(axis=1) if len(seen) else 0.0
+    return value, variance + noise_variance(found) + (DRIFT_PER_YEAR * years) ** 2, slopes
+
+
+DRIFT_PER_YEAR = 0.5
+"""Sd of ln of an engine's change in a year, assumed: vLLM 0.6 stated 2.7 times the throughput of its release of two
+months before (its announcement of 2024-09-05); the fitted versions have no year between them."""

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from harness.config import checked, near, read_map
-from harness.cost.draws import Array, Draws
+from harness.cost.draws import Draws
 from harness.cost.gpus import Gpu, find_gpu
 from harness.cost.pricing import price_tables
 from harness.errors import HarnessError
@@ -167,12 +167,12 @@ def predict_many(
 
     u = (np.arange(1024) + 0.5) / 1024 if u is None else u
     z, other = np.asarray(ndtri(u)), np.asarray(ndtri(np.random.default_rng(1).permutation(u)))
-    ln_t, variance = with_noise("time", pooled.rows(servings, columns(servings)))
+    ln_t, variance, _ = pooled.predicted(pooled.fitted("time"), pooled.rows(servings, columns(servings)))
     ideal = pooled.latency_columns(servings, np.exp(ln_t))
-    ln_first, first_variance = with_noise("ttft", pooled.rows(servings, ideal))
+    ln_first, first_variance, _ = pooled.predicted(pooled.fitted("ttft"), pooled.rows(servings, ideal))
     asked = pooled.rows(servings, pooled.power_columns(servings, np.exp(ln_t)))
     parts = mixed.parts(pooled.fitted("power"), asked)
-    _, watts_variance = with_noise("power", asked)
+    _, watts_variance, _ = pooled.predicted(pooled.fitted("power"), asked)
     found = []
     for i, s in enumerate(servings):
         seen = own is not None and own.same == (s.model.name, s.gpu.name)
@@ -192,13 +192,6 @@ def predict_many(
             weights_per_gpu(s) + s.batch / s.dp * bytes_per_sequence(s), largest_batch(s) * replicas, guesses_of(s),
         ))  # fmt: skip
     return found
-
-
-def with_noise(name: str, rows: mixed.Rows) -> tuple[Array, Array]:
-    """ln predicted by a fitted model, and the variance of a new measurement's ln."""
-    fit = pooled.fitted(name)
-    value, variance, _ = mixed.predict(fit, rows)
-    return value, variance + pooled.noise_variance(fit)
 
 
 @lru_cache(maxsize=1)

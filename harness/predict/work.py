@@ -9,6 +9,8 @@ from harness.cost.draws import Array
 from harness.cost.gpus import Gpu
 from harness.predict.shapes import PRECISIONS, ModelShape
 
+CHUNK = 8192
+"""Prompt tokens that engines compute in one pass at most."""
 UNIT_S = 1e-5
 """Unit of the fixed costs: their coefficients are ln of multiples of 10 us."""
 KV_FP8 = {("nvfp4", "trtllm"), ("nvfp4", "sglang"), ("nvfp4", "vllm"), ("fp8", "trtllm")}
@@ -78,13 +80,16 @@ def cached_values(model: ModelShape, tokens: float) -> float:
 TERMS = (
     "dense", "expert", "kv", "flop", "link_latency", "link", "activation", "vocabulary",
     "layer", "moe_layer", "step", "group_step", "sequence",
-    "prefill_flop", "prefill_attention", "prefill_link", "prefill_activation", "prefill_layer",
+    "prefill_weight", "prefill_flop", "prefill_attention", "prefill_link", "prefill_activation", "prefill_layer",
 )  # fmt: skip
 """The terms of a step. At efficiency 1 they are what the data sheet promises, but for the fixed costs."""
 
 
 def seconds(s: Serving) -> Mapping[str, float]:
-    """Ideal seconds of each term of one decode step, by `TERMS`; docs/method.md has the formulas."""
+    """Ideal seconds of each term of one decode step, by `TERMS`; docs/method.md has the formulas.
+
+    Besides `prompt_compute`: the FLOP of the prompts, whether reading the weights hides them or not.
+    """
     if s.pp > 1:  # a micro-batch passes through all stages, while the other stages work on the others
         return seconds(replace(s, pp=1, batch=max(1.0, s.batch / s.pp)))
     m, n = s.model, s.gpus
@@ -100,8 +105,11 @@ def seconds(s: Serving) -> Mapping[str, float]:
     ring = 2 * (n - 1) / n * 2 * m.layers * m.hidden * 2.0  # two all-reduces a layer of 2-byte values, by token
     passes = 20 * m.layers * m.hidden * 2.0  # reads and writes of 2-byte values beside the matrices, by token
     per_step = 0.0 if s.prefill_gpus else (s.batch if s.task != "random" else s.batch - 1) / s.output
+    passes_per_step = max(min(1.0, per_step), per_step * s.input / CHUNK)
     prompt = 2 * m.active_params * s.input / n
     square = 2 * m.heads * 2 * m.head_dim * cached_values(m, s.input) / max(m.kv_values, 1) * s.input / 2 / n
+    seen = 1 - (1 - m.experts_active / m.experts) ** min(s.input, CHUNK) if m.experts else 0.0
+    pass_s = (outside * dense + inside * m.expert_params * seen) / n / bandwidth
     dense_s = outside * (attention / tp + (dense - attention) / n) / bandwidth
     expert_s, cache_s = inside * m.expert_params * touched / n / bandwidth, s.batch / s.dp * cache / bandwidth
     matrices_s = 2 * m.active_params * s.batch / n / peak
@@ -120,11 +128,13 @@ def seconds(s: Serving) -> Mapping[str, float]:
         "step": UNIT_S * 100,
         "group_step": UNIT_S * 100 * (n > 1),
         "sequence": UNIT_S * s.batch / s.dp,
-        "prefill_flop": per_step * prompt / peak,
+        "prefill_weight": passes_per_step * pass_s,
+        "prefill_flop": _excess(per_step * prompt / peak, passes_per_step * pass_s),
         "prefill_attention": per_step * square / s.gpu.flops_bf16,
         "prefill_link": per_step * s.input * ring / s.gpu.link_bytes_per_s,
         "prefill_activation": per_step * s.input * passes / bandwidth,
-        "prefill_layer": per_step * UNIT_S * m.layers,
+        "prefill_layer": passes_per_step * UNIT_S * m.layers,
+        "prompt_compute": per_step * prompt / peak,
     }
 
 

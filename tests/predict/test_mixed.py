@@ -6,7 +6,8 @@ from places import script
 
 from harness.predict.mixed import Block, Rows, parts, predict
 
-fit = script("fit-predict").fit
+SCRIPT = script("fit-predict")
+fit = SCRIPT.fit
 
 RNG = np.random.default_rng(7)
 BLOCKS = (
@@ -57,3 +58,27 @@ def test_slopes_are_shares_of_the_terms() -> None:
     _, _, slopes = predict(fit(BLOCKS, rows, y), rows)
     assert slopes[:, 0] + slopes[:, 1] == pytest.approx(np.ones(len(rows)))
     assert slopes[:, 2] == pytest.approx(np.ones(len(rows)))
+
+
+def with_setups() -> tuple[Rows, np.ndarray]:
+    """Ten setups of 20 rows on one GPU."""
+    setup = np.repeat([f"setup {i}" for i in range(10)], 20)
+    terms = RNG.lognormal(0, 1, (len(setup), 2))
+    shift = np.repeat(RNG.normal(0, 0.1, 10), 20)
+    keys = {"one": np.full(len(setup), "all"), "gpu": np.full(len(setup), "a"), "setup": setup}
+    return Rows(terms, keys, {}), terms @ np.exp([0.2, 0.1]) * np.exp(shift + RNG.normal(0, 0.05, len(setup)))
+
+
+def test_one_badly_tuned_setup_does_not_move_the_others() -> None:
+    rows, y = with_setups()
+    blocks = (*BLOCKS, Block("setup all", "setup", (1.0, 1.0), 0.1))
+    slow = np.where(rows.keys["setup"] == "setup 3", 4.0, 1.0)
+    new = Rows(np.ones((1, 2)), {"one": np.array(["all"]), "gpu": np.array(["a"]), "setup": np.array(["new"])}, {})
+    before, after = (predict(fit(blocks, rows, each), new)[0][0] for each in (y, y * slow))
+    assert abs(after - before) < 0.08  # a mean would move by ln(4) / 10 = 0.14
+
+
+def test_a_setup_of_many_rows_counts_as_ten() -> None:
+    rows, _ = with_setups()
+    assert SCRIPT.witnesses(rows) == pytest.approx(np.full(200, 0.5))
+    assert SCRIPT.witnesses(made()[0]) == pytest.approx(np.ones(200))

@@ -15,7 +15,7 @@ from harness.errors import HarnessError
 from harness.model import Figure, ModelIdentity, Summary
 from harness.predict import mixed, pooled
 from harness.predict.own import calibration, hardware_limits, serving_of
-from harness.predict.predict import Plan, engine_of, predict
+from harness.predict.predict import Plan, deployed, engine_of, predict
 from harness.predict.priced import priced
 from harness.predict.work import columns
 from harness.report.predict import prediction_tables, side_by_side, validation_table
@@ -78,6 +78,24 @@ def test_an_older_engine_is_slower() -> None:
     )
 
 
+def test_an_engine_of_years_ago_is_less_certain() -> None:
+    asked = [deployed("Llama-3.1-8B", "H100", Plan(engine="vllm@0.19.0"))[0]]
+    new, old = (pooled.rows([replace(s, released=at) for s in asked], columns(asked)) for at in (2026.29, 2023.0))
+    variance = [pooled.predicted(pooled.fitted("time"), each)[1][0] for each in (new, old)]
+    assert variance[1] > variance[0] + 0.6  # 0.5 a year, 1.6 years before the oldest
+
+
+def test_series_that_fall_with_more_sequences_contradict_themselves() -> None:
+    contradicts = script("measured-points").contradicts
+    series = (
+        [(1, 0.010), (8, 0.012), (64, 0.020)],
+        [(1, 0.010), (8, 0.009), (64, 0.020)],
+        [(64, 0.072), (1, 0.015), (8, 0.133)],
+    )
+    rising, noisy, broken = ([{"batch": batch, "tpot_s": tpot} for batch, tpot in each] for each in series)
+    assert [contradicts(each) for each in (rising, noisy, broken)] == [False, False, True]
+
+
 def test_joules_are_not_scaled_by_time() -> None:
     slow = predict(
         "Llama-3.1-8B", "H100", own=calibration(run_on(model="meta-llama/Llama-3.1-8B-Instruct"), summary(500, None))
@@ -96,7 +114,7 @@ def test_a_run_of_ones_own_calibrates_time_by_time_and_joules_by_joules() -> Non
     assert median(found.device_s) == pytest.approx(1 / 1000, rel=0.02)
     assert median(found.joules) == pytest.approx(0.5, rel=0.02)
     plain = predict("Qwen3-8B", "H100", Plan(8))
-    assert np.ptp(np.log(found.tpot_s)) < 0.6 * np.ptp(np.log(plain.tpot_s))
+    assert np.ptp(np.log(found.tpot_s)) < 0.7 * np.ptp(np.log(plain.tpot_s))
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,22 @@ def test_disaggregated_decoding_computes_no_prompts() -> None:
     assert seconds(serving(prefill_gpus=1))["prefill_flop"] == 0 < seconds(serving())["prefill_flop"]
 
 
+def test_short_prompts_of_a_large_mixture_of_experts_cost_a_pass_over_its_weights() -> None:
+    s = replace(serving("DeepSeek-R1", "B200", "fp8", gpus=8), input=1024, output=1024)
+    w = seconds(s)
+    passes = 9 / 1024  # ten sequences, the asked one among them
+    assert w["prefill_weight"] == pytest.approx(passes * 671e9 / 8 / 7.7e12, rel=0.03)
+    assert w["prefill_flop"] < 0.1 * w["prompt_compute"]  # reading hides most of it
+    long = seconds(replace(s, input=8192))
+    assert long["prefill_flop"] > 0.2 * long["prompt_compute"]
+
+
+def test_prompts_that_come_in_one_step_share_a_pass_of_8192_tokens() -> None:
+    s = replace(serving(batch=401), output=100)  # four prompts of 1,000 tokens a step
+    assert seconds(s)["prefill_weight"] == pytest.approx(seconds(s)["dense"])
+    assert seconds(replace(s, input=4096))["prefill_weight"] == pytest.approx(2 * seconds(s)["dense"])
+
+
 def test_weights_and_cache_must_fit() -> None:
     s = serving()
     assert weights_per_gpu(s) == pytest.approx(2 * 8.03e9, rel=1e-3)
