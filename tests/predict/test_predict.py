@@ -178,7 +178,7 @@ WRONG = [
     ("Llama-3.1-8B none.yaml", "none.yaml"), ("none.json H100", "is not in the table"), ("/tmp H100", "config.json"),
     ("Llama-3.1-8B H100 --tpot -1", "--tpot is -1"), ("Llama-3.1-8B H100 --ttft 0", "--ttft is 0"),
     ("DeepSeek-R1 H100", "takes 671 GB"), ("Kimi-K3 RTX4090 --tp 8", "is not in gpus.csv"),
-    ("Llama-3.1-8B H100 --prefill-gpus -1", "--prefill-gpus is -1"), ("Llama-3.1-8B ,", "is not in gpus.csv"),
+    ("Llama-3.1-8B H100 --prefill-gpus -1", "--prefill-gpus is -1"), ("Llama-3.1-8B ,", "no GPU in ','"),
 ]  # fmt: skip
 
 
