@@ -81,8 +81,9 @@ def fitted(name: str) -> Fit:
         elif r["block"] == "noise":
             noise = value
         else:
-            touched = dict(part.split(":") if ":" in part else (part, "1") for part in r["terms"].split())
-            weights = tuple(float(touched.get(term, 0)) for term in NAMES[name])
+            parts = [part.partition(":") for part in r["terms"].split()]
+            touched = {term: float(weight or 1) for term, _, weight in parts}
+            weights = tuple(touched.get(term, 0.0) for term in NAMES[name])
             blocks.append(Block(r["block"], r["key"], weights, value, float(r["mean"]), r["by"] or None))
     half = np.load(data_path("predict") / f"{name}.npz")["lower"].astype(float)
     covariance = np.zeros((len(values), len(values)))
