@@ -139,6 +139,8 @@ class Trap:
     """More words of this harness's command line (`--set` or `--meter`), where the load's form has no word for them."""
     steady: bool = False
     """The truth is that of the part of the run at full load; figures of a whole run differ by definition."""
+    alone: bool = False
+    """No other trap may be measured meanwhile."""
     falls: tuple[str | Wrong, ...] = ()
     """Wrong tools, each of which this trap catches: figures, or the name of an estimator of `gauntlet.wrong`."""
 

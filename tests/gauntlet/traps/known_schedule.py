@@ -83,6 +83,7 @@ TRAPS = (
         stand=lambda: crowded(GAP_S),
         truths=(Truth("ttft_s.p99", TTFT_S, slack=0.005), Truth("itl_s.p99", GAP_S, slack=0.002)),
         must_say=("client-limited",),
+        alone=True,
         falls=("silent",),
     ),
 )
