@@ -16,7 +16,7 @@ from gauntlet.trap import Load, Stand, Trap, Truth
 from known_server.server import known_server
 
 TTFT_S, GAP_S, TOKENS = 0.1, 0.01, 32
-BUSY, CORE = 4, 0
+BUSY, CORE = 16, 0
 """Processes that share the client's core, and that core; the server has another."""
 
 
