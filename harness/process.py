@@ -92,8 +92,8 @@ class Child:
             raise Gone(ended(self.process.wait())) from None
 
     def end(self, wait_s: float = 0) -> str:
-        """Wait for the child's end, and kill it after `wait_s`. Returns how it ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        """Wait for the child's end, kill it after `wait_s`, and close the pipe. Returns how it ended."""
+        with self.pipe, contextlib.suppress(subprocess.TimeoutExpired):
             return ended(self.process.wait(wait_s))
         self.process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
