@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ from harness.cli import options
 from harness.cli.app import each_run, output, printing, show
 
 if TYPE_CHECKING:
+    from harness.predict.priced import Priced
     from harness.report.table import Table
 
 
@@ -176,7 +177,7 @@ def predict(
     from harness.cost.zones import in_zone
     from harness.predict.own import calibration
     from harness.predict.predict import Plan
-    from harness.predict.priced import Priced, priced
+    from harness.predict.priced import priced
     from harness.report.predict import prediction_tables, side_by_side, validation_table
     from harness.store.directory import find_run
 
@@ -194,27 +195,33 @@ def predict(
     for name, given in (("--market", market), ("--charts", charts), ("--full", full or None)):
         if given is not None and len(names) > 1:
             raise errors.HarnessError(f"{name} with {len(names)} GPUs", "name one GPU, or omit it")
-    found: list[tuple[str, Priced | str]] = []
-    for name in names:
-        try:
-            each = priced(model, name, plan, scenario, overrides(set_ or ()), own, (tpot, ttft))
-            found.append((name, replace(each, costs=in_zone(each.costs, zone))))
-        except errors.HarnessError as refused:
-            if len(names) == 1:
-                raise
-            found.append((name, refused.what))
-    if not any(isinstance(each, Priced) for _, each in found):
-        raise errors.HarnessError(str(found[0][1]), "name GPUs of harness/data/gpus.csv that hold the model")
-    only = found[0][1]
-    if len(names) == 1 and isinstance(only, Priced):
-        made = prediction_tables(only, full, market)
-        if charts is not None:
-            from harness.report import charts as drawing
 
-            drawing.write(drawing.of_tables(made), charts, chart_format)
-        show(made)
-    else:
-        show([side_by_side(found)])
+    def of(name: str) -> Priced:
+        each = priced(model or "", name, plan, scenario, overrides(set_ or ()), own, (tpot, ttft))
+        return replace(each, costs=in_zone(each.costs, zone))
+
+    if len(names) > 1:
+        show([side_by_side(_beside(names, of))])
+        return
+    made = prediction_tables(of(names[0]), full, market)
+    if charts is not None:
+        from harness.report import charts as drawing
+
+        drawing.write(drawing.of_tables(made), charts, chart_format)
+    show(made)
+
+
+def _beside(gpus: Sequence[str], of: Callable[[str], Priced]) -> list[tuple[str, Priced | str]]:
+    """The prediction on each GPU, or why there is none; HarnessError if no GPU has one."""
+    found: list[tuple[str, Priced | str]] = []
+    for gpu in gpus:
+        try:
+            found.append((gpu, of(gpu)))
+        except errors.HarnessError as refused:
+            found.append((gpu, refused.what))
+    if all(isinstance(each, str) for _, each in found):
+        raise errors.HarnessError(str(found[0][1]), "name GPUs of harness/data/gpus.csv that hold the model")
+    return found
 
 
 def _pair(text: str) -> tuple[float, float]:

@@ -75,7 +75,7 @@ def span(low: float, high: float, digits: int = 2, like: float | None = None) ->
 
 
 def carried(figure: Figure) -> tuple[str, str]:
-    """The value in the unit of `scale`, and its interval, with the digits that the interval carries; n/a if unknown.
+    """The value in the unit of `scale` with the digits that its interval allows, and the interval; n/a if unknown.
 
     A half-width keeps two digits if they are below 3.55 of its own power of ten, else one, and the value ends at the
     same place (Particle Data Group, Review of Particle Physics 2024, section 5.3); at most four digits, three without
