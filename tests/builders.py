@@ -19,6 +19,17 @@ from harness.store.directory import RunWriter
 from harness.store.run import Run
 from harness.store.run_file import Anchor, RunFile, Timings
 
+KNOWN = """
+name: known
+engine: {name: simulated, simulated: {ttft_s: 0.03, itl_s: 0.002}}
+requests: {count: 12, input_tokens: 7, output_tokens: 5}
+load: {shape: closed, users: 4, start: burst}
+warmup: {requests: 1}
+"""
+"""A workload of a fraction of a second on the simulated engine."""
+ENDLESS = ("requests.count=null", "load.duration_s=600")
+"""What makes it last until it is ended."""
+
 
 def frame_of(records: Sequence[Record]) -> pd.DataFrame:
     """Records in the form of `Run.requests`."""

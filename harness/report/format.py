@@ -77,7 +77,7 @@ def span(low: float, high: float, digits: int = 2, like: float | None = None) ->
 def carried(figure: Figure) -> tuple[str, str]:
     """The value in the unit of `scale` with the digits that its interval allows, and the interval; n/a if unknown.
 
-    A half-width keeps two digits if they are below 3.55 of its own power of ten, else one, and the value ends at the
+    A half-width keeps two digits if they are below 3.55 of their power of ten, else one, and the value ends at the
     same place (Particle Data Group, Review of Particle Physics 2024, section 5.3); at most four digits, three without
     an interval. An interval that is about as wide on both sides is printed as a share of the value.
 

@@ -13,24 +13,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from builders import ENDLESS, KNOWN
 from commands import Command
 
 from harness.store.run import read_run
-
-WORKLOAD = """
-name: known
-engine: {name: simulated, simulated: {ttft_s: 0.03, itl_s: 0.002}}
-requests: {count: 12, input_tokens: 7, output_tokens: 5}
-load: {shape: closed, users: 4, start: burst}
-warmup: {requests: 1}
-"""
-ENDLESS = ("requests.count=null", "load.duration_s=600")
 
 
 def command_line(tmp_path: Path, *overrides: str) -> tuple[list[str], Path]:
     """The command that runs the known workload, and where its run goes."""
     path, out = tmp_path / "known.yaml", tmp_path / "runs"
-    path.write_text(WORKLOAD)
+    path.write_text(KNOWN)
     words = (word for override in overrides for word in ("--set", override))
     return [sys.executable, "-m", "harness", "run", str(path), "--out", str(out), *words], out
 

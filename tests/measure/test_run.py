@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import ENDLESS, KNOWN
 
 from harness.config import overrides
 from harness.errors import HarnessError
@@ -22,21 +23,11 @@ from harness.measure.sender import Progress
 from harness.store.run import Run, read_run
 from harness.workload.schema import parse_workload
 
-BASE = """
-name: known
-engine: {name: simulated, simulated: {ttft_s: 0.03, itl_s: 0.002}}
-requests: {count: 12, input_tokens: 7, output_tokens: 5}
-load: {shape: closed, users: 4, start: burst}
-warmup: {requests: 1}
-"""
-
-ENDLESS = ("requests.count=null", "load.duration_s=600")
-
 
 def measure(root: Path, *words: str) -> Run:
     phases: list[str] = []
     directory = measuring.run(
-        parse_workload(BASE, "test", overrides(words)), root, lambda progress: phases.append(progress.phase)
+        parse_workload(KNOWN, "test", overrides(words)), root, lambda progress: phases.append(progress.phase)
     )
     assert phases[0] == "starting"
     assert phases[-1] == "stopping"
@@ -61,7 +52,7 @@ def test_every_request_is_recorded_once_with_its_tokens(tmp_path: Path) -> None:
 def test_the_run_file_holds_the_workload_and_the_environment(tmp_path: Path) -> None:
     run = measure(tmp_path, "seed=3")
     file = run.file
-    assert file.workload.model_dump() == parse_workload(BASE, "test", {"seed": 3}).model_dump(mode="json")
+    assert file.workload.model_dump() == parse_workload(KNOWN, "test", {"seed": 3}).model_dump(mode="json")
     assert file.engine is not None
     assert file.engine.options["ttft_s"] == 0.03
     assert file.environment.python == sys.version.split()[0]
@@ -163,7 +154,7 @@ def test_a_mistake_in_the_set_up_is_reported_before_anything_is_written(tmp_path
     with pytest.raises(HarnessError, match="speed"):
         measure(tmp_path, "engine.speed=3")
     with pytest.raises(HarnessError, match="wattson"):
-        measuring.run(parse_workload(BASE, "test"), tmp_path, lambda _: None, measuring.Setup(["wattson"]))
+        measuring.run(parse_workload(KNOWN, "test"), tmp_path, lambda _: None, measuring.Setup(["wattson"]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,7 +169,7 @@ def test_meters_are_read_while_the_engine_starts(tmp_path: Path, monkeypatch: py
         if progress.phase == "starting":
             sizes.append(sum(path.stat().st_size for path in (tmp_path / "runs").glob("*/power.jsonl")))
 
-    spec = parse_workload(BASE, "test", {"engine.start_s": 1})
+    spec = parse_workload(KNOWN, "test", {"engine.start_s": 1})
     measuring.run(spec, tmp_path / "runs", notify, measuring.Setup([f"replay:path={readings}"]))
     assert 0 < sizes[1] < sizes[2] < sizes[3]
 
