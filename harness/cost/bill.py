@@ -141,7 +141,7 @@ def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = D
 def draw_inputs(scenario: Scenario, n: int = DEFAULT_DRAWS) -> dict[str, Draws]:
     """Joint draws of all inputs of a scenario, and under `MEASURED` uniform draws for the quantiles of measured values.
 
-    One joint set, because two sets of Sobol points with different seeds are not independent of each other.
+    One joint set, because two shifted lattices are not independent of each other.
     HarnessError if the scenario's correlations contradict each other.
     """
     inputs = {key: made.distribution for key, made in scenario.inputs.items()}

@@ -17,6 +17,9 @@ Draws = Array
 Correlations = Sequence[tuple[str, str, float]]
 """(name, name, rho) of a Gaussian copula: rho is the correlation of the normal scores."""
 DEFAULT_DRAWS = 2**14
+KOROBOV = 5189
+"""Generator of the lattice. For 2^14 points in 12 dimensions it has the least mean square error (P2, weights 0.3) of
+the numbers 5, 13, 21…; quantiles of a cost then vary by 0.1 to 0.2% with the seed, as with scrambled Sobol points."""
 Z95 = 1.6448536269514722
 """Standard normal quantile of 0.95 (and, negated, of 0.05)."""
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -119,20 +122,18 @@ def draw(
 ) -> dict[str, Draws]:
     """Joint draws: name -> array of length n, which should be a power of two. A certain input is a constant array.
 
-    The draws are quantiles at scrambled Sobol points (Owen scrambling, scipy.stats.qmc.Sobol); the same seed gives the
-    same bytes. ValueError if the correlations contradict each other. The arrays are cached, and so read-only.
+    The draws are quantiles at the points of a randomly shifted Korobov lattice; the same seed gives the same bytes.
+    ValueError if the correlations contradict each other. The arrays are cached, and so read-only.
     """
     return dict(_draw(tuple(distributions.items()), n, seed, tuple(correlations)))
 
 
 @lru_cache(maxsize=8)  # the runs of a sweep share their draws
 def _draw(items: tuple[tuple[str, Distribution], ...], n: int, seed: int, pairs: Correlations) -> Mapping[str, Draws]:
-    from scipy.stats import qmc
-
-    uncertain = [name for name, d in items if not d.certain]
-    points = qmc.Sobol(len(uncertain), scramble=True, rng=np.random.default_rng(seed)).random(n) if uncertain else []
-    inside = np.ascontiguousarray(np.clip(np.transpose(points), 2.0**-40, 1 - 2.0**-40))
-    u = dict(zip(uncertain, inside, strict=True))
+    rng, power, u = np.random.default_rng(seed), 1, dict[str, Draws]()
+    for name in (name for name, d in items if not d.certain):
+        u[name] = np.clip((power * np.arange(n) % n / n + rng.random()) % 1, 2.0**-40, 1 - 2.0**-40)
+        power = power * KOROBOV % n
     linked = [x for x in pairs if x[0] in u and x[1] in u]
     if linked:
         u |= _copula(u, linked)

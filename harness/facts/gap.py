@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.cost.draws import Array, Distribution, Draws, distribution, log_moments, quantile
+from harness.cost.draws import Array, Draws, distribution, draw, log_moments, quantile
 from harness.errors import HarnessError
 from harness.facts.book import Assumption
 from harness.facts.candidates import pick, predicted, provider_seconds
@@ -26,7 +26,7 @@ PUBLISHED_INPUT = 200.0
 """Mean prompt of the published chat points in tokens, assumed: the files do not say."""
 LARGE = 60e9
 """Fewest parameters of a published model that may stand for one that a provider serves."""
-FEWEST, DRAWS = 100, 2**14
+FEWEST = 100
 """With fewer effective draws no value is given for what must be true."""
 MODEL = "model"
 MODEL_FACTOR = Assumption(
@@ -127,7 +127,7 @@ def agreement(
     large = [point for point in points if (point.parameters or 0) >= LARGE]
     factors = [a for a in c.book.assumptions.values() if a.ladder]
     even = dict.fromkeys(("reading", "kind", "place", "error", "measured"), EVEN)
-    x = draws({a.name: a.distribution for a in factors} | even)
+    x = draw({a.name: a.distribution for a in factors} | even)
     reported = _readings(c, x["reading"])
     weight = c.book.assumptions["input_weight"].value
     ratios = [each.calibration for each in starts if each.calibration is not None]
@@ -154,21 +154,12 @@ def agreement(
 
 def bill_a_prompt(c: Context) -> Figure:
     """The reported bill a prompt, over all readings of the volume."""
-    return figure("reported_usd_per_query", "USD/prompt", np.exp(_readings(c, draws({"reading": EVEN})["reading"])))
+    return figure("reported_usd_per_query", "USD/prompt", np.exp(_readings(c, draw({"reading": EVEN})["reading"])))
 
 
 def _readings(c: Context, u: Draws) -> Draws:
     """ln of the reported bill a prompt, between the readings of the volume."""
     return np.asarray(np.quantile(np.log([quantity(c, name).value or math.nan for name in READINGS]), u))
-
-
-def draws(distributions: Mapping[str, Distribution], n: int = DRAWS) -> dict[str, Draws]:
-    """Independent draws of each distribution, one in each n-th of its probability (a Latin hypercube); always the same.
-
-    `cost.draws.draw` is more even, but loads scipy.stats, which takes longer than all of `compare`.
-    """
-    rng = np.random.default_rng(0)
-    return {name: quantile(d, (rng.permutation(n) + rng.random(n)) / n) for name, d in distributions.items()}
 
 
 def conditioned(

@@ -52,7 +52,7 @@ def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Jso
         return None
     priced, device, name = price_run(run, summary, scenario), run.device, scenario or scenario_for(run)
     given, start = priced.scenario, measurement_of(priced)
-    # Inputs without a slider stay uncertain: Sobol points depend on the number of dimensions.
+    # Inputs without a slider stay uncertain: draws depend on the number of dimensions.
     metered = set(ENERGY) <= set(given.inputs) and measured(summary, "joules_per_request").value is not None
     sets = COST if metered else COST[:2]
     fixed = priced_for(device, name, {key: 1 for _, key in sets})

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from harness.cost.draws import Array
 
@@ -96,20 +95,13 @@ def evaluate(blocks: Sequence[Block], rows: Rows, at: Sequence[NDArray[np.intp]]
     return np.log(total), by * (each / total[:, None] @ weights.T)
 
 
-def design(slopes: Array, places: Sequence[NDArray[np.intp]], size: int) -> sparse.csr_matrix:
-    """The design: slopes in the columns of their coefficients; a level without a coefficient has none."""
-    columns, n = np.column_stack(places), len(slopes)
-    kept = np.where(columns < 0, size, columns)
-    starts = np.arange(n + 1) * len(places)
-    return sparse.csr_matrix((slopes.ravel(), kept.ravel(), starts), shape=(n, size + 1))[:, :size]
-
-
 def predict(found: Fit, rows: Rows) -> tuple[Array, Array, Array]:
     """ln of the expected value, its variance without noise, and each term's share; unseen levels are at their prior."""
-    places = placed(found.blocks, rows, found.places)
-    value, slopes = evaluate(found.blocks, rows, places, found.estimate)
+    each = placed(found.blocks, rows, found.places)
+    value, slopes = evaluate(found.blocks, rows, each, found.estimate)
+    places = np.column_stack(each)
     sds = np.array([block.sd * (HEAVY if block.key == "setup" else 1.0) for block in found.blocks])
-    unseen = np.sum((slopes * sds) ** 2 * (np.column_stack(places) < 0), axis=1)
-    x = design(slopes, places, len(found.estimate))
-    known = np.asarray((x @ found.covariance * x.toarray()).sum(axis=1)).ravel()
+    unseen = np.sum((slopes * sds) ** 2 * (places < 0), axis=1)
+    of_seen = slopes * (places >= 0)
+    known = np.einsum("ni,nij,nj->n", of_seen, found.covariance[places[:, :, None], places[:, None]], of_seen)
     return value, known + unseen, slopes

@@ -60,3 +60,14 @@ def test_correlations_that_contradict_each_other_are_refused() -> None:
 def test_inputs_that_are_all_certain_are_constant_arrays() -> None:
     drawn = draw({"a": distribution("value", 2.0), "b": distribution("value", 3.0)}, 8)
     assert {name: values.tolist() for name, values in drawn.items()} == {"a": [2.0] * 8, "b": [3.0] * 8}
+
+
+def test_quantiles_of_a_product_hardly_vary_with_the_seed_and_are_those_of_the_product() -> None:
+    inputs = {f"x{i}": distribution("lognormal", 1, 4) for i in range(10)}
+    sd = np.sqrt(10) * np.log(4) / 2  # of ln of the product, in units of the normal quantile of 0.95
+    logs = [
+        np.quantile(np.log(np.prod([*draw(inputs, seed=seed).values()], axis=0)), [0.05, 0.5, 0.95])
+        for seed in range(8)
+    ]
+    centre = 10 * np.log(2)
+    np.testing.assert_allclose(logs, np.tile([centre - sd, centre, centre + sd], (8, 1)), atol=0.03)

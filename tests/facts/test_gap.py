@@ -17,7 +17,7 @@ from builders import GPU, a_run, changed
 from places import ROOT
 
 from harness.cost.bill import Costs
-from harness.cost.draws import Z95, distribution
+from harness.cost.draws import Z95, distribution, draw
 from harness.cost.pricing import Priced, read_scenario
 from harness.cost.scenario import Input
 from harness.errors import HarnessError
@@ -33,7 +33,7 @@ from harness.facts.appraisal import (
 from harness.facts.book import Assumption, Book, assume
 from harness.facts.candidates import candidates, predicted, provider_seconds
 from harness.facts.formulas import Context
-from harness.facts.gap import Agreement, Measurement, agreement, conditioned, draws, published_measurements, quantiles
+from harness.facts.gap import Agreement, Measurement, agreement, conditioned, published_measurements, quantiles
 from harness.model import Figure, Finding, ModelIdentity, Summary
 from harness.report import text
 from harness.report.facts import (
@@ -81,7 +81,7 @@ def belief(name: str, low: float | None, high: float | None, ladder: str, unit: 
 
 def solved(missing: float, *factors: Assumption) -> dict[str, tuple[float, float, float]]:
     """p5, median and p95 of each factor, given that the believed bill times e^missing is the product of the factors."""
-    x = draws({a.name: a.distribution for a in factors})
+    x = draw({a.name: a.distribution for a in factors})
     bill = np.sum([np.log(x[a.name]) * (1 if a.ladder == "*" else -1) for a in factors], axis=0)
     start = sum(math.log(a.value) * (1 if a.ladder == "*" else -1) for a in factors)
     moved, weights = conditioned(x, factors, start + missing - bill)
@@ -127,7 +127,7 @@ def test_a_fraction_is_never_above_1() -> None:
 
 def test_without_a_lognormal_factor_nothing_is_said() -> None:
     exact = belief("a", None, None, "*")
-    moved, weights = conditioned(draws({"a": exact.distribution}), [exact], np.full(2**14, 1.0))
+    moved, weights = conditioned(draw({"a": exact.distribution}), [exact], np.full(2**14, 1.0))
     assert not weights.any()
     assert set(moved) == {"a"}
 
@@ -185,7 +185,7 @@ def test_a_calibrated_run_scales_the_belief_about_the_providers_model() -> None:
 
 
 def test_the_belief_holds_every_kind_and_the_error_of_the_prediction() -> None:
-    x = draws(dict.fromkeys(("kind", "place", "error"), distribution("uniform", 0, 1)))
+    x = draw(dict.fromkeys(("kind", "place", "error"), distribution("uniform", 0, 1)))
     spread = np.exp(provider_seconds(x, 0.0))
     for kind in predicted():
         middles = [float(np.exp(each[128])) for each in predicted()[kind]]
