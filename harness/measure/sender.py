@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import operator
 import statistics
 import time
 from collections import Counter, deque
@@ -34,10 +33,6 @@ PREBUILD_S = 2.0
 """Limit on the time to build requests before the load begins."""
 PREBUILT_PER_USER = 4
 """Requests pre-built per user when the total is unknown."""
-OF_REQUEST = ("part", "conversation", "turn", "stand_in_tokens", "shared_tokens", "age_tokens")
-OF_ANSWER = ("input_tokens", "output_tokens", "cached_tokens", "finish_reason", "connect_s")
-"""Fields that a record takes from its request and from the engine's answer."""
-_of_request, _of_answer = operator.attrgetter(*OF_REQUEST), operator.attrgetter(*OF_ANSWER)
 MAX_UNPARSED = 1000
 """Limit on the number of answers that wait to be parsed."""
 RECENT = 100
@@ -262,16 +257,17 @@ class Sender:
                 number = self._wave(user, span)
                 first = self._first.pop(number, None) or self._build_first(number)
                 await self._converse(first, self._now_s(), until_s)
-            while await self._backed_off() and (scheduled_s := self._now_s()) < until_s:
+            while (scheduled_s := self._now_s()) < until_s and not self._stop.is_set():
                 if (following := self._next()) is None:
                     return
                 await self._converse(following[0], scheduled_s, until_s)
+                if self._streak > len(self._spans):
+                    await self._back_off()
 
-    async def _backed_off(self) -> bool:
-        """Wait if the last requests of all users have failed, each time twice as long; False if the load is to stop."""
-        if (rounds := self._streak / len(self._spans)) > 1:
-            await self._sleep(self._now_s() + min(BACK_OFF_S[0] * 2 ** min(rounds, 20), BACK_OFF_S[1]), self._stop)
-        return not self._stop.is_set()
+    async def _back_off(self) -> None:
+        """Wait because the last requests of all users have failed, each time twice as long."""
+        wait_s = min(BACK_OFF_S[0] * 2 ** min(self._streak / len(self._spans), 20), BACK_OFF_S[1])
+        await self._sleep(self._now_s() + wait_s, self._stop)
 
     async def _open_loop(self, group: asyncio.TaskGroup) -> None:
         """Start each request when it is due, regardless of the others."""
@@ -409,8 +405,17 @@ class Sender:
                 client=self.client if self.clients > 1 else None,
                 hidden_tokens=done.hidden_tokens or None,
                 retries=done.retries or None,
-                **dict(zip(OF_REQUEST, _of_request(request), strict=True)),
-                **dict(zip(OF_ANSWER, _of_answer(done), strict=True)),
+                part=request.part,
+                conversation=request.conversation,
+                turn=request.turn,
+                stand_in_tokens=request.stand_in_tokens,
+                shared_tokens=request.shared_tokens,
+                age_tokens=request.age_tokens,
+                input_tokens=done.input_tokens,
+                output_tokens=done.output_tokens,
+                cached_tokens=done.cached_tokens,
+                finish_reason=done.finish_reason,
+                connect_s=done.connect_s,
             )
         )
         return completion

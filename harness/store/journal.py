@@ -28,9 +28,12 @@ class Journal:
 
     def add(self, *rows: Row) -> None:
         """Write the rows, and flush them to the operating system."""
-        with writing(self.path.parent):
+        try:
             self._file.writelines(map(_line, rows))
             self._file.flush()
+        except OSError as refused:
+            with writing(self.path.parent):
+                raise refused
 
     def fileno(self) -> int:
         return self._file.fileno()

@@ -237,7 +237,7 @@ def test_tokens_of_the_usage_that_no_event_showed_are_placed(
     ],
 )
 def test_the_usage_that_counts_is_the_last_that_says_something(parts: list[bytes], tokens: int | None) -> None:
-    assert read(b"".join([*parts, DONE])).output_tokens() == tokens
+    assert read(b"".join([*parts, DONE])).output_tokens == tokens
 
 
 def test_a_usage_in_every_event_tells_how_many_tokens_it_holds() -> None:

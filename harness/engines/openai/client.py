@@ -260,7 +260,7 @@ class OpenAIEngine:
         ids_sent = self.options.endpoint == "completions" and self.options.prompt == "tokens"
         return Completion(
             input_tokens=answer.usage.input(len(request.prompt) if ids_sent else None),
-            output_tokens=answer.output_tokens(),
+            output_tokens=answer.output_tokens,
             cached_tokens=answer.cached_tokens(),
             finish_reason=answer.finish_reason and self._without_secrets(answer.finish_reason)[:ERROR_LENGTH],
             arrival_tokens=tuple(counts),

@@ -1,7 +1,6 @@
 """Parse a server's answer: server-sent events, text, tokens in each arrival, token usage and finish reason."""
 
 import contextlib
-import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -129,6 +128,7 @@ class _Event(_Fields):
 _decode = msgspec.json.Decoder(_Event).decode
 _decode_texts = msgspec.json.Decoder(list[str]).decode
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_UNSTATED = Usage()
 _FILTERED = re.compile("filter|safety|refus|block|prohibit", re.IGNORECASE)
 """Finish reasons of an answer that was withheld."""
 _THOUGHT = re.compile("think|thought|reason")
@@ -150,11 +150,13 @@ class Answer:
         self._begin()
 
     def _begin(self) -> None:
-        self.events, self.usage = Events(), Usage()
+        self.events, self.usage = Events(), _UNSTATED
         self.text: list[str] = []
         self.token_ids: list[int] = []
         self.timings: _Timings | None = None
         self.finish_reason: str | None = None
+        self.output_tokens: int | None = None
+        """Output tokens by the server's count; None if not reported."""
         self.hidden_tokens = 0
         """Tokens that the usage counts and that were not sent in any form."""
         self._refused = False
@@ -188,10 +190,6 @@ class Answer:
         """Prompt tokens from the prefix cache, in the field of whichever server; None if not reported."""
         return self.usage.cached if self.timings is None or self.usage.cached is not None else self.timings.cache_n
 
-    def output_tokens(self) -> int | None:
-        """Output tokens by the server's count; None if not reported."""
-        return self.events.total(self.usage, self.asked)
-
     def _read_uniform(self, response: Response) -> bool:
         """Parse a stream of single events that are mostly uniform. False if the stream has another form."""
         pieces = response.pieces
@@ -203,8 +201,9 @@ class Answer:
             return False
         arrivals: Sequence[int] = range(len(pieces))
         if response.ends != list(range(1, len(pieces) + 1)):  # not one piece in each arrival
-            counts = [after - before for before, after in itertools.pairwise((0, *response.ends))]
-            arrivals = list(itertools.chain.from_iterable(map(itertools.repeat, itertools.count(), counts)))
+            arrivals = []
+            for arrival, end in enumerate(response.ends):
+                arrivals += [arrival] * (end - len(arrivals))
         try:
             texts = _decode_texts(strings)
             event = _decode(single_event(pieces[first]) or b"")
@@ -240,9 +239,10 @@ class Answer:
             found = [self._read(choice) for choice in event.choices]
             self.events.add("".join(shown for shown, _ in found), sum(tokens for _, tokens in found), arrival)
         if event.usage is not None:
-            self.usage.update(stated := Usage(event.usage))
-            if tokens := stated.output:
-                self.events.stated.append((len(self.events.tokens) - 1, tokens))
+            stated = Usage(event.usage)
+            self.usage = self.usage.updated(stated)
+            if stated.output:
+                self.events.stated.append((len(self.events.tokens) - 1, stated.output))
         says = event.message or event.detail if event.object is None and event.type is None else None
         if event.error is not None or (event.choices is None and (says or "error" in (event.object, event.type))):
             raise RequestFailed("error", _error_text(event.error or event.message or event.detail))
@@ -272,6 +272,9 @@ class Answer:
         return text + shown, len(ids) or bool(text or shown or calls)
 
     def _count(self) -> None:
+        if len(self.counts) == 1:
+            self.counts = [sum(self.events.tokens)]
+            return
         self.counts = counts = [0] * len(self.counts)
         for arrival, tokens in zip(self.events.arrivals, self.events.tokens, strict=True):
             counts[arrival] += tokens
@@ -286,7 +289,9 @@ class Answer:
             text = f"no token was shown; finish_reason {self.finish_reason}, usage {self.usage.output or 0} tokens"
             raise RequestFailed("filtered" if withheld else "empty", text)
         self.events.stopped = self.finish_reason not in (None, "length")
-        self.hidden_tokens = self.events.place(self.usage, self.asked * self._choices)
+        asked = self.asked * self._choices
+        self.output_tokens = self.events.total(self.usage, asked)
+        self.hidden_tokens = self.events.place(self.usage, self.output_tokens or 0, asked)
         self._count()
 
 

@@ -42,12 +42,18 @@ class Usage:
                     self._take(f"{name}.{inner}", value.get(inner))
             else:
                 self._take(name, value)
+        self.reasoning = self._first(_REASONING) or 0
+        """Reasoning tokens, 0 if the server states none."""
+        self.output = self._output()
+        """Output tokens with reasoning tokens; None if the server states none."""
+        self.cached = self._first(_CACHED)
+        """Input tokens from a prefix cache."""
 
-    def update(self, newer: Usage) -> None:
-        """Take over newer counts. Zeros replace none: some servers end with them."""
-        for name, count in newer.counts.items():
-            if count or name not in self.counts:
-                self.counts[name] = count
+    def updated(self, newer: Usage) -> Usage:
+        """These counts with newer ones. Zeros replace none: some servers end with them."""
+        if not self.counts:
+            return newer
+        return Usage(self.counts | {name: n for name, n in newer.counts.items() if n or name not in self.counts})
 
     def _take(self, name: str, value: Any) -> None:
         """Values that count nothing (negative ones, NaN, null, text) are passed over; huge ones become `LARGEST`."""
@@ -56,31 +62,16 @@ class Usage:
 
     def _first(self, names: Sequence[str]) -> int | None:
         """The first of these counts that is above 0, else 0 if one of them is stated."""
-        found = None
-        for name in names:
-            if count := self.counts.get(name):
-                return count
-            found = 0 if count == 0 else found
-        return found
+        found = [self.counts[name] for name in names if name in self.counts]
+        return next(filter(None, found), 0) if found else None
 
-    @property
-    def reasoning(self) -> int:
-        """Reasoning tokens, 0 if the server states none."""
-        return self._first(_REASONING) or 0
-
-    @property
-    def output(self) -> int | None:
-        """Output tokens with reasoning tokens, which xAI counts apart; None if the server states none."""
+    def _output(self) -> int | None:
+        """Output tokens; xAI counts reasoning tokens apart."""
         output, total = self._first(_OUTPUT), self.counts.get("total_tokens")
         if output is None or total is None or not self.reasoning:
             return output
         apart = total == (self._first(_INPUT) or 0) + output + self.reasoning
         return output + self.reasoning if apart else output
-
-    @property
-    def cached(self) -> int | None:
-        """Input tokens from a prefix cache."""
-        return self._first(_CACHED)
 
     def input(self, sent: int | None) -> int | None:
         """Input tokens, those from the cache included; `sent` is the number of token ids sent, None for a text.
@@ -135,15 +126,17 @@ class Events:
         each = sum(tokens for _, tokens in self.stated)
         return each if seen <= each <= max(asked, seen) else total  # some usages count one event each
 
-    def place(self, usage: Usage, asked: int) -> int:
-        """Add the tokens that the usage counts and no event showed; returns the number of hidden ones.
+    def place(self, usage: Usage, total: int, asked: int) -> int:
+        """Add the tokens of `total` that no event showed; returns the number of hidden ones.
 
         The end token belongs to the event with the finish reason, one token to each event without a text between the
         first with one and the end. If the text has fewer bytes than tokens, or the reasoning was not sent, tokens
         were hidden: they were made before the first that was shown. The others arrived in groups, and longer texts hold
         more of them. A usage above both what was asked for and what was shown is not believed.
         """
-        total, seen = self.total(usage, asked) or 0, sum(self.tokens)
+        seen = sum(self.tokens)
+        if total <= seen:
+            return 0
         reasoning = 0 if self.reasoning_shown else usage.reasoning
         most = max(asked, seen + self.stopped) + reasoning
         missing = min(total, most) - seen
