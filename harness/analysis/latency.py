@@ -124,7 +124,7 @@ def summarise(
     ]
     if simulated:
         figures = [replace(figure, status="simulated") for figure in figures]
-    kinds = requests["error"][seen.failed].value_counts()
+    kinds = requests["error"][seen.failed].astype(str).value_counts()
     return Summary(run, state, tuple(figures), {str(kind): int(count) for kind, count in kinds.items()})
 
 

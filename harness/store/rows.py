@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,9 @@ def read_rows(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]
             table, lost = journalled(directory, name, file)
         else:
             _verify(path, file)
-            read, batches = 0, list[pa.RecordBatch]()
             with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as stored:
-                for batch in _fitting(stored, COLUMNS[name]):
-                    batches.append(_sound(batch))
-                    read += len(batch)
-            table = pa.Table.from_batches(batches, COLUMNS[name])
-            lost = read - len(table)
+                table = _together(map(_sound, _fitting(stored, COLUMNS[name])), name)
+                lost = stored.metadata.num_rows - len(table)
         if lost and not len(table):
             raise ValueError(f"none of its {lost:,} rows can be one of a run")
     return table, lost
@@ -135,52 +131,37 @@ def _fitting(stored: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBat
 
 
 def journalled(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]:
-    """The rows of the journals, those of several client processes sorted by request index; and the number left out.
+    """The rows of the journals, and the number left out.
 
     Times are in seconds since the start of the load, or on CLOCK_MONOTONIC if the load never started.
     """
-    read, batches = 0, list[pa.RecordBatch]()
-    paths = _journals(directory, name)
-    for path in paths:
-        for some, count in _journal_rows(path, name, file):
-            batches += some
-            read += count
-    table = pa.Table.from_batches(batches, COLUMNS[name])
-    return table if len(paths) == 1 else table.sort_by("index"), read - len(table)
+    read = list[int]()
+    table = _together(_journal_rows(directory, name, file, read), name)
+    return table, sum(read) - len(table)
 
 
 def save(directory: Path, name: str, file: RunFile, to: Path) -> int:
     """Write the rows of the journals as a Parquet file; returns the number left out.
 
-    Those of one journal are written as they are read: the rows of a long run take gigabytes.
+    They are written as they are read: the rows of a long run take gigabytes.
     """
-    paths = _journals(directory, name)
-    if len(paths) > 1:
-        table, lost = journalled(directory, name, file)
-        pq.write_table(table, to, compression="zstd")
-        return lost
-    read, waiting = 0, list[pa.RecordBatch]()
+    read, written = list[int](), 0
+    batches = _journal_rows(directory, name, file, read)
     with pq.ParquetWriter(to, COLUMNS[name], compression="zstd") as writer:
-        for some, count in _journal_rows(paths[0], name, file):
-            waiting += some
-            read += count
-            if len(waiting) * _BATCH >= _GROUP:
-                writer.write_table(whole := pa.Table.from_batches(waiting, COLUMNS[name]))
-                read, waiting = read - len(whole), []
-        writer.write_table(whole := pa.Table.from_batches(waiting, COLUMNS[name]))
-    return read - len(whole)
+        while some := list(itertools.islice(batches, _GROUP // _BATCH)):
+            writer.write_table(whole := pa.Table.from_batches(some, COLUMNS[name]))
+            written += len(whole)
+    return sum(read) - written
 
 
-def _journals(directory: Path, name: str) -> list[Path]:
-    return [path for path in sorted(directory.glob(f"{name}*.jsonl")) if path.is_file()]
-
-
-def _journal_rows(path: Path, name: str, file: RunFile) -> Iterator[tuple[list[pa.RecordBatch], int]]:
-    """The good rows of a journal, some at a time, and how many were read for them."""
+def _journal_rows(directory: Path, name: str, file: RunFile, read: list[int]) -> Iterator[pa.RecordBatch]:
+    """The good rows of the journals, some at a time; appends to `read` how many were read for them."""
     zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
-    rows = journal.rows(path)
+    paths = [path for path in sorted(directory.glob(f"{name}*.jsonl")) if path.is_file()]
+    rows = itertools.chain.from_iterable(map(journal.rows, paths))
     while some := list(itertools.islice(rows, _BATCH)):
-        yield list(map(_sound, _batches(some, name, zero_s))), len(some)
+        read.append(len(some))
+        yield from map(_sound, _batches(some, name, zero_s))
 
 
 def _batches(rows: Sequence[Any], name: str, zero_s: float) -> Iterator[pa.RecordBatch]:
@@ -220,14 +201,74 @@ def _possible(values: NDArray[Any], kind: pa.DataType) -> NDArray[np.bool_]:
     return (values >= (0 if pa.types.is_integer(kind) else -LARGEST)) & (values <= LARGEST)
 
 
+def _together(batches: Iterable[pa.RecordBatch], name: str) -> pa.Table:
+    """The batches as a table. Of requests, missing values take no memory in it, and a text is kept once."""
+    if name != "requests":
+        return pa.Table.from_batches(list(batches), COLUMNS[name])
+    found: dict[str, list[pa.Array]] = {each: [] for each in REQUESTS.names}
+    for batch in batches:
+        for chunks, column in zip(found.values(), batch.columns, strict=True):
+            if column.null_count == len(column):
+                column = pa.nulls(len(column))
+            elif pa.types.is_string(column.type):
+                column = column.dictionary_encode()
+            chunks.append(column)
+    return pa.table({each.name: _column(found.pop(each.name), each.type) for each in REQUESTS})
+
+
+def _column(chunks: Sequence[pa.Array], kind: pa.DataType) -> pa.ChunkedArray:
+    """The chunks as one column of the type, or of no type if every value is missing."""
+    if not pa.types.is_list(kind):
+        kind = next((chunk.type for chunk in chunks if chunk.type != pa.null()), pa.null())
+    return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+
+
 def frame(table: pa.Table) -> pd.DataFrame:
-    """Requests as a DataFrame, with nullable integers; lists stay in Arrow (see `flat`). The table is used up."""
-    kinds: dict[pa.DataType, Any] = {kind: pd.ArrowDtype(kind) for kind in table.schema.types if pa.types.is_list(kind)}
-    kinds[pa.int64()] = pd.Int64Dtype()  # otherwise those with a missing value become floats
-    requests = pd.DataFrame(table.to_pandas(types_mapper=kinds.get, split_blocks=True, self_destruct=True))
+    """Requests as a DataFrame in order of sending; lists stay in Arrow (see `flat`). The table is used up."""
+    columns, sent_s = dict(zip(table.column_names, table.columns, strict=True)), table["sent_s"].to_numpy()
     del table
-    pa.default_memory_pool().release_unused()
-    return requests.astype(dict.fromkeys(("index", "input_asked", "output_asked"), "int64"))
+    order = None if (sent_s[1:] >= sent_s[:-1]).all() else np.argsort(sent_s, kind="stable")
+    found = {}
+    for each in REQUESTS:
+        found[each.name] = _values(columns.pop(each.name), each, order)
+        pa.default_memory_pool().release_unused()
+    return pd.DataFrame(found, copy=False)
+
+
+def _values(column: pa.ChunkedArray, field: pa.Field, order: NDArray[np.int64] | None) -> Any:
+    """The values of a column of requests in this order. One value that all rows share is kept once."""
+    kind, n = field.type, len(column)
+    if column.null_count == n and kind == pa.int64() and field.name not in _NEEDED:
+        return pd.arrays.IntegerArray(np.broadcast_to(np.int64(1), n), np.broadcast_to(True, n))
+    if column.null_count == n and kind == pa.string():
+        return pd.Categorical.from_codes(np.broadcast_to(np.int8(-1), n), pd.Index([], dtype="str"))
+    if column.null_count == n and kind == pa.float64():
+        return np.broadcast_to(np.nan, n)
+    if (
+        pa.types.is_list(kind)
+        and kind.value_type == pa.int32()
+        and pc.all(pc.less(pc.list_flatten(column), 256)).as_py()
+    ):
+        column = column.cast(pa.list_(pa.uint8()))
+    if order is not None:
+        column = _taken(column.unify_dictionaries(), order)
+    if pa.types.is_list(kind):
+        return pd.arrays.ArrowExtensionArray(column)
+    if kind == pa.string():
+        return column.cast(pa.dictionary(pa.int32(), pa.string())).unify_dictionaries().to_pandas()
+    if kind == pa.int64() and field.name not in _NEEDED:  # otherwise those with a missing value become floats
+        return column.to_pandas(types_mapper={kind: pd.Int64Dtype()}.get)
+    return column.to_numpy()
+
+
+def _taken(column: pa.ChunkedArray, order: NDArray[np.int64]) -> pa.ChunkedArray:
+    """The rows in this order, some at a time: they are nearly in that order already."""
+    chunks = []
+    for first in range(0, len(order), _GROUP):
+        rows = order[first : first + _GROUP]
+        low = int(rows.min())
+        chunks += column.slice(low, int(rows.max()) + 1 - low).take(pa.array(rows - low)).chunks
+    return pa.chunked_array(chunks, column.type)
 
 
 def flat(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -239,7 +280,7 @@ def flat(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """
     lists = pa.chunked_array(pa.array(column))
     sizes = pc.fill_null(pc.list_value_length(lists), 0)
-    return pc.list_flatten(lists).to_numpy().astype(float), sizes.to_numpy().astype(np.int64)
+    return np.asarray(pc.list_flatten(lists).to_numpy(), float), np.asarray(sizes.to_numpy(), np.int64)
 
 
 def digest_of(path: Path) -> str:
