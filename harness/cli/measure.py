@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 OPTIONS = {
     "engine.name": "--engine", "engine.openai.base_url": "--url", "model": "--model", "scenario": "--scenario",
-    "seed": "--seed", "give_up_s": "--give-up", "load.rate_per_s": "--rate", "load.duration_s": "--duration",
+    "seed": "--seed", "give_up_s": "--give-up", "engine.openai.read_timeout_s": "--timeout",
+    "load.rate_per_s": "--rate", "load.duration_s": "--duration",
     "load.users": "--users", "requests.count": "--requests", "requests.input_tokens": "--input-tokens",
     "requests.output_tokens": "--output-tokens",
 }  # fmt: skip
@@ -69,6 +70,9 @@ def run(
     reset_cache: Annotated[bool, typer.Option("--reset-cache", help="Empty a server's prefix cache first.")] = False,
     give_up: Annotated[
         str | None, typer.Option(metavar="30s", help="End a load that has no success for this time.")
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="10min", help="Fail a server's request without a token for this time.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be measured; store nothing.")] = False,
     on_finish: options.OnFinish = None,
@@ -108,6 +112,7 @@ def run(
     named = {
         "engine.name": "openai" if served else engine, "engine.openai.base_url": url, "model": model,
         "engine.openai.serve": "vllm" if serve else None, "scenario": scenario, "seed": seed, "give_up_s": give_up,
+        "engine.openai.read_timeout_s": timeout,
         "load.rate_per_s": rate, "load.duration_s": duration, "requests.count": requests,
         "requests.input_tokens": input_tokens, "requests.output_tokens": output_tokens,
     }  # fmt: skip
@@ -124,6 +129,8 @@ def run(
     if seed is not None and len(points) > 1 and not serve and spec.engine.name == "openai" and not reset_cache:
         what = "--seed with several runs sends a running server the prompts that it has just answered"
         raise errors.HarnessError(what, "omit --seed, or add --reset-cache")
+    if timeout is not None and spec.engine.name != "openai":
+        raise errors.HarnessError(f"--timeout with engine '{spec.engine.name}'", "omit it: it is a limit for servers")
     if spec.scenario is not None:
         read_scenario(spec.scenario)  # reports a mistake in the file before measuring
     power = powered(spec, meter) + ([] if assume_power is None else [f"constant:watts={assume_power}"])

@@ -307,6 +307,8 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         ("run smoke --duration 0 --engine simulated", "60 or '1 min'"),
         ("run smoke --rate 0 --engine simulated", "--rate: load.rate_per_s"),
         ("run smoke --give-up soon --engine simulated", "--give-up: give_up_s"),
+        ("run smoke --timeout soon --url http://127.0.0.1:9", "read_timeout_s is 'soon'"),
+        ("run smoke --timeout 1min --engine simulated", "--timeout with engine 'simulated'"),
         ("run smoke --rate 1 --set load.rate_per_s=x --engine simulated", "--set: load.rate_per_s"),
         ("run smoke --set objectives.tpot_s=30 --engine simulated", "--set: objectives.tpot_s is 30 seconds"),
         ("run smoke --users 1,1 --engine simulated", "--repeat 2 measures each twice"),

@@ -238,13 +238,19 @@ def scripted(
         asked: ClassVar[list[dict[str, Any]]] = []
         timeout = idle_s
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with serving(Handler, context) as url:
+        yield url, Handler.asked
+
+
+@contextlib.contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler], context: ssl.SSLContext | None = None) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http{'s' if context else ''}://127.0.0.1:{server.server_port}", Handler.asked
+        yield f"http{'s' if context else ''}://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
 
@@ -361,6 +367,31 @@ def test_tls_accepts_the_authority_in_ssl_cert_file(tmp_path: Path, monkeypatch:
         records, info = measure({"base_url": url})
     assert info.model.asked == "scripted"
     assert {record.error for record in records} == {"http_401"}
+
+
+@pytest.mark.parametrize(
+    "drip", [b": wait\n\n", b'data: {"choices": []}\n\n', b'data: {"choices": [{"text": ""}]}\n\n']
+)
+def test_a_drip_of_bytes_without_a_token_is_a_timeout(drip: bytes) -> None:
+    """The first token is kept, and the server notices at once."""
+
+    class Drip(Scripted):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'data: {"choices": [{"text": "a"}]}\n\n')
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(drip)
+                    time.sleep(0.01)
+
+    with serving(Drip) as url:
+        began_s = time.monotonic()
+        records, _ = measure({"base_url": url, "read_timeout_s": "300 ms"}, count=2, users=2)
+    assert [(each.error, each.arrival_tokens) for each in records] == [("timeout", (1,))] * 2
+    assert all("no token arrived within engine.read_timeout_s" in str(each.error_text) for each in records)
+    assert time.monotonic() - began_s < 10
 
 
 def flood(size: int) -> http.server.ThreadingHTTPServer:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from harness.engines.openai import http
 from harness.engines.openai.pool import Pool, parse_base
+from harness.engines.openai.stream import last_token
 from harness.errors import RequestFailed
 
 BODY = b"data: 1\n\ndata: 2\r\n\r\n0\r\n\r\n\x00\xff" * 3
@@ -173,27 +174,49 @@ def test_an_arrival_has_the_time_at_which_the_kernel_received_it_however_late_it
     assert 0 <= (arrived_ns - sent_ns) / 1e9 < 0.1
 
 
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+TOKEN = b'data: {"choices": [{"text": "a"}]}\n\n'
+ROLE = b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n'
+LIMIT = http.SILENCE_CHECKS
+
+
 @pytest.mark.parametrize(
-    ("bytes_", "fails"),
+    ("head", "between", "fails_at"),
     [
-        (b"HTTP/1.1 100 Continue\r\n\r\n", True),
-        (b"HTTP/1.1 200 OK\r\nA: b\r\n", True),
-        (b"HTTP/1.1 200 OK\r\n\r\n", False),
+        (b"", [b"HTTP/1.1 100 Continue\r\n\r\n"], LIMIT),
+        (b"", [b"HTTP/1.1 200 OK\r\nA: b\r\n"], LIMIT),
+        (HEAD, [b": wait\n\n"], LIMIT),
+        (HEAD, [ROLE], LIMIT),
+        (HEAD, [b'{"a": 1,'], LIMIT),
+        (HEAD, [b"data: what\n\n"], LIMIT),
+        (HEAD, [TOKEN], None),
+        # The limit begins anew with each token, which may arrive in several parts, or between other events.
+        (HEAD, [ROLE] * (LIMIT - 1) + [TOKEN], None),
+        (HEAD, [*[b""] * (LIMIT - 4), TOKEN[:9], TOKEN[9:20], TOKEN[20:], ROLE * 40], None),
+        (HEAD, [TOKEN, *[ROLE] * 99], LIMIT),
+        (HEAD, [ROLE, TOKEN[:9], TOKEN[9:], *[ROLE] * 99], LIMIT + 2),
     ],
-)
-def test_interim_answers_and_headers_without_an_end_are_a_timeout(bytes_: bytes, fails: bool) -> None:
-    async def play() -> str | None:
+)  # fmt: skip
+def test_a_request_in_which_no_token_arrives_for_the_read_timeout_fails(
+    head: bytes, between: list[bytes], fails_at: int | None
+) -> None:
+    """Between two checks of the silence one of these parts arrives, in turn."""
+
+    async def play() -> tuple[str, int] | None:
         connection = http.Connection(memoryview(buffer := bytearray(http.READ_SIZE)), http.Held())
         connection.connection_made(Wire())
         task = asyncio.ensure_future(connection.exchange(b"", lambda *_: None))
-        for _ in range(2 * http.SILENCE_CHECKS):
+        for check, part in zip(range(4 * LIMIT), itertools.cycle(between), strict=False):
             await asyncio.sleep(0)
-            connection.check_silence()
-            buffer[: len(bytes_)] = bytes_
-            connection.buffer_updated(len(bytes_))
-        await asyncio.sleep(0)
+            if task.done():
+                failed = task.exception()
+                assert isinstance(failed, RequestFailed)
+                return failed.kind, check - 1
+            data = part if check else head + part
+            buffer[: len(data)] = data
+            connection.buffer_updated(len(data))
+            connection.check_silence(last_token)
         task.cancel()
-        (ended,) = await asyncio.gather(task, return_exceptions=True)
-        return ended.kind if isinstance(ended, RequestFailed) else None
+        return None
 
-    assert asyncio.run(play()) == ("timeout" if fails else None)
+    assert asyncio.run(play()) == (None if fails_at is None else ("timeout", fails_at))

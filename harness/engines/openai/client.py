@@ -23,6 +23,7 @@ from harness.errors import HarnessError, RequestFailed
 from harness.files import data_rows, read_data
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
 from harness.process import allow_files
+from harness.workload.arrivals import Seconds
 
 VOCABULARY = 32_000
 """Assumed if neither the server nor an option states it: current models have at least this many tokens."""
@@ -70,9 +71,9 @@ class Options(Section, allow_inf_nan=False):
     """Connections opened before the load begins. More are opened on demand."""
     keep_alive: bool = True
     """False: open a new connection for each request."""
-    connect_timeout_s: float = Field(10.0, gt=0)
-    read_timeout_s: float = Field(600.0, gt=0)
-    """A request fails if no byte arrives for this long."""
+    connect_timeout_s: Seconds = 10.0
+    read_timeout_s: Seconds = 600.0
+    """A request fails if no token arrives for this long."""
     device: Literal["unknown", "cpu", "cuda"] = "unknown"
     """The server's hardware, which its interface does not report."""
     device_count: int = Field(1, ge=1)

@@ -14,7 +14,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -185,7 +185,9 @@ class Connection(asyncio.BufferedProtocol):
     def _reset(self) -> None:
         self._consume = self._head
         self._rest, self._left = b"", 0
-        self._status = self._silent_checks = self._size = self._kept = 0
+        self._status = self._size = self._kept = self._token_at = 0
+        self._checked: list[int] = []
+        """Number of pieces at each check of the silence since piece number `_token_at`, the last known with a token."""
         self._pieces: list[bytes] = []
         self.ends: list[int] = []
         self.reusable = False
@@ -199,14 +201,21 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def check_silence(self) -> None:
-        """Called SILENCE_CHECKS times per read timeout: fails an exchange that received no byte for that long.
+    def check_silence(self, last_token: Callable[[Sequence[bytes]], int]) -> None:
+        """Called SILENCE_CHECKS times per read timeout: fails an exchange that received no token for that long.
 
-        Bytes before the end of the head do not count: interim answers and headers may never end.
+        Other bytes may never end: interim answers, headers, comments, events without a token. `last_token` returns the
+        last of some pieces that ends a token, -1 if none does. It is asked only after a silence, or once in that time.
         """
-        self._silent_checks += 1
-        if self._silent_checks > SILENCE_CHECKS and self._waiter is not None:
-            self._fail("timeout", "no byte of an answer arrived within the read timeout")
+        if self._waiter is None:
+            return
+        self._checked.append(len(self._pieces))
+        if len(self._checked) > SILENCE_CHECKS:
+            token_at = self._token_at + last_token(self._pieces[self._token_at :])
+            self._checked = [pieces for pieces in self._checked if pieces > token_at]
+            self._token_at = max(self._token_at, token_at)
+        if len(self._checked) > SILENCE_CHECKS:
+            self._fail("timeout", f"no token arrived within engine.read_timeout_s, but {self._size:,} bytes of a body")
 
     # Callbacks of asyncio.
 
@@ -228,8 +237,6 @@ class Connection(asyncio.BufferedProtocol):
             self._consume(bytes(self._buffer[:size]))
         except ValueError as wrong:
             self._fail("malformed", str(wrong))
-        if self._status:
-            self._silent_checks = 0
         self.ends.append(len(self._pieces))
 
     def eof_received(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from harness.engines.openai.http import READ_SIZE, SILENCE_CHECKS, Connection, Held, Stamped
+from harness.engines.openai.stream import last_token
 from harness.errors import HarnessError, RequestFailed
 
 _TIMESTAMPNS = 35
@@ -173,5 +174,5 @@ class Pool:
 
     def _check_silence(self, loop: asyncio.AbstractEventLoop) -> None:
         for connection in self._all:
-            connection.check_silence()
+            connection.check_silence(last_token)
         self._silence_timer = loop.call_later(self._read_timeout_s / SILENCE_CHECKS, self._check_silence, loop)

@@ -295,6 +295,22 @@ class Answer:
         self._count()
 
 
+def last_token(pieces: Sequence[bytes]) -> int:
+    r"""Number of the last piece, from 0, that ends an event with a token; -1 if none does.
+
+    >>> token = b'data: {"choices": [{"text": "a"}]}\n\n'
+    >>> last_token([token, b": wait\n\n", token[:9], token[9:], token[:9]]), last_token([token[9:], b"{}"])
+    (3, -1)
+    """
+    for tail in (pieces[-16:], pieces):  # nearly always the last events hold one
+        answer = Answer(len(tail), 0)
+        with contextlib.suppress(RequestFailed):
+            answer.read_stream(Response(200, {}, tail, range(1, len(tail) + 1)))
+        if any(answer.counts):
+            return len(pieces) - len(tail) + max(i for i, tokens in enumerate(answer.counts) if tokens)
+    return -1
+
+
 def _content(content: Any) -> tuple[str, str]:
     """The text of a content, and the reasoning in it: a list holds parts of both."""
     if not isinstance(content, list):
