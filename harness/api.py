@@ -172,9 +172,11 @@ class Report:
 
 def report(runs: str | Sequence[str], root: Root = RESULTS, scenario: str | None = None) -> Report:
     """The report of a run or of several, as `harness report` makes it."""
+    import altair as alt
+
     found = _sweep([runs] if isinstance(runs, str) else runs, root)
     tables = document.report(found, scenario)
-    drawn = {each.name: each.spec for each in drawing.of_report(tables, found, drawing.WIDTH)}
+    drawn = {each.name: alt.Chart.from_dict(each.spec) for each in drawing.of_report(tables, found)}
     return Report(_long(tables), drawn, document.page_of(tables, found, scenario))
 
 

@@ -184,7 +184,7 @@ def show_answer(
     if charts is not None:
         from harness.report import charts as drawing
 
-        drawing.write(drawing.of_report(made, sweep, drawing.WIDTH), charts, chart_format)
+        drawing.write(drawing.of_report(made, sweep), charts, chart_format)
     if output().format == "html":
         emit(document.page_of(made, sweep, scenario))
     else:

@@ -70,7 +70,7 @@ def page_of(made: Sequence[Table], sweep: Sweep, scenario: str | None = None) ->
 
     Without the extra `charts` it has none, and says so.
     """
-    from harness.report import charts
+    from harness.report import charts, marks
 
     found = fastest_within([summary for _, summary in sweep], WITHIN)
     fastest = found or fastest_within([summary for _, summary in sweep], 0.0)
@@ -78,7 +78,7 @@ def page_of(made: Sequence[Table], sweep: Sweep, scenario: str | None = None) ->
     runs, others = [run for run, _ in sweep], [each for each in sweep if each is not best]
     drawings, absent = [], ""
     try:
-        drawings = charts.for_page(charts.of_report(made, [best, *others], charts.PAGE))
+        drawings = charts.for_page(charts.of_report(made, [best, *others], marks.PAGE))
     except HarnessError as missing:
         absent = f'<p class="dim">No charts: {page.text(missing.what)}: {page.text(missing.fix)}</p>\n'
     starts = whatif.starts([best, *others], Context(shipped_book()), scenario)

@@ -38,11 +38,11 @@ SCHEMA_VERSION = 1
 
 def _page(tables: Sequence[Table]) -> str:
     """The tables with the charts of them, if the extra `charts` is installed."""
-    from harness.report import charts
+    from harness.report import charts, marks
 
     drawings: list[page.Drawing] = []
     with suppress(HarnessError):
-        drawings = charts.for_page(charts.of_tables(tables, charts.PAGE))
+        drawings = charts.for_page(charts.of_tables(tables, marks.PAGE))
     return page.render(tables[0].title, tables, drawings)
 
 

@@ -16,7 +16,7 @@ from harness.analysis.summary import load
 from harness.model import Figure
 from harness.predict.priced import priced
 from harness.report import charts, document
-from harness.report.charts import PAGE, WIDTH, Chart
+from harness.report.marks import PAGE, WIDTH, Chart
 from harness.report.predict import prediction_tables
 from harness.report.table import Table
 from harness.store.run import Run
@@ -37,7 +37,15 @@ def made(tables: list[Table]) -> dict[str, Chart]:
 
 def data(chart: Chart) -> list[dict[str, Any]]:
     """Every row that the chart draws."""
-    return [row for rows in chart.spec.to_dict()["datasets"].values() for row in rows]
+    drawn: list[dict[str, Any]] = []
+
+    def add(spec: dict[str, Any]) -> None:
+        drawn.extend(row for row in spec.get("data", {}).get("values", ()) if row not in drawn)
+        for part in (*spec.get("layer", ()), *spec.get("vconcat", ())):
+            add(part)
+
+    add(chart.spec)
+    return drawn
 
 
 def drawn(chart: Chart, width: int) -> str:
@@ -164,9 +172,9 @@ def test_a_report_from_the_command_line_writes_its_tables_and_charts(tmp_path: P
 
 
 def test_a_missing_extra_says_what_to_install(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['altair'] = None; from harness.cli import main; main()"
+    code = "import sys; sys.modules['vl_convert'] = None; from harness.cli import main; main()"
     command = [sys.executable, "-c", code, "compare", "--charts", str(tmp_path / "drawn")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "charts need altair" in done.stderr
+    assert "charts need vl-convert" in done.stderr
     assert "pip install" in done.stderr

@@ -1,0 +1,208 @@
+"""Charts of runs: latency, throughput and cost against load, distributions, power over time, a map of a sweep."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis.summary import Sweep
+from harness.analysis.times import times
+from harness.analysis.tokens import ordinary
+from harness.cost.bill import measured
+from harness.report.marks import DASHES, HUES, Chart, at, coded, ends, finish, layered, mark, number
+from harness.report.page_head import groups_of, labels_of
+from harness.report.table import Table
+from harness.store.rows import flat
+from harness.store.run import Run
+
+MOST_LINES = len(HUES)
+QUANTILES, BINS = 200, 240
+
+
+def of_rows(runs: Sweep, tables: Iterable[Table], width: int) -> list[Chart]:
+    """Latency and cost against the load of several runs, and distributions, power and a map of the output rate.
+
+    `tables`: of the report, for the costs. Distributions are of the first `MOST_LINES` runs, power of the first.
+    """
+    points = _points(runs, tables)
+    found = [_against(points, name, width) for name in AGAINST]
+    found += [_over_time(runs[0][0], width), _heat_map(runs, width)]
+    found += [_distribution(runs[:MOST_LINES], name, said, width) for name, said in DISTRIBUTIONS.items()]
+    return [chart for chart in found if chart is not None]
+
+
+Axis = tuple[str, str, float]
+"""Field of a point, the axis' title, and the factor to its unit."""
+RATE: Axis = ("output_tokens_per_s", "output token/s", 1.0)
+USERS: Axis = ("load", "users", 1.0)
+DOLLARS: Axis = ("usd", "USD per million output tokens", 1.0)
+AGAINST: Mapping[str, tuple[str, Axis, Sequence[Axis], str]] = {
+    "ttft-load": ("TTFT against load", USERS,
+                  [("ttft_s.p50", "TTFT in ms", 1e3), ("ttft_s.p99", "TTFT in ms", 1e3)], "ttft_s"),
+    "tpot-load": ("TPOT against load", USERS,
+                  [("tpot_s.p50", "TPOT in ms", 1e3), ("tpot_s.p99", "TPOT in ms", 1e3)], "tpot_s"),
+    "throughput-interactivity": ("Throughput against interactivity",
+                                 ("speed", "token/s of one user (1 / median TPOT)", 1.0), [RATE], "speed"),
+    "cost-load": ("Cost against load", USERS, [DOLLARS], ""),
+    "cost-latency": ("Cost against latency", ("tpot_s.p50", "median TPOT in ms", 1e3), [DOLLARS], "tpot_s"),
+}  # fmt: skip
+"""Name -> title, axis across, axes upwards, and the objective whose limit is drawn."""
+
+
+def _points(sweep: Sweep, tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """A point for each run: its group and label, its load, its figures, and the limits of its objectives."""
+    runs = [run for run, _ in sweep]
+    costs = {row[0]: ends(row[3]) for table in tables if table.name == "tiers" and "load" in table.columns
+             for row in reversed(table.rows)}  # fmt: skip
+    found = []
+    for run, (_, summary), group, label in zip(runs, sweep, groups_of(runs)[1], labels_of(runs), strict=True):
+        figures = {figure.name: ends(figure) for figure in summary.figures}
+        tpot = figures.get("tpot_s.p50", {}).get("value")
+        figures |= {"speed": {"value": 1 / tpot if tpot else None}, "load": {"value": load_of(run)}}
+        figures["usd"] = costs.get(run.id, {})
+        limits = run.objectives | ({"speed": 1 / run.objectives["tpot_s"]} if "tpot_s" in run.objectives else {})
+        found.append(
+            {"group": " · ".join(group), "label": label, "open": run.users is None, "ends": figures, "limits": limits}
+        )
+    return found
+
+
+def load_of(run: Run) -> float | None:
+    """Users in flight, or requests a second; None offline."""
+    return run.users or run.file.workload.load.rate_per_s
+
+
+def _against(points: Sequence[Mapping[str, Any]], name: str, width: int) -> Chart | None:
+    """A figure of each run against another, a line for each group of runs and percentile; None below two points."""
+    title, (across, said_x, by_x), axes, limit = AGAINST[name]
+    rows = [
+        {"x": x * by_x, "group": point["group"], "series": field.rpartition(".")[2],
+         "load": point["ends"]["load"]["value"],
+         "about": f"{point['group'] or point['label']}, {point['label']}: {said_y} {found['value'] * by:.4g}",
+         **{of: None if end is None else end * by for of, end in found.items()}}
+        for field, said_y, by in axes for point in points
+        if (x := point["ends"].get(across, {}).get("value")) and (found := point["ends"].get(field, {})).get("value")
+    ]  # fmt: skip
+    if len({row["x"] for row in rows}) < 2:
+        return None
+    by_x = 1.0 if limit == "speed" else 1e3
+    limits = sorted({point["limits"][limit] * by_x for point in points if limit in point["limits"]})
+    groups, kinds = (list(dict.fromkeys(row[of] for row in rows)) for of in ("group", "series"))
+    open_loop = across == "load" and any(point["open"] for point in points)
+    said_x, said_y = "requests/s offered (or users)" if open_loop else said_x, axes[0][1]
+    code = coded(groups, "group", color=HUES) | coded(kinds, strokeDash=DASHES)
+    for of, names in (("color", groups), ("strokeDash", kinds)):
+        code[of]["legend"] = {} if len(names) > 1 else None
+    base = {"x": at("x", "x", said_x, "log", 20, format=",.4~r"), "color": code["color"]}
+    y, low = at("y", "value", said_y, "log", 20, format=",.4~r"), number("low", title=said_y)
+    told = {"description": {"field": "about"}}
+    rule = {"x" if limit == across.partition(".")[0] else "y": number("limit")}
+    spec = layered(
+        width, 70, 260, rows,
+        *([mark("rule", rule, [{"limit": each} for each in limits], strokeDash=[4, 4], color="#888")] * bool(limits)),
+        mark("line", {**base, "y": y, "order": number("load"), "strokeDash": code["strokeDash"],
+                      "description": {"field": "group"}}),
+        mark("rule", {**base, **told, "y": low, "y2": {"field": "high"}}, opacity=0.6),
+        mark("point", {**base, **told, "y": y}),
+    )  # fmt: skip
+    note = "A point a run, joined in order of load." + (" Grey and dashed: limit of an objective." if limits else "")
+    return finish(name, title, note, width, spec)
+
+
+DISTRIBUTIONS = {"ttft_s": "Time to first token", "itl_s": "Time between tokens"}
+
+
+def _distribution(runs: Sweep, name: str, title: str, width: int) -> Chart | None:
+    """Cumulative distribution over requests, or over gaps between tokens, with a line for each run."""
+    rows, share = [], np.linspace(0, 1, QUANTILES + 1)
+    names = labels_of([run for run, _ in runs])
+    for (run, _), label in sorted(zip(runs, names, strict=True), key=lambda each: load_of(each[0][0]) or 0.0):
+        seen = times(run.requests[ordinary(run.requests)], run.state)
+        values = seen.gaps_s if name == "itl_s" else seen.each[name].dropna().to_numpy()
+        if len(values):
+            found = zip((np.quantile(values, share) * 1e3).tolist(), share.tolist(), strict=True)
+            rows += [{"x": x, "y": y, "series": label} for x, y in found]
+    if not rows:
+        return None
+    seen_ms = [row["x"] for row in rows]
+    wide = max(seen_ms) > 20 * float(np.median(seen_ms))
+    x = at("x", "x", f"{name[:-2].upper()} in ms", "symlog" if wide else "linear")
+    if not wide:
+        x["scale"] = {"zero": False, "nice": False}
+    code = coded(list(dict.fromkeys(row["series"] for row in rows)), color=HUES, strokeDash=DASHES)
+    for channel in code.values():
+        channel["legend"] = {"symbolSize": 1000} if len(runs) > 1 else None
+    y = at("y", "y", f"share of {'gaps' if name == 'itl_s' else 'requests'}", format="%")
+    encoding = {"x": x, "y": y, "description": {"field": "series"}, **code}
+    spec = layered(width, 70, 280, rows, mark("line", encoding, interpolate="step-after"))
+    note = "Of completed requests of the whole run, drain included."
+    return finish(name[:-2], f"{title}: cumulative distribution", note, width, spec)
+
+
+def _over_time(run: Run, width: int) -> Chart | None:
+    """Power and output tokens over time, with the phases of the run."""
+    (arrival_s, _), (arrived, _) = flat(run.requests["arrival_s"]), flat(run.requests["arrival_tokens"])
+    if not len(arrival_s):
+        return None
+    phases: list[dict[str, Any]] = [
+        {"from": a, "to": b, "phase": f"idle: {name}"} for name, (a, b) in run.file.idle.items()
+    ]
+    phases.append({"from": 0.0, "to": float(arrival_s.max()), "phase": "load"})
+    low, high = (pick([end for each in phases for end in (each["from"], each["to"])]) for pick in (min, max))
+    step_s = next(step for step in (m * 10.0**e for e in range(-3, 9) for m in (1, 2, 5)) if step * BINS >= high - low)
+    edges = np.arange(low, high + step_s, step_s)
+    tokens, _ = np.histogram(arrival_s, edges, weights=arrived)
+    panels = [("output token/s", edges[:-1], tokens / step_s)]
+    power = run.power[run.power["domain"].isin(["gpu", "gpu module"])]
+    seen_w, place = power["power_w"].fillna(power["average_w"]), np.digitize(power["after_s"], edges) - 1
+    power = power.assign(watts=seen_w, bin=place)
+    power = power[power["watts"].notna() & power["bin"].between(0, len(edges) - 2)]
+    if len(power):
+        watts = power.groupby(["bin", "device"])["watts"].mean().groupby("bin").sum()
+        panels.insert(0, ("power of GPUs in W", edges[watts.index.to_numpy(int)], watts.to_numpy()))
+    span = {"domain": [low, high], "nice": False}
+    shades = [f"rgba(128,128,128,{share})" for share in [*(0.5, 0.3, 0.2)[: len(phases) - 1], 0.0]]
+    shade = coded([each["phase"] for each in phases], "phase", color=shades)
+    band = {"x": {"field": "from", "type": "quantitative", "scale": span}, "x2": {"field": "to"}, **shade}
+    drawn = []
+    for i, (said, when, values) in enumerate(panels):
+        bottom = i + 1 == len(panels)
+        title = "seconds since the load began" if bottom else None
+        x, y = number("t", title=title, scale=span, axis={"labels": bottom}), number("v", title=said)
+        rows = [{"t": t, "v": v} for t, v in zip(when.tolist(), values.tolist(), strict=True)]
+        line = mark("line", {"x": x, "y": y}, color=HUES[i], interpolate="step-after")
+        drawn.append(layered(width, 80, 150, rows, mark("rect", band, phases, stroke="#999", strokeWidth=0.5), line))
+    note = f"Means over {step_s:g} s; run {run.id}."
+    title = "Power and tokens over time" if len(power) else "Tokens over time"
+    return finish("over-time", title, note, width, {"vconcat": drawn, "spacing": 8})
+
+
+def _heat_map(sweep: Sweep, width: int) -> Chart | None:
+    """The output rate over the two settings with the most values among the runs; None if fewer than two differ."""
+    asked = [{**run.file.workload.model_dump(), "model": run.model.asked} for run, _ in sweep]
+    settings = pd.json_normalize(asked).map(lambda x: str(x) if isinstance(x, list) else x)
+    settings = settings.drop(columns=["seed", "name", "description"], errors="ignore")
+    varied = [name for name in settings if 1 < settings[name].nunique() <= 24 and settings[name].notna().all()]
+    if len(varied) < 2:
+        return None
+    across, down = sorted(varied, key=lambda name: -settings[name].nunique())[:2]
+    cells = settings[[across, down]].set_axis(["x", "y"], axis=1)
+    cells["v"] = [measured(summary, "output_tokens_per_s").value for _, summary in sweep]
+    cells = cells.dropna().groupby(["x", "y"])["v"].median().reset_index()
+    axes = {"labelAngle": 0}, {"titleAngle": 0, "titleAlign": "left", "titleX": -44, "titleY": -10}
+    base = {
+        "x": {"field": "x", "type": "ordinal", "title": across, "axis": axes[0]},
+        "y": {"field": "y", "type": "ordinal", "title": down, "sort": "descending", "axis": axes[1]},
+    }
+    legend = {"gradientLength": min(300, width - 80)}
+    colour = number("v", title="output token/s", scale={"scheme": "cividis"}, legend=legend)
+    bright = f"datum.v > {float(cells['v'].min() + cells['v'].max()) / 2}"
+    legible = {"condition": {"test": bright, "value": "black"}, "value": "white"}
+    text = number("v", format=".3~s")
+    spec = layered(
+        width, 70, {"step": 36}, [dict(zip("xyv", cell, strict=True)) for cell in cells.to_numpy().tolist()],
+        mark("rect", {**base, "color": colour}),
+        mark("text", {**base, "text": text, "color": legible}, fontSize=11),
+    )  # fmt: skip
+    return finish("sweep", "Output tokens per second over a sweep", "Median of the runs in each cell.", width, spec)

@@ -1,0 +1,168 @@
+"""Charts of tables: what makes a cost uncertain, the reported figures, a figure over commits, a predicted front."""
+
+import json
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import get_args
+
+from harness.model import Figure, Status
+from harness.report.format import scale
+from harness.report.marks import HUES, Chart, Spec, at, coded, ends, finish, layered, mark, number
+from harness.report.table import Table
+
+FILLS = ("#0072B2", "#D55E00", "#56B4E9", "#F0E442")
+"""From dark to light, so that they differ in grey print."""
+
+
+def _labels() -> Spec:
+    """An axis of labels whose lines `_wrapped` broke."""
+    axis = {"labelExpr": "split(datum.label, '\\n')", "labelLimit": 260, "labelLineHeight": 13}
+    return {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": axis}
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, 20 if width < 450 else 34))
+
+
+def _at_one() -> Spec:
+    """A dashed line across the plot where x is 1."""
+    return mark("rule", {"x": number("x")}, [{"x": 1.0}], strokeDash=[4, 3])
+
+
+def _about(table: Table) -> str:
+    """The status of the figures, and their run."""
+    found = {cell.status for row in table.rows for cell in row if isinstance(cell, Figure)}
+    return ", ".join([*sorted(found), *([f"run {table.source}"] if table.source else [])]) + "."
+
+
+def _tornado(table: Table, width: int) -> Chart | None:
+    """The inputs that make the cost uncertain."""
+    rows = [{"label": row[0], "series": row[1], "share": ends(row[2])["value"]} for row in table.rows]
+    known = [status for status in get_args(Status) if status in {row["series"] for row in rows}]
+    x = at("x", "share", "share of the variance of ln cost", format="%", tickCount=5)
+    encoding = {"x": x, "y": _labels(), **coded(known, color=FILLS)}
+    spec = layered(width, 170, {"step": 26}, rows, mark("bar", encoding, stroke="black", strokeWidth=0.7))
+    return finish("tornado", "What makes the cost uncertain", _about(table), width, spec)
+
+
+BOUNDS = {"<=": ("at most", "triangle-left"), ">=": ("at least", "triangle-right"), "=": ("exactly", "diamond"),
+          "~": ("about", "circle"), "range": ("between", "square")}  # fmt: skip
+
+
+def _claims(table: Table, width: int) -> Chart | None:
+    """Spend / revenue by basis; a one-sided bound is drawn to the end of the plot."""
+    found = [(row, cell) for row in table.rows if isinstance(cell := row[2], Figure) and cell.unit == "ratio"]
+    known = [(row, cell, cell.value) for row, cell in found if cell.value is not None and row[1] in BOUNDS]
+    if not known:
+        return None
+    top = 1.12 * max(cell.high if row[1] == "range" and cell.high else value for row, cell, value in known)
+    rows = []
+    for row, cell, value in known:
+        label = _wrapped(f"{str(row[0]).removeprefix('inference spend / ')} ({row[4]})", width)
+        span = {"<=": (0.0, value), ">=": (value, top), "range": (cell.low, cell.high)}.get(str(row[1]), (value, value))
+        # Every value of a range is equally likely, so none is marked.
+        rows.append({"label": label, "series": BOUNDS[str(row[1])][0], "from": span[0], "to": span[1],
+                     "value": None if row[1] == "range" else value})  # fmt: skip
+    kinds = [kind for kind in BOUNDS.values() if kind[0] in {row["series"] for row in rows}]
+    code = coded([name for name, _ in kinds], color=HUES, shape=[shape for _, shape in kinds])
+    x = number("from", title="spend / revenue", scale={"domain": [0, top], "nice": False})
+    base = {"y": _labels(), "color": code["color"]}
+    spec = layered(
+        width, 150 if width < 450 else 235, {"step": 30 + 14 * max(str(row["label"]).count("\n") for row in rows)},
+        rows,
+        mark("bar", {**base, "x": x, "x2": {"field": "to"}}, height=9, opacity=0.45),
+        mark("point", {**base, "x": number("value"), "shape": code["shape"]}, size=110),
+        _at_one(),
+    )  # fmt: skip
+    note = "Bars: possible values; 'at most' reaches to 0, 'about' has no bound. Dashed: spend = revenue."
+    return finish("spend-revenue", "Reported inference spend over revenue of the same period", note, width, spec)
+
+
+def _must_be(table: Table, width: int) -> Chart | None:
+    """Each factor's belief and what it must be, over the median of the belief."""
+    rows = []
+    for row in table.rows:
+        middle = ends(row[2])["value"]
+        if middle is None or not row[4]:
+            continue
+        for series, cell in (("believed", row[2]), ("must be", row[3])):
+            scaled = {of: None if end is None else end / middle for of, end in ends(cell).items()}
+            rows.append({"label": _wrapped(str(row[0]), width), "series": series, **scaled})
+    if not rows:
+        return None
+    code = coded(("believed", "must be"), color=HUES, shape=("circle", "diamond"))
+    offset = {"field": "series", "type": "nominal"}
+    base = {"y": _labels(), "yOffset": offset, "color": code["color"]}
+    x = at("x", "low", "value / median of what is believed", "log", None, format="~g", tickCount=5)
+    spec = layered(
+        width, 150 if width < 450 else 235, {"step": 14}, rows,
+        mark("rule", {**base, "x": x, "x2": {"field": "high"}}, strokeWidth=3),
+        mark("point", {**base, "x": number("value"), "shape": code["shape"]}, size=80),
+        _at_one(),
+    )  # fmt: skip
+    note = "p5 to p95. Circles: believed; diamonds: must be, if all factors make up the bill. " + next(
+        iter(table.notes), ""
+    )
+    return finish("must-be", "What must be true to close the gap", note, width, spec)
+
+
+def _trend(table: Table, width: int) -> Chart | None:
+    """A figure over runs in the order of their time, with its intervals; of one run no chart."""
+    figures = [row[2] for row in table.rows if isinstance(row[2], Figure) and row[2].value is not None]
+    if len(figures) < 2:
+        return None
+    factor, unit = scale(figures[0])
+    rows = [
+        {"at": i, "about": f"{row[0]}, {row[1]}: {row[4]}",
+         **{of: None if end is None else end * factor for of, end in ends(row[2]).items()}}
+        for i, row in enumerate(table.rows)
+    ]  # fmt: skip
+    names = json.dumps([row[1] or str(row[0]).partition("-")[0] for row in table.rows])
+    axis = {"labelAngle": -40, "labelExpr": f"{names}[datum.value]"}
+    said = f"{table.columns[2]} in {unit}"
+    base = {"x": {"field": "at", "type": "ordinal", "title": None, "axis": axis}, "description": {"field": "about"}}
+    y = number("value", title=said, scale={"zero": False})
+    spec = layered(
+        width, 80, 220, rows,
+        mark("line", {**base, "y": y}, color=HUES[0]),
+        mark("rule", {**base, "y": number("low", title=said), "y2": {"field": "high"}}, color=HUES[0], opacity=0.6),
+        mark("point", {**base, "y": y}, color=HUES[0]),
+    )  # fmt: skip
+    return finish("trend", table.title, "95% intervals, from within a run.", width, spec)
+
+
+def _front(table: Table, width: int) -> Chart | None:
+    """Throughput of a GPU against the speed of one user, as predicted for each batch."""
+    rows = [
+        {"batch": str(row[0]).removesuffix(" <"), "best": str(row[0]).endswith("<"), **ends(row[2]),
+         **{f"x_{of}": end for of, end in ends(row[1]).items()}}
+        for row in table.rows
+    ]  # fmt: skip
+    if len(rows) < 2:
+        return None
+    across, up = "token/s of one user", "output token/s of a GPU"
+    batch = {"field": "batch", "type": "nominal"}
+    base = {"x": at("x", "x_value", across, "log", 20, format=",.4~r"), "description": batch}
+    both = {**base, "y": at("y", "value", up, "log", 20, format=",.4~r")}
+    fill = {"condition": {"test": "datum.best", "value": HUES[1]}, "value": HUES[0]}
+    spec = layered(
+        width, 70, 260, rows,
+        mark("line", both, color=HUES[0]),
+        mark("rule", {**base, "y": number("low", title=up), "y2": {"field": "high"}}, opacity=0.4),
+        mark("rule", {**both, "x": number("x_low", title=across), "x2": {"field": "x_high"}}, opacity=0.4),
+        mark("point", {**both, "color": fill}),
+        mark("text", {**both, "text": batch}, dx=8, dy=-8, align="left"),
+    )  # fmt: skip
+    note = f"Sequences in flight at each point, with 90% intervals; {table.notes[0].replace('<', 'orange:')}."
+    return finish("front", table.title, note, width, spec)
+
+
+CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
+    "tornado": _tornado,
+    "reported": _claims,
+    "spend-revenue": _claims,
+    "must-be": _must_be,
+    "trend": _trend,
+    "front": _front,
+}
+"""Table -> its drawing, or None if the table has too few values."""
