@@ -31,6 +31,7 @@ class Known:
     """A running server."""
 
     url: str
+    pid: int
 
     def truth(self) -> dict[str, Any]:
         """What it sent since it started, or since the last `reset`."""
@@ -63,7 +64,7 @@ def known_server(shares: Mapping[str, float] | None = None, core: int | None = N
         assert process.stdout is not None
         assert process.stdin is not None
         try:
-            yield Known(f"http://127.0.0.1:{process.stdout.readline().strip()}")
+            yield Known(f"http://127.0.0.1:{process.stdout.readline().strip()}", process.pid)
         finally:
             process.stdin.close()
             process.wait(10)

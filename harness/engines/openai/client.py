@@ -4,26 +4,24 @@ import asyncio
 import contextlib
 import functools
 import itertools
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-from pydantic import Field
 
-from harness.config import Section, checked
+from harness.config import checked
 from harness.engines.base import Arrived
 from harness.engines.openai import http
+from harness.engines.openai.options import PLAIN_FIELDS, Options, Secrets, header_lines
 from harness.engines.openai.pool import Pool, parse_base
 from harness.engines.openai.stream import Answer, error_message
 from harness.errors import HarnessError, RequestFailed
-from harness.files import data_rows, read_data
+from harness.files import data_rows
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
 from harness.process import allow_files
-from harness.workload.arrivals import Seconds
 
 VOCABULARY = 32_000
 """Assumed if neither the server nor an option states it: current models have at least this many tokens."""
@@ -38,47 +36,6 @@ ANSWER_SIZE = 8 << 20, 16 << 10
 """Largest answer in bytes: the first number, and the second for each token asked for, up to http.MAX_BODY."""
 ERROR_LENGTH = 500
 """Characters of a server's error that are stored."""
-PLAIN_HEADERS = frozenset({"accept", "accept-language", "cache-control", "content-type", "user-agent", "x-priority"})
-PLAIN_FIELDS = frozenset(read_data("openai_fields.txt").split())
-"""Headers, and fields of a body, whose text is stored with the run. The text of any other can be a secret."""
-
-
-class Options(Section, allow_inf_nan=False):
-    """The options of the openai engine. They are stored with the run; a secret is given as the name of a variable."""
-
-    base_url: str | list[str] = "http://127.0.0.1:8000"
-    """`http://`, `https://` or `unix:`. Requests are sent to several servers in turn."""
-    endpoint: Literal["completions", "chat"] = "completions"
-    stream: bool = True
-    prompt: Literal["tokens", "text"] = "tokens"
-    """How a completion's prompt is sent. Chat prompts are always text."""
-    tokenizer: str | None = None
-    """Directory or name for transformers' AutoTokenizer. None: use the server's /tokenize and /detokenize."""
-    system_prompt: str | None = None
-    """First message of each chat request."""
-    retry_after: bool = False
-    """True: send a request that a 429 or 503 rejects again, after its Retry-After. False: the request has failed."""
-    temperature: float = Field(0.0, ge=0)
-    body: dict[str, Any] = Field({})
-    """Additional JSON fields of each request; null removes one of the default fields. The text of a field that is not
-    in PLAIN_FIELDS is `$NAME`, and that environment variable is sent."""
-    headers: dict[str, str] = Field({})
-    """Additional headers. `$NAME` in a value is replaced by that environment variable; needed if the header is not in
-    PLAIN_HEADERS."""
-    api_key_env: str | None = None
-    """Environment variable that holds the API key."""
-    connections: int = Field(0, ge=0, le=60_000)
-    """Connections opened before the load begins. More are opened on demand."""
-    keep_alive: bool = True
-    """False: open a new connection for each request."""
-    connect_timeout_s: Seconds = 10.0
-    read_timeout_s: Seconds = 600.0
-    """A request fails if no token arrives for this long."""
-    device: Literal["unknown", "cpu", "cuda"] = "unknown"
-    """The server's hardware, which its interface does not report."""
-    device_count: int = Field(1, ge=1)
-    vocabulary: int | None = Field(None, gt=1)
-    max_length: int | None = Field(None, gt=0)
 
 
 class OpenAIEngine:
@@ -93,12 +50,12 @@ class OpenAIEngine:
             raise HarnessError("openai engine: system_prompt goes with endpoint=chat", "set engine.endpoint=chat")
         self._bases = [parse_base(url) for url in urls]
         self._model = model
-        self._secrets: list[str] = []
+        self._secrets = Secrets()
         self._fields = {
-            key: value if key in PLAIN_FIELDS else self._filled(f"body field {key}", value)
+            key: value if key in PLAIN_FIELDS else self._secrets.filled(f"body field {key}", value)
             for key, value in given.body.items()
         }
-        headers = self._headers()
+        headers = header_lines(given, self._secrets)
         path = "/v1/chat/completions" if given.endpoint == "chat" else "/v1/completions"
         rest = f"{path} HTTP/1.1\r\nHost: "
         self._heads = [f"POST {each.path}{rest}{each.host}\r\n{headers}".encode() for each in self._bases]
@@ -263,7 +220,7 @@ class OpenAIEngine:
             input_tokens=answer.usage.input(len(request.prompt) if ids_sent else None),
             output_tokens=answer.output_tokens,
             cached_tokens=answer.cached_tokens(),
-            finish_reason=answer.finish_reason and self._without_secrets(answer.finish_reason)[:ERROR_LENGTH],
+            finish_reason=answer.finish_reason and self._secrets.hidden(answer.finish_reason)[:ERROR_LENGTH],
             arrival_tokens=tuple(counts),
             connect_s=connect_s,
             token_ids=tuple(answer.token_ids) or None,
@@ -292,7 +249,7 @@ class OpenAIEngine:
     def _with_arrivals(self, error: BaseException, counts: Sequence[int]) -> BaseException:
         """The error without secrets, and with the tokens in each arrival as `arrival_tokens`."""
         if isinstance(error, RequestFailed):
-            error = RequestFailed(error.kind, self._without_secrets(error.message)[:ERROR_LENGTH])
+            error = RequestFailed(error.kind, self._secrets.hidden(error.message)[:ERROR_LENGTH])
         error.arrival_tokens = tuple(counts)  # type: ignore[attr-defined]
         return error
 
@@ -317,49 +274,6 @@ class OpenAIEngine:
             fields["ignore_eos"] = True
         fields = {key: value for key, value in (fields | self._fields).items() if value is not None}
         return _framed(msgspec.json.encode(fields))
-
-    def _headers(self) -> str:
-        """The header lines common to all requests. Values of environment variables are stored nowhere else."""
-        given, lines = self.options, ["Content-Type: application/json", "Accept-Encoding: identity"]
-        if not given.keep_alive:
-            lines.append("Connection: close")
-        headers = dict(given.headers)
-        if given.api_key_env is not None:
-            headers["Authorization"] = f"Bearer ${given.api_key_env}"
-        for name, value in headers.items():
-            if name.lower() not in PLAIN_HEADERS or "$" in value:
-                value = self._secret(f"header {name}", value)
-            if not f"{name}{value}".isprintable() or not value.isascii() or not re.fullmatch(r"[\w-]+", name, re.ASCII):
-                raise HarnessError(f"'{name}' cannot be sent as a header", "use printable ASCII in names and values")
-            lines.append(f"{name}: {value}")
-        return "".join(f"{line}\r\n" for line in lines)
-
-    def _secret(self, where: str, text: str) -> str:
-        """The text with the environment variable that it names, whose value is stored nowhere else."""
-        start, dollar, variable = text.partition("$")
-        if not dollar:
-            what = f"the {where} can be a secret, and options are stored with the run"
-            raise HarnessError(what, "write $NAME, the name of an environment variable")
-        if not (secret := os.environ.get(variable)):
-            raise HarnessError(f"the variable {variable} is not set", f"export {variable}=… before the run")
-        self._secrets.append(secret)
-        return start + secret
-
-    def _filled(self, where: str, value: Any) -> Any:
-        """A value of the body with environment variables in place of their names."""
-        match value:
-            case str():
-                return self._secret(where, value)
-            case list():
-                return [self._filled(where, each) for each in value]
-            case dict():
-                return {key: self._filled(where, each) for key, each in value.items()}
-        return value
-
-    def _without_secrets(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "[secret]")
-        return text
 
     def _text(self, ids: tuple[int, ...]) -> str:
         """Decode token ids with the tokenizer of the options, else with the server's /detokenize."""
@@ -417,7 +331,7 @@ class OpenAIEngine:
                 raise _compressed(response.coding)
             if response.status != 200:
                 raise self._with_arrivals(_not_ok(response), ())
-            answer = msgspec.json.decode(self._without_secrets(response.body().decode(errors="replace")))
+            answer = msgspec.json.decode(self._secrets.hidden(response.body().decode(errors="replace")))
         except msgspec.DecodeError as wrong:
             raise RequestFailed("malformed", str(wrong)) from None
         finally:
