@@ -83,7 +83,7 @@ def check_conditions(run: Run, summary: Summary) -> Iterator[Finding]:
     swapped = sum(place.swap.values())
     if place.debug:
         yield finding("debug-build", debug=", ".join(place.debug))
-    if options.get("load_format") == "dummy":
+    if run.engine is not None and run.engine.random_weights:
         yield finding("random-weights")
     if swapped > SWAPPED_BYTES:
         yield finding("swap", swapped=f"{swapped / 1e6:.0f} MB moved to or from swap during the run")

@@ -17,6 +17,8 @@ FULL = 0.95
 """Use of the KV cache above which requests soon wait or are preempted."""
 GROWN = 0.05
 """Growth of a server's queue over the window, as a share of the requests in the server, above which it is a finding."""
+OUTSIDE_SHARE, OUTSIDE_S = 0.2, 0.005
+"""TTFT outside the engine, as a share and in s, above both of which it is a finding."""
 LEAST_READINGS = 9
 """Readings needed to compare the first third of a window with the last."""
 
@@ -27,8 +29,9 @@ def server_figures(readings: pd.DataFrame, begin_s: float, end_s: float) -> tupl
     Means and maxima of gauges are over readings one second apart, and miss changes in between. The increase of a
     counter is the first reading after the span less the last one before it. `server.prefix_cache_hits` is the share of
     the prompt tokens looked up in the cache that were found; `queue_s` and `prefill_s` are means of the requests that
-    ended. Of speculative decoding: `acceptance` is the share of drafted tokens that were accepted, `accepted_length`
-    the tokens of a verified step, with the one that the model adds itself. A metric that is not reported gives none.
+    ended, `ttft_s` of those that had their first token. Of speculative decoding: `acceptance` is the share of drafted
+    tokens that were accepted, `accepted_length` the tokens of a verified step, with the one that the model adds itself.
+    A metric that is not reported gives none.
     """
     found: dict[str, Figure] = {}
     grown = _growth(readings, begin_s, end_s)
@@ -76,20 +79,25 @@ def _inside(readings: pd.DataFrame, name: str, begin_s: float, end_s: float) -> 
 
 
 def check_server(run: Run, figures: Mapping[str, Figure], begin_s: float, end_s: float) -> Iterator[Finding]:
-    """Findings from what the server reported of its queue and its memory in the window; `figures` by name."""
+    """Findings from what the server reported of its time, queue and memory in the window; all `figures` by name."""
 
     def value(name: str) -> float:
-        return getattr(figures.get(f"server.{name}"), "value", None) or 0.0
+        return getattr(figures.get(name), "value", None) or 0.0
 
-    if (preempted := value("preemptions")) > 0:
+    if (preempted := value("server.preemptions")) > 0:
         yield finding("preemptions", count=preempted)
-    if (use := value("kv_cache_use.max")) > FULL:
+    if (use := value("server.kv_cache_use.max")) > FULL:
         yield finding("kv-cache-full", use=use)
+    if engine_s := value("server.ttft_s.mean"):
+        ttft_s = value("ttft_s.mean")
+        outside_s = ttft_s - engine_s
+        if outside_s > max(OUTSIDE_SHARE * ttft_s, OUTSIDE_S + value("client.loop_delay_s.p99")):
+            yield finding("front-end", outside_s=outside_s, ttft_s=ttft_s, engine_s=engine_s)
     waiting = _inside(run.server, "waiting", begin_s, end_s)
     if waiting is not None and len(waiting) >= LEAST_READINGS:
         third = len(waiting) // 3
         before, since = float(waiting[:third].mean()), float(waiting[-third:].mean())
-        if since - before > max(1.0, GROWN * (value("running.mean") + value("waiting.mean"))):
+        if since - before > max(1.0, GROWN * (value("server.running.mean") + value("server.waiting.mean"))):
             yield finding("waiting-grows", before=before, since=since)
 
 

@@ -63,7 +63,7 @@ def made_of(run: Run) -> Summary:
             figures, findings = figures + energy.figures, findings + energy.findings
         told = server_figures(run.server, window.begin_s, window.end_s)
         figures += told
-        of_server = check_server(run, {each.name: each for each in told}, window.begin_s, window.end_s)
+        of_server = check_server(run, {each.name: each for each in figures}, window.begin_s, window.end_s)
         findings += tuple(of_server)
         made = replace(made, figures=figures, findings=findings)
     made = replace(made, findings=tuple(sorted(made.findings, key=lambda each: not each.serious)))

@@ -79,7 +79,7 @@ def standing(run: Run) -> tuple[str, ...]:
         return ("The engine is simulated: its figures say nothing about any machine or about a provider's fleet.",)
     if run.engine.device == "cpu":
         return (f"CPU figures of {size} say nothing about a provider's fleet.",)
-    if run.engine.options.get("load_format") == "dummy":
+    if run.engine.random_weights:
         return ("The weights are random: the figures show that the method runs.",)
     if not run.on_gpu:
         return ("The device is not known: name it when you import the file (--gpu).",)

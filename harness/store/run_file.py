@@ -147,6 +147,12 @@ class Started(_Open):
     version: str | None = None
     options: dict[str, Any] = {}
 
+    @property
+    def random_weights(self) -> bool:
+        """Was the model started without its weights, by the harness or as its server?"""
+        served: Mapping[str, Any] = self.options.get("serve_options") or {}
+        return "dummy" in (self.options.get("load_format"), served.get("load_format"))
+
 
 class Delay(_Open):
     """Delay of an event loop's timers in seconds."""

@@ -7,7 +7,7 @@ import pytest
 from builders import a_run, record
 
 from harness.analysis.server import check_cache, check_server, server_figures, undeclared_hits
-from harness.model import Record
+from harness.model import Figure, Record
 from harness.store.run import Run
 
 
@@ -146,3 +146,19 @@ NINE = [0.0] * 9
 def test_a_server_without_room_for_the_load_is_a_finding(told: pd.DataFrame, codes: list[str]) -> None:
     figures = {each.name: each for each in server_figures(told, -1, 7)}
     assert [each.code for each in check_server(met(asked(0), told=told), figures, -1, 7)] == codes
+
+
+@pytest.mark.parametrize(
+    ("ttft_s", "late_s", "found"),
+    [(0.040, 0.0, []), (0.049, 0.0, []), (0.115, 0.0, ["front-end"]), (0.115, 0.08, []), (None, 0.0, [])],
+)
+def test_time_to_the_first_token_outside_the_engine_is_a_finding(
+    ttft_s: float | None, late_s: float, found: list[str]
+) -> None:
+    """The engine's 40 ms are those of an H200 at 128 users, the 115 ms those that its client saw over HTTP."""
+    told = readings(ttft_s=[10, 12], first_tokens=[0, 50])
+    theirs = {"ttft_s.mean": ttft_s, "client.loop_delay_s.p99": late_s}
+    figures = {each.name: each for each in server_figures(told, -1, 0)}
+    figures |= {name: Figure(name, value, "s", "measured") for name, value in theirs.items()}
+    assert figures["server.ttft_s.mean"].value == pytest.approx(0.04)
+    assert [each.code for each in check_server(met(asked(0), told=told), figures, -1, 0)] == found

@@ -254,13 +254,14 @@ def test_a_run_becomes_a_measurement_with_its_seconds_tokens_price_and_utilisati
         ("cuda", 1_000_000_000, {}, ""),
         ("cuda", 70_000_000_000, {}, ""),
         ("cuda", 70_000_000_000, {"load_format": "dummy"}, "The weights are random"),
+        ("cuda", 70_000_000_000, {"serve_options": {"load_format": "dummy"}}, "The weights are random"),
         ("unknown", 70_000_000_000, {}, "The device is not known"),
         ("", None, {}, "The engine never started: nothing was measured here."),
         ("cuda", None, {}, ""),
     ],
 )
 def test_a_run_that_is_no_evidence_says_why(
-    device: str, parameters: int | None, options: dict[str, str], said: str
+    device: str, parameters: int | None, options: dict[str, object], said: str
 ) -> None:
     identity = ModelIdentity("m", parameters=parameters)
     engine = GPU | {"device": device, "model": identity, "options": options} if device else None
