@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -20,7 +21,9 @@ HERE = Path(__file__).resolve().parent
 @functools.cache
 def build() -> Path:
     """The compiled server, once a process."""
-    target = Path(tempfile.mkdtemp(prefix="known-server-")) / "known_server"
+    place = tempfile.TemporaryDirectory(prefix="known-server-")
+    atexit.register(place.cleanup)
+    target = Path(place.name) / "known_server"
     command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(target), str(HERE / "known_server.c")]
     subprocess.run(command, check=True)
     return target
