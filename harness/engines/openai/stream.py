@@ -1,6 +1,7 @@
 """Parse a server's answer: server-sent events, text, tokens in each arrival, token usage and finish reason."""
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -302,12 +303,15 @@ def last_token(pieces: Sequence[bytes]) -> int:
     >>> last_token([token, b": wait\n\n", token[:9], token[9:], token[:9]]), last_token([token[9:], b"{}"])
     (3, -1)
     """
-    for tail in (pieces[-16:], pieces):  # nearly always the last events hold one
+    for tail in (pieces[-1:], pieces[-16:], pieces):  # nearly always the last event holds one
         answer = Answer(len(tail), 0)
         with contextlib.suppress(RequestFailed):
-            answer.read_stream(Response(200, {}, tail, range(1, len(tail) + 1)))
-        if any(answer.counts):
-            return len(pieces) - len(tail) + max(i for i, tokens in enumerate(answer.counts) if tokens)
+            for kind, data, number in events(b"".join(tail), list(itertools.accumulate(map(len, tail)))):
+                answer._parse(data, number, kind)
+        found = answer.events
+        if any(found.tokens):
+            last = max(number for number, tokens in zip(found.arrivals, found.tokens, strict=True) if tokens)
+            return len(pieces) - len(tail) + last
     return -1
 
 
