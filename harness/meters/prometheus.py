@@ -19,6 +19,7 @@ COLLECT_S = 30.0
 HOSTS = ("Hostname", "hostname", "instance", "node", "host")
 """Labels that name the host, the first that a line has. GPU 0 of each host is another GPU."""
 TIMEOUT_S = 5.0
+MOST_BYTES = 16 << 20
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _LABELS = r'(?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*'
 _LINE = re.compile(
@@ -39,10 +40,15 @@ def parse(text: str, metrics: Container[str]) -> Iterator[tuple[str, dict[str, s
 
 
 def fetch(url: str) -> str:
-    """The text of the endpoint. Raises HarnessError if it does not answer."""
+    """The text of the endpoint. Raises HarnessError if it does not answer, or if its answer does not end."""
+    data, until_s = bytearray(), time.monotonic() + 2 * TIMEOUT_S
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-            return str(answer.read().decode(errors="replace"))
+            while part := answer.read1(MOST_BYTES):
+                data += part
+                if len(data) > MOST_BYTES or time.monotonic() > until_s:
+                    raise OSError(f"the answer has no end after {len(data):,} bytes")
+        return data.decode(errors="replace")
     except (OSError, ValueError, http.client.HTTPException) as failed:
         fix = "start the exporter, or give the meter's option `url`"
         raise HarnessError(f"{url} does not answer: {failed}", fix) from None

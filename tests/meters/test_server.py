@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.meters import prometheus
 from harness.meters.sampler import Polled
 from harness.meters.server import ServerReader
 from harness.model import ServerSample
@@ -66,3 +68,24 @@ def test_a_server_without_metrics_gives_no_samples(url: str) -> None:
     server.start()
     assert server.stop().error is None
     assert server.drain() == []
+
+
+@pytest.mark.parametrize("wait_s", [0.01, 0.0])
+def test_an_endpoint_whose_answer_does_not_end_gives_no_samples(wait_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drip of comment lines ends at the time limit, a flood at the limit on size."""
+    monkeypatch.setattr(prometheus, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(prometheus, "MOST_BYTES", 1 << 20)
+
+    class Endless(Busy):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"# wait\n" * (1 if wait_s else 9999))
+                    time.sleep(wait_s)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever).start()
+        assert ServerReader([f"http://127.0.0.1:{server.server_port}"]).read() == []
+        server.shutdown()
