@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ from harness.cli import options
 from harness.cli.app import each_run, output, printing, show
 
 if TYPE_CHECKING:
+    from harness.predict.predict import Calibration
     from harness.predict.priced import Priced
     from harness.report.table import Table
 
@@ -172,43 +173,56 @@ def predict(
     full: Annotated[bool, typer.Option("--full", help="Also every cost and assumption.")] = False,
 ) -> None:
     """Predict speed, energy and cost of a model on GPUs that were not measured, from published measurements."""
-    from harness.analysis.summary import load
     from harness.config import overrides
     from harness.cost.zones import in_zone
-    from harness.predict.own import calibration
     from harness.predict.predict import Plan
     from harness.predict.priced import priced
     from harness.report.predict import prediction_tables, side_by_side, validation_table
-    from harness.store.directory import find_run
 
     if validate or model is None:
         show([validation_table()])
         return
-    for name, limit in (("--tpot", tpot), ("--ttft", ttft)):
-        if not limit > 0:
-            raise errors.HarnessError(f"{name} is {limit:g}", "give seconds above 0")
-    own = None if reference is None else calibration(*load(find_run(reference, root)))
+    objective, own = _objective(tpot, ttft), _calibration(reference, root)
     plan = Plan(batch, *_pair(tokens), devices, precision, tp, ep, pp, dp, prefill_gpus, engine)
-    names = [name.strip() for name in gpu.split(",") if name.strip()]
-    if not names:
-        raise errors.HarnessError(f"no GPU in '{gpu}'", "name some, such as H100 or H100,B200")
-    for name, given in (("--market", market), ("--charts", charts), ("--full", full or None)):
-        if given is not None and len(names) > 1:
-            raise errors.HarnessError(f"{name} with {len(names)} GPUs", "name one GPU, or omit it")
+    names = _gpu_names(gpu, {"--market": market, "--charts": charts, "--full": full or None})
 
     def of(name: str) -> Priced:
-        each = priced(model or "", name, plan, scenario, overrides(set_ or ()), own, (tpot, ttft))
+        each = priced(model, name, plan, scenario, overrides(set_ or ()), own, objective)
         return replace(each, costs=in_zone(each.costs, zone))
 
-    if len(names) > 1:
-        show([side_by_side(_beside(names, of))])
-        return
-    made = prediction_tables(of(names[0]), full, market)
+    made = [side_by_side(_beside(names, of))] if len(names) > 1 else prediction_tables(of(names[0]), full, market)
     if charts is not None:
         from harness.report import charts as drawing
 
         drawing.write(drawing.of_tables(made), charts, chart_format)
     show(made)
+
+
+def _objective(tpot: float, ttft: float) -> tuple[float, float]:
+    for name, limit in (("--tpot", tpot), ("--ttft", ttft)):
+        if not limit > 0:
+            raise errors.HarnessError(f"{name} is {limit:g}", "give seconds above 0")
+    return tpot, ttft
+
+
+def _calibration(reference: str | None, root: Path) -> Calibration | None:
+    """Measured / predicted of the run that --run names."""
+    from harness.analysis.summary import load
+    from harness.predict.own import calibration
+    from harness.store.directory import find_run
+
+    return None if reference is None else calibration(*load(find_run(reference, root)))
+
+
+def _gpu_names(gpu: str, alone: Mapping[str, object]) -> list[str]:
+    """The named GPUs; HarnessError for none, or for several with one of the options that need a single one."""
+    names = [name.strip() for name in gpu.split(",") if name.strip()]
+    if not names:
+        raise errors.HarnessError(f"no GPU in '{gpu}'", "name some, such as H100 or H100,B200")
+    for name, given in alone.items():
+        if given is not None and len(names) > 1:
+            raise errors.HarnessError(f"{name} with {len(names)} GPUs", "name one GPU, or omit it")
+    return names
 
 
 def _beside(gpus: Sequence[str], of: Callable[[str], Priced]) -> list[tuple[str, Priced | str]]:

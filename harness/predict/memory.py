@@ -43,6 +43,11 @@ def largest_batch(s: Serving, tokens: float | None = None) -> float:
     return room(s) / bytes_per_sequence(s, tokens) * s.dp if room(s) > 0 else 0.0
 
 
+def sizes_that_hold(s: Serving) -> list[int]:
+    """Sizes of a group of this GPU that hold the model and one sequence, data parallelism aside."""
+    return [n for n in SIZES if n <= s.gpu.domain and largest_batch(replace(s, gpus=n)) >= 1]
+
+
 def check_fits(s: Serving) -> None:
     """HarnessError, with what would fit, if the weights or the batch do not fit into the memory."""
     most, wanted, m = largest_batch(s), max(1.0, s.batch), s.model

@@ -2,8 +2,8 @@
 
     ln y = ln sum_k c_k exp(s_k) + noise          s_k = sum of the coefficients of all blocks that touch term k
 
-A block has one coefficient for each level of a key (each GPU, say), drawn from N(mean, sd^2), those of a setup (one
-model, GPU, engine release, precision and kind of load) from Student's t. scripts/fit-predict finds the coefficients
+A block has one coefficient for each level of a key (each GPU, say), drawn from N(mean, sd^2), those of a model and of a
+setup (one model, GPU, engine release, precision and kind of load) from Student's t. scripts/fit-predict finds them
 (maximum a posteriori), their covariance (Laplace), and sd and noise (EM).
 """
 
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from harness.cost.draws import Array
 
+HEAVY_KEYS = ("model", "model gpu", "setup")
+"""Their coefficients have Student's t with 2 degrees of freedom: one badly served model must not move the others."""
 HEAVY = 1.775
-"""A setup's coefficient has Student's t with 2 degrees of freedom: 90% lie within 1.775 times a normal's range."""
+"""90% of them lie within 1.775 times a normal's range."""
 Keys = Mapping[str, NDArray[np.str_]]
 """Key -> level of each row."""
 
@@ -100,7 +102,7 @@ def predict(found: Fit, rows: Rows) -> tuple[Array, Array, Array]:
     each = placed(found.blocks, rows, found.places)
     value, slopes = evaluate(found.blocks, rows, each, found.estimate)
     places = np.column_stack(each)
-    sds = np.array([block.sd * (HEAVY if block.key == "setup" else 1.0) for block in found.blocks])
+    sds = np.array([block.sd * (HEAVY if block.key in HEAVY_KEYS else 1.0) for block in found.blocks])
     unseen = np.sum((slopes * sds) ** 2 * (places < 0), axis=1)
     of_seen = slopes * (places >= 0)
     known = np.einsum("ni,nij,nj->n", of_seen, found.covariance[places[:, :, None], places[:, None]], of_seen)

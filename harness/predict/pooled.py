@@ -1,6 +1,7 @@
 """The fitted models of step time, TTFT and power: their terms and keys, and the shipped coefficients."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -9,29 +10,32 @@ import numpy as np
 from harness.cost.draws import Array
 from harness.files import data_path, data_rows
 from harness.predict import mixed
+from harness.predict.memory import sizes_that_hold
 from harness.predict.mixed import Block, Fit, Rows
 from harness.predict.work import TERMS, Serving, columns, seconds
 
-PROMPT = ("weight", "flop", "attention", "link", "layer")
-LATENCY_TERMS = (*(f"prompt_{name}" for name in PROMPT), "wait", "queue", "start")
+LATENCY_TERMS = ("prompt", "wait", "queue", "start")
 POWER_TERMS = ("rest", "memory", "compute")
 NAMES = {"time": TERMS, "ttft": LATENCY_TERMS, "power": POWER_TERMS}
 
 
+def levels_of(s: Serving) -> dict[str, str]:
+    """Key of the blocks -> the level of a serving point."""
+    model, version = FAMILIES.get(s.model.name, s.model.name), f"{s.engine} {s.released:.2f}"
+    return {
+        "one": "all", "gpu": s.gpu.name, "engine": s.engine, "version": version, "precision": s.precision,
+        "version gpu": f"{version} {s.gpu.name}", "gpu precision": f"{s.gpu.name} {s.precision}",
+        "gpu engine": f"{s.gpu.name} {s.engine}", "kind": s.model.kind, "kind engine": f"{s.model.kind} {s.engine}",
+        "kind gpu": f"{s.model.kind} {s.gpu.name}", "kind precision": f"{s.model.kind} {s.precision}",
+        "model": model, "model gpu": f"{model} {s.gpu.name}", "task": s.task,
+        "layout": f"{s.gpus} {'dp' if s.dp > 1 else 'tp'}{' ep' if s.ep > 1 else ''}",
+        "setup": f"{model} {s.gpu.name} {version} {s.version} {s.precision} {s.task}",
+    }  # fmt: skip
+
+
 def rows(servings: Sequence[Serving], terms: Array) -> Rows:
     """Terms with the keys and covariates that the blocks name."""
-    names: list[dict[str, str]] = []
-    for s in servings:
-        model, version = FAMILIES.get(s.model.name, s.model.name), f"{s.engine} {s.released:.2f}"
-        spread = f"{s.gpus} {'dp' if s.dp > 1 else 'tp'}{' ep' if s.ep > 1 else ''}"
-        names.append({
-            "one": "all", "gpu": s.gpu.name, "engine": s.engine, "version": version, "precision": s.precision,
-            "version gpu": f"{version} {s.gpu.name}", "gpu precision": f"{s.gpu.name} {s.precision}",
-            "gpu engine": f"{s.gpu.name} {s.engine}", "kind": s.model.kind, "kind engine": f"{s.model.kind} {s.engine}",
-            "kind gpu": f"{s.model.kind} {s.gpu.name}", "kind precision": f"{s.model.kind} {s.precision}",
-            "model": model, "model gpu": f"{model} {s.gpu.name}", "layout": spread, "task": s.task,
-            "setup": f"{model} {s.gpu.name} {version} {s.version} {s.precision} {s.task}",
-        })  # fmt: skip
+    names = [levels_of(s) for s in servings]
     keys = {key: np.array([row[key] for row in names], dtype=np.str_) for key in names[0]}
     age = np.array([2026.25 - s.released for s in servings])
     return Rows(terms, keys, {"age": age, "size": np.log([s.model.hidden / 6000 for s in servings])})
@@ -41,18 +45,30 @@ FAMILIES = {"DeepSeek-V3": "DeepSeek-R1", "DeepSeek-V3.1": "DeepSeek-R1", "Llama
 """Models that differ in weights alone: one level of `model`."""
 
 
-def latency_columns(servings: Sequence[Serving], tpot_s: Array) -> Array:
-    """Seconds of TTFT's terms: the prompt's own computation, a step that runs already, prompts in front, a fixed start.
+def latency_columns(servings: Sequence[Serving], time: Fit) -> Array:
+    """Seconds of TTFT's terms, from the fit of step `time`: the prompt alone, a step that runs already, prompts in
+    front, a fixed start.
 
-    `queue` is the time that the prompts of all sequences in flight would take, were they sent at once.
+    `queue` is the time that the prompts of all sequences in flight would take, were they sent at once. GPUs that
+    compute prompts alone (disaggregated serving) are workers of the smallest size that holds the model.
     """
-    alone = [replace(s, batch=s.output + 1, task="random", prefill_gpus=0) for s in servings]
-    served = [replace(s, gpus=s.prefill_gpus) if s.prefill_gpus else s for s in alone]
-    ideal = columns(served)
-    prompt = ideal[:, [TERMS.index(f"prefill_{name}") for name in PROMPT]]
-    batch = np.array([s.batch for s in servings])
-    queue = batch * prompt[:, :-1].sum(axis=1)
-    return np.column_stack([prompt, tpot_s, queue, np.full(len(batch), 0.01)])
+    workers = [_prompt_worker(s) for s in servings]
+    alone = [replace(s, batch=s.output + 1, task="random", pp=1) for s in workers]
+    prompt = mixed.parts(time, rows(alone, columns(alone)))[:, TERMS.index("prefill_weight") :].sum(axis=1)
+    step = mixed.parts(time, rows(servings, columns(servings))).sum(axis=1)
+    groups = [
+        s.prefill_gpus / worker.gpus if s.prefill_gpus else 1.0 for s, worker in zip(servings, workers, strict=True)
+    ]
+    at_once = np.array([s.batch for s in servings]) / groups
+    return np.column_stack([prompt, step, at_once * prompt, np.full(len(servings), 0.01)])
+
+
+def _prompt_worker(s: Serving) -> Serving:
+    """The group of GPUs that computes a prompt."""
+    if not s.prefill_gpus:
+        return s
+    one = replace(s, dp=1, ep=1, prefill_gpus=0)
+    return replace(one, gpus=min([s.prefill_gpus, *sizes_that_hold(one)[:1]]))
 
 
 def power_columns(servings: Sequence[Serving], tpot_s: Array) -> Array:
@@ -106,6 +122,40 @@ def predicted(found: Fit, rows: Rows) -> tuple[Array, Array, Array]:
     return value, variance + noise_variance(found) + (DRIFT_PER_YEAR * years) ** 2, slopes
 
 
+def classes_of(s: Serving) -> dict[str, str]:
+    """The classes of a serving point by which errors are told."""
+    split = "disaggregated" if s.prefill_gpus else "aggregated"
+    return {"gpu": s.gpu.name, "engine": s.engine, "kind": s.model.kind, "precision": s.precision, "serving": split}
+
+
+SCALED = ("gpu", "engine", "precision", "serving")
+"""Classes whose intervals have a scale of their own."""
+
+
+@lru_cache(maxsize=1)
+def scales() -> Mapping[tuple[str, str, str, str], float]:
+    """(Quantity, what was left out, class, level) -> factor of an interval's half-width, from points left out."""
+    return {
+        (r["quantity"], r["left out"], r["class"], r["level"]): float(r["scale"])
+        for r in data_rows("predict/scales.csv")
+    }
+
+
+def scale(name: str, s: Serving) -> float:
+    """What an interval's half-width is multiplied with, for what was not seen of `s`; a setup is always a new one."""
+    level, time = levels_of(s), fitted("time").places
+    new = {
+        "model": ("model all", level["model"]) not in time,
+        "engine version": ("version all", level["version"]) not in time,
+        "gpu": (GPU_BLOCK[name], s.gpu.name) not in fitted(name).places,
+    }
+    factors = [("all", "all"), *classes_of(s).items()]
+    folds = [fold for fold, is_new in new.items() if is_new] or ["setup"]
+    return max(math.prod(scales().get((name, fold, *each), 1.0) for each in factors) for fold in folds)
+
+
+GPU_BLOCK = {"time": "gpu fixed", "ttft": "gpu prompt", "power": "gpu rest"}
+"""A block of each fit that has a coefficient for every GPU with points."""
 DRIFT_PER_YEAR = 0.5
 """Sd of ln of an engine's change in a year, assumed: vLLM 0.6 stated 2.7 times the throughput of its release of two
 months before (its announcement of 2024-09-05); the fitted versions have no year between them."""

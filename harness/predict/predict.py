@@ -18,9 +18,9 @@ from harness.cost.pricing import price_tables
 from harness.errors import HarnessError
 from harness.files import data_rows, read_text
 from harness.predict import mixed, pooled
-from harness.predict.memory import SIZES, bytes_per_sequence, check_fits, largest_batch, weights_per_gpu
+from harness.predict.memory import bytes_per_sequence, check_fits, largest_batch, sizes_that_hold, weights_per_gpu
 from harness.predict.shapes import ModelShape, precision_of, shape_of
-from harness.predict.work import TERMS, Serving, columns
+from harness.predict.work import Serving, columns
 
 MOST_GPUS = 10_000
 GUESSES = data_rows("predict/guesses.csv")
@@ -144,7 +144,7 @@ def deployed(model: str | ModelShape, gpu: str | Gpu, plan: Plan) -> tuple[Servi
 
 def smallest(one: Serving, devices: int | None) -> int:
     """GPUs of the smallest group that holds the model and one sequence, and divides the devices."""
-    sizes = [n for n in SIZES if n <= one.gpu.domain and largest_batch(replace(one, gpus=n)) >= 1]
+    sizes = sizes_that_hold(one)
     if not sizes:
         check_fits(replace(one, gpus=min(one.gpu.domain, devices or one.gpu.domain)))
     whole = [n for n in sizes if devices is None or devices % (n * one.pp) == 0]
@@ -168,7 +168,7 @@ def predict_many(
     u = (np.arange(1024) + 0.5) / 1024 if u is None else u
     z, other = np.asarray(ndtri(u)), np.asarray(ndtri(np.random.default_rng(1).permutation(u)))
     ln_t, variance, _ = pooled.predicted(pooled.fitted("time"), pooled.rows(servings, columns(servings)))
-    ideal = pooled.latency_columns(servings, np.exp(ln_t))
+    ideal = pooled.latency_columns(servings, pooled.fitted("time"))
     ln_first, first_variance, _ = pooled.predicted(pooled.fitted("ttft"), pooled.rows(servings, ideal))
     asked = pooled.rows(servings, pooled.power_columns(servings, np.exp(ln_t)))
     parts = mixed.parts(pooled.fitted("power"), asked)
@@ -177,7 +177,7 @@ def predict_many(
     for i, s in enumerate(servings):
         seen = own is not None and own.same == (s.model.name, s.gpu.name)
         sds = [
-            scale(name, s)
+            pooled.scale(name, s)
             * np.sqrt(pooled.noise_variance(pooled.fitted(name)) * 2 if seen and name != "ttft" else each[i])
             for name, each in (("time", variance), ("ttft", first_variance), ("power", watts_variance))
         ]
@@ -192,17 +192,6 @@ def predict_many(
             weights_per_gpu(s) + s.batch / s.dp * bytes_per_sequence(s), largest_batch(s) * replicas, guesses_of(s),
         ))  # fmt: skip
     return found
-
-
-@lru_cache(maxsize=1)
-def scales() -> Mapping[tuple[str, str], float]:
-    """(time, ttft or energy; GPU) -> what an interval's half-width is multiplied with, from the points left out."""
-    return {(r["model"], r["gpu"]): float(r["scale"]) for r in data_rows("predict/scales.csv")}
-
-
-def scale(name: str, s: Serving) -> float:
-    of = "energy" if name == "power" else name
-    return scales().get((of, s.gpu.name), scales()[of, "other"])
 
 
 def known_gpu(name: str) -> Gpu:
@@ -268,7 +257,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def guesses_of(s: Serving) -> tuple[str, ...]:
     """What of a serving point no measured point covers, in words."""
     fit = pooled.fitted("time")
-    level = {key: str(levels[0]) for key, levels in pooled.rows([s], np.ones((1, len(TERMS)))).keys.items()}
+    level = pooled.levels_of(s)
     words = level | {"model": s.model.name}
     notes = [r["guess"].format(**words) for r in GUESSES if (r["block"], level[r["key"]]) not in fit.places]
     if s.pp > 1:
