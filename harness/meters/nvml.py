@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import math
 import os
 import random
 import statistics
@@ -33,8 +32,8 @@ SEARCHES, EXTRA = 30, 4
 ROUNDS, GAP_S = 3, 3.0
 """Rounds for GPUs of which one is not in the cache, and the time between the first two: a long span narrows the
 period. The time is in proportion to `probe_s`, and this for the usual probe."""
-LAST_S = 6.0
-"""Limit on the time for the round after the load."""
+FIRST_S, LAST_S = 24.0, 6.0
+"""Limits on the time of all trials before the load, and after it: eight slow counters could take minutes."""
 SWEEP_S = 0.012
 """If reading all GPUs takes longer, one GPU of each name is probed, and the others take over its periods."""
 ALIKE = 3e-4
@@ -136,7 +135,7 @@ class NvmlReader:
         new = self._probe(driver)
         if self.probe_s:
             rounds, gap_s = (ROUNDS, GAP_S * self.probe_s / PROBE_S) if new else (1, 0.0)
-            self.rows = self._locate(rounds, gap_s)
+            self.rows = self._locate(rounds, gap_s, FIRST_S)
         self._begin()
         memory = [
             MeterDevice(gpu.device.device, "gpu memory", average_period_s=SLOW_S, average_window_s=AVERAGE_WINDOW_S)
@@ -161,7 +160,7 @@ class NvmlReader:
         """The last readings: they locate the updates again, so that those of the whole run lie between two bursts."""
         for gpu in self.gpus:
             gpu.tracker.plan = []
-        return [row for gpu in self.gpus for row in self._read(gpu)] + self._locate(1, limit_s=LAST_S)
+        return [row for gpu in self.gpus for row in self._read(gpu)] + self._locate(1, 0.0, LAST_S)
 
     def _read(self, gpu: _Gpu, slow: bool = True) -> list[PowerSample]:
         """Read a GPU: `slow`, with what is read every `SLOW_S` if that is due."""
@@ -289,15 +288,31 @@ class NvmlReader:
                 known[gpu.key] = dict(periods)
                 if gpu is not group[0] and (half_s := periods["period_half_s"]) is not None:
                     known[gpu.key]["period_half_s"] = half_s + ALIKE * (periods["period_s"] or 0.0)
-        for gpu in self.gpus:
-            gpu.device = replace(gpu.device, **known[gpu.key])
-            if (period_s := gpu.device.period_s) is not None:
-                half_s = max(gpu.device.period_half_s or LOOSE * period_s, STEADIEST * period_s)
-                gpu.tracker.period = period_s - half_s, period_s + half_s
         self.cached = known
+        for gpu in self.gpus:
+            self._adopt(gpu)
         if new:
             self._remember()
         return bool(new)
+
+    def _adopt(self, gpu: _Gpu) -> None:
+        """Give a GPU the periods that the cache has for it."""
+        gpu.device = replace(gpu.device, **self.cached[gpu.key])
+        if (period_s := gpu.device.period_s) is not None:
+            half_s = max(gpu.device.period_half_s or LOOSE * period_s, STEADIEST * period_s)
+            gpu.tracker.period = period_s - half_s, period_s + half_s
+
+    def _probe_slower(self) -> None:
+        """Probe the GPUs whose counters are slower than the period that they took over, and keep what they show."""
+        slower = [gpu for gpu in self.gpus if gpu.tracker.slower]
+        for gpu in slower:
+            gpu.tracker = UpdateTracker(self.rng)
+        for gpu, periods in zip(slower, self._measure_periods(slower), strict=True):
+            if periods["period_s"] is not None:  # else it stands still
+                self.cached[gpu.key] = periods
+                self._adopt(gpu)
+        if slower:
+            self._remember()
 
     def _remember(self) -> None:
         """Keep the sensors' periods. A counter that did not change is not cached: the cause may be temporary."""
@@ -305,24 +320,27 @@ class NvmlReader:
         if kept:
             write_cache(cache_root() / "nvml-sensors.json", json.dumps(kept))
 
-    def _locate(self, rounds: int, gap_s: float = 0.0, limit_s: float = math.inf) -> list[PowerSample]:
+    def _locate(self, rounds: int, gap_s: float, limit_s: float) -> list[PowerSample]:
         """Make the readings that locate the counters' updates, when there is no load.
 
-        Rounds are `gap_s` apart, then three times as long each time.
+        Rounds are `gap_s` apart, then three times as long each time. What is left of `limit_s` is shared out evenly
+        among the trials of the GPUs and rounds to come.
         """
         rows: list[PowerSample] = []
-        end_s = self.clock() + limit_s
+        left = rounds * len(self.gpus)
         for round_ in range(rounds):
             for gpu in self.gpus:
-                more = EXTRA
+                more, began_s = EXTRA, self.clock()
                 for _ in range(SEARCHES):
-                    if gpu.tracker.period is None or not more or self.clock() > end_s:
+                    if gpu.tracker.period is None or not more or self.clock() > began_s + limit_s / left:
                         break
                     rows += self._trial(gpu, self.clock())
                     gpu.tracker.call_s = max(SHORTEST_S, 1.25 * statistics.median(self.calls_s))
                     more -= gpu.tracker.located
                 self._narrow(gpu)
+                limit_s, left = limit_s - (self.clock() - began_s), left - 1
             if round_ < rounds - 1:
+                self._probe_slower()
                 self.sleep(gap_s * 3**round_)
         return rows
 

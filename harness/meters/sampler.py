@@ -23,7 +23,7 @@ Row = TypeVar("Row", PowerSample, ServerSample)
 Read = TypeVar("Read", covariant=True)
 FLUSH_S = 0.2
 """Interval at which rows are sent to the parent: a write per row would cost more than the reading."""
-START_S = 60.0
+START_S = 90.0
 """Limit on the time from start to the first reading."""
 STOP_S = 10.0
 """Limit on the time to stop; then the process is killed. One HTTP answer may take 5 s, locating eight counters 6 s."""

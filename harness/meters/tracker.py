@@ -1,5 +1,6 @@
 """Decide when to read a counter that is updated rarely, so that few readings show when it is updated."""
 
+import math
 import random
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ KEPT = 300
 """Number of intervals kept for the fit."""
 MOST_SLACK_S = 0.001
 """Largest jitter of updates that can be predicted."""
+STOOD = 1.5
+"""Periods after which a value that still stands shows that the counter's period is a longer one."""
 
 
 @dataclass(slots=True)
@@ -50,6 +53,10 @@ class UpdateTracker:
     """Whether the updates are being located anew; `tries` counts the trials."""
     tries: int = 0
     last_s: float | None = None
+    since_s: float = math.inf
+    """When the value was read first."""
+    slower: bool = False
+    """A value stood for longer than the period allows."""
 
     @property
     def located(self) -> bool:
@@ -65,6 +72,8 @@ class UpdateTracker:
     def observe(self, before_s: float, after_s: float, changed: bool) -> None:
         """Record a reading taken between the two times; `changed`: its value differs from the previous reading's."""
         last_s, self.last_s = self.last_s, before_s
+        self.since_s = after_s if changed or last_s is None else self.since_s
+        self.slower |= self.period is not None and before_s - self.since_s > STOOD * self.period[1]
         if changed and last_s is not None and (self.period is None or after_s - last_s < WIDEST * self.period[0]):
             self.ends = [*self.ends[-KEPT:], (last_s, after_s)]
             self.fresh = True

@@ -242,6 +242,28 @@ def test_a_counter_that_moves_once_a_second_is_slow_not_stuck(fake_nvml: Path) -
     assert {finding.code for finding in result.findings} <= {"window-short"}
 
 
+EIGHT = "gpus 8\nseed 9\nprofile h100\nlatency 0.004\nwave constant 400\n"
+
+
+@pytest.mark.parametrize(("script", "within"), [("gpu 5 counter 0.3", 0.01), ("counter 1.0\ngpu 5 counter 0.1", 0.1)])
+def test_a_board_whose_counter_is_another_than_that_of_its_name_is_not_read_as_the_others(
+    fake_nvml: Path, script: str, within: float
+) -> None:
+    """Eight slow boards are probed as one: the period of the first one need not be that of all."""
+    answer = library.simulate(fake_nvml, EIGHT + script, seconds=30.0)
+    result = measure_energy(pd.DataFrame(answer["rows"]), (answer["info"],), frame_of([]), 10.0, 25.0)
+    watts = result["gpu_power_w"]
+    assert watts.low <= 8 * 400 <= watts.high  # type: ignore[operator]
+    assert watts.high - watts.low < 2 * within * 8 * 400  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("script", ["counter 1.0", "latency 0.02", "latency 0.06", "counter 0.1 - 0 0.02"])
+def test_eight_gpus_are_opened_in_time_however_slow_counters_and_calls_are(fake_nvml: Path, script: str) -> None:
+    answer = library.simulate(fake_nvml, EIGHT + script, seconds=25.0)  # opened at -45 s
+    first_s = min(row["before_s"] for row in answer["rows"] if row["temperature_c"] is not None)
+    assert first_s + 45 < 0.6 * sampler.START_S
+
+
 def test_a_counter_with_irregular_updates_falls_back_to_hard_bounds(fake_nvml: Path) -> None:
     """Updates up to 10 ms early or late fit no line."""
     answer = library.simulate(fake_nvml, "wave constant 300\ncounter 0.1 0 0.03 0.02", seconds=40.0)
