@@ -3,4 +3,4 @@
 from harness.cli import lists, measure, money, results, sweep
 from harness.cli.app import app, main
 
-__all__ = ["app", "lists", "main", "measure", "money", "reports", "results", "sweep"]
+__all__ = ["app", "lists", "main", "measure", "money", "results", "sweep"]

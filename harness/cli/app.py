@@ -19,6 +19,7 @@ import typer
 import typer.core
 
 from harness import errors
+from harness.cli import pairs
 
 if TYPE_CHECKING:
     from harness.analysis.summary import Sweep
@@ -58,7 +59,6 @@ class Grouped(typer.core.TyperGroup):
 app = typer.Typer(
     cls=Grouped,
     help="Measure what it costs to serve an open model, and compare that with a large provider's reported spend.",
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
     pretty_exceptions_enable=False,
@@ -67,23 +67,24 @@ app = typer.Typer(
 
 
 T = TypeVar("T")
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+"""What the parser raises: UsageError of click, or of the copy of click in typer, which does not export it."""
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Measure what it costs to serve an open model, and compare that with a large provider's reported spend."""
+    if version:
         import harness
 
         typer.echo(f"harness {harness.__version__}")
         raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Measure what it costs to serve an open model, and compare that with a large provider's reported spend."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(errors.WRONG_USE)
 
 
 SUFFIXES: Mapping[str, Formats] = {
@@ -126,18 +127,21 @@ def _options(
 
 
 def printing(verb: Callable[..., None]) -> Callable[..., None]:
-    """Register a verb with the options of `_options`, which `show` and `emit` follow."""
+    """Register a verb with the options of `_options`, which `show` and `emit` follow; its pairs are checked."""
     own, added = (dict(inspect.signature(each, eval_str=True).parameters) for each in (verb, _options))
     if "out" in own:  # --out is the directory of the runs
         added["to"] = added["to"].replace(annotation=_FileOfRun)
 
     @functools.wraps(verb)
-    def call(**given: Any) -> None:
+    def call(context: typer.Context, **given: Any) -> None:
+        pairs.check(context)
         _output.set(_options(**{name: given.pop(name) for name in added}))
         verb(**given)
 
-    call.__signature__ = inspect.Signature([*own.values(), *added.values()])  # type: ignore[attr-defined]
-    call.__annotations__ = {name: each.annotation for name, each in (own | added).items()}
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    called = {"context": context, **own, **added}
+    call.__signature__ = inspect.Signature(list(called.values()))  # type: ignore[attr-defined]
+    call.__annotations__ = {name: each.annotation for name, each in called.items()}
     return app.command(verb.__name__.strip("_"))(call)
 
 
@@ -244,7 +248,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # quotes may have characters that the terminal's encoding lacks
     try:
-        app()
+        raise SystemExit(app(prog_name="harness", standalone_mode=False))
     except errors.HarnessError as mistake:
         typer.echo(f"error: {mistake}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
@@ -252,6 +256,11 @@ def main() -> None:
         named = getattr(refused, "filename", None) or "the command was stopped"
         told = errors.system_refused(named, refused, "check that the path exists, is accessible and has space")
         typer.echo(f"error: {told}", err=True)
+        raise SystemExit(errors.WRONG_USE) from None
+    except USAGE_ERROR as mistake:
+        from harness.cli.misuse import worded
+
+        typer.echo(f"error: {worded(mistake)}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
     except BaseException as left:
         if not isinstance(left, SystemExit) and not _of_interrupt(left):

@@ -9,13 +9,14 @@ import typer
 from harness import errors
 from harness.cli import options
 from harness.cli.app import app, emit, output, printing, show
+from harness.cli.pairs import named
 
 Where = Annotated[str | None, typer.Option(metavar="'A=x and B>=y'", help="Only runs that meet these conditions.")]
 
 
 @printing
 def list_(
-    what: Annotated[Literal["workloads", "runs", "engines", "models", "scenarios"], typer.Argument()],
+    what: Annotated[Literal["workloads", "runs", "engines", "models", "scenarios"], typer.Argument(metavar="WHAT")],
     root: options.Root = options.RESULTS,
     where: Where = None,
 ) -> None:
@@ -27,15 +28,15 @@ def list_(
         emit(runs_lines(runs_tables(root, where), columns_of_terminal()))
     elif what == "runs":
         show(runs_tables(root, where))
-    elif where is not None:
-        raise errors.HarnessError(f"--where does not go with {what}", "only runs have figures and conditions")
+    elif void := named() & {"--where", "--root"}:
+        raise errors.HarnessError(f"{min(void)} with {what}", f"omit {min(void)}: it is of runs")
     else:
         show([TABLES[what]()])
 
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="Ends in .parquet or .csv.")],
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="A file that ends in .parquet or .csv.")],
     root: options.Root = options.RESULTS,
     where: Where = None,
 ) -> None:
@@ -81,7 +82,7 @@ def import_(
 
 
 @app.command()
-def schema(name: Annotated[Literal["workload", "sweep", "scenario", "fact", "run"], typer.Argument()]) -> None:
+def schema(name: Annotated[Literal["workload", "sweep", "scenario", "fact", "run"], typer.Argument(metavar="NAME")]) -> None:
     """Print the JSON Schema of a workload, sweep, scenario, fact, or of run.json."""
     import json
 

@@ -43,7 +43,7 @@ PER_USER, MOST_S = 5, 60
 
 @printing
 def run(
-    workload: Annotated[str, typer.Argument(help="A workload file, or the name of a shipped workload.")],
+    workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="A workload file, or the name of a shipped workload.")],
     engine: Annotated[str | None, typer.Option(help="auto, openai, vllm, transformers or simulated.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, directory, GGUF file, or short name.")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Start the server: vllm, or that of engine.serve.")] = False,

@@ -12,6 +12,7 @@ import typer
 from harness import errors
 from harness.cli import options
 from harness.cli.app import each_run, output, printing, show
+from harness.cli.pairs import named
 
 if TYPE_CHECKING:
     from harness.predict.predict import Calibration
@@ -49,7 +50,7 @@ def facts(
 
 @printing
 def compare(
-    references: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare.")] = None,
+    references: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs to compare.")] = None,
     root: options.Root = options.RESULTS,
     scenario: options.Scenario = None,
     provider: Annotated[str, typer.Option(help="openai, anthropic or deepseek.")] = "openai",
@@ -125,8 +126,6 @@ def cost(
     with each_run(references or ["latest"], root, load) as sweep:
         how = (scenario, overrides(set_ or ()))
         made: Sequence[Table]
-        if fleet is not None and objective is None:
-            raise errors.HarnessError("--fleet without --objective", "add --objective: a fleet is planned at one")
         if split:
             made = cost_tables(in_zone(query_costs([run for run, _ in sweep], *how), zone))
         elif objective is None:
@@ -144,8 +143,8 @@ def cost(
 
 @printing
 def predict(
-    model: Annotated[str | None, typer.Argument(help="Of models.csv, a config.json, or a cached hub id.")] = None,
-    gpu: Annotated[str, typer.Argument(help="GPUs of gpus.csv (H100,B200), or a YAML file with its columns.")] = "H100",
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Of models.csv, a config.json, or a cached hub id.")] = None,
+    gpu: Annotated[str, typer.Argument(metavar="GPU", help="GPUs of gpus.csv (H100,B200), or a YAML file with its columns.")] = "H100",
     devices: Annotated[int | None, typer.Option(help="GPUs, in copies of the smallest group that fits.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the weights: bf16, fp8, nvfp4, mxfp4, int4.")] = None,
     batch: Annotated[float, typer.Option(help="Sequences in flight over all GPUs.")] = 64,
@@ -180,6 +179,9 @@ def predict(
     from harness.report.predict import prediction_tables, side_by_side, validation_table
 
     if validate or model is None:
+        if void := named() - {"--validate", "--format", "--json", "--out"}:
+            fix = "omit one of the two" if validate else "name a model before it"
+            raise errors.HarnessError(f"{min(void)} {'with --validate' if validate else 'without MODEL'}", fix)
         show([validation_table()])
         return
     objective, own = _objective(tpot, ttft), _calibration(reference, root)

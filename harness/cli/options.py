@@ -23,7 +23,7 @@ METERS = "auto (all that are found), none, nvml, rapl, redfish:url=…, promethe
 Meter = Annotated[list[str] | None, typer.Option(help=METERS)]
 Gpus = Annotated[str | None, typer.Option(metavar="LIST", help="The engine's GPUs, 0,1 or UUIDs, if unseen.")]
 Run_ = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or name; latest: the last run.")]
-Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; default: the last run.")]
+Runs = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs; default: the last run.")]
 Charts = Annotated[Path | None, typer.Option("--charts", metavar="DIR", help="Write charts to this directory.")]
 Force = Annotated[bool, typer.Option("--force", help="Compare despite what forbids it, and stamp the output.")]
 JUnit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write the gates as JUnit XML.")]

@@ -12,6 +12,7 @@ import typer
 from harness import errors
 from harness.cli import options
 from harness.cli.app import directories, each_run, output, printing, show, show_answer, stored_run
+from harness.cli.pairs import named
 
 if TYPE_CHECKING:
     from harness.analysis.diff import Gate
@@ -101,7 +102,10 @@ def check(
     for code in {*(accept or ())} - {*findings()}:
         raise errors.HarnessError(f"--accept {code} is no finding", f"{near(code, findings())}see docs/findings.md")
     figures = {each.name: each for each in summary.figures}
-    if any(each.figure not in figures for each in asked) and stored.engine is not None:
+    of_money = any(each.figure not in figures for each in asked)
+    if scenario is not None and not of_money:
+        raise errors.HarnessError("--scenario without a limit on a cost", "add --fail-on 'usd_per_query>0.01', or omit it")
+    if of_money and stored.engine is not None:
         figures |= {each.name: each for each in price_run(stored, summary, scenario).costs.figures}
     for name in {each.figure for each in asked} & {*JOULES} - {*figures}:
         reason = "; ".join(stored.file.meters_absent) or "no meter was read"
@@ -158,6 +162,8 @@ def diff(
     declared = None if between is None else parse_share("--between", between)
     sides = _side(base, root), _side(new or "latest", root)
     if new is None and len({str(run.file.sweep and run.file.sweep.values) for run in sides[0]}) > 1:
+        if void := named() & {"--fail-on", "--full", "--force"}:
+            raise errors.HarnessError(f"{min(void)} with the points of a sweep", "omit it, or name the runs of two points")
         show([points_table(sides[0], effect, declared)])
         return
     if both := {run.directory for run in sides[0]} & {run.directory for run in sides[1]}:

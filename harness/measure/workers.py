@@ -198,8 +198,6 @@ def start_workers(
     If the points or the cluster have no GPUs, one per node. HarnessError if the cluster can never hold a worker.
     """
     if ray is None:
-        if jobs is not None:
-            raise HarnessError("--jobs without --ray", "add --ray local, which uses all GPUs here, or omit --jobs")
         yield [LocalWorker(watch)]
         return
     with Cluster(ray) as cluster:
