@@ -73,8 +73,7 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 @app.callback(invoke_without_command=True)
 def options(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
     """Measure what it costs to serve an open model, and compare that with a large provider's reported spend."""
     if version:

@@ -82,7 +82,9 @@ def import_(
 
 
 @app.command()
-def schema(name: Annotated[Literal["workload", "sweep", "scenario", "fact", "run"], typer.Argument(metavar="NAME")]) -> None:
+def schema(
+    name: Annotated[Literal["workload", "sweep", "scenario", "fact", "run"], typer.Argument(metavar="NAME")],
+) -> None:
     """Print the JSON Schema of a workload, sweep, scenario, fact, or of run.json."""
     import json
 

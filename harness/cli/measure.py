@@ -19,6 +19,7 @@ from harness import errors
 from harness.cli import options
 from harness.cli.app import SUFFIXES, Output, output, printing, show, show_answer, stored_run
 from harness.cli.display import Display
+from harness.cli.pairs import named
 from harness.cli.results import judged
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ PER_USER, MOST_S = 5, 60
 
 @printing
 def run(
-    workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="A workload file, or the name of a shipped workload.")],
+    workload: Annotated[
+        str, typer.Argument(metavar="WORKLOAD", help="A workload file, or the name of a shipped workload.")
+    ],
     engine: Annotated[str | None, typer.Option(help="auto, openai, vllm, transformers or simulated.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, directory, GGUF file, or short name.")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Start the server: vllm, or that of engine.serve.")] = False,
@@ -93,7 +96,6 @@ def run(
     from harness.measure.run import Setup
     from harness.meters.base import found_meters
     from harness.report.changes import precision_table, repeats_table
-    from harness.workload.library import read_workload
 
     given = overrides(set_ or ())
     asked = given.get("engine.name", engine)
@@ -101,31 +103,20 @@ def run(
     command = on_finish is None or on_finish.strip()
     for wrong, what, fix in (
         (out.suffix in SUFFIXES, f"--out {out} names the directory of the runs", f"write -o {out}, or --root {out}/"),
-        (url and serve, "--url with --serve", "name one: --url is a server that runs, --serve starts one"),
         (served and other, f"{served} with engine '{asked}'", f"omit {served}, or add --engine openai"),
-        (users and rate, "--users with --rate", "name one: users wait for their answers, a rate does not wait"),
         (not command, "--on-finish has no command", "give one, such as 'python to_mlflow.py', or omit --on-finish"),
     ):
         if wrong:
             raise errors.HarnessError(what, fix)
-    loads = _loads(users)
-    named = {
+    typed = {
         "engine.name": "openai" if served else engine, "engine.openai.base_url": url, "model": model,
         "engine.openai.serve": "vllm" if serve else None, "scenario": scenario, "seed": seed, "give_up_s": give_up,
         "engine.openai.read_timeout_s": timeout,
-        "load.rate_per_s": rate, "load.duration_s": duration, "requests.count": requests,
+        "load.rate_per_s": rate, "load.users": users, "load.duration_s": duration, "requests.count": requests,
         "requests.input_tokens": input_tokens, "requests.output_tokens": output_tokens,
     }  # fmt: skip
-    short: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
-    if requests is None and duration is not None:
-        short["requests.count"] = None  # the duration is the only end
-    elif requests is None and len(loads) > 1:
-        short |= {"requests.count": PER_USER * max(each["load.users"] for each in loads), "load.duration_s": MOST_S}
-    if input_tokens or output_tokens:
-        short |= {"requests.trace": None, "requests.max_total_tokens": None}
-    by = {key: option for key, option in OPTIONS.items() if key not in given}
-    points = [(read_workload(workload, short | p | given, by), p, k) for k in range(repeat) for p in loads or [{}]]
-    spec = points[0][0]
+    points = _points(workload, {key: value for key, value in typed.items() if value is not None}, given, repeat)
+    spec, several = points[0][0], len(points) > repeat
     if seed is not None and len(points) > 1 and not serve and spec.engine.name == "openai" and not reset_cache:
         what = "--seed with several runs sends a running server the prompts that it has just answered"
         raise errors.HarnessError(what, "omit --seed, or add --reset-cache")
@@ -144,14 +135,32 @@ def run(
         return
     declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
     setup = Setup(power, chosen, declared, clients, ray, same_prompts=seed is not None, reset_cache=reset_cache)
-    runs = measure_all(points, out, "users" if len(loads) > 1 else "repeat", quiet, setup, targets, len(loads) > 1)
+    runs = measure_all(points, out, "users" if several else "repeat", quiet, setup, targets, several)
     stored = [(each, summary_of(each)) for each in runs]
-    beside = [repeats_table(stored)] if repeat > 1 and len(loads) < 2 else []
+    beside = [repeats_table(stored)] if repeat > 1 and not several else []
     beside += [precision_table(*each, targets) for each in stored] if targets else []
-    show_answer(stored if len(loads) > 1 else stored[-1:], beside=beside)
+    show_answer(stored if several else stored[-1:], beside=beside)
     if on_finish is not None:
         _tell(on_finish, stored)
-    told_ends(runs[-1:] if len(loads) < 2 else runs)
+    told_ends(runs if several else runs[-1:])
+
+
+def _points(workload: str, typed: Mapping[str, Any], given: dict[str, Any], repeat: int) -> list[Point]:
+    """The workload of each run; `typed` are the values of options and `given` those of --set, which may not differ."""
+    from harness.workload.library import read_workload
+
+    for key in typed.keys() & given.keys():
+        if str(typed[key]) != str(given[key]):
+            raise errors.HarnessError(f"{OPTIONS[key]} with another --set {key}", "name one of the two")
+    short, loads = {**typed}, _loads(typed.get("load.users"))
+    if "requests.count" not in typed and "load.duration_s" in typed:
+        short["requests.count"] = None  # the duration is the only end
+    elif "requests.count" not in typed and len(loads) > 1:
+        short |= {"requests.count": PER_USER * max(each["load.users"] for each in loads), "load.duration_s": MOST_S}
+    if {"requests.input_tokens", "requests.output_tokens"} & typed.keys():
+        short |= {"requests.trace": None, "requests.max_total_tokens": None}
+    by = {key: option for key, option in OPTIONS.items() if key not in given}
+    return [(read_workload(workload, short | at | given, by), at, k) for k in range(repeat) for at in loads]
 
 
 @printing
@@ -174,6 +183,8 @@ def ab(
     from harness.config import overrides
     from harness.measure.run import Setup
 
+    if "--workload" in named() and not any("=" in text or "://" in text for text in (a, b)):
+        raise errors.HarnessError("--workload with two workloads", "omit it, or name two servers or settings")
     gates, effect = [parse_gate(text) for text in fail_on or ()], parse_share("--least", least)
     sides = [_side(text, workload, overrides(set_ or ())) for text in (a, b)]
     asked = [flat(each.model_dump(mode="json", include=SAME)) for each in sides]
@@ -330,8 +341,10 @@ def told_ends(runs: Sequence[Run]) -> None:
 
 
 def _loads(users: str | None) -> list[dict[str, int]]:
-    """The numbers of users, as keys of a workload."""
-    words = users.split(",") if users else []
+    """The numbers of users, as keys of a workload; none of it if no number is given."""
+    if users is None:
+        return [{}]
+    words = users.split(",")
     if not all(word.strip().isdecimal() and int(word) for word in words):
         raise errors.HarnessError(f"--users {users}", "give whole numbers from 1: 8, or 1,8,64")
     if len(set(map(int, words))) < len(words):

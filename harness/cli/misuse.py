@@ -27,8 +27,8 @@ def worded(error: Any) -> HarnessError:
     if kind == "BadOptionUsage":
         return HarnessError(f"{error.option_name} has no value", f"write a value after {error.option_name}, or omit it")
     if kind == "BadParameter":
-        found, known = getattr(error.__cause__, "errors", list)(), quoted[2:]
-        value = found[0]["input"] if found else ""
+        cause, known = error.__cause__, quoted[2:]
+        value = cause.errors()[0]["input"] if cause else ""
         what = f"{quoted[0]} {value}" if quoted[0].startswith("-") else f"{path} '{value}'"
         should = re.sub(".*Input should be", "it should be", words).partition(", unable")[0]
         fix = f"{near(str(value), known)}choose from {', '.join(known)}" if known else f"{should}; {see}"

@@ -143,8 +143,12 @@ def cost(
 
 @printing
 def predict(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Of models.csv, a config.json, or a cached hub id.")] = None,
-    gpu: Annotated[str, typer.Argument(metavar="GPU", help="GPUs of gpus.csv (H100,B200), or a YAML file with its columns.")] = "H100",
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Of models.csv, a config.json, or a cached hub id.")
+    ] = None,
+    gpu: Annotated[
+        str, typer.Argument(metavar="GPU", help="GPUs of gpus.csv (H100,B200), or a YAML file with its columns.")
+    ] = "H100",
     devices: Annotated[int | None, typer.Option(help="GPUs, in copies of the smallest group that fits.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the weights: bf16, fp8, nvfp4, mxfp4, int4.")] = None,
     batch: Annotated[float, typer.Option(help="Sequences in flight over all GPUs.")] = 64,

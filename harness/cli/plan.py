@@ -11,6 +11,7 @@ from harness.analysis.index import runs
 from harness.analysis.summary import load
 from harness.cost.pricing import price_run
 from harness.errors import HarnessError
+from harness.measure import environment
 from harness.measure.sweep import gpus_of
 from harness.report.format import brief
 from harness.report.table import Table
@@ -25,12 +26,14 @@ COLUMNS = ("load", "requests", "input tokens", "output tokens", "longest s", "ex
 
 def planned_table(specs: Sequence[Workload], root: Path) -> Table:
     """A row for each run. Nothing is measured or stored; what is not known before a run is n/a."""
+    rows = tuple(_row(spec, root) for spec in specs)
     title = f"Plan of {specs[0].name}: nothing is measured"
     notes = (
         "requests of a duration, expected s of a closed loop, and USD follow from the last complete run of this "
         "workload, model and load; n/a: there is none",
+        *["the GPUs of a server elsewhere are not known: it is asked in a run"] * ("n/a" in (row[6] for row in rows)),
     )
-    return Table("plan", title, COLUMNS, tuple(_row(spec, root) for spec in specs), notes)
+    return Table("plan", title, COLUMNS, rows, notes)
 
 
 def _row(spec: Workload, root: Path) -> tuple[str, ...]:
@@ -40,13 +43,21 @@ def _row(spec: Workload, root: Path) -> tuple[str, ...]:
     tokens = [each * count for each in _lengths(spec)]
     expected_s = longest_s if math.isnan(count) else min(count / rate_per_s, longest_s)
     figures = [brief(x, 3) if math.isfinite(x) else "n/a" for x in (count, *tokens, longest_s, expected_s)]
-    gpus = "0" if spec.engine.name == "simulated" else f"{gpus_of(spec)}"
     return (
         in_short(spec.load.model_dump(exclude_defaults=True, exclude={"duration_s"})),
         *figures,
-        gpus,
+        _gpus(spec),
         brief(usd * count, 2) if usd else "n/a",
     )
+
+
+def _gpus(spec: Workload) -> str:
+    """GPUs that serve the model, of this machine or, if the workload names its device, of a server elsewhere."""
+    options = spec.engine_options(spec.engine.name)
+    if spec.engine.name == "openai" and not options.get("serve"):
+        device, count = options.get("device"), options.get("device_count", 1)
+        return {"cuda": f"{count}", "cpu": "0"}.get(str(device), "n/a")
+    return f"{gpus_of(spec)}" if spec.engine.name != "simulated" and environment.capture()["gpus"] else "0"
 
 
 def _lengths(spec: Workload) -> tuple[float, float]:

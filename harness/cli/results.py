@@ -104,7 +104,9 @@ def check(
     figures = {each.name: each for each in summary.figures}
     of_money = any(each.figure not in figures for each in asked)
     if scenario is not None and not of_money:
-        raise errors.HarnessError("--scenario without a limit on a cost", "add --fail-on 'usd_per_query>0.01', or omit it")
+        raise errors.HarnessError(
+            "--scenario without a limit on a cost", "add --fail-on 'usd_per_query>0.01', or omit it"
+        )
     if of_money and stored.engine is not None:
         figures |= {each.name: each for each in price_run(stored, summary, scenario).costs.figures}
     for name in {each.figure for each in asked} & {*JOULES} - {*figures}:
@@ -163,7 +165,9 @@ def diff(
     sides = _side(base, root), _side(new or "latest", root)
     if new is None and len({str(run.file.sweep and run.file.sweep.values) for run in sides[0]}) > 1:
         if void := named() & {"--fail-on", "--full", "--force"}:
-            raise errors.HarnessError(f"{min(void)} with the points of a sweep", "omit it, or name the runs of two points")
+            raise errors.HarnessError(
+                f"{min(void)} with the points of a sweep", "omit it, or name the runs of two points"
+            )
         show([points_table(sides[0], effect, declared)])
         return
     if both := {run.directory for run in sides[0]} & {run.directory for run in sides[1]}:

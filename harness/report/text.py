@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.cells import cell_len
@@ -28,10 +29,17 @@ from harness.report.format import (
 )
 from harness.report.table import FACT, PROPERTIES, Cell, Table
 
-NARROWEST = 24
+NARROWEST = 16
 """Columns of text are wrapped to at least this width."""
 GAP = 2
 RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufefc]")
+SPARE = {
+    "runs": ("tpot_s.p50", "ttft_s.p50", "tpot_s.p99", "joules_per_output_token", "load"),
+    "tiers": ("USD per million tokens", "load"),
+    "costs": ("USD per million tokens", "load"),
+    "validation": ("touched bytes", "constant"),
+}
+"""Table -> columns that a narrow terminal leaves out, in this order."""
 SAYS_ITSELF = {"claim", "period", "basis", "status", "layer", "source"}
 """Columns whose names a list does not print."""
 
@@ -65,25 +73,53 @@ def columns_of_terminal() -> int:
 
 def _parts(table: Table, width: int) -> Iterator[RenderableType]:
     table = claims(table)
-    common = shared(table)
-    marks = footnotes(table, common) if len(figure_columns(table)) >= 4 else None
-    grid = _grid(table, common, width, marks)
-    if grid is None and marks is None:
-        marks = footnotes(table, common)
-        grid = _grid(table, common, width, marks)
-    if grid is None:
-        marks = None
+    same, notes = _same(table), [("-", note) for note in table.notes]
+    spare = [i for name in SPARE.get(table.name, ()) for i, column in enumerate(table.columns) if column == name]
+    found = None
+    for out in ([], *([*same, *spare[:count]] for count in range(len(spare) + 1))):
+        if found := _fitted(_without(table, out), width):
+            break
+    grid, common, marks = found or (None, shared(table), None)
     title = Text(table.title, "bold")
     if beside := aside(table, common, "" if marks is None else "interval below each"):
         title.append(f" ({beside})", "not bold").highlight_words(["SIMULATED"], "bold yellow")
     yield title
+    if same and (out or grid is None):
+        yield from (
+            Text(f"  {line}")
+            for line in _flow(["in every row", *_items(table, table.rows[0], same, common)], width - 2)
+        )
     yield (grid or _list(table, common, width)) if table.rows else Text("  none")
-    notes = [*((f"[{mark}]", reason) for reason, mark in (marks or {}).items()), *(("-", note) for note in table.notes)]
+    if left := ", ".join(table.columns[i] for i in out if i not in same):
+        notes.append(("-", f"no room for {left}"))
+    notes = [*((f"[{mark}]", reason) for reason, mark in (marks or {}).items()), *notes]
     if notes:
         listed = Grid.grid(padding=(0, 1))
         for bullet, note in notes:
             listed.add_row(Text(bullet), Text(plain(note), "dim"))
         yield listed
+
+
+def _fitted(table: Table, width: int) -> tuple[Grid, Mapping[str, str], Mapping[str, int] | None] | None:
+    """The grid, what the title says of all figures, and the footnotes; None if the columns do not fit."""
+    common = shared(table)
+    for marks in (*([None] if len(figure_columns(table)) < 4 else []), footnotes(table, common)):
+        if (grid := _grid(table, common, width, marks)) is not None:
+            return grid, common, marks
+    return None
+
+
+def _same(table: Table) -> list[int]:
+    """The columns but the first whose text is the same in all rows."""
+    columns = range(1, len(table.columns) if len(table.rows) > 1 else 0)
+    same = [i for i in columns if len({row[i] for row in table.rows}) == 1]
+    return [i for i in same if table.rows[0][i] and isinstance(table.rows[0][i], str)]
+
+
+def _without(table: Table, out: Sequence[int]) -> Table:
+    kept = [i for i in range(len(table.columns)) if i not in out]
+    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[i] for i in kept), rows=rows)
 
 
 def _units(table: Table, common: Mapping[str, str]) -> dict[int, str]:
@@ -121,10 +157,10 @@ def _grid(table: Table, common: Mapping[str, str], width: int, marks: Mapping[st
     for i, name in enumerate(heads):
         lines = [line for row in rows for line in row[i].plain.split("\n")]
         named = name.split("\n") if headed else [""]
-        word = max(cell_len(each) for line in [*lines, *named] for each in line.split() or [""])
-        widest.append(max(map(cell_len, [*lines, *named])))
-        whole = max(word, *map(cell_len, lines)) if stacked and i in figures else max(NARROWEST, word)
-        least.append(min(widest[-1], whole))
+        word, head = (max((cell_len(each) for line in of for each in line.split()), default=0) for of in (lines, named))
+        whole = max(map(cell_len, lines), default=0)
+        widest.append(max(whole, *map(cell_len, named)))
+        least.append(max(head, whole if i in figures else min(whole, max(NARROWEST, word))))
     gaps = len(least) - 1
     gap = GAP if sum(least) + GAP * gaps <= width else 1
     room = width - sum(least) - gap * gaps
@@ -156,20 +192,17 @@ def _align(table: Table, rows: Sequence[list[Text]]) -> None:
 
 def _list(table: Table, common: Mapping[str, str], width: int) -> Group:
     """A paragraph for each row: its first cell, then the others, with the names of most columns."""
-    same = {i for i in range(1, len(table.columns)) if len({row[i] for row in table.rows}) == 1 < len(table.rows)}
-    same = {i for i in same if table.rows[0][i] and isinstance(table.rows[0][i], str)}
-
-    def items(row: Sequence[Cell], of: Iterable[int]) -> list[str]:
-        found = ((table.columns[i], _cell(row[i], table, common, None).plain) for i in of)
-        return [text if name in SAYS_ITSELF else f"{name}: {text}" for name, text in found if text]
-
-    head = ["in every row", *items(table.rows[0], sorted(same))] if same else []
-    parts: list[RenderableType] = [Text(f"  {line}") for line in _flow(head, width - 2)]
+    parts: list[RenderableType] = []
+    own = [i for i in range(1, len(table.columns)) if i not in _same(table)]
     for row in table.rows:
         parts.append(Text("  ").append_text(_cell(row[0], table, common, None)))
-        own = items(row, (i for i in range(1, len(row)) if i not in same))
-        parts += [Padding(Text(line), (0, 0, 0, 4)) for line in _flow(own, width - 4)]
+        parts += [Padding(Text(line), (0, 0, 0, 4)) for line in _flow(_items(table, row, own, common), width - 4)]
     return Group(*parts)
+
+
+def _items(table: Table, row: Sequence[Cell], of: Iterable[int], common: Mapping[str, str]) -> list[str]:
+    found = ((table.columns[i], _cell(row[i], table, common, None).plain) for i in of)
+    return [text if name in SAYS_ITSELF else f"{name}: {text}" for name, text in found if text]
 
 
 def _flow(items: Iterable[str], width: int) -> Iterator[str]:

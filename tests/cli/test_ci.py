@@ -74,6 +74,8 @@ def test_check_holds_a_run_against_limits_and_tells_junit_and_github(
     assert "::error title=harness::failed: ttft_s.p50>1ms: 1" in broken.err
     assert "failed |" in Path("summary.md").read_text()
     assert broken_limits(Path("j.xml")) == ["ttft_s.p50>1ms"]
+    void = harness("check", "--fail-on", "ttft_s.p99>1", "--scenario", "on-demand")
+    assert (void.code, "--scenario without a limit on a cost" in void.err) == (2, True)
     unknown = harness("check", "--fail-on", "joules_per_token>1", "--json")
     (gate,) = json.loads(unknown.out)["tables"][0]["rows"]
     assert (unknown.code, gate[1:]) == (1, ["n/a (no meter was read)", "failed"])

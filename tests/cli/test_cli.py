@@ -71,7 +71,6 @@ def test_a_deleted_summary_is_rebuilt_the_same(harness: Command, tmp_path: Path)
         (("--users", "2", "--requests", "6"), "2 users · 6 of 6 requests"),
         (("--rate", "50", "--requests", "6"), "poisson 50/s · 6 of 6 requests"),
         (("--rate", "50", "--duration", "0.2"), "poisson 50/s"),
-        (("--users", "1", "--requests", "2", "--set", "load.users=2"), "2 users"),  # --set wins
         (("--input-tokens", "9", "--output-tokens", "3", "--requests", "5"), "5 of 5 requests"),
     ],
 )
@@ -127,6 +126,10 @@ def test_several_numbers_of_users_are_runs_of_one_sweep_on_an_engine_that_stays(
     timed = harness(*QUICK, "--users", "2", "--duration", "8s", "--dry-run", "--json")
     (row,) = json.loads(timed.out)["tables"][0]["rows"]
     assert row == ["closed, users 2", *["n/a"] * 3, "8.00", "8.00", "0", "n/a"]
+    for device, gpus in (("unknown", "n/a"), ("cpu", "0"), ("cuda", "1")):  # of a server elsewhere
+        words = ("--url", "http://127.0.0.1:9", "--set", f"engine.openai.device={device}", "--dry-run", "--json")
+        (row,) = json.loads(harness("run", "smoke", *words).out)["tables"][0]["rows"]
+        assert row[6] == gpus
     assert not Path("results").exists()
     ran = harness(*QUICK, "--users", "1,3")
     assert ran.code == 0, ran.err
@@ -136,6 +139,7 @@ def test_several_numbers_of_users_are_runs_of_one_sweep_on_an_engine_that_stays(
     assert harness("list", "runs").out.splitlines()[1].endswith("load.users")
     names = {json.loads(path.read_text())["sweep"]["name"] for path in Path("results").glob("2*/run.json")}
     assert ran.out.startswith(harness("report", *names).out)
+    assert "--full with the points of a sweep" in harness("diff", *names, "--full").err
     (known, _) = json.loads(harness(*QUICK, "--users", "3,4", "--dry-run", "--json").out)["tables"][0]["rows"]
     assert float(known[5]) < 10  # at the rate of the stored run
 
@@ -170,7 +174,7 @@ def test_the_documented_search_runs_and_ends_with_one_table_and_what_it_found(ha
     ended = harness("sweep", "study.yaml")
     assert ended.code == 0, ended.err
     assert ended.out.startswith("4 runs · chat")  # six requests give no interval, so each load is measured again
-    assert re.search(r"1 or more \(the limit was .*2 or more \(the limit was 2\)", ended.out)
+    assert re.search(r"1 or more \(the limit .*2 or more \(the limit was 2\)", ended.out)
     assert harness("report", "study").out == ended.out.partition("Search over")[0]
     for where in ("sweep=study", "load.users>=1", "load.users=2"):
         listed = json.loads(harness("list", "runs", "--where", where, "--json").out)["tables"][0]
@@ -297,9 +301,9 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("run", "Missing argument"),
-        ("rnu smoke", "Did you mean 'run'?"),
-        ("run smoke --user 3", "--users"),
+        ("run", "run lacks WORKLOAD\n  fix: name one: a workload file"),
+        ("rnu smoke", "did you mean 'run'?"),
+        ("run smoke --user 3", "did you mean '--users'?"),
         ("run smoke --users 0", "whole numbers from 1"),
         ("run smoke --users 1,x", "whole numbers from 1"),
         ("run smoke --rate -1", "greater than or equal to 0"),
@@ -309,7 +313,7 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         ("run smoke --give-up soon --engine simulated", "--give-up: give_up_s"),
         ("run smoke --timeout soon --url http://127.0.0.1:9", "read_timeout_s is 'soon'"),
         ("run smoke --timeout 1min --engine simulated", "--timeout with engine 'simulated'"),
-        ("run smoke --rate 1 --set load.rate_per_s=x --engine simulated", "--set: load.rate_per_s"),
+        ("run smoke --rate 1 --set load.rate_per_s=x --engine simulated", "--rate with another --set load.rate_per_s"),
         ("run smoke --set objectives.tpot_s=30 --engine simulated", "--set: objectives.tpot_s is 30 seconds"),
         ("run smoke --users 1,1 --engine simulated", "--repeat 2 measures each twice"),
         ("run smoke --json --format csv --engine simulated", "--json with --format csv"),
@@ -324,7 +328,7 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         ("sweep beyond.yaml", "sweep beyond: load.users is -2"),
         ("sweep typing.yaml --budget -1", "greater than or equal to 0"),
         ("ab seed=1 seed=1 --workload smoke", "A and B are the same"),
-        ("ab smoke", "Missing argument"),
+        ("ab smoke", "ab lacks B\n  fix: name one: the same, to judge"),
         ("ab http://127.0.0.1:9 seed=1 --set engine.name=simulated --workload smoke", "with engine 'simulated'"),
         ("run smoke --url http://127.0.0.1:9 --set engine.name=simulated", "--url with engine 'simulated'"),
         ("predict Qwen3-32B ,", "no GPU in ','"),
@@ -334,10 +338,10 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         ("run smoke --engine simulated --meter redfish", "meter 'redfish': missing 1 required"),
         ("run smoke --engine simulated --gpus 9", "omit --gpus"),
         ("run smoke --seed 1 --repeat 2 --url http://127.0.0.1:9", "omit --seed"),
-        ("report --format pdf", "'html'"),
-        ("schema runn", "'run'"),
+        ("report --format pdf", "choose from text, md"),
+        ("schema runn", "did you mean 'run'?"),
         ("sweep nofile.yaml", "cannot read nofile.yaml"),
-        ("sweep search.yaml --jobs 2 --where", "No such option"),
+        ("sweep search.yaml --jobs 2 --where", "sweep has no option --where"),
         ("ab a=1 b=2 --repeat 0", "greater than or equal to 1"),
         ("ab load.users=1 load.users=2 --workload smoke", "A and B differ in load.users"),
         ("diff a b --fail-on tps<3", "output_tps<-3%"),
@@ -347,6 +351,34 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         ("list runs --where userss>=1", "columns are run"),
         ("list runs --where users", "model=qwen*"),
         ("export x.txt", "end the file's name"),
+        ("", "Usage: harness"),
+        ("--json report", "options follow a verb"),
+        ("schema", "name one: workload, sweep"),
+        ("list modles", "did you mean 'models'?"),
+        ("run smoke more", "unexpected extra argument(s) (more)"),
+        ("run smoke --engine", "--engine has no value"),
+        ("run smoke --repeat 1.5", "--repeat 1.5\n  fix: it should be a valid integer"),
+        # options that would do nothing
+        ("report --chart-format pdf", "--chart-format without --charts"),
+        ("report --full --table cost", "--table with --full"),
+        ("report --trend output_tps --scenario spot", "--trend with --scenario"),
+        ("report --trend output_tps --requests-csv f.csv", "--trend with --requests-csv"),
+        ("diff a b --junit f.xml", "--junit without --fail-on"),
+        ("sweep typing.yaml --jobs 2", "--jobs without --ray"),
+        ("list models --root elsewhere", "--root with models"),
+        ("list workloads --where users>=1", "--where with workloads"),
+        ("run smoke --url http://x --serve", "--url with --serve"),
+        ("run smoke --users 2 --set load.users=3", "--users with another --set load.users"),
+        ("ab smoke smoke --workload smoke --force", "--workload with two workloads"),
+        ("cost --split --objective ttft_s.p99=0.5", "--split with --objective"),
+        ("cost --fleet 1:2", "--fleet without --objective"),
+        ("compare --scenario on-demand", "--scenario without RUN"),
+        ("compare --explain gap --full", "--explain with --full"),
+        ("compare --chart-format pdf", "--chart-format without --charts"),
+        ("facts A1 --metric revenue", "ID with --metric"),
+        ("predict --devices 2", "--devices without MODEL"),
+        ("predict Qwen3-32B --validate", "MODEL with --validate"),
+        ("predict Qwen3-32B --root elsewhere", "--root without --run"),
     ],
 )
 def test_a_wrong_call_ends_with_2_names_its_fix_and_measures_nothing(harness: Command, words: str, said: str) -> None:

@@ -233,11 +233,6 @@ def test_a_point_with_an_invalid_workload_is_refused_before_anything_is_measured
     assert not (tmp_path / "runs").exists()
 
 
-def test_jobs_without_ray_are_refused() -> None:
-    with pytest.raises(HarnessError, match="--jobs without --ray"), start_workers(None, 1, 2):
-        pass
-
-
 def test_unused_gpus_give_a_hint_to_ray(workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hint_of(*gpus: str, points: int = 2, **values: Any) -> str | None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(gpus))

@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 from harness.analysis.summary import load, summary_of
 from harness.errors import HarnessError
 from harness.model import Figure
-from harness.report import changes, document, format, formats, page, tables
+from harness.report import changes, document, format, formats, page, tables, text
 from harness.report.format import scale
 from harness.report.formats import Format
 from harness.report.markup import PREAMBLE, latex
@@ -138,8 +138,8 @@ UNDO = (
 
 
 def plain(cell: str) -> str:
-    for pattern, text in UNDO:
-        cell = re.sub(pattern, text, cell)
+    for pattern, new in UNDO:
+        cell = re.sub(pattern, new, cell)
     return cell.strip()
 
 
@@ -211,7 +211,7 @@ def test_each_format_for_people_has_the_same_numbers(
 @pytest.mark.parametrize("which", ["one", "several"])
 def test_text_has_the_same_numbers(which: str, request: pytest.FixtureRequest) -> None:
     for table in request.getfixturevalue(which):
-        found = numbers(str(formats.render([table], "text")))
+        found = numbers(text.render([table], 400))
         for _, _, figure in figures(table):
             if figure.value is not None and not figure.interval.startswith("bound range"):
                 assert any(near(n, figure.value * scale(figure)[0]) for n in found), (table.name, figure)

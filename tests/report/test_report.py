@@ -18,7 +18,7 @@ from harness.analysis.latency import summarise
 from harness.model import Figure, Finding, Record, Summary
 from harness.report import formats, tables, text
 from harness.report.format import ends, number, words
-from harness.report.table import PROPERTIES, Table
+from harness.report.table import PROPERTIES, Cell, Table
 
 
 def figure(**changes: Any) -> Figure:
@@ -260,21 +260,35 @@ def test_a_list_prints_a_claim_as_one_phrase_and_once_what_all_rows_share() -> N
     table = Table(
         "t", "T", columns,
         (
-            ("a ratio", "range", hard, "tokens/s", "2024", "x" * 25, "A01"),
-            ("a figure", "~", soft, "tokens/s", "2025", "x" * 25, "A02"),
-            ("words", "", "no number", "none", "2025", "x" * 25, "A03"),
+            ("r" * 62, "range", hard, "tokens/s", "2024", "x" * 45, "A01"),
+            ("f" * 62, "~", soft, "tokens/s", "2025", "x" * 45, "A02"),
+            ("words", "", "no number", "none", "2025", "x" * 45, "A03"),
         ),
     )  # fmt: skip
     assert text.render([table], 70, color=False).splitlines()[1:] == [
-        f"  in every row · of: {'x' * 25}",
-        "  a ratio",
+        f"  in every row · of: {'x' * 45}",
+        f"  {'r' * 62}",
         "    1.00 to 15.00 tokens/s (measured) · 2024 · A01",
-        "  a figure",
+        f"  {'f' * 62}",
         "    ~ 12.35 tokens/s (p5-p95: 11.00–13.00; measured) · 2025 · A02",
         "  words",
         "    no number · 2025 · A03",
         "",
     ]
+
+
+def test_a_narrow_table_says_once_what_all_rows_share_and_leaves_out_the_columns_that_it_can_spare() -> None:
+    costs = tuple(figure(name=f"usd{i}", unit="USD/query", low=11.0, high=13.0, interval="p5-p95") for i in range(3))
+    columns = ("run", "load", "scenario", "USD per million output tokens", "USD per million tokens", "USD per query")
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (f"20261126T1819{i}0Z-a-longer-llama8b-w", f"{i} users", "on-demand", *costs) for i in (8, 32)
+    )
+    wide, narrow = (text.render([Table("tiers", "T", columns, rows)], width, color=False) for width in (140, 80))
+    assert [word for word in ("in every row", "no room for") if word in wide] == []
+    assert "  in every row · scenario: on-demand\n" in narrow
+    assert narrow.endswith("- no room for USD per million tokens\n\n")
+    assert max(map(cell_len, narrow.splitlines())) <= 80
+    assert re.search("run +load", narrow)
 
 
 def test_control_characters_of_an_error_do_not_reach_the_terminal() -> None:
