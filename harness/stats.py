@@ -12,8 +12,11 @@ CONFIDENCE = 0.95
 Z = 1.96
 LEAST_BATCHES = 1.5
 """Fewest batches of requests in flight together for an interval, which is wide then: t of 1 degree of freedom."""
-COSINES = 0.5
-"""Frequencies of the spectrum at zero for one batch; times batches to the power 2/3."""
+COSINES = 0.6
+"""Frequencies of the spectrum at zero for one independent batch; times such batches to the power 2/3."""
+LEAST_PARTS, TWO = 8, 6
+"""Fewest parts of the values, one a batch, that show how successive batches depend on each other; fewest batches for
+two frequencies."""
 LEAST_GROUPS = 12
 """Fewest groups whose totals give a variance: the t of fewer would widen every interval."""
 
@@ -88,12 +91,12 @@ def mean_half(errors: Array, together: float = 1.0, group: NDArray[np.int64] | N
     """Half-width of the 95% interval of the mean of `errors`, whose sum is 0; None for fewer than `least_values`.
 
     Values are in time order and may depend on each other. Those of `together` successive requests shared the engine.
-    The largest of three half-widths: two take the spectrum at its k lowest frequencies (t with k degrees of freedom),
-    the smaller k for slow dependence; one takes the variance between the totals of each `group`, such as the slots of a
-    closed loop, whose values may depend on each other for any time, if there are `LEAST_GROUPS`.
+    The largest of three half-widths: two take the spectrum of the batches' sums at its k lowest frequencies, and at
+    twice as many (t with k degrees of freedom); one takes the variance between the totals of each `group`, such as the
+    slots of a closed loop, whose values may depend on each other for any time, if there are `LEAST_GROUPS`.
     Sources: equal-weighted cosines, Lazarus, Lewis, Stock and Watson (2018), J. Business & Economic Statistics 36(4);
-    k grows with the number of batches to the power 2/3, as there. Groups: Cameron, Gelbach and Miller (2011), the same
-    journal 29(2).
+    k grows with the batches to the power 2/3, as there: batches that are worth (1 - r) / (1 + r) of independent ones, r
+    the correlation of successive ones. Groups: Cameron, Gelbach and Miller (2011), the same journal 29(2).
 
     >>> mean_half(np.zeros(2)) is None, mean_half(np.zeros(3))
     (True, 0.0)
@@ -103,9 +106,14 @@ def mean_half(errors: Array, together: float = 1.0, group: NDArray[np.int64] | N
     n = len(errors)
     if n < least_values(together) or np.isnan(errors).any():
         return None
-    few = min(max(1, round(COSINES * (n / max(together, 1.0)) ** (2 / 3))), (n - 1) // 2)
-    power = np.square(dct(errors, norm="ortho")[1 : 2 * few + 1])
-    halves = [_t(k) * math.sqrt(float(power[:k].mean()) / n) for k in (few, 2 * few)]
+    batches = n / max(together, 1.0)
+    parts = min(n, max(LEAST_PARTS, round(batches)))
+    sums = np.add.reduceat(errors, np.arange(parts) * n // parts)
+    r = min(max(0.0, float(sums[1:] @ sums[:-1]) / max(float(sums @ sums), 1e-300)), 0.95)
+    few = round(COSINES * (min(batches, parts) * (1 - r) / (1 + r)) ** (2 / 3))
+    few = min(max(2 if batches >= TWO else 1, few), (parts - 1) // 2)
+    power = np.square(dct(sums, norm="ortho")[1 : 2 * few + 1])
+    halves = [_t(k) * math.sqrt(float(power[:k].mean()) * parts) / n for k in (few, 2 * few)]
     halves.append(0.0 if group is None else _groups_half(group, errors) / n)
     return max(halves)
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ from harness.workload.library import read_trace
 Array = NDArray[np.float64]
 Lengths = Callable[[np.random.Generator, int], tuple[NDArray[np.int64], NDArray[np.int64]]]
 """Prompt and answer lengths of n requests."""
+Start = Literal["equilibrium", "chunk unknown", "burst"]
+"""How a run begins: "chunk unknown" is an equilibrium for which the harness does not know `CHUNK`."""
 CHUNK = 8192
 STEP_S, REQUEST_S, CONTEXT_S, PROMPT_S = 6.4e-3, 12e-6, 40e-9, 40e-6
 STATIC_W, REQUEST_J, CONTEXT_J, PROMPT_J = 350.0, 2e-3, 1e-6, 6e-3
@@ -79,21 +82,26 @@ def traced(name: str) -> Lengths:
     return draw
 
 
-def first_wave(lengths: Lengths, rng: np.random.Generator, users: int) -> tuple[NDArray[np.int64], ...]:
-    """Prompts with the age, rest of the answers, and ages: lengths drawn in proportion to themselves, ages uniform."""
+def first_wave(lengths: Lengths, rng: np.random.Generator, users: int, chunk: float) -> tuple[NDArray[np.int64], ...]:
+    """Prompts with the age, rest of the answers, and ages: lengths drawn in proportion to themselves, ages uniform.
+
+    Users beyond those whose answers end as fast as `chunk` reads prompts send any request, at its beginning.
+    """
     prompts, answers = lengths(rng, POOL)
     drawn = rng.choice(POOL, users, p=answers / answers.sum())
     ages = (rng.random(users) * answers[drawn]).astype(int)
+    waits = np.arange(users) >= chunk * answers.mean() / prompts.mean()
+    drawn[waits], ages[waits] = rng.integers(POOL, size=int(waits.sum())), 0
     return prompts[drawn] + ages, answers[drawn] - ages, ages
 
 
-def serve(users: int, count: int, lengths: Lengths, seed: int, burst: bool = False) -> Served:
+def serve(users: int, count: int, lengths: Lengths, seed: int, start: Start = "equilibrium") -> Served:
     """A run of `count` requests after the first wave (of none if it is a burst), all run to their end."""
     rng = np.random.default_rng(seed)
     prompts, answers = lengths(rng, count)
     ages = np.zeros(count, int)
-    if not burst:
-        wave = first_wave(lengths, rng, users)
+    if start != "burst":
+        wave = first_wave(lengths, rng, users, CHUNK if start == "equilibrium" else np.inf)
         prompts, answers, ages = (np.concatenate(each) for each in zip(wave, (prompts, answers, ages), strict=True))
     n = len(answers)
     sent, first, last = np.zeros(n), np.zeros(n, int), np.zeros(n, int)
@@ -157,12 +165,12 @@ class Bias:
     """Runs without a window."""
 
 
-def bias(users: int, each: int, lengths: Lengths, seeds: int = 16, burst: bool = False) -> Bias:
+def bias(users: int, each: int, lengths: Lengths, seeds: int = 16, start: Start = "equilibrium") -> Bias:
     """The errors of the windows of runs with `each` requests a slot."""
     rate, joules = truth(users, lengths)
     errors, without = [], 0
     for seed in range(seeds):
-        run = serve(users, users * each, lengths, seed, burst)
+        run = serve(users, users * each, lengths, seed, start)
         first_s = run.arrival_s[np.cumsum(run.sizes) - run.sizes]
         found = find_window(
             run.sent_s, first_s, run.end_s, run.output(), shape="closed", users=users, load_only=run.wave

@@ -154,22 +154,37 @@ def simulate(kind: Kind, users: int, requests: int, rng: np.random.Generator) ->
 
 def frame(sent: Sent, talks: bool) -> pd.DataFrame:
     """The rows that a run would store."""
-    n, part = len(sent.sent_s), np.maximum(1, (sent.tokens - 1) // (PARTS - 1)).astype(int)
-    groups = np.column_stack([np.ones(n, int), *[part] * (PARTS - 2), sent.tokens.astype(int) - 1 - part * (PARTS - 2)])
-    # Of a request in flight at the start, what came before is not part of the run.
-    begun = np.asarray((sent.arrival_s <= 0).sum(axis=1), int)
+    n = len(sent.sent_s)
+    arrivals = [_after_0(*each) for each in zip(sent.arrival_s, np.round(_groups(sent)), strict=True)]
     known: dict[str, Any] = {
         "index": np.arange(n), "scheduled_s": sent.sent_s, "sent_s": sent.sent_s, "end_s": sent.arrival_s[:, -1],
-        "arrival_s": [row[k:] for row, k in zip(sent.arrival_s, begun, strict=True)],
-        "arrival_tokens": [row[k:] for row, k in zip(groups, begun, strict=True)],
+        "arrival_s": [when for when, _ in arrivals],
+        "arrival_tokens": [groups for _, groups in arrivals],
         "input_asked": 16, "input_tokens": 16,
-        "output_asked": [int(row[k:].sum()) for row, k in zip(groups, begun, strict=True)],
+        "output_asked": [int(groups.sum()) for _, groups in arrivals],
         "age_tokens": [1 if each else None for each in sent.wave],
     }  # fmt: skip
     known["output_tokens"] = known["output_asked"]
     if talks:
         known |= {"conversation": pd.factorize(sent.talk)[0], "turn": sent.turn}
     return pd.DataFrame({name: known.get(name) for name in EMPTY.columns}).astype(EMPTY.dtypes.to_dict())
+
+
+def _groups(sent: Sent) -> Array:
+    """Tokens of each arrival, of a request in flight at the start those after it: tokens are spread over a gap."""
+    groups = np.diff(np.linspace(1, sent.tokens, PARTS, axis=1), axis=1, prepend=0.0)
+    since = np.column_stack((sent.sent_s, sent.arrival_s[:, :-1]))
+    gap_s = np.maximum(sent.arrival_s - since, 1e-9)
+    return np.asarray(groups * np.where(since < 0, np.clip(sent.arrival_s / gap_s, 0, 1), 1))
+
+
+def _after_0(when: Array, groups: Array) -> tuple[Array, NDArray[np.int64]]:
+    """The arrivals of a request after the start. One that had tokens before has its next at once."""
+    begun = int((when <= 0).sum())
+    when, sizes = when[begun:], np.maximum(1, groups[begun:].astype(int))
+    if begun and sizes[0] > 1:
+        return np.append(min(ITL_S, when[0] / 2), when), np.append([1, sizes[0] - 1], sizes[1:])
+    return when, sizes
 
 
 def summary(sent: Sent, kind: Kind, users: int) -> Summary:
@@ -250,9 +265,8 @@ def stopped(kind: Kind, users: int, share: float, most: int, rng: np.random.Gene
 
 def rate_of(sent: Sent, users: int) -> tuple[float, float]:
     """The tokens per second of `summary`, and the half-width of the interval, without the other figures."""
-    groups = np.diff(np.linspace(1, sent.tokens, PARTS, axis=1), axis=1, prepend=0.0)
     begin = np.column_stack((sent.sent_s, sent.arrival_s[:, :-1]))
-    output = Events(np.maximum(begin, 0.0).ravel(), np.maximum(sent.arrival_s, 0.0).ravel(), groups.ravel())
+    output = Events(np.maximum(begin, 0.0).ravel(), np.maximum(sent.arrival_s, 0.0).ravel(), _groups(sent).ravel())
     first_s, end_s = sent.arrival_s[:, 0], sent.arrival_s[:, -1]
     window = find_window(sent.sent_s, first_s, end_s, output, shape="closed", users=users, load_only=sent.wave)
     rate = float(np.diff(output.until(np.array([window.begin_s, window.end_s])))[0]) / (window.end_s - window.begin_s)

@@ -200,7 +200,10 @@ def _steady(
 
 
 def _transient(values: Array) -> int:
-    """Number of values at the start that `mser` cuts, 0 unless these differ from the rest by more than its noise."""
+    """Number of values at the start that `mser` cuts, 0 unless these differ from the rest by more than its noise.
+
+    So must the first quarter of them, or something happened after the start.
+    """
     cut = mser(values)
     if cut == 0:
         return 0
@@ -208,8 +211,9 @@ def _transient(values: Array) -> int:
     about = rest - rest.mean()
     r = min(max(0.0, float(about[1:] @ about[:-1]) / max(float(about @ about), 1e-300)), 0.8)
     noise = float(rest.std()) * math.sqrt((1 / cut + 1 / len(rest)) * (1 + r) / (1 - r))
-    off = abs(float(start.mean() - rest.mean()))
-    return cut if off > max(CHANGE * abs(float(rest.mean())), TRANSIENT_Z * noise) else 0
+    off, at_first = (abs(float(each.mean() - rest.mean())) for each in (start, start[: math.ceil(cut / 4)]))
+    shows = off > max(CHANGE * abs(float(rest.mean())), TRANSIENT_Z * noise)
+    return cut if shows and at_first > off / 2 else 0
 
 
 def mser(values: Array) -> int:

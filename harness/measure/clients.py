@@ -31,6 +31,11 @@ from harness.workload.schema import Prompts, Workload
 PROGRESS_PERIOD_S = 0.25
 POLL_S = 0.05
 """Interval at which the parent reads the clients' messages."""
+LIMITS = (
+    ("max_num_batched_tokens", "max_batch_tokens", "chunked_prefill_size"),
+    ("max_num_seqs", "max_requests_per_batch", "max_running_requests"),
+)
+"""Options of engines that limit the tokens in a step, and the requests that are decoded at a time."""
 GRACE_S = 10.0
 """Limit on the time a client takes to end its load after a cancel."""
 
@@ -53,7 +58,11 @@ class Inputs:
         return made or self._salted(workload, info, self.warm_up_salt)
 
     def _salted(self, workload: Workload, info: EngineInfo, salt: int | None) -> Conversations:
-        return Conversations(workload, info.vocabulary, info.max_length, self.files, info.encode, salt)
+        urls = info.options.get("base_url")
+        engines = (len(urls) if isinstance(urls, list) else 1) * (info.options.get("data_parallel_size") or 1)
+        given = [[each for name in names if (each := info.options.get(name) or 0) > 0] for names in LIMITS]
+        limits = [each[0] * engines if each else None for each in given]
+        return Conversations(workload, info.vocabulary, info.max_length, self.files, info.encode, salt, *limits)
 
 
 @dataclass(frozen=True, slots=True)

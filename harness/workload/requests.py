@@ -7,6 +7,7 @@ the same words in every version, which it does not for its distributions (NEP 19
 import bisect
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -58,6 +59,9 @@ class Conversations:
     A `salt` changes every prompt and no length or time: no prefix cache has the prompts of two salts in common, and
     prompts that share a beginning still share it. Texts begin with the salt as a word. None: the seed alone decides.
 
+    `step_tokens` and `most_running` are the engine's limits: tokens of all requests in a step, and requests that it
+    decodes at a time. None: unknown, and the first wave is as if there were none.
+
     HarnessError if every request exceeds `max_length`, if prompts meet an engine without a tokenizer, or if a prompt
     has no output length. ValueError if a file is missing in `files`.
     """
@@ -70,12 +74,15 @@ class Conversations:
         files: Mapping[str, Trace | Prompts | str] | None = None,
         encode: _Encode | None = None,
         salt: int | None = None,
+        step_tokens: int | None = None,
+        most_running: int | None = None,
     ) -> None:
         # A second generator for each request would cost 20 us: instead the salt's words change those of the first.
         self._mask = None if salt is None else np.random.Philox(key=salt, counter=_SALT << 128).random_raw(_SALT_WORDS)
         self._mark = "" if salt is None else f"{salt:x} "
         self.seed, self.contents, self.load = workload.seed, workload.requests.contents, workload.load
         self.vocabulary, self.max_length, self.encode = vocabulary, max_length, encode
+        self.step_tokens, self.most_running = step_tokens, most_running
         weights = [part.weight for part in workload.requests.parts or ()]
         self.names = [part.name for part in workload.requests.parts or ()]
         self.edges = [edge / sum(weights) for edge in itertools.accumulate(weights)][:-1]
@@ -130,6 +137,8 @@ class Conversations:
         has come any part of its way. So the request is drawn from the first `POOL` of the workload in proportion to its
         output tokens, and its age is uniform. The tokens of the age stand at the end of the prompt instead, as random
         tokens; a prompt of texts stays as it is. Of a conversation, the turns before are there, and those after follow.
+
+        Users beyond those whose answers the engine can decode at a time wait: theirs is any request, at its beginning.
         """
         _, turn, age = self._drawn(number)
         request = self.make(FIRST_WAVE + number)
@@ -141,19 +150,32 @@ class Conversations:
         return replace(request, prompt=prompt, output_tokens=output, age_tokens=age, cancel_after_s=None)
 
     @cached_property
-    def _pool(self) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
-        """Conversation and turn of the requests from which the first wave is drawn, and cumulative output tokens."""
+    def _pool(self) -> tuple[list[tuple[int, int]], NDArray[np.int64], float]:
+        """Conversation and turn of the requests from which the first wave is drawn; cumulative output tokens; how many
+        users have answers in progress at a time.
+
+        A step has room for `step_tokens`: a token of each answer in progress, and as many prompts as answers end.
+        """
         turns = ((c, turn) for c in itertools.count() for turn in range(self._plan(c)[1]))
         pool = list(itertools.islice(turns, POOL))
-        return pool, np.cumsum([self._lengths(self._plan(c)[0], c, turn)[1] for c, turn in pool])
+        lengths = np.array([self._lengths(self._plan(c)[0], c, turn)[:2] for c, turn in pool])
+        prompt, answer = lengths.mean(axis=0)
+        decoding = (self.step_tokens or math.inf) * answer / (prompt + answer)
+        return pool, np.cumsum(lengths[:, 1]), min(decoding, self.most_running or math.inf)
 
     def _drawn(self, number: int) -> tuple[int, int, int]:
         """Conversation, turn and age of a request of the first wave."""
         u, v = _uniform(self._words(_AGE, FIRST_WAVE + number), 2)
-        pool, until = self._pool
+        pool, until, decoding = self._pool
+        if number % self._users >= decoding:
+            return *pool[int(u * len(pool))], 0
         at = int(np.searchsorted(until, u * until[-1]))
         tokens = int(until[at] - (until[at - 1] if at else 0))
         return *pool[at], int(v * tokens)
+
+    @cached_property
+    def _users(self) -> int:
+        return len(user_spans(self.load))
 
     @cached_property
     def _in_wave(self) -> frozenset[int]:

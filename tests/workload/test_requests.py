@@ -371,6 +371,26 @@ def test_the_first_wave_is_drawn_in_proportion_to_length_and_is_of_any_age() -> 
     assert made.first_wave(7) == made.first_wave(7)
 
 
+@pytest.mark.parametrize(
+    ("limits", "mid_answer"),
+    [((None, None), 40), ((80, None), 20), ((80, 12), 12), ((None, 30), 30), ((2000, 400), 40)],
+)
+def test_users_that_the_engine_cannot_decode_for_begin_with_a_whole_request(
+    limits: tuple[int | None, int | None], mid_answer: int
+) -> None:
+    """Prompts of 30, answers of 10: a step of 80 tokens decodes for 20 users and reads two prompts, as two answers end."""
+    made = talk(
+        "requests={count: 9, input_tokens: 30, output_tokens: 10}",
+        "load.users=40",
+        step_tokens=limits[0],
+        most_running=limits[1],
+    )
+    waves = [made.first_wave(number) for number in range(40)]
+    assert all(wave.age_tokens == 0 and wave.output_tokens == 10 for wave in waves[mid_answer:])
+    assert (len({wave.age_tokens for wave in waves[:mid_answer]}) > 1) == (mid_answer > 1)
+    assert made.first_wave(40 + mid_answer - 1).index != waves[-1].index  # of the users' next spans
+
+
 def test_a_conversation_of_the_first_wave_goes_on_from_its_turn() -> None:
     made = talk("requests={count: 9, input_tokens: 10, output_tokens: 20, turns: 4}", "load.users=2")
     waves = [made.first_wave(number) for number in range(60)]

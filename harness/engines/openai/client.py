@@ -29,6 +29,8 @@ ASK_TIMEOUT_S = 30.0
 """Read timeout of requests about the server itself: model, version, tokenizer."""
 ASK_FIXES = {row["kind"]: row["fix"] for row in data_rows("server_refusals.csv")}
 """Why the server did not say what it serves -> what helps, if it is not to start the server."""
+SGLANG_LIMITS = "chunked_prefill_size", "max_running_requests"
+"""What SGLang says of itself that the first wave of a closed loop needs."""
 LENGTH_FIELDS = "max_tokens", "max_completion_tokens"
 """Fields for a request's number of output tokens. The second is used where the server says that it must be."""
 _UNSUPPORTED = re.compile(rb"unsupported|not supported|unrecogni[sz]ed|unknown|not permitted|deprecated", re.IGNORECASE)
@@ -96,7 +98,8 @@ class OpenAIEngine:
             vocabulary=vocabulary,
             max_length=max_length,
             options=given.model_dump()
-            | {"vocabulary": vocabulary, "max_length": max_length, "server": first.get("owned_by")},
+            | {"vocabulary": vocabulary, "max_length": max_length, "server": first.get("owned_by")}
+            | {name: about[name] for name in SGLANG_LIMITS if name in about},
             encode=self._encode,
         )
 

@@ -52,6 +52,10 @@ class Options(Section, allow_inf_nan=False):
     device_count: int = Field(1, ge=1)
     vocabulary: int | None = Field(None, gt=1)
     max_length: int | None = Field(None, gt=0)
+    max_num_batched_tokens: int | None = Field(None, gt=0)
+    """The server's limit on the tokens in a step, by vLLM's name: how many prompts wait when the load begins."""
+    max_num_seqs: int | None = Field(None, gt=0)
+    """The server's limit on the requests that are decoded at a time."""
 
 
 class Secrets:
