@@ -21,15 +21,19 @@ LEAST_GROUPS = 12
 """Fewest groups whose totals give a variance: the t of fewer would widen every interval."""
 
 
-def percentile(ordered: Array, p: float) -> float:
+def percentile(ordered: Array, p: float, weights: Array | None = None) -> float:
     """Quantile `p` (0 to 1) of `ordered`, which holds at least one value in ascending order.
 
     Linear interpolation between the order statistics around position (n - 1) p: numpy's default, type 7 of
-    Hyndman & Fan (1996), The American Statistician 50(4).
+    Hyndman & Fan (1996), The American Statistician 50(4). With weights, value k of n stands at (k - 1) w_k + (n - 1) x
+    (weights before it), of the place of the last one, which is the same for equal weights.
 
-    >>> percentile(np.array([1.0, 2.0, 4.0]), 0.75)
-    3.0
+    >>> percentile(np.array([1.0, 2.0, 4.0]), 0.75), percentile(np.array([1.0, 2.0, 4.0]), 0.75, np.ones(3))
+    (3.0, 3.0)
     """
+    if weights is not None:
+        places = np.arange(len(ordered)) * weights + (len(ordered) - 1) * (np.cumsum(weights) - weights)
+        return float(np.interp(p * places[-1], places, ordered))
     position = (len(ordered) - 1) * p
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
@@ -174,8 +178,9 @@ def ratio_half(
 def worth(passed: Array, sizes: Array, together: float = 1.0, group: NDArray[np.int64] | None = None) -> int | None:
     """Number of independent values that tell a share as well as these do; None where `mean_half` is.
 
-    Of the `sizes` values of each request, such as its token gaps, `passed` are above a percentile. The number is that
-    whose binomial interval is as wide as the share's. Source: Korn and Graubard (1998), Survey Methodology 24(2).
+    Of the `sizes` values of each request, such as its token gaps (or one value's weight), `passed` are above a
+    percentile. The number is that whose binomial interval is as wide as the share's. Source: Korn and Graubard (1998),
+    Survey Methodology 24(2).
     """
     share = float(passed.sum() / sizes.sum())
     half = mean_half(passed - share * sizes, together, group)
@@ -186,7 +191,9 @@ def worth(passed: Array, sizes: Array, together: float = 1.0, group: NDArray[np.
     return int(min(known, float(sizes.sum())))
 
 
-def percentile_interval(ordered: Array, p: float, n: int | None = None) -> Interval | None:
+def percentile_interval(
+    ordered: Array, p: float, n: int | None = None, weights: Array | None = None
+) -> Interval | None:
     """95% interval of quantile `p` of values in ascending order that are worth `n` independent ones, all by default;
     None if these are fewer than `least_n`.
 
@@ -195,9 +202,9 @@ def percentile_interval(ordered: Array, p: float, n: int | None = None) -> Inter
     """
     n = len(ordered) if n is None else n
     ranks = interval_ranks(n, p)
-    if ranks is None or n == len(ordered):
+    if ranks is None or (n == len(ordered) and weights is None):
         return ranks and (float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1]))
-    return percentile(ordered, (ranks[0] - 1) / n), percentile(ordered, ranks[1] / n)
+    return percentile(ordered, (ranks[0] - 1) / n, weights), percentile(ordered, ranks[1] / n, weights)
 
 
 def repeats_half(values: Array) -> float | None:

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.analysis.part import Part
+from harness.analysis.part import STAMP_S, Part
 from harness.analysis.times import OBJECTIVES, Times, flat_of, numbers, times
 from harness.analysis.tokens import mean_position, ordinary, output_tokens, stalls, those
 from harness.analysis.window import Window, find_window
@@ -247,14 +247,14 @@ def _spread(name: str, part: Part) -> list[Figure]:
     if len(values) == 0:
         why = HIDDEN if part.seen.each["hidden_tokens"].any() and name in BETWEEN_TOKENS else LATENCIES[name]
         return [Figure(f"{name}.{stat}", None, "s", "measured", n=0, reason=why) for stat in STATISTICS]
-    ordered, n = np.sort(values), len(values)
-    owners = pd.unique(rows)
-    sums, sizes = (np.bincount(rows, each)[owners].astype(float) for each in (values, None))
-    mean = Figure(f"{name}.mean", float(values.mean()), "s", "measured", n=n)
-    figures = [part.basis.bound(mean, owners, sums, sizes)]
+    n, weights, order = len(values), part.weights(name, rows), np.argsort(values)
+    ordered, sorted_weights = values[order], None if weights is None else weights[order]
+    mean = Figure(f"{name}.mean", float(np.average(values, weights=weights)), "s", "measured", n=n)
+    figures = [part.basis.bound(mean, *part.totals(values, rows, weights))]
     for stat, p in PERCENTILES.items():
-        value = stats.percentile(ordered, p)
-        low, high, reason = part.basis.between(p, value, ordered, values, rows)
+        value = stats.percentile(ordered, p, sorted_weights)
+        passed = part.totals(values > value + STAMP_S, rows, weights)
+        low, high, reason = part.basis.between(p, ordered, sorted_weights, *passed)
         figures.append(Figure(f"{name}.{stat}", value, "s", "measured", low, high, n, reason))
     return figures
 

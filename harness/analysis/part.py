@@ -20,6 +20,11 @@ LEAST_SLICES, MOST_SLICES = 8, 2000
 """Least and most parts of the window, each about a request time, whose counts tell the variance of rates."""
 SEVERAL = 5
 """Batches of requests in flight that give most figures an interval."""
+STAMP_S = 1e-9
+"""Latencies that differ by less are equal."""
+MOST_WEIGHT = 10.0
+OF_THE_END = "e2e_s", "response_s"
+"""Latencies of the requests that end in the window, not of those sent in it."""
 LEAST_GAPS = 20
 """Gaps within the window that give a request with others outside a TPOT; half of its gaps are enough too."""
 
@@ -111,12 +116,37 @@ class Part:
         if name == "itl_s":
             owner = np.repeat(np.arange(len(self.sent)), self.seen.each["gaps"])
             return self.seen.gaps_s[self.gaps], owner[self.gaps]
-        whole = name in ("e2e_s", "response_s")
+        whole = name in OF_THE_END
         kept = self.ended if whole else self.sent
         each = self.tpot_s if name == "tpot_s" else np.where(kept, self.seen.each[name], np.nan)
         rows = self.by_end if whole else np.arange(len(each))
         rows = rows[~np.isnan(each[rows])]
         return each[rows], rows
+
+    def weights(self, name: str, rows: NDArray[np.integer]) -> Array | None:
+        """The weights of values of these requests; None: all are equal."""
+        if name not in OF_THE_END or not len(self.basis.weight):
+            return None
+        weights = self.basis.weight[rows]
+        return weights if np.ptp(weights) > 0 else None
+
+    def totals(
+        self, values: Array | Mask, rows: NDArray[np.integer], weights: Array | None
+    ) -> tuple[NDArray[np.integer], Array, Array]:
+        """Rows of the requests that have values; their totals of values and of weights, for `stats.ratio_half`."""
+        owners = pd.unique(rows)
+        each = values if weights is None else values * weights
+        top, sizes = (np.bincount(rows, x)[owners].astype(float) for x in (each, weights))
+        if weights is None:
+            return owners, top, sizes
+        # Of the requests that ended early in the run all are short. That is no chance.
+        stay_s = self.seen.each["e2e_s"].to_numpy()[owners]
+        order, until_s = np.argsort(stay_s), self.basis.until_s[owners]
+        errors = top - top.sum() / sizes.sum() * sizes
+        sums, shares = (np.append(0.0, np.cumsum((sizes * x)[order])) for x in (errors, np.ones(len(owners))))
+        at = np.searchsorted(stay_s[order], until_s, side="right")
+        expected = sums[at] / np.maximum(shares[at], 1e-300)
+        return owners, top - (expected - expected.mean()), sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +165,11 @@ class Basis:
     """Of each request, time in the window that it held its slot (closed loop), or `share` (open)."""
     share: Array = field(default_factory=lambda: np.empty(0))
     """Share of the tokens of each request that came in the window."""
+    until_s: Array = field(default_factory=lambda: np.empty(0))
+    """Of each request, time from the first sending to its end."""
+    weight: Array = field(default_factory=lambda: np.empty(0))
+    """Of each request that ended in the window: the window's length over the part of it in which one as long could have
+    ended, since none was sent before the load began; at most `MOST_WEIGHT`."""
 
     @property
     def batches(self) -> float:
@@ -147,15 +182,18 @@ class Basis:
         talks = requests["conversation"].notna().any()
         group, together = _talks(requests) if talks else None, max(1.0, window.in_flight)
         share = np.concatenate([_share_within(each, window.begin_s, window.end_s) for each in blocks(requests)])
+        until_s, length_s = over_s - np.nanmin(sent_s), window.end_s - window.begin_s
+        could_s = window.end_s - np.nanmin(sent_s) - (over_s - sent_s)
+        weight = length_s / np.clip(np.nan_to_num(could_s), length_s / MOST_WEIGHT, length_s)
         if not window.closed:
-            return cls(None, together, group, int(sent.sum()), share, share)
+            return cls(None, together, group, int(sent.sum()), share, share, until_s, weight)
         slot = slots(requests, round(window.in_flight))
         if talks:  # a user may think between two turns
             following = pd.Series(sent_s).groupby(slot).shift(-1).to_numpy()
             over_s = np.where(np.isnan(following), over_s, following)
         group = slot if group is None or window.in_flight >= stats.LEAST_GROUPS else group
         time_s = np.clip(over_s, window.begin_s, window.end_s) - np.clip(sent_s, window.begin_s, window.end_s)
-        return cls(None, together, group, int(sent.sum()), np.nan_to_num(time_s), share)
+        return cls(None, together, group, int(sent.sum()), np.nan_to_num(time_s), share, until_s, weight)
 
     def rate(self, figure: Figure, slices: Array, each: Array) -> Figure:
         """The figure, a rate, with its interval, or with the reason for none.
@@ -190,21 +228,19 @@ class Basis:
         return _lacks(count, self.together)
 
     def between(
-        self, p: float, at: float, ordered: Array, values: Array, rows: NDArray[np.integer]
+        self, p: float, ordered: Array, weights: Array | None, owners: NDArray[np.integer], passed: Array, sizes: Array
     ) -> tuple[float | None, float | None, str | None]:
-        """The ends of the interval of quantile `p`, which is `at`, or the reason why there is none.
+        """The ends of the interval of quantile `p`, or the reason why there is none.
 
-        `rows` has the row of the request of each of the values, and `ordered` the values in ascending order.
+        `ordered` has the values in ascending order, with their weights; `passed` the weight of those of each owner that
+        are above the quantile, `sizes` of all.
         """
         if self.why is not None:
             return None, None, self.why
-        owners = pd.unique(rows)
-        sizes, passed = (np.bincount(rows, each)[owners].astype(float) for each in (None, values > at))
-        group = None if self.group is None else self.group[owners]
-        n = stats.worth(passed, sizes, self.together, group)
+        n = stats.worth(passed, sizes, self.together, None if self.group is None else self.group[owners])
         if n is None:
             return None, None, self.few(len(owners))
-        interval = stats.percentile_interval(ordered, p, n)
+        interval = stats.percentile_interval(ordered, p, n, weights)
         few = f"its interval needs {stats.least_n(p)} independent requests, has {n}"
         if len(owners) < SEVERAL * self.together:
             few = _lacks(len(owners), self.together)

@@ -378,7 +378,7 @@ def test_the_first_wave_is_drawn_in_proportion_to_length_and_is_of_any_age() -> 
 def test_users_that_the_engine_cannot_decode_for_begin_with_a_whole_request(
     limits: tuple[int | None, int | None], mid_answer: int
 ) -> None:
-    """Prompts of 30, answers of 10: a step of 80 tokens decodes for 20 users and reads two prompts, as two answers end."""
+    """Prompts of 30, answers of 10: a step of 80 tokens decodes for 20 users and reads 2 prompts, as 2 answers end."""
     made = talk(
         "requests={count: 9, input_tokens: 30, output_tokens: 10}",
         "load.users=40",
