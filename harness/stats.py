@@ -14,7 +14,7 @@ LEAST_BATCHES = 1.5
 """Fewest batches of requests in flight together for an interval, which is wide then: t of 1 degree of freedom."""
 COSINES = 0.6
 """Frequencies of the spectrum at zero for one independent batch; times such batches to the power 2/3."""
-LEAST_PARTS, TWO = 8, 6
+LEAST_PARTS, TWO = 8, 5
 """Fewest parts of the values, one a batch, that show how successive batches depend on each other; fewest batches for
 two frequencies."""
 LEAST_GROUPS = 12

@@ -169,7 +169,8 @@ class Basis:
     """Of each request, time from the first sending to its end."""
     weight: Array = field(default_factory=lambda: np.empty(0))
     """Of each request that ended in the window: the window's length over the part of it in which one as long could have
-    ended, since none was sent before the load began; at most `MOST_WEIGHT`."""
+    ended, since none was sent before the load began; at most `MOST_WEIGHT`. Empty: all are 1, as after a burst, whose
+    first requests are long ones too."""
 
     @property
     def batches(self) -> float:
@@ -185,6 +186,8 @@ class Basis:
         until_s, length_s = over_s - np.nanmin(sent_s), window.end_s - window.begin_s
         could_s = window.end_s - np.nanmin(sent_s) - (over_s - sent_s)
         weight = length_s / np.clip(np.nan_to_num(could_s), length_s / MOST_WEIGHT, length_s)
+        if window.closed and ordinary(requests).all():
+            weight = np.empty(0)
         if not window.closed:
             return cls(None, together, group, int(sent.sum()), share, share, until_s, weight)
         slot = slots(requests, round(window.in_flight))

@@ -215,6 +215,20 @@ def test_rates_and_latencies_come_from_the_window() -> None:
     assert found["requests.completed"].value == 40
 
 
+def test_of_requests_that_ended_in_the_window_those_that_could_not_end_early_count_for_more() -> None:
+    """The window is from 2 to 12 s. A request of 5 s could end in 7 s of these 10, one of 1 s in all of them."""
+    sent = [(0.0, 5.0), (4.0, 5.0), *((float(at), 1.0) for at in range(2, 8))]
+    records = [
+        record(i, scheduled_s=at, sent_s=at, end_s=at + x, arrival_s=(at + x / 2, at + x), arrival_tokens=(1, 2))
+        for i, (at, x) in enumerate(sorted(sent))
+    ]
+    wave = record(99, scheduled_s=0.0, sent_s=0.0, end_s=1.0, arrival_s=(1.0,), arrival_tokens=(1,), age_tokens=3)
+    found = summarise("", "complete", frame_of([*records, wave]), {}, False, Window(2.0, 12.0, 2.0, closed=True))
+    assert found["e2e_s.mean"].value == pytest.approx((2 * 5 * 10 / 7 + 6) / (2 * 10 / 7 + 6))
+    assert found["e2e_s.p50"].value == 1.0
+    assert found["ttft_s.mean"].value == pytest.approx(np.mean([2.5, *[0.5] * 6]))
+
+
 def test_a_window_of_the_whole_run_leaves_its_figures_and_has_a_reason() -> None:
     frame = frame_of([record(i) for i in range(3)])
     window = window_of(frame, "complete", "closed", users=1)
