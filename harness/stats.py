@@ -12,6 +12,9 @@ CONFIDENCE = 0.95
 Z = 1.96
 LEAST_BATCHES = 1.5
 """Fewest batches of requests in flight together for an interval, which is wide then: t of 1 degree of freedom."""
+ONE, FARTHEST = 0.92, 50.0
+"""Requests that must be expected beyond an end of a percentile's interval: independent ones have it from `least_n` on;
+largest reach of the logarithm of the odds."""
 COSINES = 0.6
 """Frequencies of the spectrum at zero for one independent batch; times such batches to the power 2/3."""
 LEAST_PARTS, TWO = 8, 5
@@ -53,37 +56,6 @@ def least_n(p: float) -> int:
     while 1 - p**n - (1 - p) ** n < CONFIDENCE:
         n += 1
     return n
-
-
-@lru_cache(maxsize=1024)
-def interval_ranks(n: int, p: float) -> tuple[int, int] | None:
-    """Ranks (from 1) of the order statistics that enclose quantile `p` with at least 95% confidence.
-
-    Of n independent values, B ~ Binomial(n, p) lie below the quantile, whatever their distribution, so ranks l and u
-    miss the quantile with probability P(B < l) + P(B >= u). Each side gets 2.5%; if a small n needs more on one side,
-    the other side gets the rest of the 5%. None for n below `least_n`.
-    Source: Conover, Practical Nonparametric Statistics (1999), section 3.2.
-
-    >>> interval_ranks(100, 0.5)
-    (40, 61)
-    >>> interval_ranks(298, 0.99) is None
-    True
-    """
-    from scipy.special import bdtr
-
-    if n < least_n(p):
-        return None
-    below = above = (1 - CONFIDENCE) / 2
-    if p**n > above:
-        above, below = p**n, 1 - CONFIDENCE - p**n
-    elif (1 - p) ** n > below:
-        above, below = 1 - CONFIDENCE - (1 - p) ** n, (1 - p) ** n
-    reach = 10 * math.sqrt(n * p * (1 - p)) + 10  # outside this range P is 0 or 1 to within 1e-12
-    k = np.arange(max(0, int(n * p - reach)), min(n, int(n * p + reach)) + 1)
-    at_most = bdtr(k, n, p)
-    lower = int(k[0] + np.searchsorted(at_most, below, side="right"))
-    upper = int(k[0] + np.searchsorted(at_most, 1 - above, side="left")) + 1
-    return max(lower, 1), min(upper, n)
 
 
 def least_values(together: float) -> float:
@@ -175,36 +147,40 @@ def ratio_half(
     return None if half is None or half * len(top) >= total else half * len(top) / total
 
 
-def worth(passed: Array, sizes: Array, together: float = 1.0, group: NDArray[np.int64] | None = None) -> int | None:
-    """Number of independent values that tell a share as well as these do; None where `mean_half` is.
+def share_half(
+    passed: Array, sizes: Array, together: float = 1.0, group: NDArray[np.int64] | None = None
+) -> float | None:
+    """Half-width of the 95% interval of a share; None where `mean_half` is.
 
     Of the `sizes` values of each request, such as its token gaps (or one value's weight), `passed` are above a
-    percentile. The number is that whose binomial interval is as wide as the share's. Source: Korn and Graubard (1998),
+    percentile.
+    """
+    half = mean_half(passed - passed.sum() / sizes.sum() * sizes, together, group)
+    return None if half is None else half * len(sizes) / float(sizes.sum())
+
+
+def independent(p: float, half: float) -> float:
+    """Number of independent values that tell the share `p` to `half`."""
+    return p * (1 - p) * (Z / half) ** 2 if half > 0 else math.inf
+
+
+def percentile_interval(ordered: Array, p: float, half: float, n: int, weights: Array | None = None) -> Interval | None:
+    """95% interval of quantile `p` of the values of `n` requests in ascending order; None if no request lies beyond it.
+
+    `half`: of the share of values below the quantile. The ends are the quantiles at the ends of the share's interval,
+    which is symmetric in the logarithm of the odds p / (1 - p), and one request further out.
+    Sources: Woodruff (1952), J. American Statistical Association 47(260); logit intervals, Korn and Graubard (1998),
     Survey Methodology 24(2).
+
+    >>> [round(end) for end in percentile_interval(np.arange(1.0, 101.0), 0.5, 0.098, 100) or ()]
+    [40, 61]
     """
-    share = float(passed.sum() / sizes.sum())
-    half = mean_half(passed - share * sizes, together, group)
-    if half is None:
+    odds, reach = p / (1 - p), min(half / (p * (1 - p)), FARTHEST)
+    low, high = (1 / (1 + math.exp(x) / odds) for x in (reach, -reach))
+    if n * min(low, 1 - high) < ONE:
         return None
-    half *= len(sizes) / float(sizes.sum())
-    known = share * (1 - share) * (Z / half) ** 2 if half > 0 else math.inf
-    return int(min(known, float(sizes.sum())))
-
-
-def percentile_interval(
-    ordered: Array, p: float, n: int | None = None, weights: Array | None = None
-) -> Interval | None:
-    """95% interval of quantile `p` of values in ascending order that are worth `n` independent ones, all by default;
-    None if these are fewer than `least_n`.
-
-    >>> percentile_interval(np.arange(1.0, 101.0), 0.5)
-    (40.0, 61.0)
-    """
-    n = len(ordered) if n is None else n
-    ranks = interval_ranks(n, p)
-    if ranks is None or (n == len(ordered) and weights is None):
-        return ranks and (float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1]))
-    return percentile(ordered, (ranks[0] - 1) / n, weights), percentile(ordered, ranks[1] / n, weights)
+    ends = max(0.0, low - 1 / n), min(1.0, high + 1 / n)
+    return percentile(ordered, ends[0], weights), percentile(ordered, ends[1], weights)
 
 
 def repeats_half(values: Array) -> float | None:

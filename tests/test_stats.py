@@ -23,58 +23,42 @@ def test_percentile_equals_numpys_default(values: list[float], p: float) -> None
     assert stats.percentile(np.sort(values), p) == pytest.approx(float(np.quantile(values, p)), abs=1e-9)
 
 
+def independent(ordered: np.ndarray, p: float) -> stats.Interval | None:
+    """The interval of independent values, each of a request."""
+    n = len(ordered)
+    return stats.percentile_interval(ordered, p, 1.96 * math.sqrt(p * (1 - p) / n), n)
+
+
 @settings(deadline=None)
 @given(st.lists(FINITE, min_size=1, max_size=80), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_an_interval_encloses_its_percentile_and_stays_inside_the_values(values: list[float], p: float) -> None:
     ordered = np.sort(values)
-    interval = stats.percentile_interval(ordered, p)
-    assert (interval is None) == (len(values) < stats.least_n(p))
+    interval = independent(ordered, p)
     if interval is not None:
         assert ordered[0] <= interval[0] <= stats.percentile(ordered, p) <= interval[1] <= ordered[-1]
 
 
-def coverage(n: int, p: float, ranks: tuple[int, int]) -> float:
-    """P(l <= B < u) for B ~ Binomial(n, p), summed exactly."""
-    return math.fsum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(*ranks))
-
-
 @pytest.mark.parametrize("p", [0.5, 0.9, 0.95, 0.99])
-def test_ranks_cover_at_least_95_percent_and_need_just_least_n(p: float) -> None:
-    for n in (*range(1, 120), 298, 299, 300, 367, 368, 500):
-        ranks = stats.interval_ranks(n, p)
-        if ranks is None:
-            assert coverage(n, p, (1, n)) < 0.95
-            assert n < stats.least_n(p)
-        else:
-            assert 1 <= ranks[0] < ranks[1] <= n
-            assert coverage(n, p, ranks) >= 0.95
+def test_independent_values_have_an_interval_from_about_least_n_on(p: float) -> None:
+    """From there on the smallest and the largest enclose the quantile with 95%."""
+    first = next(n for n in range(1, 400) if independent(np.arange(n, dtype=float), p) is not None)
+    assert 0.85 * stats.least_n(p) <= first <= stats.least_n(p)
+    assert stats.independent(p, 1.96 * math.sqrt(p * (1 - p) / 400)) == pytest.approx(400)
 
 
-@pytest.mark.parametrize(
-    ("n", "p", "ranks"),
-    [
-        (10, 0.5, (2, 9)),  # 1 - 2 (1 + 10) / 2^10 = 97.9%; (3, 8) would have 89.1%
-        (20, 0.5, (6, 15)),  # the table of any textbook on the sign test
-        (299, 0.99, (289, 299)),  # 0.99^299 = 4.954% are lost above; P(B < 289) = 0.026%, P(B < 290) would be too many
-        (1000, 0.99, (983, 997)),  # P(B < 983) = 1.38%, P(B < 984) = 2.64%; P(B >= 997) = 1.01%, P(B >= 996) = 2.87%
-    ],
-)
-def test_ranks_equal_known_values(n: int, p: float, ranks: tuple[int, int]) -> None:
-    assert stats.interval_ranks(n, p) == ranks
-
-
-def test_ranks_of_millions_are_those_of_the_normal_approximation() -> None:
-    n, p = 5_000_000, 0.9
-    low, high = stats.interval_ranks(n, p) or (0, 0)
-    reach = 1.959964 * math.sqrt(n * p * (1 - p))
-    assert [low, high] == pytest.approx([n * p - reach, n * p + reach], abs=2)
+def test_weights_are_as_many_equal_values() -> None:
+    values, weights = np.arange(1.0, 301.0), np.tile([1.0, 2.0, 3.0], 100)
+    repeated = np.repeat(values, weights.astype(int))
+    for p in (0.1, 0.5, 0.9):
+        assert stats.percentile(values, p, weights) == pytest.approx(stats.percentile(repeated, p), abs=1)
+        assert stats.percentile(values, p, np.full(300, 7.0)) == pytest.approx(stats.percentile(values, p))
 
 
 def test_intervals_cover_the_true_percentile_of_a_skewed_distribution() -> None:
     rng = np.random.default_rng(1)
     for n, p in ((40, 0.5), (40, 0.9), (400, 0.99)):
         truth = -math.log(1 - p)
-        found = [stats.percentile_interval(np.sort(rng.exponential(size=n)), p) or (0.0, 0.0) for _ in range(1000)]
+        found = [independent(np.sort(rng.exponential(size=n)), p) or (0.0, 0.0) for _ in range(1000)]
         assert np.mean([low <= truth <= high for low, high in found]) >= 0.94
 
 
@@ -87,7 +71,8 @@ def clusters(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarr
 def pooled(values: np.ndarray, sizes: np.ndarray, p: float) -> stats.Interval | None:
     ordered = np.sort(values)
     passed = np.add.reduceat(values > stats.percentile(ordered, p), np.cumsum(sizes) - sizes, dtype=float)
-    return stats.percentile_interval(ordered, p, stats.worth(passed, sizes.astype(float)))
+    half = stats.share_half(passed, sizes.astype(float))
+    return None if half is None else stats.percentile_interval(ordered, p, half, len(sizes))
 
 
 def test_intervals_of_percentiles_of_gaps_cover_where_pretending_independence_does_not() -> None:
@@ -98,9 +83,9 @@ def test_intervals_of_percentiles_of_gaps_cover_where_pretending_independence_do
         for p, z in ((0.5, 0.0), (0.9, 1.2815516)):
             truth = math.exp(z * spread)
             together = pooled(values, sizes, p) or (0.0, 0.0)
-            independent = stats.percentile_interval(np.sort(values), p) or (0.0, 0.0)
+            alone = independent(np.sort(values), p) or (0.0, 0.0)
             covered["pooled"].append(together[0] <= truth <= together[1])
-            covered["independent"].append(independent[0] <= truth <= independent[1])
+            covered["independent"].append(alone[0] <= truth <= alone[1])
     assert 0.92 <= np.mean(covered["pooled"]) <= 0.99
     assert np.mean(covered["independent"]) < 0.5
 

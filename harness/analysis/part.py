@@ -240,10 +240,11 @@ class Basis:
         """
         if self.why is not None:
             return None, None, self.why
-        n = stats.worth(passed, sizes, self.together, None if self.group is None else self.group[owners])
-        if n is None:
+        half = stats.share_half(passed, sizes, self.together, None if self.group is None else self.group[owners])
+        if half is None:
             return None, None, self.few(len(owners))
-        interval = stats.percentile_interval(ordered, p, n, weights)
+        interval = stats.percentile_interval(ordered, p, half, len(owners), weights)
+        n = int(min(stats.independent(p, half), len(owners)))
         few = f"its interval needs {stats.least_n(p)} independent requests, has {n}"
         if len(owners) < SEVERAL * self.together:
             few = _lacks(len(owners), self.together)
