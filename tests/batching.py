@@ -173,7 +173,7 @@ def bias(users: int, each: int, lengths: Lengths, seeds: int = 16, start: Start 
         run = serve(users, users * each, lengths, seed, start)
         first_s = run.arrival_s[np.cumsum(run.sizes) - run.sizes]
         found = find_window(
-            run.sent_s, first_s, run.end_s, run.output(), shape="closed", users=users, load_only=run.wave
+            run.sent_s, first_s, run.end_s, run.output().until, shape="closed", users=users, load_only=run.wave
         )
         if found.whole is not None:
             without += 1

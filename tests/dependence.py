@@ -268,7 +268,7 @@ def rate_of(sent: Sent, users: int) -> tuple[float, float]:
     begin = np.column_stack((sent.sent_s, sent.arrival_s[:, :-1]))
     output = Events(np.maximum(begin, 0.0).ravel(), np.maximum(sent.arrival_s, 0.0).ravel(), _groups(sent).ravel())
     first_s, end_s = sent.arrival_s[:, 0], sent.arrival_s[:, -1]
-    window = find_window(sent.sent_s, first_s, end_s, output, shape="closed", users=users, load_only=sent.wave)
+    window = find_window(sent.sent_s, first_s, end_s, output.until, shape="closed", users=users, load_only=sent.wave)
     rate = float(np.diff(output.until(np.array([window.begin_s, window.end_s])))[0]) / (window.end_s - window.begin_s)
     batches = int((~sent.wave & (sent.sent_s >= window.begin_s) & (sent.sent_s < window.end_s)).sum()) / users
     cuts = np.linspace(window.begin_s, window.end_s, round(np.clip(batches, LEAST_SLICES, MOST_SLICES)) + 1)

@@ -124,7 +124,7 @@ def test_intervals_of_a_closed_loop_cover_the_true_value(cv: float) -> None:
     for run in closed_loops(users, users * 40, 400, seed=5, cv=cv):
         came = run.arrivals()
         output = Events(came, came, np.ones(len(came)))
-        found = find_window(run.sent_s, run.first_s, run.end_s, output, shape="closed", users=users)
+        found = find_window(run.sent_s, run.first_s, run.end_s, output.until, shape="closed", users=users)
         if found.whole is not None:
             continue
         inside = (run.sent_s >= found.begin_s) & (run.sent_s < found.end_s)

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from harness.analysis.findings import finding
 from harness.analysis.latency import members
-from harness.analysis.times import Times, times
-from harness.analysis.tokens import those
+from harness.analysis.times import Mask, times
+from harness.analysis.tokens import gaps, those
 from harness.analysis.window import Window
 from harness.model import Figure, Finding, Summary
 from harness.stats import Array, least_n
@@ -39,7 +39,7 @@ def check_client(run: Run, summary: Summary, window: Window | None = None) -> Su
     figures = [*offered, *_own(sent, clients, run.served)]
     if run.simulated:
         figures = [replace(figure, status="simulated") for figure in figures]
-    late = _late(times(members(sent, window), run.state), summary, load, clients, run.served)
+    late = _late(sent, members(sent, window), run, summary, load)
     bound_s = clock_bound_s(clients)
     return replace(
         summary,
@@ -68,8 +68,9 @@ def _streams(sent: pd.DataFrame, load: Load, count: int | None) -> tuple[Figure,
     until_s = float(sent["sent_s"].max())
     if sent.empty or until_s <= 0 or len(sent) < 2 * min(len(user_spans(load)), count or len(sent)):
         return ()
-    talk = sent["conversation"].astype(float).fillna(-1.0 - sent["index"])
-    spans = sent.assign(end_s=sent["end_s"].fillna(until_s)).groupby(talk).agg({"sent_s": "min", "end_s": "max"})
+    spans = pd.DataFrame({"sent_s": sent["sent_s"], "end_s": sent["end_s"].fillna(until_s)})
+    if (talk := sent["conversation"]).notna().any():
+        spans = spans.groupby(talk.astype(float).fillna(-1.0 - sent["index"])).agg({"sent_s": "min", "end_s": "max"})
     held_s = float((spans["end_s"].clip(upper=until_s) - spans["sent_s"]).sum())
     asked_s = sum(min(end, until_s) - begin for user in user_spans(load) for begin, end in user if begin < until_s)
     return _pair("load.streams", held_s / until_s, asked_s / until_s, "streams", len(sent))
@@ -134,23 +135,26 @@ def _own(sent: pd.DataFrame, clients: Sequence[ClientSeen], served: bool) -> Ite
         yield Figure("client.connected", opened / len(sent), "share", "measured", n=len(sent))
 
 
-def _late(seen: Times, summary: Summary, load: Load, clients: Sequence[ClientSeen], served: bool) -> Iterator[Finding]:
-    """Findings if the client's own delay could move a p99 by more than `MOVED`."""
+def _late(sent: pd.DataFrame, kept: Mask, run: Run, summary: Summary, load: Load) -> Iterator[Finding]:
+    """Findings if the client's own delay could move a p99, of the requests that are kept, by more than `MOVED`."""
+    seen, clients, served = times(sent, run.state), run.file.clients, run.served
     gap_s = summary["itl_s.p50"].value or 0.0
     delays_s = [client.loop_delay_s for client in clients if served and client.loop_delay_s is not None]
     stamped = all(client.kernel_stamps for client in clients)
     if stamped:  # a late loop moves an arrival only if two come in one read
         delays_s = [delay for delay in delays_s if delay.p99 >= gap_s / 2]
     loop_s = max((delay.p99 for delay in delays_s if delay.n >= least_n(0.99)), default=0.0)
-    done = seen.each[seen.completed]
-    in_one_read = np.maximum(done["arrived_tokens"] - 1, 0).sum() - len(seen.gaps_s)
+    done = kept & seen.completed
+    in_one_read = float((np.maximum(seen.arrived_tokens - 1, 0) - seen.gaps)[done].sum())
     lag_s = 0.0
     # Offline requests have no due time of their own, and requests held back by `max_in_flight` are meant to wait. In a
     # closed loop a request is due when the client sends it: what delays it then is the engine in the client's process.
     due = load.shape != "offline" and load.max_in_flight is None and (served or not load.closed)
-    if due and len(done):
-        lag_s = max(0.0, float(done["first_response_s"].quantile(0.99) - done["ttft_s"].quantile(0.99)))
-    for name, values_s, sending_s in (("TTFT", done["ttft_s"].to_numpy(), lag_s), ("ITL", seen.gaps_s, 0.0)):
+    ttft_s, response_s = (seen[name][done & ~np.isnan(seen.first_s)] for name in ("ttft_s", "first_response_s"))
+    gaps_s = np.concatenate([some.seconds for some in gaps(sent, done & (seen.hidden_tokens == 0))])
+    if due and len(ttft_s):
+        lag_s = max(0.0, float(np.quantile(response_s, 0.99) - np.quantile(ttft_s, 0.99)))
+    for name, values_s, sending_s in (("TTFT", ttft_s, lag_s), ("ITL", gaps_s, 0.0)):
         reading_s = min(loop_s, _moved_s(values_s, in_one_read)) if stamped else loop_s
         parts = {"late reading": reading_s, "late sending": sending_s}
         latency_s, moved_s = summary[f"{name.lower()}_s.p99"].value, reading_s + sending_s
@@ -166,8 +170,8 @@ def _moved_s(values_s: Array, wrong: float) -> float:
     >>> round(_moved_s(np.arange(1001.0), 10), 1)
     10.0
     """
-    known_s = values_s[~np.isnan(values_s)]
-    if not len(known_s):
+    if not len(values_s):
         return 0.0
-    p99_s, least_s = np.quantile(known_s, [0.99, max(0.0, 0.99 - wrong / len(known_s))])
+    lower = max(0.0, 0.99 - wrong / len(values_s))
+    p99_s, least_s = np.quantile(values_s, [0.99, lower], overwrite_input=True)
     return float(p99_s - least_s)

@@ -151,13 +151,12 @@ def measure_energy(
     if window is None:
         of_gpus += [_missing(name, unit, reason) for name, unit in OF_WINDOW.items()]
     else:
-        counts = tokens.tokens(requests)
         joules, split_joules = (
             np.asarray(np.sum(each, axis=0)) for each in zip(*(s.joules for s in gpus), strict=True)
         )
-        of_gpus += _per_token(window, cuts, joules, counts, tokens.step_s(requests))
-        of_gpus += _split(split_cuts, split_joules, counts)
-        findings += doubts.steadiness(joules / np.diff(cuts), cuts, counts)
+        of_gpus += _per_token(window, cuts, joules, requests)
+        of_gpus += _split(split_cuts, split_joules, requests)
+        findings += doubts.steadiness(joules / np.diff(cuts), cuts, requests)
     figures = [replace(figure, status=status) if figure.status == "measured" else figure for figure in of_gpus]
     rungs = [figures[0], *(_of_domain(found, domain) for domain in ("cpu package", "dram"))]
     rungs.append(_rest(found, rungs, start_s, end_s, host_w))
@@ -216,10 +215,10 @@ def _cuts(marks: readings.Marks, start_s: float, end_s: float, most: int) -> Arr
     return even if marks.first is None else np.unique(marks.first.nearest(even))
 
 
-def _per_token(window: Window, cuts: Array, joules: Array, counts: tokens.Counts, step_s: float) -> Iterator[Figure]:
-    whole = tokens.between(counts, np.array([window.start_s, window.end_s])).iloc[0]
-    parts = tokens.between(counts, cuts)
-    boundary, step = window.boundary_j / window.energy_j, step_s / window.seconds
+def _per_token(window: Window, cuts: Array, joules: Array, requests: pd.DataFrame) -> Iterator[Figure]:
+    whole = tokens.between(requests, np.array([window.start_s, window.end_s])).iloc[0]
+    parts = tokens.between(requests, cuts)
+    boundary, step = window.boundary_j / window.energy_j, tokens.step_s(requests) / window.seconds
     watts = window.energy_j / window.seconds
     low, high = window.low_j / window.seconds, window.high_j / window.seconds
     yield Figure("gpu_power_w", watts, "W", "measured", low, high, interval="bound: boundary")
@@ -245,9 +244,9 @@ def _per_token(window: Window, cuts: Array, joules: Array, counts: tokens.Counts
     yield Figure("energy_uncertainty.gain", GAIN, "1", "assumed")
 
 
-def _split(cuts: Array, joules: Array, counts: tokens.Counts) -> Iterator[Figure]:
+def _split(cuts: Array, joules: Array, requests: pd.DataFrame) -> Iterator[Figure]:
     """Energy per second, per input, output and context token, from the regression."""
-    found = _regression(cuts, joules, counts)
+    found = _regression(cuts, joules, requests)
     for term, (name, unit) in enumerate(SPLIT.items()):
         if isinstance(found, str):
             yield _missing(f"split.{name}", unit, found)
@@ -259,11 +258,11 @@ def _split(cuts: Array, joules: Array, counts: tokens.Counts) -> Iterator[Figure
             yield Figure(f"split.{name}", value, unit, "measured", low, high, found.blocks, interval="95%: repeats")
 
 
-def _regression(cuts: Array, joules: Array, counts: tokens.Counts) -> Split | str:
+def _regression(cuts: Array, joules: Array, requests: pd.DataFrame) -> Split | str:
     """The coefficients of `SPLIT`; the reason instead if one of the four is not identified."""
     if len(cuts) <= LEAST_SPLIT_WINDOWS:
         return f"needs {LEAST_SPLIT_WINDOWS} parts of {CUT_PERIODS} counter periods, has {len(cuts) - 1}"
-    parts = tokens.between(counts, cuts)[["input_token", "output_token", "context"]]
+    parts = tokens.between(requests, cuts)[["input_token", "output_token", "context"]]
     found = split_usage([np.column_stack([np.diff(cuts), parts, joules])])
     unknown = [name for name, known in zip(SPLIT, found.identified, strict=True) if not known]
     return f"not identified: the windows do not tell {', '.join(unknown)} apart" if unknown else found

@@ -122,9 +122,9 @@ def _share(rows: pd.DataFrame, inside: NDArray[np.bool_], counter: str) -> float
     return float(np.clip((grown.iloc[-1] - grown.iloc[0]) / (read_s.iloc[-1] - read_s.iloc[0]), 0.0, 1.0))
 
 
-def steadiness(power_w: Array, cuts: Array, counts: tokens.Counts) -> Iterator[Finding]:
+def steadiness(power_w: Array, cuts: Array, requests: pd.DataFrame) -> Iterator[Finding]:
     """Findings if batch, context or power has a trend over the window."""
-    parts, middle = tokens.between(counts, cuts), tokens.counted(counts, (cuts[1:] + cuts[:-1]) / 2)
+    parts, middle = tokens.between(requests, cuts), tokens.counted(requests, (cuts[1:] + cuts[:-1]) / 2)
     context = parts["context"] / parts["output_token"].clip(lower=1)
     series = {"batch": middle["sent"] - middle["ended"], "context": context, "power": power_w}
     for name, values in series.items():

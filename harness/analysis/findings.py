@@ -178,7 +178,7 @@ def _tokens(run: Run, seen: Times, summary: Summary) -> Iterator[Finding]:
         run.requests[column].to_numpy(float, na_value=np.nan)[seen.completed]
         for column in ("input_tokens", "input_asked", "output_tokens", "output_asked")
     )
-    got, arrived = (seen.each[column].to_numpy()[seen.completed] for column in ("output_tokens", "arrived_tokens"))
+    got, arrived = (x[seen.completed] for x in (seen.output_tokens, seen.arrived_tokens))
     if run.file.workload.requests.ignore_eos and (short := got < asked).any():
         lost = 1 - got[short].sum() / asked[short].sum()
         yield finding("short-output", short=short.sum(), answers=len(got), lost=lost)
@@ -188,7 +188,7 @@ def _tokens(run: Run, seen: Times, summary: Summary) -> Iterator[Finding]:
         yield finding("usage-not-believed", counted=counted[claimed].sum(), used=got[claimed].sum())
     if (differs := ~np.isnan(counted) & (counted != arrived) & ~claimed).any():
         yield finding("count-differs", counted=counted[differs].sum(), arrived=arrived[differs].sum())
-    if (hidden := seen.each["hidden_tokens"].to_numpy()[seen.completed]).any():
+    if (hidden := seen.hidden_tokens[seen.completed]).any():
         yield finding("hidden-tokens", share=hidden.sum() / got.sum(), answers=int((hidden > 0).sum()), of=len(got))
     retries = run.requests["retries"].fillna(0).sum()
     if retries:

@@ -8,9 +8,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.analysis.part import STAMP_S, Part
-from harness.analysis.times import OBJECTIVES, Times, flat_of, numbers, times
-from harness.analysis.tokens import mean_position, ordinary, output_tokens, stalls, those
+from harness.analysis.part import Part
+from harness.analysis.times import OBJECTIVES, Times, firsts, numbers, times
+from harness.analysis.tokens import blocks, mean_position, ordinary, output_until, stalls, those
 from harness.analysis.window import Window, find_window
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
@@ -58,23 +58,23 @@ def window_of(
     spans = those(requests, requests["sent_s"].notna().to_numpy())
     if spans.empty:
         return None
-    output = output_tokens(those(requests, (requests["end_s"].notna() & requests["error"].isna()).to_numpy(bool)))
-    arrival_s, sizes = flat(spans["arrival_s"])
-    first_s = np.append(arrival_s, np.nan)[np.cumsum(sizes) - sizes]
+    completed = (requests["end_s"].notna() & requests["error"].isna()).to_numpy(bool)
+    first_s = np.concatenate([firsts(*flat(part["arrival_s"])) for part in blocks(spans)])
     each = pd.DataFrame({"sent_s": spans["sent_s"], "end_s": spans["end_s"], "load_only": ~ordinary(spans)})
     each["failed"] = spans["error"].notna()
-    each["first_s"] = np.where(sizes > 0, first_s, each["end_s"])
+    each["first_s"] = np.where(np.isnan(first_s), each["end_s"], first_s)
     if shape == "closed" and (talk := spans["conversation"]).notna().any():
         # A user is busy from the first request of a conversation to its last answer.
         by = each.groupby(talk.astype(float).fillna(-1.0 - spans["index"]))
         each = by.agg({"sent_s": "min", "end_s": "max", "load_only": "any", "failed": "any", "first_s": "min"})
-    each = each.sort_values("sent_s", kind="stable")
+    if not each["sent_s"].is_monotonic_increasing:
+        each = each.sort_values("sent_s", kind="stable")
     sent_s, first_s, end_s = (each[name].to_numpy(float) for name in ("sent_s", "first_s", "end_s"))
     return find_window(
         sent_s,
         first_s,
         end_s,
-        output,
+        lambda instants: output_until(requests, instants, completed),
         shape=shape,
         users=users,
         load_only=each["load_only"].to_numpy(bool),
@@ -85,12 +85,12 @@ def window_of(
     )
 
 
-def members(requests: pd.DataFrame, window: Window | None) -> pd.DataFrame:
-    """The measured requests sent within the window; all of them if the window is None or the whole run."""
+def members(requests: pd.DataFrame, window: Window | None) -> Mask:
+    """Which requests are measured and were sent within the window; all measured ones if it is None or the whole run."""
     kept = ordinary(requests)
     if window is not None and window.whole is None:
         kept &= requests["sent_s"].between(window.begin_s, window.end_s, inclusive="left").to_numpy(bool)
-    return those(requests, kept)
+    return kept
 
 
 def summarise(
@@ -133,7 +133,7 @@ def _window(window: Window | None, requests: pd.DataFrame, part: Part, duration:
     if window is None or duration.value is None:
         reason = duration.reason or "the window was not searched"
         return [Figure(name, None, unit, "measured", reason=reason) for name, unit in WINDOW.items()]
-    here, everywhere = mean_position(those(requests, part.seen.completed), window.begin_s, window.end_s)
+    here, everywhere = mean_position(requests, window.begin_s, window.end_s, part.seen.completed)
     bias = None if window.whole is not None else _bias_of_mix(requests, part, window, here, everywhere)
     values = {
         "window.begin_s": (window.begin_s, None),
@@ -158,18 +158,17 @@ def _bias_of_mix(
     or, beyond the chance of lengths, by the share of the gaps that the shortest tenth does without: reading prompts.
     The mean context of the tokens: off by up to `CONTEXT_SHARE`. docs/method.md has the simulations.
     """
-    each, kept = part.seen.each, ordinary(requests) & part.seen.completed
-    begun_s = (requests["sent_s"] + each["ttft_s"])[kept]
-    begun = int(begun_s.between(window.begin_s, window.end_s, inclusive="right").sum())
-    waits, stays = each["ttft_s"][part.sent].mean(), each["e2e_s"][part.sent].mean()
+    seen, kept = part.seen, ordinary(requests) & part.seen.completed
+    begun = int(((seen.first_s > window.begin_s) & (seen.first_s <= window.end_s))[kept].sum())
+    waits, stays = (pd.Series(seen[name][part.sent]).mean() for name in ("ttft_s", "e2e_s"))
     if not here or not everywhere or not begun or not stays > 0:
         return None
-    answers = each["arrived_tokens"][kept]
+    answers = seen.arrived_tokens[kept]
     balance = abs(part.counts["output_token"] / (begun * float(answers.mean())) - 1)
     chance = float(answers.std(ddof=0) / answers.mean()) / begun**0.5
     context = (here - everywhere) / (float(requests["input_asked"][kept].mean()) + everywhere)
-    gaps_s = part.seen.gaps_s[part.gaps]
-    reads = 1 - np.quantile(gaps_s, SHORT) / gaps_s.mean() if len(gaps_s) and gaps_s.any() else 0.0
+    gaps_s, _ = part.ordered("itl_s")
+    reads = 1 - stats.percentile(gaps_s, SHORT) / gaps_s.mean() if gaps_s.any() else 0.0
     off = float(max(balance * waits / stays, (balance - chance) * reads))
     return off + CONTEXT_SHARE * abs(context)
 
@@ -178,9 +177,10 @@ def _duration(requests: pd.DataFrame) -> Figure:
     """Time from the first due time to the last sending, arrival or end of any request, failed ones included."""
     if requests.empty:
         return Figure("duration_s", None, "s", "measured", n=0, reason="no request was sent")
-    arrival_s, _ = flat_of(requests["arrival_s"], requests["end_s"].isna().to_numpy())
-    last = np.nanmax(np.concatenate((arrival_s, numbers(requests["end_s"]), numbers(requests["sent_s"]))))
-    return Figure("duration_s", float(last - requests["scheduled_s"].min()), "s", "measured", n=len(requests))
+    cut = requests[requests["end_s"].isna()]
+    ends_s = flat(cut["arrival_s"])[0], numbers(requests["end_s"]), numbers(requests["sent_s"])
+    last = max(float(np.nanmax(each, initial=-np.inf)) for each in ends_s)
+    return Figure("duration_s", last - float(requests["scheduled_s"].min()), "s", "measured", n=len(requests))
 
 
 def _counts(requests: pd.DataFrame, seen: Times) -> list[Figure]:
@@ -203,7 +203,7 @@ def _rates(requests: pd.DataFrame, part: Part) -> list[Figure]:
     _, unknown = _sum(requests["input_tokens"], seen.completed)
     given = None if unknown else part.counts["input_token"]
     outputs, inputs = (
-        np.where(seen.completed, x, 0.0) for x in (seen.each["output_tokens"], numbers(requests["input_tokens"]))
+        np.where(seen.completed, x, 0.0) for x in (seen.output_tokens, numbers(requests["input_tokens"]))
     )
     done, came = seen.completed.astype(float), part.slices
     both = None if given is None else given + got
@@ -243,18 +243,18 @@ def _sum(column: pd.Series, kept: Mask) -> tuple[float | None, str | None]:
 
 def _spread(name: str, part: Part) -> list[Figure]:
     """Mean and percentiles of one of `LATENCIES`. ITL is pooled: the gaps of one request depend on each other."""
-    values, rows = part.values(name)
-    if len(values) == 0:
-        why = HIDDEN if part.seen.each["hidden_tokens"].any() and name in BETWEEN_TOKENS else LATENCIES[name]
+    ordered, weights = part.ordered(name)
+    n = len(ordered)
+    if n == 0:
+        why = HIDDEN if part.seen.hidden_tokens.any() and name in BETWEEN_TOKENS else LATENCIES[name]
         return [Figure(f"{name}.{stat}", None, "s", "measured", n=0, reason=why) for stat in STATISTICS]
-    n, weights, order = len(values), part.weights(name, rows), np.argsort(values)
-    ordered, sorted_weights = values[order], None if weights is None else weights[order]
-    mean = Figure(f"{name}.mean", float(np.average(values, weights=weights)), "s", "measured", n=n)
-    figures = [part.basis.bound(mean, *part.totals(values, rows, weights))]
-    for stat, p in PERCENTILES.items():
-        value = stats.percentile(ordered, p, sorted_weights)
-        passed = part.totals(values > value + STAMP_S, rows, weights)
-        low, high, reason = part.basis.between(p, ordered, sorted_weights, *passed)
+    quantiles = [stats.percentile(ordered, p, weights) for p in PERCENTILES.values()]
+    rows, sizes, sums, *above = part.by_request(name, quantiles)
+    mean = Figure(f"{name}.mean", float(sums.sum() / sizes.sum()), "s", "measured", n=n)
+    figures = [part.basis.bound(mean, rows, part.by_chance(name, rows, sums, sizes), sizes)]
+    for (stat, p), value, passed in zip(PERCENTILES.items(), quantiles, above, strict=True):
+        passed = part.by_chance(name, rows, passed, sizes)
+        low, high, reason = part.basis.between(p, ordered, weights, rows, passed, sizes)
         figures.append(Figure(f"{name}.{stat}", value, "s", "measured", low, high, n, reason))
     return figures
 
@@ -266,13 +266,12 @@ def _goodput(requests: pd.DataFrame, part: Part, limits: Mapping[str, float]) ->
     tokens and meets limits on gaps; of one with hidden tokens the gaps are unknown.
     """
     seen = part.seen
-    answered = seen.completed & seen.each["ttft_s"].notna().to_numpy()
+    answered = seen.completed & ~np.isnan(seen.first_s)
     met = {"objectives_met": answered}
     for name, limit in limits.items():
         if name not in OBJECTIVES:
             raise HarnessError(f"unknown objective '{name}'", f"choose from {', '.join(OBJECTIVES)}")
-        column = seen.each[OBJECTIVES[name]].to_numpy()
-        met[f"objectives_met.{name}"] = answered & ~(column > limit)
+        met[f"objectives_met.{name}"] = answered & ~(seen[OBJECTIVES[name]] > limit)
     met["objectives_met"] = np.logical_and.reduce(list(met.values()))
     over = part.ended & (seen.completed | seen.failed)
     judged, completed = int(over.sum()), part.counts["request"]
@@ -288,7 +287,7 @@ def _goodput(requests: pd.DataFrame, part: Part, limits: Mapping[str, float]) ->
         absent = "the workload has no objectives"
         rate = replace(rate, value=None, low=None, high=None, reason=absent)
     why: dict[str, str | None] = dict.fromkeys(met, absent)
-    if seen.each["hidden_tokens"].any() and (unknown := set(limits) & set(BETWEEN_TOKENS)) and not absent:
+    if seen.hidden_tokens.any() and (unknown := set(limits) & set(BETWEEN_TOKENS)) and not absent:
         why |= dict.fromkeys(["objectives_met", *(f"objectives_met.{name}" for name in unknown)], HIDDEN)
         rate = replace(rate, value=None, low=None, high=None, reason=HIDDEN)
     shares = {name: None if why[name] else x for name, x in share.items()}
@@ -298,17 +297,17 @@ def _goodput(requests: pd.DataFrame, part: Part, limits: Mapping[str, float]) ->
 def _tokens(requests: pd.DataFrame, seen: Times) -> list[Figure]:
     """Tokens asked for and received by the completed requests, and the share of gaps between tokens not observed."""
     done = seen.completed & ordinary(requests)
-    n, output = int(done.sum()), seen.each["output_tokens"][done]
+    n, output = int(done.sum()), seen.output_tokens[done]
     totals = {
         "input_tokens.asked": _sum(requests["input_asked"], done),
         "input_tokens.got": _sum(requests["input_tokens"], done),
         "output_tokens.asked": _sum(requests["output_asked"], done),
         "output_tokens.got": (float(output.sum()), None) if n else (None, NO_SUCCESS),
         "cached_tokens": _sum(requests["cached_tokens"], done),
-        "hidden_tokens": (float(seen.each["hidden_tokens"][done].sum()), None) if n else (None, NO_SUCCESS),
+        "hidden_tokens": (float(seen.hidden_tokens[done].sum()), None) if n else (None, NO_SUCCESS),
     }
-    between = float(np.maximum(seen.each["arrived_tokens"][seen.completed] - 1, 0).sum())
-    unseen = (1 - len(seen.gaps_s) / between, None) if between else (None, "no answer has two tokens")
+    between = float(np.maximum(seen.arrived_tokens[seen.completed] - 1, 0).sum())
+    unseen = (1 - float(seen.gaps.sum()) / between, None) if between else (None, "no answer has two tokens")
     return [
         *(Figure(name, value, "tokens", "measured", n=n, reason=why) for name, (value, why) in totals.items()),
         Figure("unseen_gaps", unseen[0], "share", "measured", n=int(between), reason=unseen[1]),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.analysis.times import Array, Mask, Times, flat_of, numbers
-from harness.analysis.tokens import between, blocks, ordinary, spread_from, those, tokens
+from harness.analysis.times import Array, Mask, Times, numbers
+from harness.analysis.tokens import Gaps, between, blocks, gaps, ordinary, spread_from
 from harness.analysis.window import Window
 from harness.model import Figure
 from harness.store.rows import flat
@@ -48,13 +50,13 @@ class Part:
     """Where the parts begin and end."""
     sent: Mask
     ended: Mask
-    gaps: Mask
-    """Of `seen.gaps_s`."""
+    gaps: Callable[[], Iterator[Gaps]]
+    """The gaps within the part, of all requests in order of the rows, some at a time."""
     tpot_s: Array
     """Per request; NaN where it has none."""
     basis: Basis
-    by_end: NDArray[np.integer]
-    """Rows in order of their end. In order of sending, those that ended in a window begin with the longest."""
+    over_s: Array
+    """End of each request. In order of sending, those that ended in a window begin with the longest."""
 
     @classmethod
     def of_run(cls, requests: pd.DataFrame, seen: Times, length_s: float | None) -> Part:
@@ -62,91 +64,100 @@ class Part:
         counts = {
             "request": float(done.sum()),
             "failed": float(seen.failed.sum()),
-            "output_token": float(seen.each["output_tokens"][done].sum()),
+            "output_token": float(seen.output_tokens[done].sum()),
             "input_token": float(np.nansum(numbers(requests["input_tokens"])[done])),
         }
-        gaps, tpot_s = np.repeat(kept, seen.each["gaps"]), np.where(kept, seen.each["tpot_s"], np.nan)
-        return cls(
-            seen, length_s, counts, pd.DataFrame(), np.empty(0), kept, kept, gaps, tpot_s, Basis(), np.arange(len(kept))
-        )
+        shown = kept & done & (seen.hidden_tokens == 0)
+        tpot_s = seen.tpot_s if kept.all() else np.where(kept, seen.tpot_s, np.nan)
+        within, over_s = partial(gaps, requests, shown), numbers(requests["end_s"])
+        return cls(seen, length_s, counts, pd.DataFrame(), np.empty(0), kept, kept, within, tpot_s, Basis(), over_s)
 
     @classmethod
     def of_window(cls, requests: pd.DataFrame, seen: Times, window: Window) -> Part:
         begin_s, end_s, kept = window.begin_s, window.end_s, ordinary(requests)
-        sent_s, over_s = numbers(requests["sent_s"]), numbers(requests["end_s"])
+        over_s = numbers(requests["end_s"])
         ended = (over_s > begin_s) & (over_s <= end_s)
-        sent = kept & (sent_s >= begin_s) & (sent_s < end_s)
+        sent = kept & (seen.sent_s >= begin_s) & (seen.sent_s < end_s)
         basis = Basis.of(requests, sent, window)
         cuts = np.linspace(begin_s, end_s, round(np.clip(basis.batches, LEAST_SLICES, MOST_SLICES)) + 1)
-        parts = [between(tokens(each), cuts) for each in blocks(those(requests, seen.completed))]
-        slices = sum(parts[1:], parts[0])
+        slices = between(requests, cuts, seen.completed)
         counts = {str(name): float(count) for name, count in slices.sum().items()}
         counts["failed"] = float((ended & seen.failed).sum())
-        shown = seen.completed & (seen.each["hidden_tokens"] == 0).to_numpy()
-        arrival_s, sizes = flat_of(requests["arrival_s"], shown)
-        groups = flat_of(requests["arrival_tokens"], shown)[0]
-        later = np.ones(len(arrival_s), bool)
-        later[(np.cumsum(sizes) - sizes)[sizes > 0]] = False
-        owner, gap_end_s = np.repeat(np.arange(len(sizes)), np.maximum(sizes - 1, 0)), arrival_s[later]
-        gaps = kept[owner] & (gap_end_s > begin_s) & (gap_end_s <= end_s)
-        held, given, passed_s = (
-            np.bincount(owner[gaps], weights, len(sizes)) for weights in (None, groups[later][gaps], seen.gaps_s[gaps])
-        )
-        enough = (held > 0) & (held >= np.minimum(LEAST_GAPS, seen.each["gaps"].to_numpy() / 2))
+        within = partial(gaps, requests, kept & seen.completed & (seen.hidden_tokens == 0), begin_s, end_s)
+        sums = ((each.sums(), each.sums(each.tokens), each.sums(each.seconds)) for each in within())
+        held, given, passed_s = map(np.concatenate, zip(*sums, strict=True))
         # Where the engine counts other tokens than arrived, its count is that of the answer.
-        counted = (seen.each["output_tokens"] / seen.each["arrived_tokens"]).to_numpy()
-        tpot_s = np.full(len(enough), np.nan)
-        tpot_s[enough] = passed_s[enough] / (given * counted)[enough]
-        return cls(
-            seen,
-            end_s - begin_s,
-            counts,
-            slices,
-            cuts,
-            sent,
-            kept & ended,
-            gaps,
-            tpot_s,
-            basis,
-            np.argsort(over_s, kind="stable"),
+        given *= np.divide(
+            seen.output_tokens, seen.arrived_tokens, out=np.zeros(len(held)), where=seen.arrived_tokens > 0
         )
+        enough = (held >= np.minimum(LEAST_GAPS, seen.gaps / 2)) & (given > 0)
+        tpot_s = np.divide(passed_s, given, out=np.full(len(held), np.nan), where=enough)
+        return cls(seen, end_s - begin_s, counts, slices, cuts, sent, kept & ended, within, tpot_s, basis, over_s)
 
-    def values(self, name: str) -> tuple[Array, NDArray[np.integer]]:
-        """The values of one of `LATENCIES`, and the row of the request of each, in order of sending, or of end."""
+    def values(self, name: str) -> Iterator[tuple[Array, NDArray[np.int64]]]:
+        """The values of one of `LATENCIES`, some at a time, and the row of the request of each.
+
+        They are in order of sending, or of end; those of one request stand together.
+        """
         if name == "itl_s":
-            owner = np.repeat(np.arange(len(self.sent)), self.seen.each["gaps"])
-            return self.seen.gaps_s[self.gaps], owner[self.gaps]
+            first = 0
+            for some in self.gaps():
+                yield some.seconds, some.owner + first
+                first += some.requests
+            return
         whole = name in OF_THE_END
         kept = self.ended if whole else self.sent
-        each = self.tpot_s if name == "tpot_s" else np.where(kept, self.seen.each[name], np.nan)
-        rows = self.by_end if whole else np.arange(len(each))
+        each = self.tpot_s if name == "tpot_s" else np.where(kept, self.seen[name], np.nan)
+        rows = np.argsort(self.over_s, kind="stable") if whole else np.arange(len(each))
         rows = rows[~np.isnan(each[rows])]
-        return each[rows], rows
+        yield each[rows], rows
 
-    def weights(self, name: str, rows: NDArray[np.integer]) -> Array | None:
+    def ordered(self, name: str) -> tuple[Array, Array | None]:
+        """The values in ascending order, and their weights; None: all are equal."""
+        if name in OF_THE_END:
+            ((values, rows),) = self.values(name)
+            order, weights = np.argsort(values), self.weights(name, rows)
+            return values[order], None if weights is None else weights[order]
+        most = int(self.seen.gaps.sum()) if name == "itl_s" else len(self.sent)
+        found, count = np.empty(most), 0
+        for values, _ in self.values(name):
+            found[count : count + len(values)] = values
+            count += len(values)
+        found = found[:count]
+        found.sort()
+        return found, None
+
+    def weights(self, name: str, rows: NDArray[np.int64]) -> Array | None:
         """The weights of values of these requests; None: all are equal."""
         if name not in OF_THE_END or not len(self.basis.weight):
             return None
         weights = self.basis.weight[rows]
         return weights if np.ptp(weights) > 0 else None
 
-    def totals(
-        self, values: Array | Mask, rows: NDArray[np.integer], weights: Array | None
-    ) -> tuple[NDArray[np.integer], Array, Array]:
-        """Rows of the requests that have values; their totals of values and of weights, for `stats.ratio_half`."""
-        owners = pd.unique(rows)
-        each = values if weights is None else values * weights
-        top, sizes = (np.bincount(rows, x)[owners].astype(float) for x in (each, weights))
-        if weights is None:
-            return owners, top, sizes
-        # Of the requests that ended early in the run all are short. That is no chance.
-        stay_s = self.seen.each["e2e_s"].to_numpy()[owners]
-        order, until_s = np.argsort(stay_s), self.basis.until_s[owners]
+    def by_request(self, name: str, limits: Sequence[float]) -> tuple[NDArray[Any], ...]:
+        """Rows of requests with values; the total weight of each, then of the values, and of those above each limit."""
+        found: list[list[NDArray[Any]]] = [[] for _ in range(3 + len(limits))]
+        for values, rows in self.values(name):
+            low, weights = rows.min(initial=0), self.weights(name, rows)
+            owners = rows[np.flatnonzero(np.diff(rows, prepend=-1))]
+            amounts = (np.ones(len(values)), values, *((values > limit + STAMP_S).astype(float) for limit in limits))
+            weighed = (each if weights is None else each * weights for each in amounts)
+            totals = (np.bincount(rows - low, each)[owners - low] for each in weighed)
+            for column, each in zip(found, (owners, *totals), strict=True):
+                column.append(each)
+        return tuple(np.concatenate(found.pop(0)) for _ in range(3 + len(limits)))
+
+    def by_chance(self, name: str, rows: NDArray[np.int64], top: Array, sizes: Array) -> Array:
+        """The totals less what the start of the run makes of them: of the requests that ended early all are short."""
+        if self.weights(name, rows) is None:
+            return top
+        stay_s = self.seen["e2e_s"][rows]
+        order, until_s = np.argsort(stay_s), self.basis.until_s[rows]
         errors = top - top.sum() / sizes.sum() * sizes
-        sums, shares = (np.append(0.0, np.cumsum((sizes * x)[order])) for x in (errors, np.ones(len(owners))))
+        sums, shares = (np.append(0.0, np.cumsum((sizes * x)[order])) for x in (errors, np.ones(len(rows))))
         at = np.searchsorted(stay_s[order], until_s, side="right")
         expected = sums[at] / np.maximum(shares[at], 1e-300)
-        return owners, top - (expected - expected.mean()), sizes
+        return np.asarray(top - (expected - expected.mean()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -265,6 +276,8 @@ def _bounded(figure: Figure, half: float | None, count: int, together: float) ->
 
 def _talks(requests: pd.DataFrame) -> NDArray[np.int64]:
     """A number for each request's conversation; a request without one is its own."""
+    if requests["conversation"].isna().all():
+        return np.arange(len(requests))
     key = requests["conversation"].astype(float).fillna(-1.0 - requests["index"])
     return np.asarray(pd.factorize(key)[0], np.int64)
 
@@ -283,7 +296,9 @@ def slots(requests: pd.DataFrame, users: int) -> NDArray[np.int64]:
     """The slot of each request of a closed loop, in order of sending: the k-th conversation (or single request) after
     the first `users` follows the k-th to end."""
     talk = _talks(requests)
-    ends = pd.Series(numbers(requests["end_s"])).groupby(talk).max().fillna(np.inf).to_numpy()
+    ends = np.full(int(talk.max(initial=-1)) + 1, -np.inf)
+    np.fmax.at(ends, talk, numbers(requests["end_s"]))
+    ends[np.isneginf(ends)] = np.inf
     ended, slot = np.argsort(ends, kind="stable"), np.arange(len(ends))
     for i in range(users, len(ends)):
         slot[i] = slot[ended[i - users]]

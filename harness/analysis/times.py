@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.analysis.tokens import gaps_within
+from harness.analysis.tokens import blocks, gaps_of
 from harness.store.rows import flat
 
 Array = NDArray[np.float64]
@@ -22,22 +23,47 @@ OBJECTIVES: Mapping[str, str] = {
     "itl_s": "longest_gap_s",
     "e2e_s": "response_s",
 }
-"""Objective -> the column of `Times.each` that the objective limits."""
+"""Objective -> the latency of a request that the objective limits."""
+SPANS: Mapping[str, tuple[str, str]] = {
+    "ttft_s": ("first_s", "sent_s"),
+    "e2e_s": ("last_s", "sent_s"),
+    "response_s": ("last_s", "scheduled_s"),
+    "lag_s": ("sent_s", "scheduled_s"),
+    "first_response_s": ("first_s", "scheduled_s"),
+}
+"""Latency -> the instants at its end and at its begin."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Times:
-    """Latencies of each request, in the order of the rows; NaN where a request has none."""
+    """Latencies of each request, in the order of the rows; NaN where a request has none.
 
+    Those of `SPANS` are made when they are asked for: a run can have millions of requests.
+    """
+
+    scheduled_s: Array
+    sent_s: Array
     completed: Mask
     failed: Mask
     """Failed in the engine. A request that is neither failed nor completed was cut off or cancelled."""
-    each: pd.DataFrame
-    """Per request: ttft_s, tpot_s, e2e_s, response_s, lag_s, first_response_s, longest_gap_s; output_tokens, by the
-    engine's count, or as arrived if it states none or more than was asked for and arrived; arrived_tokens;
-    hidden_tokens; gaps, the request's number of elements in gaps_s."""
-    gaps_s: Array
-    """Gaps between arrivals within each completed request without hidden tokens, request by request."""
+    first_s: Array
+    """Arrival of the first token of a completed request."""
+    last_s: Array
+    tpot_s: Array
+    longest_gap_s: Array
+    output_tokens: Array
+    """By the engine's count, or as arrived if the engine states none or more than was asked for and arrived."""
+    arrived_tokens: Array
+    hidden_tokens: Array
+    gaps: NDArray[np.int32]
+    """Number of the gaps between arrivals within a completed request without hidden tokens."""
+
+    def __getitem__(self, name: str) -> Array:
+        """One of `SPANS` or of the fields."""
+        if name in SPANS:
+            end, begin = SPANS[name]
+            return np.asarray(getattr(self, end) - getattr(self, begin))
+        return np.asarray(getattr(self, name))
 
 
 def times(requests: pd.DataFrame, state: str) -> Times:
@@ -45,6 +71,13 @@ def times(requests: pd.DataFrame, state: str) -> Times:
 
     Only completed requests have latencies; lag_s, which the client causes, exists for every request that was sent.
     """
+    columns = list(map(list, zip(*(_fields(each, state) for each in blocks(requests)), strict=True)))
+    made = [np.concatenate(columns.pop(0)) for _ in range(len(columns))]
+    return Times(numbers(requests["scheduled_s"]), numbers(requests["sent_s"]), *made)
+
+
+def _fields(requests: pd.DataFrame, state: str) -> tuple[NDArray[Any], ...]:
+    """The fields of `Times` of some requests, without the first two."""
     # A request without an end was in flight when the harness was killed.
     ended = requests["end_s"].notna().to_numpy()
     error = requests["error"]
@@ -55,34 +88,19 @@ def times(requests: pd.DataFrame, state: str) -> Times:
     first = firsts(arrival_s, sizes)
     last = np.where(sizes > 0, np.append(arrival_s, np.nan)[np.cumsum(sizes) - 1], np.nan)
     hidden = np.where(completed, np.nan_to_num(numbers(requests["hidden_tokens"])), 0.0)
-    shown = np.where(hidden > 0, 0, sizes)
-    gaps_s = gaps_within(arrival_s[np.repeat(hidden == 0, sizes)], shown)
-    gaps = np.maximum(shown - 1, 0)
-    longest = np.full(len(gaps), np.nan)
-    if len(gaps_s):
-        longest[gaps > 0] = np.maximum.reduceat(gaps_s, (np.cumsum(gaps) - gaps)[gaps > 0])
+    found = gaps_of(requests, completed & (hidden == 0), -np.inf, np.inf)
+    longest, number = np.full(len(sizes), np.nan), found.sums().astype(np.int32)
+    if len(found.seconds):
+        longest[number > 0] = np.maximum.reduceat(found.seconds, (np.cumsum(number) - number)[number > 0])
     tokens, asked = numbers(requests["output_tokens"]), numbers(requests["output_asked"])
     groups, all_sizes = flat(requests["arrival_tokens"])
     arrived, first_group = sums(groups, all_sizes), firsts(groups, all_sizes)
     believed = tokens <= np.fmax(asked, arrived)
     tokens = np.where(believed, tokens, arrived)
     after_first = tokens * (1 - first_group / np.where(arrived > 0, arrived, np.nan))
-    scheduled, sent = numbers(requests["scheduled_s"]), numbers(requests["sent_s"])
-    each = {
-        "ttft_s": first - sent,
-        # One arrival, of any number of tokens, has no time between tokens.
-        "tpot_s": np.where(gaps > 0, (last - first) / np.where(after_first > 0, after_first, np.nan), np.nan),
-        "e2e_s": last - sent,
-        "response_s": last - scheduled,
-        "lag_s": sent - scheduled,
-        "first_response_s": first - scheduled,
-        "longest_gap_s": longest,
-        "output_tokens": tokens,
-        "arrived_tokens": arrived,
-        "gaps": gaps,
-        "hidden_tokens": hidden,
-    }
-    return Times(completed, faulty & ~cut_off, pd.DataFrame(each, index=requests.index), gaps_s)
+    # One arrival, of any number of tokens, has no time between tokens.
+    tpot = np.where(number > 0, (last - first) / np.where(after_first > 0, after_first, np.nan), np.nan)
+    return completed, faulty & ~cut_off, first, last, tpot, longest, tokens, arrived, hidden, number
 
 
 def sums(values: Array, sizes: NDArray[np.int64]) -> Array:

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.stats import Array
-from harness.store.rows import flat
+from harness.store.rows import flat, free
 
 MOST_TOGETHER = 1_000_000
 """Arrivals that are counted together."""
@@ -43,10 +43,7 @@ class Events(NamedTuple):
         return np.asarray(whole + np.bincount(at, self.amount[event] * passed, len(instants)))
 
 
-Counts = Mapping[str, Events]
-
-
-def tokens(requests: pd.DataFrame) -> Counts:
+def tokens(requests: pd.DataFrame) -> Mapping[str, Events]:
     """What a run counts, by name. `requests` has the columns of model.Record.
 
     `output_token`, each group spread over the gap before its arrival, the first from the sending; `context`, output
@@ -86,11 +83,13 @@ def output_tokens(requests: pd.DataFrame) -> Events:
     return Events(spread_from(requests["sent_s"].to_numpy(float), when, sizes), when, group)
 
 
-def blocks(requests: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The requests in parts whose tokens together take little memory."""
+def blocks(requests: pd.DataFrame, kept: NDArray[np.bool_] | None = None) -> Iterator[pd.DataFrame]:
+    """The requests, or those that are kept, in parts whose tokens together take little memory; at least one part."""
     size = max(1, MOST_TOGETHER // max(1, int(flat(requests["arrival_s"].iloc[:1000])[1].sum() / 1000)))
     for first in range(0, max(1, len(requests)), size):
-        yield requests.iloc[first : first + size]
+        part = slice(first, first + size)
+        yield requests.iloc[part] if kept is None else those(requests.iloc[part], kept[part])
+    free()
 
 
 def those(requests: pd.DataFrame, kept: NDArray[np.bool_]) -> pd.DataFrame:
@@ -98,22 +97,28 @@ def those(requests: pd.DataFrame, kept: NDArray[np.bool_]) -> pd.DataFrame:
     return requests if kept.all() else requests[kept]
 
 
-def mean_position(requests: pd.DataFrame, begin_s: float, end_s: float) -> tuple[float | None, float | None]:
+def mean_position(
+    requests: pd.DataFrame, begin_s: float, end_s: float, kept: NDArray[np.bool_] | None = None
+) -> tuple[float | None, float | None]:
     """Mean position in their answers of the tokens that arrived within the time, and of all tokens of all answers.
 
     Positions count from 1, in the first wave from the answer's begin before the run. An answer of the first wave was
     drawn in proportion to its length, and counts as much as a mean one. None where there is no token.
     """
-    (when, sizes), (group, _) = flat(requests["arrival_s"]), flat(requests["arrival_tokens"])
-    request, ages = np.repeat(np.arange(len(sizes)), sizes), requests["age_tokens"].fillna(0).to_numpy(float)
-    position = pd.Series(group).groupby(request).cumsum().to_numpy(float) - (group - 1) / 2 + ages[request]
-    inside = (when > begin_s) & (when <= end_s)
-    here = float((position * group)[inside].sum() / group[inside].sum()) if inside.any() else None
-    answers = np.bincount(request, group, len(sizes))
-    measured = ordinary(requests)
-    weights = np.where(measured, answers, answers[measured].mean() if measured.any() else 0.0)
-    everywhere = float((weights * (answers + ages + 1) / 2).sum() / weights.sum()) if weights.sum() else None
-    return here, everywhere
+    total, count, lengths, before, measured = 0.0, 0.0, list[Array](), list[Array](), list[NDArray[np.bool_]]()
+    for each in blocks(requests, kept):
+        (when, sizes), (group, _) = flat(each["arrival_s"]), flat(each["arrival_tokens"])
+        request, ages = np.repeat(np.arange(len(sizes)), sizes), each["age_tokens"].fillna(0).to_numpy(float)
+        position = pd.Series(group).groupby(request).cumsum().to_numpy(float) - (group - 1) / 2 + ages[request]
+        inside = (when > begin_s) & (when <= end_s)
+        total, count = total + float((position * group)[inside].sum()), count + float(group[inside].sum())
+        lengths.append(np.asarray(np.bincount(request, group, len(sizes)), float))
+        before.append(ages)
+        measured.append(ordinary(each))
+    answers, own = np.concatenate(lengths), np.concatenate(measured)
+    weights = np.where(own, answers, answers[own].mean() if own.any() else 0.0)
+    everywhere = (weights * (answers + np.concatenate(before) + 1) / 2).sum()
+    return total / count if count else None, float(everywhere / weights.sum()) if weights.sum() else None
 
 
 def spread_from(sent_s: Array, arrival_s: Array, sizes: NDArray[np.int64]) -> Array:
@@ -126,27 +131,62 @@ def spread_from(sent_s: Array, arrival_s: Array, sizes: NDArray[np.int64]) -> Ar
     return np.asarray(np.minimum(begin, arrival_s))
 
 
-def counted(counts: Counts, instants: Array) -> pd.DataFrame:
+def counted(requests: pd.DataFrame, instants: Array, kept: NDArray[np.bool_] | None = None) -> pd.DataFrame:
     """Every count at each of the ascending instants, a column a count; the events at that instant are included."""
-    return pd.DataFrame({name: events.until(instants) for name, events in counts.items()})
+    parts = (
+        pd.DataFrame({name: events.until(instants) for name, events in tokens(each).items()})
+        for each in blocks(requests, kept)
+    )
+    return sum(parts, next(parts))
 
 
-def between(counts: Counts, cuts: Array) -> pd.DataFrame:
+def between(requests: pd.DataFrame, cuts: Array, kept: NDArray[np.bool_] | None = None) -> pd.DataFrame:
     """The increase of each count between successive instants."""
-    return counted(counts, cuts).diff().iloc[1:]
+    return counted(requests, cuts, kept).diff().iloc[1:]
+
+
+def output_until(requests: pd.DataFrame, instants: Array, kept: NDArray[np.bool_] | None = None) -> Array:
+    """The output tokens at each of the ascending instants, as `counted`."""
+    return np.asarray(sum(output_tokens(each).until(instants) for each in blocks(requests, kept)))
+
+
+class Gaps(NamedTuple):
+    """Gaps between successive arrivals of each of some requests, request by request."""
+
+    seconds: Array
+    tokens: Array
+    """Tokens that arrived at the end of each gap."""
+    owner: NDArray[np.int64]
+    """The place of its request among these."""
+    requests: int
+
+    def sums(self, weights: Array | NDArray[np.bool_] | None = None) -> Array:
+        """Sum of the weights of each request's gaps, or their number."""
+        return np.asarray(np.bincount(self.owner, weights, self.requests), float)
+
+
+def gaps(
+    requests: pd.DataFrame, kept: NDArray[np.bool_], begin_s: float = -np.inf, end_s: float = np.inf
+) -> Iterator[Gaps]:
+    """Gaps that end within a time, of all requests in order of the rows, some at a time; none of those not kept."""
+    first = 0
+    for each in blocks(requests):
+        yield gaps_of(each, kept[first : first + len(each)], begin_s, end_s)
+        first += len(each)
+
+
+def gaps_of(requests: pd.DataFrame, kept: NDArray[np.bool_], begin_s: float, end_s: float) -> Gaps:
+    (when, sizes), (group, _) = flat(requests["arrival_s"]), flat(requests["arrival_tokens"])
+    inside = (when > begin_s) & (when <= end_s) & np.repeat(kept, sizes)
+    inside[(np.cumsum(sizes) - sizes)[sizes > 0]] = False  # the first arrival of a request ends no gap
+    owner = np.repeat(np.arange(len(sizes)), sizes)[inside]
+    return Gaps(np.diff(when, prepend=0.0)[inside], group[inside], owner, len(sizes))
 
 
 def step_s(requests: pd.DataFrame) -> float:
     """Median gap between a request's tokens, the uncertainty of a window's edge in tokens; 0 without gaps."""
-    gaps = gaps_within(*flat(requests["arrival_s"]))
-    return float(np.median(gaps)) if len(gaps) else 0.0
-
-
-def gaps_within(arrival_s: Array, sizes: NDArray[np.int64]) -> Array:
-    """Gaps between the successive arrivals of each request, request by request; `sizes` counts a request's arrivals."""
-    inner = np.ones(len(arrival_s), bool)
-    inner[(np.cumsum(sizes) - sizes)[sizes > 0]] = False  # the first arrival of a request ends no gap
-    return np.diff(arrival_s, prepend=0.0)[inner]
+    seconds = np.concatenate([each.seconds for each in gaps(requests, np.ones(len(requests), bool))])
+    return float(np.median(seconds, overwrite_input=True)) if len(seconds) else 0.0
 
 
 def stalls(requests: pd.DataFrame) -> Array:
@@ -157,12 +197,17 @@ def stalls(requests: pd.DataFrame) -> Array:
     sent, ends = (np.sort(requests[name].dropna().to_numpy(float)) for name in ("sent_s", "end_s"))
     if not len(sent):
         return np.empty((0, 2))
-    arrival_s = np.sort(flat(requests["arrival_s"])[0])
     # A time begins with a token, or with the first request after the engine had none.
     idle = np.searchsorted(sent, sent, side="left") == np.searchsorted(ends, sent, side="right")
-    begins = np.sort(np.concatenate((arrival_s, sent[idle])))
-    last = float(max(ends[-1] if len(ends) else sent[-1], sent[-1]))
-    until = np.append(begins[1:], last)
+    times_s = np.concatenate((flat(requests["arrival_s"])[0], sent[idle], [np.inf]))
+    times_s.sort()
+    times_s[-1] = max(ends[-1] if len(ends) else sent[-1], sent[-1])
+    parts = range(0, len(times_s), MOST_TOGETHER)
+    at = np.concatenate([
+        first + np.flatnonzero(np.diff(times_s[first : first + MOST_TOGETHER + 1]) > LEAST_STALL_S / OUTLIER)
+        for first in parts
+    ])  # fmt: skip
+    begins, until = times_s[at], times_s[at + 1]
     # It ends with the next token, or when no request is in flight any more.
     over = np.append(ends, np.inf)[np.searchsorted(ends, begins)]
     busy = np.searchsorted(sent, begins, side="right") > np.searchsorted(ends, begins, side="right")

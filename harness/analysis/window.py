@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.analysis.tokens import Events
 from harness.stats import Array
 
 LEAST_TURNOVERS = 1.5
@@ -80,7 +79,7 @@ def find_window(
     sent_s: Array,
     first_s: Array,
     end_s: Array,
-    output: Events,
+    output: Callable[[Array], Array],
     *,
     shape: str,
     users: int | None = None,
@@ -94,7 +93,7 @@ def find_window(
 
     `sent_s`, `first_s` (first token, or end without one) and `end_s` (NaN if not reached) have an element per request
     in order of sending, or per conversation of a closed loop: what one user does at a time. `load_only` marks those of
-    the first wave of an equilibrium start, `failed` those without an answer. `output` holds the output tokens.
+    the first wave of an equilibrium start, `failed` those without an answer. `output` gives the output tokens so far.
     `shape` and `users` are those of the load.
     `stalls_s` holds (begin, end) rows of times without a token. `watts` gives the mean power between successive
     instants, NaN if unknown.
@@ -166,7 +165,12 @@ def _settled(run: Window, sent: Array, ends: Array, stay: Array, stalls_s: Array
 
 
 def _steady(
-    made: Window, sent: Array, output: Events, turnover_s: float, stalled: bool, watts: Callable[[Array], Array] | None
+    made: Window,
+    sent: Array,
+    output: Callable[[Array], Array],
+    turnover_s: float,
+    stalled: bool,
+    watts: Callable[[Array], Array] | None,
 ) -> Window:
     """The window without the engine's warm-up, or with the code of a rate that did not settle.
 
@@ -178,7 +182,7 @@ def _steady(
         return made
     bins = int(np.clip(length_s / max(turnover_s, 1e-9), LEAST_BINS, MOST_BINS))
     cuts = np.linspace(made.begin_s, made.end_s, bins + 1)
-    rate = np.diff(output.until(cuts)) / np.diff(cuts)
+    rate = np.diff(output(cuts)) / np.diff(cuts)
     power = np.array([np.nan]) if watts is None else watts(cuts)
     moved = change(_parts(rate))
     cut = 0 if stalled else max(_transient(each) for each in (rate, power) if not np.isnan(each).any())

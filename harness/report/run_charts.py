@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.analysis.part import Part
 from harness.analysis.summary import Sweep
 from harness.analysis.times import times
-from harness.analysis.tokens import ordinary
 from harness.cost.bill import measured
 from harness.report.marks import DASHES, HUES, Chart, at, coded, ends, finish, layered, mark, number
 from harness.report.page_head import groups_of, labels_of
@@ -118,8 +118,7 @@ def _distribution(runs: Sweep, name: str, title: str, width: int) -> Chart | Non
     rows, share = [], np.linspace(0, 1, QUANTILES + 1)
     names = labels_of([run for run, _ in runs])
     for (run, _), label in sorted(zip(runs, names, strict=True), key=lambda each: load_of(each[0][0]) or 0.0):
-        seen = times(run.requests[ordinary(run.requests)], run.state)
-        values = seen.gaps_s if name == "itl_s" else seen.each[name].dropna().to_numpy()
+        values = Part.of_run(run.requests, times(run.requests, run.state), None).ordered(name)[0]
         if len(values):
             found = zip((np.quantile(values, share) * 1e3).tolist(), share.tolist(), strict=True)
             rows += [{"x": x, "y": y, "series": label} for x, y in found]

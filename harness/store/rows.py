@@ -1,5 +1,7 @@
 """Tables of a run: requests, power readings and server metrics, from Parquet files or from journals."""
 
+import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import itertools
@@ -21,6 +23,8 @@ from harness.store.access import DAMAGE, reading
 from harness.store.run_file import RunFile
 
 pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps what a long run has freed: 250 MB of 700
+with contextlib.suppress(AttributeError):  # not glibc, whose threshold otherwise grows with the arrays that are freed
+    ctypes.CDLL(None).mallopt(-3, 1 << 22)  # M_MMAP_THRESHOLD: larger arrays go back to the system when they are freed
 LARGEST = 1e15
 """Largest number of a row, in either direction; more is damage, and would overflow in products."""
 _TYPES = {
@@ -231,8 +235,13 @@ def frame(table: pa.Table) -> pd.DataFrame:
     found = {}
     for each in REQUESTS:
         found[each.name] = _values(columns.pop(each.name), each, order)
-        pa.default_memory_pool().release_unused()
+        free()
     return pd.DataFrame(found, copy=False)
+
+
+def free() -> None:
+    """Give memory that is not used any more back to the system: between many small arrays it would stay."""
+    pa.default_memory_pool().release_unused()
 
 
 def _values(column: pa.ChunkedArray, field: pa.Field, order: NDArray[np.int64] | None) -> Any:

@@ -19,7 +19,8 @@ from places import ROOT
 
 from harness.analysis.latency import LATENCIES, STATISTICS, summarise, window_of
 from harness.analysis.part import slots
-from harness.analysis.times import times
+from harness.analysis.times import SPANS, times
+from harness.analysis.tokens import gaps
 from harness.analysis.window import Window
 from harness.errors import HarnessError
 from harness.model import Figure, Record, Summary
@@ -302,7 +303,8 @@ def test_a_run_of_no_length_has_no_rates() -> None:
 
 def test_a_request_without_times_does_not_affect_the_others() -> None:
     frame = frame_of([record(0), record(1), record(2)])
-    frame["arrival_s"] = pd.Series([None, float("nan"), np.array([2.0, 2.25, 3.0])])
+    frame["arrival_s"] = pd.Series([None, [], [2.0, 2.25, 3.0]], dtype=frame["arrival_s"].dtype)
+    frame["arrival_tokens"] = pd.Series([None, [], [1, 1, 1]], dtype=frame["arrival_tokens"].dtype)
     frame["sent_s"] = [math.nan, 1.5, 1.5]
     found = summarise("r", "complete", frame, {}, simulated=False)
     assert (found["ttft_s.mean"].value, found["ttft_s.mean"].n) == (0.5, 1)
@@ -323,12 +325,16 @@ ARRIVALS = st.lists(st.floats(0.0, 5.0), min_size=0, max_size=8)
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1), ARRIVALS), min_size=1, max_size=12), st.booleans())
 def test_latencies_agree_with_each_other(drawn: list[tuple[float, float, list[float]]], simulated: bool) -> None:
     records = []
-    for index, (due, lag, gaps) in enumerate(drawn):
-        arrival_s = tuple(due + lag + np.cumsum(gaps))
+    for index, (due, lag, drawn_s) in enumerate(drawn):
+        arrival_s = tuple(due + lag + np.cumsum(drawn_s))
         end_s = max((due + lag, *arrival_s))
-        records.append(Record(index, due, due + lag, end_s, arrival_s, (1,) * len(gaps), 4, len(gaps), 4, len(gaps), 0))
+        records.append(
+            Record(index, due, due + lag, end_s, arrival_s, (1,) * len(drawn_s), 4, len(drawn_s), 4, len(drawn_s), 0)
+        )
     frame = frame_of(records)
-    each, gaps_s = times(frame, "complete").each, times(frame, "complete").gaps_s
+    seen = times(frame, "complete")
+    each = pd.DataFrame({name: seen[name] for name in (*SPANS, "tpot_s", "longest_gap_s", "gaps")})
+    gaps_s = np.concatenate([part.seconds for part in gaps(frame, seen.completed)])
     both = each.dropna(subset=["ttft_s"])
     np.testing.assert_allclose(both["response_s"], both["e2e_s"] + both["lag_s"], atol=1e-9)
     np.testing.assert_allclose(both["first_response_s"], both["ttft_s"] + both["lag_s"], atol=1e-9)
@@ -345,8 +351,9 @@ def test_latencies_agree_with_each_other(drawn: list[tuple[float, float, list[fl
 def test_a_large_run_is_summarised_without_a_loop_over_its_tokens() -> None:
     rng = np.random.default_rng(0)
     frame = frame_of([record(i) for i in range(2000)])
-    frame["arrival_s"] = pd.Series([2.0 + np.cumsum(rng.exponential(0.01, 500)) for _ in range(2000)])
-    frame["arrival_tokens"] = pd.Series([np.ones(500, np.int32)] * 2000)
+    arrival_s = [2.0 + np.cumsum(rng.exponential(0.01, 500)) for _ in range(2000)]
+    frame["arrival_s"] = pd.Series(arrival_s, dtype=frame["arrival_s"].dtype)
+    frame["arrival_tokens"] = pd.Series([np.ones(500, np.int32)] * 2000, dtype=frame["arrival_tokens"].dtype)
     found = summarise("r", "complete", frame, {"itl_s": 0.1}, simulated=False)
     assert found["itl_s.p99"].value == pytest.approx(0.01 * math.log(100), rel=0.02)
     assert found["itl_s.mean"].n == 2000 * 499

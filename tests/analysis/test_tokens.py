@@ -6,14 +6,12 @@ from builders import by_hand, frame_of
 from hypothesis import given
 from hypothesis import strategies as some
 
-from harness.analysis.tokens import Events, between, counted, tokens
+from harness.analysis.tokens import Events, between, counted
 
 
 def test_tokens_accrue_evenly_over_the_gap_before_their_arrival() -> None:
     times = [(at + 0.125, at + 0.25, at + 0.375, at + 0.5) for at in (0.0, 0.5)]
-    came = tokens(
-        frame_of([by_hand(sent_s=at[0] - 0.125, end_s=at[3], arrival_s=at, arrival_tokens=(1,) * 4) for at in times])
-    )
+    came = frame_of([by_hand(sent_s=at[0] - 0.125, end_s=at[3], arrival_s=at, arrival_tokens=(1,) * 4) for at in times])
     parts = between(came, np.array([0.2, 0.5, 1.0]))
     assert parts["output_token"].tolist() == pytest.approx([0.4 + 2, 4])
     assert parts["context"].tolist() == pytest.approx([0.4 * 11.5 + 12.5 + 13.5, 10.5 + 11.5 + 12.5 + 13.5])

@@ -24,7 +24,7 @@ def window(run: Sent, users: int | None = USERS, shape: str = "closed", power: A
     came = run.arrivals()
     output = Events(came, came, np.ones(len(came)))
     watts = None if power is None else lambda cuts: np.interp((cuts[1:] + cuts[:-1]) / 2, *power)
-    return find_window(run.sent_s, run.first_s, run.end_s, output, shape=shape, users=users, watts=watts)
+    return find_window(run.sent_s, run.first_s, run.end_s, output.until, shape=shape, users=users, watts=watts)
 
 
 # ---- closed loops ----
@@ -52,7 +52,7 @@ def test_requests_that_are_refused_at_once_do_not_shorten_the_window() -> None:
     failed = np.tile([True, True, False, False], 6)
     end = sent + np.where(failed, 0.0, 2.0)
     output = Events(end, end, np.where(failed, 0.0, 1.0))
-    found = find_window(sent, np.minimum(sent + 0.1, end), end, output, shape="closed", users=2, failed=failed)
+    found = find_window(sent, np.minimum(sent + 0.1, end), end, output.until, shape="closed", users=2, failed=failed)
     assert (found.end_s - found.begin_s, found.whole) == (10.0, None)
 
 
@@ -211,7 +211,7 @@ def test_the_window_of_a_load_that_is_never_steady_is_the_whole_run(shape: str, 
 def test_the_window_of_an_interrupted_run_is_the_whole_run() -> None:
     sent, nothing = np.arange(3.0), np.array([np.nan, 2.0, np.nan])
     output = Events(sent, sent, np.ones(3))
-    found = find_window(sent, sent, nothing, output, shape="closed", users=2, complete=False)
+    found = find_window(sent, sent, nothing, output.until, shape="closed", users=2, complete=False)
     assert found.whole == "the run is incomplete"
 
 
