@@ -20,6 +20,8 @@ CLOCKS = 0.05
 """Largest range of the SM clock (5th to 95th percentile) over its median without a finding."""
 DRIFT, DRIFT_K, DRIFT_T = 0.05, 3.0, 3.0
 """Largest relative change over the window, temperature change in kelvin and t value of a slope without a finding."""
+AROUND_S = readings.SLOW_S + 1.0
+"""A reading of all that is not energy or newest power comes at most so long before or after any instant."""
 POWER_CAP = 0x04
 """NVML's clock event reason at the power limit, where a loaded GPU may well be: no fault."""
 THROTTLE = {
@@ -62,14 +64,15 @@ def of_gpu(source: Source, start_s: float, end_s: float) -> Iterator[Finding]:
     gap_s, usual_s = float(gaps_s.max(initial=0.0)), float(np.median(gaps_s)) if len(gaps_s) else 0.0
     if gap_s > readings.STALE_PERIODS * max(period_s, 0.1, usual_s):
         yield finding("meter-gap", gpu=gpu, gap_s=gap_s)
-    others, own = (_known(rows, inside, name) for name in ("foreign_processes", "processes"))
+    near = _near(rows, start_s, end_s)
+    others, own = (_known(rows, near, name) for name in ("foreign_processes", "processes"))
     if others.max() > 0 and (others.max() > others.iloc[0] or own.max() > 0):
         yield finding("foreign-process", gpu=gpu, device=device.device, count=others.max())
     elif others.max() > 0:
         yield finding("unknown-process", gpu=gpu, count=others.max())
-    bits = int(np.bitwise_or.reduce(_known(rows, inside, "throttle").to_numpy(np.int64), initial=0))
+    bits = int(np.bitwise_or.reduce(_known(rows, near, "throttle").to_numpy(np.int64), initial=0))
     held = [name for bit, name in THROTTLE.items() if bits & bit]
-    if not held and (share := _share(rows, inside, "heat_capped_s") or 0.0) > HELD:
+    if not held and (share := _share(rows, near, "heat_capped_s") or 0.0) > HELD:
         held = [f"heat, for {share:.0%} of the window"]
     if held:
         yield finding("throttled", gpu=gpu, device=device.device, reasons=", ".join(held))
@@ -98,15 +101,21 @@ def contradiction(gpu: Source, window: Window | None, check: Agreement | None) -
 
 def at_limit(rows: pd.DataFrame, start_s: float, end_s: float) -> float | None:
     """The share of the window in which a GPU was at its power limit; None if no meter read it."""
-    inside = _inside(rows, start_s, end_s)
-    if (share := _share(rows, inside, "power_capped_s")) is not None:
+    if (share := _share(rows, _near(rows, start_s, end_s), "power_capped_s")) is not None:
         return share
-    bits = _known(rows, inside, "throttle").to_numpy(np.int64)
+    bits = _known(rows, _inside(rows, start_s, end_s), "throttle").to_numpy(np.int64)
     return float(np.mean(bits & POWER_CAP > 0)) if len(bits) else None
 
 
 def _inside(rows: pd.DataFrame, start_s: float, end_s: float) -> NDArray[np.bool_]:
     return ((rows["after_s"] >= start_s) & (rows["before_s"] <= end_s)).to_numpy()
+
+
+def _near(rows: pd.DataFrame, start_s: float, end_s: float) -> NDArray[np.bool_]:
+    """The readings of a window; with those around it if it holds fewer than two of what is read every few seconds."""
+    inside, slow = _inside(rows, start_s, end_s), rows["throttle"].notna() | rows["foreign_processes"].notna()
+    few = (inside & slow.to_numpy()).sum() < 2
+    return _inside(rows, start_s - AROUND_S, end_s + AROUND_S) if few else inside
 
 
 def _known(rows: pd.DataFrame, inside: NDArray[np.bool_], name: str) -> pd.Series:

@@ -129,8 +129,11 @@ class NvmlReader:
             self._call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")
         chosen = visible([*listed], os.environ) if self.devices is None else named(self.devices, [*listed])
         chosen = tuple(board for board in listed if board.uuid) if chosen is None else chosen
+        if not any(board.uuid for board in listed):
+            raise HarnessError("NVML finds no GPU", "check `nvidia-smi`")
         if not chosen:
-            raise HarnessError("NVML finds no GPU", "check CUDA_VISIBLE_DEVICES and `nvidia-smi`")
+            what = f"CUDA_VISIBLE_DEVICES='{os.environ['CUDA_VISIBLE_DEVICES']}' shows none of the {len(listed)} GPUs"
+            raise HarnessError(what, "correct or unset it, or name the engine's GPUs, for instance `--gpus 0`")
         self.gpus = [self._gpu(board.index, listed[board]) for board in chosen]
         new = self._probe(driver)
         if self.probe_s:

@@ -350,6 +350,17 @@ def test_each_fault_has_its_code_and_no_invented_energy(faulty: Run, script: str
         assert all(f.value is None for f in result.figures if f.name.startswith(("joules_per", "split", "gpu_power")))
 
 
+@pytest.mark.parametrize(("fault", "code"), [("tenant 1", "unknown-process"), ("throttle 1 64", "throttled")])
+@pytest.mark.parametrize("start_s", [8.0, 9.0, 10.0, 11.0])
+def test_what_is_read_every_few_seconds_counts_for_a_short_window_between_two_readings(
+    fake_nvml: Path, fault: str, code: str, start_s: float
+) -> None:
+    power, infos = seen(library.simulate(fake_nvml, f"wave constant 200\nfault {fault}", seconds=20.0))
+    assert code in {
+        finding.code for finding in measure_energy(power, infos, requests(60), start_s, start_s + 3).findings
+    }
+
+
 def test_one_faulty_gpu_voids_the_total(faulty: Run) -> None:
     """The sum of the GPUs that answered is no energy of the run."""
     result = measure_energy(*faulty, requests(34), 5.0, 15.0)

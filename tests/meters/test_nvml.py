@@ -144,6 +144,9 @@ def test_a_missing_gpu_or_driver_is_named(script: Script, tmp_path: Path, monkey
     with pytest.raises(HarnessError, match="finds no GPU"):
         create_meter("nvml").start()
     script("gpus 2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(HarnessError, match="'' shows none of the 2 GPUs"):
+        create_meter("nvml").start()
     with pytest.raises(HarnessError, match="no GPU '7'"):
         create_meter("nvml", {"devices": [7]}).start()
     with pytest.raises(HarnessError, match="unexpected keyword argument"):
