@@ -91,6 +91,27 @@ def test_every_shipped_file_is_in_the_wheel(wheel: Path) -> None:
     assert expected <= set(zipfile.ZipFile(wheel).namelist())
 
 
+def test_the_files_that_the_containerfile_copies_make_the_same_wheel_and_its_command_is_there(
+    wheel: Path, bare: Path, tmp_path: Path
+) -> None:
+    steps = (ROOT / "Containerfile").read_text()
+    for *sources, place in map(str.split, re.findall(r"^COPY (.*)$", steps, re.M)):
+        for each in sources:
+            into = tmp_path / place / (each if place == "./" else "")
+            (shutil.copytree if (ROOT / each).is_dir() else shutil.copy)(ROOT / each, into)
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    (made,) = (tmp_path / "dist").glob("*.whl")
+    kept = [
+        sorted(name for name in zipfile.ZipFile(each).namelist() if "__pycache__" not in name) for each in (made, wheel)
+    ]
+    assert kept[0] == kept[1]
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", steps, re.M)
+    assert (bare / "bin" / json.loads(entry)[0]).is_file()
+    extras = {name for names in re.findall(r"EXTRAS=([\w,]+)", steps) for name in names.split(",")}
+    assert extras <= tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
+
+
 def test_the_wheel_measures_and_reports_with_its_core_dependencies_alone(bare: Path, tmp_path: Path) -> None:
     harness = bare / "bin/harness"
     assert call(bare / "bin/python", "-c", "import torch", cwd=tmp_path).returncode == 1

@@ -62,7 +62,7 @@ def explained(priced: Priced) -> Priced:
 def tiered(priced: Priced) -> Priced:
     """`priced` with the costs under all other shipped scenarios for its kind of device."""
     tiers = []
-    for name, _ in list_scenarios():
+    for name in _shipped_scenarios():
         with suppress(HarnessError):  # it prices another kind of device
             found = price_run(priced.run, priced.summary, name).costs
             if name != priced.costs.scenario and found.figures[0].value is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,12 @@ FLOOR = "least_price"
 """The row with the lowest GPU price at which the power that stood feeds what the bill buys."""
 
 
+_read = lru_cache(maxsize=2)(read_book)
+
+
 def shipped_book(added: Iterable[Path] = ()) -> Book:
     """The shipped facts and those of the user's files. HarnessError for a file that cannot be read or is not valid."""
-    return read_book((str(path), read_text(path)) for path in added)
+    return _read(tuple((str(path), read_text(path)) for path in added))
 
 
 def with_spend(book: Book, usd: float) -> Book:

@@ -47,7 +47,7 @@ def over_runs(sweep: Sweep, scenario: str | None = None) -> list[Table]:
     best = [point for group in groups for point in at_objectives(group, scenario)]
     fronts = [interactivity(group, scenario) for group in groups]
     found = [tables.runs_table(sweep), *sweep_tables(best, fronts), tiers_table(appraisal.priced)]
-    found += compare_tables(appraisal)
+    found += [*compare_tables(appraisal), first_table(appraisal.context)]
     return [*found, sources_table(appraisal.context.book, found)]
 
 

@@ -27,12 +27,14 @@ CONTRADICTIONS = "contradictions"
 Row = tuple[Cell, ...]
 
 
-def first_table(c: Context, run: Run, costs: Sequence[tuple[str, Figure]] = (), caveats: Sequence[str] = ()) -> Table:
-    """Inference spend / revenue and spend per query, and below them the run's `costs`, as (label, figure)."""
+def first_table(
+    c: Context, run: Run | None = None, costs: Sequence[tuple[str, Figure]] = (), caveats: Sequence[str] = ()
+) -> Table:
+    """Inference spend / revenue and spend per query, and below them the `costs` of a run, as (label, figure)."""
     body, notes = rows([Line(c.book.comparisons[name].label, result(c, name)) for name in FIRST], c.book)
-    date = f"{run.file.created_utc:%Y-%m-%d}"
-    own = tuple(_measured_row(label, figure, date, "this machine", run.id) for label, figure in costs)
-    title = "Reported inference spend, and the cost measured here"
+    date, name = (f"{run.file.created_utc:%Y-%m-%d}", run.id) if run else ("", "")
+    own = tuple(_measured_row(label, figure, date, "this machine", name) for label, figure in costs)
+    title = "Reported inference spend" + ", and the cost measured here" * bool(own)
     return Table("reported", title, COLUMNS, (*body, *own), (*caveats, *notes))
 
 

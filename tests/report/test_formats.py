@@ -56,7 +56,8 @@ def test_the_tables_of_one_run(one: list[Table]) -> None:
 
 def test_the_tables_over_several_runs_come_before_those_of_each(several: list[Table]) -> None:
     names = [table.name for table in several]
-    assert names[:11] == ["runs", "slo", "interactivity", "tiers", *SCREEN, "must-be", "sources"]
+    assert names[:12] == ["runs", "slo", "interactivity", "tiers", *SCREEN, "must-be", "reported", "sources"]
+    assert {"A01", "A02"} <= {row[0] for row in several[11].rows}
     assert names.count("latency") == 3
     assert len({table.source for table in several if table.name == "latency"}) == 3
 
