@@ -26,7 +26,7 @@ FIGURES = (
 """Figures that can have a 95% interval."""
 GROWTH = 1.05
 """Factor between the numbers of requests at two successive looks."""
-IN_A_ROW = 2
+IN_A_ROW = 4
 """Number of successive looks that must find every figure precise enough."""
 LEAST, TURNOVERS = 100, 20
 """Number of requests at the first look, in all and per user: fewer show too little of what slows all users at times."""

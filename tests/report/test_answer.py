@@ -148,7 +148,7 @@ def test_runs_that_read_alike_are_told_by_name_and_without_objectives_none_is_be
 
 def test_every_figure_has_an_interval_or_the_mark_of_a_reason(on_gpu: Path) -> None:
     shown = first_screen([load(on_gpu)], None, 100)
-    assert "80.3 tokens/s ±1.1%" in shown
+    assert "80.3 tokens/s ±1%" in shown
     assert "1 failed (rejected 1)" in shown
     assert re.search(r"^energy +6\.\d+ J ±[\d.]+% per output token", shown, re.MULTILINE)
     assert re.search(r"^price +\$[\d.]+ \([\d.]+-[\d.]+\) per million output tokens", shown, re.MULTILINE)
