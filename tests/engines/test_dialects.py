@@ -111,3 +111,13 @@ def test_an_error_carries_the_servers_message(name: str, status: int, kind: str,
 )  # fmt: skip
 def test_each_dialects_metrics_map_to_the_stored_names(name: str, values: dict[str, float]) -> None:
     assert values_of((RECORDED / f"{name}-metrics.txt").read_text()) == values
+
+
+def test_hits_of_a_kv_connector_are_hits_of_the_prefix_cache() -> None:
+    """vLLM asks the connector for tokens that its own cache lacks: 1,000 looked up, 200 found here, 600 there."""
+    text = """vllm:prefix_cache_queries_total{engine="0"} 1000.0
+vllm:prefix_cache_hits_total{engine="0"} 200.0
+vllm:external_prefix_cache_queries_total{engine="0"} 800.0
+vllm:external_prefix_cache_hits_total{engine="0"} 600.0
+"""
+    assert values_of(text) == {"prefix_cache_queries": 1000, "prefix_cache_hits": 800}

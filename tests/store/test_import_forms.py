@@ -306,3 +306,8 @@ def test_loadgens_offline_and_single_stream(tmp_path: Path) -> None:
     assert (values(point)["output_tokens_per_s"], dict(point.load)) == (6070.26, {"shape": "offline"})
     single = text.replace("Completed samples per second    :", "QPS w/ loadgen overhead         :")
     assert values(point_of(single.replace("Offline", "SingleStream"), tmp_path, "log.txt"))["requests_per_s"] == 87.97
+
+
+def test_a_run_that_loadgen_calls_invalid_is_doubted(tmp_path: Path) -> None:
+    text = (CASES / "loadgen_41_server.txt").read_text().replace("Result is : VALID", "Result is : INVALID")
+    assert point_of(text, tmp_path, "log.txt").doubts == ("LoadGen calls this run INVALID",)

@@ -32,12 +32,12 @@ def loadgen(text: str) -> Iterator[Result]:
     notes = ["all latencies, TTFT included, count from the due time of the request"]
     if "tokens per second (inferred)" in text.lower():
         notes.append("LoadGen inferred the tokens per second")
-    if said["Result is"] != "VALID":
-        notes.append(f"LoadGen calls this run {said['Result is']}")
+    valid = said["Result is"] == "VALID"
     yield Result(
         found,
         name=f"{scenario.lower()} {said.get('SUT name', '')}".strip(),
         engine="LoadGen",
         load={"rate_per_s": number("target_qps")} if scenario == "Server" else {"shape": scenario.lower()},
         notes=tuple(notes),
+        doubts=() if valid else (f"LoadGen calls this run {said['Result is']}",),
     )
