@@ -194,7 +194,7 @@ def _tokens(run: Run, seen: Times, summary: Summary) -> Iterator[Finding]:
     if retries:
         yield finding("retried", retries=retries, requests=int((run.requests["retries"] > 0).sum()))
     unseen = summary["unseen_gaps"].value
-    if unseen is not None and unseen > GROUPED_SHARE and not hidden.all():
+    if unseen is not None and unseen > GROUPED_SHARE:
         yield finding("grouped-tokens", unseen=unseen)
     cached, total = summary["cached_tokens"].value, summary["input_tokens.got"].value
     if cached is not None and total is not None and cached > 0:

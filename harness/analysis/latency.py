@@ -306,7 +306,8 @@ def _tokens(requests: pd.DataFrame, seen: Times) -> list[Figure]:
         "cached_tokens": _sum(requests["cached_tokens"], done),
         "hidden_tokens": (float(seen.hidden_tokens[done].sum()), None) if n else (None, NO_SUCCESS),
     }
-    between = float(np.maximum(seen.arrived_tokens[seen.completed] - 1, 0).sum())
+    shown = seen.completed & (seen.hidden_tokens == 0)  # as the gaps
+    between = float(np.maximum(seen.arrived_tokens[shown] - 1, 0).sum())
     unseen = (1 - float(seen.gaps.sum()) / between, None) if between else (None, "no answer has two tokens")
     return [
         *(Figure(name, value, "tokens", "measured", n=n, reason=why) for name, (value, why) in totals.items()),
