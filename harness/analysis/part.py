@@ -129,7 +129,7 @@ class Part:
 
     def weights(self, name: str, rows: NDArray[np.int64]) -> Array | None:
         """The weights of values of these requests; None: all are equal."""
-        if name not in OF_THE_END or not len(self.basis.weight):
+        if name not in OF_THE_END or not len(self.basis.weight) or not len(rows):
             return None
         weights = self.basis.weight[rows]
         return weights if np.ptp(weights) > 0 else None

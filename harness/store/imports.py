@@ -56,7 +56,7 @@ FORMATS = (
     Format("MLPerf LoadGen", ("MLPerf Results Summary", "Scenario"), loadgen.loadgen),
 )
 """All supported kinds, the more specific keys first."""
-MOST_GPUS = 1 << 20
+MOST_GPUS = 10_000
 """Largest number of GPUs of one result; more is damage, and each takes memory."""
 
 

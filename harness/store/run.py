@@ -3,9 +3,10 @@
 import contextlib
 import fcntl
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -115,6 +116,8 @@ def read_run(directory: Path) -> Run:
     path = directory / "run.json"
     with reading(path, "is not a readable run.json"):
         raw = read_json(path)
+        if (largest := max(map(abs, _floats(raw)), default=0.0)) > rows.LARGEST:
+            raise ValueError(f"{largest:g} is larger than any number of a run")
         version = raw.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             what = f"{path}: schema version {version} is newer than this harness reads ({SCHEMA_VERSION})"
@@ -124,6 +127,15 @@ def read_run(directory: Path) -> Run:
         killed = "the measuring process ended before the end of the run (killed, or the machine stopped)"
         file = file.model_copy(update={"state": "interrupted", "error": killed})
     return Run(directory, file)
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """Every float in a JSON value."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _floats(inner)
 
 
 def _locked(path: Path) -> bool:

@@ -96,6 +96,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a sweep without a name": (edited(lambda raw: raw.update(sweep={})), "run.json"),
     "an inner field of another kind": (edited(lambda raw: raw["workload"]["load"].update(users="x")), "load.users"),
     "a limit that is no number": (edited(lambda raw: raw["workload"]["objectives"].update(ttft_s="nan")), "ttft_s"),
+    "an absurd number": (
+        edited(lambda raw: raw.update(declared={"host_w": 1e300})),
+        "1e+300 is larger than any number",
+    ),
     "half of the rows": (cut("requests.parquet", 0.5), "requests.parquet"),
     "no rows": (lambda d: (d / "requests.parquet").unlink(), "requests.parquet"),
     "rows are a directory": (replaced_by_directory("requests.parquet"), "requests.parquet"),

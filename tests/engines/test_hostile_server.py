@@ -1,0 +1,169 @@
+"""What a hostile server can answer: each request ends in time, as a failure of a named kind or with its tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from harness.engines.openai.client import OpenAIEngine
+from harness.errors import RequestFailed
+from harness.model import Completion, Request
+
+TIMEOUT_S = 0.5
+TOKEN = b'data: {"choices": [{"text": "a", "finish_reason": null}]}\n\n'
+END = b'data: {"choices": [{"text": "", "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+HANG, SLOW = None, 0.02
+"""Pieces of an answer: no more and no end; a pause in seconds."""
+Piece = bytes | float | None
+
+
+def head(*lines: str, status: str = "200 OK") -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode("latin-1")
+
+
+def whole(body: bytes, *lines: str, status: str = "200 OK") -> list[Piece]:
+    return [head(f"Content-Length: {len(body)}", *lines, status=status), body]
+
+
+def chunked(*chunks: bytes) -> list[Piece]:
+    return [head("Transfer-Encoding: chunked"), *(b"%x\r\n%s\r\n" % (len(each), each) for each in chunks)]
+
+
+def dripping(piece: bytes) -> list[Piece]:
+    return [piece, SLOW] * 200
+
+
+def usage(**counts: object) -> bytes:
+    return b"data: " + json.dumps({"choices": [], "usage": counts}).encode() + b"\n\n"
+
+
+def choice(value: object) -> bytes:
+    return b"data: " + json.dumps({"choices": value}).encode() + b"\n\n"
+
+
+GOOD = TOKEN + END
+HOSTILE: dict[str, tuple[Sequence[Piece], str]] = {
+    # connection
+    "closes at once": ([], "cut reset"),
+    "never answers": ([HANG], "timeout"),
+    "closes after half a status line": ([b"HTTP/1.1 2"], "cut reset"),
+    "hangs after half a status line": ([b"HTTP/1.1 2", HANG], "timeout"),
+    "closes after the headers": ([head("Content-Length: 100")], "cut"),
+    "hangs after the headers": ([head("Content-Length: 100"), HANG], "timeout"),
+    "headers a byte at a time, for ever": ([b"HTTP/1.1 200 OK\r\nA: ", *dripping(b"x")], "timeout"),
+    "a header a time, for ever": ([b"HTTP/1.1 200 OK\r\n", *dripping(b"A: b\r\n")], "timeout"),
+    # heads
+    "informational answers first": ([head(status="103 Early Hints") * 3, *whole(GOOD)], ""),
+    "informational answers for ever": ([*dripping(head(status="102 Processing"))], "timeout"),
+    "changes the protocol": ([head("Upgrade: h2c", status="101 Switching Protocols"), HANG], "timeout"),
+    "no content": ([head(status="204 No Content")], "http_204"),
+    "not modified": ([head(status="304 Not Modified")], "http_304"),
+    "a redirect to itself": (whole(b"", "Location: /v1/completions", status="307 Temporary Redirect"), "http_307"),
+    "a redirect without a place": (whole(b"", status="302 Found"), "http_302"),
+    "a status of 000": ([head(status="000 X")], "malformed"),
+    "a status of 999": (whole(b"x", status="999 X"), "http_999"),
+    "headers with zero bytes": ([head("A: \0\0"), GOOD], ""),
+    "headers in Latin-1": (whole(GOOD, "A: \xff\xfe"), ""),
+    "two lengths": ([head("Content-Length: 5", "Content-Length: 6"), b"123456"], "cut"),
+    "a length and chunks": ([head("Content-Length: 5", "Transfer-Encoding: chunked"), HANG], "timeout"),
+    "a length that is too short": ([head("Content-Length: 3"), GOOD], "malformed"),
+    "a negative length": ([head("Content-Length: -1"), GOOD], "malformed"),
+    # chunks
+    "a chunk for ever": ([head("Transfer-Encoding: chunked"), b"ffff\r\n", *dripping(b"x")], "timeout"),
+    "a chunk of 2^64": ([head("Transfer-Encoding: chunked"), b"fffffffffffffffff\r\nx", HANG], "malformed"),
+    "a chunk longer than it says": ([head("Transfer-Encoding: chunked"), b"2\r\nabcdef\r\n"], "malformed"),
+    "a chunk of no number": ([head("Transfer-Encoding: chunked"), b"-1\r\nx\r\n"], "malformed"),
+    "no last chunk": (chunked(TOKEN), "cut"),
+    "trailers for ever": ([*chunked(GOOD, b"")[:-1], b"0\r\n", *dripping(b"A: b\r\n")], "timeout"),
+    "empty events between the tokens": (chunked(b"\n\n" * 999, GOOD, b""), ""),
+    # bodies
+    "gzip that was not asked for": (whole(gzip.compress(GOOD), "Content-Encoding: gzip"), "compressed"),
+    "a page of HTML": (whole(b"<html>502</html>", "Content-Type: text/html"), "cut"),
+    "zero bytes": (whole(b"\0" * 4096), "cut"),
+    "bad UTF-8": (whole(b'data: {"choices": [{"text": "\xff\xfe"}]}\n\n' + END), "malformed"),
+    "half of a surrogate pair": (whole(b'data: {"choices": [{"text": "\\ud800"}]}\n\n' + END), "malformed"),
+    "another encoding": (whole(GOOD.decode().encode("utf-16")), "cut"),
+    "deep JSON": (whole(b"data: " + b"[" * 200_000 + b"\n\n"), "malformed"),
+    "a number of a million digits": (whole(b"data: " + b"9" * 1_000_000 + b"\n\n"), "malformed"),
+    "JSON of another kind": (whole(b"data: 5\n\ndata: null\n\ndata: []\n\n"), "malformed"),
+    "NaN in JSON": (whole(b'data: {"choices": NaN}\n\n'), "malformed"),
+    "no choices": (whole(choice([]) + END.replace(b'[{"text": "", "finish_reason": "stop"}]', b"[]")), "empty"),
+    "choices of no list": (whole(choice({"text": "a"}) + END), "malformed"),
+    "a choice of no map": (whole(choice([5, None]) + END), "malformed"),
+    "a text of no text": (whole(choice([{"text": 5}]) + END), "malformed"),
+    "a thousand choices": (whole(choice([{"text": "a", "index": i} for i in range(1000)]) + END), ""),
+    "an error after a token": (whole(TOKEN + b'data: {"error": {"message": "out of memory"}}\n\n'), "error"),
+    "an error of no map": (whole(b'data: {"error": 5}\n\n'), "error"),
+    "a reason that is a number": (whole(choice([{"text": "a", "finish_reason": 7}]) + END), "malformed"),
+    # usages
+    "negative usage": (whole(TOKEN + usage(prompt_tokens=-5, completion_tokens=-1) + END), ""),
+    "usage of 10^20": (whole(TOKEN + usage(prompt_tokens=1, completion_tokens=10**20) + END), ""),
+    "usage in text": (whole(TOKEN + usage(prompt_tokens="4", completion_tokens="x") + END), ""),
+    "usage of fractions": (whole(TOKEN + usage(prompt_tokens=4.5, completion_tokens=1.5) + END), ""),
+    "usage of true": (whole(TOKEN + usage(prompt_tokens=True, completion_tokens=True) + END), ""),
+    "usage of no map": (whole(TOKEN + b'data: {"choices": [], "usage": [1]}\n\n' + END), "malformed"),
+    # ends
+    "two ends": (whole(TOKEN + END + END), ""),
+    "tokens after the end": (whole(TOKEN + END + TOKEN * 5), ""),
+    "a second answer at once": ([*whole(GOOD), *whole(GOOD)], "malformed"),
+    "bytes after the end": ([*whole(GOOD), b"\0" * 100], "malformed"),
+    "no end": (whole(TOKEN), "cut"),
+    "an end alone": (whole(END), "empty"),
+}
+
+
+async def answered(pieces: Sequence[Piece]) -> str:
+    """The kind of failure of a request that gets these pieces, "" for an answer; the next request is answered well."""
+    number = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal number
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while header := (await reader.readuntil(b"\r\n\r\n")).lower():
+                length = next(int(x.split(b":")[1]) for x in header.split(b"\r\n") if x.startswith(b"content-length"))
+                await reader.readexactly(length)
+                number += 1
+                for each in pieces if number == 1 else whole(GOOD):
+                    if isinstance(each, bytes):
+                        writer.write(each)
+                        await writer.drain()
+                    else:
+                        await asyncio.sleep(60 if each is None else each)
+                if number == 1:
+                    break
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    engine = OpenAIEngine("m", {"base_url": f"http://127.0.0.1:{port}", "read_timeout_s": TIMEOUT_S})
+
+    async def ask() -> str:
+        try:
+            made = await engine.generate(Request(0, (5, 6), 4), lambda *_: None)
+        except RequestFailed as failed:
+            return failed.kind
+        assert isinstance(made, Completion)
+        return ""
+
+    try:
+        first = await ask()
+        assert await ask() == ""
+    finally:
+        await engine.stop()
+        server.close()
+    return first
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_request_ends_in_time_by_name_and_the_next_one_is_answered(name: str) -> None:
+    pieces, kinds = HOSTILE[name]  # words: one of several; "" is an answer
+    began_s = time.monotonic()
+    kind = asyncio.run(asyncio.wait_for(answered(pieces), 60))
+    assert kind in (kinds.split() or [""])
+    assert time.monotonic() - began_s < 20 * TIMEOUT_S
