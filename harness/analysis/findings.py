@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis.times import Times, times
+from harness.analysis.times import Times, error_kinds, times
 from harness.analysis.tokens import ordinary, stalls
 from harness.analysis.window import Window
 from harness.config import data_yaml
@@ -66,7 +66,7 @@ GROUPED_SHARE = 0.1
 def check_requests(run: Run, summary: Summary, window: Window | None = None) -> Iterator[Finding]:
     """Findings about the requests of a run; `summary` and `window` are those of the run."""
     seen = times(run.requests, run.state)
-    yield from _conduct(run, seen, summary)
+    yield from _conduct(run, seen)
     yield from _steadiness(run, summary, window)
     yield from _tokens(run, seen, summary)
 
@@ -110,9 +110,9 @@ def _distorted(run: Run, summary: Summary) -> list[str]:
     return [name for name, holds in doubts.items() if holds]
 
 
-def _conduct(run: Run, seen: Times, summary: Summary) -> Iterator[Finding]:
+def _conduct(run: Run, seen: Times) -> Iterator[Finding]:
     """Did the run end, which requests failed, and were there enough requests?"""
-    done, failed = int((seen.completed & ordinary(run.requests)).sum()), int(seen.failed.sum())
+    done = int((seen.completed & ordinary(run.requests)).sum())
     if run.state != "complete":
         requests = run.file.workload.requests
         # With conversations `count` is the number of conversations, not of requests.
@@ -120,9 +120,10 @@ def _conduct(run: Run, seen: Times, summary: Summary) -> Iterator[Finding]:
         of_all = done if asked is None else f"{done} of {asked}"
         cut = int((~seen.completed & ~seen.failed).sum())
         yield finding("incomplete", state=run.state, done=of_all, cut=cut)
-    if failed > FAILED_SHARE * (done + failed):
-        kinds = ", ".join(f"{kind} {count}" for kind, count in summary.errors.items())
-        yield finding("failed-requests", share=failed / (done + failed), kinds=kinds)
+    failed, ended = int(seen.failed.sum()), int((seen.completed | seen.failed).sum())
+    if failed > FAILED_SHARE * ended:  # the first wave too: it is load
+        kinds = ", ".join(f"{kind} {count}" for kind, count in error_kinds(run.requests[seen.failed]).items())
+        yield finding("failed-requests", share=failed / ended, kinds=kinds)
     if 0 < done < (needs := least_n(0.99)):
         yield finding("few-requests", done=done, needs=needs)
     if run.shape == "closed" and run.users and done < PER_SLOT * run.users:

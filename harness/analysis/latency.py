@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.analysis.part import Part
-from harness.analysis.times import OBJECTIVES, Times, firsts, numbers, times
+from harness.analysis.times import OBJECTIVES, Times, error_kinds, firsts, numbers, times
 from harness.analysis.tokens import blocks, mean_position, ordinary, output_until, stalls, those
 from harness.analysis.window import Window, find_window
 from harness.errors import HarnessError
@@ -124,8 +124,7 @@ def summarise(
     ]
     if simulated:
         figures = [replace(figure, status="simulated") for figure in figures]
-    kinds = requests["error"][seen.failed].astype(str).value_counts()
-    return Summary(run, state, tuple(figures), {str(kind): int(count) for kind, count in kinds.items()})
+    return Summary(run, state, tuple(figures), error_kinds(requests[seen.failed & ordinary(requests)]))
 
 
 def _window(window: Window | None, requests: pd.DataFrame, part: Part, duration: Figure) -> list[Figure]:

@@ -122,3 +122,8 @@ def flat_of(column: pd.Series, keep: Mask) -> tuple[Array, NDArray[np.int64]]:
 
 def numbers(column: pd.Series) -> Array:
     return np.asarray(pd.to_numeric(column).to_numpy(float, na_value=np.nan))
+
+
+def error_kinds(failed: pd.DataFrame) -> dict[str, int]:
+    """Kind of error -> how many of these failed requests have it, the most first."""
+    return {str(kind): int(count) for kind, count in failed["error"].astype(str).value_counts().items()}

@@ -239,6 +239,14 @@ def test_findings_state_counts_and_kinds() -> None:
     assert found[1].text.startswith("15.0% of the requests failed (timeout 30)")
 
 
+def test_a_first_wave_that_failed_is_found_and_counts_as_none_of_the_measured_requests() -> None:
+    wave = [record(k, error="empty", age_tokens=3) for k in range(300, 330)]
+    made = made_of(a_run(*changed(12, error="timeout"), *wave))
+    assert (made["requests.failed"].value, made.errors) == (12, {"timeout": 12})
+    (found,) = (each for each in made.findings if each.code == "failed-requests")
+    assert found.text.startswith("12.7% of the requests failed (empty 30, timeout 12)")
+
+
 def test_requests_cut_off_by_the_end_do_not_count_as_failed() -> None:
     found = check(changed(30, error="aborted"), "interrupted")
     assert [finding.code for finding in found] == ["incomplete", "few-requests"]
