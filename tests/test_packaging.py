@@ -21,7 +21,7 @@ import typer.main
 from packaging.requirements import Requirement
 from places import ROOT
 
-from harness.cli import app
+from harness.cli import app, pairs
 from harness.config import overrides
 from harness.errors import HarnessError
 from harness.workload.library import read_workload
@@ -243,7 +243,9 @@ def test_an_environment_that_does_not_fit_is_set_up_again(checkout: Path, damage
 def test_a_documented_command_can_be_given(command: str, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     verb, *arguments = shlex.split(command, comments=True)
-    given = VERBS[verb].make_context(verb, arguments).params
+    context = VERBS[verb].make_context(verb, arguments)
+    pairs.check(context)
+    given = context.params
     if error:
         with pytest.raises(HarnessError) as raised:
             read_workload(given["workload"], overrides(given["set_"]))

@@ -180,15 +180,15 @@ def show_answer(
     """
     from harness.report import document, text
 
-    if output().format == "text" and not names and charts is None:
-        emit(document.first_screen(sweep, scenario, text.columns_of_terminal()) + text.render(beside) * bool(beside))
-        return
-    made = [*document.report(sweep, scenario, names), *beside]
+    screen = output().format == "text" and not names
+    made = [] if screen and charts is None else [*document.report(sweep, scenario, names), *beside]
     if charts is not None:
         from harness.report import charts as drawing
 
         drawing.write(drawing.of_report(made, sweep), charts, chart_format)
-    if output().format == "html":
+    if screen:
+        emit(document.first_screen(sweep, scenario, text.columns_of_terminal()) + text.render(beside) * bool(beside))
+    elif output().format == "html":
         emit(document.page_of(made, sweep, scenario))
     else:
         show(made, [summary for _, summary in sweep])

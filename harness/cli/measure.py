@@ -166,7 +166,7 @@ def _points(workload: str, typed: Mapping[str, Any], given: dict[str, Any], repe
 @printing
 def ab(
     a: Annotated[str, typer.Argument(metavar="A", help="A server's URL, settings KEY=VALUE,KEY=VALUE, or a workload.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The same, to judge against A.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another, to judge against A.")],
     workload: Annotated[str, typer.Option(help="The workload of both, unless A and B are workloads.")] = "chat",
     repeat: Annotated[int, typer.Option(min=1, help="Number of runs of each, which take turns: A B A B.")] = 5,
     set_: options.Set = None,

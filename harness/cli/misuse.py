@@ -29,7 +29,7 @@ def worded(error: Any) -> HarnessError:
     if kind == "BadParameter":
         cause, known = error.__cause__, quoted[2:]
         value = cause.errors()[0]["input"] if cause else ""
-        what = f"{quoted[0]} {value}" if quoted[0].startswith("-") else f"{path} '{value}'"
+        what = f"{quoted[0]} {value}" if quoted[0].startswith("-") else f"{path}: unknown '{value}'"
         should = re.sub(".*Input should be", "it should be", words).partition(", unable")[0]
         fix = f"{near(str(value), known)}choose from {', '.join(known)}" if known else f"{should}; {see}"
         return HarnessError(what, fix)

@@ -136,7 +136,7 @@ def cost(
             found, _ = costs_at_objective(sweep, objective, *how)
             made = [*cost_tables(in_zone(found, zone)), interactivity_table(interactivity(sweep, *how))]
         else:
-            found, day, note = fleet_costs(sweep, objective, _pair(fleet), Policy(), *how)
+            found, day, note = fleet_costs(sweep, objective, _pair("--fleet", fleet), Policy(), *how)
             made = [*cost_tables(in_zone(found, zone)), fleet_table(day, note)]
         show(made)
 
@@ -189,7 +189,7 @@ def predict(
         show([validation_table()])
         return
     objective, own = _objective(tpot, ttft), _calibration(reference, root)
-    plan = Plan(batch, *_pair(tokens), devices, precision, tp, ep, pp, dp, prefill_gpus, engine)
+    plan = Plan(batch, *_pair("--tokens", tokens), devices, precision, tp, ep, pp, dp, prefill_gpus, engine)
     names = _gpu_names(gpu, {"--market": market, "--charts": charts, "--full": full or None})
 
     def of(name: str) -> Priced:
@@ -244,11 +244,11 @@ def _beside(gpus: Sequence[str], of: Callable[[str], Priced]) -> list[tuple[str,
     return found
 
 
-def _pair(text: str) -> tuple[float, float]:
-    """Two numbers from `A:B`."""
+def _pair(option: str, text: str) -> tuple[float, float]:
+    """Two numbers from the `A:B` of an option."""
     first, _, second = text.partition(":")
     try:
         return float(first), float(second)
     except ValueError:
-        fix = "give two numbers, for instance 500:200"
-        raise errors.HarnessError(f"'{text}' is not of the form A:B", fix) from None
+        fix = f"give two numbers, for instance {option} 500:200"
+        raise errors.HarnessError(f"{option} {text} is not of the form A:B", fix) from None

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @printing
 def sweep(
-    file: Annotated[Path, typer.Argument(help="A YAML file with a workload, and a grid, zipped axes or a search.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A YAML file with a workload, and a grid, zipped axes or a search.")
+    ],
     root: options.Root = options.RESULTS,
     resume: Annotated[bool, typer.Option("--resume", help="Measure the points that are not complete.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,

@@ -1,6 +1,7 @@
 """Tables as text for a terminal, a CI log or a pipe."""
 
 import io
+import itertools
 import re
 import shutil
 import sys
@@ -29,8 +30,8 @@ from harness.report.format import (
 )
 from harness.report.table import FACT, PROPERTIES, Cell, Table
 
-NARROWEST = 16
-"""Columns of text are wrapped to at least this width."""
+NARROWEST = 24, 16
+"""Columns of text are wrapped to at least the first width, or, where the table has no room so, to the second."""
 GAP = 2
 RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufefc]")
 SPARE = {
@@ -103,8 +104,9 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
 def _fitted(table: Table, width: int) -> tuple[Grid, Mapping[str, str], Mapping[str, int] | None] | None:
     """The grid, what the title says of all figures, and the footnotes; None if the columns do not fit."""
     common = shared(table)
-    for marks in (*([None] if len(figure_columns(table)) < 4 else []), footnotes(table, common)):
-        if (grid := _grid(table, common, width, marks)) is not None:
+    stacked = (*([None] if len(figure_columns(table)) < 4 else []), footnotes(table, common))
+    for narrowest, marks in itertools.product(NARROWEST, stacked):
+        if (grid := _grid(table, common, width, marks, narrowest)) is not None:
             return grid, common, marks
     return None
 
@@ -145,7 +147,9 @@ def _cell(
     return Text(value).append("\n" + f"{below} {mark}".strip(), "dim")
 
 
-def _grid(table: Table, common: Mapping[str, str], width: int, marks: Mapping[str, int] | None) -> Grid | None:
+def _grid(
+    table: Table, common: Mapping[str, str], width: int, marks: Mapping[str, int] | None, narrowest: int
+) -> Grid | None:
     """Columns side by side; None if they do not fit, or if a line would mix left-to-right and right-to-left text."""
     figures, headed, stacked = figure_columns(table), table.columns != PROPERTIES, marks is not None
     units = _units(table, common) if stacked else {}
@@ -160,7 +164,7 @@ def _grid(table: Table, common: Mapping[str, str], width: int, marks: Mapping[st
         word, head = (max((cell_len(each) for line in of for each in line.split()), default=0) for of in (lines, named))
         whole = max(map(cell_len, lines), default=0)
         widest.append(max(whole, *map(cell_len, named)))
-        least.append(max(head, whole if i in figures else min(whole, max(NARROWEST, word))))
+        least.append(max(head, whole if i in figures else min(whole, max(narrowest, word))))
     gaps = len(least) - 1
     gap = GAP if sum(least) + GAP * gaps <= width else 1
     room = width - sum(least) - gap * gaps

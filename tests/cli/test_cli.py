@@ -328,7 +328,7 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         ("sweep beyond.yaml", "sweep beyond: load.users is -2"),
         ("sweep typing.yaml --budget -1", "greater than or equal to 0"),
         ("ab seed=1 seed=1 --workload smoke", "A and B are the same"),
-        ("ab smoke", "ab lacks B\n  fix: name one: the same, to judge"),
+        ("ab smoke", "ab lacks B\n  fix: name one: another, to judge"),
         ("ab http://127.0.0.1:9 seed=1 --set engine.name=simulated --workload smoke", "with engine 'simulated'"),
         ("run smoke --url http://127.0.0.1:9 --set engine.name=simulated", "--url with engine 'simulated'"),
         ("predict Qwen3-32B ,", "no GPU in ','"),
