@@ -50,8 +50,8 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
 
     What all figures of a table share (unit, n, status) is printed in its title. With four or more columns of figures,
     or where a table has no room otherwise, each interval is below its figure, the unit of a column below its head, and
-    reasons are notes. A table wider than `width` becomes a list with a paragraph
-    for each row; what all rows share is printed once. The columns bound, value and unit become one phrase.
+    reasons are notes. Of a wider table what all rows share is printed once, and the columns in `SPARE` are left out; or
+    it becomes a list with a paragraph for each row. The columns bound, value and unit become one phrase.
     """
     terminal = sys.stdout.isatty() if color is None else color
     columns = width or columns_of_terminal()
