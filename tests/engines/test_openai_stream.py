@@ -275,9 +275,11 @@ def test_input_tokens_hold_those_from_the_cache(usage: Any, read_tokens: int | N
         ([event({"text": "", "finish_reason": "content_filter"}), usage_of(0)], "filtered"),
         ([event({"delta": {"refusal": "I cannot."}}), STOP, usage_of(4)], "filtered"),
         ([b'event: ping\ndata: {"type": "ping"}\n\n'], "empty"),
+        ([word(), word(), event({"text": "", "finish_reason": "content_filter"}), usage_of(2)], "filtered"),
+        ([word(), event({"delta": {"refusal": "I cannot."}}), STOP, usage_of(4)], "filtered"),
     ],
 )
-def test_an_answer_without_a_token_has_failed(parts: list[bytes], kind: str) -> None:
+def test_an_answer_without_a_token_or_withheld_from_then_on_has_failed(parts: list[bytes], kind: str) -> None:
     with pytest.raises(RequestFailed) as failed:
         read(b"".join([*parts, DONE]))
     assert failed.value.kind == kind
@@ -325,3 +327,19 @@ def test_events_of_other_types_are_passed_over_but_errors(name: str, data: str, 
         read(body)
     assert failed.value.kind == kind
     assert kind != "error" or failed.value.message == "upstream timed out"
+
+
+@pytest.mark.parametrize(
+    ("before", "first", "hidden"),
+    [
+        ([BLANK] * 13, " so", 12),  # reasoning, stripped by a proxy that lets its events through
+        ([BLANK] * 13, " so it was that he came and went, and then", 0),  # a parser held the tokens back
+        ([BLANK] * 3, " so", 0),  # signs of life: the tokens came in groups
+    ],
+)
+def test_events_without_a_text_before_the_first_stand_for_hidden_tokens(
+    before: list[bytes], first: str, hidden: int
+) -> None:
+    answer = read(b"".join([*before, word(first), *[word(" and")] * 11, LAST, usage_of(24), DONE]), asked=24)
+    assert answer.hidden_tokens == hidden
+    assert answer.output_tokens == sum(answer.counts) == 24

@@ -281,13 +281,17 @@ class Answer:
             counts[arrival] += tokens
 
     def _finish(self) -> None:
-        """Count the tokens in each arrival. Raises RequestFailed if the server aborted, or if there is no token."""
+        """Count the tokens in each arrival. Raises RequestFailed for one that was aborted or withheld, and for none."""
         if self.finish_reason in ("abort", "error"):
             self._count()
             raise RequestFailed(self.finish_reason, "the server aborted the request")
-        if not any(self.events.tokens):
-            withheld = self._refused or _FILTERED.search(self.finish_reason or "")
-            text = f"no token was shown; finish_reason {self.finish_reason}, usage {self.usage.output or 0} tokens"
+        shown = sum(self.events.tokens)
+        withheld = self._refused or _FILTERED.search(self.finish_reason or "")
+        if withheld or not shown:
+            self._count()
+            text = (
+                f"{shown} tokens were shown; finish_reason {self.finish_reason}, usage {self.usage.output or 0} tokens"
+            )
             raise RequestFailed("filtered" if withheld else "empty", text)
         self.events.stopped = self.finish_reason not in (None, "length")
         asked = self.asked * self._choices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -130,9 +131,10 @@ class Events:
         """Add the tokens of `total` that no event showed; returns the number of hidden ones.
 
         The end token belongs to the event with the finish reason, one token to each event without a text between the
-        first with one and the end. If the text has fewer bytes than tokens, or the reasoning was not sent, tokens
-        were hidden: they were made before the first that was shown. The others arrived in groups, and longer texts hold
-        more of them. A usage above both what was asked for and what was shown is not believed.
+        first with one and the end. If the text has fewer bytes than tokens, the reasoning was not sent, or events
+        without a text come in place of most of the missing ones before the first text, tokens were hidden: they were
+        made before the first that was shown. The others arrived in groups, and longer texts hold more of them. A usage
+        above both what was asked for and what was shown is not believed.
         """
         seen = sum(self.tokens)
         if total <= seen:
@@ -157,7 +159,9 @@ class Events:
         too_short = sum(sizes) < sum(self.tokens[event] for event in shown) + missing
         if too_short and total > most:
             return 0
-        hidden = missing if too_short else min(missing, reasoning)
+        # One event has the role. A parser that held tokens back shows them together, in a long text.
+        stripped = len(shown) > 2 and 2 * (shown[0] - 1) >= missing > 1 and sizes[0] <= 2 * statistics.median(sizes)
+        hidden = missing if too_short or stripped else min(missing, reasoning)
         self.tokens[shown[0]] += hidden
         self._spread(shown, sizes, missing - hidden)
         return hidden
