@@ -311,3 +311,10 @@ def test_loadgens_offline_and_single_stream(tmp_path: Path) -> None:
 def test_a_run_that_loadgen_calls_invalid_is_doubted(tmp_path: Path) -> None:
     text = (CASES / "loadgen_41_server.txt").read_text().replace("Result is : VALID", "Result is : INVALID")
     assert point_of(text, tmp_path, "log.txt").doubts == ("LoadGen calls this run INVALID",)
+
+
+def test_mlenergys_zero_joules_per_token_are_none(tmp_path: Path) -> None:
+    content = json.loads((CASES / "mlenergy_results.json").read_text()) | {"steady_state_energy_per_token": 0.0}
+    found = values(point_of(content, tmp_path))
+    assert found["gpu_power_w"] == 500
+    assert "joules_per_output_token" not in found

@@ -12,7 +12,7 @@ def mlenergy_benchmark(content: Mapping[str, Any]) -> Iterator[Result]:
     joules, seconds = content["steady_state_energy"], content["steady_state_duration"]
     per_token = content.get("steady_state_energy_per_token")
     values = {
-        "joules_per_output_token": per_token,
+        "joules_per_output_token": per_token or None,
         "gpu_power_w": joules / seconds,
         "output_tokens_per_s": joules / seconds / per_token if per_token else None,
     }
