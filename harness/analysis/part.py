@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +17,7 @@ from harness.analysis.times import Array, Mask, Times, numbers
 from harness.analysis.tokens import Gaps, between, blocks, gaps, ordinary, spread_from
 from harness.analysis.window import Window
 from harness.model import Figure
-from harness.store.rows import flat
+from harness.store.rows import flat, free
 
 LEAST_SLICES, MOST_SLICES = 8, 2000
 """Least and most parts of the window, each about a request time, whose counts tell the variance of rates."""
@@ -86,6 +87,7 @@ class Part:
         within = partial(gaps, requests, kept & seen.completed & (seen.hidden_tokens == 0), begin_s, end_s)
         sums = ((each.sums(), each.sums(each.tokens), each.sums(each.seconds)) for each in within())
         held, given, passed_s = map(np.concatenate, zip(*sums, strict=True))
+        free()
         # Where the engine counts other tokens than arrived, its count is that of the answer.
         given *= np.divide(
             seen.output_tokens, seen.arrived_tokens, out=np.zeros(len(held)), where=seen.arrived_tokens > 0
@@ -140,12 +142,15 @@ class Part:
         for values, rows in self.values(name):
             low, weights = rows.min(initial=0), self.weights(name, rows)
             owners = rows[np.flatnonzero(np.diff(rows, prepend=-1))]
-            amounts = (np.ones(len(values)), values, *((values > limit + STAMP_S).astype(float) for limit in limits))
-            weighed = (each if weights is None else each * weights for each in amounts)
-            totals = (np.bincount(rows - low, each)[owners - low] for each in weighed)
-            for column, each in zip(found, (owners, *totals), strict=True):
-                column.append(each)
-        return tuple(np.concatenate(found.pop(0)) for _ in range(3 + len(limits)))
+            found[0].append(owners)
+            amounts = itertools.chain([np.ones(len(values), bool), values], (values > x + STAMP_S for x in limits))
+            for column, each in zip(found[1:], amounts, strict=True):
+                total = np.bincount(rows - low, each if weights is None else each * weights)[owners - low]
+                counts = weights is None and each.dtype == bool
+                column.append(total.astype(np.int32) if counts else total)
+        made = tuple(np.concatenate(found.pop(0)) for _ in range(3 + len(limits)))
+        free()
+        return made
 
     def by_chance(self, name: str, rows: NDArray[np.int64], top: Array, sizes: Array) -> Array:
         """The totals less what the start of the run makes of them: of the requests that ended early all are short."""

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.analysis.tokens import blocks, gaps_of
-from harness.store.rows import flat
+from harness.store.rows import flat, free
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -72,8 +72,16 @@ def times(requests: pd.DataFrame, state: str) -> Times:
     Only completed requests have latencies; lag_s, which the client causes, exists for every request that was sent.
     """
     columns = list(map(list, zip(*(_fields(each, state) for each in blocks(requests)), strict=True)))
-    made = [np.concatenate(columns.pop(0)) for _ in range(len(columns))]
+    made = [_joined(columns.pop(0)) for _ in range(len(columns))]
+    free()
     return Times(numbers(requests["scheduled_s"]), numbers(requests["sent_s"]), *made)
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """The parts as one array; one value that all have is kept once."""
+    value = parts[0][:1]
+    same = len(value) and all((part == value).all() for part in parts)
+    return np.broadcast_to(value, sum(map(len, parts))) if same else np.concatenate(parts)
 
 
 def _fields(requests: pd.DataFrame, state: str) -> tuple[NDArray[Any], ...]:

@@ -22,9 +22,8 @@ from harness.store import journal
 from harness.store.access import DAMAGE, reading
 from harness.store.run_file import RunFile
 
-pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps what a long run has freed: 250 MB of 700
 with contextlib.suppress(AttributeError):  # not glibc, whose threshold otherwise grows with the arrays that are freed
-    ctypes.CDLL(None).mallopt(-3, 1 << 22)  # M_MMAP_THRESHOLD: larger arrays go back to the system when they are freed
+    ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: larger arrays go back to the system when they are freed
 LARGEST = 1e15
 """Largest number of a row, in either direction; more is damage, and would overflow in products."""
 _TYPES = {
