@@ -144,7 +144,7 @@ def test_answers_of_one_token_have_no_time_between_tokens(tmp_path: Path) -> Non
     assert zero["itl_s.mean"] == 0.02
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.0, 1e300, "12", True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.0, 1e300, 1e-300, "12", True])
 def test_a_figure_that_is_no_amount_is_refused_by_name(value: object, tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match=r"ttft_s\.mean is .*, not an amount"):
         point_of(json.dumps(serve(mean_ttft_ms=value)), tmp_path)

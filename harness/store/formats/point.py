@@ -104,8 +104,9 @@ def figures(
 
 
 def amount(name: str, value: Any) -> float:
-    """The value of a figure, if it is a number from 0 to LARGEST; otherwise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
+    """The value of a figure, if it is 0 or a number from 1 / LARGEST to LARGEST; otherwise ValueError."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or (value != 0 and not 1 / LARGEST <= value <= LARGEST):
         raise ValueError(f"{name} is {shown(value)}, not an amount")
     return float(value)
 
