@@ -162,12 +162,13 @@ def _bias_of_mix(
     waits, stays = (pd.Series(seen[name][part.sent]).mean() for name in ("ttft_s", "e2e_s"))
     if not here or not everywhere or not begun or not stays > 0:
         return None
+    gaps_s, _ = part.ordered("itl_s")
+    reads = 1 - stats.percentile(gaps_s, SHORT) / gaps_s.mean() if gaps_s.any() else 0.0
+    del gaps_s
     answers = seen.arrived_tokens[kept]
     balance = abs(part.counts["output_token"] / (begun * float(answers.mean())) - 1)
     chance = float(answers.std(ddof=0) / answers.mean()) / begun**0.5
     context = (here - everywhere) / (float(requests["input_asked"][kept].mean()) + everywhere)
-    gaps_s, _ = part.ordered("itl_s")
-    reads = 1 - stats.percentile(gaps_s, SHORT) / gaps_s.mean() if gaps_s.any() else 0.0
     off = float(max(balance * waits / stays, (balance - chance) * reads))
     return off + CONTEXT_SHARE * abs(context)
 

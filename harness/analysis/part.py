@@ -138,26 +138,26 @@ class Part:
 
     def by_request(self, name: str, limits: Sequence[float]) -> tuple[NDArray[Any], ...]:
         """Rows of requests with values; the total weight of each, then of the values, and of those above each limit."""
-        found: list[list[NDArray[Any]]] = [[] for _ in range(3 + len(limits))]
+        kinds = [np.int64, *[np.float64 if name in OF_THE_END else np.int32] * (2 + len(limits))]
+        kinds[2] = np.float64
+        found, count = [np.empty(len(self.sent), kind) for kind in kinds], 0
         for values, rows in self.values(name):
             low, weights = rows.min(initial=0), self.weights(name, rows)
             owners = rows[np.flatnonzero(np.diff(rows, prepend=-1))]
-            found[0].append(owners)
+            place = slice(count, count + len(owners))
+            found[0][place] = owners
             amounts = itertools.chain([np.ones(len(values), bool), values], (values > x + STAMP_S for x in limits))
             for column, each in zip(found[1:], amounts, strict=True):
-                total = np.bincount(rows - low, each if weights is None else each * weights)[owners - low]
-                counts = weights is None and each.dtype == bool
-                column.append(total.astype(np.int32) if counts else total)
-        made = tuple(np.concatenate(found.pop(0)) for _ in range(3 + len(limits)))
-        free()
-        return made
+                column[place] = np.bincount(rows - low, each if weights is None else each * weights)[owners - low]
+            count = place.stop
+        return tuple(column[:count] for column in found)
 
     def by_chance(self, name: str, rows: NDArray[np.int64], top: Array, sizes: Array) -> Array:
         """The totals less what the start of the run makes of them: of the requests that ended early all are short."""
         if self.weights(name, rows) is None:
             return top
         stay_s = self.seen["e2e_s"][rows]
-        order, until_s = np.argsort(stay_s), self.basis.until_s[rows]
+        order, until_s = np.argsort(stay_s), self.over_s[rows] - np.nanmin(self.seen.sent_s)
         errors = top - top.sum() / sizes.sum() * sizes
         sums, shares = (np.append(0.0, np.cumsum((sizes * x)[order])) for x in (errors, np.ones(len(rows))))
         at = np.searchsorted(stay_s[order], until_s, side="right")
@@ -181,8 +181,6 @@ class Basis:
     """Of each request, time in the window that it held its slot (closed loop), or `share` (open)."""
     share: Array = field(default_factory=lambda: np.empty(0))
     """Share of the tokens of each request that came in the window."""
-    until_s: Array = field(default_factory=lambda: np.empty(0))
-    """Of each request, time from the first sending to its end."""
     weight: Array = field(default_factory=lambda: np.empty(0))
     """Of each request that ended in the window: the window's length over the part of it in which one as long could have
     ended, since none was sent before the load began; at most `MOST_WEIGHT`. Empty: all are 1, as after a burst, whose
@@ -199,20 +197,20 @@ class Basis:
         talks = requests["conversation"].notna().any()
         group, together = _talks(requests) if talks else None, max(1.0, window.in_flight)
         share = np.concatenate([_share_within(each, window.begin_s, window.end_s) for each in blocks(requests)])
-        until_s, length_s = over_s - np.nanmin(sent_s), window.end_s - window.begin_s
+        length_s = window.end_s - window.begin_s
         could_s = window.end_s - np.nanmin(sent_s) - (over_s - sent_s)
         weight = length_s / np.clip(np.nan_to_num(could_s), length_s / MOST_WEIGHT, length_s)
         if window.closed and ordinary(requests).all():
             weight = np.empty(0)
         if not window.closed:
-            return cls(None, together, group, int(sent.sum()), share, share, until_s, weight)
+            return cls(None, together, group, int(sent.sum()), share, share, weight)
         slot = slots(requests, round(window.in_flight))
         if talks:  # a user may think between two turns
             following = pd.Series(sent_s).groupby(slot).shift(-1).to_numpy()
             over_s = np.where(np.isnan(following), over_s, following)
         group = slot if group is None or window.in_flight >= stats.LEAST_GROUPS else group
         time_s = np.clip(over_s, window.begin_s, window.end_s) - np.clip(sent_s, window.begin_s, window.end_s)
-        return cls(None, together, group, int(sent.sum()), np.nan_to_num(time_s), share, until_s, weight)
+        return cls(None, together, group, int(sent.sum()), np.nan_to_num(time_s), share, weight)
 
     def rate(self, figure: Figure, slices: Array, each: Array) -> Figure:
         """The figure, a rate, with its interval, or with the reason for none.
