@@ -155,17 +155,21 @@ class UpdateTracker:
 def update_period_s(changes: list[tuple[float, int]]) -> float | None:
     """Seconds between updates of a field that was read often, from its changes (time, value); None for fewer than five.
 
-    The first pair is the start of the probe, not an update. An update that repeats the value is not visible, so a gap
-    counts as a whole number of periods; the lower quartile of the gaps is taken for one period.
+    The first pair is the start of the probe, not an update. An update that repeats the value is not visible, so updates
+    are numbered by whole periods, at first of the usual short gap: a reading that was late moves one update alone.
 
     >>> update_period_s([(0.0, 1), (0.06, 2), (0.16, 3), (0.26, 4), (0.46, 5), (0.56, 6)])
     0.1
     """
     if len(changes) < 6:
         return None
-    gaps = np.diff([instant for instant, _ in changes[1:]])
-    one = float(np.quantile(gaps, 0.25))
-    return round(float(gaps.sum() / np.maximum(1, np.round(gaps / one)).sum()), 6)
+    times_s = np.array([instant - changes[1][0] for instant, _ in changes[1:]])
+    gaps_s = np.diff(times_s)
+    one_s = float(np.median(gaps_s[gaps_s < 1.5 * np.quantile(gaps_s, 0.25)]))
+    for _ in range(2):
+        phase = np.angle(np.exp(2j * np.pi * times_s / one_s).sum()) / (2 * np.pi)
+        one_s = float(np.polyfit(np.round(times_s / one_s - phase), times_s, 1)[0])
+    return round(one_s, 6)
 
 
 def smallest_step(changes: list[tuple[float, int]]) -> int | None:

@@ -22,6 +22,7 @@ from harness.errors import HarnessError
 from harness.measure import power, run
 from harness.meters import sampler
 from harness.meters.base import create_meter
+from harness.meters.tracker import update_period_s
 from harness.model import MeterInfo, PowerSample
 from harness.store.run import read_run
 from harness.workload.schema import parse_workload
@@ -265,6 +266,16 @@ def test_eight_gpus_are_opened_in_time_however_slow_counters_and_calls_are(fake_
     answer = library.simulate(fake_nvml, EIGHT + script, seconds=25.0)  # opened at -45 s
     first_s = min(row["before_s"] for row in answer["rows"] if row["temperature_c"] is not None)
     assert first_s + 45 < 0.6 * sampler.START_S
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_probe_with_late_readings_and_unseen_updates_finds_the_period(seed: int) -> None:
+    """On a busy machine a reading comes up to 60 ms late; 2 of 29 updates repeat the value."""
+    rng = np.random.default_rng(seed)
+    seen_s = 5 + 0.1 * np.arange(29) + rng.uniform(0, 0.004, 29)
+    seen_s[rng.choice(29, 3, replace=False)] += rng.uniform(0.03, 0.06, 3)
+    changes = [(4.97, 0), *((float(t), i) for i, t in enumerate(np.delete(seen_s, rng.choice(27, 2, False) + 1), 1))]
+    assert update_period_s(changes) == pytest.approx(0.1, rel=0.007)  # a line is sought within 1%
 
 
 def test_a_counter_with_irregular_updates_falls_back_to_hard_bounds(fake_nvml: Path) -> None:
