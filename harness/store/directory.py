@@ -170,9 +170,10 @@ def engine_record(info: EngineInfo) -> dict[str, Any]:
 
 def _misnamed(reference: str, root: Path) -> None:
     """Raises HarnessError for a path of a directory of runs, or of a file."""
-    if inside := [each for each in (Path(reference), root / reference) if (each / "latest").exists()]:
-        fix = f"name a run in it, such as {inside[0]}/latest; `harness list runs --root {inside[0]}` prints all"
-        raise HarnessError(f"'{reference}' is a directory of runs", fix)
+    for place in (Path(reference), root / reference):
+        if runs := [path for path, _ in directories(place)]:
+            fix = f"name a run in it, such as {runs[-1]}; `harness list runs --root {place}` prints all"
+            raise HarnessError(f"'{reference}' is a directory of runs", fix)
     if (file := Path(reference)).is_file():
         stands = (file.parent / "run.json").exists()
         fix = f"name its directory: {file.parent}" if stands else "see `harness import`"

@@ -267,7 +267,7 @@ MISTAKEN = {
         (("run", "smoke", "--engine", "simulated", "--reset-cache"), ("no prefix cache", "omit --reset-cache")),
         (("run", "smoke", "--url", "http://x", "--serve"), ("--url with --serve", "name one")),
         (("run", "own"), ("no workload 'own'", "did you mean 'own.yaml'")),
-        (("report", "."), ("'.' is a directory of runs", "./latest")),
+        (("report", "kept"), ("'kept' is a directory of runs", "kept/one")),
         (("report", "own.yaml"), ("'own.yaml' is a file", "harness import")),
         (("sweep", "search.yaml"), ("auto.objective.ttft.p99: no such figure", "did you mean 'ttft_s.p99'")),
         (("sweep", "slow.yaml"), ("auto.objective.ttft_s.p99 is 500 seconds", "'500 ms'")),
@@ -285,7 +285,8 @@ MISTAKEN = {
 def test_mistakes_are_named_with_the_way_out_and_no_traceback(
     harness: Command, words: tuple[str, ...], said: tuple[str, ...]
 ) -> None:
-    Path("latest").symlink_to("own.yaml")
+    Path("kept/one").mkdir(parents=True)
+    Path("kept/one/run.json").write_text("{}")
     for name, text in MISTAKEN.items():
         Path(name).write_text(text)
     left = harness(*words)
