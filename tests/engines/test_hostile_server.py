@@ -103,7 +103,7 @@ HOSTILE: dict[str, tuple[Sequence[Piece], str]] = {
     "a reason that is a number": (whole(choice([{"text": "a", "finish_reason": 7}]) + END), "malformed"),
     # usages
     "negative usage": (whole(TOKEN + usage(prompt_tokens=-5, completion_tokens=-1) + END), ""),
-    "usage of 10^20": (whole(TOKEN + usage(prompt_tokens=1, completion_tokens=10**20) + END), ""),
+    "usage of 10^20": (whole(TOKEN + usage(prompt_tokens=1, completion_tokens=10**20) + END), "malformed"),
     "usage in text": (whole(TOKEN + usage(prompt_tokens="4", completion_tokens="x") + END), ""),
     "usage of fractions": (whole(TOKEN + usage(prompt_tokens=4.5, completion_tokens=1.5) + END), ""),
     "usage of true": (whole(TOKEN + usage(prompt_tokens=True, completion_tokens=True) + END), ""),

@@ -233,11 +233,19 @@ def test_tokens_of_the_usage_that_no_event_showed_are_placed(
         ([word(), LAST, usage_of(-5)], None),  # no count
         ([word(), LAST, event(usage={"completion_tokens": "1"})], None),
         ([word(), LAST, event(usage={"completion_tokens": 1.0})], 1),
-        ([word(), LAST, usage_of(2**70)], LARGEST),  # a number that can be stored; it is not believed
+        ([word(), LAST, usage_of(LARGEST - 1)], LARGEST - 1),  # it can be stored, and is not believed
     ],
 )
 def test_the_usage_that_counts_is_the_last_that_says_something(parts: list[bytes], tokens: int | None) -> None:
     assert read(b"".join([*parts, DONE])).output_tokens == tokens
+
+
+@pytest.mark.parametrize("tokens", [LARGEST, 10**20, 2**70, 1e300])
+@pytest.mark.parametrize("name", ["completion_tokens", "prompt_tokens", "total_tokens"])
+def test_a_count_of_tokens_that_none_can_have_makes_the_answer_malformed(name: str, tokens: float) -> None:
+    with pytest.raises(RequestFailed, match=f"the usage says {name}") as failed:
+        read(b"".join([word(), LAST, event(usage={name: tokens}), DONE]))
+    assert failed.value.kind == "malformed"
 
 
 def test_a_usage_in_every_event_tells_how_many_tokens_it_holds() -> None:

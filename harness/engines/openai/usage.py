@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.errors import RequestFailed
+
 _TEXTS = ("text", "thinking", "reasoning", "summary", "content", "function", "name", "arguments")
 """Fields of the parts of an answer that hold text, or parts with text."""
 _INPUT = "prompt_tokens", "input_tokens"
@@ -24,8 +26,8 @@ _CACHED = (
     "cache_read_input_tokens",  # Anthropic
 )
 """Names of one count, the first that is above 0 is read."""
-LARGEST = 1 << 40
-"""Larger counts are read as this one, which is not believed either."""
+LARGEST = 10**9
+"""No answer has as many tokens: one whose usage says so is malformed."""
 
 
 class Usage:
@@ -33,6 +35,8 @@ class Usage:
 
     >>> Usage({"completion_tokens": 8, "completion_tokens_details": {"reasoning_tokens": 3}}).counts
     {'completion_tokens': 8, 'completion_tokens_details.reasoning_tokens': 3}
+
+    Raises RequestFailed for a count that none can have.
     """
 
     def __init__(self, stated: Mapping[str, Any] | None = None) -> None:
@@ -57,9 +61,11 @@ class Usage:
         return Usage(self.counts | {name: n for name, n in newer.counts.items() if n or name not in self.counts})
 
     def _take(self, name: str, value: Any) -> None:
-        """Values that count nothing (negative ones, NaN, null, text) are passed over; huge ones become `LARGEST`."""
+        """Values that count nothing (negative ones, NaN, null, text) are passed over."""
         if isinstance(value, int | float) and value >= 0:
-            self.counts[name] = int(min(value, LARGEST))
+            if value >= LARGEST:
+                raise RequestFailed("malformed", f"the usage says {name} {value:.3g}")
+            self.counts[name] = int(value)
 
     def _first(self, names: Sequence[str]) -> int | None:
         """The first of these counts that is above 0, else 0 if one of them is stated."""

@@ -133,10 +133,10 @@ def boastful(ask: Ask) -> Iterator[Step]:
 
 @behaviour
 def absurd(ask: Ask) -> Iterator[Step]:
-    """The usage counts less than nothing, nothing, or more than a 64-bit number holds."""
+    """The usage counts less than nothing, nothing, or more than any answer has."""
     yield TTFT_S
     yield from ask.words()
-    count = (-5, 0, 2**70)[ask.number % 3]
+    count = (-5, 0, 10**8)[ask.number % 3]
     yield from ask.end(count, prompt=count)
 
 
@@ -344,7 +344,7 @@ TRAPS = (
     ),
     trap(
         "absurd",
-        "usage of -5, 0 and 2**70",
+        "usage of -5, 0 and 10**8",
         "A negative TPOT, no input, or no result.",
         "gateways that pass a missing count on",
         TTFT,
