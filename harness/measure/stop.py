@@ -1,6 +1,7 @@
 """Ends a run when its figures are precise enough, from the journals of the run.
 
-The figures are computed in another process at the lowest priority, so that they do not delay the load loop.
+The figures are computed in another process at a low priority, so that they do not delay the load loop. At the lowest,
+a busy machine would never come to them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Stop:
 
 def look(pipe: Connection, targets: Sequence[Target]) -> None:
     """The process: looks at the run whose directory it receives, until every target is met, and sends a word then."""
-    os.nice(19)
+    os.nice(10)
     directory = pipe.recv()
     looks, began_s = Looks(), time.monotonic()
     while True:
