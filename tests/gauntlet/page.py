@@ -142,7 +142,7 @@ def _described(traps: Sequence[Trap]) -> str:
 
 
 def _settings(traps: Sequence[Trap], rows: Mapping[str, Sequence[Row]]) -> list[str]:
-    """A line for each trap on which a recommended setting changes the verdict."""
+    """For each recommended setting, the traps on which it was tried and those on which it changes the verdict."""
     lines = []
     for tool, peer in PEERS.items():
         every = {(row.trap, row.setting): row for row in rows.get(tool, ())}
@@ -150,8 +150,9 @@ def _settings(traps: Sequence[Trap], rows: Mapping[str, Sequence[Row]]) -> list[
             pairs = [(trap, every.get((trap.name, "default")), every.get((trap.name, setting))) for trap in traps]
             moved = [f"{trap.name} {_cell(trap, after)}" for trap, before, after in pairs
                      if before and after and verdict(trap, before)[0] != verdict(trap, after)[0]]  # fmt: skip
-            if any(after for _, _, after in pairs):
-                lines.append(f"- {tool} with `{' '.join(words)}`: {'; '.join(moved) or 'the same verdicts'}.")
+            if tried := [trap.name for trap, _, after in pairs if after]:
+                said = "; ".join(moved) or "the same verdicts"
+                lines.append(f"- {tool} with `{' '.join(words)}`, on {', '.join(tried)}: {said}.")
     return lines
 
 
