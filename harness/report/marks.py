@@ -57,7 +57,7 @@ def layered(width: int, left: int, height: int | Spec, rows: Sequence[Mapping[st
 
 
 def mark(kind: str, encoding: Spec, rows: Sequence[Mapping[str, Any]] | None = None, **look: Any) -> Spec:
-    """A layer; `rows`: of its own."""
+    """A layer with this mark. `rows`: the data of the layer; None: those of the plot."""
     own = {} if rows is None else {"data": {"values": rows}}
     return {**own, "mark": {"type": kind, **look}, "encoding": encoding}
 
