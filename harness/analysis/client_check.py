@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from harness.analysis.findings import finding
 from harness.analysis.latency import members
 from harness.analysis.times import Mask, times
-from harness.analysis.tokens import gaps, those
+from harness.analysis.tokens import those
 from harness.analysis.window import Window
 from harness.model import Figure, Finding, Summary
 from harness.stats import Array, least_n
@@ -145,33 +145,17 @@ def _late(sent: pd.DataFrame, kept: Mask, run: Run, summary: Summary, load: Load
         delays_s = [delay for delay in delays_s if delay.p99 >= gap_s / 2]
     loop_s = max((delay.p99 for delay in delays_s if delay.n >= least_n(0.99)), default=0.0)
     done = kept & seen.completed
-    in_one_read = float((np.maximum(seen.arrived_tokens - 1, 0) - seen.gaps)[done].sum())
     lag_s = 0.0
     # Offline requests have no due time of their own, and requests held back by `max_in_flight` are meant to wait. In a
     # closed loop a request is due when the client sends it: what delays it then is the engine in the client's process.
     due = load.shape != "offline" and load.max_in_flight is None and (served or not load.closed)
     ttft_s, response_s = (seen[name][done & ~np.isnan(seen.first_s)] for name in ("ttft_s", "first_response_s"))
-    gaps_s = np.concatenate([some.seconds for some in gaps(sent, done & (seen.hidden_tokens == 0))])
     if due and len(ttft_s):
         lag_s = max(0.0, float(np.quantile(response_s, 0.99) - np.quantile(ttft_s, 0.99)))
-    for name, values_s, sending_s in (("TTFT", ttft_s, lag_s), ("ITL", gaps_s, 0.0)):
-        reading_s = min(loop_s, _moved_s(values_s, in_one_read)) if stamped else loop_s
-        parts = {"late reading": reading_s, "late sending": sending_s}
-        latency_s, moved_s = summary[f"{name.lower()}_s.p99"].value, reading_s + sending_s
+    for name, sending_s in (("TTFT", lag_s), ("ITL", 0.0)):
+        parts = {"event loop's p99 delay": loop_s, "late sending": sending_s}
+        latency_s, moved_s = summary[f"{name.lower()}_s.p99"].value, loop_s + sending_s
         if latency_s is not None and moved_s > MOVED * latency_s > 0:
             delays = ", ".join(f"{part} {part_s * 1e3:.3g} ms" for part, part_s in parts.items() if part_s > 0)
             share = moved_s / latency_s
             yield finding("client-limited", latency=name, p99_ms=latency_s * 1e3, share=share, delays=delays)
-
-
-def _moved_s(values_s: Array, wrong: float) -> float:
-    """How far the p99 can lie above that of the true values if up to `wrong` of these are too large.
-
-    >>> round(_moved_s(np.arange(1001.0), 10), 1)
-    10.0
-    """
-    if not len(values_s):
-        return 0.0
-    lower = max(0.0, 0.99 - wrong / len(values_s))
-    p99_s, least_s = np.quantile(values_s, [0.99, lower], overwrite_input=True)
-    return float(p99_s - least_s)

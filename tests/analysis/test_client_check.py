@@ -70,7 +70,7 @@ PROVOKED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     # code, part of the text, a run with the finding, a similar run without it
     (
         "client-limited",
-        "the ITL p99 of 10 ms by 6%: late reading 0.6 ms",
+        "the ITL p99 of 10 ms by 6%: event loop's p99 delay 0.6 ms",
         {"records": opened(), "load": OPEN, "clients": [client(1e-4), client(6e-4)]},
         {"records": opened(), "load": OPEN, "clients": [client(1e-4), client(4e-4)]},
     ),
@@ -205,23 +205,7 @@ def test_late_sending_of_a_closed_loop_is_the_engines_where_both_share_a_process
     assert checked(late, CLOSED, served=False).findings == ()
 
 
-@pytest.mark.parametrize(
-    ("delay_s", "pairs", "codes"),
-    [
-        (0.0051, 0, set()),  # each arrival holds one token, and has the kernel's time
-        (0.0051, 10, set()),  # 10 of 2,800 gaps are not seen: the p99 lies among the others
-        (0.0051, 40, {"client-limited"}),
-        (0.0049, 40, set()),  # the engine sent two tokens at once: no loop was late by half a gap
-    ],
-)
-def test_with_the_kernels_stamps_a_late_loop_counts_as_far_as_tokens_came_in_one_read(
-    delay_s: float, pairs: int, codes: set[str]
-) -> None:
-    records = opened()
-    for each in range(0, 10 * pairs, 10):
-        arrival_s = records[each].arrival_s
-        records[each] = replace(
-            records[each], arrival_s=arrival_s[:3] + arrival_s[4:], arrival_tokens=(1, 1, 1, 2, 1, 1, 1)
-        )
+@pytest.mark.parametrize(("delay_s", "codes"), [(0.0049, set()), (0.0051, {"client-limited"})])
+def test_with_the_kernels_stamps_a_late_loop_counts_from_half_a_gap(delay_s: float, codes: set[str]) -> None:
     late = client(delay_s).model_copy(update={"kernel_stamps": True})
-    assert {finding.code for finding in checked(records, OPEN, [late]).findings} == codes
+    assert {finding.code for finding in checked(opened(), OPEN, [late]).findings} == codes
