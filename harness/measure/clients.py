@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from harness.engines.base import create_engine
 from harness.errors import EngineDied, HarnessError
-from harness.measure.eventloop import LoopMonitor, event_loop
+from harness.measure.eventloop import LoopMonitor, event_loop, percentiles
 from harness.measure.sender import Progress, Sender, measuring, warm_up
 from harness.model import EngineInfo
 from harness.process import Child, Gone
@@ -120,7 +120,7 @@ async def measure(sender: Sender, began_ns: int, monitor: LoopMonitor) -> Ended:
     try:
         await asyncio.sleep((began_ns - time.monotonic_ns()) / 1e9)
         monitor.begin()
-        await sender.run(began_ns)
+        await sender.run(began_ns, monitor.late_s)
     except asyncio.CancelledError:
         ended = INTERRUPTED
     except ExceptionGroup as group:
@@ -131,6 +131,8 @@ async def measure(sender: Sender, began_ns: int, monitor: LoopMonitor) -> Ended:
             raise
         ended = Ended("failed", f"the engine died: {died.exceptions[0]}")
     seen = monitor.result() | {"kernel_stamps": not sender.own_stamps}
+    if sender.late and not sender.own_stamps:
+        seen["late_stamp_s"] = percentiles(sender.late)
     return replace(ended, monitor=seen, finished=sender.finished, failures=sender.failures)
 
 

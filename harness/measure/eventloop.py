@@ -20,6 +20,8 @@ from typing import Any
 
 CHECK_S = 0.005
 """Mean interval of the monitor's timers: 200 a second take a thousandth of a core."""
+STALL_S = 0.001
+"""Shortest delay of a timer that is kept with its instant."""
 _CLASSES = 32
 """Histogram classes per doubling of the delay; percentiles are at most 2% too high."""
 
@@ -81,6 +83,8 @@ class LoopMonitor:
 
     def __enter__(self) -> LoopMonitor:
         self._delays: Counter[int] = Counter()
+        self._stalls: list[tuple[float, float]] = []
+        """When a timer was due and when it ran, in seconds on CLOCK_MONOTONIC, of those later than STALL_S."""
         gc.collect()
         gc.freeze()
         self._timer: asyncio.TimerHandle | None = None
@@ -108,12 +112,25 @@ class LoopMonitor:
             "loop_delay_s": percentiles(self._delays),
         }
 
+    def late_s(self, at_s: float) -> float:
+        """For how long a timer had been due at that instant of CLOCK_MONOTONIC: the loop had not run in that time."""
+        following = bisect.bisect_left(self._stalls, at_s, key=lambda stall: stall[1])
+        due_s = self._stalls[following][0] if following < len(self._stalls) else at_s
+        return max(0.0, at_s - due_s)
+
     def _check(self) -> None:
         now_s = self._loop.time()
+        if now_s - self._due_s > STALL_S:
+            self._stalls.append((self._due_s, now_s))
         while self._due_s <= now_s:
-            self._delays[math.ceil(math.log2(max(now_s - self._due_s, 1e-6)) * _CLASSES)] += 1
+            self._delays[delay_class(now_s - self._due_s)] += 1
             self._due_s += self._random.uniform(0.5, 1.5) * CHECK_S
         self._timer = self._loop.call_at(self._due_s, self._check)
+
+
+def delay_class(delay_s: float) -> int:
+    """The histogram class of a delay; those below 1 us share one."""
+    return math.ceil(math.log2(max(delay_s, 1e-6)) * _CLASSES)
 
 
 def percentiles(histogram: Mapping[int, int]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.engines.base import Engine, Exchanging, Waiting
 from harness.errors import EngineDied, HarnessError, RequestFailed
+from harness.measure.eventloop import delay_class
 from harness.model import Completion, Record, Request
 from harness.workload.arrivals import Trace, due_times, user_spans
 from harness.workload.schema import Workload
@@ -124,6 +125,8 @@ class Sender:
         self.sent = self.finished = self.output_tokens = self.waves = self.own_stamps = 0
         self.failures: Counter[str] = Counter()
         """Kind of failure -> number of requests."""
+        self.late: Counter[int] = Counter()
+        """Histogram, over all arrivals, of how much too late the stamp of an arrival's first token can be."""
         self.began_ns = self._success_ns = self._streak = 0
         self._in_flight: dict[int, int] = {}
         """Number of a request in flight -> when it was sent, the oldest first."""
@@ -158,9 +161,13 @@ class Sender:
         while tokens < PREBUILT_TOKENS and time.monotonic() < until_s and len(self._prebuilt) != most and self._build():
             tokens += len(self._prebuilt[-1][0].prompt)
 
-    async def run(self, began_ns: int) -> None:
-        """Send the load and wait for every request. Raises an ExceptionGroup of EngineDied if the engine dies."""
+    async def run(self, began_ns: int, late_s: Callable[[float], float] = lambda _: 0.0) -> None:
+        """Send the load and wait for every request. Raises an ExceptionGroup of EngineDied if the engine dies.
+
+        `late_s` says for how long the event loop had not run at an instant of CLOCK_MONOTONIC.
+        """
         self.began_ns = self._success_ns = began_ns
+        self._late_s = late_s
         try:
             async with asyncio.TaskGroup() as group:
                 if self.workload.load.closed:
@@ -381,6 +388,7 @@ class Sender:
             self.output_tokens += sum(counted) - sum(counts)
             stamps_ns = [stamp for stamp, tokens in zip(stamps_ns, counted, strict=True) if tokens]
             counts = [tokens for tokens in counted if tokens]
+        self._add_late(stamps_ns, counts)
         if kind is not None:
             self.failures[kind] += 1
         if kind is None or kind in ALIVE:
@@ -419,6 +427,13 @@ class Sender:
             )
         )
         return completion
+
+    def _add_late(self, stamps_ns: Sequence[int], counts: Sequence[int]) -> None:
+        """An arrival has the time of its last bytes from the kernel: a late loop moves only the tokens before these."""
+        several = [stamp for stamp, tokens in zip(stamps_ns, counts, strict=True) if tokens > 1]
+        self.late[delay_class(0.0)] += len(counts) - len(several)
+        for stamp in several:
+            self.late[delay_class(self._late_s(stamp / 1e9))] += 1
 
 
 @dataclass(slots=True)

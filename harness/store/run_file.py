@@ -155,7 +155,7 @@ class Started(_Open):
 
 
 class Delay(_Open):
-    """Delay of an event loop's timers in seconds."""
+    """Delays in seconds."""
 
     n: int
     p50: float
@@ -169,8 +169,11 @@ class ClientSeen(_Open):
     cpu_s: float | None = None
     elapsed_s: float | None = None
     loop_delay_s: Delay | None = None
+    """Delay of the event loop's timers."""
     kernel_stamps: bool = False
     """All arrivals have the kernel's time."""
+    late_stamp_s: Delay | None = None
+    """How much too late the stamp of an arrival, which is its last token's, can be for its first; 0 if it has one."""
     clock_bound_s: float = 0.0
     """Largest possible difference between its clock and that of the parent process."""
 

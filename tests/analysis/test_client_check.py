@@ -70,7 +70,7 @@ PROVOKED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     # code, part of the text, a run with the finding, a similar run without it
     (
         "client-limited",
-        "the ITL p99 of 10 ms by 6%: event loop's p99 delay 0.6 ms",
+        "the ITL p99 of 10 ms by 6%: late reading 0.6 ms",
         {"records": opened(), "load": OPEN, "clients": [client(1e-4), client(6e-4)]},
         {"records": opened(), "load": OPEN, "clients": [client(1e-4), client(4e-4)]},
     ),
@@ -209,3 +209,28 @@ def test_late_sending_of_a_closed_loop_is_the_engines_where_both_share_a_process
 def test_with_the_kernels_stamps_a_late_loop_counts_from_half_a_gap(delay_s: float, codes: set[str]) -> None:
     late = client(delay_s).model_copy(update={"kernel_stamps": True})
     assert {finding.code for finding in checked(opened(), OPEN, [late]).findings} == codes
+
+
+@pytest.mark.parametrize(("late_s", "codes"), [(0.0004, set()), (0.0006, {"client-limited"})])
+def test_with_the_kernels_stamps_only_reads_of_two_tokens_can_be_late(late_s: float, codes: set[str]) -> None:
+    stamps = Delay(n=3000, p50=1e-6, p99=late_s, max=0.1)
+    late = client(0.05).model_copy(update={"kernel_stamps": True, "late_stamp_s": stamps})
+    assert {finding.code for finding in checked(opened(), OPEN, [late]).findings} == codes
+
+
+def test_the_monitor_tells_for_how_long_the_loop_had_not_run() -> None:
+    async def busy() -> list[float]:
+        with LoopMonitor() as monitor:
+            monitor.begin()
+            await asyncio.sleep(0.02)
+            begin_s = time.monotonic()
+            while time.monotonic() < begin_s + 0.1:
+                pass
+            await asyncio.sleep(0.02)
+            return [monitor.late_s(begin_s + after_s) for after_s in (-0.001, 0.05, 0.09, 0.2)]
+
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        before, middle, late, after = runner.run(busy())
+    assert before == after == 0.0
+    assert 0.04 < middle <= 0.05
+    assert late == pytest.approx(middle + 0.04)

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 from gauntlet import page
 from gauntlet.tools.ours import answers
-from gauntlet.trap import Answer, Stand, Trap, Truth, faults, judge, traps
+from gauntlet.trap import LATE_S, Answer, Stand, Trap, Truth, faults, judge, traps
 from gauntlet.wrong import mutated
 from places import ROOT
 
 EVERY = list(traps())
-LATE_S = 0.005
-"""A stand that is later than this proves nothing: the trap is set again."""
 JUDGED = Trap(
     "judged", "server", "", "", "", lambda: contextlib.nullcontext(Stand()), (Truth("ttft_s.p50", 0.2),), says=("late",)
 )

@@ -18,6 +18,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
+LATE_S = 0.005
+"""A stand that is later than this proves nothing: the trap is set again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Truth:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from known_server.server import known_server
 from scipy import stats
 
 from harness.config import overrides
@@ -60,6 +62,28 @@ def test_several_clients_send_the_requests_of_one(tmp_path: Path, load: str) -> 
             "requests.parquet",
             "run.json",
         ]
+
+
+@pytest.mark.parametrize("late", ["client", "server"])
+def test_stamps_of_tokens_read_together_are_late_if_the_loop_was_late_and_not_if_the_server_was(
+    tmp_path: Path, late: str
+) -> None:
+    """Every 0.25 s one of both stands still for 0.1 s, while tokens are due every 10 ms."""
+    with known_server(ttft_us=20_000, itl_us=10_000) as known:
+        address = f"engine={{name: openai, options: {{base_url: {known.url}}}}}"
+        spec = parse_workload(BASE, "test", overrides((address, "requests.output_tokens=48")))
+
+        def stall(_: object) -> None:
+            if late == "server":
+                os.kill(known.pid, signal.SIGSTOP)
+                threading.Timer(0.1, os.kill, (known.pid, signal.SIGCONT)).start()
+            else:
+                time.sleep(0.1)
+
+        (client,) = read_run(measuring.run(spec, tmp_path, stall)).file.clients
+        assert client.kernel_stamps
+        assert client.late_stamp_s is not None
+        assert (client.late_stamp_s.p99 > 0.05) is (late == "client")
 
 
 def test_users_split_unevenly_over_clients_all_send_until_the_end(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from gauntlet.trap import Load, Stand, Trap, Truth
+from gauntlet.trap import LATE_S, Load, Stand, Trap, Truth, Wrong
 from known_server.server import known_server
 
 TTFT_S, GAP_S, TOKENS = 0.1, 0.01, 32
@@ -81,9 +81,8 @@ TRAPS = (
         behaviour=f"the client has to share its core with {BUSY} busy processes",
         why="The client's own delay passes for the server's.",
         stand=lambda: crowded(GAP_S),
-        truths=(Truth("ttft_s.p99", TTFT_S, slack=0.005), Truth("itl_s.p99", GAP_S, slack=0.002)),
-        must_say=("client-limited",),
+        truths=(Truth("ttft_s.p99", TTFT_S, slack=LATE_S), Truth("itl_s.p99", GAP_S, slack=LATE_S)),
         alone=True,
-        falls=("silent",),
+        falls=(Wrong("its own delay counts", {"ttft_s.p99": TTFT_S + 0.02, "itl_s.p99": GAP_S + 0.02}),),
     ),
 )
