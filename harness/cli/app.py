@@ -203,12 +203,14 @@ def stored_run(reference: str, root: Path) -> Run:
 
 
 def directories(reference: str, root: Path) -> list[Path]:
-    """The run that a directory or name means, or the complete runs of a sweep."""
+    """The run that a directory or name means, every run of a directory of runs, or the complete runs of a sweep."""
     from harness.analysis.index import runs
-    from harness.store.directory import find_run
+    from harness.store import directory
 
+    if inside := [path for path, _ in directory.directories(Path(reference))]:
+        return inside
     try:
-        return [find_run(reference, root)]
+        return [directory.find_run(reference, root)]
     except errors.HarnessError:
         of = runs(root) if root.is_dir() else None
         if of is None or not (chosen := of[(of["sweep"] == reference) & (of["state"] == "complete")]["run"].tolist()):

@@ -11,14 +11,12 @@ from harness.cli import options
 from harness.cli.app import app, emit, output, printing, show
 from harness.cli.pairs import named
 
-Where = Annotated[str | None, typer.Option(metavar="'A=x and B>=y'", help="Only runs that meet these conditions.")]
-
 
 @printing
 def list_(
     what: Annotated[Literal["workloads", "runs", "engines", "models", "scenarios"], typer.Argument(metavar="WHAT")],
     root: options.Root = options.RESULTS,
-    where: Where = None,
+    where: options.Where = None,
 ) -> None:
     """List workloads, runs, engines, models or scenarios."""
     from harness.cli.tables import TABLES, runs_lines, runs_tables
@@ -38,7 +36,7 @@ def list_(
 def export(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="A file that ends in .parquet or .csv.")],
     root: options.Root = options.RESULTS,
-    where: Where = None,
+    where: options.Where = None,
 ) -> None:
     """Write the figures of all runs, or of those that meet --where, to one file with a row for each figure."""
     import pandas as pd

@@ -19,7 +19,11 @@ WITHOUT: Mapping[str, Mapping[str, str]] = {
 """Verb -> option -> the option or argument without which it does nothing."""
 WITH: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "run": {"--url": ("--serve",), "--users": ("--rate",)},
-    "report": {"--table": ("--full",), "--trend": ("--table", "--full", "--scenario", "--requests-csv")},
+    "report": {
+        "--where": ("RUN",),
+        "--table": ("--full",),
+        "--trend": ("--table", "--full", "--scenario", "--requests-csv"),
+    },
     "compare": {"--explain": ("--table", "--full", "--charts")},
     "cost": {"--split": ("--objective", "--fleet")},
     "facts": {"ID": ("--entity", "--metric", "--period", "--status", "--layer")},

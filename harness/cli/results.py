@@ -26,6 +26,7 @@ def report(
     references: options.Runs = None,
     root: options.Root = options.RESULTS,
     scenario: options.Scenario = None,
+    where: options.Where = None,
     full: options.Full = False,
     table: Annotated[list[str] | None, typer.Option(help="Only this table; repeatable.")] = None,
     charts: options.Charts = None,
@@ -37,11 +38,16 @@ def report(
 ) -> None:
     """Print the answer of a run, or of several, on one screen; --full prints every table, as other formats do.
 
-    With several runs --table NAME prints a table of single runs for each run. HTML is one file with a what-if; it
-    needs no network.
+    A directory of runs, or a sweep, stands for its runs; --where chooses runs of the root. With several runs --table
+    NAME prints a table of single runs for each run. HTML is one file with a what-if; it needs no network.
     """
+    from harness.analysis.index import runs as runs_of
     from harness.analysis.summary import load, summary_of
 
+    if where is not None:
+        chosen = runs_of(root, where)
+        if not (references := [str(root / name) for name in chosen["run"][chosen["state"] == "complete"]]):
+            raise errors.HarnessError(f"--where {where}: no complete run", "see `harness list runs`")
     if trend is not None:
         from harness.report.trend import trend_table
 
@@ -198,11 +204,7 @@ def judged(
 def _side(text: str, root: Path) -> list[Run]:
     from harness.store.run import read_run
 
-    found: list[Path] = []
-    for each in text.split(","):
-        inside = [path.parent for path in Path(each).glob("*/run.json") if not path.parent.is_symlink()]
-        found += sorted(inside) or directories(each, root)
-    return [read_run(directory) for directory in found]
+    return [read_run(directory) for each in text.split(",") for directory in directories(each, root)]
 
 
 def _tell_ci(

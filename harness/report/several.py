@@ -43,8 +43,8 @@ ORDER = ("output_tokens_per_s", "ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "tpot_
 """From left to right."""
 WITHIN = 0.99
 """Share of the requests that must meet the objectives at the best point."""
-SAME = {"name", "description", "seed", "model", "scenario"}
-"""First keys of a workload that are no condition, or that other columns tell."""
+SAME = {"name", "description", "seed", "model", "scenario", "engine.name"}
+"""Keys of a workload, or first parts of them, that are no condition, or that other columns tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def conditions(runs: Sequence[Run]) -> tuple[list[str], dict[str, list[str]]]:
 def _asked(run: Run) -> Mapping[str, Any]:
     """Keys of the workload and of the sweep's point -> value."""
     every = flat(run.file.workload.model_dump(mode="json")) | (flat(run.file.sweep.values) if run.file.sweep else {})
-    return {key: value for key, value in every.items() if key.partition(".")[0] not in SAME}
+    return {key: value for key, value in every.items() if not {key, key.partition(".")[0]} & SAME}
 
 
 def _text(value: Any) -> str:

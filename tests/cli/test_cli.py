@@ -138,7 +138,9 @@ def test_several_numbers_of_users_are_runs_of_one_sweep_on_an_engine_that_stays(
     assert ran.out.startswith("2 runs · smoke")
     assert harness("list", "runs").out.splitlines()[1].endswith("load.users")
     names = {json.loads(path.read_text())["sweep"]["name"] for path in Path("results").glob("2*/run.json")}
-    assert ran.out.startswith(harness("report", *names).out)
+    for chosen in (names, ("results",), ("--where", "load=closed and users<=3")):
+        assert ran.out.startswith(harness("report", *chosen).out)
+    assert " 3 users " in harness("report", "--where", "users=3").out
     assert "--full with the points of a sweep" in harness("diff", *names, "--full").err
     (known, _) = json.loads(harness(*QUICK, "--users", "3,4", "--dry-run", "--json").out)["tables"][0]["rows"]
     assert float(known[5]) < 10  # at the rate of the stored run
@@ -267,7 +269,9 @@ MISTAKEN = {
         (("run", "smoke", "--engine", "simulated", "--reset-cache"), ("no prefix cache", "omit --reset-cache")),
         (("run", "smoke", "--url", "http://x", "--serve"), ("--url with --serve", "name one")),
         (("run", "own"), ("no workload 'own'", "did you mean 'own.yaml'")),
-        (("report", "kept"), ("'kept' is a directory of runs", "kept/one")),
+        (("check", "kept"), ("'kept' is a directory of runs", "kept/one")),
+        (("report", "--where", "users=8"), ("--where users=8: no complete run", "harness list runs")),
+        (("report", "latest", "--where", "users=8"), ("--where with RUN", "name one")),
         (("report", "own.yaml"), ("'own.yaml' is a file", "harness import")),
         (("sweep", "search.yaml"), ("auto.objective.ttft.p99: no such figure", "did you mean 'ttft_s.p99'")),
         (("sweep", "slow.yaml"), ("auto.objective.ttft_s.p99 is 500 seconds", "'500 ms'")),
