@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from harness.errors import HarnessError
 from harness.model import Figure
@@ -138,7 +139,7 @@ def _fresh(root: Path) -> pd.DataFrame:
     # A stamp changes with run.json and with the code of the harness.
     stamps = {path.name: f"{changed_ns} {source()}" for path, changed_ns in directories(root)}
     known = _stored(root)
-    valid = known["stamp"].eq(known["directory"].map(stamps)) & ~known["state"].isin(["running", "damaged"])
+    valid = known["stamp"].eq(known["directory"].map(stamps.get)) & ~known["state"].isin(["running", "damaged"])
     kept = known[valid]
     new = [_row(root / name, stamps[name]) for name in stamps.keys() - set(kept["directory"])]
     if not new and len(kept) == len(known):
@@ -167,15 +168,19 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
 def _stored(root: Path) -> pd.DataFrame:
     """The stored index; an empty one if it is absent, damaged or of another version."""
     with contextlib.suppress(OSError, *DAMAGE):
-        table = pd.read_parquet(root / FILE)
-        if {*_KEY, *FIELDS} <= set(table.columns):
-            return _typed(table)
+        table = pq.read_table(root / FILE)
+        kinds = dict(zip(table.column_names, table.schema.types, strict=True))
+        if {*_KEY, *FIELDS} <= kinds.keys() and all(str(kinds[name]).endswith(("string", "null")) for name in _TEXT):
+            return _typed(table.to_pandas())
     return pd.DataFrame(columns=[*_KEY, *FIELDS])
 
 
 def _row(directory: Path, stamp: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"directory": directory.name, "stamp": stamp, "run": directory.name}
+    name = os.fsencode(directory.name).decode(errors="backslashreplace")
+    row: dict[str, Any] = {"directory": name, "stamp": stamp, "run": name}
     try:
+        if name != directory.name:
+            raise HarnessError(f"{name}: the directory's name is not UTF-8", "rename it")
         run = read_run(directory)
         values = run.file.sweep.values if run.file.sweep else {}
         row |= {key: x if isinstance(x, int | float) else str(x) for key, x in values.items()}

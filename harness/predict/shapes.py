@@ -117,7 +117,7 @@ def described(content: Config, name: str, source: str) -> ModelShape:
     """`from_config`, with a HarnessError for what is not the configuration of a language model."""
     try:
         return from_config(content, name, source)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as bad:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as bad:
         what = f"{source} is not a configuration of a language model ({type(bad).__name__}: {bad})"
         raise HarnessError(what, "give a config.json with num_hidden_layers, hidden_size and vocab_size") from None
 
@@ -149,8 +149,9 @@ def from_config(top: Config, name: str, source: str) -> ModelShape:
     layers, hidden = len(mixed) or int(c["num_hidden_layers"]), int(c["hidden_size"])
     heads = int(c["num_attention_heads"])
     head_dim = int(c.get("head_dim") or hidden // heads)
-    if min(layers, hidden, heads, head_dim, int(c["vocab_size"])) < 1:
-        raise ValueError("a size below 1")
+    sizes = (layers, hidden, heads, head_dim, int(c["vocab_size"]))
+    if min(sizes) < 1 or max(sizes) > 10_000_000:
+        raise ValueError("a size below 1, or above 10 million")
     kinds = mixed or _layer_kinds(c, layers)
     attention, linear = kinds.count("full") + kinds.count("window"), kinds.count("linear")
     kv_heads = int(c.get("num_key_value_heads") or heads)

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 import harness
-from harness.config import checked
+from harness.config import checked, shown
 from harness.errors import HarnessError
 from harness.model import SERVED, Device, ModelIdentity
 from harness.store import rows
@@ -116,8 +116,9 @@ def read_run(directory: Path) -> Run:
     path = directory / "run.json"
     with reading(path, "is not a readable run.json"):
         raw = read_json(path)
-        if (largest := max(map(abs, _floats(raw)), default=0.0)) > rows.LARGEST:
-            raise ValueError(f"{largest:g} is larger than any number of a run")
+        for number in _numbers(raw):
+            if abs(number) > rows.LARGEST:
+                raise ValueError(f"{shown(number)} is larger than any number of a run")
         version = raw.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             what = f"{path}: schema version {version} is newer than this harness reads ({SCHEMA_VERSION})"
@@ -129,13 +130,16 @@ def read_run(directory: Path) -> Run:
     return Run(directory, file)
 
 
-def _floats(value: Any) -> Iterator[float]:
-    """Every float in a JSON value."""
-    if isinstance(value, float):
+def _numbers(value: Any) -> Iterator[float]:
+    """Every number in a JSON value but random ones, which have no size."""
+    if isinstance(value, float | int):
         yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _floats(inner)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from () if key in ("seed", "salt") else _numbers(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner)
 
 
 def _locked(path: Path) -> bool:

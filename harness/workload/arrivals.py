@@ -225,6 +225,18 @@ def due_times(load: Load, count: int | None, seed: int, trace: Trace | None = No
     return itertools.takewhile(lambda due: due < end_s, times)
 
 
+def expected_s(load: Load, count: int) -> float:
+    """Expected due time of the last of `count` requests in seconds; 0 if the load has no rate that tells it.
+
+    >>> expected_s(Load(shape="ramp", from_rate_per_s=0, to_rate_per_s=2, over_s=10), 30)
+    20.0
+    """
+    if load.from_rate_per_s is not None:
+        last_s = float(_rescaled(load, np.array([count]))[0])
+        return last_s if math.isfinite(last_s) else 0.0
+    return count / (load.rate_per_s or math.inf)
+
+
 def _blocks(load: Load, seed: int, trace: Trace | None) -> Iterator[NDArray[np.float64]]:
     """Blocks of due times, without limit of count or time."""
     if load.shape == "trace":

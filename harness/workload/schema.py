@@ -14,7 +14,18 @@ from pydantic_core import PydanticCustomError
 from harness.config import AS_WRITTEN, Section, Values, checked, overridden, read_map, shown
 from harness.errors import HarnessError
 from harness.model import ENGINES
-from harness.workload.arrivals import TAKES, WHOLE, YEAR_S, Count, Load, Positive, Seconds, check_keys, user_spans
+from harness.workload.arrivals import (
+    TAKES,
+    WHOLE,
+    YEAR_S,
+    Count,
+    Load,
+    Positive,
+    Seconds,
+    check_keys,
+    expected_s,
+    user_spans,
+)
 from harness.workload.lengths import LENGTHS_FORM, TIMES_FORM, LengthsOrInt, TimesOrSeconds
 
 SOURCES: Mapping[str, str] = {
@@ -191,10 +202,10 @@ class Workload(Section):
     def _ends(self) -> Workload:
         if self.requests.count is None and math.isinf(self.load.end_s) and self.load.shape != "trace":
             raise PydanticCustomError("lacks", "is missing, and nothing else ends the run", {"key": "requests.count"})
-        last_s = min(self.load.end_s, (self.requests.count or 0) / (self.load.rate_per_s or math.inf))
-        if last_s > YEAR_S:
+        if min(self.load.end_s, expected_s(self.load, self.requests.count or 0)) > YEAR_S:
             message = "is so low that the requests take more than a year"
-            raise PydanticCustomError("lacks", message, {"key": "load.rate_per_s"})
+            key = "load.to_rate_per_s" if self.load.shape == "ramp" else "load.rate_per_s"
+            raise PydanticCustomError("lacks", message, {"key": key})
         return self
 
     def engine_model(self, name: str) -> str | None:

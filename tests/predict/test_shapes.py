@@ -55,7 +55,14 @@ def test_a_config_is_read_from_its_file_and_from_its_directory(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "content", ["{}", "[]", "{", '{"num_hidden_layers": 0}', json.dumps(LLAMA | {"vocab_size": -1})]
+    "content",
+    [
+        "{}",
+        "[]",
+        "{",
+        '{"num_hidden_layers": 0}',
+        *(json.dumps(LLAMA | x) for x in ({"vocab_size": -1}, {"num_hidden_layers": 10**30})),
+    ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import record, run_file
@@ -99,6 +100,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "an absurd number": (
         edited(lambda raw: raw.update(declared={"host_w": 1e300})),
         "1e+300 is larger than any number",
+    ),
+    "an absurd whole number": (
+        edited(lambda raw: raw["environment"].update(memory_bytes=10**18)),
+        "1000000000000000000 is larger than any number",
     ),
     "half of the rows": (cut("requests.parquet", 0.5), "requests.parquet"),
     "no rows": (lambda d: (d / "requests.parquet").unlink(), "requests.parquet"),
@@ -274,6 +279,24 @@ def test_what_is_no_regular_file_is_skipped_or_named_and_never_waited_for(whole:
         ("fifo.json", "fifo.rows", "device"), "damaged"
     )
     assert "not a regular file" in table["error"]["device"]
+
+
+def test_a_directory_whose_name_is_not_utf8_is_named_and_the_others_are_listed(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "good")
+    shutil.copytree(whole, os.fsdecode(os.fsencode(tmp_path) + b"/n\xff"))
+    for _ in range(2):  # the second time from the index
+        assert index.runs(tmp_path).set_index("run")["state"].to_dict() == {"good": "complete", r"n\xff": "damaged"}
+    assert set(index.figures(tmp_path)["run"]) == {"good"}
+
+
+@pytest.mark.parametrize("column", ["run", "error", "engine_version"])
+def test_an_index_with_columns_of_another_kind_is_made_anew(column: str, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "good")
+    before = index.runs(tmp_path)
+    table = pq.read_table(tmp_path / index.FILE)
+    lists = pa.array([[1.5]] * len(table))
+    pq.write_table(table.set_column(table.column_names.index(column), column, lists), tmp_path / index.FILE)
+    pd.testing.assert_frame_equal(index.runs(tmp_path), before)
 
 
 def test_a_copied_run_is_listed_by_its_directory(whole: Path, tmp_path: Path) -> None:

@@ -255,6 +255,7 @@ def test_the_error_in_the_documentation_is_what_is_printed() -> None:
             "{shape: poisson, rate_per_s: 1e-9}",
             "load.rate_per_s is so low that the requests take more than a year",
         ),
+        (1000, "{shape: ramp, from_rate_per_s: 5, to_rate_per_s: 1e-6, over_s: 100}", "load.to_rate_per_s is so low"),
         (1000, "{shape: closed, users: 3, duration_s: 1e9}", "load.duration_s is 1000000000.0"),
         (1000, "{shape: ramp, from_users: 1, to_users: 2, over_s: 9000 h}", "load.over_s is '9000 h'"),
     ],
