@@ -240,6 +240,35 @@ def test_the_usage_that_counts_is_the_last_that_says_something(parts: list[bytes
     assert read(b"".join([*parts, DONE])).output_tokens == tokens
 
 
+USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 5}}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [event({"text": "", "finish_reason": "length", "usage": USAGE}), DONE],  # Moonshot
+        [event({"text": "", "finish_reason": "length"}, x_groq={"id": "r", "usage": USAGE}), DONE],
+        [event({"text": "", "finish_reason": "length"}, usage=USAGE), DONE],
+        [LAST, DONE, event(usage=USAGE)],
+        [LAST, event(timings={"cache_n": 5, "prompt_n": 4, "predicted_n": 4, "prompt_ms": 2e10}), DONE],  # llama.cpp
+        [LAST, event(usage=USAGE | {"total_duration": 5_000_000_000}), DONE],  # no count of tokens
+    ],
+)
+def test_the_usage_is_read_wherever_a_server_puts_it(parts: list[bytes]) -> None:
+    answer = read(b"".join([word(), word(), *parts]))
+    assert (answer.output_tokens, answer.usage.input(None), answer.usage.cached) == (4, 9, 5)
+
+
+def test_an_error_inside_a_choice_ends_the_answer() -> None:
+    with pytest.raises(RequestFailed, match="^out of memory$"):
+        read(word() + event({"delta": {}, "error": {"message": "out of memory"}, "finish_reason": "stop"}) + DONE)
+
+
+def test_an_empty_finish_reason_is_none() -> None:
+    with pytest.raises(RequestFailed, match="cut"):
+        read(event({"text": "a", "finish_reason": ""}) * 3)
+
+
 @pytest.mark.parametrize("tokens", [LARGEST, 10**20, 2**70, 1e300])
 @pytest.mark.parametrize("name", ["completion_tokens", "prompt_tokens", "total_tokens"])
 def test_a_count_of_tokens_that_none_can_have_makes_the_answer_malformed(name: str, tokens: float) -> None:
@@ -270,7 +299,7 @@ def test_a_usage_in_every_event_tells_how_many_tokens_it_holds() -> None:
 )
 def test_input_tokens_hold_those_from_the_cache(usage: Any, read_tokens: int | None, cached: int | None) -> None:
     answer = read(word() + LAST + event(usage=usage) + DONE)
-    assert (answer.usage.input(64), answer.cached_tokens()) == (read_tokens, cached)
+    assert (answer.usage.input(64), answer.usage.cached) == (read_tokens, cached)
 
 
 @pytest.mark.parametrize(
@@ -299,6 +328,8 @@ def test_an_answer_without_a_token_or_withheld_from_then_on_has_failed(parts: li
         {"reasoning": "so"},
         {"reasoning_content": "so", "content": None, "tool_calls": []},
         {"reasoning_details": [{"type": "reasoning.text", "text": "so"}], "reasoning": "so"},
+        {"reasoning_text": "so"},
+        {"thinking": "so", "thinking_blocks": [{"type": "thinking", "thinking": "so", "signature": "s"}]},
         {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "so"}]}]},
         {"content": [{"type": "text", "text": "so"}]},
         {"function_call": {"name": "f", "arguments": ""}},

@@ -222,7 +222,7 @@ class OpenAIEngine:
         return Completion(
             input_tokens=answer.usage.input(len(request.prompt) if ids_sent else None),
             output_tokens=answer.output_tokens,
-            cached_tokens=answer.cached_tokens(),
+            cached_tokens=answer.usage.cached,
             finish_reason=answer.finish_reason and self._secrets.hidden(answer.finish_reason)[:ERROR_LENGTH],
             arrival_tokens=tuple(counts),
             connect_s=connect_s,

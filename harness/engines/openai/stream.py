@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -90,27 +90,15 @@ class _Fields(msgspec.Struct, gc=False):
     """The JSON fields that are read. Others are ignored; a value of the wrong type is an error."""
 
 
-class _Delta(_Fields):
-    content: Any = None
-    reasoning_content: Any = None
-    reasoning: Any = None
-    reasoning_details: Any = None  # OpenRouter
-    tool_calls: list[Any] | None = None
-    function_call: Any = None
-    refusal: str | None = None
-
-
 class _Choice(_Fields):
     index: int = 0
     text: str | None = None
-    delta: _Delta | None = None
-    message: _Delta | None = None
+    delta: dict[str, Any] | None = None
+    message: dict[str, Any] | None = None
     finish_reason: str | None = None
     token_ids: list[int] | None = None  # vLLM, with `return_token_ids: true` in the body
-
-
-class _Timings(_Fields):
-    cache_n: int | None = None  # llama.cpp
+    usage: dict[str, Any] | None = None  # Moonshot
+    error: Any = None
 
 
 class _Event(_Fields):
@@ -118,7 +106,8 @@ class _Event(_Fields):
 
     choices: list[_Choice] | None = None
     usage: dict[str, Any] | None = None
-    timings: _Timings | None = None
+    timings: dict[str, Any] | None = None  # llama.cpp
+    x_groq: dict[str, Any] | None = None
     error: Any = None
     message: Any = None
     detail: Any = None
@@ -133,7 +122,7 @@ _UNSTATED = Usage()
 _FILTERED = re.compile("filter|safety|refus|block|prohibit", re.IGNORECASE)
 """Finish reasons of an answer that was withheld."""
 _THOUGHT = re.compile("think|thought|reason")
-"""Types of the parts of a content that hold reasoning."""
+"""Fields of a delta, and types of the parts of a content, that hold reasoning."""
 
 
 class Answer:
@@ -154,7 +143,6 @@ class Answer:
         self.events, self.usage = Events(), _UNSTATED
         self.text: list[str] = []
         self.token_ids: list[int] = []
-        self.timings: _Timings | None = None
         self.finish_reason: str | None = None
         self.output_tokens: int | None = None
         """Output tokens by the server's count; None if not reported."""
@@ -168,13 +156,14 @@ class Answer:
         if not self._read_uniform(response):
             self._begin()
             try:
+                done = False
                 for kind, data, arrival in events(response.body(), response.offsets()):
                     if data.strip() == DONE:
-                        break
-                    self._parse(data, arrival, kind)
-                else:
-                    if self.finish_reason is None:
-                        raise RequestFailed("cut", "the stream ended without [DONE] and without a finish_reason")
+                        done = True
+                    else:  # some servers send the usage after [DONE]
+                        self._parse(data, arrival, kind)
+                if not done and self.finish_reason is None:
+                    raise RequestFailed("cut", "the stream ended without [DONE] and without a finish_reason")
             except RequestFailed:
                 self._count()
                 raise
@@ -186,10 +175,6 @@ class Answer:
         if not self.events.tokens:
             raise RequestFailed("error", error_message(body))
         self._finish()
-
-    def cached_tokens(self) -> int | None:
-        """Prompt tokens from the prefix cache, in the field of whichever server; None if not reported."""
-        return self.usage.cached if self.timings is None or self.usage.cached is not None else self.timings.cache_n
 
     def _read_uniform(self, response: Response) -> bool:
         """Parse a stream of single events that are mostly uniform. False if the stream has another form."""
@@ -208,9 +193,7 @@ class Answer:
         try:
             texts = _decode_texts(strings)
             event = _decode(single_event(pieces[first]) or b"")
-            plain = [_Choice(text=texts[0])], [_Choice(delta=_Delta(content=texts[0]))]
-            text_only = _Event(event.choices, object=event.object)
-            if event.choices not in plain or event != text_only or len(texts) != last - first:
+            if not _is_text(event, texts[0]) or len(texts) != last - first:
                 return False
             for data, arrival in zip(others[:first], arrivals, strict=False):
                 self._parse(data, arrival)
@@ -234,19 +217,17 @@ class Answer:
             if kind not in (b"", b"message"):
                 return
             raise RequestFailed("malformed", f"{wrong} in {data[:LONG]!r}") from None
-        if event.timings is not None:
-            self.timings = event.timings
         if event.choices:
             found = [self._read(choice) for choice in event.choices]
             self.events.add("".join(shown for shown, _ in found), sum(tokens for _, tokens in found), arrival)
-        if event.usage is not None:
-            stated = Usage(event.usage)
-            self.usage = self.usage.updated(stated)
-            if stated.output:
-                self.events.stated.append((len(self.events.tokens) - 1, stated.output))
+        if (said := _usage_of(event)) is not None:
+            self.usage = self.usage.updated(said)
+            if said.output:
+                self.events.stated.append((len(self.events.tokens) - 1, said.output))
+        failed = event.error or next((choice.error for choice in event.choices or () if choice.error), None)
         says = event.message or event.detail if event.object is None and event.type is None else None
-        if event.error is not None or (event.choices is None and (says or "error" in (event.object, event.type))):
-            raise RequestFailed("error", _error_text(event.error or event.message or event.detail))
+        if failed is not None or (event.choices is None and (says or "error" in (event.object, event.type))):
+            raise RequestFailed("error", _error_text(failed or event.message or event.detail))
         if kind == b"error" and event.choices is None:
             raise RequestFailed("error", error_message(data))
 
@@ -254,19 +235,19 @@ class Answer:
         """Record one choice of an event: what it shows, and its number of tokens."""
         found = self.events
         self._choices = max(self._choices, choice.index + 1)
-        if choice.finish_reason is not None:
+        if choice.finish_reason:
             self.finish_reason = choice.finish_reason
             found.end = len(found.tokens)
         text, shown, ids = choice.text or "", "", choice.token_ids or []
-        calls: list[Any] = []
+        calls = False
         if (delta := choice.delta or choice.message) is not None:
-            text, reasoning = _content(delta.content)
-            forms = reasoning, delta.reasoning_content, delta.reasoning, delta.reasoning_details
-            reasoning = next(filter(None, map(text_of, forms)), "")
+            text, thought = _content(delta.get("content"))
+            forms = (value for key, value in delta.items() if _THOUGHT.search(key))
+            reasoning = thought or next(filter(None, map(text_of, forms)), "")  # some servers send it in two forms
             found.reasoning_shown |= bool(reasoning)
-            calls = [*(delta.tool_calls or ()), *([delta.function_call] if delta.function_call else ())]
-            shown = reasoning + text_of(calls)
-            self._refused |= bool(delta.refusal)
+            made = [delta[key] for key in ("tool_calls", "function_call") if delta.get(key)]
+            calls, shown = bool(made), reasoning + text_of(made)
+            self._refused |= bool(delta.get("refusal"))
         if text:
             self.text.append(text)
         self.token_ids += ids
@@ -317,6 +298,31 @@ def last_token(pieces: Sequence[bytes]) -> int:
             last = max(number for number, tokens in zip(found.arrivals, found.tokens, strict=True) if tokens)
             return len(pieces) - len(tail) + last
     return -1
+
+
+def _is_text(event: _Event, text: str) -> bool:
+    """Whether an event holds this text and nothing else that is read."""
+    choice = event.choices[0] if event.choices else _Choice()
+    delta = None if choice.delta is None else {"content": text}
+    said = {key: value for key, value in (choice.delta or {}).items() if value is not None and key != "role"}
+    plain = _Choice(text=text) if delta is None else _Choice(delta=choice.delta)
+    return (delta is None or said == delta) and event == _Event([plain], object=event.object)
+
+
+def _usage_of(event: _Event) -> Usage | None:
+    """The usage of an event, in the field of whichever server; None if it has none."""
+    places = (event.x_groq or {}).get("usage"), *(choice.usage for choice in event.choices or ()), event.usage
+    said = _timed(event.timings) if event.timings else {}
+    for place in places:
+        said |= place or {}
+    return Usage(said) if said else None
+
+
+def _timed(timings: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts in llama.cpp's timings under the names of a usage. Its `prompt_n` is without what the cache had."""
+    cached, read, made = (timings.get(f"{name}_n") for name in ("cache", "prompt", "predicted"))
+    prompt = None if read is None else read + (cached or 0)
+    return {"prompt_tokens": prompt, "cached_tokens": cached, "completion_tokens": made}
 
 
 def _content(content: Any) -> tuple[str, str]:

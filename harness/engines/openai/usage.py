@@ -61,8 +61,8 @@ class Usage:
         return Usage(self.counts | {name: n for name, n in newer.counts.items() if n or name not in self.counts})
 
     def _take(self, name: str, value: Any) -> None:
-        """Values that count nothing (negative ones, NaN, null, text) are passed over."""
-        if isinstance(value, int | float) and value >= 0:
+        """Values that count no tokens (negative ones, NaN, null, text, durations) are passed over."""
+        if isinstance(value, int | float) and value >= 0 and name.endswith("tokens"):
             if value >= LARGEST:
                 raise RequestFailed("malformed", f"the usage says {name} {value:.3g}")
             self.counts[name] = int(value)
