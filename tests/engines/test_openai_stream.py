@@ -265,7 +265,7 @@ def test_an_error_inside_a_choice_ends_the_answer() -> None:
 
 
 def test_an_empty_finish_reason_is_none() -> None:
-    with pytest.raises(RequestFailed, match="cut"):
+    with pytest.raises(RequestFailed, match="ended without"):
         read(event({"text": "a", "finish_reason": ""}) * 3)
 
 
