@@ -17,10 +17,17 @@ from harness.cost.gpus import Gpu, find_gpu
 from harness.cost.pricing import price_tables
 from harness.errors import HarnessError
 from harness.files import data_rows, read_text
-from harness.predict import mixed, pooled
-from harness.predict.memory import bytes_per_sequence, check_fits, largest_batch, sizes_that_hold, weights_per_gpu
+from harness.predict import pooled
 from harness.predict.shapes import ModelShape, precision_of, shape_of
-from harness.predict.work import Serving, columns
+from harness.predict.work import (
+    Serving,
+    bytes_per_sequence,
+    check_fits,
+    columns,
+    largest_batch,
+    sizes_that_hold,
+    weights_per_gpu,
+)
 
 MOST_GPUS = 10_000
 GUESSES = data_rows("predict/guesses.csv")
@@ -167,12 +174,12 @@ def predict_many(
 
     u = (np.arange(1024) + 0.5) / 1024 if u is None else u
     z, other = np.asarray(ndtri(u)), np.asarray(ndtri(np.random.default_rng(1).permutation(u)))
-    ln_t, variance, _ = pooled.predicted(pooled.fitted("time"), pooled.rows(servings, columns(servings)))
+    ln_t, variance = pooled.predicted(pooled.fitted("time"), pooled.rows(servings, columns(servings)))
     ideal = pooled.latency_columns(servings, pooled.fitted("time"))
-    ln_first, first_variance, _ = pooled.predicted(pooled.fitted("ttft"), pooled.rows(servings, ideal))
+    ln_first, first_variance = pooled.predicted(pooled.fitted("ttft"), pooled.rows(servings, ideal))
     asked = pooled.rows(servings, pooled.power_columns(servings, np.exp(ln_t)))
-    parts = mixed.parts(pooled.fitted("power"), asked)
-    _, watts_variance, _ = pooled.predicted(pooled.fitted("power"), asked)
+    parts = pooled.parts(pooled.fitted("power"), asked)
+    watts_variance = pooled.predicted(pooled.fitted("power"), asked)[1]
     found = []
     for i, s in enumerate(servings):
         seen = own is not None and own.same == (s.model.name, s.gpu.name)

@@ -11,8 +11,8 @@ from harness.cost.draws import Draws
 from harness.cost.pricing import priced_for
 from harness.cost.scenario import MEASURED, Scenario
 from harness.model import Device, Figure
-from harness.predict.memory import check_fits, largest_batch
 from harness.predict.predict import PLAN, Calibration, Plan, Prediction, deployed, predict_many
+from harness.predict.work import check_fits, largest_batch
 
 TIERS = ("on-demand", "reserved", "spot")
 """Scenarios whose price of a million output tokens stands beside the chosen one's."""

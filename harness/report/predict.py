@@ -10,9 +10,9 @@ from harness.cost.bill import interval_figures
 from harness.files import read_data
 from harness.model import Figure
 from harness.predict.market import offers
-from harness.predict.memory import weights_per_gpu
 from harness.predict.predict import Prediction
 from harness.predict.priced import USD, Priced
+from harness.predict.work import weights_per_gpu
 from harness.report.cost import cost_tables
 from harness.report.table import Cell, Table
 

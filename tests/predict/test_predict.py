@@ -13,7 +13,7 @@ from places import script
 from harness import api
 from harness.errors import HarnessError
 from harness.model import Figure, ModelIdentity, Summary
-from harness.predict import mixed, pooled
+from harness.predict import pooled
 from harness.predict.own import calibration, hardware_limits, serving_of
 from harness.predict.predict import Plan, deployed, engine_of, predict
 from harness.predict.priced import priced
@@ -237,7 +237,9 @@ def test_two_hundred_predictions_take_less_than_two_seconds() -> None:
 def test_the_shipped_fit_predicts_the_points_that_it_was_made_from() -> None:
     servings, seconds, *_ = script("fit-predict").points()
     value = pooled.rows(servings, columns(servings))
-    error = np.abs(mixed.predict(pooled.fitted("time"), value[np.arange(0, len(seconds), 7)])[0] - np.log(seconds[::7]))
+    error = np.abs(
+        pooled.predicted(pooled.fitted("time"), value[np.arange(0, len(seconds), 7)])[0] - np.log(seconds[::7])
+    )
     assert np.exp(np.median(error)) < 1.15
 
 

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 
 from harness.errors import HarnessError
-from harness.predict.memory import check_fits, largest_batch, room, weights_per_gpu
 from harness.predict.predict import known_gpu
 from harness.predict.shapes import shape_of
-from harness.predict.work import Serving, seconds
+from harness.predict.work import Serving, check_fits, largest_batch, room, seconds, weights_per_gpu
 
 
 def serving(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from places import script
 
-from harness.predict.mixed import Block, Rows, parts, predict
+from harness.predict.pooled import Block, Rows, evaluate, noise_variance, parts, placed, predicted
 
 SCRIPT = script("fit-predict")
 fit = SCRIPT.fit
@@ -29,7 +29,7 @@ def test_known_coefficients_come_back() -> None:
     rows, y = made()
     found = fit(BLOCKS, rows, y)
     assert found.noise == pytest.approx(0.05, rel=0.3)
-    value, _, _ = predict(found, rows)
+    value, _ = predicted(found, rows)
     assert np.median(np.abs(value - np.log(y))) < 0.05
     factors = parts(found, rows) / rows.terms
     ratio = factors[:, 0] / factors[:, 1]
@@ -40,7 +40,7 @@ def test_a_level_that_was_not_seen_is_wide_and_one_seen_much_is_tight() -> None:
     rows, y = made()
     found = fit(BLOCKS, rows, y)
     asked = Rows(np.ones((2, 2)), {"one": np.array(["all"] * 2), "gpu": np.array(["a", "z"])}, {})
-    _, variance, _ = predict(found, asked)
+    variance = predicted(found, asked)[1] - noise_variance(found)
     assert variance[0] < 0.02**2
     assert 0.2**2 < variance[1] < 0.5**2
 
@@ -49,13 +49,14 @@ def test_gross_errors_do_not_move_the_fit() -> None:
     rows, y = made()
     spoilt = y.copy()
     spoilt[::20] *= 20
-    clean, dirty = (predict(fit(BLOCKS, rows, each), rows)[0] for each in (y, spoilt))
+    clean, dirty = (predicted(fit(BLOCKS, rows, each), rows)[0] for each in (y, spoilt))
     assert np.max(np.abs(clean - dirty)) < 0.1
 
 
 def test_slopes_are_shares_of_the_terms() -> None:
     rows, y = made()
-    _, _, slopes = predict(fit(BLOCKS, rows, y), rows)
+    found = fit(BLOCKS, rows, y)
+    _, slopes = evaluate(found.blocks, rows, placed(found.blocks, rows, found.places), found.estimate)
     assert slopes[:, 0] + slopes[:, 1] == pytest.approx(np.ones(len(rows)))
     assert slopes[:, 2] == pytest.approx(np.ones(len(rows)))
 
@@ -74,7 +75,7 @@ def test_one_badly_tuned_setup_does_not_move_the_others() -> None:
     blocks = (*BLOCKS, Block("setup all", "setup", (1.0, 1.0), 0.1))
     slow = np.where(rows.keys["setup"] == "setup 3", 4.0, 1.0)
     new = Rows(np.ones((1, 2)), {"one": np.array(["all"]), "gpu": np.array(["a"]), "setup": np.array(["new"])}, {})
-    before, after = (predict(fit(blocks, rows, each), new)[0][0] for each in (y, y * slow))
+    before, after = (predicted(fit(blocks, rows, each), new)[0][0] for each in (y, y * slow))
     assert abs(after - before) < 0.08  # a mean would move by ln(4) / 10 = 0.14
 
 
