@@ -172,9 +172,9 @@ def refused(where: str, key: str, value: object, expected: str) -> HarnessError:
 
 
 def near(word: str, choices: Iterable[str]) -> str:
-    """`did you mean 'X'? ` for the choice most similar to `word`, or that it begins; empty if there is none."""
+    """`did you mean 'X'? ` for the choice that `word` begins, or the most similar one; empty if there is none."""
     known = list(choices)
-    match = difflib.get_close_matches(word, known, 1) or [each for each in known if word and each.startswith(word)]
+    match = [each for each in known if word and each.startswith(word)] or difflib.get_close_matches(word, known, 1)
     return f"did you mean '{match[0]}'? " if match else ""
 
 

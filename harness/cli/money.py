@@ -250,5 +250,5 @@ def _pair(option: str, text: str) -> tuple[float, float]:
     try:
         return float(first), float(second)
     except ValueError:
-        fix = f"give two numbers, for instance {option} 500:200"
+        fix = f"give two numbers, for instance {option} {'5:1.5' if option == '--fleet' else '500:200'}"
         raise errors.HarnessError(f"{option} {text} is not of the form A:B", fix) from None

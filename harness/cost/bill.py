@@ -78,7 +78,7 @@ def priced(
     other_kind = scenario.per != {"gpu": "gpu", "cpu": "vcpu"}[device.kind]
     if other_kind or (device.kind == "gpu" and scenario.gpu not in (None, gpu and gpu.name)):
         of = f"prices a {scenario.per}" if other_kind else f"is about {scenario.gpu}"
-        what = f"scenario '{scenario.name}' {of}, but the run used {device.name or device.kind}"
+        what = f"scenario '{scenario.name}' {of}, but the device is {device.name or device.kind}"
         raise HarnessError(what, f"--scenario {DEFAULT_SCENARIO[device.kind]}, or a scenario of your own")
     if gpu is not None:
         inputs = {key: _taken_to(gpu, given, gpus, scenario.origin) for key, given in scenario.inputs.items()}

@@ -168,30 +168,38 @@ def power_columns(servings: Sequence[Serving], tpot_s: Array) -> Array:
 
 
 @lru_cache(maxsize=3)
+def blocks_of(name: str) -> tuple[Block, ...]:
+    """The blocks of a fit with their first sds, from predict/blocks.csv; there a row without a key names some terms."""
+    rows = [r for r in data_rows("predict/blocks.csv") if r["fit"] == name]
+    named, found = {r["block"]: r["terms"] for r in rows if not r["key"]}, []
+    for r in (r for r in rows if r["key"]):
+        parts = [part.partition(":") for part in named.get(r["terms"], r["terms"]).split()]
+        touched = {term: float(weight or 1) for term, _, weight in parts}
+        weights = tuple(touched.get(term, 0.0) for term in NAMES[name])
+        shape = r["block"], r["key"], weights, float(r["sd"]), float(r["mean"] or 0)
+        found.append(Block(*shape, r["by"] or None, bool(r["fixed"])))
+    return tuple(found)
+
+
+@lru_cache(maxsize=3)
 def fitted(name: str) -> Fit:
     """The fit in data/predict: coefficients and sds in NAME.csv, their covariance in NAME.npz.
 
-    A row without a level describes a block: `value` is its sd. The coefficients of setups are not kept: a question's
-    setup is a new one.
+    A row without a level has the sd of a block. The coefficients of setups are not kept: a question's setup is new.
     """
-    blocks, values, noise = [], {}, 0.0
+    values, sds = dict[tuple[str, str], float](), dict[str, float]()
     for r in data_rows(f"predict/{name}.csv"):
-        value = float(r["value"])
         if r["level"]:
-            values[r["block"], r["level"]] = value
-        elif r["block"] == "noise":
-            noise = value
+            values[r["block"], r["level"]] = float(r["value"])
         else:
-            parts = [part.partition(":") for part in r["terms"].split()]
-            touched = {term: float(weight or 1) for term, _, weight in parts}
-            weights = tuple(touched.get(term, 0.0) for term in NAMES[name])
-            blocks.append(Block(r["block"], r["key"], weights, value, float(r["mean"]), r["by"] or None))
+            sds[r["block"]] = float(r["value"])
     half = np.load(data_path("predict") / f"{name}.npz")["lower"].astype(float)
     covariance = np.zeros((len(values), len(values)))
     covariance[np.tril_indices(len(values))] = half
     covariance += np.tril(covariance, -1).T
+    blocks = tuple(replace(block, sd=sds[block.name]) for block in blocks_of(name))
     places = {key: i for i, key in enumerate(values)}
-    return Fit(tuple(blocks), places, np.array(list(values.values())), covariance, noise)
+    return Fit(blocks, places, np.array(list(values.values())), covariance, sds["noise"])
 
 
 def noise_variance(found: Fit) -> float:

@@ -136,6 +136,8 @@ def deployed(model: str | ModelShape, gpu: str | Gpu, plan: Plan) -> tuple[Servi
             raise HarnessError(f"--ep {ep}: {shape.name} has no experts", "leave --ep out")
         chosen = max(tp, ep) if plan.tp or plan.ep else smallest(one, devices)
         group = replace(one, gpus=chosen, ep=ep)
+    if pp > shape.layers:
+        raise HarnessError(f"--pp {pp}: {shape.name} has {shape.layers:.0f} layers", "give at most as many stages")
     if shape.experts and shape.experts % group.ep:
         raise HarnessError(f"--ep {group.ep}: {shape.name} has {shape.experts:.0f} experts", "give a divisor of it")
     if group.gpus > device.domain:
@@ -236,7 +238,7 @@ def releases() -> Mapping[str, Mapping[str, tuple[float, int]]]:
 def engine_of(text: str) -> tuple[str, str, float]:
     """Engine, version and year of release, from 'vllm' (the newest with `MANY` points) or 'vllm@0.11'.
 
-    A version without points is put between its neighbours.
+    A version without points is put between its neighbours, one beyond them a week after the nearest: no level of a fit.
     """
     name, _, version = text.lower().partition("@")
     known = releases().get(name)
@@ -251,7 +253,8 @@ def engine_of(text: str) -> tuple[str, str, float]:
     if not asked:
         raise HarnessError(f"'{version}' is not a version of {name}", f"give numbers, as in {', '.join(known)}")
     before, after = [at for v, at in numbered if v <= asked], [at for v, at in numbered if v > asked]
-    return name, version, float(np.mean([*before[-1:], *after[:1]]))
+    beside = [*before[-1:], *after[:1]]
+    return name, version, float(np.mean(beside)) + (0.02 if len(beside) == 1 else 0.0)
 
 
 MANY = 80

@@ -96,7 +96,7 @@ def shape_of(reference: str) -> ModelShape:
 
     HarnessError with the nearest names for a model that is none of these.
     """
-    path = Path(reference)
+    path = Path(reference or " ")
     config = path / "config.json" if path.is_dir() else path if path.is_file() else None
     if config is None and (found := find_model(reference)):
         return found

@@ -45,6 +45,7 @@ def title(p: Prediction) -> str:
     ]
     copies = f", {p.replicas} copies" if p.replicas > 1 else ""
     layout = f"{p.devices} x {s.gpu.name}{copies}{' of ' + ' '.join(sharing) if sharing else ''}"
+    layout += f", {p.replicas * s.prefill_gpus} of them for prompts alone" if s.prefill_gpus else ""
     load = f"{s.batch * p.replicas:g} in flight, {s.input:g} tokens in, {s.output:g} out"
     return f"{s.model.name} · {layout} · {s.engine} {s.version} · {s.precision} · {load}"
 

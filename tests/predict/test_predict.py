@@ -1,5 +1,6 @@
 """Predictions as the verb and the API see them: layouts, refusals, intervals, energy, and a run of one's own."""
 
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from harness.errors import HarnessError
 from harness.model import Figure, ModelIdentity, Summary
 from harness.predict import pooled
 from harness.predict.own import calibration, hardware_limits, serving_of
-from harness.predict.predict import Plan, deployed, engine_of, predict
+from harness.predict.predict import GUESSES, Plan, deployed, engine_of, predict
 from harness.predict.priced import priced
 from harness.predict.work import columns
 from harness.report.predict import prediction_tables, side_by_side, validation_table
@@ -68,6 +69,16 @@ def test_the_interval_holds_nine_tenths_of_the_draws_and_an_unseen_gpu_is_wider(
     assert 1.1 * width("H200") < width("MI300X")
     found = predict("Llama-3.1-70B", "MI300X", Plan(precision="fp8", tp=8))
     assert "no point was measured on MI300X" in found.guesses
+
+
+def test_a_guess_is_named_only_where_no_point_is() -> None:
+    blocks = {block.name for block in pooled.fitted("time").blocks}
+    assert {row["block"] for row in GUESSES} <= blocks
+    assert predict("Llama-3.1-8B", "H100").guesses == ()
+    assert predict("Llama-3.1-8B", "H100", Plan(tp=2, pp=2)).guesses == ("no point has pipeline stages",)
+    assert predict("Llama-3.1-8B", "H100", Plan(engine="vllm@99")).guesses == ("no point is of vllm of that release",)
+    oldest = predict("Llama-3.1-8B", "H100", Plan(engine="vllm@0.1"))
+    assert oldest.guesses == ("no point is of vllm of that release",)
 
 
 def test_an_older_engine_is_slower() -> None:
@@ -169,6 +180,8 @@ WRONG = [
     ("Llama-3.1-8B H100 --tp 0", "--tp is 0"), ("Llama-3.1-8B H100 --tp 3 --devices 8", "whole groups of 3"),
     ("Llama-3.1-8B H100 --tp 16", "fast links join 8"), ("Llama-3.1-8B H100 --ep 4", "has no experts"),
     ("Qwen3-30B-A3B H100 --ep 3", "has 128 experts"), ("Llama-3.1-8B H100 --pp 0", "--pp is 0"),
+    ("Llama-3.1-8B H100 --pp 33", "has 32 layers"), ("Llama-3.1-8B A100", "did you mean 'A100-80GB'"),
+    ("'' H100", "model '' is not in the table"),
     ("Llama-3.1-8B H100 --dp 99999", "--dp is 99999"),
     ("Llama-3.1-8B H100 --precision int2", "unknown precision 'int2'"),
     ("Llama-3.1-8B H100 --engine tgi", "no measured points of engine 'tgi'"),
@@ -184,7 +197,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("words", "said"), WRONG)
 def test_wrong_calls_are_refused_with_advice(harness: Command, words: str, said: str) -> None:
-    done = harness("predict", *words.split())
+    done = harness("predict", *shlex.split(words))
     assert done.code == 2, done
     assert said in done.err
     assert "Traceback" not in done.err
