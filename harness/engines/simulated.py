@@ -68,7 +68,11 @@ class SimulatedEngine:
             rng = np.random.default_rng([self.schedule.seed, request.index])
             fails = rng.random() < self.schedule.failure_share
             tokens = 1 if fails else request.output_tokens
-            await self._emit(self.offsets_s(tokens, rng), arrived)
+            clock = asyncio.get_running_loop().time
+            begin_s = clock()
+            for offset_s in self.offsets_s(tokens, rng):
+                await asyncio.sleep(begin_s + offset_s - clock())
+                arrived(1)
             if fails:
                 raise RequestFailed("simulated", "this request fails, as the schedule says")
             return Completion(input_tokens=len(request.prompt), output_tokens=tokens, finish_reason="length")
@@ -85,24 +89,3 @@ class SimulatedEngine:
             gaps *= rng.gamma(shape, 1 / shape, tokens)
         offsets: list[float] = np.cumsum(gaps).tolist()
         return offsets
-
-    async def _emit(self, offsets_s: list[float], arrived: Callable[[int], None]) -> None:
-        """Call `arrived(1)` at each offset from now. Timers, because a sleep per token would cost a task switch."""
-        loop = asyncio.get_running_loop()
-        begin_s = loop.time()
-        done: asyncio.Future[None] = loop.create_future()
-        position = 0
-
-        def token() -> None:
-            nonlocal position
-            if done.done():  # cancelled while this timer was pending
-                return
-            arrived(1)
-            position += 1
-            if position < len(offsets_s):
-                loop.call_at(begin_s + offsets_s[position], token)
-            else:
-                done.set_result(None)
-
-        loop.call_at(begin_s + offsets_s[0], token)
-        await done

@@ -12,8 +12,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from harness.engines.vllm import RECORDED, _in_force
-from harness.engines.vllm_errors import explained
+from harness.engines.vllm import RECORDED, _in_force, explained
 
 GAVE_UP = RuntimeError(
     "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}"
@@ -104,7 +103,7 @@ def test_a_model_missing_on_the_hub_is_a_hub_error() -> None:
 
 def test_the_log_starts_at_its_construction(tmp_path: Path) -> None:
     code = (
-        "import os; from harness.engines.vllm_errors import Log; print('before', flush=True); log = Log(); "
+        "import os; from harness.engines.vllm import Log; print('before', flush=True); log = Log(); "
         "os.write(1, b'after'); os.write(2, repr(log.read()).encode())"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -28,8 +28,7 @@ from harness.config import checked, data_yaml
 from harness.engines import weights
 from harness.engines.base import Arrived
 from harness.engines.openai.client import OpenAIEngine
-from harness.engines.vllm import CPU_DEFAULTS
-from harness.engines.vllm_errors import Log, known_fix, raised
+from harness.engines.vllm import CPU_DEFAULTS, Log, known_fix, raised
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.files import install, installed_version
 from harness.model import Completion, EngineInfo, Request
