@@ -119,6 +119,10 @@ def test_failures_and_counts_that_differ_are_found_in_a_file_of_guidellm(tmp_pat
         ({"p99_ttft_ms": 40.0}, "ttft_s.p50 is 0.05, but ttft_s.p99 is 0.04"),
         ({"mean_ttft_ms": 250.0}, "ttft_s.mean is 0.25, but e2e_s.mean is 0.23"),
         ({"input_throughput": 100.0}, "100 input and 100 output tokens/s, but total_tokens_per_s is 300"),
+        (  # TPOT in seconds under a key of milliseconds
+            {f"{stat}_tpot_ms": 0.02 for stat in ("mean", "median", "p99")},
+            "tpot_s.mean 2e-05 for 10 tokens are 0.05018, but e2e_s.mean is 0.23",
+        ),
     ],
 )
 def test_a_file_that_contradicts_itself_names_both_values(changes: dict[str, Any], both: str, tmp_path: Path) -> None:

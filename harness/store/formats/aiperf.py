@@ -7,9 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from harness.model import Record
-from harness.store.formats.point import LATENCIES, Result, at, figures, latency, numbers, shared
+from harness.store.formats.point import SECONDS, Result, at, figures, numbers, shared
 
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "seconds": 1.0}
 _NOTES = (
     "aiperf's ITL is the mean gap of a request: here TPOT; its inter-chunk latency is the gaps: here ITL",
     "tokens are counted by the client's tokenizer, unless aiperf was set to use the server's count",
@@ -20,9 +19,8 @@ _RATES = ("poisson", "constant", "gamma")
 def aiperf(content: Mapping[str, Any]) -> Iterator[Result]:
     """aiperf's profile_export_aiperf.json, and genai-perf's profile_export_genai_perf.json."""
     totals = numbers("aiperf", content)
-    latencies = {name: seen for name in LATENCIES if (seen := totals.pop(name))}
     if totals["duration_s"] is not None:
-        totals["duration_s"] *= _SECONDS[content["benchmark_duration"].get("unit") or "sec"]
+        totals["duration_s"] *= SECONDS[content["benchmark_duration"].get("unit") or "sec"]
     if totals["requests.failed"] is None and content.get("error_summary"):
         totals["requests.failed"] = sum(each["count"] for each in content["error_summary"])
     if totals["requests.completed"] is None and totals["requests.failed"]:
@@ -33,8 +31,6 @@ def aiperf(content: Mapping[str, Any]) -> Iterator[Result]:
         if totals[name] is None and done and (mean := at(content, f"{key}.avg?")) is not None:
             derived[name] = mean * done
     found = figures(totals, done) + figures(derived, done, status="derived")
-    for name, seen in latencies.items():
-        found += latency(name, seen, done, _SECONDS[seen["unit"]])
     config = content.get("input_config") or {}
     yield Result(
         found,
@@ -125,7 +121,7 @@ def _record(index: int, row: Mapping[str, Any], zero_ns: int) -> Record:
     known = {name: each for name, each in row["metrics"].items() if each and each.get("value") is not None}
 
     def seconds(name: str) -> Any:
-        scale = _SECONDS[known[name]["unit"]]
+        scale = SECONDS[known[name]["unit"]]
         value = known[name]["value"]
         return [each * scale for each in value] if isinstance(value, list) else value * scale
 

@@ -8,6 +8,8 @@ from harness.store.formats.point import PERCENTILES, Result
 
 TOLERANCE = 0.02
 """Largest relative difference that is not a contradiction, beside the rounding of the printed digits."""
+OTHER_UNIT = 4.0
+"""Ratio of E2E and its parts that no mix of lengths explains: one of the latencies has another unit."""
 _COUNTED = (
     ("requests_per_s", ("requests.completed",)),
     ("output_tokens_per_s", ("output_tokens.got",)),
@@ -47,6 +49,12 @@ def _contradictions(point: Result) -> Iterator[str]:
     first_s = _value(point, "ttft_s.mean")
     if first_s is not None and stay_s is not None and first_s > stay_s * (1 + TOLERANCE):
         yield f"ttft_s.mean is {first_s:.4g}, but e2e_s.mean is {stay_s:.4g}"
+    got, each_s = (_value(point, name) for name in ("output_tokens.got", "tpot_s.mean"))
+    if done and got and first_s and each_s and stay_s:
+        made_s = first_s + each_s * max(0.0, got / done - 1)
+        if not 1 / OTHER_UNIT < made_s / stay_s < OTHER_UNIT:
+            made = f"ttft_s.mean {first_s:.4g} and tpot_s.mean {each_s:.4g} for {got / done:.4g} tokens"
+            yield f"{made} are {made_s:.4g}, but e2e_s.mean is {stay_s:.4g}"
 
 
 def _of_counts(point: Result) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.store.formats.point import Result, figures, latency, numbers
+from harness.store.formats.point import Result, figures, numbers
 
 _NOTES = (
     "latencies and requests per second are those of successful requests; token rates are guidellm's means over time of "
@@ -24,15 +24,10 @@ def guidellm(content: Mapping[str, Any]) -> Iterator[Result]:
         kind = strategy["type_"]
         users = 1 if kind == "synchronous" else strategy.get("streams")
         totals = numbers("guidellm", benchmark) | {"requests.completed": done, "requests.failed": made["errored"]}
-        latencies = {name: totals.pop(name) or {} for name in ("ttft_s", "tpot_s", "e2e_s")}
-        found = figures(totals, done)
-        for name, seen in latencies.items():
-            every = {**seen, **(seen.get("percentiles") or {})}
-            found += latency(name, every, done, 1.0 if name == "e2e_s" else 1e-3)
         load = {"shape": _SHAPES.get(kind, kind), "users": users, "rate_per_s": strategy.get("rate")}
         backend = config.get("backend") or benchmark.get("worker") or {}
         yield Result(
-            found,
+            figures(totals, done),
             model=backend.get("model") or backend.get("backend_model"),
             name=f"{kind} {users or strategy.get('rate') or ''}".strip(),
             version=(content.get("metadata") or {}).get("guidellm_version"),

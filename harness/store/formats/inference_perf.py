@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.store.formats.point import LATENCIES, Result, at, figures, latency, numbers
+from harness.store.formats.point import Result, at, figures, numbers
 
 
 def inference_perf(content: Mapping[str, Any]) -> Iterator[Result]:
@@ -12,7 +12,6 @@ def inference_perf(content: Mapping[str, Any]) -> Iterator[Result]:
     Until April 2026 the report has neither a duration nor sums of tokens: both follow from counts and rates.
     """
     asked, totals = content["load_summary"], numbers("inference-perf", content)
-    latencies = {name: totals.pop(name) or {} for name in LATENCIES}
     n, failed = totals["requests.completed"], totals["requests.failed"]
     derived = {}
     if totals["duration_s"] is None and n and totals["requests_per_s"]:
@@ -21,8 +20,6 @@ def inference_perf(content: Mapping[str, Any]) -> Iterator[Result]:
         if totals[name] is None and (mean := at(content, f"successes.{word}.mean?")) is not None:
             derived[name] = mean * n
     found = figures(totals, n) + figures(derived, n, status="derived")
-    for name, seen in latencies.items():
-        found += latency(name, seen, n)
     users, rate = asked.get("concurrency"), asked.get("requested_rate")
     load = {"shape": "closed", "users": users} if users else {"rate_per_s": rate} if rate else {}
     sent = asked.get("count")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.store.formats.point import Result, figures
-from harness.store.formats.vllm import named_latency, serve
+from harness.store.formats.vllm import latencies, serve
 
 
 def mlenergy_benchmark(content: Mapping[str, Any]) -> Iterator[Result]:
@@ -43,9 +43,10 @@ def mlenergy_leaderboard(content: Mapping[str, Any]) -> Iterator[Result]:
             "joules_per_output_token": row["energy_per_token_joules"],
             "joules_per_request": row["energy_per_request_joules"],
             "gpu_power_w": row.get("avg_power_watts"),
+            "itl_s": latencies(row)["itl_s"],
         }
         yield Result(
-            figures(values, None) + named_latency("itl_s", row, "itl", None),
+            figures(values, None),
             model=row["model_id"],
             name=f"{content['task']} {row['gpu_model']}x{row['num_gpus']} {row.get('max_num_seqs') or ''}".strip(),
             engine="vllm",
@@ -78,9 +79,7 @@ def inferencex(content: Mapping[str, Any]) -> Iterator[Result]:
         "gpu_power_w": None if each_w is None else each_w * gpus,
         "joules_per_output_token": None if apart else content.get("joules_per_output_token"),
     }
-    found = derived + figures(energy, None)
-    for name, word in (("ttft_s", "ttft"), ("tpot_s", "tpot"), ("itl_s", "itl"), ("e2e_s", "e2el")):
-        found += named_latency(name, content, word, None, unit="")
+    found = derived + figures(energy | latencies(content, "s"), None)
     lengths = f"{content.get('isl', '?')}/{content.get('osl', '?')}"
     yield Result(
         found,

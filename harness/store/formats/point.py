@@ -25,8 +25,8 @@ UNITS: Mapping[str, str] = {
 """Figure, or the part of its name before the dot -> unit; all other figures are in seconds."""
 LARGEST = 1e15
 """Largest figure that is believed."""
-LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 PERCENTILES = ("p50", "p90", "p95", "p99")
+SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "seconds": 1.0}
 _ALSO = {"mean": "avg", "p50": "median"}
 """Other names of statistics in the tools' files."""
 
@@ -61,14 +61,21 @@ class Result:
 
 
 @lru_cache
-def _keys(tool: str) -> list[tuple[str, str]]:
-    """Figure and key for each row of import_keys.csv about the tool."""
-    return [(row["figure"], row["key"]) for row in data_rows("import_keys.csv") if row["tool"] == tool]
+def _keys(tool: str) -> list[tuple[str, str, str]]:
+    """Figure, key and unit for each row of import_keys.csv about the tool."""
+    return [(row["figure"], row["key"], row["unit"]) for row in data_rows("import_keys.csv") if row["tool"] == tool]
 
 
 def numbers(tool: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Figure -> number of the tool's file; a latency -> its statistics. KeyError for a key that the file must have."""
-    return {figure: at(content, key) for figure, key in _keys(tool)}
+    """Figure -> number of the tool's file; a latency -> its statistics and, if the file states none, their unit.
+
+    KeyError for a key that the file must have.
+    """
+    found = {}
+    for figure, key, unit in _keys(tool):
+        value = at(content, key)
+        found[figure] = {"unit": unit, **value} if unit and value else value
+    return found
 
 
 def at(content: Mapping[str, Any], key: str) -> Any:
@@ -86,21 +93,29 @@ def at(content: Mapping[str, Any], key: str) -> Any:
 
 
 def figures(
-    values: Mapping[str, float | None], n: int | None, scale: float = 1.0, status: Status = "reported"
+    values: Mapping[str, float | Mapping[str, Any] | None],
+    n: int | None,
+    scale: float = 1.0,
+    status: Status = "reported",
 ) -> tuple[Figure, ...]:
-    """Figures from figure name -> value; a value that is missing gives no figure. ValueError for one that is no amount.
+    """Figures from figure name -> value, or the statistics of a latency; a value that is missing gives no figure.
+
+    ValueError for a value that is no amount.
 
     >>> [(each.name, each.value, each.unit) for each in figures({"ttft_s.p50": 12.5, "itl_s.p50": None}, 3, 1e-3)]
     [('ttft_s.p50', 0.0125, 's')]
+    >>> [each.value for each in figures({"ttft_s": {"unit": "ms", "avg": 12.5, "percentiles": {"p50": 9.5}}}, 3)]
+    [0.0125, 0.0095]
     """
-    return tuple(
-        Figure(
-            name, amount(name, value) * scale, UNITS.get(name) or UNITS.get(name.partition(".")[0], "s"), status, n=n,
-            reason="the tool gives no interval",
-        )
-        for name, value in values.items()
-        if value is not None
-    )  # fmt: skip
+    found: list[Figure] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _latency(name, value, n)
+        elif value is not None:
+            unit = UNITS.get(name) or UNITS.get(name.partition(".")[0], "s")
+            reason = "the tool gives no interval"
+            found.append(Figure(name, amount(name, value) * scale, unit, status, n=n, reason=reason))
+    return tuple(found)
 
 
 def amount(name: str, value: Any) -> float:
@@ -111,16 +126,17 @@ def amount(name: str, value: Any) -> float:
     return float(value)
 
 
-def latency(name: str, seen: Mapping[str, Any], n: int | None, scale: float = 1.0) -> tuple[Figure, ...]:
-    """Mean and percentiles of one latency from statistic -> value; of `n` requests unless `seen` has a count.
+def _latency(name: str, said: Mapping[str, Any], n: int | None) -> tuple[Figure, ...]:
+    """Mean and percentiles of one latency from statistic -> value; of `n` requests unless there is a count.
 
     No figures if no request was observed: the tools print 0 then, which no latency is.
     """
+    seen = {**said, **(said.get("percentiles") or {})}
     n = seen.get("count", n)
     values = {f"{name}.{stat}": seen.get(stat, seen.get(_ALSO.get(stat, stat))) for stat in ("mean", *PERCENTILES)}
     if n == 0 or not any(values.values()):
         return ()
-    return figures(values, n and int(n), scale)
+    return figures(values, n and int(n), SECONDS[seen["unit"]])
 
 
 def shared(tokens: int, arrivals: int) -> tuple[int, ...]:

@@ -3,22 +3,27 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.model import Figure, Record
-from harness.store.formats.point import PERCENTILES, Result, figures, latency, numbers, shared
+from harness.model import Record
+from harness.store.formats.point import PERCENTILES, Result, at, figures, numbers, shared
 
-_LATENCIES = (("ttft_s", "ttft"), ("tpot_s", "tpot"), ("itl_s", "itl"), ("e2e_s", "e2el"), ("e2e_s", "e2e_latency"))
+_LATENCIES = {"ttft_s": ("ttft",), "tpot_s": ("tpot",), "itl_s": ("itl",), "e2e_s": ("e2el", "e2e_latency")}
+"""Latency -> its words in the keys of vLLM and SGLang."""
 _NOTES = (
     "TPOT is 0 for an answer that came in one chunk",
     "the duration runs from the first request drawn to the last return",
 )
 
 
-def named_latency(
-    name: str, content: Mapping[str, Any], word: str, n: int | None, unit: str = "_ms"
-) -> tuple[Figure, ...]:
-    """One latency whose keys are such as `mean_ttft_ms`; with the unit "" the values are in seconds."""
-    seen = {stat: content.get(f"{stat}_{word}{unit}") for stat in ("mean", "median", *PERCENTILES[1:])}
-    return latency(name, seen, n, 1e-3 if unit else 1.0)
+def latencies(content: Mapping[str, Any], unit: str = "ms") -> dict[str, dict[str, Any]]:
+    """The latencies whose keys are such as `mean_ttft_ms`; without the unit at the end they are in seconds."""
+    end = "_ms" if unit == "ms" else ""
+    found = {}
+    for name, words in _LATENCIES.items():
+        keys = {
+            stat: "|".join(f"{stat}_{word}{end}" for word in words) for stat in ("mean", "median", *PERCENTILES[1:])
+        }
+        found[name] = {"unit": unit} | {stat: at(content, f"{key}?") for stat, key in keys.items()}
+    return found
 
 
 def serve(content: Mapping[str, Any]) -> Iterator[Result]:
@@ -28,11 +33,9 @@ def serve(content: Mapping[str, Any]) -> Iterator[Result]:
     derived = {}
     if failed is None and (errors is not None or asked is not None):  # as in vLLM before 0.11
         derived["requests.failed"] = sum(map(bool, errors)) if errors is not None else max(0, asked - done)
-    found = figures(numbers("vllm serve", content), done) + figures(derived, done, status="derived")
-    for name, word in _LATENCIES:
-        found += named_latency(name, content, word, done)
+    said = numbers("vllm serve", content) | latencies(content)
     yield Result(
-        found,
+        figures(said, done) + figures(derived, done, status="derived"),
         model=content.get("model_id"),
         name=str(content.get("label") or content.get("tag") or ""),
         engine=content.get("backend") or "openai",
