@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from builders import GPU, a_run
 from commands import Command
-from places import script
+from places import ROOT, script
 
 from harness import api
 from harness.errors import HarnessError
+from harness.files import data_rows
 from harness.model import Figure, ModelIdentity, Summary
 from harness.predict import pooled
 from harness.predict.own import calibration, hardware_limits, serving_of
@@ -266,6 +267,25 @@ def test_the_validation_table_has_errors_coverage_and_baselines() -> None:
         assert isinstance(nearest, Figure)
         assert (median_factor.value or 9) < (nearest.value or 0)
     assert len(table.columns) == len(by_model)
+
+
+def test_the_method_page_has_the_rows_of_the_validation() -> None:
+    lines = (
+        (ROOT / "docs/method.md").read_text().partition("<!-- validation -->\n\n")[2].partition("\n\n")[0].splitlines()
+    )
+    known = {
+        (f"{r['quantity']}, {r['left out']}", r["class"].removeprefix("all ")): r
+        for r in data_rows("predict/validation.csv")
+    }
+    assert len(lines) > 40
+    for line in lines[2:]:
+        quantity, level, n, median_factor, p90, inside, *_, peer = (cell.strip() for cell in line.strip("|").split("|"))
+        row = known[quantity, level]
+        numbers = [
+            f"{float(row[name]):.2f}x" if row[name] else ""
+            for name in ("median factor", "p90 factor", "aiconfigurator")
+        ]
+        assert [n, median_factor, p90, peer, inside] == [row["n"], *numbers, f"{float(row['inside 90%']):.0%}"]
 
 
 def test_the_api_gives_a_prediction_as_rows_for_each_gpu() -> None:
