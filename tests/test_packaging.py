@@ -21,7 +21,7 @@ import typer.main
 from packaging.requirements import Requirement
 from places import ROOT
 
-from harness.cli import app, pairs
+from harness.cli import app, misuse
 from harness.config import overrides
 from harness.errors import HarnessError
 from harness.workload.library import read_workload
@@ -244,7 +244,7 @@ def test_a_documented_command_can_be_given(command: str, error: str, monkeypatch
     monkeypatch.chdir(ROOT)
     verb, *arguments = shlex.split(command, comments=True)
     context = VERBS[verb].make_context(verb, arguments)
-    pairs.check(context)
+    misuse.check(context)
     given = context.params
     if error:
         with pytest.raises(HarnessError) as raised:

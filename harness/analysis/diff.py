@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from harness.analysis.latency import LATENCIES, STATISTICS
 from harness.analysis.server import cached_share, check_cache
+from harness.config import near
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.stats import CONFIDENCE, Z
@@ -26,6 +28,9 @@ BETTER: Mapping[str, int] = {
 """Compared figures, by name up to the first dot -> 1 if more is better, -1 if less is better."""
 COSTS: Mapping[str, str] = {"usd_per_million_output_tokens": "output_tokens_per_s", "usd_per_query": "requests_per_s"}
 """Cost -> the rate that the cost is inverse to. The hourly price cancels between runs on equal devices."""
+_LATENCIES = tuple(f"{name}.{statistic}" for name in LATENCIES if name in BETTER for statistic in STATISTICS)
+GATED = (*(name for name in BETTER if name not in LATENCIES), *_LATENCIES, *COSTS)
+"""Figures that a gate may name; those of one run can lack some."""
 HEADLINES = ("output_tokens_per_s", "ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "tpot_s.p99", "joules_per_output_token")
 """Figures in tables of several runs, and those that the verdict names."""
 SHORT = {
@@ -325,6 +330,9 @@ def parse_gate(text: str, change: bool = True) -> Gate:
         what, *examples = GATE if change else LIMIT
         fix = " or ".join(f"--fail-on '{each}'" for each in examples)
         raise HarnessError(f"--fail-on '{text}' is not of the form {what}", f"write for instance {fix}")
+    if change and SHORT.get(form[1], form[1]) not in GATED:
+        fix = f"{near(form[1], [*GATED, *SHORT])}choose one of {', '.join([*GATED, *SHORT])}"
+        raise HarnessError(f"--fail-on '{text}': no figure '{form[1]}' is compared", fix)
     return Gate(text, SHORT.get(form[1], form[1]), form[2] == ">", limit)
 
 

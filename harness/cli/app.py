@@ -19,7 +19,7 @@ import typer
 import typer.core
 
 from harness import errors
-from harness.cli import pairs
+from harness.cli import misuse
 
 if TYPE_CHECKING:
     from harness.analysis.summary import Sweep
@@ -133,8 +133,11 @@ def printing(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def call(context: typer.Context, **given: Any) -> None:
-        pairs.check(context)
+        misuse.check(context)
         _output.set(_options(**{name: given.pop(name) for name in added}))
+        root, file = given.get("root", given.get("out")), output().file
+        if file and root and file.absolute() == root.absolute():
+            raise errors.HarnessError(f"-o {file} is the directory of the runs", f"name a file, such as {file}.html")
         verb(**given)
 
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
@@ -166,6 +169,14 @@ def emit(content: str | bytes) -> None:
         typer.echo(content, nl=False)
 
 
+def draw(tables: Sequence[Table], charts: Path | None, chart_format: ChartFormats) -> None:
+    """Draw the charts of the tables into this directory, if one is named."""
+    if charts is not None:
+        from harness.report import charts as drawing
+
+        drawing.write(drawing.of_tables(tables), charts, chart_format)
+
+
 def show_answer(
     sweep: Sweep,
     scenario: str | None = None,
@@ -192,6 +203,13 @@ def show_answer(
         emit(document.page_of(made, sweep, scenario))
     else:
         show(made, [summary for _, summary in sweep])
+
+
+def existing(root: Path) -> Path:
+    """The directory of runs; HarnessError if there is none."""
+    if not root.is_dir():
+        raise errors.HarnessError(f"no directory {root}", "measure a run first, or name its directory with --root")
+    return root
 
 
 def stored_run(reference: str, root: Path) -> Run:
@@ -259,9 +277,7 @@ def main() -> None:
         typer.echo(f"error: {told}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
     except USAGE_ERROR as mistake:
-        from harness.cli.misuse import worded
-
-        typer.echo(f"error: {worded(mistake)}", err=True)
+        typer.echo(f"error: {misuse.worded(mistake)}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
     except BaseException as left:
         if not isinstance(left, SystemExit) and not _of_interrupt(left):

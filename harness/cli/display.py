@@ -83,3 +83,14 @@ def detail_of(now: Progress) -> str:
         "{:.0f} W": now.power_w,
     }
     return ", ".join(text.format(value) for text, value in parts.items() if value is not None)
+
+
+def about(left_s: float | None) -> str:
+    """The time left of a series of runs; empty if it is not known.
+
+    >>> about(40), about(200), about(None)
+    (', about 40 s left', ', about 3 min left', '')
+    """
+    if left_s is None:
+        return ""
+    return f", about {left_s / 60:.0f} min left" if left_s >= 90 else f", about {left_s:.0f} s left"

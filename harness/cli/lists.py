@@ -8,8 +8,8 @@ import typer
 
 from harness import errors
 from harness.cli import options
-from harness.cli.app import app, emit, output, printing, show
-from harness.cli.pairs import named
+from harness.cli.app import app, emit, existing, output, printing, show
+from harness.cli.misuse import named
 
 
 @printing
@@ -22,10 +22,13 @@ def list_(
     from harness.cli.tables import TABLES, runs_lines, runs_tables
     from harness.report.text import columns_of_terminal
 
-    if what == "runs" and output().format == "text":
-        emit(runs_lines(runs_tables(root, where), columns_of_terminal()))
-    elif what == "runs":
-        show(runs_tables(root, where))
+    if what == "runs":
+        made = runs_tables(root, where)
+        existing(root)
+        if output().format == "text":
+            emit(runs_lines(made, columns_of_terminal()))
+        else:
+            show(made)
     elif void := named() & {"--where", "--root"}:
         raise errors.HarnessError(f"{min(void)} with {what}", f"omit {min(void)}: it is of runs")
     else:
@@ -48,7 +51,7 @@ def export(
 
     if out.suffix not in (".parquet", ".csv"):
         raise errors.HarnessError(f"'{out}' is neither .parquet nor .csv", "end the file's name in one of them")
-    tables = parts(root, where)
+    tables = parts(existing(root), where)
     first = next(tables)
     numeric = pd.api.types.is_numeric_dtype
     kinds = [(name, pa.float64() if numeric(kind) else pa.string()) for name, kind in first.dtypes.items()]

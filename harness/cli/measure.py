@@ -18,9 +18,10 @@ import typer
 from harness import errors
 from harness.cli import options
 from harness.cli.app import SUFFIXES, Output, output, printing, show, show_answer, stored_run
-from harness.cli.display import Display
-from harness.cli.pairs import named
+from harness.cli.display import Display, about
+from harness.cli.misuse import named
 from harness.cli.results import judged
+from harness.model import ENGINES
 
 if TYPE_CHECKING:
     from harness.analysis.precision import Target
@@ -90,24 +91,21 @@ def run(
     A server that runs already gets new prompts in every run, so that its prefix cache does not know them.
     """
     from harness.analysis import precision
-    from harness.analysis.summary import summary_of
     from harness.config import overrides
-    from harness.cost.pricing import read_scenario
     from harness.measure.run import Setup
     from harness.meters.base import found_meters
-    from harness.report.changes import precision_table, repeats_table
 
     given = overrides(set_ or ())
-    asked = given.get("engine.name", engine)
-    served, other = "--serve" if serve else "--url" * bool(url), asked not in (None, "openai")
-    command = on_finish is None or on_finish.strip()
-    for wrong, what, fix in (
-        (out.suffix in SUFFIXES, f"--out {out} names the directory of the runs", f"write -o {out}, or --root {out}/"),
-        (served and other, f"{served} with engine '{asked}'", f"omit {served}, or add --engine openai"),
-        (not command, "--on-finish has no command", "give one, such as 'python to_mlflow.py', or omit --on-finish"),
-    ):
-        if wrong:
-            raise errors.HarnessError(what, fix)
+    if out.suffix in SUFFIXES:
+        raise errors.HarnessError(f"--out {out} names the directory of the runs", f"write -o {out}, or --root {out}/")
+    if on_finish is not None and not on_finish.strip():
+        fix = "give one, such as 'python to_mlflow.py', or omit --on-finish"
+        raise errors.HarnessError("--on-finish has no command", fix)
+    if (served := "--serve" if serve else "--url" * bool(url)) and given.get(
+        "engine.name", engine or "openai"
+    ) != "openai":
+        what = f"{served} with engine '{given.get('engine.name', engine)}'"
+        raise errors.HarnessError(what, f"omit {served}, or add --engine openai")
     typed = {
         "engine.name": "openai" if served else engine, "engine.openai.base_url": url, "model": model,
         "engine.openai.serve": "vllm" if serve else None, "scenario": scenario, "seed": seed, "give_up_s": give_up,
@@ -116,33 +114,22 @@ def run(
         "requests.input_tokens": input_tokens, "requests.output_tokens": output_tokens,
     }  # fmt: skip
     points = _points(workload, {key: value for key, value in typed.items() if value is not None}, given, repeat)
-    spec, several = points[0][0], len(points) > repeat
-    if seed is not None and len(points) > 1 and not serve and spec.engine.name == "openai" and not reset_cache:
-        what = "--seed with several runs sends a running server the prompts that it has just answered"
-        raise errors.HarnessError(what, "omit --seed, or add --reset-cache")
-    if timeout is not None and spec.engine.name != "openai":
-        raise errors.HarnessError(f"--timeout with engine '{spec.engine.name}'", "omit it: it is a limit for servers")
-    if spec.scenario is not None:
-        read_scenario(spec.scenario)  # reports a mistake in the file before measuring
-    power = powered(spec, meter) + ([] if assume_power is None else [f"constant:watts={assume_power}"])
+    again = len(points) > 1 and not serve and not reset_cache
+    _check_engine(points[0][0], given, timeout is not None, seed is not None and again)
+    power = powered(points[0][0], meter) + ([] if assume_power is None else [f"constant:watts={assume_power}"])
     chosen = gpus.split(",") if gpus else None
     if targets := precision.parse(precise or ()):
-        precision.check(targets, spec, lambda: found_meters(power, chosen))
+        precision.check(targets, points[0][0], lambda: found_meters(power, chosen))
     if dry_run:
-        from harness.cli.plan import planned_table
+        from harness.cli.tables import planned_table
 
         show([planned_table([each for each, _, _ in points], out)])
         return
     declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
     setup = Setup(power, chosen, declared, clients, ray, same_prompts=seed is not None, reset_cache=reset_cache)
+    several = len(points) > repeat
     runs = measure_all(points, out, "users" if several else "repeat", quiet, setup, targets, several)
-    stored = [(each, summary_of(each)) for each in runs]
-    beside = [repeats_table(stored)] if repeat > 1 and not several else []
-    beside += [precision_table(*each, targets) for each in stored] if targets else []
-    show_answer(stored if several else stored[-1:], beside=beside)
-    if on_finish is not None:
-        _tell(on_finish, stored)
-    told_ends(runs if several else runs[-1:])
+    _answered(runs, several, targets, on_finish)
 
 
 def _points(workload: str, typed: Mapping[str, Any], given: dict[str, Any], repeat: int) -> list[Point]:
@@ -161,6 +148,40 @@ def _points(workload: str, typed: Mapping[str, Any], given: dict[str, Any], repe
         short |= {"requests.trace": None, "requests.max_total_tokens": None}
     by = {key: option for key, option in OPTIONS.items() if key not in given}
     return [(read_workload(workload, short | at | given, by), at, k) for k in range(repeat) for at in loads]
+
+
+def _check_engine(spec: Workload, given: Mapping[str, Any], timeout: bool, seed_again: bool) -> None:
+    """HarnessError for what this engine makes void, and for a mistake in the scenario: both are known before measuring.
+
+    `seed_again`: a running server would get the prompts of a seed in several runs.
+    """
+    from harness.cost.pricing import read_scenario
+
+    name = spec.engine.name
+    for key in given:
+        if (of := key.split(".")[1:2]) and key.startswith("engine.") and of[0] in ENGINES and of[0] != name != "auto":
+            raise errors.HarnessError(f"--set {key} with engine '{name}'", f"omit it, or add --engine {of[0]}")
+    if timeout and name != "openai":
+        raise errors.HarnessError(f"--timeout with engine '{name}'", "omit it: it is a limit for servers")
+    if seed_again and name == "openai":
+        what = "--seed with several runs sends a running server the prompts that it has just answered"
+        raise errors.HarnessError(what, "omit --seed, or add --reset-cache")
+    if spec.scenario is not None:
+        read_scenario(spec.scenario)
+
+
+def _answered(runs: Sequence[Run], several: bool, targets: Sequence[Target], on_finish: str | None) -> None:
+    """Print the answer of the runs, of different loads if `several`, else repeats; then hand them to `on_finish`."""
+    from harness.analysis.summary import summary_of
+    from harness.report.changes import precision_table, repeats_table
+
+    stored = [(each, summary_of(each)) for each in runs]
+    beside = [repeats_table(stored)] if len(runs) > 1 and not several else []
+    beside += [precision_table(*each, targets) for each in stored] if targets else []
+    show_answer(stored if several else stored[-1:], beside=beside)
+    if on_finish is not None:
+        _tell(on_finish, stored)
+    told_ends(runs if several else runs[-1:])
 
 
 @printing
@@ -310,21 +331,24 @@ def measure_all(
     from harness.measure.search import Point as Swept
     from harness.measure.session import Kept
     from harness.measure.stop import Stop
+    from harness.measure.sweep import time_left_s
     from harness.store.directory import new_id
     from harness.store.run import read_run
 
-    group, began_s = new_id(datetime.now(UTC), kind, points[0][0].name), time.monotonic()
+    group = new_id(datetime.now(UTC), kind, points[0][0].name)
     runs: list[Run] = []
+    took: list[tuple[float, float]] = []
     with contextlib.closing(Kept()) if keep else contextlib.nullcontext() as kept, Display(quiet) as display:
         for i, (spec, values, k) in enumerate(points):
             sweep = {"name": group, "key": Swept(values, k).key, "values": values, "repeat": k}
-            left_s = (time.monotonic() - began_s) / i * (len(points) - i) if i else None
-            left = "" if left_s is None else f", about {left_s / 60:.0f} min left"
+            more, began_s = len(points) - i, time.monotonic()
+            left = about(time_left_s(took, more, 0 if keep else more) if took else None)
             display.series = f"{i + 1} of {len(points)}{left}: " if len(points) > 1 else ""
             with Stop(targets) if targets else contextlib.nullcontext() as stop:
                 swept = sweep if len(points) > 1 else None
                 directory = measuring.run(spec, root, display.show, setup, enough=stop, sweep=swept, kept=kept)
             runs.append(read_run(directory))
+            took.append((time.monotonic() - began_s, runs[-1].file.timings.engine_start_s or 0.0))
             if runs[-1].state != "complete":
                 break
     return runs

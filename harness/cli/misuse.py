@@ -1,11 +1,60 @@
-"""Mistakes that the parser of the command line finds, in the words of a HarnessError."""
+"""Wrong use of the command line, as a HarnessError: what the parser finds, and options that would do nothing."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from harness.errors import HarnessError
+
+WITHOUT: Mapping[str, Mapping[str, str]] = {
+    "report": {"--chart-format": "--charts"},
+    "diff": {"--junit": "--fail-on"},
+    "sweep": {"--jobs": "--ray"},
+    "compare": {"--chart-format": "--charts", "--scenario": "RUN"},
+    "cost": {"--fleet": "--objective"},
+    "predict": {"--chart-format": "--charts", "--root": "--run"},
+}
+"""Verb -> option -> the option or argument without which it does nothing."""
+WITH: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "run": {"--url": ("--serve",), "--users": ("--rate",)},
+    "report": {
+        "--where": ("RUN",),
+        "--table": ("--full",),
+        "--trend": ("--table", "--full", "--scenario", "--requests-csv"),
+    },
+    "compare": {"--explain": ("--table", "--full", "--charts")},
+    "cost": {"--split": ("--objective", "--fleet")},
+    "facts": {"ID": ("--entity", "--metric", "--period", "--status", "--layer")},
+}
+"""Verb -> option or argument -> options that do nothing beside it."""
+_named: ContextVar[frozenset[str]] = ContextVar("named")
+named = _named.get
+"""The options and arguments on the command line, under the names that --help prints."""
+
+
+def check(context: Any) -> None:
+    """HarnessError if an option does nothing in this call; `context` is that of the parser."""
+    written = {
+        max(each.opts, key=len) if each.opts[0][0] == "-" else each.metavar: context.params[each.name]
+        for each in context.command.params
+        if getattr(context.get_parameter_source(each.name), "name", "") == "COMMANDLINE"
+    }
+    _named.set(frozenset(written))
+    for option, value in written.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise HarnessError(f"{option} {value}", "give a finite number")
+    verb = context.command.name
+    for option, other in WITHOUT.get(verb, {}).items():
+        if option in named() and other not in named():
+            raise HarnessError(f"{option} without {other}", f"add {other}, or omit {option}")
+    for option, void in WITH.get(verb, {}).items():
+        for other in void if option in named() else ():
+            if other in named():
+                raise HarnessError(f"{option} with {other}", "name one of the two")
 
 
 def worded(error: Any) -> HarnessError:

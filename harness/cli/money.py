@@ -11,11 +11,10 @@ import typer
 
 from harness import errors
 from harness.cli import options
-from harness.cli.app import each_run, output, printing, show
-from harness.cli.pairs import named
+from harness.cli.app import draw, each_run, output, printing, show
+from harness.cli.misuse import named
 
 if TYPE_CHECKING:
-    from harness.predict.predict import Calibration
     from harness.predict.priced import Priced
     from harness.report.table import Table
 
@@ -97,10 +96,7 @@ def compare(
         for name in [*book.tables, CONTRADICTIONS] if table == ["all"] else table or ():
             must_be = name == "must-be" and appraisal.agreement
             made += [must_be_table(must_be) if must_be else comparison_table(appraisal.context, name)]
-        if charts is not None:
-            from harness.report import charts as drawing
-
-            drawing.write(drawing.of_tables([*compare_tables(appraisal), *made]), charts, chart_format)
+        draw([*compare_tables(appraisal), *made], charts, chart_format)
         show(made)
 
 
@@ -159,8 +155,8 @@ def predict(
     dp: Annotated[int | None, typer.Option(help="Data-parallel ranks: of attention in MoE, else copies.")] = None,
     prefill_gpus: Annotated[int, typer.Option(help="GPUs a copy that compute prompts alone (disaggregated).")] = 0,
     engine: Annotated[str, typer.Option(help="vllm, sglang or trtllm; a version after @, as vllm@0.11.")] = "vllm",
-    tpot: Annotated[float, typer.Option(help="Objective: seconds between tokens.")] = 0.05,
-    ttft: Annotated[float, typer.Option(help="Objective: seconds to the first token.")] = 5.0,
+    tpot: Annotated[str, typer.Option(metavar="SECONDS", help="Objective between tokens, or 50ms.")] = "0.05",
+    ttft: Annotated[str, typer.Option(metavar="SECONDS", help="Objective for the first token, or 500ms.")] = "5",
     scenario: Annotated[str, typer.Option(help="Cost scenario: a shipped name or a file.")] = "on-demand",
     set_: options.Set = None,
     reference: Annotated[str | None, typer.Option("--run", help="A GPU run that calibrates the prediction.")] = None,
@@ -176,11 +172,15 @@ def predict(
     full: Annotated[bool, typer.Option("--full", help="Also every cost and assumption.")] = False,
 ) -> None:
     """Predict speed, energy and cost of a model on GPUs that were not measured, from published measurements."""
+    from harness.analysis.summary import load
     from harness.config import overrides
     from harness.cost.zones import in_zone
+    from harness.predict.own import calibration
     from harness.predict.predict import Plan
     from harness.predict.priced import priced
     from harness.report.predict import prediction_tables, side_by_side, validation_table
+    from harness.store.directory import find_run
+    from harness.workload.schema import read_limit
 
     if validate or model is None:
         if void := named() - {"--validate", "--format", "--json", "--out"}:
@@ -188,7 +188,8 @@ def predict(
             raise errors.HarnessError(f"{min(void)} {'with --validate' if validate else 'without MODEL'}", fix)
         show([validation_table()])
         return
-    objective, own = _objective(tpot, ttft), _calibration(reference, root)
+    objective = read_limit("--tpot", "tpot_s", tpot), read_limit("--ttft", "ttft_s", ttft)
+    own = None if reference is None else calibration(*load(find_run(reference, root)))
     plan = Plan(batch, *_pair("--tokens", tokens), devices, precision, tp, ep, pp, dp, prefill_gpus, engine)
     names = _gpu_names(gpu, {"--market": market, "--charts": charts, "--full": full or None})
 
@@ -197,27 +198,8 @@ def predict(
         return replace(each, costs=in_zone(each.costs, zone))
 
     made = [side_by_side(_beside(names, of))] if len(names) > 1 else prediction_tables(of(names[0]), full, market)
-    if charts is not None:
-        from harness.report import charts as drawing
-
-        drawing.write(drawing.of_tables(made), charts, chart_format)
+    draw(made, charts, chart_format)
     show(made)
-
-
-def _objective(tpot: float, ttft: float) -> tuple[float, float]:
-    for name, limit in (("--tpot", tpot), ("--ttft", ttft)):
-        if not limit > 0:
-            raise errors.HarnessError(f"{name} is {limit:g}", "give seconds above 0")
-    return tpot, ttft
-
-
-def _calibration(reference: str | None, root: Path) -> Calibration | None:
-    """Measured / predicted of the run that --run names."""
-    from harness.analysis.summary import load
-    from harness.predict.own import calibration
-    from harness.store.directory import find_run
-
-    return None if reference is None else calibration(*load(find_run(reference, root)))
 
 
 def _gpu_names(gpu: str, alone: Mapping[str, object]) -> list[str]:

@@ -11,8 +11,8 @@ import typer
 
 from harness import errors
 from harness.cli import options
-from harness.cli.app import directories, each_run, output, printing, show, show_answer, stored_run
-from harness.cli.pairs import named
+from harness.cli.app import directories, draw, each_run, output, printing, show, show_answer, stored_run
+from harness.cli.misuse import named
 
 if TYPE_CHECKING:
     from harness.analysis.diff import Gate
@@ -53,10 +53,7 @@ def report(
 
         runs = [run for each in references or [str(root)] for run in _side(each, root)]
         made = [trend_table([(run, summary_of(run)) for run in runs], trend)]
-        if charts is not None:
-            from harness.report import charts as drawing
-
-            drawing.write(drawing.of_tables(made), charts, chart_format)
+        draw(made, charts, chart_format)
         show(made)
         return
     with each_run(references or ["latest"], root, load) as sweep:

@@ -11,7 +11,7 @@ import typer
 from harness import errors
 from harness.cli import options
 from harness.cli.app import printing, show, show_answer
-from harness.cli.display import Display
+from harness.cli.display import Display, about
 
 if TYPE_CHECKING:
     from harness.measure.sweep import Status
@@ -69,7 +69,7 @@ def _say(display: Display, status: Status) -> None:
     """Print a line for each point that ends, and name the one whose progress follows."""
     from harness.cli.tables import in_words, state_of
 
-    left = "" if status.left_s is None else f", about {status.left_s / 60:.0f} min left"
+    left = about(status.left_s)
     failed = f", {status.failed} failed" if status.failed else ""
     if status.done is None:
         display.series = f"{status.finished + 1} of {status.known}{failed}{left}: {in_words(status.point)}: "

@@ -1,7 +1,8 @@
-"""Tables of stored runs, shipped files, engines, and the points of a sweep."""
+"""Tables of stored runs, shipped files, engines, the points of a sweep, and what a run would measure."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -14,15 +15,21 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from harness.analysis.index import runs, swept
+from harness.analysis.summary import load
+from harness.cost.pricing import price_run
 from harness.engines.base import missing
 from harness.errors import HarnessError
 from harness.files import install, read_data
+from harness.measure import environment
+from harness.measure.sweep import gpus_of
 from harness.model import ENGINES, Figure
 from harness.report.format import brief, carried
 from harness.report.lines import fitted
 from harness.report.table import Table
 from harness.report.text import render
-from harness.workload.library import list_workloads
+from harness.workload.library import in_short, list_workloads, read_files
+from harness.workload.requests import Conversations
+from harness.workload.schema import Workload
 
 if TYPE_CHECKING:
     from harness.measure.search import Point
@@ -37,6 +44,8 @@ FIGURES = {
     "J/token": ("joules_per_output_token", 1.0),
 }
 """Column -> figure and factor."""
+TOLD = ("users", "rate_per_s", "load.users", "load.rate_per_s")
+"""Columns that a list for the terminal leaves out: the column `load` tells them."""
 LEAST = ("device", "J/token", "model", "TTFT p99 ms", "load")
 """Columns that are left out of a narrow list, in this order."""
 
@@ -61,7 +70,7 @@ def runs_tables(root: Path, where: str | None = None) -> list[Table]:
         "state": list(map(str, ran["state"])),
     }
     columns |= {
-        name: [f"{x:g}" if isinstance(x, float) else _cut(x) for x in ran[name]]
+        name: ["" if pd.isna(x) else f"{x:g}" if isinstance(x, float) else _cut(x) for x in ran[name]]
         for name in named
         if name not in columns
     }
@@ -77,21 +86,19 @@ def runs_tables(root: Path, where: str | None = None) -> list[Table]:
 def runs_lines(tables: Sequence[Table], width: int) -> str:
     """A line a run, of at most `width`; where the whole name of a run has no room, its start as far as needed."""
     (first, *others), starts = tables, 16
-    rows = [[str(cell or "") for cell in row] for row in first.rows]
+    kept = [i for i, head in enumerate(first.columns) if head not in TOLD]
+    heads, rows = [first.columns[i] for i in kept], [[str(row[i] or "") for i in kept] for row in first.rows]
     while len({row[0][:starts] for row in rows}) < len(rows):
         starts += 1
-    whole = fitted(first.columns, rows, width, LEAST)
+    whole = fitted(heads, rows, width, LEAST)
     if whole[-1].startswith("no room for"):
-        whole = fitted(first.columns, [[row[0][:starts], *row[1:]] for row in rows], width, LEAST)
+        whole = fitted(heads, [[row[0][:starts], *row[1:]] for row in rows], width, LEAST)
     lines = [first.title, *(whole if rows else ["  none"])]
     return "\n".join(lines) + "\n\n" * bool(others) + render(others, width) + "\n" * (not others)
 
 
 def _usd(directory: Path) -> str:
     """The price of a million output tokens, at the scenario of the run; n/a if it has none."""
-    from harness.analysis.summary import load
-    from harness.cost.pricing import price_run
-
     try:
         cost = price_run(*load(directory)).costs["usd_per_million_output_tokens"]
     except HarnessError:
@@ -204,3 +211,70 @@ def in_words(point: Point) -> str:
         f"{key.rpartition('.')[2]} {x if isinstance(x, str) else json.dumps(x)}" for key, x in point.values.items()
     ]
     return ", ".join(values + [f"repeat {point.repeat}"] * bool(point.repeat)) or "the workload"
+
+
+# ---- what a run would measure ----
+
+SAMPLE, VOCABULARY = 256, 32_000
+"""Requests whose lengths stand for all, and the vocabulary that they are drawn from."""
+PLANNED = ("load", "requests", "input tokens", "output tokens", "longest s", "expected s", "GPUs", "USD")
+
+
+def planned_table(specs: Sequence[Workload], root: Path) -> Table:
+    """A row for each run. Nothing is measured or stored; what is not known before a run is n/a."""
+    rows = tuple(_row(spec, root) for spec in specs)
+    title = f"Plan of {specs[0].name}: nothing is measured"
+    notes = (
+        "requests of a duration, expected s of a closed loop, and USD follow from the last complete run of this "
+        "workload, model and load; n/a: there is none",
+        *["the GPUs of a server elsewhere are not known: it is asked in a run"] * ("n/a" in (row[6] for row in rows)),
+    )
+    return Table("plan", title, PLANNED, rows, notes)
+
+
+def _row(spec: Workload, root: Path) -> tuple[str, ...]:
+    rate_per_s, usd = _earlier(spec, root)
+    rate_per_s, longest_s = spec.load.rate_per_s or rate_per_s, spec.load.end_s
+    count = spec.requests.in_all or rate_per_s * longest_s
+    tokens = [each * count for each in _lengths(spec)]
+    expected_s = longest_s if math.isnan(count) else min(count / rate_per_s, longest_s)
+    figures = [brief(x, 3) if math.isfinite(x) else "n/a" for x in (count, *tokens, longest_s, expected_s)]
+    return (
+        in_short(spec.load.model_dump(exclude_defaults=True, exclude={"duration_s"})),
+        *figures,
+        _gpus(spec),
+        brief(usd * count, 2) if usd else "n/a",
+    )
+
+
+def _gpus(spec: Workload) -> str:
+    """GPUs that serve the model, of this machine or, if the workload names its device, of a server elsewhere."""
+    options = spec.engine_options(spec.engine.name)
+    if spec.engine.name == "openai" and not options.get("serve"):
+        device, count = options.get("device"), options.get("device_count", 1)
+        return {"cuda": f"{count}", "cpu": "0"}.get(str(device), "n/a")
+    return f"{gpus_of(spec)}" if spec.engine.name != "simulated" and environment.capture()["gpus"] else "0"
+
+
+def _lengths(spec: Workload) -> tuple[float, float]:
+    """Mean input and output tokens of a request; NaN if they need the engine's tokenizer."""
+    try:
+        talk = Conversations(spec, VOCABULARY, files=read_files(spec))
+        made = [talk.make(i) for i in range(min(SAMPLE, spec.requests.count or SAMPLE))]
+    except HarnessError:
+        return math.nan, math.nan
+    return sum(len(each.prompt) for each in made) / len(made), sum(each.output_tokens for each in made) / len(made)
+
+
+def _earlier(spec: Workload, root: Path) -> tuple[float, float | None]:
+    """Requests/s and USD a query of the last complete run of this workload, model and load; NaN, None without one."""
+    found = runs(root)
+    same = (found["workload"] == spec.name) & (found["model"].fillna(spec.model) == spec.model)
+    same &= (found["users"].fillna(0) == (spec.load.users or 0)) & (found["state"] == "complete")
+    same &= found["rate_per_s"].fillna(0) == (spec.load.rate_per_s or 0)
+    for run in reversed(found[same]["run"].tolist()):
+        with contextlib.suppress(HarnessError):
+            stored, summary = load(root / run)
+            cost = None if stored.simulated else price_run(stored, summary).costs["usd_per_query"].value
+            return summary["requests_per_s"].value or math.nan, cost
+    return math.nan, None

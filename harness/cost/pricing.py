@@ -24,6 +24,7 @@ from harness.errors import HarnessError
 from harness.files import data_path, read_text
 from harness.model import Device, Figure, Status, Summary
 from harness.store.run import Run
+from harness.workload.schema import read_limit
 
 LOAD = ("load.shape", "load.users")
 """The only differences allowed between the runs of a sweep."""
@@ -212,21 +213,20 @@ def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtO
 
 
 def read_objective(text: str) -> Objective:
-    """Limits from a preset's name (`70B interactive`), or from seconds by figure (`ttft_s.p99=0.5,tpot_s.p99=0.03`)."""
+    """Limits in seconds from a preset's name (`70B interactive`), or by figure (`ttft_s.p99=500ms,tpot_s.p99=0.03`)."""
     if text in (known := presets()):
         return known[text]
     try:
-        limits = {name.strip(): float(limit) for name, limit in (part.split("=") for part in text.split(","))}
+        limits = {name.strip(): limit for name, limit in (part.split("=") for part in text.split(","))}
     except ValueError:
-        limits = {}
-    if not limits or not all(limit > 0 for limit in limits.values()):
         names = ", ".join(f"'{name}'" for name in known)
-        raise HarnessError(f"'{text}' is not an objective", f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {names}")
+        fix = f"give ttft_s.p99=0.5,tpot_s.p99=0.03 or one of {names}"
+        raise HarnessError(f"'{text}' is not an objective", fix) from None
     for name in limits:
         if name not in FIGURES:
             fix = f"{near(name, FIGURES)}name a latency and its statistic, such as ttft_s.p99"
             raise HarnessError(f"--objective: no figure '{name}'", fix)
-    return limits
+    return {name: read_limit(f"--objective {name}", name.partition(".")[0], limit) for name, limit in limits.items()}
 
 
 def device_and_scenario(

@@ -265,11 +265,25 @@ class _Measuring:
         return self.budget_gpu_hours is not None and spent_s / 3600 >= self.budget_gpu_hours
 
     def _report(self, point: Point, done: Done | None) -> None:
-        took = [each.seconds for each in self.ended.values() if each.seconds > 0]
+        took = [(each.seconds, each.start_s) for each in self.ended.values() if each.seconds > 0]
         left = len(self.waiting) + len(self.running)
+        starts = len({(each.repeat, each.engine) for each in self.waiting if each.engine not in self.loaded.values()})
         failed = sum(each.state != "complete" for each in self.ended.values())
-        left_s = sum(took) / len(took) * left / len(self.workers) if took else None
-        self.notify(Status(point, done, len(self.ended), failed, len(self.ended) + left, left_s))
+        left_s = time_left_s(took, left, starts) if took else None
+        known = len(self.ended) + left
+        self.notify(Status(point, done, len(self.ended), failed, known, left_s and left_s / len(self.workers)))
+
+
+def time_left_s(took: Sequence[tuple[float, float]], runs: int, starts: int) -> float:
+    """Time that `runs` more runs need, of which `starts` start an engine, in seconds.
+
+    `took`: the time of each ended run, and of the engine's start in it.
+
+    >>> time_left_s([(130.0, 100.0), (30.0, 0.0)], runs=3, starts=1)
+    190.0
+    """
+    measuring = sum(seconds - start for seconds, start in took) / len(took)
+    return runs * measuring + starts * max(start for _, start in took)
 
 
 def outcome_of(auto: Auto, runs: Sequence[Mapping[str, Figure]]) -> Outcome:

@@ -52,6 +52,8 @@ class Done:
     run: str | None = None
     error: str | None = None
     seconds: float = 0.0
+    start_s: float = 0.0
+    """Time of the engine's start in `seconds`; about 0 if it was loaded."""
 
 
 class LocalWorker:
@@ -114,7 +116,7 @@ def work(pipe: Connection) -> None:
         try:
             directory = measuring.run(task.workload, task.root, tell, task.setup, sweep=task.sweep, kept=kept)
             run = read_run(directory)
-            done = Done(run.state, directory.name, run.file.error)
+            done = Done(run.state, directory.name, run.file.error, start_s=run.file.timings.engine_start_s or 0.0)
         except HarnessError as wrong:
             done = Done("failed", error=wrong.what)
         if done.state != "complete":  # the engine may be damaged: the next point gets a new one

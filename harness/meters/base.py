@@ -67,7 +67,7 @@ def construct(name: str, options: Mapping[str, Any]) -> Any:
     try:
         return getattr(importlib.import_module(module), cls)(**options)
     except TypeError as wrong:
-        why = str(wrong).partition("() ")[2]
+        why = str(wrong).rpartition("() ")[2]
         raise HarnessError(f"meter '{name}': {why}", "see docs/energy.md for its options: NAME:KEY=VALUE") from None
 
 

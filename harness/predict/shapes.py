@@ -103,7 +103,7 @@ def shape_of(reference: str) -> ModelShape:
     config = config or _cached(reference)
     if config is None:
         advice = near(reference.rpartition("/")[2], [name for each in models() for name in (each.name, *each.also)])
-        fix = f"{advice}`harness list models` names them; or give the path of its config.json"
+        fix = f"{advice}harness/data/models.csv has them all; or give the path of its config.json"
         raise HarnessError(f"model '{reference}' is not in the table", fix)
     try:
         content = json.loads(read_text(config))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from harness.analysis.summary import Sweep
+from harness.config import near
 from harness.cost.objective import fastest_within
 from harness.cost.pricing import alike, at_objectives, explained, interactivity, price_run, tiered
 from harness.errors import HarnessError
@@ -61,7 +62,8 @@ def report(sweep: Sweep, scenario: str | None = None, names: Sequence[str] = ())
         made += [each for run, summary in sweep for each in document(run, summary, scenario)]
     known = dict.fromkeys(each.name for each in made)
     for name in set(names) - {*known, "all"}:
-        raise HarnessError(f"no table '{name}' in this report", f"choose from {', '.join(known)}, all")
+        fix = f"{near(name, known)}choose from {', '.join(known)}, all"
+        raise HarnessError(f"no table '{name}' in this report", fix)
     return made if not names or "all" in names else [each for each in made if each.name in names]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
 from harness.config import AS_WRITTEN, Section, Values, checked, overridden, read_map, shown
@@ -264,6 +264,20 @@ def doubt_seconds(where: str, latency: str, value: object) -> None:
     if isinstance(value, int | float) and value > SLOWEST_S.get(latency, math.inf):
         fix = f"did you mean {value / 1000:g} or '{value:g} ms'? If not, write '{value:g} s'"
         raise HarnessError(f"{where} is {value:g} seconds", fix)
+
+
+def read_limit(where: str, latency: str, text: str) -> float:
+    """A limit on a latency in seconds, from `0.5` or `500 ms`. HarnessError for another text, and as `doubt_seconds`.
+
+    >>> read_limit("--ttft", "ttft_s", "500 ms")
+    0.5
+    """
+    try:
+        limit: float = TypeAdapter(Seconds).validate_python(text)
+    except ValueError:
+        raise HarnessError(f"{where} is '{text}'", "give seconds above 0: 0.5 or '500 ms'") from None
+    doubt_seconds(where, latency, limit if text.strip()[-1].isdigit() else None)
+    return limit
 
 
 def workload_of(

@@ -135,10 +135,23 @@ def test_cost_falls_as_interactivity_does() -> None:
     assert costs_of_runs == pytest.approx([0.0816 / 3600 * 1e6 / 100, 0.0816 / 3600 * 1e6 / 300])
 
 
-@pytest.mark.parametrize("text", ["fast", "ttft_s.p99=-1", "ttft_s.p99=0.1,tpot", ""])
-def test_an_invalid_objective_is_refused(text: str) -> None:
-    with pytest.raises(HarnessError, match="is not an objective"):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("fast", "is not an objective"),
+        ("ttft_s.p99=0.1,tpot", "is not an objective"),
+        ("", "is not an objective"),
+        ("ttft_s.p99=-1", "ttft_s.p99 is '-1'"),
+        ("ttft_s.p99=500", "did you mean 0.5 or '500 ms'"),
+    ],
+)
+def test_an_invalid_objective_is_refused(text: str, said: str) -> None:
+    with pytest.raises(HarnessError, match=said):
         read_objective(text)
+
+
+def test_an_objective_may_name_its_unit() -> None:
+    assert read_objective("ttft_s.p99=500 ms, tpot_s.p99=90 s") == {"ttft_s.p99": 0.5, "tpot_s.p99": 90.0}
 
 
 def test_the_tornado_names_every_input_that_can_move_the_cost() -> None:
