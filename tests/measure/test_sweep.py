@@ -183,7 +183,7 @@ def test_an_interrupt_stores_the_point_as_interrupted(workload: str, tmp_path: P
     assert not isinstance(file, HarnessError)
     assert file.state == "interrupted"
     (line,) = map(json.loads, (root / "sweep-s.jsonl").read_text().splitlines())
-    assert list(line) == ["name", "key", "values", "repeat", "state", "run", "error", "seconds"]
+    assert list(line) == ["name", "key", "values", "repeat", "state", "run", "error", "seconds", "start_s"]
     assert (line["state"], line["run"]) == ("interrupted", path.name)
 
 
