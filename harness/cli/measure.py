@@ -101,11 +101,9 @@ def run(
     if on_finish is not None and not on_finish.strip():
         fix = "give one, such as 'python to_mlflow.py', or omit --on-finish"
         raise errors.HarnessError("--on-finish has no command", fix)
-    if (served := "--serve" if serve else "--url" * bool(url)) and given.get(
-        "engine.name", engine or "openai"
-    ) != "openai":
-        what = f"{served} with engine '{given.get('engine.name', engine)}'"
-        raise errors.HarnessError(what, f"omit {served}, or add --engine openai")
+    asked, served = given.get("engine.name", engine), "--serve" if serve else "--url" * bool(url)
+    if served and asked not in (None, "openai"):
+        raise errors.HarnessError(f"{served} with engine '{asked}'", f"omit {served}, or add --engine openai")
     typed = {
         "engine.name": "openai" if served else engine, "engine.openai.base_url": url, "model": model,
         "engine.openai.serve": "vllm" if serve else None, "scenario": scenario, "seed": seed, "give_up_s": give_up,
