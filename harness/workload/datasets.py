@@ -28,8 +28,11 @@ _BLOCKS = tuple(16 << k for k in range(9))
 """Sizes of a trace's blocks: 16 tokens in Bailian's (vLLM's blocks), 512 in Mooncake's."""
 _EPOCH_S = (1e9, 4e9)
 """Times since 1970 lie between these, in seconds: their size tells the unit of such timestamps."""
-_PER_S = (1 / 600, 500.0)
+_PER_S = (1 / 60, 500.0)
 """Requests per second of a trace that is taken at its word; Azure's, Bailian's and Mooncake's have 2 to 100."""
+_BURSTGPT_LEAST = 1 / 600
+"""Its first hours have one request in a minute."""
+_UNITS = {1.0: "seconds", 1e-3: "milliseconds", 1e-6: "microseconds", 1e-9: "nanoseconds"}
 _TRACE_FORM = (
     f"expected CSV with the columns {' or '.join(','.join(names) for names in _COLUMNS)}, "
     "or JSON lines with timestamp,input_length,output_length"
@@ -91,10 +94,9 @@ def _unit_s(times: NDArray[np.float64], block_tokens: int | None, path: Path) ->
 
     Times since 1970 tell it. Others are whole milliseconds with blocks of 512 tokens (Mooncake), or seconds with
     fractions and small blocks (Bailian). Where digits and blocks speak for different units, the one that gives a rate
-    nearer to 1 request/s is taken. HarnessError if they agree on a unit with a rate that no trace has, and the other
-    would give one.
+    nearer to 1 request/s is taken. HarnessError for a unit with a rate that no trace has, if another would give one.
     """
-    for unit_s in (1.0, 1e-3, 1e-6, 1e-9):
+    for unit_s in _UNITS:
         if _EPOCH_S[0] <= times[0] * unit_s < _EPOCH_S[1]:
             return unit_s
     said = {1e-3 if np.all(times == np.floor(times)) else 1.0}
@@ -103,15 +105,21 @@ def _unit_s(times: NDArray[np.float64], block_tokens: int | None, path: Path) ->
     span = float(times[-1] - times[0])
     if not 0 < span < np.inf:
         return max(said)
-    rates = {unit_s: (len(times) - 1) / span / unit_s for unit_s in (1.0, 1e-3)}
-    unit_s = min(said, key=lambda unit_s: abs(np.log(rates[unit_s])))
-    other_s = 1.0 if unit_s < 1 else 1e-3
-    if not _PER_S[0] <= rates[unit_s] <= _PER_S[1] and _PER_S[0] <= rates[other_s] <= _PER_S[1]:
-        names = {1.0: "seconds", 1e-3: "milliseconds"}
-        what = f"{path}: timestamps in {names[unit_s]} are {rates[unit_s]:.3g} requests/s"
-        fix = f"in {names[other_s]} they would be {rates[other_s]:.3g}; write CSV with arrival_s in seconds"
-        raise HarnessError(what, fix)
+    unit_s = min(said, key=lambda unit_s: abs(np.log((len(times) - 1) / span / unit_s)))
+    _check_rate(times, unit_s, path)
     return unit_s
+
+
+def _check_rate(times: NDArray[np.float64], unit_s: float, path: Path, least: float = _PER_S[0]) -> None:
+    """HarnessError if the times have, in this unit, a rate that no trace has, and in another unit one that it can."""
+    span = float(times[-1] - times[0])
+    rates = {each_s: (len(times) - 1) / span / each_s for each_s in _UNITS if 0 < span < np.inf}
+    likely = {each_s: rate for each_s, rate in rates.items() if least <= rate <= _PER_S[1]}
+    if likely and unit_s not in likely:
+        other_s = min(likely, key=lambda each_s: abs(np.log(likely[each_s])))
+        what = f"{path}: timestamps in {_UNITS[unit_s]} are {rates[unit_s]:.3g} requests/s"
+        fix = f"in {_UNITS[other_s]} they would be {rates[other_s]:.3g}; write CSV with arrival_s in seconds"
+        raise HarnessError(what, fix)
 
 
 def _csv_rows(text: str, path: Path, first: int) -> pd.DataFrame:
@@ -148,7 +156,10 @@ def _checked(rows: pd.DataFrame, path: Path, unit_s: float) -> tuple[NDArray[Any
         dates = pd.to_datetime(times, format="ISO8601", utc=True, errors="coerce")
         arrival_s = (dates - dates.iloc[0]).dt.total_seconds().to_numpy(float)
     else:
-        arrival_s = pd.to_numeric(times, errors="coerce").to_numpy(float) * unit_s
+        stated = pd.to_numeric(times, errors="coerce").to_numpy(float)
+        if times.name == "Timestamp":
+            _check_rate(stated, unit_s, path, _BURSTGPT_LEAST)
+        arrival_s = stated * unit_s
         arrival_s[np.abs(arrival_s) >= 1e11] = np.nan  # not seconds: milliseconds since 1970, for instance
         with np.errstate(invalid="ignore"):  # inf - inf
             arrival_s = arrival_s - arrival_s[0]

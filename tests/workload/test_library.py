@@ -229,7 +229,13 @@ def test_units_of_a_json_trace_are_told_by_its_content(
     ("text", "what", "fix"),
     [
         (lines([0, 1, 2, 4]), "timestamps in milliseconds are 750 requests/s", "in seconds they would be 0.75"),
-        (lines([0.5, 1e5]), "timestamps in seconds are 1e-05 requests/s", "in milliseconds they would be 0.01"),
+        (lines([0.5, 2e4]), "timestamps in seconds are 5e-05 requests/s", "in milliseconds they would be 0.05"),
+        (lines([0, 310_000, 620_000]), "in milliseconds are 0.00323 requests/s", "in microseconds they would be 3.23"),
+        (
+            BURST.replace("118,", "5000000,"),
+            "timestamps in seconds are 2e-07 requests/s",
+            "in microseconds they would be 0.2",
+        ),
         (lines([0, 900], 5), "input_length 1000 and 5 hash_ids", "of one size from 16 to 4096 tokens"),
         (HEADER + "1700000000000,1,1\n", "arrival_s is '1700000000000'", "a time in seconds"),
     ],
