@@ -350,7 +350,7 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         ("run smoke --engine simulated --meter constant:watts=abc", "meter 'constant': must be real number"),
         ("run smoke --engine simulated --set engine.openai.base_url=http://x", "with engine 'simulated'"),
         ("run smoke --engine simulated -o results", "-o results is the directory of the runs"),
-        ("ab seed=1 seed=2 --workload smoke --fail-on ttft_s.p9<-3%", "did you mean 'ttft_s.p99'"),
+        ("ab seed=1 seed=2 --workload smoke --fail-on ttft_s.p9<-3%", "did you mean 'ttft_s.p90'"),
         ("predict Qwen3-32B --ttft 500", "did you mean 0.5 or '500 ms'"),
         ("predict Qwen3-32B --tpot soon", "give seconds above 0"),
         ("list runs --root nowhere", "no directory nowhere"),
