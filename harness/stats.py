@@ -164,11 +164,13 @@ def independent(p: float, half: float) -> float:
     return p * (1 - p) * (Z / half) ** 2 if half > 0 else math.inf
 
 
-def percentile_interval(ordered: Array, p: float, half: float, n: int, weights: Array | None = None) -> Interval | None:
+def percentile_interval(
+    ordered: Array, p: float, half: float, n: int, weights: Array | None = None, beyond: float | None = None
+) -> Interval | None:
     """95% interval of quantile `p` of the values of `n` requests in ascending order; None if no request lies beyond it.
 
     `half`: of the share of values below the quantile. The ends are the quantiles at the ends of the share's interval,
-    which is symmetric in the logarithm of the odds p / (1 - p), and one request further out.
+    which is symmetric in the logarithm of the odds p / (1 - p), and the share `beyond` further out: one request.
     Sources: Woodruff (1952), J. American Statistical Association 47(260); logit intervals, Korn and Graubard (1998),
     Survey Methodology 24(2).
 
@@ -179,7 +181,8 @@ def percentile_interval(ordered: Array, p: float, half: float, n: int, weights: 
     low, high = (1 / (1 + math.exp(x) / odds) for x in (reach, -reach))
     if n * min(low, 1 - high) < ONE:
         return None
-    ends = max(0.0, low - 1 / n), min(1.0, high + 1 / n)
+    beyond = 1 / n if beyond is None else beyond
+    ends = max(0.0, low - beyond), min(1.0, high + beyond)
     return percentile(ordered, ends[0], weights), percentile(ordered, ends[1], weights)
 
 

@@ -3,9 +3,15 @@ scripts/coverage has the whole table."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
-from dependence import KINDS, rate_of, simulate, stopped, summary, truth, verdicts
+from dependence import KINDS, covers, rate_of, simulate, stopped, summary, truth, verdicts
+
+from harness.analysis.part import Basis
+from harness.model import Figure
+from harness.stats import percentile
 
 RUNS = 32
 
@@ -33,6 +39,32 @@ def test_intervals_hold_the_truth_also_after_stopping_where_requests_depend_on_e
         _, rate, half = stopped(kind, 16, 0.04, 1000, np.random.default_rng([12, seed]))
         held.append(abs(rate - true) <= half)
     assert np.mean(held) >= 0.90 - 0.13
+
+
+def test_intervals_of_a_mean_leave_room_for_the_longest_requests_of_a_heavy_tail() -> None:
+    """Most runs have none of the longest: by the spread alone 90% of these intervals hold the truth."""
+    rng, basis, held = np.random.default_rng(3), Basis(None, 40.0), []
+    for _ in range(400):
+        lengths = 1 + rng.pareto(1.8, 900)
+        figure = Figure("e2e_s.mean", float(lengths.mean()), "s", "measured")
+        held.append(covers(basis.mean(figure, np.arange(900), lengths, np.ones(900)), 1.8 / 0.8))
+    assert np.mean(held) >= 0.93
+
+
+def test_intervals_of_a_percentile_leave_room_for_a_conversation_further_out() -> None:
+    """The slowest 1% are a few whole conversations; with one request further out 84% of the runs hold the truth."""
+    rng, held = np.random.default_rng(4), []
+    talk = np.repeat(np.arange(150), 10)
+    basis = Basis(None, 30.0, talk, talk)
+    for _ in range(400):
+        values = np.exp(0.3 * np.repeat(rng.normal(size=150), 10) + 0.05 * rng.normal(size=1500))
+        ordered = np.sort(values)
+        passed = (values > percentile(ordered, 0.99)).astype(float)
+        low, high, _ = basis.between(0.99, ordered, None, np.arange(1500), passed, np.ones(1500))
+        if low is not None and high is not None:
+            held.append(low <= math.exp(2.3263 * math.hypot(0.3, 0.05)) <= high)
+    assert len(held) > 200
+    assert np.mean(held) >= 0.9
 
 
 @pytest.mark.parametrize(("repeats", "turns"), [(1, False), (3, True), (3, False)])

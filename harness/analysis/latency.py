@@ -251,7 +251,7 @@ def _spread(name: str, part: Part) -> list[Figure]:
     quantiles = [stats.percentile(ordered, p, weights) for p in PERCENTILES.values()]
     rows, sizes, sums, *above = part.by_request(name, quantiles)
     mean = Figure(f"{name}.mean", float(sums.sum() / sizes.sum()), "s", "measured", n=n)
-    figures = [part.basis.bound(mean, rows, part.by_chance(name, rows, sums, sizes), sizes)]
+    figures = [part.basis.mean(mean, rows, part.by_chance(name, rows, sums, sizes), sizes)]
     for (stat, p), value, passed in zip(PERCENTILES.items(), quantiles, above, strict=True):
         passed = part.by_chance(name, rows, passed, sizes)
         low, high, reason = part.basis.between(p, ordered, weights, rows, passed, sizes)

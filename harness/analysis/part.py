@@ -26,6 +26,9 @@ SEVERAL = 5
 STAMP_S = 1e-9
 """Latencies that differ by less are equal."""
 MOST_WEIGHT = 10.0
+FURTHER = 2.0
+"""Requests as far from the mean as the furthest that the interval of a mean leaves room for on that side: those of a
+heavy tail come too seldom for a spread to tell."""
 OF_THE_END = "e2e_s", "response_s"
 """Latencies of the requests that end in the window, not of those sent in it."""
 LEAST_GAPS = 20
@@ -175,6 +178,8 @@ class Basis:
     """Requests in flight, which shared the engine."""
     group: NDArray[np.int64] | None = None
     """For each request a number of what may depend on itself for any time: its slot, or its conversation."""
+    talk: NDArray[np.int64] | None = None
+    """The number of each request's conversation, in a load of conversations: a tail can be a few whole ones."""
     sent: int = 0
     """Requests that were sent in the window."""
     time_s: Array = field(default_factory=lambda: np.empty(0))
@@ -195,7 +200,7 @@ class Basis:
     def of(cls, requests: pd.DataFrame, sent: Mask, window: Window) -> Basis:
         sent_s, over_s = numbers(requests["sent_s"]), numbers(requests["end_s"])
         talks = requests["conversation"].notna().any()
-        group, together = _talks(requests) if talks else None, max(1.0, window.in_flight)
+        talk, together = _talks(requests) if talks else None, max(1.0, window.in_flight)
         share = np.concatenate([_share_within(each, window.begin_s, window.end_s) for each in blocks(requests)])
         length_s = window.end_s - window.begin_s
         could_s = window.end_s - np.nanmin(sent_s) - (over_s - sent_s)
@@ -203,31 +208,32 @@ class Basis:
         if window.closed and ordinary(requests).all():
             weight = np.empty(0)
         if not window.closed:
-            return cls(None, together, group, int(sent.sum()), share, share, weight)
+            return cls(None, together, talk, talk, int(sent.sum()), share, share, weight)
         slot = slots(requests, round(window.in_flight))
         if talks:  # a user may think between two turns
             following = pd.Series(sent_s).groupby(slot).shift(-1).to_numpy()
             over_s = np.where(np.isnan(following), over_s, following)
-        group = slot if group is None or window.in_flight >= stats.LEAST_GROUPS else group
+        group = slot if talk is None or window.in_flight >= stats.LEAST_GROUPS else talk
         time_s = np.clip(over_s, window.begin_s, window.end_s) - np.clip(sent_s, window.begin_s, window.end_s)
-        return cls(None, together, group, int(sent.sum()), np.nan_to_num(time_s), share, weight)
+        return cls(None, together, group, talk, int(sent.sum()), np.nan_to_num(time_s), share, weight)
 
     def rate(self, figure: Figure, slices: Array, each: Array) -> Figure:
         """The figure, a rate, with its interval, or with the reason for none.
 
         `slices`: the counts in equal parts of the window; `each`: what each request of the run gave.
         """
-        if figure.value is None or (why := self.why or self.few(self.sent)) is not None:
-            return replace(figure, reason=figure.reason or why)
+        if figure.value is None or self.why is not None:
+            return replace(figure, reason=figure.reason or self.why)
         given = np.nan_to_num(each) * self.share
         errors = given - given.sum() / max(self.time_s.sum(), 1e-300) * self.time_s
         here = self.time_s > 0
         group = None if self.group is None else self.group[here]
-        return _bounded(figure, stats.rate_half(slices, self.batches, errors[here], group), self.sent, self.together)
+        half = (
+            stats.rate_half(slices, self.batches, errors[here], group) if self.sent >= stats.least_values(1) else None
+        )
+        return self._bounded(figure, half, self.sent)
 
-    def bound(
-        self, figure: Figure, rows: Mask | NDArray[np.integer], top: Array, bottom: Array | None = None
-    ) -> Figure:
+    def mean(self, figure: Figure, rows: NDArray[np.integer], top: Array, bottom: Array) -> Figure:
         """The figure with the interval of sum(top) / sum(bottom), or with the reason why there is no interval.
 
         `top` and `bottom` have an element for each of the `rows` of the requests.
@@ -235,14 +241,10 @@ class Basis:
         if figure.value is None or self.why is not None:
             return replace(figure, reason=figure.reason or self.why)
         half = stats.ratio_half(top, bottom, self.together, None if self.group is None else self.group[rows])
-        why = self.few(len(top))
-        return replace(figure, reason=why) if why else _bounded(figure, half, len(top), self.together)
-
-    def few(self, count: int) -> str | None:
-        """The reason why `count` requests have no interval; None if they can have one."""
-        if count >= stats.least_values(self.together):
-            return None
-        return _lacks(count, self.together)
+        if half is None:
+            return self._bounded(figure, None, len(top))
+        errors = (top / top.sum() - bottom / bottom.sum()) * FURTHER
+        return self._bounded(figure, half, len(top), (-float(errors.min()), float(errors.max())))
 
     def between(
         self, p: float, ordered: Array, weights: Array | None, owners: NDArray[np.integer], passed: Array, sizes: Array
@@ -255,26 +257,29 @@ class Basis:
         if self.why is not None:
             return None, None, self.why
         half = stats.share_half(passed, sizes, self.together, None if self.group is None else self.group[owners])
-        if half is None:
-            return None, None, self.few(len(owners))
-        interval = stats.percentile_interval(ordered, p, half, len(owners), weights)
+        if half is not None:
+            beyond = None if self.talk is None else np.bincount(self.talk[owners], passed).max() / sizes.sum()
+            interval = stats.percentile_interval(ordered, p, half, len(owners), weights, beyond)
+            if interval is not None:
+                return *interval, None
+        if half is None or len(owners) < SEVERAL * self.together:
+            return None, None, self._lacks(len(owners))
         n = int(min(stats.independent(p, half), len(owners)))
-        few = f"its interval needs {stats.least_n(p)} independent requests, has {n}"
-        if len(owners) < SEVERAL * self.together:
-            few = _lacks(len(owners), self.together)
-        return (*interval, None) if interval is not None else (None, None, few)
+        return None, None, f"its interval needs {stats.least_n(p)} independent requests, has {n}"
 
+    def _lacks(self, count: int) -> str:
+        needs = f"needs {SEVERAL} independent batches of {self.together:.3g} requests, has {int(count / self.together)}"
+        return f"no interval: {needs}"
 
-def _lacks(count: int, together: float) -> str:
-    needs = f"needs {SEVERAL} independent batches of {together:.3g} requests, has {int(count / together)}"
-    return f"no interval: {needs}"
-
-
-def _bounded(figure: Figure, half: float | None, count: int, together: float) -> Figure:
-    if half is None or figure.value is None:
-        wide = "no interval: it would include 0"
-        return replace(figure, reason=_lacks(count, together) if count < SEVERAL * together else wide)
-    return replace(figure, low=figure.value * (1 - half), high=figure.value * (1 + half))
+    def _bounded(
+        self, figure: Figure, half: float | None, count: int, beyond: tuple[float, float] = (0.0, 0.0)
+    ) -> Figure:
+        """The figure with the interval of this relative half-width, and so much further below and above."""
+        if half is None or figure.value is None or half + beyond[0] >= 1:
+            few = count < SEVERAL * self.together
+            return replace(figure, reason=self._lacks(count) if few else "no interval: it would include 0")
+        low, high = figure.value * (1 - half - beyond[0]), figure.value * (1 + half + beyond[1])
+        return replace(figure, low=low, high=high)
 
 
 def _talks(requests: pd.DataFrame) -> NDArray[np.int64]:
