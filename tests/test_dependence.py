@@ -43,12 +43,12 @@ def test_intervals_hold_the_truth_also_after_stopping_where_requests_depend_on_e
 
 def test_intervals_of_a_mean_leave_room_for_the_longest_requests_of_a_heavy_tail() -> None:
     """Most runs have none of the longest: by the spread alone 90% of these intervals hold the truth."""
-    rng, basis, held = np.random.default_rng(3), Basis(None, 40.0), []
+    rng, basis, held = np.random.default_rng(3), Basis(None, 40.0), list[bool | None]()
     for _ in range(400):
         lengths = 1 + rng.pareto(1.8, 900)
         figure = Figure("e2e_s.mean", float(lengths.mean()), "s", "measured")
         held.append(covers(basis.mean(figure, np.arange(900), lengths, np.ones(900)), 1.8 / 0.8))
-    assert np.mean(held) >= 0.93
+    assert held.count(True) >= 0.93 * 400
 
 
 def test_intervals_of_a_percentile_leave_room_for_a_conversation_further_out() -> None:

@@ -46,10 +46,6 @@ HEADLINE_SHARE = 0.8
 """Part of the 5% chance of a false change in the whole table that is spent on the `HEADLINES`."""
 
 
-TURNS = "from runs that took turns"
-"""The source of a spread between interleaved repeats."""
-
-
 @dataclass(frozen=True, slots=True)
 class Between:
     """Standard deviation of the logarithm of a figure between runs of one thing."""
@@ -120,14 +116,16 @@ def judge(
 
 
 def spread(base: Sequence[Summary], new: Sequence[Summary]) -> Between | None:
-    """The spread of the throughput between the interleaved repeats of each side; None if it is not known."""
+    """The spread of the throughput between the repeats of each side; None if it is not known."""
     sides = [
         [figure.value or 0.0 for run in side for figure in run.figures if figure.name == HEADLINES[0]]
         for side in (base, new)
     ]
-    squares = [float(np.var(np.log(side))) * len(side) for side in sides if side and min(side) > 0]
     df = len(base) + len(new) - 2
-    return Between(math.sqrt(sum(squares) / df), df, TURNS) if len(squares) == 2 else None
+    if df == 0 or not all(side and min(side) > 0 for side in sides):
+        return None
+    squares = [float(np.var(np.log(side))) * len(side) for side in sides]
+    return Between(math.sqrt(sum(squares) / df), df, "between the repeats of a side")
 
 
 def interleaved(base: Sequence[Run], new: Sequence[Run]) -> bool:

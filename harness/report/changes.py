@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -64,13 +64,13 @@ def difference(
         "base": ", ".join(run.id for run in base),
         "new": ", ".join(run.id for run in new),
         "verdict": _verdict(changes, least),
-        "between runs": _between(len(base), diff.spread(*sides) if turns else spread(diff.HEADLINES[0]), least),
+        "between runs": _between(sides, None if turns else spread(diff.HEADLINES[0]), least),
         "forced despite": "; ".join(must),
         "also different": "; ".join(noted),
     }
     ordered = sorted(changes, key=lambda change: ORDER.index(change.judgement))
     columns, rows = _whole(ordered) if full else _moved(ordered)
-    notes = [WHOLE_TABLE, *([] if full else _counted(changes, least))]
+    notes = [WHOLE_TABLE, *([] if full else _counted(changes))]
     doubts = [(summary.run, finding) for side in sides for summary in side for finding in summary.findings]
     doubts += [(name, found) for name, side in (("base", base), ("new", new)) if (found := mixed(side))]
     made = [
@@ -90,14 +90,23 @@ def difference(
     )
 
 
-def _between(repeats: int, spread: diff.Between | None, least: float) -> str:
-    """The spread of the throughput between runs, where it is from, and the chance that it leaves to see a change."""
-    if spread is None:
+def _between(sides: Sequence[Sequence[Summary]], sessions: diff.Between | None, least: float) -> str:
+    """The spread of the throughput between runs, where it is from, and the chance that it leaves to see a change.
+
+    `sessions`: the spread that adds to each side whose runs did not take turns.
+    """
+    repeats, effect, fewer = diff.spread(*sides), max(EFFECT, least), min(map(len, sides))
+    known = [each for each in (repeats, sessions) if each is not None]
+    if not known:
         return ""
-    turns, effect = spread.known == diff.TURNS, max(EFFECT, least)
-    chance = diff.power(effect, spread.sd, repeats if turns else 1)
-    needs = next((k for k in range(2, MOST_REPEATS) if diff.power(effect, spread.sd, k) >= POWER), None)
-    text = f"standard deviation {spread.sd:.1%}, {spread.known}: a true {effect:.0%} is named in {chance:.0%} of cases"
+    if sessions is None:
+        chance = diff.power(effect, known[0].sd, fewer)
+    else:
+        within = 0.0 if repeats is None else repeats.sd / math.sqrt(fewer)
+        chance = diff.power(effect, math.hypot(within, sessions.sd), 1)
+    needs = next((k for k in range(2, MOST_REPEATS) if diff.power(effect, known[0].sd, k) >= POWER), None)
+    text = ", and ".join(f"{each.sd:.1%}{' ' if each is repeats else ', '}{each.known}" for each in known)
+    text = f"standard deviation {text}: a true {effect:.0%} is named in {chance:.0%} of cases"
     return f"{text}, and in {POWER:.0%} with {needs or f'over {MOST_REPEATS}'} repeats a side in turns (harness ab)"
 
 
@@ -180,24 +189,31 @@ def _in_percent(ratio: Figure) -> str:
     return f"{value:+.1f}% ({low:+.1f} to {high:+.1f})"
 
 
-def _counted(changes: Sequence[diff.Change], least: float) -> list[str]:
-    """How many figures did not change, and how many could not be judged; costs are not counted."""
+COUNTED: Mapping[diff.Judgement, str] = {
+    "no difference seen": "no difference seen",
+    "undecided": "undecided: changed by the interval of that figure alone, which one or two of thirty are by chance",
+    "not judged": "not judged, as they have no interval",
+}
+"""Judgements of figures that are only counted, in words."""
+
+
+def _counted(changes: Sequence[diff.Change]) -> list[str]:
+    """How many figures did not change or could not be judged; costs are not counted."""
     counts = Counter(c.judgement for c in changes if c.ratio.name not in diff.COSTS)
-    lines = [f"{counts['no difference seen']} figures: no change of {100 * least:g}% or more was seen"]
-    if counts["not judged"]:
-        lines.append(f"{counts['not judged']} figures: not judged, as they have no interval")
+    lines = [f"{counts[judgement]} figures: {text}" for judgement, text in COUNTED.items() if counts[judgement]]
     return [*lines, "--full has every figure, also means, p90 and p95"]
 
 
 def _verdict(changes: Sequence[diff.Change], least: float) -> str:
-    """The headline figures that changed, in words."""
-    judged = [c.ratio.name for c in changes if c.ratio.name in diff.HEADLINES and c.p is not None]
+    """The headline figures that changed, in words; if none did, the changes that their intervals leave room for."""
+    judged = [c for c in changes if c.ratio.name in diff.HEADLINES and c.p is not None]
     if not judged:
         return "none: no headline figure has an interval"
-    shown = diff.verdict(changes)
-    if not shown:
-        return f"no difference seen of {100 * least:g}% or more at this precision in {', '.join(judged)}"
-    return "; ".join(f"{c.ratio.name} {c.judgement}: {_changed(c.ratio)}" for c in shown)
+    if shown := diff.verdict(changes):
+        return "; ".join(f"{c.ratio.name} {c.judgement}: {_changed(c.ratio)}" for c in shown)
+    ends = [(c.ratio.name, *((x or math.nan) - 1 for x in (c.ratio.low, c.ratio.high))) for c in judged]
+    room = ", ".join(f"{name} {low:+.1%} to {high:+.1%}" for name, low, high in ends)
+    return f"no difference seen of {100 * least:g}% or more; the 95% intervals leave room for {room}"
 
 
 def _changed(ratio: Figure) -> str:
