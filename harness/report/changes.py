@@ -70,7 +70,7 @@ def difference(
     }
     ordered = sorted(changes, key=lambda change: ORDER.index(change.judgement))
     columns, rows = _whole(ordered) if full else _moved(ordered)
-    notes = [WHOLE_TABLE, *([] if full else _counted(changes))]
+    notes = [WHOLE_TABLE, *([] if full else _counted(changes, least))]
     doubts = [(summary.run, finding) for side in sides for summary in side for finding in summary.findings]
     doubts += [(name, found) for name, side in (("base", base), ("new", new)) if (found := mixed(side))]
     made = [
@@ -190,17 +190,21 @@ def _in_percent(ratio: Figure) -> str:
 
 
 COUNTED: Mapping[diff.Judgement, str] = {
-    "no difference seen": "no difference seen",
+    "no difference seen": "no difference seen of {least:g}% or more",
     "undecided": "undecided: changed by the interval of that figure alone, which one or two of thirty are by chance",
     "not judged": "not judged, as they have no interval",
 }
 """Judgements of figures that are only counted, in words."""
 
 
-def _counted(changes: Sequence[diff.Change]) -> list[str]:
+def _counted(changes: Sequence[diff.Change], least: float) -> list[str]:
     """How many figures did not change or could not be judged; costs are not counted."""
     counts = Counter(c.judgement for c in changes if c.ratio.name not in diff.COSTS)
-    lines = [f"{counts[judgement]} figures: {text}" for judgement, text in COUNTED.items() if counts[judgement]]
+    lines = [
+        f"{counts[judgement]} figures: {text.format(least=100 * least)}"
+        for judgement, text in COUNTED.items()
+        if counts[judgement]
+    ]
     return [*lines, "--full has every figure, also means, p90 and p95"]
 
 

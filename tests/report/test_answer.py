@@ -199,9 +199,8 @@ def test_a_difference_prints_gates_first_then_what_moved_and_counts_the_rest(tmp
         lines = text.render(made.tables, width, color=False).splitlines()
         assert max(map(cell_len, lines)) <= width
         assert any(line.split()[:5] == ["output_tokens_per_s", "39.9", "->", "80.3", "tok/s"] for line in lines)
-    assert any(
-        re.fullmatch(r"[1-9]\d* figures: no change of 10% or more was seen", note) for note in made.tables[2].notes
-    )
+    counted = r"[1-9]\d* figures: no difference seen of 10% or more"
+    assert any(re.fullmatch(counted, note) for note in made.tables[2].notes)
     (serious,) = made.tables[3].rows
     assert serious == ("load-not-held", f"{run.id}, {other.id}")
     whole = difference([run], [other], [gate], force=True)
