@@ -1,18 +1,15 @@
 """The data of a page's what-if: figures that the page computes from the values of its sliders.
 
-A slider's value is exact, so a cost is a fixed distribution times powers of the sliders, or a sum of a few such terms.
-The functions behind `harness cost` and `harness compare` compute the distributions here; the page only multiplies and
-adds. A figure is one of
+A slider's value is exact, so a cost is a fixed distribution times powers of the sliders, and energy one that depends
+on utilisation alone. The functions behind `harness cost` and `harness compare` compute them here. A figure is one of
 
-    "of": [low, value, high, mean]      fixed (null: unknown), times `powers`
-    "of": "name"                        an earlier figure, times `powers` and `factor`
-    "terms": [{"draws", "powers"}, …]   p5, median, p95 and mean of the sum over draws, times `powers`
+    "of": [low, value, high, mean]                  fixed (null: unknown), times `powers`
+    "of": "name"                                    an earlier figure, times `powers`
+    "at": [[1/utilisation, low, value, high, mean]] between its rows linear in 1 / utilisation, times `powers`
 
-where powers, {name: exponent}, name sliders and medians of earlier figures, and draws are a number or base64 of
-little-endian float32.
+where powers, {name: exponent}, name sliders and medians of earlier figures.
 """
 
-import base64
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -32,11 +29,13 @@ from harness.store.run import Run
 
 Json = dict[str, Any]
 MOST_RUNS = 6
-"""The most runs that become starts: draws make a page large."""
+"""The most runs that become starts."""
 COST = (("price", PRICE), ("utilisation", "serving.utilisation"), ("pue", "energy.pue"))
 """Slider, and its key for `--set`."""
 NO_ENERGY = "no energy was measured, or the scenario has no inputs for it"
 BILL = {"price": 1, "utilisation": -1}
+INVERSE = np.geomspace(1, 20, 33)
+"""1 / utilisation at which energy is given: interpolation is within 1e-4 of its value."""
 
 
 def starts(runs: Sweep, c: Context, scenario: str | None = None) -> list[Json]:
@@ -123,7 +122,7 @@ def _start(
 
 
 def _energy(summary: Summary, device: Device, fixed: Scenario, tokens: float) -> list[Json]:
-    """Wh per query. `watt_hours` is linear in PUE and in PUE / utilisation, so two values of it give both terms."""
+    """Wh per query, in proportion to PUE and to output tokens."""
     joules, rate = measured(summary, "joules_per_request"), measured(summary, "requests_per_s").value or math.nan
     x = draw_inputs(fixed)
     requests = x["query.requests"]
@@ -133,18 +132,14 @@ def _energy(summary: Summary, device: Device, fixed: Scenario, tokens: float) ->
         stack = watt_hours({**x, "serving.utilisation": np.full_like(used, utilisation)}, used, seconds)
         return np.asarray(np.sum(list(stack.values()), axis=0) / tokens)
 
-    idle = at(0.5) - at(1.0)
-    terms = [_term(at(1.0) - idle, pue=1), _term(idle, pue=1, utilisation=-1)]
+    table = [(inverse, *np.quantile(wh := at(1 / inverse), (0.05, 0.5, 0.95)), np.mean(wh)) for inverse in INVERSE]
     status = "simulated" if device.kind == "none" else joules.status
-    return [_figure("wh_per_query", status, terms=terms, powers={"output": 1})]
+    rows = [[float(f"{number:.7g}") for number in row] for row in table]
+    return [_figure("wh_per_query", status, at=rows, powers={"pue": 1, "output": 1})]
 
 
 def _figure(name: str, status: str, **how: Any) -> Json:
     return {"name": name, "status": status, **how}
-
-
-def _term(draws: Draws, **powers: int) -> Json:
-    return {"draws": _draws(draws), "powers": powers}
 
 
 def _certain(value: float | None) -> list[float | None]:
@@ -157,13 +152,6 @@ def _stats(found: Iterable[Figure], name: str) -> list[float | None] | None:
     middle = figures[name]
     mean = figures.get(f"{name}.mean", middle)
     return None if middle.value is None else [middle.low, middle.value, middle.high, mean.value]
-
-
-def _draws(values: Draws) -> str | float:
-    """Draws in the form that the page reads: base64, or one number if all are the same."""
-    if np.ptp(values) <= 1e-12 * abs(values[0]):
-        return float(values[0])
-    return base64.b64encode(np.asarray(values, "<f4").tobytes()).decode("ascii")
 
 
 def around(value: float) -> Json:
@@ -180,7 +168,7 @@ def between(value: float, low: float, high: float, step: float = 0.01) -> Json:
     """
     digits = max(0, -math.floor(math.log10(step)))
     low, high = (round(round(end / step) * step, digits) for end in (low, high))
-    return {"low": low, "high": high, "step": step, "value": float(f"{value:.6g}")}
+    return {"low": low, "high": high, "step": step, "value": float(f"{value:.4g}")}
 
 
 def _sliders(scenario: Scenario, energy: bool) -> Json:

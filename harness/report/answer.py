@@ -59,8 +59,9 @@ def headline(run: Run, summary: Summary) -> list[str]:
 
 
 def engine_of(run: Run) -> str:
-    """Engine and version."""
-    return f"{run.file.engine_asked} {(run.engine and run.engine.version) or ''}".strip()
+    """Engine and version; of `openai` the version is that of the server."""
+    server = " server" * (run.file.engine_asked == "openai")
+    return f"{run.file.engine_asked}{server} {(run.engine and run.engine.version) or ''}".strip()
 
 
 def short_model(run: Run) -> str:

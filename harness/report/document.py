@@ -89,6 +89,7 @@ def page_of(made: Sequence[Table], sweep: Sweep, scenario: str | None = None) ->
             start["label"] = start["label"].replace(f"run {run.id}", label)
     if len(sweep) == 1:  # its id stands at the top
         made = [replace(each, source="") for each in made]
+    made = sorted(made, key=lambda table: table.name != "findings")
     above, methods = page_head.above(sweep, best, found is not None, scenario), page_head.methods(sweep, scenario)
     return page.render(page_head.title_of(runs), made, drawings, starts, above + absent, methods)
 

@@ -180,6 +180,8 @@ class Printed:
 def printed(table: Table) -> Printed:
     """The table for formats without a fixed width: each interval beside its value, reasons as numbered notes.
 
+    The unit of a column of several rows stands in its head.
+
     >>> rate = Figure("rate", 12.3456, "tokens/s", "measured", reason="one run")
     >>> printed(Table("t", "T", ("figure", "value"), (("x", rate),), source="run-1")).rows
     (('x', '12.35 tokens/s (measured) [1]'),)
@@ -188,22 +190,37 @@ def printed(table: Table) -> Printed:
     common = shared(table)
     marks = footnotes(table, common)
     without = {*common, *table.columns, "reason"}
+    units = units_of(table, common) if len(table.rows) > 1 else {}
+    heads = [_headed(name, units.get(i)) for i, name in enumerate(table.columns)]
 
-    def cell(content: Cell) -> str:
+    def cell(i: int, content: Cell) -> str:
         if not isinstance(content, Figure):
             return plain(content or "")
-        text = words(content, without | {"interval"} if len(content.interval) > SHORT else without)
-        return f"{text} {marks_of(content, common, marks)}".rstrip()
+        left_out = (
+            without | ({"interval"} if len(content.interval) > SHORT else set()) | ({"unit"} if i in units else set())
+        )
+        return f"{words(content, left_out)} {marks_of(content, common, marks)}".rstrip()
 
     notes = (*(f"[{mark}] {reason}" for reason, mark in marks.items()), *table.notes)
     return Printed(
         plain(table.title),
         aside(table, common, "interval in brackets"),
-        None if table.columns == PROPERTIES else table.columns,
-        tuple(tuple(map(cell, row)) for row in table.rows) or (("none", *[""] * (len(table.columns) - 1)),),
+        None if table.columns == PROPERTIES else tuple(heads),
+        tuple(tuple(cell(i, content) for i, content in enumerate(row)) for row in table.rows)
+        or (("none", *[""] * (len(table.columns) - 1)),),
         frozenset(figure_columns(table)),
         tuple(map(plain, (*notes, f"source: {table.source}") if table.source else notes)),
     )
+
+
+def _headed(name: str, unit: str | None) -> str:
+    """The head of a column, with its unit unless the name has it.
+
+    >>> [_headed(name, unit) for name, unit in (("TTFT p50", "ms"), ("USD per query", "USD/query"), ("J/token", "J"))]
+    ['TTFT p50, ms', 'USD per query', 'J/token']
+    """
+    told = unit is None or name.endswith(unit) or re.match(rf"{re.escape(unit.partition('/')[0])}\b", name)
+    return name if told else f"{name}, {unit}"
 
 
 def claims(table: Table) -> Table:
@@ -229,6 +246,20 @@ def figure_columns(table: Table) -> set[int]:
     return {i for row in table.rows for i, cell in enumerate(row) if isinstance(cell, Figure)}
 
 
+def same_columns(table: Table) -> list[int]:
+    """The columns but the first whose text is the same in all rows."""
+    columns = range(1, len(table.columns) if len(table.rows) > 1 else 0)
+    same = [i for i in columns if len({row[i] for row in table.rows}) == 1]
+    return [i for i in same if table.rows[0][i] and isinstance(table.rows[0][i], str)]
+
+
+def units_of(table: Table, common: Mapping[str, str]) -> dict[int, str]:
+    """Column -> the unit that all its figures have, if the title does not tell it and they are no shares."""
+    columns = {i: {scale(x)[1] for row in table.rows if isinstance(x := row[i], Figure)} for i in figure_columns(table)}
+    known = {"unit"} & {*common, *table.columns}
+    return {i: units.pop() for i, units in columns.items() if len(units) == 1 and not units & {"", "%"} and not known}
+
+
 def shared(table: Table) -> dict[str, str]:
     """Of unit, interval, n and status those that are the same for all figures of a table."""
     figures = [cell for row in table.rows for cell in row if isinstance(cell, Figure)]
@@ -248,11 +279,15 @@ def aside(table: Table, common: Mapping[str, str], where: str = "") -> str:
     said = {kind: what for kind, what in common.items() if kind not in table.columns}
     parts = [
         said.get("unit", ""),
-        f"{said['interval']} {where}" if where and "interval" in said else "",
+        _whose(said["interval"], where) if where and "interval" in said else "",
         f"n={said['n']}" if "n" in said else "",
         said.get("status", "").replace("simulated", "SIMULATED"),
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _whose(interval: str, where: str) -> str:
+    return f"{interval} {where}" if len(interval) <= SHORT else f"{where}: {interval}"
 
 
 SHORT = 12

@@ -12,7 +12,7 @@ from string import Template
 from typing import Any
 
 from harness.model import Figure
-from harness.report.format import claims, plain, printed, scale
+from harness.report.format import claims, plain, printed, same_columns, scale
 from harness.report.screen import SCREEN
 from harness.report.table import Table
 
@@ -51,14 +51,16 @@ def render(
         "Methods": methods,
     }
     ids = {heading: heading.lower().replace(" ", "-") for heading, html in parts.items() if html}
+    several = len(ids) > 1
+    links = "".join(f'<a href="#{anchor}">{heading}</a>\n' for heading, anchor in ids.items())
     return Template(asset("page.html")).substitute(
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         title=text(title),
         above=above,
         style=asset("page.css"),
-        contents="".join(f'<a href="#{anchor}">{heading}</a>\n' for heading, anchor in ids.items()),
+        contents=f'<nav aria-label="Parts of the page">\n{links}</nav>\n' * several,
         body="".join(
-            f'<section id="{anchor}">\n<h2>{heading}</h2>\n{parts[heading]}</section>\n'
+            f'<section id="{anchor}">\n' + f"<h2>{heading}</h2>\n" * several + f"{parts[heading]}</section>\n"
             for heading, anchor in ids.items()
         ),
         script=script,
@@ -93,8 +95,13 @@ def _section(whole: Table) -> str:
     table = printed(cut)
     kinds = [' class="figure"' if i in table.figures else "" for i in range(len(table.rows[0]))]
     aside = f" <small>({escape(table.aside)})</small>" if table.aside else ""
-    names = zip(kinds, table.header or (), strict=False)
-    head = "".join(f'<th scope="col"{kind}>{escape(column)}</th>' for kind, column in names)
+    same = same_columns(cut)
+    for i in same:  # hidden, so that a download has them
+        kinds[i] += " hidden"
+    names = zip(kinds, cut.columns, table.header or (), strict=False)
+    head = "".join(
+        f'<th scope="col"{kind} data-name="{escape(name)}">{escape(shown)}</th>' for kind, name, shown in names
+    )
     body = ""
     for (first, *others), row in zip(table.rows, cut.rows or table.rows, strict=True):
         cells = "".join(
@@ -102,7 +109,8 @@ def _section(whole: Table) -> str:
             for kind, cell, raw in zip(kinds[1:], others, row[1:], strict=True)
         )
         body += f'<tr><th scope="row" dir="auto">{escape(first)}</th>{cells}</tr>\n'
-    notes = "".join(f'<li dir="auto">{escape(note)}</li>\n' for note in table.notes)
+    shared = [f"in every row: {'; '.join(f'{cut.columns[i]} {table.rows[0][i]}' for i in same)}"] if same else []
+    notes = "".join(f'<li dir="auto">{escape(note)}</li>\n' for note in (*shared, *table.notes))
     return (
         f'<details data-table="{escape(whole.name)}"{" open" * (len(table.rows) <= MOST_OPEN)}>\n'
         f'<summary>{escape(table.title)}{aside}</summary>\n<div class="scroll" tabindex="0"><table>\n'

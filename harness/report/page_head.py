@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from string import Template
 
 from harness.analysis.summary import Sweep
-from harness.cost.pricing import Priced, price_run
+from harness.cost.pricing import Priced, price_run, scenario_for
+from harness.facts.appraisal import standing
 from harness.model import Figure, Finding, Summary
-from harness.report.answer import COSTS, engine_of, headline, legend, short_device, short_model, times_of
+from harness.report.answer import COSTS, engine_of, headline, legend, short_device, short_load, short_model, times_of
 from harness.report.format import carried, scale
 from harness.report.lines import Footnotes
 from harness.report.page import asset, text
 from harness.report.several import conditions
-from harness.report.tables import findings_of
+from harness.report.tables import findings_of, in_words
 from harness.store.run import Run
 
 TILES = {
@@ -29,6 +30,11 @@ TILES = {
 """Key figures in reading order -> their names; costs follow. A figure that the run does not have has no tile."""
 KINDS = ("model", "device", "engine")
 """What a page of many runs can be narrowed by."""
+SAID = {"users": "{} users", "rate_per_s": "{} requests/s", **dict.fromkeys(("model", "device", "engine"), "{}"),
+        "repeat": "repeat {}"}  # fmt: skip
+"""Condition, the first wanted in the label of a run first -> its words there."""
+MOST_SAID = 4
+"""The most conditions in a label."""
 Group = tuple[str, ...]
 
 
@@ -40,14 +46,22 @@ def groups_of(runs: Sequence[Run]) -> tuple[list[str], list[Group]]:
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:
-    """A name for each run by what differs between them, such as `8 users`; with the run's id where names are alike."""
+    """A name for each run by what tells it from the others, such as `8 users`; with its id where names are alike."""
     _, differs = conditions(runs)
-    found = []
-    for i, run in enumerate(runs):
-        named = (f"{values[i]} {name}" if name in ("users", "repeat") else values[i] if name in KINDS
-                 else f"{name} {values[i]}" for name, values in differs.items() if values[i])  # fmt: skip
-        found.append(" · ".join(list(named)[:4]) or run.id)
-    return [label if found.count(label) == 1 else f"{label} · {run.id}" for label, run in zip(found, runs, strict=True)]
+    order = [*(name for name in SAID if name in differs), *(name for name in differs if name not in SAID)]
+    told = [
+        [SAID.get(name, f"{name} {{}}").format(value) if value else "" for value in differs[name]] for name in order
+    ]
+    found: list[str] = []
+    for count in range(1, MOST_SAID + 1):
+        found = [" · ".join(filter(None, parts[:count])) for parts in zip(*told, strict=True)]
+        if len(set(found)) == len(runs):
+            return found
+    found = found or ["" for _ in runs]
+    return [
+        label if label and found.count(label) == 1 else " · ".join(filter(None, (label, run.id)))
+        for label, run in zip(found, runs, strict=True)
+    ]
 
 
 def title_of(runs: Sequence[Run]) -> str:
@@ -130,6 +144,8 @@ def methods(sweep: Sweep, scenario: str | None) -> str:
     """A paragraph on how the figures were made, and a citation in BibTeX."""
     runs = [run for run, _ in sweep]
     begin, end = (pick(run.file.created_utc for run in runs).date() for pick in (min, max))
+    asked = dict.fromkeys(f"{run.file.workload.name}: {in_words(run.file.workload.requests)}" for run in runs)
+    scenarios = dict.fromkeys(scenario or scenario_for(run) for run in runs if run.engine is not None)
     said = {
         "runs": f"{len(runs)} run{'s' * (len(runs) > 1)}",
         "title": title_of(runs),
@@ -138,7 +154,10 @@ def methods(sweep: Sweep, scenario: str | None) -> str:
         "tools": " and ".join(sorted({run.environment.harness or "of unknown version" for run in runs})),
         "sent": f"{sum(int(summary['requests.sent'].value or 0) for _, summary in sweep):,}",
         "meters": ", ".join(sorted({info.meter for run in runs for info in run.file.meters})) or "none",
-        "scenario": f"the scenario {scenario}" if scenario else "the scenario of the workload or the device",
+        "workloads": "; ".join([*asked][:MOST_SAID]) + "; and others" * (len(asked) > MOST_SAID),
+        "loads": ", ".join(dict.fromkeys(map(short_load, runs))),
+        "standing": " ".join(dict.fromkeys(each for run in runs for each in standing(run))),
+        "scenario": " and ".join(scenarios) or "none",
         "date": str(end),
         "year": str(end.year),
         "ids": runs[0].id + " and others" * (len(runs) > 1),

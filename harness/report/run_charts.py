@@ -93,7 +93,7 @@ def _against(points: Sequence[Mapping[str, Any]], name: str, width: int) -> Char
     said_x, said_y = "requests/s offered (or users)" if open_loop else said_x, axes[0][1]
     code = coded(groups, "group", color=HUES) | coded(kinds, strokeDash=DASHES)
     for of, names in (("color", groups), ("strokeDash", kinds)):
-        code[of]["legend"] = {} if len(names) > 1 else None
+        code[of]["legend"] = {"symbolSize": 400} if len(names) > 1 else None
     base = {"x": at("x", "x", said_x, "log", 20, format=",.4~r"), "color": code["color"]}
     y, low = at("y", "value", said_y, "log", 20, format=",.4~r"), number("low", title=said_y)
     told = {"description": {"field": "about"}}
@@ -103,7 +103,7 @@ def _against(points: Sequence[Mapping[str, Any]], name: str, width: int) -> Char
         *([mark("rule", rule, [{"limit": each} for each in limits], strokeDash=[4, 4], color="#888")] * bool(limits)),
         mark("line", {**base, "y": y, "order": number("load"), "strokeDash": code["strokeDash"],
                       "description": {"field": "group"}}),
-        mark("rule", {**base, **told, "y": low, "y2": {"field": "high"}}, opacity=0.6),
+        mark("rule", {**base, **told, "y": low, "y2": {"field": "high"}}, strokeOpacity=0.6),
         mark("point", {**base, **told, "y": y}),
     )  # fmt: skip
     note = "A point a run, joined in order of load." + (" Grey and dashed: limit of an objective." if limits else "")
@@ -116,24 +116,27 @@ DISTRIBUTIONS = {"ttft_s": "Time to first token", "itl_s": "Time between tokens"
 def _distribution(runs: Sweep, name: str, title: str, width: int) -> Chart | None:
     """Cumulative distribution over requests, or over gaps between tokens, with a line for each run."""
     rows, share = [], np.linspace(0, 1, QUANTILES + 1)
-    names = labels_of([run for run, _ in runs])
-    for (run, _), label in sorted(zip(runs, names, strict=True), key=lambda each: load_of(each[0][0]) or 0.0):
+    of = [run for run, _ in runs]
+    told = sorted(zip(of, groups_of(of)[1], labels_of(of), strict=True), key=lambda each: load_of(each[0]) or 0.0)
+    for run, group, label in told:
         values = Part.of_run(run.requests, times(run.requests, run.state), None).ordered(name)[0]
         if len(values):
+            about = ", ".join(filter(None, (" · ".join(group), label)))
             found = zip((np.quantile(values, share) * 1e3).tolist(), share.tolist(), strict=True)
-            rows += [{"x": x, "y": y, "series": label} for x, y in found]
-    if not rows:
+            rows += [{"x": x, "y": y, "series": label, "about": about} for x, y in found]
+    seen_ms = np.array([row["x"] for row in rows if row["x"] > 0])
+    if not len(seen_ms):
         return None
-    seen_ms = [row["x"] for row in rows]
-    wide = max(seen_ms) > 20 * float(np.median(seen_ms))
-    x = at("x", "x", f"{name[:-2].upper()} in ms", "symlog" if wide else "linear")
-    if not wide:
-        x["scale"] = {"zero": False, "nice": False}
-    code = coded(list(dict.fromkeys(row["series"] for row in rows)), color=HUES, strokeDash=DASHES)
+    wide = seen_ms.max() > 20 * np.median(seen_ms)
+    x = at("x", "x", f"{name[:-2].upper()} in ms", "log" if wide else "linear", None, format=",.4~r")
+    x["scale"] |= {"zero": False, "nice": False} | ({"domainMin": float(seen_ms.min()), "clamp": True} if wide else {})
+    names = list(dict.fromkeys(row["series"] for row in rows))
+    long = {"columns": 1, "labelLimit": width - 100} if max(map(len, names)) > 20 else {}
+    code = coded(names, color=HUES, strokeDash=DASHES)
     for channel in code.values():
-        channel["legend"] = {"symbolSize": 1000} if len(runs) > 1 else None
+        channel["legend"] = {"symbolSize": 1000, **long} if len(runs) > 1 else None
     y = at("y", "y", f"share of {'gaps' if name == 'itl_s' else 'requests'}", format="%")
-    encoding = {"x": x, "y": y, "description": {"field": "series"}, **code}
+    encoding = {"x": x, "y": y, "description": {"field": "about"}, **code}
     spec = layered(width, 70, 280, rows, mark("line", encoding, interpolate="step-after"))
     note = "Of completed requests of the whole run, drain included."
     return finish(name[:-2], f"{title}: cumulative distribution", note, width, spec)
@@ -194,7 +197,7 @@ def _heat_map(sweep: Sweep, width: int) -> Chart | None:
         "x": {"field": "x", "type": "ordinal", "title": across, "axis": axes[0]},
         "y": {"field": "y", "type": "ordinal", "title": down, "sort": "descending", "axis": axes[1]},
     }
-    legend = {"gradientLength": min(300, width - 80)}
+    legend = {"gradientLength": min(300, width - 80), "tickCount": 4, "format": ".2~s"}
     colour = number("v", title="output token/s", scale={"scheme": "cividis"}, legend=legend)
     bright = f"datum.v > {float(cells['v'].min() + cells['v'].max()) / 2}"
     legible = {"condition": {"test": bright, "value": "black"}, "value": "white"}

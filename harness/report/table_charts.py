@@ -1,6 +1,7 @@
 """Charts of tables: what makes a cost uncertain, the reported figures, a figure over commits, a predicted front."""
 
 import json
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import get_args
@@ -58,7 +59,7 @@ def _claims(table: Table, width: int) -> Chart | None:
     top = 1.12 * max(cell.high if row[1] == "range" and cell.high else value for row, cell, value in known)
     rows = []
     for row, cell, value in known:
-        label = _wrapped(f"{str(row[0]).removeprefix('inference spend / ')} ({row[4]})", width)
+        label = _wrapped(f"{re.sub('^inference [a-z]+ / ', '', str(row[0]))} ({row[4]})", width)
         span = {"<=": (0.0, value), ">=": (value, top), "range": (cell.low, cell.high)}.get(str(row[1]), (value, value))
         # Every value of a range is equally likely, so none is marked.
         rows.append({"label": label, "series": BOUNDS[str(row[1])][0], "from": span[0], "to": span[1],

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pydantic import BaseModel
+
 from harness.analysis.diff import HEADLINES
 from harness.analysis.findings import mixed
 from harness.analysis.latency import LATENCIES, STATISTICS
@@ -15,6 +17,8 @@ from harness.report.table import PROPERTIES, Cell, Table
 from harness.store.run import Run
 from harness.workload.library import in_short
 
+LONGEST = 60
+"""Characters printed of a setting of the environment; run.json has it whole."""
 RATES: Mapping[str, str] = {
     "output_tokens_per_s": "output tokens",
     "total_tokens_per_s": "total tokens",
@@ -71,9 +75,9 @@ def run_table(run: Run) -> Table:
             "engine": _joined([file.engine_asked, run.engine and run.engine.version], " "),
             "device": _device(run),
             "workload": _joined([asked.name, asked.description], ": "),
-            "requests": _short(asked.requests.model_dump()),
+            "requests": in_words(asked.requests),
             "load": load_of(run),
-            "warmup": _short(asked.warmup.model_dump()),
+            "warmup": in_words(asked.warmup),
             "took": _joined(took),
         },
     )
@@ -81,7 +85,12 @@ def run_table(run: Run) -> Table:
 
 def load_of(run: Run) -> str:
     """The load of a run in a line, such as `closed, users 4`."""
-    return _short(run.file.workload.load.model_dump())
+    return in_words(run.file.workload.load)
+
+
+def in_words(part: BaseModel) -> str:
+    """A part of a workload in a line, without values that are not set."""
+    return _short(part.model_dump())
 
 
 def runs_table(sweep: Sweep) -> Table:
@@ -110,6 +119,8 @@ def environment_table(run: Run) -> Table:
     model, options = run.model, run.engine.options if run.engine else None
     weights = {"source": model.source, "revision": model.revision, "weights_sha256": model.weights_sha256}
     found = {**run.environment.model_dump(), "weights": weights, "engine options": options}
+    settings = run.environment.settings.items()
+    found["settings"] = {name: text if len(text) <= LONGEST else f"{text[:LONGEST]}…" for name, text in settings}
     if (memory := found.pop("memory_bytes", None)) is not None:
         found["memory"] = f"{memory / 1e9:.1f} GB"
     return _properties("environment", "Environment", {key.replace("_", " "): _short(found[key]) for key in found})

@@ -23,9 +23,10 @@ from harness.report.format import (
     footnotes,
     marks_of,
     plain,
-    scale,
+    same_columns,
     shared,
     two_lines,
+    units_of,
     words,
 )
 from harness.report.table import FACT, PROPERTIES, Cell, Table
@@ -74,7 +75,7 @@ def columns_of_terminal() -> int:
 
 def _parts(table: Table, width: int) -> Iterator[RenderableType]:
     table = claims(table)
-    same, notes = _same(table), [("-", note) for note in table.notes]
+    same, notes = same_columns(table), [("-", note) for note in table.notes]
     spare = [i for name in SPARE.get(table.name, ()) for i, column in enumerate(table.columns) if column == name]
     found = None
     for out in ([], *([*same, *spare[:count]] for count in range(len(spare) + 1))):
@@ -111,24 +112,10 @@ def _fitted(table: Table, width: int) -> tuple[Grid, Mapping[str, str], Mapping[
     return None
 
 
-def _same(table: Table) -> list[int]:
-    """The columns but the first whose text is the same in all rows."""
-    columns = range(1, len(table.columns) if len(table.rows) > 1 else 0)
-    same = [i for i in columns if len({row[i] for row in table.rows}) == 1]
-    return [i for i in same if table.rows[0][i] and isinstance(table.rows[0][i], str)]
-
-
 def _without(table: Table, out: Sequence[int]) -> Table:
     kept = [i for i in range(len(table.columns)) if i not in out]
     rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
     return replace(table, columns=tuple(table.columns[i] for i in kept), rows=rows)
-
-
-def _units(table: Table, common: Mapping[str, str]) -> dict[int, str]:
-    """Column -> the unit that all its figures have, if the title does not tell it and they are no shares."""
-    columns = {i: {scale(x)[1] for row in table.rows if isinstance(x := row[i], Figure)} for i in figure_columns(table)}
-    known = {"unit"} & {*common, *table.columns}
-    return {i: units.pop() for i, units in columns.items() if len(units) == 1 and not units & {"", "%"} and not known}
 
 
 def _cell(
@@ -152,7 +139,7 @@ def _grid(
 ) -> Grid | None:
     """Columns side by side; None if they do not fit, or if a line would mix left-to-right and right-to-left text."""
     figures, headed, stacked = figure_columns(table), table.columns != PROPERTIES, marks is not None
-    units = _units(table, common) if stacked else {}
+    units = units_of(table, common) if stacked else {}
     rows = [[_cell(cell, table, common, marks, i not in units) for i, cell in enumerate(row)] for row in table.rows]
     heads = [f"{name}\n{units[i]}" if i in units else name for i, name in enumerate(table.columns)]
     if not stacked:
@@ -197,7 +184,7 @@ def _align(table: Table, rows: Sequence[list[Text]]) -> None:
 def _list(table: Table, common: Mapping[str, str], width: int) -> Group:
     """A paragraph for each row: its first cell, then the others, with the names of most columns."""
     parts: list[RenderableType] = []
-    own = [i for i in range(1, len(table.columns)) if i not in _same(table)]
+    own = [i for i in range(1, len(table.columns)) if i not in same_columns(table)]
     for row in table.rows:
         parts.append(Text("  ").append_text(_cell(row[0], table, common, None)))
         parts += [Padding(Text(line), (0, 0, 0, 4)) for line in _flow(_items(table, row, own, common), width - 4)]

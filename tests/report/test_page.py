@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import chromium
 import numpy as np
@@ -27,6 +28,7 @@ from harness.facts.gap import bill_a_prompt
 from harness.model import Figure, ModelIdentity, Record, Summary
 from harness.report import document, page
 from harness.report.facts import facts_table
+from harness.report.format import carried
 from harness.report.table import Table
 from harness.store.directory import RunWriter
 from harness.store.run import Run
@@ -117,15 +119,17 @@ def settings(start: whatif.Json, seed: int) -> dict[str, float]:
     return {name: float(f"{rng.uniform(given['low'], given['high']):.6g}") for name, given in movable.items()}
 
 
-def printed(found: Costs, name: str, factor: float = 1.0) -> tuple[float, ...]:
-    """Value, p5, p95 and mean of a figure of `harness cost`, in four digits; the value alone of one without spread."""
-    figures = {figure.name: figure for figure in found.figures}
-    each, mean = figures[name], figures.get(f"{name}.mean")
-    return digits(each.value, each.low, each.high, None if mean is None else mean.value, factor=factor)
+def printed(figure: Figure, factor: float = 1.0, within: float = 0.0) -> Any:
+    """Value, p5 and p95 as a page prints them: to the last digit that the interval of the value carries.
 
-
-def digits(*values: float | None, factor: float = 1.0) -> tuple[float, ...]:
-    return tuple(float(f"{value * factor:.4g}") for value in values if value is not None)
+    `within`: a share of the value by which they may differ besides.
+    """
+    ends = [end and end * factor for end in (figure.value, figure.low, figure.high)]
+    shown = carried(Figure("x", ends[0], "USD", "derived", *ends[1:]))[0].replace(",", "")
+    whole, _, decimals = shown.partition(".")
+    place = 10.0 ** (-len(decimals) if decimals else len(whole) - len(whole.rstrip("0")))
+    assert ends[0] is not None
+    return pytest.approx([end for end in ends if end is not None], abs=0.5001 * place + within * ends[0])
 
 
 def costs_at(x: dict[str, float]) -> Costs:
@@ -143,17 +147,18 @@ def test_at_20_random_settings_the_page_shows_what_the_verbs_print(
         found, costs = shown(tab), costs_at(x)
         measured = 250.0  # output tokens a request: 3000 a second over 12 requests a second
         longer = x["output"] / measured
-        assert found["usd_per_query"] == printed(costs, "usd_per_query", longer), x
-        assert found["usd_per_million_output_tokens"] == printed(costs, "usd_per_million_output_tokens"), x
-        assert found["wh_per_query"] == printed(costs, "wh_per_query", longer), x
+        assert found["usd_per_query"] == printed(costs["usd_per_query"], longer * 1e6), x
+        assert found["usd_per_million_output_tokens"] == printed(costs["usd_per_million_output_tokens"]), x
+        assert found["wh_per_query"] == printed(costs["wh_per_query"], longer, 1e-4), x
         bill, cost = bill_a_prompt(Context(BOOK)), costs["usd_per_query"].value
         assert bill.value is not None
         assert cost is not None
         gap = x["chat_share"] / (cost * longer)
-        assert found["reported_usd_per_query"] == digits(bill.value, bill.low, bill.high, factor=x["chat_share"])
-        assert found["gap"] == digits(bill.value, bill.low, bill.high, factor=gap), x
-        assert found["agreeing_usd_per_hour"][:1] == digits(bill.value * gap, factor=x["price"]), x
-        assert found["queries_per_subscription"][0] == pytest.approx(20 / found["usd_per_query"][0], rel=1e-3)
+        reported = Figure("bill", bill.value, "USD", "reported", bill.low, bill.high)
+        assert found["reported_usd_per_query"] == printed(reported, x["chat_share"] * 1e6), x
+        assert found["gap"] == printed(reported, gap), x
+        assert found["agreeing_usd_per_hour"] == printed(reported, gap * x["price"]), x
+        assert found["queries_per_subscription"] == printed(Figure("n", 20 / (cost * longer), "1", "derived")), x
 
 
 def test_the_commands_on_a_page_print_what_the_page_shows(
@@ -189,8 +194,8 @@ def test_the_commands_on_a_page_print_what_the_page_shows(
     )
     found = shown(tab)
     for name in ("usd_per_query", "usd_per_million_output_tokens"):
-        each, mean = cost[name][0], cost[f"{name}.mean"][0]
-        assert found[name] == digits(each["value"], each["low"], each["high"], mean["value"])
+        times = 1e6 if name == "usd_per_query" else 1.0
+        assert found[name] == printed(Figure(**cost[name][0]), times)
     gap = compare["reported / measured"][1]["value"]  # of draws, and of all the bill
     assert found["gap"][0] == pytest.approx(gap * 0.27, rel=0.1)
 
@@ -202,9 +207,10 @@ def test_published_measurements_move_with_their_price(
     tab.open(written(tmp_path, page.render("t", [], (), [start])))
     x = settings(start, 0)
     move(tab, x)
-    once = shown(tab)["gap"]
+    once, (cheap,) = shown(tab)["gap"], shown(tab)["usd_per_million_output_tokens"]
     move(tab, {**x, "price": x["price"] / 2})
-    assert shown(tab)["gap"] == pytest.approx([2 * end for end in once], rel=1e-3)
+    assert shown(tab)["gap"] == pytest.approx([2 * end for end in once], rel=0.05)
+    assert shown(tab)["usd_per_million_output_tokens"][0] == pytest.approx(cheap / 2, rel=0.01)
 
 
 def test_a_page_loads_nothing_and_runs_no_text_of_a_run(
@@ -256,7 +262,8 @@ def test_keys_move_a_slider_and_a_screen_reader_announces_it(
     tab.evaluate("document.querySelector('label[for=slide-chat_share]').control.focus()")
     for kind in ("rawKeyDown", "keyUp"):
         tab.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
-    assert shown(tab)["gap"] == pytest.approx([x * 0.41 / 0.40 for x in before], rel=1e-3)
+    assert tab.evaluate("document.querySelector('[data-slider=chat_share] [type=number]').value") == "0.41"
+    assert shown(tab)["gap"][0] > before[0]
     assert tab.evaluate(heard) != said
     tab.evaluate("document.querySelector('#what-if button').click()")
     assert shown(tab)["gap"] == before
@@ -340,7 +347,11 @@ def test_a_study_is_narrowed_to_one_engine_and_starts_from_its_best_point(tab: c
     tab.evaluate(f"({choose})(document.querySelector('.choose select'))")
     assert (tab.evaluate(rows), tab.evaluate(seen)) == (3, 6)
     assert "32 users" in tab.evaluate("document.querySelector('#what-if option').textContent")
-    assert "32 users: TTFT in ms" in tab.evaluate(f"{marks}.map(x => x.getAttribute('aria-label')).join()")
+    assert "32 users · vllm 0.99: TTFT in ms" in tab.evaluate(f"{marks}.map(x => x.getAttribute('aria-label')).join()")
+    lines = "[...document.querySelectorAll('[data-chart=ttft] [aria-roledescription=\"line mark\"]')]"
+    seen = f"{lines}.filter(x => getComputedStyle(x).display !== 'none').map(x => x.getAttribute('aria-label'))"
+    assert all(name.startswith("vllm 0.99, ") for name in tab.evaluate(seen))
+    assert len(tab.evaluate(seen)) == 3
 
 
 def test_a_table_is_sorted_by_its_numbers_and_downloads_as_csv(tab: chromium.Page, tmp_path: Path) -> None:

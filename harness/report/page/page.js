@@ -42,7 +42,7 @@
   function csv(table) {
     const shown = rows(table), count = shown[0].cells.length;
     const figures = [...Array(count).keys()].filter((i) => shown.some((row) => "cell" in row.cells[i].dataset));
-    const names = [...Array(count).keys()].map((i) => table.tHead?.rows[0].cells[i].textContent ?? ["property", "value"][i]);
+    const names = [...Array(count).keys()].map((i) => table.tHead?.rows[0].cells[i].dataset.name ?? ["property", "value"][i]);
     const heads = names.flatMap((name, i) => figures.includes(i) ? [name, `${name} low`, `${name} high`, `${name} unit`] : [name]);
     const lines = shown.map((row) => [...row.cells].flatMap((cell, i) => {
       if (!figures.includes(i)) return [cell.textContent];

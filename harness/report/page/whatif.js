@@ -3,52 +3,33 @@
 (() => {
   const { starts } = JSON.parse(document.getElementById("what-if-data").textContent);
   const $ = (selector) => document.querySelector(`#what-if ${selector}`);
-  const draws = (made) => (typeof made === "string" ? new Float32Array(Uint8Array.from(atob(made), (c) => c.charCodeAt(0)).buffer) : made);
-
-  for (const term of starts.flatMap((start) => start.figures.flatMap((figure) => figure.terms ?? []))) term.draws = draws(term.draws);
-
   const product = (powers, known) =>
     Object.entries(powers).reduce((scale, [name, power]) => scale * known[name] ** power, 1);
-  const at = (values, i) => (typeof values === "number" ? values : values[i]);
 
-  function sum(terms, known) {
-    const total = new Float64Array(Math.max(...terms.map((term) => term.draws.length ?? 1)));
-    for (const term of terms) {
-      const scale = product(term.powers, known);
-      for (let i = 0; i < total.length; i++) total[i] += scale * at(term.draws, i);
-    }
-    return total;
-  }
-
-  // p5, median, p95 and mean; quantiles are linear between the sorted draws, as numpy's are.
-  function stats(values) {
-    const mean = values.reduce((a, b) => a + b) / values.length;
-    values.sort();
-    const quantile = (q) => {
-      const place = q * (values.length - 1), below = Math.floor(place);
-      return values[below] + (place - below) * ((values[below + 1] ?? values[below]) - values[below]);
-    };
-    return [quantile(0.05), quantile(0.5), quantile(0.95), mean];
+  // p5, median, p95 and mean, linear between the rows around x.
+  function between(rows, x) {
+    const [below, above] = rows.slice(Math.max(0, rows.findLastIndex(([at]) => at < x))), share = (x - below[0]) / (above[0] - below[0]);
+    return below.slice(1).map((value, i) => value + share * (above[i + 1] - value));
   }
 
   function evaluate(start, sliders) {
     const known = { ...sliders }, found = {};
     for (const figure of start.figures) {
-      let made = typeof figure.of === "string" ? found[figure.of] : figure.of;
-      if (figure.terms) {
-        made = stats(sum(figure.terms, known));
-      }
-      const scale = product(figure.powers, known) * (figure.factor ?? 1);
+      const made = figure.at ? between(figure.at, 1 / known.utilisation) : typeof figure.of === "string" ? found[figure.of] : figure.of;
+      const scale = product(figure.powers, known);
       found[figure.name] = made.map((value) => (value === null ? null : value * scale));
       known[figure.name] = found[figure.name][1];
     }
     return found;
   }
 
-  function number(value) {
-    const size = Math.abs(value);
-    if (size >= 1e9 || (size > 0 && size < 1e-4)) return value.toExponential(3);
-    return value.toLocaleString("en-US", { maximumSignificantDigits: 4 });
+  // A value and the ends of its interval, with the digits that `carried` of harness/report/format.py gives them.
+  function carried(value, low, high) {
+    const power = (x) => Math.floor(Math.log10(Math.abs(x))), half = (high - low) / 2, leading = value ? power(value) : 0;
+    const places = half > 0 ? Math.max(-leading, Math.min(3 - leading, (half < 3.55 * 10 ** power(half)) - power(half))) : 2 - leading;
+    const digits = Math.min(20, Math.max(0, places));
+    const shown = (x) => (Math.round(x * 10 ** places) / 10 ** places).toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+    return [shown(value), half > 0 ? `${shown(low)}–${shown(high)}` : ""];
   }
 
   const make = (parent, tag, properties) => Object.assign(parent.appendChild(document.createElement(tag)), properties);
@@ -102,12 +83,10 @@
       const { figure: name, unit } = row.dataset, made = found[name];
       row.hidden = made === undefined || !made.every((value) => value === null || Number.isFinite(value));
       if (row.hidden) continue;
-      const [low, value, high, mean] = made;
-      row.querySelector(".value").textContent = `${number(value)} ${unit}`;
-      const asides = low === null ? [] : [`p5–p95: ${number(low)}–${number(high)}`];
-      if (low !== null && mean !== null) asides.push(`mean ${number(mean)}`);
-      asides.push(start.figures.find((figure) => figure.name === name).status);
-      row.querySelector(".aside").textContent = asides.join("; ");
+      const [low, value, high] = made.map((each) => each === null ? null : each * (row.dataset.times ?? 1));
+      const [shown, ends] = carried(value, low, high), { status } = start.figures.find((figure) => figure.name === name);
+      row.querySelector(".value").textContent = `${shown} ${unit}`;
+      row.querySelector(".aside").textContent = ends ? `p5–p95: ${ends}; ${status}` : status;
     }
     gauge(found.gap);
     $(".commands").textContent = start.commands
