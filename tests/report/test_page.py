@@ -124,12 +124,12 @@ def printed(figure: Figure, factor: float = 1.0, within: float = 0.0) -> Any:
 
     `within`: a share of the value by which they may differ besides.
     """
-    ends = [end and end * factor for end in (figure.value, figure.low, figure.high)]
-    shown = carried(Figure("x", ends[0], "USD", "derived", *ends[1:]))[0].replace(",", "")
+    ends = value, low, high = [end and end * factor for end in (figure.value, figure.low, figure.high)]
+    shown = carried(Figure("x", value, "USD", "derived", low, high))[0].replace(",", "")
     whole, _, decimals = shown.partition(".")
     place = 10.0 ** (-len(decimals) if decimals else len(whole) - len(whole.rstrip("0")))
-    assert ends[0] is not None
-    return pytest.approx([end for end in ends if end is not None], abs=0.5001 * place + within * ends[0])
+    assert value is not None
+    return pytest.approx([end for end in ends if end is not None], abs=0.5001 * place + within * value)
 
 
 def costs_at(x: dict[str, float]) -> Costs:
