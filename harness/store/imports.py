@@ -21,9 +21,8 @@ from harness.files import read_text
 from harness.model import EngineInfo, ModelIdentity
 from harness.store.access import reading
 from harness.store.directory import RunWriter, engine_record, new_id
-from harness.store.formats import aiperf, guidellm, inference_perf, leaderboards, loadgen, vllm
-from harness.store.formats.consistency import checked
-from harness.store.formats.point import Result
+from harness.store.formats import aiperf, leaderboards, reports, vllm
+from harness.store.formats.point import Result, checked
 from harness.store.rows import digest_of
 from harness.store.run_file import RunFile
 
@@ -45,15 +44,15 @@ FORMATS = (
     Format("SGLang", ("mean_e2e_latency_ms", "request_throughput", "completed"), vllm.serve),
     Format("vllm bench serve", ("request_throughput", "output_throughput", "completed", "duration"), vllm.serve),
     Format("vllm bench throughput", ("elapsed_time", "requests_per_second", "tokens_per_second"), vllm.offline),
-    Format("guidellm", ("benchmarks.metrics.request_latency",), guidellm.guidellm),
+    Format("guidellm", ("benchmarks.metrics.request_latency",), reports.guidellm),
     Format("aiperf records", ("metadata.request_start_ns", "metrics"), aiperf.aiperf_records),
     Format(
         "aiperf or genai-perf", ("request_throughput|error_request_count|error_summary", "input_config"), aiperf.aiperf
     ),
     Format("aiperf or genai-perf", ("request_throughput.avg", "request_latency.unit"), aiperf.aiperf),
     Format("aiperf or genai-perf, CSV", ("Metric,avg", "Request Throughput"), aiperf.aiperf_csv),
-    Format("inference-perf", ("load_summary", "successes.throughput", "failures"), inference_perf.inference_perf),
-    Format("MLPerf LoadGen", ("MLPerf Results Summary", "Scenario"), loadgen.loadgen),
+    Format("inference-perf", ("load_summary", "successes.throughput", "failures"), reports.inference_perf),
+    Format("MLPerf LoadGen", ("MLPerf Results Summary", "Scenario"), reports.loadgen),
 )
 """All supported kinds, the more specific keys first."""
 MOST_GPUS = 10_000
