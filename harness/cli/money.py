@@ -114,7 +114,6 @@ def cost(
     """Price runs under a scenario: each run, input and output separately, at an objective, or a fleet over a day."""
     from harness.analysis.summary import load
     from harness.config import overrides
-    from harness.cost.fleet import Policy
     from harness.cost.pricing import costs_at_objective, explained, fleet_costs, interactivity, price_run, query_costs
     from harness.cost.zones import in_zone
     from harness.report.cost import cost_tables, fleet_table, interactivity_table, run_cost_tables
@@ -132,7 +131,7 @@ def cost(
             found, _ = costs_at_objective(sweep, objective, *how)
             made = [*cost_tables(in_zone(found, zone)), interactivity_table(interactivity(sweep, *how))]
         else:
-            found, day, note = fleet_costs(sweep, objective, _pair("--fleet", fleet), Policy(), *how)
+            found, day, note = fleet_costs(sweep, objective, _pair("--fleet", fleet), *how)
             made = [*cost_tables(in_zone(found, zone)), fleet_table(day, note)]
         show(made)
 

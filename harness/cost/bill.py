@@ -1,8 +1,9 @@
 """Cost of a run's tokens under a scenario, and how much of its uncertainty is measured or assumed."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -278,6 +279,13 @@ def measured(summary: Summary, name: str) -> Figure:
     if figure.value is None:
         return replace(figure, reason=f"{name} is not known: {figure.reason or 'not recorded'}")
     return figure if figure.value > 0 else replace(figure, value=None, reason=f"{name} is {figure.value:g}")
+
+
+def mapped(figure: Figure, of: Callable[[float], float], **changes: Any) -> Figure:
+    """What a monotone function makes of a figure and its interval; `changes` are its other fields."""
+    value, *ends = (None if x is None else of(x) for x in (figure.value, figure.low, figure.high))
+    low, high = ends if None in ends else sorted(x for x in ends if x is not None)
+    return replace(figure, value=value, low=low, high=high, **changes)
 
 
 def _status(device: Device, figure: Figure | None = None) -> Status:

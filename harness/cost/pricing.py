@@ -1,6 +1,6 @@
 """Costs of stored runs, with the scenario and price for their device, read from shipped and user files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -13,11 +13,20 @@ from harness.analysis.regression import Split, split_usage
 from harness.analysis.summary import Sweep
 from harness.analysis.tokens import ordinary
 from harness.config import AS_WRITTEN, Values, near
-from harness.cost.bill import DEFAULT_SCENARIO, Costs, cost_of_run, measured, priced, tornado
+from harness.cost.bill import DEFAULT_SCENARIO, Costs, cost_of_run, mapped, measured, priced, tornado
 from harness.cost.draws import distribution
-from harness.cost.fleet import Policy, curve_of, diurnal, plan
 from harness.cost.gpus import Gpu, read_rows
-from harness.cost.objective import Objective, best_feasible, pareto_front, presets, value
+from harness.cost.objective import (
+    POLICY,
+    Objective,
+    best_feasible,
+    curve_of,
+    diurnal,
+    pareto_front,
+    plan,
+    presets,
+    value,
+)
 from harness.cost.phases import cost_of_query, time_blocks
 from harness.cost.scenario import Input, Scenario, parse_scenario, rental_prices
 from harness.errors import HarnessError
@@ -101,12 +110,7 @@ def costs_at_objective(
 
 
 def fleet_costs(
-    sweep: Sweep,
-    objective: str,
-    load: tuple[float, float],
-    policy: Policy,
-    scenario: str | None = None,
-    overrides: Values = AS_WRITTEN,
+    sweep: Sweep, objective: str, load: tuple[float, float], scenario: str | None = None, overrides: Values = AS_WRITTEN
 ) -> tuple[Costs, pd.DataFrame, str]:
     """Costs over a day at a latency objective, the fleet by hour (`fleet.plan`), and a note.
 
@@ -118,14 +122,13 @@ def fleet_costs(
     summaries = [summary for _, summary in sweep]
     best = best_feasible(summaries, read_objective(objective))
     capacity = value(best, "requests_per_s")
-    day = plan(diurnal(*load), capacity, curve_of(summaries), policy)
+    day = plan(diurnal(*load), capacity, curve_of(summaries))
     used = distribution("value", float(day.load.sum() / (day.replicas.sum() * capacity)))
     of_day = Input("serving.utilisation", used, "1", "computed: the day's load on the planned replicas", "", "assumed")
     found = cost_of_run(best, device, replace(wanted, inputs={**wanted.inputs, of_day.name: of_day}))
     note = (
         f"{day.replicas.sum() * device.count} device-hours a day; a replica serves {capacity:.3g} requests/s at "
-        f"'{objective}'; headroom {policy.headroom:.0%}, availability {policy.availability:.3%} with replicas up "
-        f"{policy.up:.1%}, released after {policy.hold_hours} h"
+        f"'{objective}'; {POLICY}"
     )
     return found, day, note
 
@@ -151,18 +154,12 @@ def interactivity(sweep: Sweep, scenario: str | None = None, overrides: Values =
     rows = []
     for summary in pareto_front([summary for _, summary in sweep], ["tpot_s.p50"]):
         cost = cost_of_run(summary, device, wanted)["usd_per_million_output_tokens"]
-        user = _rate("tokens_per_s_of_a_user", summary["tpot_s.p50"], lambda tpot_s: 1 / tpot_s)
-        each = _rate("tokens_per_s_per_device", summary["output_tokens_per_s"], lambda rate: rate / device.count)
+        pace, rate = summary["tpot_s.p50"], summary["output_tokens_per_s"]
+        status: Status = "simulated" if rate.status == "simulated" else "derived"
+        user = mapped(pace, lambda tpot_s: 1 / tpot_s, name="tokens_per_s_of_a_user", unit="tokens/s", status=status)
+        each = mapped(rate, lambda all_of: all_of / device.count, name="tokens_per_s_per_device", status=status)
         rows.append(Interactive(summary.run, user, each, cost, wanted.per))
     return tuple(rows)
-
-
-def _rate(name: str, figure: Figure, of: Callable[[float], float]) -> Figure:
-    """A rate in tokens/s, as a monotone function of a figure and its interval."""
-    value, *ends = (None if x is None else of(x) for x in (figure.value, figure.low, figure.high))
-    low, high = ends if None in ends else sorted(x for x in ends if x is not None)
-    status: Status = "simulated" if figure.status == "simulated" else "derived"
-    return replace(figure, name=name, value=value, unit="tokens/s", status=status, low=low, high=high)
 
 
 FASTEST = "the fastest run meets the objective, so a higher throughput may be possible"

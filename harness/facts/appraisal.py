@@ -13,9 +13,9 @@ from harness.cost.pricing import Priced
 from harness.cost.scenario import Scenario
 from harness.errors import HarnessError
 from harness.facts.book import Book, Shown, read_book
-from harness.facts.claims import Quantity
+from harness.facts.claims import Quantity, about, exact
 from harness.facts.formulas import Context, quantity
-from harness.facts.gap import LARGE, Agreement, Measurement, agreement, as_quantity, published_measurements
+from harness.facts.gap import LARGE, Agreement, Measurement, agreement, layer_of, published_measurements
 from harness.facts.verdict import sentences
 from harness.files import read_text
 from harness.model import Figure
@@ -158,11 +158,12 @@ def measured_cost(measurements: Sequence[Measurement]) -> Quantity | None:
     values, lows, highs, found = zip(*sorted(known, key=lambda row: row[0]), strict=True)
     middle = len(found) // 2
     each, status = found[middle], found[middle].usd_per_query.status
-    cost = Figure("cost", values[middle], "USD/Mtoken", status, min(lows), max(highs))
     several = f"{len(found)} {'published large models' if status == 'published' else 'runs'}"
     which = several if found[1:] else f"{each.model}, {each.conditions}"
     said = f"the measured cost is that of {which} ({each.source})"
-    return replace(as_quantity(cost, each.source), assumptions=(said,))
+    number = about(exact(values[middle], "USD/Mtoken", each.source, status=status))
+    layers = (layer_of(each.usd_per_query),)
+    return replace(number, low=min(lows), high=max(highs), ids=(each.source,), layers=layers, assumptions=(said,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,18 @@ latency x supplier's share / (utilisation x chat's share x text's share x servin
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from harness.cost.draws import Array, Draws, distribution, draw, log_moments, quantile
-from harness.errors import HarnessError
+from harness.cost.gpus import read_rows
 from harness.facts.book import Assumption
-from harness.facts.candidates import pick, predicted, provider_seconds
-from harness.facts.claims import Quantity, about, exact
 from harness.facts.formulas import Context, quantity
 from harness.files import data_rows
 from harness.model import Figure
+from harness.predict.predict import Plan, predict
 
 READINGS = tuple(f"spend_query_{name}" for name in ("x01", "x03", "x162", "x163", "linear", "log"))
 """Rows of comparisons.csv: the bill of Jan-Sep 2025 a prompt, for each reading of the volume."""
@@ -35,6 +35,52 @@ MODEL_FACTOR = Assumption(
 )  # fmt: skip
 Model = Callable[[Mapping[str, Draws], float], Draws]
 EVEN = distribution("uniform", 0, 1)
+GPU, PLAN = "H100", Plan(128, 1150, 500)
+"""Candidates for the provider's model are predicted on this GPU, with these sequences in flight in a group of GPUs and
+these tokens of a prompt: 25 to 55 ms between tokens."""
+GRID = (np.arange(256) + 0.5) / 256
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A row of provider_models.csv: a model that may stand for the provider's, and the precision of its weights."""
+
+    kind: str
+    """dense, moe (mixture of experts) or hybrid (most layers without a KV cache that grows)."""
+    model: str
+    precision: str
+
+
+@lru_cache(maxsize=1)
+def candidates() -> tuple[Candidate, ...]:
+    """The rows of provider_models.csv."""
+    return read_rows("provider_models.csv", Candidate)
+
+
+@lru_cache(maxsize=1)
+def predicted() -> Mapping[str, tuple[Array, ...]]:
+    """Kind -> for each of its candidates ln device-seconds of an output token, at the quantiles GRID."""
+    found: dict[str, list[Array]] = {}
+    for each in candidates():
+        seconds = predict(each.model, GPU, replace(PLAN, precision=each.precision), GRID).device_s
+        found.setdefault(each.kind, []).append(np.log(np.sort(seconds)))
+    return {kind: tuple(found[kind]) for kind in sorted(found)}
+
+
+def provider_seconds(x: Mapping[str, Draws], weight: float) -> Draws:
+    """ln device-seconds of a token, an input token counted as `weight` output tokens.
+
+    Each kind is as likely as any other, and so is each candidate of a kind; the error of the prediction is included.
+    `x` has uniform draws: `kind`, `place` (the candidate) and `error`.
+    """
+    kinds = [[np.interp(x["error"], GRID, each) for each in each_kind] for each_kind in predicted().values()]
+    levels = [pick(models, x["place"]) for models in kinds]
+    return pick(levels, x["kind"]) - math.log(1 + weight * PLAN.input / PLAN.output)
+
+
+def pick(levels: list[Draws], u: Draws) -> Draws:
+    """In each draw one of the levels, each with the same probability."""
+    return np.array(np.choose(np.minimum((u * len(levels)).astype(int), len(levels) - 1), levels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +167,7 @@ def agreement(
     """The gap as a distribution over cost, readings of the volume and models, and what must be true to close it.
 
     `points` are published measurements; without `starts` the large ones of them are the measured cost, each kind and
-    each model as likely as any other. `model` is the belief about the provider's model (`candidates.provider_seconds`),
+    each model as likely as any other. `model` is the belief about the provider's model (`provider_seconds`),
     scaled by measured / predicted of the runs. HarnessError if there is no reported bill a prompt.
     """
     large = [point for point in points if (point.parameters or 0) >= LARGE]
@@ -196,18 +242,6 @@ def quantiles(values: Draws, weights: Array | None = None) -> tuple[float, float
     how: dict[str, Any] = {} if weights is None else {"weights": weights, "method": "inverted_cdf"}
     low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), **how)
     return float(low), float(middle), float(high)
-
-
-def as_quantity(figure: Figure, source: str) -> Quantity:
-    """A measured figure as a quantity with the bound `~`, its interval and the id of its source.
-
-    HarnessError if it has no value.
-    """
-    if figure.value is None:
-        raise HarnessError(f"{figure.name} is {figure.text()}", "compare a run that has this figure")
-    number = about(exact(figure.value, figure.unit, source, status=figure.status))
-    low, high = (figure.value if end is None else end for end in (figure.low, figure.high))
-    return replace(number, low=low, high=high, ids=(source,), layers=(layer_of(figure),))
 
 
 def layer_of(figure: Figure) -> str:

@@ -1,6 +1,5 @@
 """A run of the user's on a GPU: how close it is to the hardware's limit, and by how much predictions were off."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -39,18 +38,18 @@ def hardware_limits(run: Run, summary: Summary) -> tuple[tuple[Figure, ...], tup
 
     A share above 1 is impossible: then all are n/a, and a finding says so.
     """
+    doubts, found, why = tuple[Finding, ...](), dict[str, float](), None
     try:
-        serving, rate = serving_of(run, summary)
+        found = limits_of(*serving_of(run, summary))
     except HarnessError as unknown:
-        return tuple(Figure(name, None, unit, "derived", reason=unknown.what) for name, unit in LIMITS.items()), ()
-    found = limits_of(serving, rate)
-    if max(found["mfu"], found["mbu"]) > 1:
-        doubt = finding("beyond-hardware", mfu=found["mfu"], mbu=found["mbu"])
-        return tuple(Figure(name, None, unit, "derived", reason=doubt.text) for name, unit in LIMITS.items()), (doubt,)
-    return tuple(Figure(name, found[name], unit, "derived") for name, unit in LIMITS.items()), ()
+        why = unknown.what
+    if found and max(found["mfu"], found["mbu"]) > 1:
+        doubts = (finding("beyond-hardware", mfu=found["mfu"], mbu=found["mbu"]),)
+        why, found = doubts[0].text, {}
+    return tuple(Figure(name, found.get(name), unit, "derived", reason=why) for name, unit in LIMITS.items()), doubts
 
 
-def limits_of(s: Serving, output_tokens_per_s: float) -> Mapping[str, float]:
+def limits_of(s: Serving, output_tokens_per_s: float) -> dict[str, float]:
     """How close a serving point is to the roofline (Williams et al. 2009).
 
     mfu and mbu: used shares of FLOP/s and bandwidth, from the FLOP and bytes that a step needs; then device-seconds per

@@ -8,10 +8,9 @@ from harness.config import near
 from harness.errors import HarnessError
 from harness.facts.appraisal import Appraisal
 from harness.facts.book import Book, Fact
-from harness.facts.candidates import candidates
 from harness.facts.claims import of_fact
 from harness.facts.formulas import Context, Line, lines, named_ids, result
-from harness.facts.gap import READINGS, layer_of
+from harness.facts.gap import READINGS, candidates, layer_of
 from harness.model import Figure
 from harness.report.screen import must_be_table, screen_tables
 from harness.report.table import FACT, PROPERTIES, Cell, Table

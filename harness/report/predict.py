@@ -3,10 +3,12 @@
 import csv
 import io
 from collections.abc import Sequence
+from functools import partial
+from operator import mul
 
 import numpy as np
 
-from harness.cost.bill import interval_figures
+from harness.cost.bill import interval_figures, mapped
 from harness.files import read_data
 from harness.model import Figure
 from harness.predict.market import offers
@@ -79,8 +81,8 @@ def market_table(found: Priced, cached: float) -> Table:
         several = sum(each.provider == offer.provider for each in asked) > 1
         name = f"{offer.model if several else offer.provider}{' *' * offer.full_price}"
         usd = 1e6 * offer.usd / load.output
-        margin = _linear("gross_margin", "1", own, -1 / usd, 1.0)
-        even = _linear("break_even_requests_per_day", "requests", hour, 24 / offer.usd)
+        margin = mapped(own, partial(_margin, usd), name="gross_margin", unit="1")
+        even = mapped(hour, partial(mul, 24 / offer.usd), name="break_even_requests_per_day", unit="requests")
         rows.append((name, f"{usd:.3g}", margin, even if (even.value or 0) <= most else "more than it answers"))
     notes = (
         f"list prices of {source}: {load.input:g} tokens in, {cached:.0%} of them from a cache, {load.output:g} out",
@@ -92,12 +94,8 @@ def market_table(found: Priced, cached: float) -> Table:
     return Table("market", "What APIs ask for the same model", columns, tuple(rows), notes)
 
 
-def _linear(name: str, unit: str, cost: Figure, scale: float, offset: float = 0.0) -> Figure:
-    """offset + scale x a cost."""
-    if cost.value is None:
-        return Figure(name, None, unit, "derived", reason=cost.reason)
-    value, *ends = (offset + scale * (cost.value if x is None else x) for x in (cost.value, cost.low, cost.high))
-    return Figure(name, value, unit, "derived", min(ends), max(ends), interval=cost.interval)
+def _margin(price: float, cost: float) -> float:
+    return 1 - cost / price
 
 
 def _speeds(point: Prediction) -> tuple[Figure, Figure, Figure]:
@@ -139,7 +137,7 @@ VALIDATION = (
     "each model, GPU or engine version was left out in turn, and its points predicted from the others",
     "median and p90: of |ln(predicted / measured)|, as factors; inside: share of points in the stated 90% interval",
     "baselines on the same rows, median factor: nearest row, constant factor, bytes touched x a constant factor",
-    "aiconfigurator: NVIDIA's estimates, where it has one; they have seen no row left out, nor been fitted to any",
+    "aiconfigurator: NVIDIA's estimates, on the points for which it has one",
 )
 
 
@@ -155,7 +153,10 @@ def validation_table(classes: Sequence[str] = ()) -> Table:
             continue
         n, found = int(line[3]), []
         for name, text in zip(header[4:], line[4:], strict=True):
-            unit, why = "share" if name.startswith("inside") else "ratio", None if text else "it estimates none of them"
+            unit, why = (
+                "share" if name.startswith("inside") else "ratio",
+                None if text else "it does not estimate all of these",
+            )
             number = float(text) if text else None
             found.append(Figure(name.replace(" ", "_"), number, unit, "derived", n=n, reason=why))
         rows.append((f"{line[0]}, {line[1]} left out, {line[2]}", *found))

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from builders import CPU, a_run
 
-from harness.cost.fleet import Policy
 from harness.cost.pricing import (
     costs_at_objective,
     explained,
@@ -113,14 +112,14 @@ def test_a_day_of_a_fleet_costs_its_replicas_over_its_queries() -> None:
         (run, replace(of, figures=(*of.figures, Figure("e2e_s.mean", 2.0, "s", "measured"))))
         for run, of in (point(1, 1.0, 0.1), point(4, 3.0, 0.5))
     ]
-    policy = Policy(headroom=0.0, availability=1e-9, up=1.0, hold_hours=0)
-    found, day, note = fleet_costs(sweep, "ttft_s.p99=0.3", (3.0, 1.0), policy)
-    # Half way between the runs a replica serves 2 requests/s: two replicas of USD 0.0816 an hour for 3 requests/s.
+    found, day, note = fleet_costs(sweep, "ttft_s.p99=0.3", (3.0, 1.0))
+    # Half way between the runs a replica serves 2 requests/s, of which 20% stay free: two for 3 requests/s, and a
+    # spare, as both of two work 99.0% of the time and two of three 99.99%. Each costs USD 0.0816 an hour.
     assert found.figures[3].name == "usd_per_query"
-    assert found.figures[3].value == pytest.approx(2 * 0.0816 / 3600 / 3)
+    assert found.figures[3].value == pytest.approx(3 * 0.0816 / 3600 / 3)
     table = fleet_table(day, note)
-    assert [row[2] for row in table.rows] == ["2"] * 24
-    assert "96 device-hours" in table.notes[0]
+    assert [row[2] for row in table.rows] == ["3"] * 24
+    assert "144 device-hours" in table.notes[0]
 
 
 def test_cost_falls_as_interactivity_does() -> None:

@@ -31,9 +31,18 @@ from harness.facts.appraisal import (
     with_spend,
 )
 from harness.facts.book import Assumption, Book, assume
-from harness.facts.candidates import candidates, predicted, provider_seconds
 from harness.facts.formulas import Context
-from harness.facts.gap import Agreement, Measurement, agreement, conditioned, published_measurements, quantiles
+from harness.facts.gap import (
+    Agreement,
+    Measurement,
+    agreement,
+    candidates,
+    conditioned,
+    predicted,
+    provider_seconds,
+    published_measurements,
+    quantiles,
+)
 from harness.model import Figure, Finding, ModelIdentity, Summary
 from harness.report import text
 from harness.report.facts import (
