@@ -119,6 +119,8 @@ def test_failures_and_counts_that_differ_are_found_in_a_file_of_guidellm(tmp_pat
         ({"p99_ttft_ms": 40.0}, "ttft_s.p50 is 0.05, but ttft_s.p99 is 0.04"),
         ({"mean_ttft_ms": 250.0}, "ttft_s.mean is 0.25, but e2e_s.mean is 0.23"),
         ({"input_throughput": 100.0}, "100 input and 100 output tokens/s, but total_tokens_per_s is 300"),
+        ({"failed": "absent", "num_prompts": 90}, "100 requests completed, but num_prompts is 90"),
+        ({"request_rate": 5.0, "max_concurrency": None}, "10 requests/s completed, but 5 a second were sent"),
         (  # TPOT in seconds under a key of milliseconds
             {f"{stat}_tpot_ms": 0.02 for stat in ("mean", "median", "p99")},
             "tpot_s.mean 2e-05 for 10 tokens are 0.05018, but e2e_s.mean is 0.23",
@@ -322,3 +324,16 @@ def test_mlenergys_zero_joules_per_token_are_none(tmp_path: Path) -> None:
     found = values(point_of(content, tmp_path))
     assert found["gpu_power_w"] == 500
     assert "joules_per_output_token" not in found
+
+
+def test_an_energy_of_0_is_none_and_power_is_compared_with_the_energy_of_a_token(tmp_path: Path) -> None:
+    content = json.loads((CASES / "mlenergy_results.json").read_text())
+    none = values(point_of(content | {"steady_state_energy": 0}, tmp_path))
+    assert not {"gpu_power_w", "output_tokens_per_s"} & set(none)
+    row = {
+        "model_id": "m", "gpu_model": "H100", "num_gpus": 1, "output_throughput_tokens_per_sec": 1000.0,
+        "energy_per_token_joules": 0.5, "energy_per_request_joules": 50.0, "avg_power_watts": 500_000.0,
+    }  # fmt: skip
+    wrong = point_of({"task": "t", "configurations": [row]}, tmp_path)
+    assert wrong.doubts == ("5e+05 W at 1000 tokens/s, but joules_per_output_token is 0.5",)
+    assert point_of({"task": "t", "configurations": [row | {"avg_power_watts": 500.0}]}, tmp_path).doubts == ()

@@ -9,12 +9,12 @@ from harness.store.formats.vllm import latencies, serve
 
 def mlenergy_benchmark(content: Mapping[str, Any]) -> Iterator[Result]:
     """results.json of the ML.ENERGY benchmark: `vllm bench serve` with the energy of the steady state."""
-    joules, seconds = content["steady_state_energy"], content["steady_state_duration"]
+    power_w = content["steady_state_energy"] / content["steady_state_duration"] or None
     per_token = content.get("steady_state_energy_per_token")
     values = {
         "joules_per_output_token": per_token or None,
-        "gpu_power_w": joules / seconds,
-        "output_tokens_per_s": joules / seconds / per_token if per_token else None,
+        "gpu_power_w": power_w,
+        "output_tokens_per_s": power_w / per_token if per_token and power_w else None,
     }
     whole = next(serve({"request_throughput": None, "output_throughput": None, **content}))
     kept = tuple(figure for figure in whole.figures if figure.name not in values)

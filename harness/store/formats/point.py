@@ -34,7 +34,7 @@ SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "seconds": 
 TOLERANCE = 0.02
 """Largest relative difference that is not a contradiction, beside the rounding of the printed digits."""
 OTHER_UNIT = 4.0
-"""Ratio of E2E and its parts that no mix of lengths explains: one of the latencies has another unit."""
+"""Ratio of a figure and its parts that no mix of requests explains: one of them has another unit."""
 _COUNTED = (
     ("requests_per_s", ("requests.completed",)),
     ("output_tokens_per_s", ("output_tokens.got",)),
@@ -185,6 +185,14 @@ def _contradictions(point: Result) -> Iterator[str]:
     users, rate, stay_s = point.load.get("users"), _value(point, "requests_per_s"), _value(point, "e2e_s.mean")
     if users and rate and stay_s and rate * stay_s > users and _differs(users, point, rate, stay_s):
         yield f"{rate:.4g} requests/s of {stay_s:.4g} s each are {rate * stay_s:.4g} in flight, but there were {users}"
+    asked = point.load.get("rate_per_s")
+    if asked and rate and done and rate > asked * (1 + 5 / done**0.5 + TOLERANCE):
+        yield f"{rate:.4g} requests/s completed, but {asked:.4g} a second were sent"
+    power_w, tokens_per_s, each_j = (
+        _value(point, name) for name in ("gpu_power_w", "output_tokens_per_s", "joules_per_output_token")
+    )
+    if power_w and tokens_per_s and each_j and not 1 / OTHER_UNIT < power_w / tokens_per_s / each_j < OTHER_UNIT:
+        yield f"{power_w:.4g} W at {tokens_per_s:.4g} tokens/s, but joules_per_output_token is {each_j:.4g}"
     for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s", "response_s"):
         known = [(stat, x) for stat in PERCENTILES if (x := _value(point, f"{name}.{stat}")) is not None]
         for (lower, low), (upper, high) in pairwise(known):

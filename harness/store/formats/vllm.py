@@ -63,6 +63,8 @@ def _load(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _doubts(content: Mapping[str, Any]) -> Iterator[str]:
     done, failed, asked = content["completed"], content.get("failed"), content.get("num_prompts")
+    if failed is None and asked is not None and done > asked:
+        yield f"{done} requests completed, but num_prompts is {asked}"
     if None not in (failed, asked) and done + failed != asked:
         yield f"{done} requests completed and {failed} failed, but num_prompts is {asked}"
     if content.get("errors") and (good := sum(not error for error in content["errors"])) != done:
