@@ -27,9 +27,12 @@ def values_of(text: str) -> dict[str, float]:
     >>> values_of('vllm:num_requests_running{engine="0"} 3.0\\nvllm:num_requests_running{engine="1"} 4.0\\n')
     {'running': 7.0}
     """
-    values: dict[str, list[float]] = {}
-    for metric, _, value in prometheus.parse(text, _STORED_NAME):
-        values.setdefault(_STORED_NAME[metric], []).append(value)
+    said = list(prometheus.parse(text, _STORED_NAME))
+    names, values = {metric for metric, _, _ in said}, dict[str, list[float]]()
+    for metric, _, value in said:
+        renamed = metric.replace(":gpu_", ":")
+        if renamed == metric or renamed not in names:  # vLLM 0.9 has both names for one counter
+            values.setdefault(_STORED_NAME[metric], []).append(value)
     return {name: OVER_ENGINES.get(name, sum)(each) for name, each in values.items()}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness.meters import prometheus
 from harness.meters.sampler import Polled
-from harness.meters.server import ServerReader
+from harness.meters.server import ServerReader, values_of
 from harness.model import ServerSample
 
 
@@ -89,3 +89,11 @@ def test_an_endpoint_whose_answer_does_not_end_gives_no_samples(wait_s: float, m
         threading.Thread(target=server.serve_forever).start()
         assert ServerReader([f"http://127.0.0.1:{server.server_port}"]).read() == []
         server.shutdown()
+
+
+def test_a_counter_under_its_old_and_its_new_name_is_counted_once() -> None:
+    """As in vLLM 0.9; the hits of a KV connector are others."""
+    names = ("gpu_prefix_cache_hits_total", "prefix_cache_hits_total", "external_prefix_cache_hits_total")
+    both = "".join(f'vllm:{name}{{engine="{engine}"}} 64\n' for name in names for engine in (0, 1))
+    assert values_of(both) == {"prefix_cache_hits": 256}
+    assert values_of("vllm:gpu_prefix_cache_hits_total 64\n") == {"prefix_cache_hits": 64}
