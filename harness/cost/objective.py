@@ -20,9 +20,6 @@ CARRIED = (
 HEADROOM, AVAILABILITY, UP, HOLD_HOURS = 0.2, 0.999, 0.995, 2
 """Of a fleet: unused share of the capacity at the objective; probability that enough replicas work, and that one works;
 hours of lower load before a replica is released."""
-POLICY = (
-    f"headroom {HEADROOM:.0%}, availability {AVAILABILITY:.3%} with replicas up {UP:.1%}, released after {HOLD_HOURS} h"
-)
 Objective = Mapping[str, float]
 """Figure -> upper limit in seconds: {"ttft_s.p99": 0.45}."""
 
@@ -153,6 +150,20 @@ def plan(
     flying = np.array([in_flight(rate / count, curve) for rate, count in zip(load, held, strict=True)])
     utilisation = load / (held * capacity_per_s)
     return pd.DataFrame({"load": load, "replicas": held, "utilisation": utilisation, "in_flight": flying})
+
+
+def day_of_fleet(sweep: Sequence[Summary], best: Summary, load: tuple[float, float]) -> tuple[pd.DataFrame, float, str]:
+    """The `plan` of a day of replicas that each serve at most at the point `best`, the day's utilisation, and a note.
+
+    `load` is (mean requests/s, peak / mean) of a `diurnal` curve.
+    """
+    capacity = value(best, "requests_per_s")
+    day = plan(diurnal(*load), capacity, curve_of(sweep))
+    note = (
+        f"a replica serves {capacity:.3g} requests/s there; headroom {HEADROOM:.0%}, availability {AVAILABILITY:.3%} "
+        f"with replicas up {UP:.1%}, released after {HOLD_HOURS} h"
+    )
+    return day, float(day.load.sum() / (day.replicas.sum() * capacity)), note
 
 
 def _with_spares(needed: int, availability: float, up: float) -> int:

@@ -16,17 +16,7 @@ from harness.config import AS_WRITTEN, Values, near
 from harness.cost.bill import DEFAULT_SCENARIO, Costs, cost_of_run, mapped, measured, priced, tornado
 from harness.cost.draws import distribution
 from harness.cost.gpus import Gpu, read_rows
-from harness.cost.objective import (
-    POLICY,
-    Objective,
-    best_feasible,
-    curve_of,
-    diurnal,
-    pareto_front,
-    plan,
-    presets,
-    value,
-)
+from harness.cost.objective import Objective, best_feasible, day_of_fleet, pareto_front, presets
 from harness.cost.phases import cost_of_query, time_blocks
 from harness.cost.scenario import Input, Scenario, parse_scenario, rental_prices
 from harness.errors import HarnessError
@@ -121,35 +111,23 @@ def fleet_costs(
     device, wanted = device_and_scenario([run for run, _ in sweep], scenario, overrides, LOAD)
     summaries = [summary for _, summary in sweep]
     best = best_feasible(summaries, read_objective(objective))
-    capacity = value(best, "requests_per_s")
-    day = plan(diurnal(*load), capacity, curve_of(summaries))
-    used = distribution("value", float(day.load.sum() / (day.replicas.sum() * capacity)))
+    day, utilisation, note = day_of_fleet(summaries, best, load)
+    used = distribution("value", utilisation)
     of_day = Input("serving.utilisation", used, "1", "computed: the day's load on the planned replicas", "", "assumed")
     found = cost_of_run(best, device, replace(wanted, inputs={**wanted.inputs, of_day.name: of_day}))
-    note = (
-        f"{day.replicas.sum() * device.count} device-hours a day; a replica serves {capacity:.3g} requests/s at "
-        f"'{objective}'; {POLICY}"
-    )
-    return found, day, note
+    hours = f"{day.replicas.sum() * device.count} device-hours a day at '{objective}'"
+    return found, day, f"{hours}; {note}"
 
 
-@dataclass(frozen=True, slots=True)
-class Interactive:
-    """A run that no other run beats in both output rate and median TPOT."""
-
-    run: str
-    per_user: Figure
-    """Output tokens/s of one user: 1 / median TPOT."""
-    per_device: Figure
-    """Output tokens/s of one device."""
-    cost: Figure
-    """USD per million output tokens."""
-    per: str
-    """Kind of device: gpu or vcpu."""
+Interactive = tuple[str, Figure, Figure, Figure]
+"""A run that no other run beats in both output rate and median TPOT: its id, output tokens/s of one user (1 / median
+TPOT) and of one device, USD per million output tokens."""
 
 
-def interactivity(sweep: Sweep, scenario: str | None = None, overrides: Values = AS_WRITTEN) -> tuple[Interactive, ...]:
-    """Cost against interactivity: the Pareto front of runs that differ only in load, by rising rate."""
+def interactivity(
+    sweep: Sweep, scenario: str | None = None, overrides: Values = AS_WRITTEN
+) -> tuple[str, list[Interactive]]:
+    """The kind of device, and cost against interactivity: the Pareto front of runs that differ only in load."""
     device, wanted = device_and_scenario([run for run, _ in sweep], scenario, overrides, LOAD)
     rows = []
     for summary in pareto_front([summary for _, summary in sweep], ["tpot_s.p50"]):
@@ -158,8 +136,8 @@ def interactivity(sweep: Sweep, scenario: str | None = None, overrides: Values =
         status: Status = "simulated" if rate.status == "simulated" else "derived"
         user = mapped(pace, lambda tpot_s: 1 / tpot_s, name="tokens_per_s_of_a_user", unit="tokens/s", status=status)
         each = mapped(rate, lambda all_of: all_of / device.count, name="tokens_per_s_per_device", status=status)
-        rows.append(Interactive(summary.run, user, each, cost, wanted.per))
-    return tuple(rows)
+        rows.append((summary.run, user, each, cost))
+    return wanted.per, rows
 
 
 FASTEST = "the fastest run meets the objective, so a higher throughput may be possible"
@@ -167,17 +145,9 @@ NEEDED = ("output_tokens_per_s", "tpot_s.p50", "ttft_s.p99", "tpot_s.p99")
 """Figures that a run needs to be compared at an objective."""
 
 
-@dataclass(frozen=True, slots=True)
-class AtObjective:
-    """The best throughput at a preset objective, of runs that differ only in load."""
-
-    objective: str
-    limits: Objective
-    model: str
-    run: str
-    """The run, or the two runs between which the point lies; empty: no run meets the objective."""
-    rate: Figure
-    cost: Figure
+AtObjective = tuple[str, str, str, Figure, Figure]
+"""The best throughput at a preset objective, of runs that differ only in load: the objective in words, the model, the
+run or the two runs between which the point lies (empty: no run meets it), the rate and its cost."""
 
 
 def alike(sweep: Sweep) -> list[Sweep]:
@@ -197,16 +167,17 @@ def at_objectives(sweep: Sweep, scenario: str | None = None) -> list[AtObjective
 
 def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtObjective:
     model = str(conditions_of(sweep[0][0])["model"])
+    words = f"{name}: " + ", ".join(f"{figure} <= {limit:g} s" for figure, limit in limits.items())
     of_rate, of_cost = "output_tokens_per_s", "usd_per_million_output_tokens"
     try:
         found, best = costs_at_objective(sweep, name, scenario)
     except HarnessError as none:
         rate = Figure(of_rate, None, "tokens/s", "derived", reason=none.what)
-        return AtObjective(name, limits, model, "", rate, replace(rate, name=of_cost, unit="USD/1e6 token"))
+        return words, model, "", rate, replace(rate, name=of_cost, unit="USD/1e6 token")
     rate, cost = best[of_rate], found[of_cost]
     if best.run in {summary.run for _, summary in sweep}:
         rate, cost = replace(rate, reason=FASTEST), replace(cost, reason=FASTEST)
-    return AtObjective(name, limits, model, best.run, rate, cost)
+    return words, model, best.run, rate, cost
 
 
 def read_objective(text: str) -> Objective:

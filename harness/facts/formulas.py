@@ -10,19 +10,7 @@ from itertools import accumulate, repeat
 from harness.errors import HarnessError
 from harness.facts import claims
 from harness.facts.book import Book, Comparison
-from harness.facts.claims import (
-    Quantity,
-    Refused,
-    about,
-    at_least,
-    combine,
-    exact,
-    held,
-    length,
-    nine_months,
-    of_fact,
-    rebased,
-)
+from harness.facts.claims import Quantity, Refused, about, at_least, combine, exact, held, length, of_fact, rebased
 from harness.facts.period import Period, period
 
 PAIRS = "pairs"
@@ -173,7 +161,7 @@ def _rate(c: Context, over: Period | None, fact_id: str) -> Quantity:
 
 def press_nine(c: Context, path: str = "non-falling", half: str = "A11", year: str = "E09") -> Quantity:
     """Revenue of the first nine months from the figures of the first half and of the year (`nine_months`)."""
-    return nine_months(c.printed(half), c.printed(year), path)
+    return claims.nine_months(c.printed(half), c.printed(year), path)
 
 
 def _whole(bill: Quantity) -> Quantity:

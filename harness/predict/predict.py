@@ -19,15 +19,7 @@ from harness.errors import HarnessError
 from harness.files import data_rows, read_text
 from harness.predict import pooled
 from harness.predict.shapes import ModelShape, precision_of, shape_of
-from harness.predict.work import (
-    Serving,
-    bytes_per_sequence,
-    check_fits,
-    columns,
-    largest_batch,
-    sizes_that_hold,
-    weights_per_gpu,
-)
+from harness.predict.work import Serving, check_fits, columns, largest_batch, memory_bytes, sizes_that_hold
 
 MOST_GPUS = 10_000
 GUESSES = data_rows("predict/guesses.csv")
@@ -198,7 +190,7 @@ def predict_many(
         count = s.gpus * s.pp + s.prefill_gpus
         found.append(Prediction(
             s, replicas, tpot, ttft, each * count / s.batch, watts * each * count / s.batch,
-            weights_per_gpu(s) + s.batch / s.dp * bytes_per_sequence(s), largest_batch(s) * replicas, guesses_of(s),
+            memory_bytes(s), largest_batch(s) * replicas, guesses_of(s),
         ))  # fmt: skip
     return found
 

@@ -174,6 +174,11 @@ def bytes_per_sequence(s: Serving, tokens: float | None = None) -> float:
     return (cache + m.state_values * 2 / tp) / s.pp
 
 
+def memory_bytes(s: Serving) -> float:
+    """Bytes of weights and cache on one GPU."""
+    return weights_per_gpu(s) + s.batch / s.dp * bytes_per_sequence(s)
+
+
 def room(s: Serving) -> float:
     """Bytes for the cache on one GPU, after weights, the engine and the activations of a chunk of 8,192 tokens."""
     activations = 8192 * s.model.hidden * 2 * 4

@@ -38,11 +38,10 @@ def fleet_table(day: pd.DataFrame, note: str) -> Table:
 ONE_USER = "of one user (1 / median TPOT)"
 
 
-def interactivity_table(points: Sequence[Interactive]) -> Table:
+def interactivity_table(front: tuple[str, Sequence[Interactive]]) -> Table:
     """Cost against interactivity, a row for each run of the Pareto front."""
-    rows = tuple((point.run, point.per_user, point.per_device, point.cost) for point in points)
-    columns = ("run", ONE_USER, f"per {points[0].per}", "per million output tokens")
-    return Table("interactivity", "Cost against interactivity", columns, rows)
+    columns = ("run", ONE_USER, f"per {front[0]}", "per million output tokens")
+    return Table("interactivity", "Cost against interactivity", columns, tuple(front[1]))
 
 
 def cost_tables(found: Costs) -> tuple[Table, Table]:
@@ -113,14 +112,11 @@ COST_COLUMNS = {
 }
 
 
-def sweep_tables(best: Sequence[AtObjective], fronts: Sequence[Sequence[Interactive]]) -> list[Table]:
+def sweep_tables(best: Sequence[AtObjective], fronts: Sequence[tuple[str, Sequence[Interactive]]]) -> list[Table]:
     """For runs that differ only in load: the best load at each objective, and cost against interactivity."""
-    rows = tuple((_objective(point), point.model, point.run, point.rate, point.cost) for point in best)
     columns = ("objective", "model", "run", "output tokens/s", "USD per million output tokens")
     title = "Highest throughput that meets an objective, interpolated between runs"
-    table = Table("slo", title, columns, rows, ("objectives of MLPerf Inference: limits on p99 of TTFT and of TPOT",))
-    return [*([table] if rows else ()), *map(interactivity_table, fronts)]
-
-
-def _objective(point: AtObjective) -> str:
-    return f"{point.objective}: " + ", ".join(f"{figure} <= {limit:g} s" for figure, limit in point.limits.items())
+    table = Table(
+        "slo", title, columns, tuple(best), ("objectives of MLPerf Inference: limits on p99 of TTFT and of TPOT",)
+    )
+    return [*([table] if best else ()), *map(interactivity_table, fronts)]

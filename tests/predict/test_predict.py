@@ -172,7 +172,7 @@ WRONG = [
     ("Qwen3-32B H10", "is not in gpus.csv"), ("Llama-3.1-70B L4 --tp 1", "takes 141 GB of weights"),
     ("Llama-3.1-8B B200 --batch 100000 --devices 1", "at most"), ("Llama-3.1-8B H100 --batch -5", "--batch is -5"),
     ("Llama-3.1-8B H100 --batch 0", "--batch is 0"), ("Llama-3.1-8B H100 --batch 2.5", "--batch is 2.5"),
-    ("Llama-3.1-8B H100 --batch nan", "--batch is nan"), ("Llama-3.1-8B H100 --batch inf", "--batch is inf"),
+    ("Llama-3.1-8B H100 --batch nan", "--batch nan"), ("Llama-3.1-8B H100 --batch inf", "--batch inf"),
     ("Llama-3.1-8B H100 --tokens 0:5", "input tokens is 0"), ("Llama-3.1-8B H100 --tokens 5:0", "output tokens is 0"),
     ("Llama-3.1-8B H100 --tokens 5", "is not of the form A:B"),
     ("Llama-3.1-8B H100 --tokens a:b", "is not of the form"),
@@ -190,7 +190,7 @@ WRONG = [
     ("Llama-3.1-8B H100 --scenario no", "no scenario"),
     ("Llama-3.1-8B H100 --set no=1", "no"), ("Llama-3.1-8B H100 --run nowhere", "nowhere"),
     ("Llama-3.1-8B none.yaml", "none.yaml"), ("none.json H100", "is not in the table"), ("/tmp H100", "config.json"),
-    ("Llama-3.1-8B H100 --tpot -1", "--tpot is -1"), ("Llama-3.1-8B H100 --ttft 0", "--ttft is 0"),
+    ("Llama-3.1-8B H100 --tpot -1", "--tpot is '-1'"), ("Llama-3.1-8B H100 --ttft 0", "--ttft is '0'"),
     ("DeepSeek-R1 H100", "takes 671 GB"), ("Kimi-K3 RTX4090 --tp 8", "is not in gpus.csv"),
     ("Llama-3.1-8B H100 --prefill-gpus -1", "--prefill-gpus is -1"), ("Llama-3.1-8B ,", "no GPU in ','"),
 ]  # fmt: skip
