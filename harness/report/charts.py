@@ -28,15 +28,10 @@ def of_tables(tables: Iterable[Table], width: int = WIDTH) -> list[Chart]:
     return [chart for chart in made if chart is not None]
 
 
-def of_runs(runs: Sweep, tables: Iterable[Table] = (), width: int = WIDTH) -> list[Chart]:
-    """Charts of the runs' rows and figures; `tables` of the report have the costs."""
-    _ready()
-    return of_rows(runs, tables, width)
-
-
 def of_report(tables: Sequence[Table], runs: Sweep, width: int = WIDTH) -> list[Chart]:
-    """Every chart of a report."""
-    return [*of_runs(runs, tables, width), *of_tables(tables, width)]
+    """Every chart of a report: of the runs' rows and figures, and of its tables."""
+    _ready()
+    return [*of_rows(runs, tables, width), *of_tables(tables, width)]
 
 
 def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -> list[Path]:

@@ -1,6 +1,7 @@
 """The top of a report's page, and its paragraph on methods: what was measured, serious findings, key figures."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from string import Template
 
@@ -28,8 +29,6 @@ TILES = {
     "gpu_power_w": "Power of the GPUs",
 }
 """Key figures in reading order -> their names; costs follow. A figure that the run does not have has no tile."""
-KINDS = ("model", "device", "engine")
-"""What a page of many runs can be narrowed by."""
 SAID = {"users": "{} users", "rate_per_s": "{} requests/s", **dict.fromkeys(("model", "device", "engine"), "{}"),
         "repeat": "repeat {}"}  # fmt: skip
 """Condition, the first wanted in the label of a run first -> its words there."""
@@ -39,7 +38,7 @@ Group = tuple[str, ...]
 
 
 def groups_of(runs: Sequence[Run]) -> tuple[list[str], list[Group]]:
-    """The kinds among `KINDS` in which the runs differ, and each run's values of them."""
+    """Of model, GPU and engine those in which the runs differ, and each run's values of them."""
     found = {"model": short_model, "GPU": short_device, "engine": engine_of}
     differ = {kind: values for kind, of in found.items() if len(set(values := list(map(of, runs)))) > 1}
     return list(differ), list(zip(*differ.values(), strict=True)) or [() for _ in runs]
@@ -49,17 +48,17 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     """A name for each run by what tells it from the others, such as `8 users`; with its id where names are alike."""
     _, differs = conditions(runs)
     order = [*(name for name in SAID if name in differs), *(name for name in differs if name not in SAID)]
-    told = [
-        [SAID.get(name, f"{name} {{}}").format(value) if value else "" for value in differs[name]] for name in order
-    ]
-    found: list[str] = []
+    words = [SAID.get(name, f"{name} {{}}") for name in order]
+    told = [[word.format(value) for word, value in zip(words, values, strict=True) if value]
+            for values in zip(*(differs[name] for name in order), strict=True)]  # fmt: skip
+    found = ["" for _ in runs]
     for count in range(1, MOST_SAID + 1):
-        found = [" · ".join(filter(None, parts[:count])) for parts in zip(*told, strict=True)]
+        found = [" · ".join(parts[:count]) for parts in told] or found
         if len(set(found)) == len(runs):
             return found
-    found = found or ["" for _ in runs]
+    alike = Counter(found)
     return [
-        label if label and found.count(label) == 1 else " · ".join(filter(None, (label, run.id)))
+        f"{label} · {run.id}".removeprefix(" · ") if alike[label] > 1 or not label else label
         for label, run in zip(found, runs, strict=True)
     ]
 
@@ -111,32 +110,26 @@ def _banner(serious: Sequence[tuple[Finding, Run]], count: int) -> str:
     return f'<div class="banner" role="alert">\n{lines}</div>\n' if lines else ""
 
 
-def _figures(summary: Summary, priced: Priced | None) -> list[tuple[str, Figure, str]]:
-    """Name, figure and unit of each tile."""
-    known = {figure.name: figure for figure in summary.figures}
-    found = [(label, known[name], scale(known[name])[1]) for name, label in TILES.items() if name in known]
-    if priced is None:
-        return found
-    costs = ((per.replace("million", "M"), times_of(priced.costs[name], many)) for name, (many, per) in COSTS.items())
-    return [*found, *((f"USD {per}", figure, "") for per, figure in costs)]
-
-
 def _tiles(run: Run, summary: Summary, priced: Priced | None) -> str:
     """The key figures, then the reasons why some have no interval or no value, and what the intervals are."""
-    notes = Footnotes()
-    tiles = "".join(_tile(notes, *each) for each in _figures(summary, priced))
+    notes, known = Footnotes(), {figure.name: figure for figure in summary.figures}
+    found = [(label, known[name], scale(known[name])[1]) for name, label in TILES.items() if name in known]
+    for name, (many, per) in COSTS.items() if priced is not None else ():
+        found.append((f"USD {per.replace('million', 'M')}", times_of(priced.costs[name], many), ""))
+    tiles = "".join(_tile(notes, *each) for each in found)
     said = "".join(f"<li>{text(note)}</li>\n" for note in [*notes.texts(), "; ".join(legend(run, summary, priced))])
     return f'<dl class="tiles">\n{tiles}</dl>\n<ul class="notes reasons">\n{said}</ul>\n'
 
 
 def _tile(notes: Footnotes, label: str, figure: Figure, unit: str) -> str:
     value, between = carried(figure)
-    known = figure.value is not None
-    why = between or ("" if not known else "no interval" if figure.reason else f"n = {figure.n:,}" if figure.n else "")
-    unit = "" if not known else unit if unit == "%" else f" {unit}"
+    if figure.value is None:
+        unit = ""
+    elif not between:
+        between = "no interval" if figure.reason else f"n = {figure.n:,}" if figure.n else ""
     return (
-        f'<div><dt>{text(label)}</dt><dd><span class="value">{text(value)}</span>{text(unit)}</dd>'
-        f"<dd>{text(why + notes.mark(figure.reason))}</dd></div>\n"
+        f'<div><dt>{text(label)}</dt><dd><span class="value">{text(value)}</span>{text(unit if unit in ("", "%") else f" {unit}")}</dd>'
+        f"<dd>{text(between + notes.mark(figure.reason))}</dd></div>\n"
     )
 
 
