@@ -92,7 +92,7 @@ def compare(
         made: list[Table] = full_tables(appraisal) if full else []
         if not full and not table:
             how = output().format
-            made = compare_tables(appraisal) if how in MACHINE else screen_tables(appraisal, how != "text")
+            made = compare_tables(appraisal) if how in (*MACHINE, "html") else screen_tables(appraisal, how != "text")
         for name in [*book.tables, CONTRADICTIONS] if table == ["all"] else table or ():
             must_be = name == "must-be" and appraisal.agreement
             made += [must_be_table(must_be) if must_be else comparison_table(appraisal.context, name)]

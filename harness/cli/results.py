@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,7 +126,8 @@ def check(
         if each.serious
     ]
     made = [gates_table(gates, "figure")] if gates else []
-    made += [tables.findings_table(summary.findings)]
+    allow = "a serious finding fails unless it is accepted: --accept CODE"
+    made += [replace(tables.findings_table(summary.findings), notes=(allow,) if serious else ())]
     made += [precision_table(stored, summary, targets)] if targets else []
     show(made)
     _tell_ci(stored.id, made, annotations([*gates, *serious]), [*gates, *serious], xml)

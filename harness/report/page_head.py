@@ -123,12 +123,11 @@ def _tiles(run: Run, summary: Summary, priced: Priced | None) -> str:
 
 def _tile(notes: Footnotes, label: str, figure: Figure, unit: str) -> str:
     value, between = carried(figure)
-    if figure.value is None:
-        unit = ""
-    elif not between:
+    unit = "" if figure.value is None else unit if unit == "%" else f" {unit}"
+    if figure.value is not None and not between:
         between = "no interval" if figure.reason else f"n = {figure.n:,}" if figure.n else ""
     return (
-        f'<div><dt>{text(label)}</dt><dd><span class="value">{text(value)}</span>{text(unit if unit in ("", "%") else f" {unit}")}</dd>'
+        f'<div><dt>{text(label)}</dt><dd><span class="value">{text(value)}</span>{text(unit)}</dd>'
         f"<dd>{text(between + notes.mark(figure.reason))}</dd></div>\n"
     )
 

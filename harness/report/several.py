@@ -85,7 +85,7 @@ def several(sweep: Sweep, priced: Sequence[Priced | None], width: int) -> str:
     ]
     head = cut(flowed([f"{len(runs)} runs", *shared], width, " · "), 2, width)
     below = [*_doubts(sweep, width), *cut(flowed([each for each in said if each], width, GAP), 4, width)]
-    last = "more: harness report RUN; --full has all tables of all runs"
+    last = "more: harness report RUN; of all: --full, or a page: -o report.html"
     reasons = cut(notes.lines(width), AROUND - len(head) - len(below) - 2, width)
     return "".join(f"{line}\n" for line in [*head, *table, *below, *reasons, last])
 

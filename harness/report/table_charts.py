@@ -108,9 +108,9 @@ def _must_be(table: Table, width: int) -> Chart | None:
 
 
 def _trend(table: Table, width: int) -> Chart | None:
-    """A figure over runs in the order of their time, with its intervals; of one run no chart."""
+    """A figure over runs in the order of their time, with its intervals; None for one run and for published years."""
     figures = [row[2] for row in table.rows if isinstance(row[2], Figure) and row[2].value is not None]
-    if len(figures) < 2:
+    if len(figures) < 2 or table.columns[0] != "run":
         return None
     factor, unit = scale(figures[0])
     rows = [

@@ -483,6 +483,9 @@ def test_facts_and_comparisons_need_no_run(harness: Command) -> None:
     assert "1.559" in harness("compare", "--table", "spend-revenue").out
     assert "= A16 / (revenue_nine)" in harness("compare", "--explain", "bill_press").out
     assert "not judged" in harness("compare", "--provider", "anthropic").out
+    for words, drawn in ((("-o", "c.html"), ["must-be"]), (("--full", "-o", "c.html"), ["spend-revenue", "must-be"])):
+        assert harness("compare", *words).code == 0
+        assert re.findall('data-chart="(.*?)"', Path("c.html").read_text()) == drawn
     full = json.loads(harness("compare", "--full", "--format", "json").out)
     assert sum(len(table["rows"]) for table in full["tables"]) > 400
 
