@@ -114,8 +114,11 @@ def _tiles(run: Run, summary: Summary, priced: Priced | None) -> str:
     """The key figures, then the reasons why some have no interval or no value, and what the intervals are."""
     notes, known = Footnotes(), {figure.name: figure for figure in summary.figures}
     found = [(label, known[name], scale(known[name])[1]) for name, label in TILES.items() if name in known]
-    for name, (many, per) in COSTS.items() if priced is not None else ():
-        found.append((f"USD {per.replace('million', 'M')}", times_of(priced.costs[name], many), ""))
+    if priced is not None:
+        found += [
+            (f"USD {per.replace('million', 'M')}", times_of(priced.costs[name], many), "")
+            for name, (many, per) in COSTS.items()
+        ]
     tiles = "".join(_tile(notes, *each) for each in found)
     said = "".join(f"<li>{text(note)}</li>\n" for note in [*notes.texts(), "; ".join(legend(run, summary, priced))])
     return f'<dl class="tiles">\n{tiles}</dl>\n<ul class="notes reasons">\n{said}</ul>\n'

@@ -93,7 +93,7 @@ def _against(points: Sequence[Mapping[str, Any]], name: str, width: int) -> Char
     said_x, said_y = "requests/s offered (or users)" if open_loop else said_x, axes[0][1]
     code = coded(groups, "group", color=HUES) | coded(kinds, strokeDash=DASHES)
     for of, names in (("color", groups), ("strokeDash", kinds)):
-        code[of]["legend"] = {"symbolSize": 400} if len(names) > 1 else None
+        code[of]["legend"] = None if len(names) < 2 else {"symbolSize": 400} if of == "strokeDash" else {}
     base = {"x": at("x", "x", said_x, "log", 20, format=",.4~r"), "color": code["color"]}
     y, low = at("y", "value", said_y, "log", 20, format=",.4~r"), number("low", title=said_y)
     told = {"description": {"field": "about"}}
