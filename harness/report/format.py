@@ -313,18 +313,6 @@ def marks_of(figure: Figure, common: Mapping[str, str], marks: Mapping[str, int]
     return " ".join(f"[{marks[note]}]" for note in asides(figure, common))
 
 
-def two_lines(figure: Figure, without: Container[str]) -> tuple[str, str]:
-    """The value, and for the line below it the interval, n and status; `without` as for `words`."""
-    between = ends(figure)
-    named = "interval" in without or len(figure.interval) > SHORT
-    below = [
-        between if between is None or named else f"{figure.interval}: {between}",
-        f"n={number(figure.n)}" if "n" not in without and figure.n is not None else None,
-        figure.status if "status" not in without else None,
-    ]
-    return amount(figure, unit="unit" not in without, digits=True), "; ".join(part for part in below if part)
-
-
 def plain(text: str) -> str:
     """Text without control characters and direction marks, which an engine's error or a name may contain."""
     return CONTROL.sub(" ", text)

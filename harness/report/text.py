@@ -10,40 +10,40 @@ from dataclasses import replace
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
 from harness.model import Figure
 from harness.report.format import (
+    SHORT,
+    amount,
     aside,
     claims,
+    ends,
     figure_columns,
     footnotes,
     marks_of,
+    number,
     plain,
     same_columns,
     shared,
-    two_lines,
     units_of,
     words,
 )
+from harness.report.lines import flowed
 from harness.report.table import FACT, PROPERTIES, Cell, Table
 
 NARROWEST = 24, 16
 """Columns of text are wrapped to at least the first width, or, where the table has no room so, to the second."""
 GAP = 2
+BETWEEN = " · "
 RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufefc]")
-SPARE = {
-    "runs": ("tpot_s.p50", "ttft_s.p50", "tpot_s.p99", "joules_per_output_token", "load"),
-    "tiers": ("USD per million tokens", "load"),
-    "costs": ("USD per million tokens", "load"),
-    "validation": ("touched bytes", "constant"),
-}
-"""Table -> columns that a narrow terminal leaves out, in this order."""
+LONG_HEAD = re.compile(r"(?<=\w{6}_)(?=\w{6})")
+"""Where the name of a figure may be broken in a head."""
 SAYS_ITSELF = {"claim", "period", "basis", "status", "layer", "source"}
-"""Columns whose names a list does not print."""
+"""Columns whose names are not printed beneath a row."""
 
 
 def render(tables: Sequence[Table], width: int | None = None, color: bool | None = None) -> str:
@@ -51,8 +51,9 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
 
     What all figures of a table share (unit, n, status) is printed in its title. With four or more columns of figures,
     or where a table has no room otherwise, each interval is below its figure, the unit of a column below its head, and
-    reasons are notes. Of a wider table what all rows share is printed once, and the columns in `SPARE` are left out; or
-    it becomes a list with a paragraph for each row. The columns bound, value and unit become one phrase.
+    reasons are notes. Of a wider table what all rows share is printed once, and columns that have no room are printed
+    beneath each row: the last texts first, then the last figures. Texts from right to left are always beneath. The
+    columns bound, value and unit become one phrase.
     """
     terminal = sys.stdout.isatty() if color is None else color
     columns = width or columns_of_terminal()
@@ -75,26 +76,25 @@ def columns_of_terminal() -> int:
 
 def _parts(table: Table, width: int) -> Iterator[RenderableType]:
     table = claims(table)
-    same, notes = same_columns(table), [("-", note) for note in table.notes]
-    spare = [i for name in SPARE.get(table.name, ()) for i, column in enumerate(table.columns) if column == name]
-    found = None
-    for out in ([], *([*same, *spare[:count]] for count in range(len(spare) + 1))):
-        if found := _fitted(_without(table, out), width):
+    figures = figure_columns(table) | {i for i, name in enumerate(table.columns) if name == "claim"}
+    last = range(len(table.columns) - 1, 0, -1)
+    apart = [i for i in last if len(last) > 1 and any(RIGHT_TO_LEFT.search(str(row[i])) for row in table.rows)]
+    same = [i for i in same_columns(table) if i not in apart]
+    order = sorted((i for i in last if i not in (*same, *apart)), key=lambda i: i in figures)
+    for once, count in [([], 0), *((same, count) for count in range(len(order) + 1))]:
+        if found := _fitted(table, once, sorted([*apart, *order[:count]]), width):
             break
-    grid, common, marks = found or (None, shared(table), None)
+    assert found is not None, "two columns always fit"
+    parts, common, marks = found
     title = Text(table.title, "bold")
     if beside := aside(table, common, "" if marks is None else "interval below each"):
         title.append(f" ({beside})", "not bold").highlight_words(["SIMULATED"], "bold yellow")
     yield title
-    if same and (out or grid is None):
-        yield from (
-            Text(f"  {line}")
-            for line in _flow(["in every row", *_items(table, table.rows[0], same, common)], width - 2)
-        )
-    yield (grid or _list(table, common, width)) if table.rows else Text("  none")
-    if left := ", ".join(table.columns[i] for i in out if i not in same):
-        notes.append(("-", f"no room for {left}"))
-    notes = [*((f"[{mark}]", reason) for reason, mark in (marks or {}).items()), *notes]
+    if once:
+        items = ["in every row", *_items(table, table.rows[0], once, common, marks)]
+        yield from (Text(f"  {line}") for line in flowed(items, width - 2, BETWEEN))
+    yield from parts if table.rows else [Text("  none")]
+    notes = [*((f"[{mark}]", reason) for reason, mark in (marks or {}).items()), *(("-", note) for note in table.notes)]
     if notes:
         listed = Grid.grid(padding=(0, 1))
         for bullet, note in notes:
@@ -102,12 +102,15 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
         yield listed
 
 
-def _fitted(table: Table, width: int) -> tuple[Grid, Mapping[str, str], Mapping[str, int] | None] | None:
-    """The grid, what the title says of all figures, and the footnotes; None if the columns do not fit."""
-    common = shared(table)
+def _fitted(
+    table: Table, once: Sequence[int], beneath: Sequence[int], width: int
+) -> tuple[list[RenderableType], Mapping[str, str], Mapping[str, int] | None] | None:
+    """The rows, what the title says of all figures, and the footnotes; None if the columns do not fit."""
+    common, kept = shared(table), _without(table, [*once, *beneath])
     stacked = (*([None] if len(figure_columns(table)) < 4 else []), footnotes(table, common))
     for narrowest, marks in itertools.product(NARROWEST, stacked):
-        if (grid := _grid(table, common, width, marks, narrowest)) is not None:
+        below = [_items(table, row, beneath, common, marks) for row in table.rows] if beneath else []
+        if (grid := _grid(kept, common, width, marks, narrowest, below)) is not None:
             return grid, common, marks
     return None
 
@@ -130,18 +133,32 @@ def _cell(
     mark = marks_of(cell, common, marks)
     if cell.value is None:
         return Text(f"n/a {mark}", "dim")
-    value, below = two_lines(cell, without)
+    between = ends(cell)
+    named = "interval" in without or len(cell.interval) > SHORT
+    parts = [
+        between if between is None or named else f"{cell.interval}: {between}",
+        f"n={number(cell.n)}" if between is None and "n" not in without and cell.n is not None else None,
+        cell.status if "status" not in without else None,
+    ]
+    below = "; ".join(part for part in parts if part)
+    value = amount(cell, unit="unit" not in without, digits=True)
     return Text(value).append("\n" + f"{below} {mark}".strip(), "dim")
 
 
 def _grid(
-    table: Table, common: Mapping[str, str], width: int, marks: Mapping[str, int] | None, narrowest: int
-) -> Grid | None:
-    """Columns side by side; None if they do not fit, or if a line would mix left-to-right and right-to-left text."""
+    table: Table,
+    common: Mapping[str, str],
+    width: int,
+    marks: Mapping[str, int] | None,
+    narrowest: int,
+    below: Sequence[Sequence[str]],
+) -> list[RenderableType] | None:
+    """Columns side by side, with the items `below` beneath each row; None if the columns do not fit."""
     figures, headed, stacked = figure_columns(table), table.columns != PROPERTIES, marks is not None
     units = units_of(table, common) if stacked else {}
     rows = [[_cell(cell, table, common, marks, i not in units) for i, cell in enumerate(row)] for row in table.rows]
-    heads = [f"{name}\n{units[i]}" if i in units else name for i, name in enumerate(table.columns)]
+    names = [LONG_HEAD.sub("\n", name) for name in table.columns]
+    heads = [f"{name}\n{units[i]}" if i in units else name for i, name in enumerate(names)]
     if not stacked:
         _align(table, rows)
     widest, least = [], []
@@ -155,20 +172,25 @@ def _grid(
     gaps = len(least) - 1
     gap = GAP if sum(least) + GAP * gaps <= width else 1
     room = width - sum(least) - gap * gaps
-    if gaps > 1 and (room < 0 or any(RIGHT_TO_LEFT.search(cell.plain) for row in rows for cell in row)):
+    if room < 0 and gaps > (not below):
         return None
     if room < 0:  # one long word, such as a path, in a list of properties
         least[-1], room = max(1, least[-1] + room), 0
-    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style="bold")
-    grid.show_header = headed
     more = sum(widest) - sum(least)
-    for i, name in enumerate(heads):
-        wide = least[i] + int((widest[i] - least[i]) * min(1.0, room / more)) if more > 0 else least[i]
-        right = stacked and (i in figures or name == "n")
-        grid.add_column(Text(name), justify="right" if right else "left", width=wide, overflow="fold")
-    for row in rows:
-        grid.add_row(*row)
-    return grid
+    share = min(1.0, room / more) if more > 0 else 0.0
+    parts: list[RenderableType] = []
+    for k, chunk in enumerate([[row] for row in rows] if below else [rows]):
+        grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
+        grid.header_style, grid.show_header = "bold", headed and k == 0
+        for i, name in enumerate(heads):
+            right = stacked and (i in figures or name == "n")
+            wide = least[i] + int((widest[i] - least[i]) * share)
+            grid.add_column(Text(name), justify="right" if right else "left", width=wide, overflow="fold")
+        for row in chunk:
+            grid.add_row(*row)
+        parts.append(grid)
+        parts += [Padding(Text(line, "dim"), (0, 0, 0, 4)) for line in _flowed(below[k], width - 4)] if below else []
+    return parts
 
 
 def _align(table: Table, rows: Sequence[list[Text]]) -> None:
@@ -181,32 +203,16 @@ def _align(table: Table, rows: Sequence[list[Text]]) -> None:
             rows[i][column] = Text(digits.rjust(width) + blank + rest)
 
 
-def _list(table: Table, common: Mapping[str, str], width: int) -> Group:
-    """A paragraph for each row: its first cell, then the others, with the names of most columns."""
-    parts: list[RenderableType] = []
-    own = [i for i in range(1, len(table.columns)) if i not in same_columns(table)]
-    for row in table.rows:
-        parts.append(Text("  ").append_text(_cell(row[0], table, common, None)))
-        parts += [Padding(Text(line), (0, 0, 0, 4)) for line in _flow(_items(table, row, own, common), width - 4)]
-    return Group(*parts)
+def _items(
+    table: Table, row: Sequence[Cell], of: Iterable[int], common: Mapping[str, str], marks: Mapping[str, int] | None
+) -> list[str]:
+    """Cells as texts with the names of most columns; what a grid stacks stands in brackets."""
+    found = ((table.columns[i], _cell(row[i], table, common, marks).plain.split("\n")) for i in of)
+    texts = ((name, first + "".join(f" ({below})" for below in rest if below)) for name, (first, *rest) in found)
+    return [text if name in SAYS_ITSELF else f"{name}: {text}" for name, text in texts if text]
 
 
-def _items(table: Table, row: Sequence[Cell], of: Iterable[int], common: Mapping[str, str]) -> list[str]:
-    found = ((table.columns[i], _cell(row[i], table, common, None).plain) for i in of)
-    return [text if name in SAYS_ITSELF else f"{name}: {text}" for name, text in found if text]
-
-
-def _flow(items: Iterable[str], width: int) -> Iterator[str]:
-    """Items on as few lines as possible; a right-to-left item has its own line."""
-    line = ""
-    for item in items:
-        alone = RIGHT_TO_LEFT.search(item)
-        if line and (alone or cell_len(f"{line} · {item}") > width):
-            yield line
-            line = ""
-        line = f"{line} · {item}" if line else item
-        if alone:
-            yield line
-            line = ""
-    if line:
-        yield line
+def _flowed(items: Sequence[str], width: int) -> list[str]:
+    """Items on as few lines as possible; then each right-to-left item on its own line."""
+    alone = [item for item in items if RIGHT_TO_LEFT.search(item)]
+    return [*flowed([item for item in items if item not in alone], width, BETWEEN), *alone]
