@@ -24,7 +24,7 @@ from harness.measure import environment
 from harness.measure.sweep import gpus_of
 from harness.model import ENGINES, Figure
 from harness.report.format import brief, carried
-from harness.report.lines import fitted
+from harness.report.lines import fitted, flowed
 from harness.report.table import Table
 from harness.report.text import render
 from harness.workload.library import in_short, list_workloads, read_files
@@ -84,16 +84,21 @@ def runs_tables(root: Path, where: str | None = None) -> list[Table]:
 
 
 def runs_lines(tables: Sequence[Table], width: int) -> str:
-    """A line a run, of at most `width`; where the whole name of a run has no room, its start as far as needed."""
+    """A line a run, of at most `width`; where that has no room, the start of a run's name as far as needed, and the title
+    tells what all rows share."""
     (first, *others), starts = tables, 16
     kept = [i for i, head in enumerate(first.columns) if head not in TOLD]
     heads, rows = [first.columns[i] for i in kept], [[str(row[i] or "") for i in kept] for row in first.rows]
     while len({row[0][:starts] for row in rows}) < len(rows):
         starts += 1
-    whole = fitted(heads, rows, width, LEAST)
+    title, whole = [first.title], fitted(heads, rows, width, LEAST)
     if whole[-1].startswith("no room for"):
-        whole = fitted(heads, [[row[0][:starts], *row[1:]] for row in rows], width, LEAST)
-    lines = [first.title, *(whole if rows else ["  none"])]
+        same = [i for i in range(1, len(heads)) if len({row[i] for row in rows}) == 1]
+        title += [f"{heads[i]} {rows[0][i]}" for i in same if rows[0][i]]
+        rest = [i for i in range(len(heads)) if i not in same]
+        rows = [[row[0][:starts], *(row[i] for i in rest[1:])] for row in rows]
+        whole = fitted([heads[i] for i in rest], rows, width, LEAST)
+    lines = [*flowed(title, width, " · "), *(whole if rows else ["  none"])]
     return "\n".join(lines) + "\n\n" * bool(others) + render(others, width) + "\n" * (not others)
 
 

@@ -23,7 +23,8 @@ from harness.store.run import Run
 
 MOST_ROWS = 20
 MOST_CONDITIONS = 4
-"""Columns of what differs; the names of others are a note."""
+"""Columns of what differs; the names of others are a note. Where figures have no room, only the first stays of columns
+that tell the same runs apart."""
 AROUND = 12
 """The most lines around the rows."""
 WIDEST = 24
@@ -53,7 +54,7 @@ class Row:
 
     best: bool
     run: str
-    conditions: tuple[str, ...]
+    conditions: Mapping[str, str]
     figures: Mapping[str, Figure]
 
 
@@ -61,19 +62,25 @@ def several(sweep: Sweep, priced: Sequence[Priced | None], width: int) -> str:
     """The screen of several runs; `priced` as `sweep`. At most MOST_ROWS rows and AROUND lines around them."""
     runs = [run for run, _ in sweep]
     shared, differs = conditions(runs)
-    heads, others = list(differs)[:MOST_CONDITIONS], list(differs)[MOST_CONDITIONS:]
+    first = {tuple(map(values.index, values)): head for head, values in reversed(differs.items())}
+    distinct = [head for head in differs if head in first.values()][:MOST_CONDITIONS]
     best = fastest_within([summary for _, summary in sweep], WITHIN)
     rows = [
         Row(
             best is not None and run.id == best.run,
             run.id,
-            tuple(_short(differs[head][i]) for head in heads),
+            {head: values[i] for head, values in differs.items()},
             _figures(run, summary, priced[i]),
         )
         for i, (run, summary) in enumerate(sweep)
     ]
-    rows.sort(key=lambda row: [_rank(each) for each in row.conditions])
-    notes, table, left = _fitted(_chosen(rows), heads, width)
+    rows.sort(key=lambda row: [_rank(row.conditions[head]) for head in distinct])
+    chosen = _chosen(rows)
+    for heads in (list(differs)[:MOST_CONDITIONS], distinct):
+        notes, table, left = _fitted(chosen, heads, width)
+        if not left:
+            break
+    others = [head for head in differs if head not in heads]
     absent = [head for name, head in FIGURES.items() if not any(name in row.figures for row in rows)]
     said = [
         "> the most output tokens/s of the runs in which 99% of the requests met the objectives" if best else "",
@@ -159,7 +166,7 @@ def _fitted(rows: Sequence[Row], heads: Sequence[str], width: int) -> tuple[Foot
     Figures go before intervals, and intervals before the names of runs, which are needed only if rows read alike.
     """
     told = [name for name in FIGURES if any(name in row.figures for row in rows)]
-    alike = len({row.conditions for row in rows}) < len(rows)
+    alike = len({tuple(row.conditions[head] for head in heads) for row in rows}) < len(rows)
     for count in range(len(told), -1, -1):
         for intervals, names in ((True, True), (True, False), (False, True), (False, False)):
             if alike and not names:
@@ -169,8 +176,9 @@ def _fitted(rows: Sequence[Row], heads: Sequence[str], width: int) -> tuple[Foot
             table = [(" ", *heads, *(FIGURES[name] for name in used), *(["run"] * names))]
             for row in rows:
                 cells = (notes.cell(row.figures.get(name), unit=False, interval=intervals) for name in used)
-                table.append((">" if row.best else " ", *row.conditions, *cells, *([row.run] * names)))
-            lines = columns(table)
+                told_apart = (_short(row.conditions[head]) for head in heads)
+                table.append((">" if row.best else " ", *told_apart, *cells, *([row.run] * names)))
+            lines = columns(table, gap="  ")
             if max(map(cell_len, lines)) <= width or count == 0:
                 shown = [set_cell_size(line, width).rstrip() for line in lines]
                 return notes, shown, [FIGURES[name] for name in told[count:]]

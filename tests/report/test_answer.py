@@ -134,6 +134,19 @@ def test_runs_that_differ_in_much_name_what_has_no_room(on_gpu: Path) -> None:
     assert "no room for" in first_screen([*sweep, (other, sweep[0][1])], None, 80)
 
 
+def test_a_condition_that_tells_the_same_runs_apart_gives_its_column_to_a_figure(on_gpu: Path) -> None:
+    (run, summary), *others = several_runs(on_gpu, 4)
+    old = GPU | {"version": "0.12"}
+    load_ = {"shape": "closed", "users": 4, "start": "burst", "duration_s": 9000.25}
+    twin = changed(run, engine=old, workload=WORKLOAD | {"load": load_, "requests": {"count": 320}})
+    shown = first_screen([(twin, summary), *others], None, 80).splitlines()
+    head = next(line for line in shown if "tok/s" in line)
+    assert head.split()[:2] == ["engine", "users"]
+    assert "J/token" in head
+    assert "USD/M" in head
+    assert any("also different: start, duration_s" in line for line in shown)
+
+
 def test_runs_that_read_alike_are_told_by_name_and_without_objectives_none_is_best() -> None:
     run, summary = read(next(path for path in OTHERS if path.parent.name == "2"))
     twin = changed(run, id="20261128T000000Z-twin")
