@@ -84,8 +84,10 @@ def runs_tables(root: Path, where: str | None = None) -> list[Table]:
 
 
 def runs_lines(tables: Sequence[Table], width: int) -> str:
-    """A line a run, of at most `width`; where that has no room, the start of a run's name as far as needed, and the title
-    tells what all rows share."""
+    """A line a run, of at most `width`.
+
+    Where that has no room, only the start of a run's name as far as needed, and the title tells what all rows share.
+    """
     (first, *others), starts = tables, 16
     kept = [i for i, head in enumerate(first.columns) if head not in TOLD]
     heads, rows = [first.columns[i] for i in kept], [[str(row[i] or "") for i in kept] for row in first.rows]
