@@ -54,7 +54,7 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     found = ["" for _ in runs]
     for count in range(1, MOST_SAID + 1):
         found = [" · ".join(parts[:count]) for parts in told] or found
-        if len(set(found)) == len(runs):
+        if len({*found} - {""}) == len(runs):
             return found
     alike = Counter(found)
     return [

@@ -333,6 +333,7 @@ def test_a_page_begins_with_what_was_measured_the_serious_findings_and_the_key_f
     assert marked
     assert all(f"{mark} " in reasons for mark in marked)
     assert "intervals: 95%" in reasons
+    assert tab.evaluate("document.querySelector('#what-if option').textContent").startswith("20261121T120000Z-")
     parts = tab.evaluate("[...document.querySelectorAll('h2')].map(x => x.textContent)")
     assert parts == ["Results", "Against the press", "What if", "Sources", "Methods"]
 
