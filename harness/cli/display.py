@@ -57,8 +57,13 @@ class Display:
         measuring = now.phase == "measuring" and now.elapsed_s > 0
         detail = detail_of(now) if measuring else now.log_line or ""
         if self._live:
-            line = plain(f"{self.series}{now.phase} … {detail}")[: columns_of_terminal() - 1]
-            self._stream.write(CLEAR + line)
+            line, room = (
+                plain(self.series + (detail if measuring else f"{now.phase} … {detail}")),
+                columns_of_terminal(),
+            )
+            while measuring and len(line) >= room and ", " in line:  # no figure is cut in two
+                line = line.rpartition(", ")[0]
+            self._stream.write(CLEAR + line[: room - 1])
             self._stream.flush()
             return
         if begins and self._phases:
@@ -72,12 +77,13 @@ def detail_of(now: Progress) -> str:
     """The progress in words, the most wanted first; the time left if the size of the load is known."""
     whole = now.count or now.duration_s
     done = now.finished if now.count else now.elapsed_s
+    rate = now.output_tokens / now.elapsed_s
     parts = {
         "{:.0f} done": now.finished,
         "{:.0f} s left": now.elapsed_s * max(0.0, whole / done - 1) if whole and done else None,
         "{} failed": now.failed or None,
         "{} in flight": now.in_flight,
-        "{:.1f} tok/s": now.output_tokens / now.elapsed_s,
+        f"{{:.{int(rate < 100)}f}} tok/s": rate,
         "TTFT p50 {:.0f} ms": now.ttft_s and now.ttft_s * 1e3,
         "ITL {:.1f} ms": now.itl_s and now.itl_s * 1e3,
         "{:.0f} W": now.power_w,

@@ -427,6 +427,27 @@ def test_progress_does_not_redirect_stdout() -> None:
     assert b"engine" not in os.read(terminal, 10_000)
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (80, "24 done, 48 s left, 4 in flight, 300 tok/s, TTFT p50 100 ms, ITL 10.0 ms, 300 W"),
+        (75, "24 done, 48 s left, 4 in flight, 300 tok/s, TTFT p50 100 ms, ITL 10.0 ms"),
+    ],
+)
+def test_progress_on_a_terminal_is_one_line_of_whole_figures(columns: int, said: str) -> None:
+    terminal, end = pty.openpty()
+    code = (
+        "from harness.cli.display import Display; from harness.measure.sender import Progress\n"
+        "now = Progress('measuring', 24.0, finished=24, count=72, in_flight=4, output_tokens=7200, ttft_s=0.1, "
+        "itl_s=0.01, power_w=300.0)\n"
+        "with Display() as display: display.show(now)"
+    )
+    lively = os.environ | {"TERM": "xterm", "COLUMNS": f"{columns}"}
+    subprocess.run([sys.executable, "-c", code], env=lively, stderr=end, check=True)
+    os.close(end)
+    assert os.read(terminal, 10_000).decode().split("\x1b[K")[1].strip() == said
+
+
 def test_names_on_the_command_line_are_text(harness: Command) -> None:
     run = harness(*QUICK, "--model", "1e3")
     assert run.code == 0, run.err
