@@ -92,7 +92,8 @@ def several(sweep: Sweep, priced: Sequence[Priced | None], width: int) -> str:
     ]
     head = cut(flowed([f"{len(runs)} runs", *shared], width, " · "), 2, width)
     below = [*_doubts(sweep, width), *cut(flowed([each for each in said if each], width, GAP), 4, width)]
-    last = "more: harness report RUN; of all: --full, or a page: -o report.html"
+    sweeps = {run.file.sweep.name if run.file.sweep else "RUN…" for run in runs}
+    last = f"more: harness report {sweeps.pop() if len(sweeps) == 1 else 'RUN…'} --full{GAP}-o report.html"
     reasons = cut(notes.lines(width), AROUND - len(head) - len(below) - 2, width)
     return "".join(f"{line}\n" for line in [*head, *table, *below, *reasons, last])
 
