@@ -20,6 +20,8 @@ CLOCKS = 0.05
 """Largest range of the SM clock (5th to 95th percentile) over its median without a finding."""
 DRIFT, DRIFT_K, DRIFT_T = 0.05, 3.0, 3.0
 """Largest relative change over the window, temperature change in kelvin and t value of a slope without a finding."""
+GAP_S = 2.0
+"""Time between two readings that is no gap: eight GPUs are read once a second, and trials come between."""
 AROUND_S = readings.SLOW_S + 1.0
 """A reading of all that is not energy or newest power comes at most so long before or after any instant."""
 POWER_CAP = 0x04
@@ -62,7 +64,7 @@ def of_gpu(source: Source, start_s: float, end_s: float) -> Iterator[Finding]:
         yield finding("meter-error", gpu=gpu, errors=", ".join(errors))
     gaps_s = np.diff(rows["before_s"].to_numpy(float)[inside])
     gap_s, usual_s = float(gaps_s.max(initial=0.0)), float(np.median(gaps_s)) if len(gaps_s) else 0.0
-    if gap_s > readings.STALE_PERIODS * max(period_s, 0.1, usual_s):
+    if gap_s > max(GAP_S, readings.STALE_PERIODS * max(period_s, 0.1, usual_s)):
         yield finding("meter-gap", gpu=gpu, gap_s=gap_s)
     near = _near(rows, start_s, end_s)
     others, own = (_known(rows, near, name) for name in ("foreign_processes", "processes"))

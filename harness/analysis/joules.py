@@ -13,6 +13,8 @@ import numpy.typing as npt
 from harness.periodic import LOOSE, STEADIEST, Line, fit
 
 Array = npt.NDArray[np.float64]
+STOOD = 1.5
+"""Periods for which a value may stand at most; with jitter, or a period that is not known well."""
 MOST_SLACK_S = 0.001
 """Largest jitter of a counter's updates at which they count as periodic."""
 LEAST_SURE = 0.3
@@ -93,6 +95,8 @@ def curve(reads: Reads) -> Curve:
     """
     changed = np.flatnonzero(np.diff(reads.energy_j) != 0) + 1
     low, high = reads.before_s[changed - 1], reads.after_s[changed]
+    if reads.period_s is not None:  # of several updates between two readings the last counts
+        low = np.maximum(low, reads.before_s[changed] - STOOD * reads.period_s)
     if (line := _line(reads, low, high)) is not None:
         locked = _locked(reads, line)
         if locked is not None:

@@ -22,7 +22,7 @@ LEAST_PERIODS = 10
 GPU = ("gpu", "gpu module")
 LAG_S, LAG_HALF_S = 0.010, 0.005
 """How long after its use energy is in the counter of an NVIDIA GPU: 5 to 15 ms on an H100 (measured 2026-11-26)."""
-POWERS, LEAST_POWERS, MOST_POWERS = 12, 4, 300
+POWERS, LEAST_POWERS, MOST_POWERS = 40, 4, 300
 """Readings of power from which a spread is estimated: wanted, and the fewest and the most that are used."""
 AGREE, AROUND_S = 0.03, 10.0
 """Relative difference of average power and counter that both allow; how far from the window readings are compared."""
@@ -32,9 +32,9 @@ AVERAGE_LAG_S = 0.065
 """Mean age of average power: its last update was 50 ms ago, of a mean that ended 15 ms before it (measured on an H100,
 2026-11-26)."""
 UNKNOWN_WINDOW_S = 1.0
-INWARD, LEAST_LEFT = 0.8, 0.4
-"""A window shrinks to the counter's updates inside it if the first share of it is left, and else moves to the nearest
-updates if they are as far apart as the second share of it."""
+INWARD = 0.8
+"""A window shrinks to the counter's updates inside it if this share of it is left. Else it moves to the updates next to
+its ends that are nearest, of those that leave as much."""
 MOST_MOVED_S = 1.1
 """Largest move of a window's end to an update: readings are about a second apart."""
 
@@ -318,14 +318,19 @@ def settle(known: Curve | None, start_s: float, end_s: float) -> tuple[float, fl
     """
     if known is None or known.line is None:
         return start_s, end_s
-    inside = known.time_s[(known.time_s >= start_s) & (known.time_s <= end_s)]
-    moved = known.nearest([start_s, end_s])
-    if len(inside) and inside[-1] - inside[0] >= INWARD * (end_s - start_s):
-        moved = inside[[0, -1]]
     period_s = max(known.line.period)
-    near = np.abs(moved - [start_s, end_s]).max() <= max(MOST_MOVED_S, STALE_PERIODS * period_s)
-    long = moved[1] - moved[0] >= max(LEAST_LEFT * (end_s - start_s), STALE_PERIODS * period_s - known.half_s.min())
-    return (float(moved[0]), float(moved[1])) if near and long else (start_s, end_s)
+    least_s = max(INWARD * (end_s - start_s), STALE_PERIODS * period_s - known.half_s.min())
+    last = len(known.time_s) - 1
+    first, end = np.searchsorted(known.time_s, start_s), np.searchsorted(known.time_s, end_s, side="right") - 1
+    inside, *others = (
+        (known.time_s[max(0, i)], known.time_s[min(j, last)])
+        for i, j in ((first, end), (first - 1, end), (first, end + 1), (first - 1, end + 1))
+        if i <= last and j >= 0
+    )
+    others.sort(key=lambda ends: abs(ends[0] - start_s) + abs(ends[1] - end_s))
+    moved_s = next((ends for ends in (inside, *others) if ends[1] - ends[0] >= least_s), (math.inf, math.inf))
+    far_s = max(abs(moved_s[0] - start_s), abs(moved_s[1] - end_s))
+    return moved_s if far_s <= max(MOST_MOVED_S, STALE_PERIODS * period_s) else (start_s, end_s)
 
 
 def worst(of: Container[Status]) -> Status:

@@ -43,6 +43,8 @@ SHARE, SHARE_ALONE, SHARE_POWER = 0.004, 0.007, 0.02
 FASTEST_S, SLOWEST_S = 0.25, 1.0
 """Bounds of the time between two readings of a GPU; without a counter `FASTEST_POWER_S` is the shortest."""
 FASTEST_POWER_S = 0.04
+SHORTEST_PERIOD_S = 0.005
+"""Updates that come more often cannot be told apart, and are not located."""
 SHORTEST_S = 0.0005
 """Least time that is allowed for a call."""
 TOGETHER_S = 0.0005
@@ -301,7 +303,7 @@ class NvmlReader:
     def _adopt(self, gpu: _Gpu) -> None:
         """Give a GPU the periods that the cache has for it."""
         gpu.device = replace(gpu.device, **self.cached[gpu.key])
-        if (period_s := gpu.device.period_s) is not None:
+        if (period_s := gpu.device.period_s) is not None and period_s > SHORTEST_PERIOD_S:
             half_s = max(gpu.device.period_half_s or LOOSE * period_s, STEADIEST * period_s)
             gpu.tracker.period = period_s - half_s, period_s + half_s
 

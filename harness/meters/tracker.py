@@ -12,8 +12,11 @@ QUIET_S, QUIET_SHARE = 0.02, 0.2
 """A call this long after an update (at most this share of the period) waits for the driver: on an H100 for 16 ms in
 place of 3 to 4 (measured 2026-11-26)."""
 DOUBT_S, SURE_S, MOST_TRIES = 0.028, 0.010, 12
-"""Doubt of the next update from which it is located anew under load, and at which that ends, and the most trials.
+"""Doubt of the next update from which it is located anew under load, and at which that ends, and the most trials; of a
+counter that moves more often the same shares of 0.1 s. Where calls are slow, what they can show and 1.2 times that.
 Trials before and after the load bound the updates between them, so this only keeps readings out of the quiet time."""
+HOPELESS = 0.7
+"""Doubt in periods from which a trial cannot tell which update it has seen."""
 EARLY = 0.35
 """The second reading of a trial comes in this first share of the interval in which the update lies. A reading after the
 update would wait for the driver and narrow little; of the shares tried in a simulation this one narrows it fastest."""
@@ -21,10 +24,14 @@ LEAST = 10
 """Number of intervals from which a line must fit."""
 CALL_S = 0.003
 """Shortest call that matters: timers are late by as much on a busy machine."""
+FAST_S, FEW_CALLS = 0.05, 10
+"""Period, and calls in it, below which the three readings of a trial would be too far apart to narrow an update."""
 KEPT = 300
 """Number of intervals kept for the fit."""
 MOST_SLACK_S = 0.001
 """Largest jitter of updates that can be predicted."""
+STEPS = 4
+"""Times that the counter's step must go into its smallest change to be seen."""
 STOOD = 1.5
 """Periods after which a value that still stands shows that the counter's period is a longer one."""
 
@@ -61,8 +68,11 @@ class UpdateTracker:
     @property
     def located(self) -> bool:
         """Whether the last update is known about as well as readings can show."""
-        least_s = 1.6 * max(CALL_S, self.call_s)
-        return self.line is not None and self.last_s is not None and self.doubt_s(self.last_s) < least_s
+        return self.line is not None and self.last_s is not None and self.doubt_s(self.last_s) < self._least_s
+
+    @property
+    def _least_s(self) -> float:
+        return 1.6 * max(CALL_S, self.call_s)
 
     def doubt_s(self, time_s: float) -> float:
         """Width of the interval in which the next update lies."""
@@ -105,10 +115,12 @@ class UpdateTracker:
         self.locate()
         if self.line is None:
             return slot_s
+        share, doubt_s = min(1.0, self.line.period[0] / 0.1), self.doubt_s(now_s)
         if self.doubtful:
-            self.doubtful = self.doubt_s(now_s) > SURE_S and self.tries < MOST_TRIES
+            self.doubtful = doubt_s > max(share * SURE_S, self._least_s) and self.tries < MOST_TRIES
         elif trial_from_s is not None:
-            self.doubtful, self.tries = self.doubt_s(now_s) > DOUBT_S, 0
+            start_s = max(share * DOUBT_S, 1.2 * self._least_s)
+            self.doubtful, self.tries = start_s < doubt_s < HOPELESS * self.line.period[0], 0
         if not self.doubtful or trial_from_s is None:
             return self.safe_s(slot_s)
         self.tries += 1
@@ -140,7 +152,12 @@ class UpdateTracker:
         return min(QUIET_S, QUIET_SHARE * self.period[0])
 
     def trial_s(self, time_s: float) -> list[float]:
-        """The times of the readings of a trial after `time_s`; before a line is found, a random one."""
+        """The times of the readings of a trial after `time_s`; before a line is found, a random one.
+
+        Of a fast counter, whose period is a few calls: readings one after the other, until one shows an update.
+        """
+        if self.period is not None and self.period[1] < min(FAST_S, FEW_CALLS * self.call_s):
+            return [time_s + i * self.call_s for i in range(2 + math.ceil(self.period[1] / self.call_s))]
         if self.line is None:
             return [time_s + (0.0 if self.period is None else self.period[0] * self.rng.uniform(0.05, 0.3))]
         for after in (1, 2, 3):  # the first update with enough time before it
@@ -165,7 +182,13 @@ def update_period_s(changes: list[tuple[float, int]]) -> float | None:
         return None
     times_s = np.array([instant - changes[1][0] for instant, _ in changes[1:]])
     gaps_s = np.diff(times_s)
-    one_s = float(np.median(gaps_s[gaps_s < 1.5 * np.quantile(gaps_s, 0.25)]))
+    one_s, width = 1.1 * float(np.median(gaps_s[gaps_s < 1.5 * np.quantile(gaps_s, 0.25)])), 0.5
+    count = 12
+    while count < len(times_s):  # the more updates, the better must the period be known to number them
+        count = min(2 * count, len(times_s))
+        tried_s = one_s * (1 + np.linspace(-width, width, 101))
+        sums = np.exp(2j * np.pi * np.divide.outer(times_s[:count], tried_s)).sum(axis=0)
+        one_s, width = float(tried_s[np.abs(sums).argmax()]), 0.6 / count
     for _ in range(2):
         phase = np.angle(np.exp(2j * np.pi * times_s / one_s).sum()) / (2 * np.pi)
         one_s = float(np.polyfit(np.round(times_s / one_s - phase), times_s, 1)[0])
@@ -173,6 +196,10 @@ def update_period_s(changes: list[tuple[float, int]]) -> float | None:
 
 
 def smallest_step(changes: list[tuple[float, int]]) -> int | None:
-    """The greatest common divisor of all changes in value; None without a change."""
-    steps = np.diff([value for _, value in changes])
-    return int(np.gcd.reduce(np.abs(steps))) if len(steps) else None
+    """The greatest common divisor of all changes in value; None if they do not show it.
+
+    Under constant power all changes are alike, and say nothing of smaller ones.
+    """
+    steps = np.abs(np.diff([value for _, value in changes]))
+    common = int(np.gcd.reduce(steps)) if len(steps) else 0
+    return common if 0 < STEPS * common < steps.min() else None

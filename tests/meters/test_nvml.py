@@ -17,12 +17,12 @@ from builders import frame_of
 from fake_nvml import library
 
 from harness.analysis.energy import measure_energy
-from harness.analysis.readings import LAG_HALF_S, sources
+from harness.analysis.readings import LAG_HALF_S, settle, source_window, sources
 from harness.errors import HarnessError
 from harness.measure import power, run
 from harness.meters import sampler
 from harness.meters.base import create_meter
-from harness.meters.tracker import update_period_s
+from harness.meters.tracker import smallest_step, update_period_s
 from harness.model import MeterInfo, PowerSample
 from harness.store.run import read_run
 from harness.workload.schema import parse_workload
@@ -300,3 +300,49 @@ def test_a_counter_that_stops_is_read_at_the_usual_rate(fake_nvml: Path) -> None
     late = [r["before_s"] for r in answer["rows"] if r["domain"] == "gpu" and 17 < r["before_s"] < 26]
     assert 9 <= len(late) < 9 * 8
     assert max(np.diff(late)) < 1.1
+
+
+@pytest.mark.parametrize(("period_s", "call_s"), [(0.02, 0.003), (0.02, 0.0045), (0.01, 0.0016), (0.1, 0.031)])
+def test_a_probe_whose_calls_are_long_beside_the_period_finds_the_period(period_s: float, call_s: float) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        read_s = np.cumsum(rng.uniform(0.9, 1.1, round(3 / call_s)) * call_s)
+        number = ((read_s - rng.uniform(0, period_s)) // period_s).astype(int)
+        seen = np.flatnonzero(np.diff(number, prepend=-99))
+        changes = [(float(read_s[i]), int(number[i])) for i in seen]
+        assert update_period_s(changes) == pytest.approx(period_s, rel=0.007)
+
+
+def test_equal_changes_do_not_pass_for_the_counters_step() -> None:
+    """At constant power all changes are 35 J, or 70 J where one was not seen."""
+    assert smallest_step([(0.0, 0), (0.1, 35_000), (0.2, 70_000), (0.4, 140_000)]) is None
+    assert smallest_step([(0.0, 0), (0.1, 35_000), (0.2, 71_000), (0.4, 140_000)]) == 1000
+
+
+@pytest.mark.parametrize(("period_s", "calls"), [(0.02, 0.003), (0.05, 0.003), (1.0, 0.003)])
+def test_counters_of_other_periods_are_as_precise(fake_nvml: Path, period_s: float, calls: float) -> None:
+    """10 s of a load between 350 and 690 W; few readings are spent on it."""
+    wave = library.serving(5)
+    script = f"limit 700\ndefault_limit 700\ncounter {period_s} 0 0.003\nlatency {calls}\n{wave.script}"
+    answer = library.simulate(fake_nvml, script, seconds=60.0)
+    rows = pd.DataFrame(answer["rows"])
+    (source,) = (s for s in sources(rows, [answer["info"]]) if s.device.domain == "gpu")
+    ends = settle(source.curve, 30.0, 40.0)
+    window = source_window(source, *ends)
+    assert window is not None
+    assert window.low_j <= np.diff(wave.joules(ends))[0] <= window.high_j
+    assert window.boundary_j < 0.001 * window.energy_j
+    assert ((source.rows["before_s"] > 20) & (source.rows["before_s"] < 50)).sum() < 30 * 6
+
+
+def test_slow_calls_are_not_spent_on_trials_and_do_not_contradict_the_average(fake_nvml: Path) -> None:
+    """Calls of 30 ms cannot show an update of 0.1 s well: they would take half of a core, and mislead."""
+    script = f"profile h100\nlatency 0.03\nslow_latency 0.06\n{library.serving(5).script}"
+    answer = library.simulate(fake_nvml, script, seconds=60.0)
+    rows = pd.DataFrame(answer["rows"])
+    rows = rows[rows["domain"] == "gpu"]
+    load = rows[(rows["before_s"] > 12) & (rows["before_s"] < 52)]
+    assert (load["after_s"] - load["before_s"]).sum() < 0.2 * 40
+    result = measure_energy(rows, (answer["info"],), frame_of([]), 15.0, 45.0)
+    assert {finding.code for finding in result.findings} <= {"meter-gap"}
+    assert result["energy_cross_check.average"].value == pytest.approx(0, abs=0.03)
