@@ -24,10 +24,14 @@ LAG_S, LAG_HALF_S = 0.010, 0.005
 """How long after its use energy is in the counter of an NVIDIA GPU: 5 to 15 ms on an H100 (measured 2026-11-26)."""
 POWERS, LEAST_POWERS, MOST_POWERS = 40, 4, 300
 """Readings of power from which a spread is estimated: wanted, and the fewest and the most that are used."""
-AGREE, AROUND_S = 0.03, 10.0
+AGREE, AROUND_S = 0.03, 30.0
 """Relative difference of average power and counter that both allow; how far from the window readings are compared."""
-SLOW_S = 5.0
-"""Time between readings of all that is not energy or newest power."""
+SLOW_S = 8.0
+"""Longest time between readings of all that is not energy or newest power."""
+MOMENT = 0.6
+"""Deviation of average power from the counter's over that of newest power, from which it is no mean of a second."""
+MARGIN_S = 0.3
+"""Time around a mean in which power must be steady as well."""
 AVERAGE_LAG_S = 0.065
 """Mean age of average power: its last update was 50 ms ago, of a mean that ended 15 ms before it (measured on an H100,
 2026-11-26)."""
@@ -222,32 +226,54 @@ def _observed_period_s(reads: Reads) -> float:
 def agreement(source: Source, start_s: float, end_s: float) -> Agreement | None:
     """How far average power is from the counter; None without both.
 
-    Each reading of average power in the window, or within `AROUND_S` of it, is set against the counter's mean over the
-    same second. Both allow `AGREE` and 95% of the scatter of these differences. A field whose averaging is not known
-    sees a moment only, and may see the same phase of the load each time: the spread of power is allowed as well.
+    Each reading of average power is set against the counter's mean over the same second: those in the window or within
+    `AROUND_S` of it, and those of steady power before the load, which show a wrong gain whatever the load is. What
+    contradicts more counts. Both allow `AGREE` and 95% of the scatter of these differences. A field that sees a moment
+    only may see the same phase of the load each time, so that the spread of power is allowed as well.
     """
-    known = source.curve
-    if known is None or len(known.time_s) < 2 or source.device.domain != "gpu" or source.meter != "nvml":
+    known, device = source.curve, source.device
+    if known is None or len(known.time_s) < 2 or device.domain != "gpu" or source.meter != "nvml":
         return None  # a module's power is not its GPU's
-    window_s = source.device.average_window_s or UNKNOWN_WINDOW_S
+    window_s = device.average_window_s or UNKNOWN_WINDOW_S
     until_s, average_w = source.watts("average_w")
     until_s = until_s - AVERAGE_LAG_S
     inside = (until_s - window_s >= known.time_s[0]) & (until_s <= known.time_s[-1])
-    inside &= (until_s >= start_s - AROUND_S) & (until_s - window_s <= end_s + AROUND_S)
     # Readings closer together than their mean are no independent ones.
     _, apart = np.unique(np.floor(until_s[inside] / window_s), return_index=True)
     until_s, average_w = until_s[inside][apart], average_w[inside][apart]
     ends_j = (np.interp(instant_s, known.time_s, known.energy_j) for instant_s in (until_s - window_s, until_s))
     counter_w = -np.subtract(*ends_j) / window_s
-    if not len(until_s) or not (mean_w := float(counter_w.mean())) > 0:
-        return None
-    n, off_w = len(until_s), average_w - counter_w
-    scatter_w = source.spread_w(start_s, end_s)
-    if n > 2:
-        scatter_w = (1.96 + 3 / n) * float(off_w.std(ddof=1)) / math.sqrt(n)
-    if source.device.average_window_s is None:
-        scatter_w += source.spread_w(start_s, end_s)
-    return Agreement(float(off_w.mean()) / mean_w, AGREE + scatter_w / mean_w, n)
+    near = (until_s >= start_s - AROUND_S) & (until_s - window_s <= end_s + AROUND_S)
+    steady = np.array([each <= 0 and _steady(source, each - window_s, each) for each in until_s], bool)
+    found = []
+    for rows in (near, steady):
+        if not rows.any() or not (mean_w := float(counter_w[rows].mean())) > 0:
+            continue
+        n, off_w = int(rows.sum()), average_w[rows] - counter_w[rows]
+        spread_w = source.spread_w(start_s, end_s) if rows is near else AGREE * mean_w
+        deviation_w = float(off_w.std(ddof=1)) if n > 2 else 0.0
+        scatter_w = (1.96 + 3 / n) * deviation_w / math.sqrt(n) if n > 2 else spread_w
+        moment = device.average_window_s is None or deviation_w > MOMENT * _deviation_w(source, until_s[rows])
+        scatter_w += spread_w * (moment and rows is near)
+        found.append(Agreement(float(off_w.mean()) / mean_w, AGREE + scatter_w / mean_w, n))
+    return max(found, key=lambda each: abs(each.off) / each.allowed, default=None)
+
+
+def _steady(source: Source, begin_s: float, until_s: float) -> bool:
+    """Whether newest power and the counter's rate stayed within `AGREE` of their means around a time."""
+    known, (time_s, power_w) = source.curve, source.watts("power_w")
+    assert known is not None
+    shown_w = power_w[(time_s > begin_s - MARGIN_S) & (time_s < until_s + MARGIN_S)]
+    first, last = np.searchsorted(known.time_s, [begin_s - MARGIN_S, until_s + MARGIN_S])
+    rate_w = np.diff(known.energy_j[max(0, first - 1) : last + 1]) / np.diff(known.time_s[max(0, first - 1) : last + 1])
+    return all(len(each) > 1 and np.ptp(each) <= AGREE * each.mean() for each in (shown_w, rate_w))
+
+
+def _deviation_w(source: Source, near_s: Array) -> float:
+    """The deviation of newest power while these readings were taken; inf if it hardly moved."""
+    time_s, power_w = source.watts("power_w")
+    power_w = power_w[(time_s >= near_s.min()) & (time_s <= near_s.max())]
+    return float(power_w.std()) if len(power_w) > 2 and power_w.std() > AGREE * power_w.mean() else math.inf
 
 
 def joules_between(source: Source, cuts: Array) -> Array:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import math
 import os
 import random
 import statistics
@@ -23,8 +24,9 @@ from harness.meters.tracker import UpdateTracker, smallest_step, update_period_s
 from harness.model import MeterDevice, MeterInfo, PowerSample, Status
 from harness.periodic import LOOSE, STEADIEST, Line
 
-SLOW_S = 5.0
-"""Interval of the slower readings: average and memory power, temperature, clocks, processes, limits, throttling."""
+SLOW_S, SLOWEST_SLOW_S = 5.0, 7.0
+"""Bounds of the interval of the slower readings: average and memory power, temperature, clocks, processes, limits,
+throttling. It is drawn anew each time, or they could meet a periodic load in the same phase."""
 PROBE_S, LONGEST_PROBE_S = 3.0, 8.0
 """Duration of the probe; and at most, for a counter that moves so rarely that its period is not yet seen."""
 SEARCHES, EXTRA = 30, 4
@@ -82,7 +84,7 @@ class _Gpu:
     fast: int = _FAST
     """Number of fields of most readings."""
     next_s: float = 0.0
-    slow_s: float = 0.0
+    slow_s: float = -math.inf
     """When the next slower reading is due."""
     counter: int | None = None
     """The energy counter at the last reading, in mJ."""
@@ -143,7 +145,9 @@ class NvmlReader:
             self.rows = self._locate(rounds, gap_s, FIRST_S)
         self._begin()
         memory = [
-            MeterDevice(gpu.device.device, "gpu memory", average_period_s=SLOW_S, average_window_s=AVERAGE_WINDOW_S)
+            MeterDevice(
+                gpu.device.device, "gpu memory", average_period_s=SLOWEST_SLOW_S, average_window_s=AVERAGE_WINDOW_S
+            )
             for gpu in self.gpus
             if self._fetch(gpu, len(_FIELDS))[2][3] is not None
         ]
@@ -164,7 +168,7 @@ class NvmlReader:
     def close(self) -> list[PowerSample]:
         """The last readings: they locate the updates again, so that those of the whole run lie between two bursts."""
         for gpu in self.gpus:
-            gpu.tracker.plan = []
+            gpu.tracker.plan, gpu.slow_s = [], -math.inf
         return [row for gpu in self.gpus for row in self._read(gpu)] + self._locate(1, 0.0, LAST_S)
 
     def _read(self, gpu: _Gpu, slow: bool = True) -> list[PowerSample]:
@@ -177,7 +181,7 @@ class NvmlReader:
         gpu.counter = counter if counter is not None else gpu.counter
         more: dict[str, Any] = {}
         if slow:
-            gpu.slow_s = before_s + SLOW_S
+            gpu.slow_s = before_s + self.rng.uniform(SLOW_S, SLOWEST_SLOW_S)
             capped = zip(("power_capped_s", "heat_capped_s"), (power_capped, heat_capped), strict=True)
             more = self._slow(gpu.handle) | {name: None if ns is None else ns / 1e9 for name, ns in capped}
             if (ask(gpu.handle, "nvmlDeviceGetUUID") or gpu.device.uuid) != gpu.device.uuid:

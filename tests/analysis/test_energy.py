@@ -350,7 +350,7 @@ def test_each_fault_has_its_code_and_no_invented_energy(faulty: Run, script: str
         assert all(f.value is None for f in result.figures if f.name.startswith(("joules_per", "split", "gpu_power")))
 
 
-@pytest.mark.parametrize(("fault", "code"), [("tenant 1", "unknown-process"), ("throttle 1 64", "throttled")])
+@pytest.mark.parametrize(("fault", "code"), [("tenant 0", "unknown-process"), ("throttle 1 64", "throttled")])
 @pytest.mark.parametrize("start_s", [8.0, 9.0, 10.0, 11.0])
 def test_what_is_read_every_few_seconds_counts_for_a_short_window_between_two_readings(
     fake_nvml: Path, fault: str, code: str, start_s: float
@@ -449,3 +449,33 @@ def test_every_figure_is_documented(steady: Run) -> None:
     result = measure_energy(*steady, requests(76), 5.0, 30.0, idle={"loaded": (5.0, 10.0)})
     stems = {figure.name.partition(".")[0] for figure in result.figures}
     assert [stem for stem in stems if f"`{stem}" not in text] == []
+
+
+SLOW_SQUARE, STAIRS = "wave square 130 690 0.6", "wave steps 7.3 150 11.1 620"
+CHECKED = {
+    # script: whether the counter is believed
+    f"profile h100\ncounter_gain 1.1\n{SLOW_SQUARE}": False,
+    f"profile h100\ncounter_gain 1.1\n{STAIRS}": False,
+    "profile h100\ncounter_gain 0.9\nwave square 130 690 0.102": False,
+    f"gpus 8\nprofile h100\ngpu 5 counter_gain 1.1\n{library.serving(5).script}": False,
+    f"profile h100\n{SLOW_SQUARE}": True,
+    f"profile h100\n{STAIRS}": True,
+    # Boards whose average is of 25 ms, and have no GA100.
+    f"profile h100\naverage 0.1 0.025\n{library.serving(5).script}": True,
+    "profile h100\naverage 0.1 0.025\nwave square 130 690 0.102": True,
+    "profile h100\naverage 0.1 0.025\nwave steps 0.12 690 0.61 430 0.07 230": True,
+    # And of other times.
+    f"profile h100\naverage 0.1 0.5\n{STAIRS}": True,
+    f"profile h100\naverage 0.1 10\n{STAIRS}": True,
+}
+
+
+@pytest.mark.parametrize("script", CHECKED)
+def test_a_wrong_counter_is_void_under_any_load_and_a_right_one_beside_any_average(
+    fake_nvml: Path, script: str
+) -> None:
+    power, infos = seen(library.simulate(fake_nvml, f"seed 21\n{script}", seconds=75.0))
+    for start_s, end_s in ((22.0, 23.0), (25.0, 35.0), (31.0, 62.0), (50.0, 60.0)):
+        result = measure_energy(power, infos, requests(0), start_s, end_s)
+        assert (result["energy_j.gpu"].value is not None) == CHECKED[script]
+        assert ("counter-disagrees" in {finding.code for finding in result.findings}) != CHECKED[script]

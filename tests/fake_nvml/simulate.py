@@ -52,7 +52,7 @@ def main() -> None:
     clock = VirtualClock()
     reader = NvmlReader(clock=clock.read, sleep=clock.sleep, **asked.get("reader", {}))
     info = reader.open()
-    rows = []
+    rows = [dataclasses.asdict(sample) for sample in reader.read()]
     while clock.now_s < asked["seconds"]:
         clock.sleep(reader.next_s - clock.now_s)
         rows += [dataclasses.asdict(sample) for sample in reader.read()]
