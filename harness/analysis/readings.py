@@ -1,10 +1,11 @@
 """The power readings of one run by device, and their faults."""
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -281,7 +282,7 @@ def joules_between(source: Source, cuts: Array) -> Array:
     if source.curve is not None:
         return np.diff(np.interp(cuts, source.curve.time_s, source.curve.energy_j))
     column = "average_w" if source.rows["average_w"].notna().any() else "power_w"
-    parts = [source.power(column, a, b) for a, b in pairwise(cuts)]
+    parts = [source.power(column, a, b) for a, b in itertools.pairwise(cuts)]
     return np.array([math.nan if part is None else part.energy_j for part in parts])
 
 
@@ -344,19 +345,19 @@ def settle(known: Curve | None, start_s: float, end_s: float) -> tuple[float, fl
     """
     if known is None or known.line is None:
         return start_s, end_s
-    period_s = max(known.line.period)
-    least_s = max(INWARD * (end_s - start_s), STALE_PERIODS * period_s - known.half_s.min())
-    last = len(known.time_s) - 1
-    first, end = np.searchsorted(known.time_s, start_s), np.searchsorted(known.time_s, end_s, side="right") - 1
-    inside, *others = (
-        (known.time_s[max(0, i)], known.time_s[min(j, last)])
-        for i, j in ((first, end), (first - 1, end), (first, end + 1), (first - 1, end + 1))
-        if i <= last and j >= 0
+    period_s, times_s = max(known.line.period), known.time_s.tolist()
+    least_s = max(INWARD * (end_s - start_s), STALE_PERIODS * period_s - float(known.half_s.min()))
+    i, j = bisect.bisect_left(times_s, start_s), bisect.bisect_right(times_s, end_s)
+    ends = itertools.product(times_s[i : i + 1] + times_s[max(0, i - 1) : i], times_s[max(0, j - 1) : j + 1])
+    long = [(a, b) for a, b in ends if b - a >= least_s]
+    inside = [(a, b) for a, b in long if start_s <= a and b <= end_s]
+    nearest = sorted(long, key=lambda ab: abs(ab[0] - start_s) + abs(ab[1] - end_s))
+    a, b = next(iter(inside + nearest), (math.inf, math.inf))
+    return (
+        (a, b)
+        if max(abs(a - start_s), abs(b - end_s)) <= max(MOST_MOVED_S, STALE_PERIODS * period_s)
+        else (start_s, end_s)
     )
-    others.sort(key=lambda ends: abs(ends[0] - start_s) + abs(ends[1] - end_s))
-    moved_s = next((ends for ends in (inside, *others) if ends[1] - ends[0] >= least_s), (math.inf, math.inf))
-    far_s = max(abs(moved_s[0] - start_s), abs(moved_s[1] - end_s))
-    return moved_s if far_s <= max(MOST_MOVED_S, STALE_PERIODS * period_s) else (start_s, end_s)
 
 
 def worst(of: Container[Status]) -> Status:
