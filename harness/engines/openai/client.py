@@ -179,19 +179,17 @@ class OpenAIEngine:
     async def reset_cache(self) -> None:
         """Empty the prefix cache of every server, in the way of vLLM or SGLang. HarnessError if one refuses."""
         for server, base in enumerate(self._bases):
-            answers = [await self._reset(server, page) for page in ("/reset_prefix_cache", "/flush_cache")]
-            if None not in answers:
-                what = f"{base.url} does not reset its prefix cache: {'; '.join(map(str, answers))}"
+            refusals = []
+            for page in ("/reset_prefix_cache", "/flush_cache"):
+                try:
+                    await self._ask("POST", page, {}, server)
+                except RequestFailed as failed:
+                    if failed.kind != "malformed":  # both servers answer 200 without JSON
+                        refusals.append(f"{page}: {failed.kind}")
+            if len(refusals) == 2:
+                what = f"{base.url} does not reset its prefix cache: {'; '.join(refusals)}"
                 fix = "omit --reset-cache: every run sends new prompts; or start vLLM with VLLM_SERVER_DEV_MODE=1"
                 raise HarnessError(what, fix)
-
-    async def _reset(self, server: int, page: str) -> str | None:
-        """None if the server did as asked; otherwise why not."""
-        try:
-            await self._ask("POST", page, {}, server)
-        except RequestFailed as failed:  # both servers answer 200 without JSON
-            return None if failed.kind == "malformed" else f"{page}: {failed.kind}"
-        return None
 
     def _wait_s(self, response: http.Response, body: bytes) -> float | None:
         """Time after which a rejected request is sent again; None: it failed."""

@@ -240,7 +240,7 @@ class Connection(asyncio.BufferedProtocol):
         self.ends.append(len(self._pieces))
 
     def eof_received(self) -> None:
-        if self._waiter is not None and self._consume == self._until_closed:
+        if self._waiter is not None and self._consume == self._add_piece:
             self._finish(reusable=False)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -263,7 +263,7 @@ class Connection(asyncio.BufferedProtocol):
             if head.status >= 200:
                 self._status, self._headers, self._keep_alive = head.status, head.headers, head.keep_alive
                 self._rest, self._left = b"", head.length or 0
-                ending = self._until_closed if head.length is None else self._counted
+                ending = self._add_piece if head.length is None else self._counted
                 self._consume = self._chunked if head.chunked else ending
                 self._consume(data)
                 return
@@ -279,9 +279,6 @@ class Connection(asyncio.BufferedProtocol):
             raise ValueError("the body is longer than its Content-Length")
         if self._size == self._left:
             self._finish(self._keep_alive)
-
-    def _until_closed(self, data: bytes) -> None:
-        self._add_piece(data)
 
     def _chunked(self, data: bytes) -> None:
         if not self._left:
@@ -334,9 +331,9 @@ class Connection(asyncio.BufferedProtocol):
                 return
             self._left, at = size + 2, header.end()
 
-    def _add_piece(self, piece: bytes) -> None:
-        self._pieces.append(piece)
-        self._grow(len(piece))
+    def _add_piece(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._grow(len(data))
 
     def _grow(self, size: int, pieces: int = 1) -> None:
         self._size += size

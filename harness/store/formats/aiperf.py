@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from harness.model import Record
-from harness.store.formats.point import SECONDS, Result, at, figures, numbers, shared
+from harness.store.formats.point import SECONDS, Result, at, figures, from_means, numbers, shared
 
 _NOTES = (
     "aiperf's ITL is the mean gap of a request: here TPOT; its inter-chunk latency is the gaps: here ITL",
@@ -26,11 +26,8 @@ def aiperf(content: Mapping[str, Any]) -> Iterator[Result]:
     if totals["requests.completed"] is None and totals["requests.failed"]:
         totals["requests.completed"] = 0
     done = None if totals["requests.completed"] is None else int(totals["requests.completed"])
-    derived = {}
-    for name, key in (("input_tokens.got", "input_sequence_length"), ("output_tokens.got", "output_sequence_length")):
-        if totals[name] is None and done and (mean := at(content, f"{key}.avg?")) is not None:
-            derived[name] = mean * done
-    found = figures(totals, done) + figures(derived, done, status="derived")
+    means = {f"{what}_tokens.got": at(content, f"{what}_sequence_length.avg?") for what in ("input", "output")}
+    found = figures(totals, done) + from_means(means, totals, done)
     config = content.get("input_config") or {}
     yield Result(
         found,
@@ -50,18 +47,10 @@ def _doubts(content: Mapping[str, Any]) -> Iterator[str]:
         yield f"the run is not complete: {content.get('incomplete_reason') or 'no reason is given'}"
 
 
-def _inner(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """A map inside maps; empty if there is none."""
-    for key in keys:
-        inner = config.get(key)
-        config = inner if isinstance(inner, Mapping) else {}
-    return config
-
-
 def _model(config: Mapping[str, Any]) -> str | None:
     """The first model's name: its key is another in each generation of the tools."""
-    models = _inner(config, "models").get("items") or config.get("models") or config.get("model_names")
-    models = models or _inner(config, "endpoint").get("model_names") or config.get("model")
+    places = "models.items?", "models?", "model_names?", "endpoint.model_names?", "model?"
+    models = next(filter(None, (at(config, place) for place in places)), None)
     first = models[0] if isinstance(models, list) and models else models
     name = first.get("name") if isinstance(first, Mapping) else first
     return None if name is None else str(name)
@@ -70,9 +59,7 @@ def _model(config: Mapping[str, Any]) -> str | None:
 def _load(config: Mapping[str, Any]) -> dict[str, Any]:
     """The load of the measured phase: users, unless requests were sent at a rate; empty if not known."""
     phases = [phase for phase in config.get("phases") or () if not _is_warmup(phase)]
-    asked: list[Mapping[str, Any]] = phases or [
-        _inner(config, "loadgen") or _inner(config, "perf_analyzer", "stimulus") or config
-    ]
+    asked = phases or [at(config, "loadgen?") or at(config, "perf_analyzer.stimulus?") or config]
     loads = []
     for each in asked:
         users, rate = each.get("concurrency"), each.get("rate", each.get("request_rate"))

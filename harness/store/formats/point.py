@@ -133,6 +133,12 @@ def figures(
     return tuple(found)
 
 
+def from_means(means: Mapping[str, float | None], said: Mapping[str, Any], n: int | None) -> tuple[Figure, ...]:
+    """The sums over n requests that the file does not state, from their means."""
+    sums = {name: mean * n for name, mean in means.items() if n and mean is not None and said[name] is None}
+    return figures(sums, n, status="derived")
+
+
 def amount(name: str, value: Any) -> float:
     """The value of a figure, if it is 0 or a number from 1 / LARGEST to LARGEST; otherwise ValueError."""
     number = isinstance(value, int | float) and not isinstance(value, bool)

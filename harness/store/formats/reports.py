@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.store.formats.point import PERCENTILES, Result, at, figures, numbers
+from harness.store.formats.point import PERCENTILES, Result, at, figures, from_means, numbers
 
 _GUIDELLM_NOTES = (
     "latencies and requests per second are those of successful requests; token rates are guidellm's means over time of "
@@ -51,13 +51,11 @@ def inference_perf(content: Mapping[str, Any]) -> Iterator[Result]:
     """
     asked, totals = content["load_summary"], numbers("inference-perf", content)
     n, failed = totals["requests.completed"], totals["requests.failed"]
-    derived = {}
-    if totals["duration_s"] is None and n and totals["requests_per_s"]:
-        derived["duration_s"] = n / totals["requests_per_s"]
-    for name, word in (("input_tokens.got", "prompt_len"), ("output_tokens.got", "output_len")):
-        if totals[name] is None and (mean := at(content, f"successes.{word}.mean?")) is not None:
-            derived[name] = mean * n
-    found = figures(totals, n) + figures(derived, n, status="derived")
+    words = {"input_tokens.got": "prompt_len", "output_tokens.got": "output_len"}
+    means = {name: at(content, f"successes.{word}.mean?") for name, word in words.items()}
+    if totals["requests_per_s"]:
+        means["duration_s"] = 1 / totals["requests_per_s"]
+    found = figures(totals, n) + from_means(means, totals, n)
     users, rate = asked.get("concurrency"), asked.get("requested_rate")
     load = {"shape": "closed", "users": users} if users else {"rate_per_s": rate} if rate else {}
     sent = asked.get("count")
