@@ -28,8 +28,8 @@ import pandas as pd
 
 from harness.analysis import index
 from harness.analysis.diff import LEAST, parse_gate
-from harness.analysis.requests import requests_of
 from harness.analysis.summary import Sweep, load
+from harness.analysis.times import requests_of
 from harness.config import overrides as values
 from harness.cost.pricing import explained, price_run
 from harness.facts.appraisal import appraise

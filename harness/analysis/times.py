@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from harness.analysis.tokens import blocks, gaps_of
 from harness.store.rows import flat, free
+from harness.store.run import Run
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -135,3 +136,16 @@ def numbers(column: pd.Series) -> Array:
 def error_kinds(failed: pd.DataFrame) -> dict[str, int]:
     """Kind of error -> how many of these failed requests have it, the most first."""
     return {str(kind): int(count) for kind, count in failed["error"].astype(str).value_counts().items()}
+
+
+def requests_of(run: Run) -> pd.DataFrame:
+    """A row for each request: the columns of `harness.model.Record`, then ttft_s, tpot_s, e2e_s.
+
+    `arrival_s` and `arrival_tokens` hold a list in each row. `attrs["units"]`: column -> unit.
+    """
+    seen, texts = times(run.requests, run.state), run.requests.select_dtypes("category")
+    found = run.requests.astype({"arrival_s": object, "arrival_tokens": object, **dict.fromkeys(texts, "str")}).copy()
+    found = found.assign(**{name: seen[name] for name in ("ttft_s", "tpot_s", "e2e_s")})
+    kinds = {"s": "s", "tokens": "tokens", "asked": "tokens"}
+    found.attrs["units"] = {name: kinds[end] for name in found if (end := str(name).rpartition("_")[2]) in kinds}
+    return found

@@ -61,7 +61,7 @@ def report(
         if requests_csv is not None:
             import pandas as pd
 
-            from harness.analysis.requests import requests_of
+            from harness.analysis.times import requests_of
             from harness.report.formats import csv
 
             each = [

@@ -37,7 +37,7 @@ def sweep(
     from harness.analysis.summary import load
     from harness.cli.tables import ended_tables, plan_table
     from harness.measure.run import Setup
-    from harness.measure.sweep import carry_out, hint_of, read_plan
+    from harness.measure.sweep import carry_out, read_plan
     from harness.measure.workers import start_workers
 
     plan = read_plan(file, root)
@@ -52,8 +52,6 @@ def sweep(
     power = meter or ([] if plan.simulated else ["auto"])
     needed = 0 if plan.simulated else plan.gpus
     with Display(quiet, phases=False) as display, start_workers(ray, needed, jobs, display.show) as found:
-        if ray is None and (hint := hint_of(plan)) is not None:
-            typer.echo(hint, err=True)
         setup = Setup(power, gpus.split(",") if gpus else None)
         ended = carry_out(plan, found, functools.partial(_say, display), setup, budget, cooldown)
     runs = [load(root / done.run) for done in ended.values() if done.state == "complete" and done.run]

@@ -22,7 +22,7 @@ from harness.errors import HarnessError
 from harness.files import install, read_data
 from harness.measure import environment
 from harness.measure.sweep import gpus_of
-from harness.model import ENGINES, Figure
+from harness.model import ENGINES
 from harness.report.format import brief, carried
 from harness.report.lines import fitted, flowed
 from harness.report.table import Table
@@ -182,21 +182,16 @@ def plan_table(plan: Plan) -> Table:
 def ended_tables(plan: Plan, ended: Mapping[Point, Done]) -> list[Table]:
     """The points that failed, and of a search the load at saturation and the highest that meets the objective."""
     from harness.measure.search import highest_feasible, saturation
-    from harness.measure.sweep import figures_of, outcome_of
+    from harness.measure.sweep import searched
 
     failed = [(in_words(point), state_of(done)) for point, done in ended.items() if done.state != "complete"]
     made = [Table("failed", "Points that failed", ("point", "state"), tuple(failed))] if failed else []
     if (auto := plan.sweep.auto) is None:
         return made
-    searches: dict[Point, dict[float, list[dict[str, Figure]]]] = {}
-    for point, done in ended.items():
-        loads = searches.setdefault(point.without(auto.axis, plan.sweep.repeat), {})
-        loads.setdefault(point.values[auto.axis], []).append(figures_of(plan.root, done))
-    found = {at: {load: outcome_of(auto, each) for load, each in loads.items()} for at, loads in searches.items()}
     limits = " and ".join(f"{figure} <= {limit:g} s" for figure, limit in auto.objective.items())
     rows = tuple(
         (in_words(at), saturation(seen).text(auto.limit), highest_feasible(seen).text(auto.limit) if limits else "")
-        for at, seen in found.items()
+        for at, seen in searched(auto, plan, ended).items()
     )
     columns = ("at", f"{auto.axis} at saturation", f"highest with {limits}" if limits else "objective")
     return [*made, Table("search", f"Search over {auto.axis} up to {auto.limit:g}", columns, rows)]

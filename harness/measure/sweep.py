@@ -3,7 +3,6 @@
 import fcntl
 import json
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,10 @@ from harness.analysis.summary import summary_of
 from harness.config import shown
 from harness.errors import HarnessError
 from harness.files import read_text
-from harness.measure import environment
 from harness.measure.run import PLAIN, Setup
 from harness.measure.search import Auto, Outcome, Point, Sweep, next_load, parse_sweep, points
 from harness.measure.workers import Done, Task, Worker
-from harness.model import ENGINES, SERVED, Figure
+from harness.model import ENGINES, Figure
 from harness.store.directory import list_runs
 from harness.store.run import Run, read_run
 from harness.workload.library import read_workload
@@ -62,12 +60,8 @@ class Plan:
     """Key of a point -> its first complete run with a successful request."""
     gpus: int
     """Largest number of GPUs that a point needs."""
-    engines: frozenset[str]
-    """Names of the engines."""
-
-    @property
-    def simulated(self) -> bool:
-        return self.engines == {"simulated"}
+    simulated: bool
+    """Whether every engine is."""
 
 
 def read_plan(file: Path, root: Path) -> Plan:
@@ -90,8 +84,8 @@ def planned(sweep: Sweep, root: Path) -> Plan:
     full = [replace(point, values={**point.values, **load}).overrides(sweep) for point in first]
     by = f"sweep {sweep.name}"
     workloads = [read_workload(sweep.workload, keys, dict.fromkeys(keys, by)) for keys in full]
-    names = frozenset(workload.engine.name for workload in workloads)
-    return Plan(sweep, root, first, _stored(sweep, root), max(map(gpus_of, workloads)), names)
+    simulated = all(workload.engine.name == "simulated" for workload in workloads)
+    return Plan(sweep, root, first, _stored(sweep, root), max(map(gpus_of, workloads)), simulated)
 
 
 def _stored(sweep: Sweep, root: Path) -> dict[str, str]:
@@ -168,15 +162,13 @@ class _Measuring:
     loaded: dict[Worker, str] = field(default_factory=dict)
     """Worker -> the engine of its last point."""
     losses: Counter[Point] = field(default_factory=Counter)
-    searches: dict[Point, dict[float, list[dict[str, Figure]]]] = field(default_factory=dict)
-    """With a search: combination -> load -> figures of each of its runs."""
 
     def __post_init__(self) -> None:
         for point in self.plan.points:
             if self.plan.sweep.auto is None:
                 self.waiting.append(point)
             else:
-                self._search(self.plan.sweep.auto, point)
+                self._search(self.plan.sweep.auto, point, {})
 
     def run(self) -> dict[Point, Done]:
         placed_s = time.monotonic()
@@ -248,17 +240,13 @@ class _Measuring:
     def _end(self, point: Point, done: Done) -> None:
         self.ended[point] = done
         if (auto := self.plan.sweep.auto) is not None:
-            combination = point.without(auto.axis, self.plan.sweep.repeat)
-            runs = self.searches[combination].setdefault(point.values[auto.axis], [])
-            runs.append(figures_of(self.plan.root, done))
-            self._search(auto, combination)
+            at = point.without(auto.axis, self.plan.sweep.repeat)
+            self._search(auto, at, searched(auto, self.plan, self.ended)[at])
 
-    def _search(self, auto: Auto, combination: Point) -> None:
-        runs = self.searches.setdefault(combination, {})
-        measured = {load: outcome_of(auto, each) for load, each in runs.items()}
+    def _search(self, auto: Auto, at: Point, measured: Mapping[float, Outcome]) -> None:
         if (load := next_load(auto, measured)) is not None:
-            repeat = combination.repeat + self.plan.sweep.repeat * len(runs.get(load, ()))
-            self.waiting.append(Point({**combination.values, auto.axis: load}, repeat))
+            before = measured[load].runs if load in measured else 0
+            self.waiting.append(Point({**at.values, auto.axis: load}, at.repeat + self.plan.sweep.repeat * before))
 
     def _spent(self) -> bool:
         spent_s = sum(done.seconds for done in self.ended.values()) * self.plan.gpus
@@ -284,6 +272,15 @@ def time_left_s(took: Sequence[tuple[float, float]], runs: int, starts: int) -> 
     """
     measuring = sum(seconds - start for seconds, start in took) / len(took)
     return runs * measuring + starts * max(start for _, start in took)
+
+
+def searched(auto: Auto, plan: Plan, ended: Mapping[Point, Done]) -> dict[Point, dict[float, Outcome]]:
+    """The outcome of every load at each combination of a sweep with a search."""
+    runs: dict[Point, dict[float, list[dict[str, Figure]]]] = {}
+    for point, done in ended.items():
+        loads = runs.setdefault(point.without(auto.axis, plan.sweep.repeat), {})
+        loads.setdefault(point.values[auto.axis], []).append(_figures(plan.root, done))
+    return {at: {load: outcome_of(auto, each) for load, each in loads.items()} for at, loads in runs.items()}
 
 
 def outcome_of(auto: Auto, runs: Sequence[Mapping[str, Figure]]) -> Outcome:
@@ -313,18 +310,7 @@ def gpus_of(workload: Workload) -> int:
     return max(math.prod(pair) for pair in sizes)
 
 
-def hint_of(plan: Plan) -> str | None:
-    """A hint if --ray would use more GPUs of this machine; otherwise None."""
-    if plan.engines & {*SERVED} or len(plan.points) == 1:
-        return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = len(environment.capture()["gpus"]) if visible is None else len(visible.split(",")) if visible else 0
-    if (at_a_time := gpus // plan.gpus) < 2:
-        return None
-    return f"this machine has {gpus} GPUs and a point needs {plan.gpus}: --ray local measures {at_a_time} at a time"
-
-
-def figures_of(root: Path, done: Done) -> dict[str, Figure]:
+def _figures(root: Path, done: Done) -> dict[str, Figure]:
     """The figures of a point's run by name; none unless the run is complete."""
     if done.state != "complete" or done.run is None:
         return {}

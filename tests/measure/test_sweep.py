@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from places import ROOT
@@ -231,22 +230,6 @@ def test_a_point_with_an_invalid_workload_is_refused_before_anything_is_measured
     with pytest.raises(HarnessError, match=r"load\.users"):
         planned(sweep, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
-
-
-def test_unused_gpus_give_a_hint_to_ray(workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hint_of(*gpus: str, points: int = 2, **values: Any) -> str | None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(gpus))
-        grid = {"load.users": [*range(1, points + 1)]}
-        return sweeping.hint_of(planned(Sweep(name="s", workload=workload, set=values, grid=grid), tmp_path))
-
-    real: dict[str, Any] = {"engine": {"name": "vllm", "options": {"tensor_parallel_size": 2}}, "model": "m"}
-    assert hint_of("0", "1", "2", "3", "4", **real) == (
-        "this machine has 5 GPUs and a point needs 2: --ray local measures 2 at a time"
-    )
-    assert hint_of("0", "1", "2", **real) is None
-    assert hint_of("0", "1", "2", "3", points=1, **real) is None
-    assert hint_of("0", "1", "2", "3") is None  # a simulated engine
-    assert hint_of("0", "1", "2", "3", engine={"name": "openai", "options": {"base_url": "http://127.0.0.1:9"}}) is None
 
 
 KILLED = """
