@@ -44,16 +44,19 @@ class Kind:
     tail: float | None = None
     """Index of Pareto lengths instead."""
     own: float = 0.0
-    """Correlation of the logarithm of the slowness of one user's successive requests; its standard deviation is 0.4."""
+    """Correlation of the logarithm of the slowness of one user's successive requests."""
+    own_sd: float = 0.4
+    """Standard deviation of that logarithm, and of that of a conversation's slowness."""
     together_s: float = 0.0
-    """Time over which all users are slow together, in mean request times; the standard deviation is 10%."""
+    """Time over which all users are slow together, in mean request times."""
+    together_sd: float = 0.1
     bursts_each: float = 0.0
-    """Mean request times from one burst, in which all are `SLOW` times as slow for one request time, to the next."""
+    """Mean request times from one burst, in which all are `slow` times as slow for one request time, to the next."""
+    slow: float = 1.5
     turns: int = 1
     """Most requests of a conversation, whose slowness is its own; the user thinks for a request time before each."""
 
 
-SLOW, OWN, TOGETHER = 1.5, 0.4, 0.1
 KINDS: Mapping[str, Kind] = {
     "independent": Kind(),
     "each user's slowness, AR(1) 0.8": Kind(own=0.8),
@@ -64,6 +67,28 @@ KINDS: Mapping[str, Kind] = {
     "Pareto lengths, index 2.5": Kind(tail=2.5),
     "conversations of 1 to 10 turns": Kind(turns=10),
 }
+
+
+def drawn(number: int) -> tuple[str, Kind, int, int]:
+    """The name, kind, users and requests of a condition with random parameters; from 20 request times on."""
+    rng = np.random.default_rng([2026, number])
+    names = ("bursts", "together", "own", "tail", "conversations", "bursts and own")
+    name, values = names[number % len(names)], {"cv": rng.uniform(0.1, 1.2)}
+    if "own" in name:
+        values |= {"own": rng.uniform(0.3, 0.9), "own_sd": rng.uniform(0.2, 0.5)}
+    if "bursts" in name:
+        values |= {"bursts_each": rng.uniform(3, 8), "slow": rng.uniform(1.2, 2.5)}
+    if name == "together":
+        values |= {"together_s": rng.uniform(0.3, 2.5), "together_sd": rng.uniform(0.04, 0.2)}
+    if name == "tail":
+        values = {"tail": rng.uniform(2.1, 3.5)}
+    if name == "conversations":
+        values |= {"own_sd": rng.uniform(0.2, 0.5)}
+    kind = Kind(**values, turns=int(rng.integers(3, 16)) if name == "conversations" else 1)
+    users = round(16 * 8 ** rng.random())
+    told = ", ".join(f"{key} {value:.2g}" for key, value in values.items())
+    turns = f", 1 to {kind.turns} turns" if kind.turns > 1 else ""
+    return f"{name}: {told}{turns}", kind, users, max(1000, round(users * rng.uniform(20, 50)))
 
 
 @dataclass(frozen=True)
@@ -101,14 +126,14 @@ def _warp(kind: Kind, rng: np.random.Generator, begin: float, end: float) -> tup
     slow = np.ones(len(work))
     if kind.together_s:
         z = _correlated(rng, (1, len(work)), math.exp(-step / (kind.together_s * STAY_S)))[0]
-        slow = np.exp(TOGETHER * z - TOGETHER**2 / 2)
+        slow = np.exp(kind.together_sd * z - kind.together_sd**2 / 2)
     if kind.bursts_each:
         first = begin - STAY_S
         count = rng.poisson((end - first) / (kind.bursts_each * STAY_S))
         starts = np.sort(rng.uniform(first, end, count))
         inside = np.searchsorted(starts, work) > np.searchsorted(starts, work - STAY_S)
         share = 1 - math.exp(-1 / kind.bursts_each)
-        slow = np.where(inside, SLOW, 1.0) / (1 + share * (SLOW - 1))
+        slow = np.where(inside, kind.slow, 1.0) / (1 + share * (kind.slow - 1))
     seconds = np.concatenate(([0.0], np.cumsum(slow[:-1]) * step))
     return work, seconds - np.interp(0.0, work, seconds)
 
@@ -123,7 +148,9 @@ def simulate(kind: Kind, users: int, requests: int, rng: np.random.Generator) ->
     if kind.tail is not None:
         tokens = TOKENS * (kind.tail - 1) * rng.pareto(kind.tail, shape)
     tokens = np.maximum(PARTS, np.round(tokens))
-    slow = np.exp(OWN * _correlated(rng, shape, kind.own) - OWN**2 / 2) if kind.own else np.ones(shape)
+    slow, sd = np.ones(shape), kind.own_sd
+    if kind.own:
+        slow = np.exp(sd * _correlated(rng, shape, kind.own) - sd**2 / 2)
     talk, turn, think = np.tile(np.arange(each), (users, 1)), np.zeros(shape, int), np.zeros(shape)
     if talks:
         sizes = rng.integers(1, kind.turns + 1, shape)
@@ -131,7 +158,7 @@ def simulate(kind: Kind, users: int, requests: int, rng: np.random.Generator) ->
         for i in range(users):
             talk[i] = np.searchsorted(ends[i], np.arange(each), side="right")
             turn[i] = np.arange(each) - np.concatenate(([0], ends[i]))[talk[i]]
-            slow[i] = np.exp(OWN * rng.standard_normal(each) - OWN**2 / 2)[talk[i]]
+            slow[i] = np.exp(sd * rng.standard_normal(each) - sd**2 / 2)[talk[i]]
         think = np.where(turn > 0, rng.exponential(STAY_S, shape), 0.0)
     wait = TTFT_S * rng.gamma(4.0, 0.25, shape) * slow
     decode = ITL_S * tokens * slow
