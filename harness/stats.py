@@ -85,13 +85,18 @@ def mean_half(errors: Array, together: float = 1.0, group: NDArray[np.int64] | N
     batches = n / max(together, 1.0)
     parts = min(n, max(LEAST_PARTS, round(batches)))
     sums = np.add.reduceat(errors, np.arange(parts) * n // parts)
-    r = min(max(0.0, float(sums[1:] @ sums[:-1]) / max(float(sums @ sums), 1e-300)), 0.95)
+    r = correlation(sums, 0.95)
     few = round(COSINES * (min(batches, parts) * (1 - r) / (1 + r)) ** (2 / 3))
     few = min(max(2 if batches >= TWO else 1, few), (parts - 1) // 2)
     power = np.square(dct(sums, norm="ortho")[1 : 2 * few + 1])
-    halves = [_t(k) * math.sqrt(float(power[:k].mean()) * parts) / n for k in (few, 2 * few)]
+    halves = [t_quantile(k) * math.sqrt(float(power[:k].mean()) * parts) / n for k in (few, 2 * few)]
     halves.append(0.0 if group is None else _groups_half(group, errors) / n)
     return max(halves)
+
+
+def correlation(errors: Array, most: float) -> float:
+    """The correlation of successive `errors`, whose mean is 0: from 0 to `most`."""
+    return min(max(0.0, float(errors[1:] @ errors[:-1]) / max(float(errors @ errors), 1e-300)), most)
 
 
 def _groups_half(group: NDArray[np.int64], errors: Array) -> float:
@@ -100,10 +105,11 @@ def _groups_half(group: NDArray[np.int64], errors: Array) -> float:
     count = len(totals)
     if count < LEAST_GROUPS:
         return 0.0
-    return _t(count - 1) * math.sqrt(count / (count - 1) * float(totals @ totals))
+    return t_quantile(count - 1) * math.sqrt(count / (count - 1) * float(totals @ totals))
 
 
-def _t(df: float) -> float:
+def t_quantile(df: float) -> float:
+    """The half-width of a 95% interval of Student's t; `df` may be infinite."""
     from scipy.special import stdtrit
 
     return float(stdtrit(df, (1 + CONFIDENCE) / 2))
@@ -194,4 +200,4 @@ def repeats_half(values: Array) -> float | None:
     """
     if (n := len(values)) < 2:
         return None
-    return float(_t(n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return float(t_quantile(n - 1) * values.std(ddof=1) / math.sqrt(n))

@@ -16,7 +16,7 @@ from harness.analysis.server import cached_share, check_cache
 from harness.config import near
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
-from harness.stats import CONFIDENCE, Z
+from harness.stats import CONFIDENCE, t_quantile
 from harness.store.run import Run
 
 Array = NDArray[np.float64]
@@ -153,7 +153,7 @@ def _change(base: Sequence[Figure], new: Sequence[Figure], better: int, between:
     if isinstance(within, str):
         return Change(*sides, replace(ratio, value=math.exp(d), reason=within), None, better)
     sd, df = _between_runs(before, after, between)
-    below, above = (math.hypot(each, _t(df) * sd) for each in within)
+    below, above = (math.hypot(each, t_quantile(df) * sd) for each in within)
     ratio = replace(ratio, value=math.exp(d), low=math.exp(d - below), high=math.exp(d + above))
     return Change(*sides, ratio, _p(d, below if d > 0 else above, df), better)
 
@@ -202,10 +202,6 @@ def _between_runs(base: Array, new: Array, between: Between | None) -> tuple[flo
     return math.sqrt(variance), variance**2 / doubt if doubt > 0 else least_df
 
 
-def _t(df: float) -> float:
-    return float(special.stdtrit(df, (1 + CONFIDENCE) / 2)) if df < math.inf else Z
-
-
 def _p(d: float, reach: float, df: float) -> float:
     """Two-sided p of a difference `d`; `reach` is the half-width of its 95% interval towards 0.
 
@@ -214,7 +210,7 @@ def _p(d: float, reach: float, df: float) -> float:
     """
     if d == 0 or reach == 0:
         return 1.0 if d == 0 else 0.0
-    return float(2 * special.stdtr(df, -abs(d) / reach * _t(df)))
+    return float(2 * special.stdtr(df, -abs(d) / reach * t_quantile(df)))
 
 
 def _inverse(name: str, rate: Change) -> Change:

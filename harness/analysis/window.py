@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.stats import Array
+from harness.stats import Array, correlation
 
 LEAST_TURNOVERS = 1.5
 """Fewest mean request times that a closed loop must last at full load, for a window of one of them."""
@@ -31,6 +31,8 @@ LINE_P, STEP_P = 0.005, 0.0005
 """Probability that a steady rate tests as a line, and as a step at one given place."""
 TRANSIENT_Z = 4.0
 """Smallest difference of a start that is cut from the rest, in standard errors: `mser` picks the largest of many."""
+MOST_CORRELATED = 0.8
+"""Largest correlation of successive parts that counts."""
 MOST_CUT = 1 / 3
 """Largest share of the window that may be cut as the engine's warm-up."""
 PLATEAU = 0.2
@@ -212,8 +214,7 @@ def _transient(values: Array) -> int:
     if cut == 0:
         return 0
     start, rest = values[:cut], values[cut:]
-    about = rest - rest.mean()
-    r = min(max(0.0, float(about[1:] @ about[:-1]) / max(float(about @ about), 1e-300)), 0.8)
+    r = correlation(rest - rest.mean(), MOST_CORRELATED)
     noise = float(rest.std()) * math.sqrt((1 / cut + 1 / len(rest)) * (1 + r) / (1 - r))
     off, at_first = (abs(float(each.mean() - rest.mean())) for each in (start, start[: math.ceil(cut / 4)]))
     shows = off > max(CHANGE * abs(float(rest.mean())), TRANSIENT_Z * noise)
@@ -263,7 +264,7 @@ def change(values: Array) -> Change | None:
     def shows(model: Array, terms: int, chance: float) -> bool:
         left, about = values - model, float(np.square(model - values.mean()).sum())
         size, rest = abs(float(model[-1] - model[0])), float(left @ left)
-        r = min(max(0.0, float(left[1:] @ left[:-1]) / rest), 0.8) if rest > 0 else 0.0
+        r = correlation(left, MOST_CORRELATED)
         f = about / (rest / (n - terms)) * (1 - r) / (1 + r) if rest > 0 else np.inf
         return size > CHANGE * mean and bool(fdtrc(1, n - terms, f) < chance)
 
