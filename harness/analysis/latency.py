@@ -199,27 +199,21 @@ def _measured(requests: pd.DataFrame, part: Part) -> list[Figure]:
 
 def _rates(requests: pd.DataFrame, part: Part) -> list[Figure]:
     """Completed requests and their tokens per second."""
-    seen, got = part.seen, part.counts["output_token"]
-    _, unknown = _sum(requests["input_tokens"], seen.completed)
-    given = None if unknown else part.counts["input_token"]
-    outputs, inputs = (
-        np.where(seen.completed, x, 0.0) for x in (seen.output_tokens, numbers(requests["input_tokens"]))
-    )
-    done, came = seen.completed.astype(float), part.slices
-    both = None if given is None else given + got
-    totals = {
-        "requests_per_s": (part.counts["request"], "requests/s", done, ["request"], None),
-        "output_tokens_per_s": (got, "tokens/s", outputs, ["output_token"], None),
-        "input_tokens_per_s": (given, "tokens/s", inputs, ["input_token"], unknown),
-        "total_tokens_per_s": (both, "tokens/s", inputs + outputs, ["input_token", "output_token"], unknown),
+    done, n = part.seen.completed, round(part.counts["request"])
+    _, unknown = _sum(requests["input_tokens"], done)
+    outputs, inputs = (np.where(done, x, 0.0) for x in (part.seen.output_tokens, numbers(requests["input_tokens"])))
+    rates = {
+        "requests_per_s": ("requests/s", ["request"], done.astype(float), None),
+        "output_tokens_per_s": ("tokens/s", ["output_token"], outputs, None),
+        "input_tokens_per_s": ("tokens/s", ["input_token"], inputs, unknown),
+        "total_tokens_per_s": ("tokens/s", ["input_token", "output_token"], inputs + outputs, unknown),
     }
-    n = round(part.counts["request"])
-    return [
-        part.basis.rate(
-            _rate(name, total, unit, part.length_s, n, why), came.reindex(columns=names).sum(axis=1).to_numpy(), each
-        )
-        for name, (total, unit, each, names, why) in totals.items()
-    ]
+    made = []
+    for name, (unit, counts, each, why) in rates.items():
+        total = None if why else sum(part.counts[count] for count in counts)
+        slices = part.slices.reindex(columns=counts).sum(axis=1).to_numpy()
+        made.append(part.basis.rate(_rate(name, total, unit, part.length_s, n, why), slices, each))
+    return made
 
 
 def _rate(
@@ -275,23 +269,19 @@ def _goodput(requests: pd.DataFrame, part: Part, limits: Mapping[str, float]) ->
     met["objectives_met"] = np.logical_and.reduce(list(met.values()))
     over = part.ended & (seen.completed | seen.failed)
     judged, completed = int(over.sum()), part.counts["request"]
-    absent = NO_SUCCESS if not completed else None if judged else "no whole request ended in the window"
-    share = {name: None if absent else float(good[over].mean()) for name, good in met.items()}
+    absent = "the workload has no objectives" if not limits else NO_SUCCESS if not completed else None
+    absent = absent or (None if judged else "no whole request ended in the window")
+    unknown = set(limits) & set(BETWEEN_TOKENS) if seen.hidden_tokens.any() else set()
+    why = {name: absent or (HIDDEN if name.partition(".")[2] in unknown else None) for name in met}
+    why["objectives_met"] = absent or (HIDDEN if unknown else None)
+    share = {name: None if why[name] else float(good[over].mean()) for name, good in met.items()}
     # The first wave ends requests too, but its shortened answers are not judged.
-    good = (share["objectives_met"] or 0.0) * (completed + part.counts["failed"])
-    rate = _rate("goodput_per_s", good, "requests/s", part.length_s, round(completed), absent)
+    good = None if share["objectives_met"] is None else share["objectives_met"] * (completed + part.counts["failed"])
+    rate = _rate("goodput_per_s", good, "requests/s", part.length_s, round(completed), why["objectives_met"])
     ends_s = numbers(requests["end_s"])[met["objectives_met"] & part.ended]
     slices = np.histogram(ends_s, part.cuts)[0] if len(part.cuts) else part.cuts
     rate = part.basis.rate(rate, slices.astype(float), met["objectives_met"].astype(float))
-    if not limits:
-        absent = "the workload has no objectives"
-        rate = replace(rate, value=None, low=None, high=None, reason=absent)
-    why: dict[str, str | None] = dict.fromkeys(met, absent)
-    if seen.hidden_tokens.any() and (unknown := set(limits) & set(BETWEEN_TOKENS)) and not absent:
-        why |= dict.fromkeys(["objectives_met", *(f"objectives_met.{name}" for name in unknown)], HIDDEN)
-        rate = replace(rate, value=None, low=None, high=None, reason=HIDDEN)
-    shares = {name: None if why[name] else x for name, x in share.items()}
-    return [rate, *(Figure(name, x, "share", "measured", n=judged, reason=why[name]) for name, x in shares.items())]
+    return [rate, *(Figure(name, x, "share", "measured", n=judged, reason=why[name]) for name, x in share.items())]
 
 
 def _tokens(requests: pd.DataFrame, seen: Times) -> list[Figure]:
