@@ -387,8 +387,13 @@ def check_comparable(base: Sequence[Run], new: Sequence[Run], force: bool) -> tu
 
 
 def _differ(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [f"{key} differs: {_shown(a)} vs {_shown(b)}" for key, a, b in unequal(base, new)]
+
+
+def unequal(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ, with both values; None: not there."""
     pairs = [(key, base.get(key), new.get(key)) for key in dict.fromkeys((*base, *new))]
-    return [f"{key} differs: {_shown(a)} vs {_shown(b)}" for key, a, b in pairs if a != b]
+    return [(key, a, b) for key, a, b in pairs if a != b]
 
 
 def _shown(value: Any) -> str:

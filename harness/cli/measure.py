@@ -198,7 +198,7 @@ def ab(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure two servers, engine versions or settings in turns, and judge B against A as `diff` does."""
-    from harness.analysis.diff import flat, parse_gate, parse_share
+    from harness.analysis.diff import flat, parse_gate, parse_share, unequal
     from harness.config import overrides
     from harness.measure.run import Setup
 
@@ -207,7 +207,7 @@ def ab(
     gates, effect = [parse_gate(text) for text in fail_on or ()], parse_share("--least", least)
     sides = [_side(text, workload, overrides(set_ or ())) for text in (a, b)]
     asked = [flat(each.model_dump(mode="json", include=SAME)) for each in sides]
-    differs = sorted(key for key in asked[0] | asked[1] if asked[0].get(key) != asked[1].get(key))
+    differs = sorted(key for key, *_ in unequal(*asked))
     if sides[0] == sides[1] and not force:
         fix = "name two servers, or settings that differ; --force measures one twice, which shows the noise"
         raise errors.HarnessError("A and B are the same", fix)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.diff import flat
+from harness.analysis.diff import flat, unequal
 from harness.analysis.repeats import mean_of
 from harness.analysis.summary import summary_of
 from harness.config import shown
@@ -106,12 +106,8 @@ def _changes(sweep: Sweep, point: Point, run: Run) -> list[str]:
     asked = flat(read_workload(sweep.workload, point.overrides(sweep)).model_dump(mode="json"))
     workload = workload_of(run.file.workload.model_dump(mode="json"), f"{run.directory}/run.json", {})
     stored = flat(workload.model_dump(mode="json"))
-    keys = sorted({*asked, *stored} - {"name", "description"})
-    return [
-        f"{key}: {shown(stored.get(key))} -> {shown(asked.get(key))}"
-        for key in keys
-        if asked.get(key) != stored.get(key)
-    ]
+    pairs = sorted(unequal(stored, asked), key=lambda pair: pair[0])
+    return [f"{key}: {shown(a)} -> {shown(b)}" for key, a, b in pairs if key not in ("name", "description")]
 
 
 def succeeded(run: Run) -> bool:
