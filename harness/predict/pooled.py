@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from harness.cost.draws import Array
 from harness.files import data_path, data_rows
+from harness.predict.shapes import family
 from harness.predict.work import TERMS, Serving, columns, seconds, sizes_that_hold
 
 LATENCY_TERMS = ("prompt", "wait", "queue", "start")
@@ -106,7 +107,7 @@ def evaluate(blocks: Sequence[Block], rows: Rows, at: Sequence[NDArray[np.intp]]
 
 def levels_of(s: Serving) -> dict[str, str]:
     """Key of the blocks -> the level of a serving point."""
-    model, version = FAMILIES.get(s.model.name, s.model.name), f"{s.engine} {s.released:.2f}"
+    model, version = family(s.model), f"{s.engine} {s.released:.2f}"
     return {
         "one": "all", "gpu": s.gpu.name, "engine": s.engine, "version": version, "precision": s.precision,
         "version gpu": f"{version} {s.gpu.name}", "gpu precision": f"{s.gpu.name} {s.precision}",
@@ -124,10 +125,6 @@ def rows(servings: Sequence[Serving], terms: Array) -> Rows:
     keys = {key: np.array([row[key] for row in names], dtype=np.str_) for key in names[0]}
     age = np.array([2026.25 - s.released for s in servings])
     return Rows(terms, keys, {"age": age, "size": np.log([s.model.hidden / 6000 for s in servings])})
-
-
-FAMILIES = {"DeepSeek-V3": "DeepSeek-R1", "DeepSeek-V3.1": "DeepSeek-R1", "Llama-3.3-70B-Instruct": "Llama-3.1-70B"}
-"""Models that differ in weights alone: one level of `model`."""
 
 
 def latency_columns(servings: Sequence[Serving], time: Fit) -> Array:

@@ -18,7 +18,7 @@ from harness.cost.pricing import price_tables
 from harness.errors import HarnessError
 from harness.files import data_rows, read_text
 from harness.predict import pooled
-from harness.predict.shapes import ModelShape, precision_of, shape_of
+from harness.predict.shapes import ModelShape, family, precision_of, shape_of
 from harness.predict.work import Serving, check_fits, columns, largest_batch, memory_bytes, sizes_that_hold
 
 MOST_GPUS = 10_000
@@ -81,7 +81,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Measured / predicted of a run. `joules` None: the run has no energy. `same`: its model and GPU."""
+    """Measured / predicted of a run. `joules` None: the run has no energy. `same`: its family of models and GPU."""
 
     time: float
     joules: float | None
@@ -176,7 +176,7 @@ def predict_many(
     watts_variance = pooled.predicted(pooled.fitted("power"), asked)[1]
     found = []
     for i, s in enumerate(servings):
-        seen = own is not None and own.same == (s.model.name, s.gpu.name)
+        seen = own is not None and own.same == (family(s.model), s.gpu.name)
         sds = [
             pooled.scale(name, s)
             * np.sqrt(pooled.noise_variance(pooled.fitted(name)) * 2 if seen and name != "ttft" else each[i])
@@ -262,6 +262,8 @@ def guesses_of(s: Serving) -> tuple[str, ...]:
     level = pooled.levels_of(s)
     words = level | {"model": s.model.name}
     notes = [r["guess"].format(**words) for r in GUESSES if (r["block"], level[r["key"]]) not in fit.places]
+    if level["model"] != s.model.name:
+        notes.append(f"{s.model.name} is taken as {level['model']}, which differs in weights alone")
     if s.pp > 1:
         notes.append("no point has pipeline stages")
     if s.input + s.output > 10_000:

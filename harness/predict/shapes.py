@@ -91,6 +91,22 @@ def find_model(name: str) -> ModelShape | None:
     return next(exact, None) or next(near, None)
 
 
+@lru_cache(maxsize=256)
+def family(m: ModelShape) -> str:
+    """The first row of models.csv that differs from a model in weights alone, by which points are pooled; or its name.
+
+    >>> [family(shape_of(name)) for name in ("Llama-3.3-70B-Instruct", "Kimi-K2.6", "DeepSeek-V3.2")]
+    ['Llama-3.1-70B', 'Kimi-K2.5', 'DeepSeek-V3.2']
+    """
+    alike = [row for row in models() if _sizes(row) == _sizes(m)]
+    same = [row for row in alike if row.total_params == m.total_params]
+    return (same or alike or [m])[0].name
+
+
+def _sizes(m: ModelShape) -> tuple[object, ...]:
+    return m.kind, m.layers, m.hidden, m.heads, m.kv_heads, m.experts, m.experts_active, m.vocab
+
+
 def shape_of(reference: str) -> ModelShape:
     """The shape of a model: config.json or its directory, a row of models.csv, or a hub id in the local cache.
 

@@ -76,6 +76,8 @@ def test_a_guess_is_named_only_where_no_point_is() -> None:
     blocks = {block.name for block in pooled.fitted("time").blocks}
     assert {row["block"] for row in GUESSES} <= blocks
     assert predict("Llama-3.1-8B", "H100").guesses == ()
+    sibling = "Llama-3.3-70B-Instruct is taken as Llama-3.1-70B, which differs in weights alone"
+    assert predict("Llama-3.3-70B-Instruct", "H100").guesses == (sibling,)
     assert predict("Llama-3.1-8B", "H100", Plan(tp=2, pp=2)).guesses == ("no point has pipeline stages",)
     assert predict("Llama-3.1-8B", "H100", Plan(engine="vllm@99")).guesses == ("no point is of vllm of that release",)
     oldest = predict("Llama-3.1-8B", "H100", Plan(engine="vllm@0.1"))
@@ -127,6 +129,16 @@ def test_a_run_of_ones_own_calibrates_time_by_time_and_joules_by_joules() -> Non
     assert median(found.joules) == pytest.approx(0.5, rel=0.02)
     plain = predict("Qwen3-8B", "H100", Plan(8))
     assert np.ptp(np.log(found.tpot_s)) < 0.7 * np.ptp(np.log(plain.tpot_s))
+
+
+def test_a_run_of_a_local_copy_calibrates_as_the_model_of_its_sizes() -> None:
+    config = {"num_hidden_layers": 36, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
+              "head_dim": 128, "intermediate_size": 12288, "vocab_size": 151936}  # fmt: skip
+    identity = ModelIdentity("/models/mine", "/models/mine", precision="bfloat16", config=config)
+    copy = a_run(engine=GPU | {"model": identity}, environment={"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]})
+    own, named = (calibration(run, summary()) for run in (copy, run_on()))
+    assert own.same == named.same == ("Qwen3-8B", "H100")
+    assert own.time == pytest.approx(named.time, rel=0.01)
 
 
 @pytest.mark.parametrize(
