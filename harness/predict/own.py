@@ -9,7 +9,7 @@ from harness.cost.bill import measured
 from harness.errors import HarnessError
 from harness.model import Figure, Finding, Summary
 from harness.predict.predict import Calibration, engine_of, known_gpu, predict_many
-from harness.predict.shapes import described, family, precision_of, shape_of
+from harness.predict.shapes import described, precision_of, shape_of
 from harness.predict.work import Serving, peak_flops, seconds
 from harness.store.run import Run
 
@@ -26,8 +26,7 @@ def calibration(run: Run, summary: Summary) -> Calibration:
     serving, rate = serving_of(run, summary)
     middle, joules = np.array([0.5]), measured(summary, "joules_per_output_token").value
     plain = predict_many([serving], 1, middle)[0]
-    of = family(serving.model), serving.gpu.name
-    found = Calibration(float(serving.gpus / rate / plain.device_s[0]), None, of, run.id)
+    found = Calibration(float(serving.gpus / rate / plain.device_s[0]), None, serving, run.id)
     if joules is None:
         return found
     return replace(found, joules=float(joules / predict_many([serving], 1, middle, found)[0].joules[0]))

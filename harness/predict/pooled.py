@@ -204,19 +204,31 @@ def noise_variance(found: Fit) -> float:
     return (1.3 * found.noise) ** 2
 
 
-def predicted(found: Fit, rows: Rows) -> tuple[Array, Array]:
+def predicted(found: Fit, rows: Rows, own: Rows | None = None) -> tuple[Array, Array]:
     """ln of the expected value, and the variance of a new measurement: of the coefficients, of the levels that were not
-    seen, of the noise, and of what engines change in the years between releases."""
+    seen, of the noise, and of what engines change in the years between releases.
+
+    `own`, one row: the variance of ln of the ratio to a measurement there. What both share moves both: only the
+    difference of its slopes is in doubt.
+    """
     places = placed(found.blocks, rows, found.places)
     value, slopes = evaluate(found.blocks, rows, places, found.estimate)
     at = np.column_stack(places)
     sds = np.array([block.sd * (HEAVY if block.key in HEAVY_KEYS else 1.0) for block in found.blocks])
+    if own is not None:
+        there = placed(found.blocks, own, found.places)
+        others = evaluate(found.blocks, own, there, found.estimate)[1]
+        alike = np.column_stack([rows.keys[block.key] == own.keys[block.key] for block in found.blocks])
+        slopes = np.hstack([slopes - others * alike, -others * ~alike])
+        at = np.hstack([at, np.broadcast_to(np.column_stack(there), at.shape)])
+        sds = np.tile(sds, 2)
     unseen = np.sum((slopes * sds) ** 2 * (at < 0), axis=1)
     of_seen = slopes * (at >= 0)
     known = np.einsum("ni,nij,nj->n", of_seen, found.covariance[at[:, :, None], at[:, None]], of_seen)
     seen = np.array([2026.25 - float(level.split()[-1]) for block, level in found.places if block == "version all"])
     years = np.abs(rows.covariates["age"][:, None] - seen).min(axis=1) if len(seen) else 0.0
-    return value, known + unseen + noise_variance(found) + (DRIFT_PER_YEAR * years) ** 2
+    noise = noise_variance(found) * (1 if own is None else 2)
+    return value, known + unseen + noise + (DRIFT_PER_YEAR * years) ** 2
 
 
 def classes_of(s: Serving) -> dict[str, str]:

@@ -18,7 +18,7 @@ from harness.cost.pricing import price_tables
 from harness.errors import HarnessError
 from harness.files import data_rows, read_text
 from harness.predict import pooled
-from harness.predict.shapes import ModelShape, family, precision_of, shape_of
+from harness.predict.shapes import ModelShape, precision_of, shape_of
 from harness.predict.work import Serving, check_fits, columns, largest_batch, memory_bytes, sizes_that_hold
 
 MOST_GPUS = 10_000
@@ -81,11 +81,11 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Measured / predicted of a run. `joules` None: the run has no energy. `same`: its family of models and GPU."""
+    """Measured / predicted of a run. `joules` None: the run has no energy. `serving`: what it measured."""
 
     time: float
     joules: float | None
-    same: tuple[str, str]
+    serving: Serving
     run: str
 
 
@@ -168,20 +168,21 @@ def predict_many(
 
     u = (np.arange(1024) + 0.5) / 1024 if u is None else u
     z, other = np.asarray(ndtri(u)), np.asarray(ndtri(np.random.default_rng(1).permutation(u)))
-    ln_t, variance = pooled.predicted(pooled.fitted("time"), pooled.rows(servings, columns(servings)))
-    ideal = pooled.latency_columns(servings, pooled.fitted("time"))
+    time, power, watts_there = pooled.fitted("time"), pooled.fitted("power"), None
+    there = None if own is None else pooled.rows([own.serving], columns([own.serving]))
+    if own is not None and own.joules is not None:
+        step_s = own.time * np.exp(pooled.predicted(time, pooled.rows([own.serving], columns([own.serving])))[0])
+        watts_there = pooled.rows([own.serving], pooled.power_columns([own.serving], step_s))
+    ln_t, variance = pooled.predicted(time, pooled.rows(servings, columns(servings)), there)
+    ideal = pooled.latency_columns(servings, time)
     ln_first, first_variance = pooled.predicted(pooled.fitted("ttft"), pooled.rows(servings, ideal))
     asked = pooled.rows(servings, pooled.power_columns(servings, np.exp(ln_t)))
-    parts = pooled.parts(pooled.fitted("power"), asked)
-    watts_variance = pooled.predicted(pooled.fitted("power"), asked)[1]
+    parts = pooled.parts(power, asked)
+    watts_variance = pooled.predicted(power, asked, watts_there)[1]
     found = []
     for i, s in enumerate(servings):
-        seen = own is not None and own.same == (family(s.model), s.gpu.name)
-        sds = [
-            pooled.scale(name, s)
-            * np.sqrt(pooled.noise_variance(pooled.fitted(name)) * 2 if seen and name != "ttft" else each[i])
-            for name, each in (("time", variance), ("ttft", first_variance), ("power", watts_variance))
-        ]
+        doubts = ("time", variance), ("ttft", first_variance), ("power", watts_variance)
+        sds = [pooled.scale(name, s) * np.sqrt(each[i]) for name, each in doubts]
         tpot = (own.time if own else 1.0) * np.exp(ln_t[i] + sds[0] * z)
         ttft = np.exp(ln_first[i] + sds[1] * other)
         each = tpot + ttft / s.output

@@ -17,7 +17,7 @@ from harness.files import data_rows
 from harness.model import Figure, ModelIdentity, Summary
 from harness.predict import pooled
 from harness.predict.own import calibration, hardware_limits, serving_of
-from harness.predict.predict import GUESSES, Plan, deployed, engine_of, predict
+from harness.predict.predict import GUESSES, Calibration, Plan, deployed, engine_of, predict
 from harness.predict.priced import priced
 from harness.predict.work import columns
 from harness.report.predict import prediction_tables, side_by_side, validation_table
@@ -137,8 +137,20 @@ def test_a_run_of_a_local_copy_calibrates_as_the_model_of_its_sizes() -> None:
     identity = ModelIdentity("/models/mine", "/models/mine", precision="bfloat16", config=config)
     copy = a_run(engine=GPU | {"model": identity}, environment={"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]})
     own, named = (calibration(run, summary()) for run in (copy, run_on()))
-    assert own.same == named.same == ("Qwen3-8B", "H100")
     assert own.time == pytest.approx(named.time, rel=0.01)
+    widths = [np.ptp(np.log(predict("Qwen3-8B", "H100", Plan(8), own=each).tpot_s)) for each in (own, named)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.01)
+
+
+def test_a_run_says_most_of_the_same_load_and_least_of_another_model() -> None:
+    own, bare = calibration(run_on(), summary(1000, 0.5)), calibration(run_on(), summary(1000, None))
+
+    def width(model: str, batch: float, by: Calibration | None, of: str = "tpot_s") -> float:
+        return float(np.ptp(np.log(getattr(predict(model, "H100", Plan(batch), own=by), of))))
+
+    assert width("Qwen3-8B", 8, own) < width("Qwen3-8B", 512, own) < width("Qwen3-8B", 512, None)
+    assert width("Qwen3-8B", 8, own) < 0.7 * width("Llama-3.1-8B", 8, own)
+    assert width("Qwen3-8B", 8, own, "joules") < 0.9 * width("Qwen3-8B", 8, bare, "joules")
 
 
 @pytest.mark.parametrize(
