@@ -135,7 +135,7 @@ def diff(
 ) -> pd.DataFrame:
     """What changed from the runs of one side to those of the other, as `harness diff --full` prints it."""
     sides = [[_read(name, root) for name in side] for side in (base, new)]
-    return _long(difference(sides[0], sides[1], [parse_gate(text) for text in fail_on], force, LEAST).tables)
+    return _long(difference(sides[0], sides[1], [parse_gate(text) for text in fail_on], force, LEAST)[0])
 
 
 def predict(

@@ -58,7 +58,6 @@ class Grouped(typer.core.TyperGroup):
 
 app = typer.Typer(
     cls=Grouped,
-    help="Measure what it costs to serve an open model, and compare that with a large provider's reported spend.",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
     pretty_exceptions_enable=False,

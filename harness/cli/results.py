@@ -190,11 +190,11 @@ def judged(
     """
     from harness.report.changes import difference
 
-    found = difference(base, new, gates, full=full or output().format != "text", **how)
-    show(found.tables)
-    _tell_ci("harness diff", found.tables, found.annotations, found.gates, xml)
+    tables, found, told = difference(base, new, gates, full=full or output().format != "text", **how)
+    show(tables)
+    _tell_ci("harness diff", tables, told, found, xml)
     incomplete = _incomplete([*base, *new])
-    if found.failed:
+    if any(outcome == "failed" for *_, outcome in found):
         raise typer.Exit(errors.GATE_FAILED)
     if gates and incomplete:
         raise typer.Exit(incomplete)

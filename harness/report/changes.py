@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import get_args
 
 from harness.analysis import diff
@@ -14,6 +14,7 @@ from harness.analysis.summary import Sweep, summary_of
 from harness.model import Figure, Finding, Summary
 from harness.report.format import carried, number, scale
 from harness.report.junit import Gate
+from harness.report.several import FIGURES
 from harness.report.table import PROPERTIES, Cell, Table
 from harness.report.tables import FINDING, finding_row
 from harness.store.run import Run
@@ -26,16 +27,6 @@ EFFECT, POWER, MOST_REPEATS = 0.03, 0.8, 100
 """Change of a figure, and the chance to name it, for which the needed repeats are counted; their greatest number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The tables of `harness diff`, its gates, whether one failed, and annotations for GitHub Actions."""
-
-    tables: list[Table]
-    gates: list[Gate]
-    failed: bool
-    annotations: list[str]
-
-
 def difference(
     base: Sequence[Run],
     new: Sequence[Run],
@@ -44,8 +35,10 @@ def difference(
     least: float = diff.LEAST,
     full: bool = True,
     between: float | None = None,
-) -> Difference:
-    """Compares the runs. HarnessError as for `diff.check_comparable` and `diff.outcomes`.
+) -> tuple[list[Table], list[Gate], list[str]]:
+    """The tables of `harness diff`, its judged gates, and annotations for GitHub Actions.
+
+    HarnessError as for `diff.check_comparable` and `diff.outcomes`.
 
     `least`: the least effect, as a share. `between`: the declared standard deviation between runs, as a share; None:
     learned or assumed. Not `full`: figures that did not change and findings that are not serious are only counted.
@@ -74,7 +67,7 @@ def difference(
     doubts = [(summary.run, finding) for side in sides for summary in side for finding in summary.findings]
     doubts += [(name, found) for name, side in (("base", base), ("new", new)) if (found := mixed(side))]
     made = [
-        gates_table(judged, "change"),
+        gates_table(judged, "change, 95%"),
         Table("verdict", title, PROPERTIES, tuple((key, text) for key, text in properties.items() if text)),
         Table("diff", f"Figures of {title}" if full else "What moved", columns, rows, tuple(notes)),
         _doubted(doubts, full),
@@ -82,12 +75,7 @@ def difference(
     told = annotations(judged)
     told += [_annotation("warning", f"{run}: {x.code}: {x.text}") for run, x in doubts if x.serious]
     told += [_annotation("warning", f"forced despite {'; '.join(must)}")] if must else []
-    return Difference(
-        [table for table in made if table.rows or table.name in ("diff", "findings")],
-        judged,
-        any(outcome == "failed" for _, _, outcome in judged),
-        told,
-    )
+    return [table for table in made if table.rows or table.name in ("diff", "findings")], judged, told
 
 
 def _between(sides: Sequence[Sequence[Summary]], sessions: diff.Between | None, least: float) -> str:
@@ -124,7 +112,9 @@ def points_table(runs: Sequence[Run], least: float, between: float | None) -> Ta
         found = {c.ratio.name: c for c in diff.judge(sides[0], sides[1], least, spread, turns, len(others))}
         rows.append((point, *(_judged(found.get(figure)) for figure in diff.HEADLINES)))
     notes = (WHOLE_TABLE, "* no difference seen, or undecided")
-    return Table("points", f"Points against {name}", ("point", *diff.HEADLINES), tuple(rows), notes)
+    return Table(
+        "points", f"Points against {name}", ("point", *(FIGURES[name] for name in diff.HEADLINES)), tuple(rows), notes
+    )
 
 
 def _judged(change: diff.Change | None) -> str | None:
@@ -175,7 +165,7 @@ def _moved(changes: Sequence[diff.Change]) -> Rows:
     """Rates, joules, and p50 and p99 of latencies, if they regressed or improved; costs follow from the rates."""
     moved = [c for c in changes if c.judgement in ("regressed", "improved") and c.ratio.name not in diff.COSTS]
     told = [c for c in moved if c.ratio.name.partition(".")[2] in ("", "p50", "p99")]
-    rows = tuple((c.ratio.name, _from_to(c), _in_percent(c.ratio), c.judgement) for c in told)
+    rows = tuple((c.ratio.name, _from_to(c), _changed(c.ratio), c.judgement) for c in told)
     return ("figure", "base -> new", "change, 95%", "judgement"), rows
 
 
@@ -184,7 +174,8 @@ def _from_to(c: diff.Change) -> str:
     return f"{before} -> {after} {scale(c.base)[1].replace('tokens', 'tok').replace('requests', 'req')}"
 
 
-def _in_percent(ratio: Figure) -> str:
+def _changed(ratio: Figure) -> str:
+    """A ratio as a change in percent, with its 95% interval."""
     value, low, high = (100 * ((x or math.nan) - 1) for x in (ratio.value, ratio.low, ratio.high))
     return f"{value:+.1f}% ({low:+.1f} to {high:+.1f})"
 
@@ -218,12 +209,6 @@ def _verdict(changes: Sequence[diff.Change], least: float) -> str:
     ends = [(c.ratio.name, *((x or math.nan) - 1 for x in (c.ratio.low, c.ratio.high))) for c in judged]
     room = ", ".join(f"{name} {low:+.1%} to {high:+.1%}" for name, low, high in ends)
     return f"no difference seen of {100 * least:g}% or more; the 95% intervals leave room for {room}"
-
-
-def _changed(ratio: Figure) -> str:
-    """A ratio as a change in percent, with its interval."""
-    value, low, high = (f"{x - 1:+.2%}" if x is not None else "n/a" for x in (ratio.value, ratio.low, ratio.high))
-    return f"{value} (95%: {low} to {high})"
 
 
 def _bare(figure: Figure) -> Figure:

@@ -206,18 +206,18 @@ def test_a_run_that_never_started_reads() -> None:
 def test_a_difference_prints_gates_first_then_what_moved_and_counts_the_rest(tmp_path: Path) -> None:
     run, other = (read_run(stored(tmp_path, users)) for users in (4, 8))
     gate = diff.parse_gate("output_tps<-3%")
-    made = difference([run], [other], [gate], force=True, least=0.1, full=False)
-    assert [table.name for table in made.tables] == ["gates", "verdict", "diff", "findings"]
+    made, *_ = difference([run], [other], [gate], force=True, least=0.1, full=False)
+    assert [table.name for table in made] == ["gates", "verdict", "diff", "findings"]
     for width in MOST:
-        lines = text.render(made.tables, width, color=False).splitlines()
+        lines = text.render(made, width, color=False).splitlines()
         assert max(map(cell_len, lines)) <= width
         assert any(line.split()[:5] == ["output_tokens_per_s", "39.9", "->", "80.3", "tok/s"] for line in lines)
     counted = r"[1-9]\d* figures: no difference seen of 10% or more"
-    assert any(re.fullmatch(counted, note) for note in made.tables[2].notes)
-    (serious,) = made.tables[3].rows
+    assert any(re.fullmatch(counted, note) for note in made[2].notes)
+    (serious,) = made[3].rows
     assert serious == ("load-not-held", f"{run.id}, {other.id}")
-    whole = difference([run], [other], [gate], force=True)
-    assert len(whole.tables[2].rows) > 30
+    whole, *_ = difference([run], [other], [gate], force=True)
+    assert len(whole[2].rows) > 30
 
 
 @pytest.mark.parametrize(

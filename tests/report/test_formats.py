@@ -68,9 +68,9 @@ def test_tables_of_several_runs_name_software_that_differs(tmp_path: Path) -> No
     said = "The runs were measured with different software: vllm 0.11, 0.12."
     (note,) = tables.runs_table([(each, summary_of(run)) for each in (run, newer)]).notes
     assert note == f"mixed-versions: {said}"
-    within = changes.difference([run, newer], [run], force=True).tables[-1]
+    within = changes.difference([run, newer], [run], force=True)[0][-1]
     assert [row[:3] for row in within.rows if row[0] == "base"] == [("base", "mixed-versions (serious)", said)]
-    across = changes.difference([run], [newer], force=True).tables[-1]  # to set versions side by side is the aim
+    across = changes.difference([run], [newer], force=True)[0][-1]  # to set versions side by side is the aim
     assert [row for row in across.rows if "mixed" in str(row[1])] == []
 
 
