@@ -45,7 +45,7 @@ def render(
     rest = [each.name for each in tables if each.name not in (*PRESS, *SOURCES)] + [name for name, *_ in drawings]
     parts = {
         "Results": _part(tables, drawings, [name for name in rest if name not in PRESS]),
-        "Against the press": _part(tables, drawings, PRESS),
+        "Against the press": _part(tables, (), PRESS) + _part((), drawings, PRESS),  # the answer before its drawings
         "What if": _what_if(starts) if starts else "",
         "Sources": _part(tables, drawings, SOURCES),
         "Methods": methods,

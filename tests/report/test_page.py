@@ -357,18 +357,21 @@ def test_a_study_is_narrowed_to_one_engine_and_starts_from_its_best_point(tab: c
 
 def test_a_table_is_sorted_by_its_numbers_and_downloads_as_csv(tab: chromium.Page, tmp_path: Path) -> None:
     figures = [Figure("ttft_s.p50", value, "s", "measured", 0.001, 0.02) for value in (0.009, None, 0.010)]
-    rows = tuple((name, figure) for name, figure in zip(("=b", "a", "c"), figures, strict=True))
-    tab.open(written(tmp_path, page.render("t", [Table("n", "t", ("name", "TTFT"), rows)])))
+    rows = tuple((name, "k", figure) for name, figure in zip(("=b", "a", "c"), figures, strict=True))
+    tab.open(written(tmp_path, page.render("t", [Table("n", "t", ("name", "kind", "TTFT"), rows)])))
+    heads = "[...document.querySelectorAll('thead th')].filter(x => x.checkVisibility()).map(x => x.textContent).join()"
+    assert tab.evaluate(heads) == "name,TTFT, ms"
+    assert tab.evaluate("document.querySelector('.notes li').textContent") == "in every row: kind k"
     tab.evaluate("URL.createObjectURL = blob => { window.made = blob; return '#'; }")
-    tab.evaluate("document.querySelectorAll('th button')[1].click()")
+    tab.evaluate("document.querySelectorAll('th button')[2].click()")
     names = "[...document.querySelectorAll('tbody th')].map(x => x.textContent).join()"
     assert tab.evaluate(names) == "=b,c,a"
-    tab.evaluate("document.querySelectorAll('th button')[1].click()")
+    tab.evaluate("document.querySelectorAll('th button')[2].click()")
     assert tab.evaluate(names) == "c,=b,a"  # what is missing stays last
     tab.evaluate("document.querySelector('.csv').click()")
     heads, *lines = tab.evaluate("window.made.text()").splitlines()
-    assert heads == '"name","TTFT","TTFT low","TTFT high","TTFT unit"'
-    assert lines == ['"c","10","1","20","ms"', '"\'=b","9","1","20","ms"', '"a","","1","20","ms"']
+    assert heads == '"name","kind","TTFT","TTFT low","TTFT high","TTFT unit"'
+    assert lines == ['"c","k","10","1","20","ms"', '"\'=b","k","9","1","20","ms"', '"a","k","","1","20","ms"']
 
 
 def test_a_number_outside_its_range_is_told_and_has_no_result(
