@@ -337,3 +337,17 @@ def test_an_energy_of_0_is_none_and_power_is_compared_with_the_energy_of_a_token
     wrong = point_of({"task": "t", "configurations": [row]}, tmp_path)
     assert wrong.doubts == ("5e+05 W at 1000 tokens/s, but joules_per_output_token is 0.5",)
     assert point_of({"task": "t", "configurations": [row | {"avg_power_watts": 500.0}]}, tmp_path).doubts == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "both"),
+    [
+        ("mean_ttft_ms", 5.0, "ttft_s.mean is 0.005, but the rows give "),
+        ("total_output_tokens", 10, "output_tokens.got is 10, but the rows give "),
+        ("completed", 30, "requests.completed is 30, but the rows give 40"),
+    ],
+)
+def test_figures_are_compared_with_the_rows_of_their_file(key: str, value: float, both: str, tmp_path: Path) -> None:
+    content = json.loads((DATA / "vllm_serve.json").read_text())
+    assert point_of(content, tmp_path).doubts == ()
+    assert any(doubt.startswith(both) for doubt in point_of(content | {key: value}, tmp_path).doubts)

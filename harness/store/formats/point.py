@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 from harness.config import shown
@@ -184,6 +185,15 @@ def _value(point: Result, name: str) -> float | None:
 
 def _contradictions(point: Result) -> Iterator[str]:
     yield from _of_counts(point)
+    if rows := [row for row in point.records if row.error is None and row.arrival_s]:
+        of_rows = {
+            "requests.completed": float(len(rows)),
+            "output_tokens.got": float(sum(row.output_tokens or 0 for row in rows)),
+            "ttft_s.mean": fmean(row.arrival_s[0] - row.sent_s for row in rows),
+        }
+        for name, value in of_rows.items():
+            if (said := _value(point, name)) is not None and _differs(said, point, value):
+                yield f"{name} is {said:.6g}, but the rows give {value:.6g}"
     done = _value(point, "requests.completed")
     seen = next((figure.n for figure in point.figures if figure.name.startswith("e2e_s")), None)
     if done is not None and seen is not None and seen != done:
