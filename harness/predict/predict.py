@@ -168,11 +168,12 @@ def predict_many(
 
     u = (np.arange(1024) + 0.5) / 1024 if u is None else u
     z, other = np.asarray(ndtri(u)), np.asarray(ndtri(np.random.default_rng(1).permutation(u)))
-    time, power, watts_there = pooled.fitted("time"), pooled.fitted("power"), None
-    there = None if own is None else pooled.rows([own.serving], columns([own.serving]))
-    if own is not None and own.joules is not None:
-        step_s = own.time * np.exp(pooled.predicted(time, pooled.rows([own.serving], columns([own.serving])))[0])
-        watts_there = pooled.rows([own.serving], pooled.power_columns([own.serving], step_s))
+    time, power, there, watts_there = pooled.fitted("time"), pooled.fitted("power"), None, None
+    if own is not None:
+        there = pooled.rows([own.serving], columns([own.serving]))
+        step_s = own.time * np.exp(pooled.predicted(time, there)[0])
+        if own.joules is not None:
+            watts_there = pooled.rows([own.serving], pooled.power_columns([own.serving], step_s))
     ln_t, variance = pooled.predicted(time, pooled.rows(servings, columns(servings)), there)
     ideal = pooled.latency_columns(servings, time)
     ln_first, first_variance = pooled.predicted(pooled.fitted("ttft"), pooled.rows(servings, ideal))

@@ -148,17 +148,13 @@ def validation_table(classes: Sequence[str] = ()) -> Table:
     """
     header, *lines = csv.reader(io.StringIO(read_data("predict/validation.csv")))
     rows: list[tuple[Cell, ...]] = []
-    for line in lines:
-        if classes and line[2].split()[0] not in classes:
+    for quantity, left_out, level, n, *numbers in lines:
+        if classes and level.split()[0] not in classes:
             continue
-        n, found = int(line[3]), []
-        for name, text in zip(header[4:], line[4:], strict=True):
-            unit, why = (
-                "share" if name.startswith("inside") else "ratio",
-                None if text else "it does not estimate all of these",
-            )
-            number = float(text) if text else None
-            found.append(Figure(name.replace(" ", "_"), number, unit, "derived", n=n, reason=why))
-        rows.append((f"{line[0]}, {line[1]} left out, {line[2]}", *found))
-    columns = ("points", *header[4:])
+        found: list[Cell] = []
+        for name, text in zip(header[4:], numbers, strict=True):
+            unit = "share" if name.startswith("inside") else "ratio"
+            found.append(Figure(name.replace(" ", "_"), float(text), unit, "derived") if text else "")
+        rows.append((f"{quantity}, {left_out}: {level}", n, *found))
+    columns = ("quantity, left out: class", "points", *header[4:])
     return Table("validation", "Predictions against measurements", columns, tuple(rows), VALIDATION)
