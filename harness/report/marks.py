@@ -71,7 +71,7 @@ def at(channel: str, field: str, title: str, scale: str = "linear", pad: int | N
     """The channel `x` or `y`. A scale that is not linear ends `pad` pixels beyond the data; None: at round numbers."""
     ends = {} if pad is None else {"nice": False, "padding": pad}
     kinds = {} if scale == "linear" else {"type": scale, **ends}
-    if scale == "log":  # of each decade these five have room for a label
+    if scale == "log" and "values" not in axis:  # of each decade these five have room for a label
         leading = "round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))"
         crowded = f"domain('{channel}')[1] / domain('{channel}')[0] > 5"
         axis["labelExpr"] = f"{crowded} && indexof([1, 2, 3, 5, 7], {leading}) < 0 ? '' : datum.label"

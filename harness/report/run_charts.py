@@ -94,7 +94,8 @@ def _against(points: Sequence[Mapping[str, Any]], name: str, width: int) -> Char
     code = coded(groups, "group", color=HUES) | coded(kinds, strokeDash=DASHES)
     for of, names in (("color", groups), ("strokeDash", kinds)):
         code[of]["legend"] = None if len(names) < 2 else {"symbolSize": 400} if of == "strokeDash" else {}
-    base = {"x": at("x", "x", said_x, "log", 20, format=",.4~r"), "color": code["color"]}
+    ticks = {"values": sorted({row["x"] for row in rows})} if across == "load" else {}
+    base = {"x": at("x", "x", said_x, "log", 20, format=",.4~r", **ticks), "color": code["color"]}
     y, low = at("y", "value", said_y, "log", 20, format=",.4~r"), number("low", title=said_y)
     told = {"description": {"field": "about"}}
     rule = {"x" if limit == across.partition(".")[0] else "y": number("limit")}

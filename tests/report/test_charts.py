@@ -108,6 +108,8 @@ def test_several_runs_are_drawn_against_their_load_with_the_limits_of_their_obje
     p50 = [summary["ttft_s.p50"].value * 1e3 for _, summary in sweep]  # type: ignore[operator]
     assert [(row["x"], row["value"]) for row in ttft if row["series"] == "p50"] == list(zip((32, 4), p50, strict=True))
     assert {"limit": 200.0} in data(drawings["ttft-load"])
+    labels = re.findall(r"role-axis-label.*?</g>", drawn(drawings["ttft-load"], PAGE))[0]
+    assert re.findall(r">(\d+)</text>", labels) == ["4", "32"]  # a tick at each load that was measured
     assert "32 users: TTFT in ms" in ttft[0]["about"]
     speed = [1 / summary["tpot_s.p50"].value for _, summary in sweep]  # type: ignore[operator]
     assert [row["x"] for row in data(drawings["throughput-interactivity"]) if "x" in row] == speed
