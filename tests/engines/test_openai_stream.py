@@ -259,6 +259,36 @@ def test_the_usage_is_read_wherever_a_server_puts_it(parts: list[bytes]) -> None
     assert (answer.output_tokens, answer.usage.input(None), answer.usage.cached) == (4, 9, 5)
 
 
+PLACES = [
+    ("usage",), ("usage", "completion_tokens"), ("usage", "prompt_tokens_details"), ("x_groq",), ("x_groq", "usage"),
+    ("timings",), ("timings", "prompt_n"), ("timings", "cache_n"), ("error",), ("choices",), ("choices", 0),
+    ("choices", 0, "delta"), ("choices", 0, "usage"), ("choices", 0, "token_ids"), ("choices", 0, "finish_reason"),
+    *(("choices", 0, "delta", name) for name in ("content", "reasoning", "reasoning_details", "tool_calls", "refusal")),
+]  # fmt: skip
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(PLACES), ANYTHING)
+def test_a_field_of_any_type_is_read_or_fails(place: tuple[Any, ...], value: Any) -> None:
+    said: Any = {
+        "choices": [{"delta": {"content": " word"}, "finish_reason": "stop"}],
+        "usage": {"completion_tokens": 1}, "x_groq": {"usage": {}}, "timings": {"prompt_n": 4, "cache_n": 5},
+    }  # fmt: skip
+    inner = said
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    try:
+        answer = read(b"data: %b\n\n" % json.dumps(said).encode() + DONE)
+    except RequestFailed:
+        return
+    assert sum(answer.counts) >= 0
+
+
 def test_an_error_inside_a_choice_ends_the_answer() -> None:
     with pytest.raises(RequestFailed, match="out of memory"):
         read(word() + event({"delta": {}, "error": {"message": "out of memory"}, "finish_reason": "stop"}) + DONE)

@@ -314,15 +314,15 @@ def _usage_of(event: _Event) -> Usage | None:
     places = (event.x_groq or {}).get("usage"), *(choice.usage for choice in event.choices or ()), event.usage
     said = _timed(event.timings) if event.timings else {}
     for place in places:
-        said |= place or {}
+        said |= place if isinstance(place, dict) else {}
     return Usage(said) if said else None
 
 
 def _timed(timings: Mapping[str, Any]) -> dict[str, Any]:
     """The counts in llama.cpp's timings under the names of a usage. Its `prompt_n` is without what the cache had."""
-    cached, read, made = (timings.get(f"{name}_n") for name in ("cache", "prompt", "predicted"))
-    prompt = None if read is None else read + (cached or 0)
-    return {"prompt_tokens": prompt, "cached_tokens": cached, "completion_tokens": made}
+    known = {name: n for name in ("cache", "prompt", "predicted") if isinstance(n := timings.get(f"{name}_n"), int)}
+    prompt = known["prompt"] + known.get("cache", 0) if "prompt" in known else None
+    return {"prompt_tokens": prompt, "cached_tokens": known.get("cache"), "completion_tokens": known.get("predicted")}
 
 
 def _content(content: Any) -> tuple[str, str]:
