@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from harness.cost.draws import Array, Draws, distribution, draw, log_moments, quantile
-from harness.cost.gpus import read_rows
 from harness.facts.book import Assumption
 from harness.facts.formulas import Context, quantity
 from harness.files import data_rows
@@ -35,35 +34,22 @@ MODEL_FACTOR = Assumption(
 )  # fmt: skip
 Model = Callable[[Mapping[str, Draws], float], Draws]
 EVEN = distribution("uniform", 0, 1)
+CANDIDATES = data_rows("provider_models.csv")
+"""Models that may stand for the provider's: kind (dense, moe; hybrid: most layers have no KV cache that grows), model,
+precision of the weights."""
 GPU, PLAN = "H100", Plan(128, 1150, 500)
 """Candidates for the provider's model are predicted on this GPU, with these sequences in flight in a group of GPUs and
 these tokens of a prompt: 25 to 55 ms between tokens."""
 GRID = (np.arange(256) + 0.5) / 256
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A row of provider_models.csv: a model that may stand for the provider's, and the precision of its weights."""
-
-    kind: str
-    """dense, moe (mixture of experts) or hybrid (most layers without a KV cache that grows)."""
-    model: str
-    precision: str
-
-
-@lru_cache(maxsize=1)
-def candidates() -> tuple[Candidate, ...]:
-    """The rows of provider_models.csv."""
-    return read_rows("provider_models.csv", Candidate)
-
-
 @lru_cache(maxsize=1)
 def predicted() -> Mapping[str, tuple[Array, ...]]:
     """Kind -> for each of its candidates ln device-seconds of an output token, at the quantiles GRID."""
     found: dict[str, list[Array]] = {}
-    for each in candidates():
-        seconds = predict(each.model, GPU, replace(PLAN, precision=each.precision), GRID).device_s
-        found.setdefault(each.kind, []).append(np.log(np.sort(seconds)))
+    for each in CANDIDATES:
+        seconds = predict(each["model"], GPU, replace(PLAN, precision=each["precision"]), GRID).device_s
+        found.setdefault(each["kind"], []).append(np.log(np.sort(seconds)))
     return {kind: tuple(found[kind]) for kind in sorted(found)}
 
 

@@ -10,7 +10,7 @@ from harness.facts.appraisal import Appraisal
 from harness.facts.book import Book, Fact
 from harness.facts.claims import of_fact
 from harness.facts.formulas import Context, Line, lines, named_ids, result
-from harness.facts.gap import READINGS, candidates, layer_of
+from harness.facts.gap import CANDIDATES, READINGS, layer_of
 from harness.model import Figure
 from harness.report.screen import must_be_table, screen_tables
 from harness.report.table import FACT, PROPERTIES, Cell, Table
@@ -140,7 +140,7 @@ def _behind(appraisal: Appraisal, name: str) -> list[Table]:
         readings = _rows_table(appraisal.context, "The bill, for each reading of the volume", READINGS)
         found += [readings, _measured_table(appraisal)]
     if name == "model":
-        models = tuple((each.kind, each.model, each.precision) for each in candidates())
+        models = tuple((each["kind"], each["model"], each["precision"]) for each in CANDIDATES)
         found.append(Table("explained", "Models of the belief", ("kind", "model", "precision"), models))
     return found
 

@@ -33,10 +33,10 @@ from harness.facts.appraisal import (
 from harness.facts.book import Assumption, Book, assume
 from harness.facts.formulas import Context
 from harness.facts.gap import (
+    CANDIDATES,
     Agreement,
     Measurement,
     agreement,
-    candidates,
     conditioned,
     predicted,
     provider_seconds,
@@ -202,7 +202,7 @@ def test_the_belief_holds_every_kind_and_the_error_of_the_prediction() -> None:
         assert max(middles) < np.quantile(spread, 0.98), kind
     # an input token at 0.2 output tokens: 1150 of them make 500 output tokens 730
     assert provider_seconds(x, 0.2) == pytest.approx(np.log(spread * 500 / 730))
-    assert {each.kind for each in candidates()} == {"dense", "hybrid", "moe"}
+    assert {each["kind"] for each in CANDIDATES} == {"dense", "hybrid", "moe"}
 
 
 def priced(name: str, device: str, price: float | None, *assumed: Input) -> Priced:
