@@ -257,7 +257,7 @@ def each_run(references: Sequence[str], root: Path, read: Callable[[Path], T]) -
 
 
 def main() -> None:
-    """The entry point. A HarnessError is printed without a traceback and exits with 2."""
+    """The entry point. Wrong use, and what the system refused, are printed without a traceback and exit with 2."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # closed by the caller; no file opened later may get its descriptor
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
@@ -267,15 +267,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # quotes may have characters that the terminal's encoding lacks
     try:
         raise SystemExit(app(prog_name="harness", standalone_mode=False))
-    except errors.HarnessError as mistake:
-        typer.echo(f"error: {mistake}", err=True)
-        raise SystemExit(errors.WRONG_USE) from None
-    except (OSError, MemoryError) as refused:
-        named = getattr(refused, "filename", None) or "the command was stopped"
-        told = errors.system_refused(named, refused, "check that the path exists, is accessible and has space")
-        typer.echo(f"error: {told}", err=True)
-        raise SystemExit(errors.WRONG_USE) from None
-    except USAGE_ERROR as mistake:
+    except (errors.HarnessError, OSError, MemoryError, USAGE_ERROR) as mistake:
         typer.echo(f"error: {misuse.worded(mistake)}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
     except BaseException as left:

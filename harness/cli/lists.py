@@ -72,7 +72,7 @@ def import_(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files of other tools.")],
     root: options.Root = options.RESULTS,
     gpu: Annotated[str | None, typer.Option(help="The GPU of the measurement, if the file does not name it.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs that served the model.")] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of GPUs that served the model.")] = None,
 ) -> None:
     """Store the results of other tools as runs: vLLM's and SGLang's benchmarks, guidellm, aiperf, LoadGen…"""
     from harness.store.imports import store_points

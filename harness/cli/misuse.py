@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, system_refused
 
 WITHOUT: Mapping[str, Mapping[str, str]] = {
     "report": {"--chart-format": "--charts"},
@@ -58,9 +58,14 @@ def check(context: Any) -> None:
 
 
 def worded(error: Any) -> HarnessError:
-    """The mistake and what to do; `error` is a UsageError of click, or of the copy of click in typer."""
+    """What is wrong and what to do, of a HarnessError, what the system refused, or a UsageError of the parser."""
     from harness.config import near
 
+    if isinstance(error, HarnessError):
+        return error
+    if isinstance(error, OSError | MemoryError):
+        named = getattr(error, "filename", None) or "the command was stopped"
+        return system_refused(named, error, "check that the path exists, is accessible and has space")
     words, context, kind = " ".join(error.format_message().split()), error.ctx, type(error).__name__
     quoted = re.findall("'([^']*)'", words)
     path = context.command_path if context else "harness"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MACHINE = ("json", "csv", "parquet")
 """Formats that also get the screen's numbers as figures."""
-Facts = Annotated[list[Path] | None, typer.Option("--facts", help="A file with facts to add; repeatable.")]
+Facts = Annotated[list[Path] | None, typer.Option("--facts", metavar="FILE", help="Facts to add; repeatable.")]
 
 
 @printing
@@ -55,7 +55,7 @@ def compare(
     provider: Annotated[str, typer.Option(help="openai, anthropic or deepseek.")] = "openai",
     spend: Annotated[float | None, typer.Option(metavar="USD", help="An exact bill of Jan-Sep 2025.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Every comparison, as figures with formulas.")] = False,
-    table: Annotated[list[str] | None, typer.Option(help="A comparison by name, or all; repeatable.")] = None,
+    table: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A comparison, or all; repeatable.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="NAME", help="A number's formula, inputs, quotes.")] = None,
     set_: options.Set = None,
     file: Facts = None,
@@ -144,15 +144,17 @@ def predict(
     gpu: Annotated[
         str, typer.Argument(metavar="GPU", help="GPUs of gpus.csv (H100,B200), or a YAML file with its columns.")
     ] = "H100",
-    devices: Annotated[int | None, typer.Option(help="GPUs, in copies of the smallest group that fits.")] = None,
+    devices: Annotated[int | None, typer.Option(metavar="N", help="GPUs: copies of the least group that fits.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the weights: bf16, fp8, nvfp4, mxfp4, int4.")] = None,
-    batch: Annotated[float, typer.Option(help="Sequences in flight over all GPUs.")] = 64,
+    batch: Annotated[float, typer.Option(metavar="X", help="Sequences in flight over all GPUs.")] = 64,
     tokens: Annotated[str, typer.Option(metavar="IN:OUT", help="Tokens of a request.")] = "500:500",
-    tp: Annotated[int | None, typer.Option(help="Tensor-parallel GPUs of a copy.")] = None,
-    ep: Annotated[int | None, typer.Option(help="Expert-parallel ranks of a copy.")] = None,
-    pp: Annotated[int | None, typer.Option(help="Pipeline stages of a copy.")] = None,
-    dp: Annotated[int | None, typer.Option(help="Data-parallel ranks: of attention in MoE, else copies.")] = None,
-    prefill_gpus: Annotated[int, typer.Option(help="GPUs a copy that compute prompts alone (disaggregated).")] = 0,
+    tp: Annotated[int | None, typer.Option(metavar="N", help="Tensor-parallel GPUs of a copy.")] = None,
+    ep: Annotated[int | None, typer.Option(metavar="N", help="Expert-parallel ranks of a copy.")] = None,
+    pp: Annotated[int | None, typer.Option(metavar="N", help="Pipeline stages of a copy.")] = None,
+    dp: Annotated[
+        int | None, typer.Option(metavar="N", help="Data-parallel ranks: attention in MoE, else copies.")
+    ] = None,
+    prefill_gpus: Annotated[int, typer.Option(metavar="N", help="GPUs a copy for prompts alone (disaggregated).")] = 0,
     engine: Annotated[str, typer.Option(help="vllm, sglang or trtllm; a version after @, as vllm@0.11.")] = "vllm",
     tpot: Annotated[str, typer.Option(metavar="SECONDS", help="Objective between tokens, or 50ms.")] = "0.05",
     ttft: Annotated[str, typer.Option(metavar="SECONDS", help="Objective for the first token, or 500ms.")] = "5",

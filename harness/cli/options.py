@@ -20,7 +20,7 @@ Zone = Annotated[str | None, typer.Option(metavar="ISO3", help="CO2 and water of
 _HALF = "Wanted 95% half-width, or FIGURE=2%; repeatable."
 Precision = Annotated[list[str] | None, typer.Option("--precision", metavar="2%", help=_HALF)]
 METERS = "auto (all that are found), none, nvml, rapl, redfish:url=…, prometheus:url=…, replay:path=…; repeatable."
-Meter = Annotated[list[str] | None, typer.Option(help=METERS)]
+Meter = Annotated[list[str] | None, typer.Option(metavar="METER", help=METERS)]
 Gpus = Annotated[str | None, typer.Option(metavar="LIST", help="The engine's GPUs, 0,1 or UUIDs, if unseen.")]
 Run_ = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or name; latest: the last run.")]
 Runs = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs; default: the last run.")]

@@ -29,7 +29,7 @@ def report(
     scenario: options.Scenario = None,
     where: options.Where = None,
     full: options.Full = False,
-    table: Annotated[list[str] | None, typer.Option(help="Only this table; repeatable.")] = None,
+    table: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this table; repeatable.")] = None,
     charts: options.Charts = None,
     chart_format: options.ChartFormat = "svg",
     requests_csv: Annotated[

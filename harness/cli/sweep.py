@@ -26,7 +26,7 @@ def sweep(
     resume: Annotated[bool, typer.Option("--resume", help="Measure the points that are not complete.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     budget: Annotated[float | None, typer.Option(min=0, metavar="GPU-HOURS", help="Start no point after this.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="With --ray: the most points at a time.")] = None,
+    jobs: Annotated[int | None, typer.Option(metavar="N", min=1, help="With --ray: the most points at a time.")] = None,
     meter: options.Meter = None,
     gpus: options.Gpus = None,
     cooldown: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Rest between two points.")] = 0.0,
