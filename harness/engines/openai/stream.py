@@ -217,14 +217,21 @@ class Answer:
             if kind not in (b"", b"message"):
                 return
             raise RequestFailed("malformed", f"{wrong} in {data[:LONG]!r}") from None
+        failed, said = event.error, _timed(event.timings) if event.timings else {}
+        if isinstance(of_groq := (event.x_groq or {}).get("usage"), dict):
+            said |= of_groq
         if event.choices:
-            found = [self._read(choice) for choice in event.choices]
-            self.events.add("".join(shown for shown, _ in found), sum(tokens for _, tokens in found), arrival)
-        if (said := _usage_of(event)) is not None:
-            self.usage = self.usage.updated(said)
-            if said.output:
-                self.events.stated.append((len(self.events.tokens) - 1, said.output))
-        failed = event.error or next((choice.error for choice in event.choices or () if choice.error), None)
+            shown, tokens = "", 0
+            for choice in event.choices:
+                text, seen = self._read(choice)
+                shown, tokens, failed = shown + text, tokens + seen, failed or choice.error
+                said |= choice.usage or {}
+            self.events.add(shown, tokens, arrival)
+        if said := said | (event.usage or {}):
+            stated = Usage(said)
+            self.usage = self.usage.updated(stated)
+            if stated.output:
+                self.events.stated.append((len(self.events.tokens) - 1, stated.output))
         says = event.message or event.detail if event.object is None and event.type is None else None
         if failed is not None or (event.choices is None and (says or "error" in (event.object, event.type))):
             raise RequestFailed("error", _error_text(failed or event.message or event.detail))
@@ -307,15 +314,6 @@ def _is_text(event: _Event, text: str) -> bool:
     said = {key: value for key, value in (choice.delta or {}).items() if value is not None and key != "role"}
     plain = _Choice(text=text) if delta is None else _Choice(delta=choice.delta)
     return (delta is None or said == delta) and event == _Event([plain], object=event.object)
-
-
-def _usage_of(event: _Event) -> Usage | None:
-    """The usage of an event, in the field of whichever server; None if it has none."""
-    places = (event.x_groq or {}).get("usage"), *(choice.usage for choice in event.choices or ()), event.usage
-    said = _timed(event.timings) if event.timings else {}
-    for place in places:
-        said |= place if isinstance(place, dict) else {}
-    return Usage(said) if said else None
 
 
 def _timed(timings: Mapping[str, Any]) -> dict[str, Any]:
