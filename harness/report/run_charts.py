@@ -11,7 +11,7 @@ from harness.analysis.summary import Sweep
 from harness.analysis.times import times
 from harness.cost.bill import measured
 from harness.report.marks import DASHES, HUES, Chart, at, coded, ends, finish, layered, mark, number
-from harness.report.page_head import groups_of, labels_of
+from harness.report.page_head import Group, groups_of, labels_of
 from harness.report.table import Table
 from harness.store.rows import flat
 from harness.store.run import Run
@@ -28,7 +28,8 @@ def of_rows(runs: Sweep, tables: Iterable[Table], width: int) -> list[Chart]:
     points = _points(runs, tables)
     found = [_against(points, name, width) for name in AGAINST]
     found += [_over_time(runs[0][0], width), _heat_map(runs, width)]
-    found += [_distribution(runs[:MOST_LINES], name, said, width) for name, said in DISTRIBUTIONS.items()]
+    groups = groups_of([run for run, _ in runs])[1]
+    found += [_distribution(runs[:MOST_LINES], groups, name, said, width) for name, said in DISTRIBUTIONS.items()]
     return [chart for chart in found if chart is not None]
 
 
@@ -114,11 +115,14 @@ def _against(points: Sequence[Mapping[str, Any]], name: str, width: int) -> Char
 DISTRIBUTIONS = {"ttft_s": "Time to first token", "itl_s": "Time between tokens"}
 
 
-def _distribution(runs: Sweep, name: str, title: str, width: int) -> Chart | None:
-    """Cumulative distribution over requests, or over gaps between tokens, with a line for each run."""
+def _distribution(runs: Sweep, groups: Sequence[Group], name: str, title: str, width: int) -> Chart | None:
+    """Cumulative distribution over requests, or over gaps between tokens, with a line for each run.
+
+    `groups`: those of the runs, by which a page narrows its charts.
+    """
     rows, share = [], np.linspace(0, 1, QUANTILES + 1)
     of = [run for run, _ in runs]
-    told = sorted(zip(of, groups_of(of)[1], labels_of(of), strict=True), key=lambda each: load_of(each[0]) or 0.0)
+    told = sorted(zip(of, groups, labels_of(of), strict=False), key=lambda each: load_of(each[0]) or 0.0)
     for run, group, label in told:
         values = Part.of_run(run.requests, times(run.requests, run.state), None).ordered(name)[0]
         if len(values):
