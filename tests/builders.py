@@ -132,10 +132,8 @@ def stored(root: Path, users: int = 8) -> Path:
         came = {"end_s": times[-1], "arrival_s": times, "arrival_tokens": (1,) * 50}
         writer.add(record(index, scheduled_s=due, sent_s=due, **tokens, **came, **failed))
     seconds = np.arange(-1, 5 * 320 / users + 6, 0.1)
-    writer.add_power(
-        PowerSample(100 + t - 1e-4, 100 + t, "0", "gpu", energy_j=1e4 + 500 * t, power_w=505.0, average_w=495.0)
-        for t in map(float, seconds.round(3))
-    )
+    for t in map(float, seconds.round(3)):
+        writer.add(PowerSample(100 + t - 1e-4, 100 + t, "0", "gpu", 1e4 + 500 * t, power_w=505.0, average_w=495.0))
     writer.finish("complete")
     return writer.directory
 

@@ -243,11 +243,13 @@ def _spread(name: str, part: Part) -> list[Figure]:
         why = HIDDEN if part.seen.hidden_tokens.any() and name in BETWEEN_TOKENS else LATENCIES[name]
         return [Figure(f"{name}.{stat}", None, "s", "measured", n=0, reason=why) for stat in STATISTICS]
     quantiles = [stats.percentile(ordered, p, weights) for p in PERCENTILES.values()]
-    rows, sizes, sums, *above = part.by_request(name, quantiles)
+    gaps = name == "itl_s"  # they are made of all arrivals each time; other latencies take more memory than time
+    rows, sizes, sums, *above = part.by_request(name, quantiles if gaps else ())
     mean = Figure(f"{name}.mean", float(sums.sum() / sizes.sum()), "s", "measured", n=n)
     figures = [part.basis.mean(mean, rows, part.by_chance(name, rows, sums, sizes), sizes)]
-    for (stat, p), value, passed in zip(PERCENTILES.items(), quantiles, above, strict=True):
-        passed = part.by_chance(name, rows, passed, sizes)
+    del sums
+    for (stat, p), value in zip(PERCENTILES.items(), quantiles, strict=True):
+        passed = part.by_chance(name, rows, above.pop(0) if gaps else part.by_request(name, [value])[3], sizes)
         low, high, reason = part.basis.between(p, ordered, weights, rows, passed, sizes)
         figures.append(Figure(f"{name}.{stat}", value, "s", "measured", low, high, n, reason))
     return figures

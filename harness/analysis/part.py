@@ -160,11 +160,12 @@ class Part:
         if self.weights(name, rows) is None:
             return top
         stay_s = self.seen["e2e_s"][rows]
-        order, until_s = np.argsort(stay_s), self.over_s[rows] - np.nanmin(self.seen.sent_s)
+        order = np.argsort(stay_s)
+        at = np.searchsorted(stay_s[order], self.over_s[rows] - np.nanmin(self.seen.sent_s), side="right")
+        del stay_s
         errors = top - top.sum() / sizes.sum() * sizes
-        sums, shares = (np.append(0.0, np.cumsum((sizes * x)[order])) for x in (errors, np.ones(len(rows))))
-        at = np.searchsorted(stay_s[order], until_s, side="right")
-        expected = sums[at] / np.maximum(shares[at], 1e-300)
+        expected = np.append(0.0, np.cumsum((sizes * errors)[order]))[at]
+        expected /= np.maximum(np.append(0.0, np.cumsum(sizes[order])), 1e-300)[at]
         return np.asarray(top - (expected - expected.mean()))
 
 

@@ -60,7 +60,7 @@ def tokens(requests: pd.DataFrame) -> Mapping[str, Events]:
     ones = {name: at.dropna().to_numpy(float) for name, at in (("sent", requests["sent_s"]), ("ended", ends_s))}
     completed = (requests["error"].isna() & ends_s.notna()).to_numpy(bool)
     answers, bare_s = np.bincount(request, group, len(sizes)), ends_s[completed & (sizes == 0)].to_numpy(float)
-    part = np.where(completed, 1.0, 0.0)[request] * group / answers[request]
+    part = np.where(completed, 1.0, 0.0)[request] * group / np.maximum(answers, 1)[request]
     return {
         "output_token": output,
         "context": Events(begin, when, group * (inputs[request] + before)),
@@ -199,7 +199,9 @@ def stalls(requests: pd.DataFrame) -> Array:
         return np.empty((0, 2))
     # A time begins with a token, or with the first request after the engine had none.
     idle = np.searchsorted(sent, sent, side="left") == np.searchsorted(ends, sent, side="right")
-    times_s = np.concatenate((flat(requests["arrival_s"])[0], sent[idle], [np.inf]))
+    arrivals = [flat(each["arrival_s"])[0] for each in blocks(requests)]
+    times_s = np.concatenate((*arrivals, sent[idle], [np.inf]))
+    del arrivals
     times_s.sort()
     times_s[-1] = max(ends[-1] if len(ends) else sent[-1], sent[-1])
     parts = range(0, len(times_s), MOST_TOGETHER)

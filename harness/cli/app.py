@@ -216,7 +216,21 @@ def stored_run(reference: str, root: Path) -> Run:
     from harness.store.directory import find_run
     from harness.store.run import read_run
 
-    return read_run(find_run(reference, root))
+    directory = find_run(reference, root)
+    _tell_of_newest([directory], root)
+    return read_run(directory)
+
+
+def _tell_of_newest(chosen: Sequence[Path], root: Path) -> None:
+    """Says that the newest run under the root did not finish, if runs of the root were chosen without it."""
+    from harness.store.run import read_run
+
+    newest, here = (root / "latest").resolve(), {each.resolve() for each in chosen}
+    if newest in here or newest.parent not in {each.parent for each in here}:
+        return
+    with contextlib.suppress(errors.HarnessError):
+        if (run := read_run(newest)).state in ("interrupted", "failed"):
+            typer.echo(f"note: the newest run {run.id} is {run.state}; what follows is of older runs", err=True)
 
 
 def directories(reference: str, root: Path) -> list[Path]:
@@ -242,7 +256,9 @@ def each_run(references: Sequence[str], root: Path, read: Callable[[Path], T]) -
     A damaged run among others is reported and left out, and the exit code is 2.
     """
     found, damaged = [], []
-    for directory in dict.fromkeys(each for reference in references for each in directories(reference, root)):
+    chosen = list(dict.fromkeys(each for reference in references for each in directories(reference, root)))
+    _tell_of_newest(chosen, root)
+    for directory in chosen:
         try:
             found.append(read(directory))
         except errors.HarnessError as error:

@@ -53,7 +53,7 @@ class Power:
         """Move the readings of the meters into the run's journal."""
         for meter in self.meters:
             if (samples := meter.drain()) and self.writer is not None:
-                self.writer.add_power(samples)
+                self.writer.add(*samples)
             self._newest_w |= {x.device: x.power_w for x in samples if x.domain == "gpu" and x.power_w is not None}
 
     def now_w(self, charged: Charged | None) -> float | None:

@@ -215,11 +215,11 @@ class Session:
             yield metrics
         finally:
             metrics.stop()
-            self.writer.add_server(metrics.drain())
+            self.writer.add(*metrics.drain())
 
     def _read_counters(self) -> None:
         if isinstance(self.engine, Telling):
-            self.writer.add_server(counters(self.engine.metrics()))
+            self.writer.add(*counters(self.engine.metrics()))
 
     async def _measure(
         self, sender: Sender | Clients, metrics: Polled[ServerSample] | None, interrupt: Interrupt
@@ -250,7 +250,7 @@ class Session:
             self.power.drain()
             self.notify(replace(seen, power_w=self.power.now_w(self.kept.charged)))
             if metrics is not None:
-                self.writer.add_server(metrics.drain())
+                self.writer.add(*metrics.drain())
             if self.enough is not None and self.enough(self.writer.directory):
                 sender.stop()
             await asyncio.sleep(PROGRESS_PERIOD_S)

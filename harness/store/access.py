@@ -6,9 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pyarrow as pa
 
 from harness.errors import HarnessError, system_refused
@@ -51,11 +49,6 @@ def writing(directory: Path) -> Iterator[None]:
     except OSError as refused:
         fix = "name another directory with --root; `harness report` reads what was written"
         raise system_refused(f"cannot write to {directory}", refused, fix) from None
-
-
-def read_json(path: Path) -> Any:
-    """The value of a JSON file. OSError, or ValueError for what is not JSON or not a regular file."""
-    return orjson.loads(read_bytes(path))
 
 
 def read_bytes(path: Path) -> bytes:

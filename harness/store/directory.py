@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from pydantic_core import PydanticSerializationError
 
 import harness
 from harness.errors import HarnessError
-from harness.model import EngineInfo, PowerSample, Record, ServerSample, Summary
+from harness.model import EngineInfo, Summary
 from harness.store import journal, rows
 from harness.store.access import DAMAGE, read_bytes, writing
 from harness.store.run import Run, read_run
@@ -55,17 +55,10 @@ class RunWriter:
         self.update()
         point_latest(root, self.file.id)
 
-    def add(self, record: Record) -> None:
-        """Write a finished request to the journal."""
-        self._journal("requests").add(record)
-
-    def add_power(self, samples: Iterable[PowerSample]) -> None:
-        """Write power readings to the journal; their times are on CLOCK_MONOTONIC until `finish`."""
-        self._journal("power").add(*samples)
-
-    def add_server(self, samples: Iterable[ServerSample]) -> None:
-        """Write server metrics to the journal; their times are on CLOCK_MONOTONIC until `finish`."""
-        self._journal("server").add(*samples)
+    def add(self, *of_one_kind: journal.Row) -> None:
+        """Write rows to their journal; times of readings are on CLOCK_MONOTONIC until `finish`."""
+        for kind in {*map(type, of_one_kind)}:
+            self._journal(rows.NAMES[kind]).add(*of_one_kind)
 
     def _journal(self, name: str) -> journal.Journal:
         if name not in self._journals:

@@ -22,6 +22,7 @@ from harness.store import journal
 from harness.store.access import DAMAGE, reading
 from harness.store.run_file import RunFile
 
+pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own allocator keeps more of what was freed
 with contextlib.suppress(AttributeError):  # not glibc, whose threshold otherwise grows with the arrays that are freed
     ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: larger arrays go back to the system when they are freed
 LARGEST = 1e15
@@ -47,14 +48,10 @@ COLUMNS = {
     "server": _schema(ServerSample, _TYPES),
 }
 """Columns of each Parquet file: the fields of Record, PowerSample and ServerSample, in their order."""
+NAMES: Mapping[type, str] = {Record: "requests", PowerSample: "power", ServerSample: "server"}
 _UNREAD = {"device", "domain", "memory_clock_hz", "utilisation", "memory_used_bytes", "power_limit_w"}
 """Columns that no analysis reads of the readings of one device."""
-_NEEDED = {
-    each.name
-    for noun in (Record, PowerSample, ServerSample)
-    for each in dataclasses.fields(noun)
-    if not str(each.type).endswith("None")
-}
+_NEEDED = {each.name for noun in NAMES for each in dataclasses.fields(noun) if not str(each.type).endswith("None")}
 """Columns without which a row is none."""
 _BATCH = 500
 """Rows that are made or examined at once: the rows of a long run as Python objects take several times its memory."""
@@ -78,13 +75,15 @@ def read_rows(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]
             raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
         return COLUMNS[name].empty_table(), 0
     with reading(path):
+        read = list[int]()
         if path == begun:
-            table, lost = journalled(directory, name, file)
+            table = _together(_journal_rows(directory, name, file, read), name)
         else:
             _verify(path, file)
             with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as stored:
                 table = _together(map(_sound, _fitting(stored, COLUMNS[name])), name)
-                lost = stored.metadata.num_rows - len(table)
+                read.append(stored.metadata.num_rows)
+        lost = sum(read) - len(table)
         if lost and not len(table):
             raise ValueError(f"none of its {lost:,} rows can be one of a run")
     return table, lost
@@ -133,16 +132,6 @@ def _fitting(stored: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBat
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def journalled(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]:
-    """The rows of the journals, and the number left out.
-
-    Times are in seconds since the start of the load, or on CLOCK_MONOTONIC if the load never started.
-    """
-    read = list[int]()
-    table = _together(_journal_rows(directory, name, file, read), name)
-    return table, sum(read) - len(table)
-
-
 def save(directory: Path, name: str, file: RunFile, to: Path) -> int:
     """Write the rows of the journals as a Parquet file; returns the number left out.
 
@@ -158,7 +147,10 @@ def save(directory: Path, name: str, file: RunFile, to: Path) -> int:
 
 
 def _journal_rows(directory: Path, name: str, file: RunFile, read: list[int]) -> Iterator[pa.RecordBatch]:
-    """The good rows of the journals, some at a time; appends to `read` how many were read for them."""
+    """The good rows of the journals, some at a time; appends to `read` how many were read for them.
+
+    Times are in seconds since the start of the load, or on CLOCK_MONOTONIC if the load never started.
+    """
     zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
     paths = [path for path in sorted(directory.glob(f"{name}*.jsonl")) if path.is_file()]
     rows = itertools.chain.from_iterable(map(journal.rows, paths))
@@ -245,19 +237,16 @@ def free() -> None:
 
 def _values(column: pa.ChunkedArray, field: pa.Field, order: NDArray[np.int64] | None) -> Any:
     """The values of a column of requests in this order. One value that all rows share is kept once."""
-    kind, n = field.type, len(column)
-    if column.null_count == n and kind == pa.int64() and field.name not in _NEEDED:
+    kind, n, absent = field.type, len(column), column.null_count == len(column) and field.name not in _NEEDED
+    if absent and kind == pa.int64():
         return pd.arrays.IntegerArray(np.broadcast_to(np.int64(1), n), np.broadcast_to(True, n))
-    if column.null_count == n and kind == pa.string():
+    if absent and kind == pa.string():
         return pd.Categorical.from_codes(np.broadcast_to(np.int8(-1), n), pd.Index([], dtype="str"))
-    if column.null_count == n and kind == pa.float64():
+    if absent:
         return np.broadcast_to(np.nan, n)
-    if (
-        pa.types.is_list(kind)
-        and kind.value_type == pa.int32()
-        and pc.all(pc.less(pc.list_flatten(column), 256)).as_py()
-    ):
-        column = column.cast(pa.list_(pa.uint8()))
+    narrow = {pa.int64(): pa.int32(), REQUESTS.field("arrival_tokens").type: pa.list_(pa.uint8())}.get(kind, kind)
+    with contextlib.suppress(pa.ArrowInvalid):  # larger numbers
+        column = column.cast(narrow)
     if order is not None:
         column = _taken(column.unify_dictionaries(), order)
     if pa.types.is_list(kind):
@@ -265,7 +254,7 @@ def _values(column: pa.ChunkedArray, field: pa.Field, order: NDArray[np.int64] |
     if kind == pa.string():
         return column.cast(pa.dictionary(pa.int32(), pa.string())).unify_dictionaries().to_pandas()
     if kind == pa.int64() and field.name not in _NEEDED:  # otherwise those with a missing value become floats
-        return column.to_pandas(types_mapper={kind: pd.Int64Dtype()}.get)
+        return column.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype(), kind: pd.Int64Dtype()}.get)
     return column.to_numpy()
 
 
@@ -275,7 +264,8 @@ def _taken(column: pa.ChunkedArray, order: NDArray[np.int64]) -> pa.ChunkedArray
     for first in range(0, len(order), _GROUP):
         rows = order[first : first + _GROUP]
         low = int(rows.min())
-        chunks += column.slice(low, int(rows.max()) + 1 - low).take(pa.array(rows - low)).chunks
+        taken = column.slice(low, int(rows.max()) + 1 - low).take(pa.array(rows - low))
+        chunks.append(pa.concat_arrays([*taken.chunks, taken.chunk(0)[:0]]))  # in a copy, which has no room left over
     return pa.chunked_array(chunks, column.type)
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pandas as pd
 import pyarrow as pa
 
@@ -16,7 +17,7 @@ from harness.config import checked, shown
 from harness.errors import HarnessError
 from harness.model import SERVED, Device, ModelIdentity
 from harness.store import rows
-from harness.store.access import RESTORE, read_json, reading
+from harness.store.access import RESTORE, read_bytes, reading
 from harness.store.run_file import SCHEMA_VERSION, RunFile
 
 
@@ -115,7 +116,7 @@ def read_run(directory: Path) -> Run:
     """
     path = directory / "run.json"
     with reading(path, "is not a readable run.json"):
-        raw = read_json(path)
+        raw = orjson.loads(read_bytes(path))
         for number in _numbers(raw):
             if abs(number) > rows.LARGEST:
                 raise ValueError(f"{shown(number)} is larger than any number of a run")

@@ -82,6 +82,9 @@ def test_after_a_crash_no_older_run_passes_for_the_newest(harness: Command, tmp_
     checked = harness("check")
     assert checked.code in (1, 3)
     assert "interrupted" in checked.out + checked.err
+    older = harness("report", first.name)
+    assert older.code == 0
+    assert "is interrupted; what follows is of older runs" in older.err
     gated = harness("diff", first.name, "--fail-on", "output_tps<-3%")
     assert gated.code in (1, 2, 3)
 

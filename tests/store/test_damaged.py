@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,18 @@ def test_a_journal_with_a_bad_row_gives_the_rest_and_a_finding(whole: Path, tmp_
     (directory / "summary.json").unlink()
     found = {each.code: each.text for each in summary_of(stored).findings}
     assert f"{len(BAD_ROWS)} of requests" in found["damaged-rows"]
+
+
+def test_groups_without_a_token_are_no_reason_for_a_warning(whole: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(whole, tmp_path / "run")
+    edited(lambda raw: raw.update(sha256={}))(directory)
+    rows = pq.read_table(directory / "requests.parquet")
+    none = pa.array([[0] * len(each) for each in rows["arrival_tokens"].to_pylist()], pa.list_(pa.int32()))
+    at = rows.column_names.index("arrival_tokens")
+    pq.write_table(rows.set_column(at, "arrival_tokens", none), directory / "requests.parquet")
+    (directory / "summary.json").unlink()
+    with warnings.catch_warnings(action="error"):
+        assert summary_of(read_run(directory))["requests.completed"].value == 40
 
 
 def test_a_row_that_cannot_be_stored_loses_no_other(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def test_rows_of_a_long_run_keep_their_order(tmp_path: Path) -> None:
 
 def test_missing_integers_stay_missing() -> None:
     frame = frame_of([DONE, FAILED])
-    assert frame["output_tokens"].dtype == "Int64"
+    assert frame["output_tokens"].dtype == "Int32"
+    assert frame_of([dataclasses.replace(DONE, output_tokens=2**40), FAILED])["output_tokens"].dtype == "Int64"
     assert frame["output_tokens"].tolist() == [3, pd.NA]
     assert frame["error"].isna().tolist() == [True, False]
 
