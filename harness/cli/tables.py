@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from harness.analysis.index import runs, swept
 from harness.analysis.summary import load
 from harness.cost.pricing import price_run
@@ -44,6 +42,12 @@ FIGURES = {
     "J/token": ("joules_per_output_token", 1.0),
 }
 """Column -> figure and factor."""
+COLUMNS = ("run", "model", "device", "load", *FIGURES, "USD/M", "state")
+READ = {
+    *("run", "model", "device", "device_count", "gpu", "load", "users", "rate_per_s", "state", "error"),
+    *("requests.sent", *(name for name, _ in FIGURES.values())),
+}
+"""Columns of the index that the list is made of."""
 TOLD = ("users", "rate_per_s", "load.users", "load.rate_per_s")
 """Columns that a list for the terminal leaves out: the column `load` tells them."""
 LEAST = ("device", "J/token", "model", "TTFT p99 ms", "load")
@@ -53,34 +57,42 @@ LEAST = ("device", "J/token", "model", "TTFT p99 ms", "load")
 def runs_tables(root: Path, where: str | None = None) -> list[Table]:
     """Stored runs, oldest first, with the columns that the conditions name; then set-ups that sent no request."""
     found = runs(root, where)
-    sent = found["requests.sent"] if "requests.sent" in found else pd.Series(0.0, index=found.index)
-    never = found["state"].isin(["failed", "damaged"]) & ~(sent > 0)
-    named = dict.fromkeys(re.findall(r"[\w.]+(?=\s*[!=<>])", where or ""))
-    named |= dict.fromkeys(swept(found) if found["sweep"].nunique() == 1 else ())
-    ran, failed = found[~never], found[never]
-    about = ran[["device", "device_count", "gpu", "load", "users", "rate_per_s"]].to_dict("records")
-    usd = [_usd(root / run) if len(ran) <= MOST_PRICED else "" for run in ran["run"]]
-    columns = {
-        "run": list(map(str, ran["run"])),
-        "model": [_cut(model) for model in ran["model"]],
-        "device": [_device(row) for row in about],
-        "load": [_load(row) for row in about],
-        **{head: _numbers(ran, *figure) for head, figure in FIGURES.items()},
-        "USD/M": usd,
-        "state": list(map(str, ran["state"])),
-    }
-    columns |= {
-        name: ["" if pd.isna(x) else f"{x:g}" if isinstance(x, float) else _cut(x) for x in ran[name]]
-        for name in named
-        if name not in columns
-    }
-    made = [Table("runs", f"Runs in {root}", tuple(columns), tuple(zip(*columns.values(), strict=True)))]
-    if len(failed):
-        rows = tuple(
-            (str(run), str(state), _text(error)) for run, state, error in failed[["run", "state", "error"]].to_numpy()
-        )
-        made.append(Table("failed", "Set-ups that failed before a request was sent", ("run", "state", "error"), rows))
+    named = re.findall(r"[\w.]+(?=\s*[!=<>])", where or "")
+    named += swept(found) if found["sweep"].nunique() == 1 else []
+    found = found[[name for name in found if name in READ or name in named]]
+    ran: list[dict[Any, Any]] = []
+    failed: list[dict[Any, Any]] = []
+    for row in found.astype(object).where(found.notna(), None).to_dict("records"):
+        never = row["state"] in ("failed", "damaged") and not row.get("requests.sent")
+        (failed if never else ran).append(row)
+    listed = [_listed(row, root if len(ran) <= MOST_PRICED else None) for row in ran]
+    columns = dict.fromkeys((*COLUMNS, *named))
+    rows = tuple(
+        tuple(cells[head] if head in COLUMNS else _cut(row[head]) for head in columns)
+        for cells, row in zip(listed, ran, strict=True)
+    )
+    made = [Table("runs", f"Runs in {root}", tuple(columns), rows)]
+    if failed:
+        why = tuple((row["run"], row["state"], row["error"] or "") for row in failed)
+        made.append(Table("failed", "Set-ups that failed before a request was sent", ("run", "state", "error"), why))
     return made
+
+
+def _listed(row: Mapping[Any, Any], root: Path | None) -> dict[str, str]:
+    """The cells of a run under COLUMNS; `root`: None leaves out the price."""
+    gpu, users, rate = (row["gpu"] or "").removeprefix("NVIDIA "), row["users"], row["rate_per_s"]
+    load_ = f"{row['load'] or ''} {rate:g}/s" if rate is not None else row["load"] or ""
+    return {
+        "run": row["run"],
+        "model": _cut((row["model"] or "").rpartition("/")[2]),
+        "device": f"{row['device_count']:g} x {gpu or 'GPU'}"
+        if gpu or row["device"] == "cuda"
+        else _cut(row["device"]),
+        "load": load_ if users is None else f"{users:g} user{'s' * (users != 1)}",
+        **{head: "n/a" if row.get(of) is None else brief(row[of] * x, 3) for head, (of, x) in FIGURES.items()},
+        "USD/M": "" if root is None else _usd(root / row["run"]),
+        "state": row["state"],
+    }
 
 
 def runs_lines(tables: Sequence[Table], width: int) -> str:
@@ -113,29 +125,8 @@ def _usd(directory: Path) -> str:
     return carried(cost)[0]
 
 
-def _numbers(ran: pd.DataFrame, name: str, factor: float) -> list[str]:
-    values = ran[name] if name in ran else [math.nan] * len(ran)
-    return ["n/a" if pd.isna(x) else brief(x * factor, 3) for x in values]
-
-
-def _load(row: Mapping[Any, Any]) -> str:
-    if not pd.isna(row["users"]):
-        return f"{row['users']:g} user{'s' * (row['users'] != 1)}"
-    return f"{row['load']} {row['rate_per_s']:g}/s" if not pd.isna(row["rate_per_s"]) else _text(row["load"])
-
-
-def _device(row: Mapping[Any, Any]) -> str:
-    if row["device"] == "cuda" or _text(row["gpu"]):
-        return f"{row['device_count']:g} x {_text(row['gpu']).removeprefix('NVIDIA ') or 'GPU'}"
-    return _text(row["device"])
-
-
-def _text(cell: object) -> str:
-    return str(cell) if isinstance(cell, str) else ""
-
-
-def _cut(cell: object) -> str:
-    text = _text(cell).rpartition("/")[2]
+def _cut(cell: Any) -> str:
+    text = "" if cell is None else f"{cell:g}" if isinstance(cell, float) else str(cell)
     return text if len(text) <= 24 else f"{text[:23]}…"
 
 
