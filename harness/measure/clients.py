@@ -23,7 +23,7 @@ from harness.measure.eventloop import LoopMonitor, event_loop, percentiles
 from harness.measure.sender import Progress, Sender, measuring, warm_up
 from harness.model import EngineInfo
 from harness.process import Child, Gone
-from harness.store.journal import Journal
+from harness.store.access import Journal
 from harness.workload.arrivals import Trace
 from harness.workload.requests import Conversations
 from harness.workload.schema import Prompts, Workload

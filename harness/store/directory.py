@@ -27,8 +27,8 @@ from pydantic_core import PydanticSerializationError
 import harness
 from harness.errors import HarnessError
 from harness.model import EngineInfo, Summary
-from harness.store import journal, rows
-from harness.store.access import DAMAGE, read_bytes, writing
+from harness.store import rows
+from harness.store.access import DAMAGE, Journal, Row, read_bytes, writing
 from harness.store.run import Run, read_run
 from harness.store.run_file import SCHEMA_VERSION, RunFile, State
 
@@ -49,20 +49,20 @@ class RunWriter:
                 with contextlib.suppress(FileExistsError):
                     self.directory.mkdir()
                     break
-        self._journals: dict[str, journal.Journal] = {}
+        self._journals: dict[str, Journal] = {}
         with contextlib.suppress(OSError):  # a file system without locks: the run will read as interrupted
             fcntl.flock(self._journal("requests"), fcntl.LOCK_EX)
         self.update()
         point_latest(root, self.file.id)
 
-    def add(self, *of_one_kind: journal.Row) -> None:
+    def add(self, *of_one_kind: Row) -> None:
         """Write rows to their journal; times of readings are on CLOCK_MONOTONIC until `finish`."""
         for kind in {*map(type, of_one_kind)}:
             self._journal(rows.NAMES[kind]).add(*of_one_kind)
 
-    def _journal(self, name: str) -> journal.Journal:
+    def _journal(self, name: str) -> Journal:
         if name not in self._journals:
-            self._journals[name] = journal.Journal(self.directory / f"{name}.jsonl")
+            self._journals[name] = Journal(self.directory / f"{name}.jsonl")
         return self._journals[name]
 
     def client_journal(self, client: int) -> Path:

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from harness.errors import HarnessError
 from harness.model import PowerSample, Record, ServerSample
-from harness.store import journal
-from harness.store.access import DAMAGE, reading
+from harness.store.access import DAMAGE, journalled, reading
 from harness.store.run_file import RunFile
 
 pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own allocator keeps more of what was freed
@@ -153,7 +152,7 @@ def _journal_rows(directory: Path, name: str, file: RunFile, read: list[int]) ->
     """
     zero_s = 0.0 if file.clock is None else file.clock.monotonic_s
     paths = [path for path in sorted(directory.glob(f"{name}*.jsonl")) if path.is_file()]
-    rows = itertools.chain.from_iterable(map(journal.rows, paths))
+    rows = itertools.chain.from_iterable(map(journalled, paths))
     while some := list(itertools.islice(rows, _BATCH)):
         read.append(len(some))
         yield from map(_sound, _batches(some, name, zero_s))
@@ -208,14 +207,13 @@ def _together(batches: Iterable[pa.RecordBatch], name: str) -> pa.Table:
             elif pa.types.is_string(column.type):
                 column = column.dictionary_encode()
             chunks.append(column)
-    return pa.table({each.name: _column(found.pop(each.name), each.type) for each in REQUESTS})
-
-
-def _column(chunks: Sequence[pa.Array], kind: pa.DataType) -> pa.ChunkedArray:
-    """The chunks as one column of the type, or of no type if every value is missing."""
-    if not pa.types.is_list(kind):
-        kind = next((chunk.type for chunk in chunks if chunk.type != pa.null()), pa.null())
-    return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+    columns = {}
+    for each in REQUESTS:  # of the column's type, or of no type if every value is missing
+        chunks, kind = found.pop(each.name), each.type
+        if not pa.types.is_list(kind):
+            kind = next((chunk.type for chunk in chunks if chunk.type != pa.null()), pa.null())
+        columns[each.name] = pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+    return pa.table(columns)
 
 
 def frame(table: pa.Table) -> pd.DataFrame:
