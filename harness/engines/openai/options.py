@@ -65,25 +65,14 @@ class Secrets:
         self._values: list[str] = []
 
     def filled(self, where: str, value: Any) -> Any:
-        """A value of an option with environment variables in place of their names."""
-        match value:
-            case str():
-                return self._text(where, value)
-            case list():
-                return [self.filled(where, each) for each in value]
-            case dict():
-                return {key: self.filled(where, each) for key, each in value.items()}
-        return value
-
-    def hidden(self, text: str) -> str:
-        """The text, for instance a server's error, without the secrets that it repeats."""
-        for secret in self._values:
-            text = text.replace(secret, "[secret]")
-        return text
-
-    def _text(self, where: str, text: str) -> str:
-        """The text with the value of the environment variable that it names."""
-        start, dollar, variable = text.partition("$")
+        """A value of an option with the values of environment variables in place of their names."""
+        if isinstance(value, list):
+            return [self.filled(where, each) for each in value]
+        if isinstance(value, dict):
+            return {key: self.filled(where, each) for key, each in value.items()}
+        if not isinstance(value, str):
+            return value
+        start, dollar, variable = value.partition("$")
         if not dollar:
             what = f"the {where} can be a secret, and options are stored with the run"
             raise HarnessError(what, "write $NAME, the name of an environment variable")
@@ -91,6 +80,12 @@ class Secrets:
             raise HarnessError(f"the variable {variable} is not set", f"export {variable}=… before the run")
         self._values.append(secret)
         return start + secret
+
+    def hidden(self, text: str) -> str:
+        """The text, for instance a server's error, without the secrets that it repeats."""
+        for secret in self._values:
+            text = text.replace(secret, "[secret]")
+        return text
 
 
 def header_lines(given: Options, secrets: Secrets) -> str:

@@ -147,16 +147,15 @@ class Pool:
             self._check_silence(loop)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
+                make = functools.partial(Connection, self._buffer, self.held)
                 if isinstance(base.address, str):
-                    make = functools.partial(Connection, self._buffer, self.held)
                     _, connection = await loop.create_unix_connection(make, base.address)
                 else:
                     sock = await _connected(*base.address)
                     # Resolve the name once: later connections use the address of this one.
                     self._bases[server] = replace(base, address=sock.getpeername()[:2])
-                    make = functools.partial(Connection, self._buffer, self.held, sock)
                     _, connection = await loop.create_connection(
-                        make, sock=sock, ssl=base.tls, server_hostname=base.name
+                        functools.partial(make, sock), sock=sock, ssl=base.tls, server_hostname=base.name
                     )
         except TimeoutError:
             raise RequestFailed("timeout", f"{base.url}: no connection within {self._connect_timeout_s} s") from None

@@ -226,7 +226,9 @@ class Answer:
                 text, seen = self._read(choice)
                 shown, tokens, failed = shown + text, tokens + seen, failed or choice.error
                 said |= choice.usage or {}
-            self.events.add(shown, tokens, arrival)
+            self.events.tokens.append(tokens)
+            self.events.shown.append(shown)
+            self.events.arrivals.append(arrival)
         if said := said | (event.usage or {}):
             stated = Usage(said)
             self.usage = self.usage.updated(stated)

@@ -118,11 +118,6 @@ class Events:
         """The model ended the answer, not the limit on its length: the last token is an end token."""
         self.reasoning_shown = False
 
-    def add(self, shown: str, tokens: int, arrival: int) -> None:
-        self.tokens.append(tokens)
-        self.shown.append(shown)
-        self.arrivals.append(arrival)
-
     def total(self, usage: Usage, asked: int) -> int | None:
         """Output tokens by the usage; None if the server states none, or stated them before the last token."""
         total, seen = usage.output, sum(self.tokens)
