@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from harness.analysis.latency import LATENCIES, STATISTICS
+from harness.analysis.latency import LATENCIES, LATENCY_FIGURES
 from harness.analysis.server import cached_share, check_cache
 from harness.config import near
 from harness.errors import HarnessError
@@ -28,8 +28,11 @@ BETTER: Mapping[str, int] = {
 """Compared figures, by name up to the first dot -> 1 if more is better, -1 if less is better."""
 COSTS: Mapping[str, str] = {"usd_per_million_output_tokens": "output_tokens_per_s", "usd_per_query": "requests_per_s"}
 """Cost -> the rate that the cost is inverse to. The hourly price cancels between runs on equal devices."""
-_LATENCIES = tuple(f"{name}.{statistic}" for name in LATENCIES if name in BETTER for statistic in STATISTICS)
-GATED = (*(name for name in BETTER if name not in LATENCIES), *_LATENCIES, *COSTS)
+GATED = (
+    *(name for name in BETTER if name not in LATENCIES),
+    *(name for name in LATENCY_FIGURES if name.partition(".")[0] in BETTER),
+    *COSTS,
+)
 """Figures that a gate may name; those of one run can lack some."""
 HEADLINES = ("output_tokens_per_s", "ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "tpot_s.p99", "joules_per_output_token")
 """Figures in tables of several runs, and those that the verdict names."""

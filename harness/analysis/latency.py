@@ -29,6 +29,7 @@ LATENCIES: Mapping[str, str] = {
 """Latency -> the reason if no request has one."""
 PERCENTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 STATISTICS = ("mean", *PERCENTILES)
+LATENCY_FIGURES = tuple(f"{latency}.{statistic}" for latency in LATENCIES for statistic in STATISTICS)
 NO_SUCCESS = "no request succeeded"
 HIDDEN = "the server counted tokens that it did not send"
 BETWEEN_TOKENS = ("tpot_s", "itl_s")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from harness.analysis.latency import LATENCIES, STATISTICS
+from harness.analysis.latency import LATENCY_FIGURES
 from harness.analysis.tokens import ordinary
 from harness.analysis.window import WHOLE
 from harness.config import near
@@ -21,7 +21,7 @@ DEFAULTS = ("output_tokens_per_s", "joules_per_output_token")
 FIGURES = (
     *("output_tokens_per_s", "total_tokens_per_s", "input_tokens_per_s", "requests_per_s", "goodput_per_s"),
     *("joules_per_output_token", "joules_per_input_token", "joules_per_request"),
-    *(f"{latency}.{statistic}" for latency in LATENCIES for statistic in STATISTICS),
+    *LATENCY_FIGURES,
 )
 """Figures that can have a 95% interval."""
 GROWTH = 1.05

@@ -93,7 +93,8 @@ def _fields(requests: pd.DataFrame, state: str) -> tuple[NDArray[Any], ...]:
     cut_off = ((error == ABORTED) & (state != "complete") | (error == CANCELLED)).fillna(False).to_numpy(bool)
     faulty = error.notna().to_numpy()
     completed = ended & ~faulty
-    arrival_s, sizes = flat_of(requests["arrival_s"], completed)
+    arrival_s, sizes = flat(requests["arrival_s"])
+    arrival_s, sizes = arrival_s[np.repeat(completed, sizes)], np.where(completed, sizes, 0)
     first = firsts(arrival_s, sizes)
     last = np.where(sizes > 0, np.append(arrival_s, np.nan)[np.cumsum(sizes) - 1], np.nan)
     hidden = np.where(completed, np.nan_to_num(numbers(requests["hidden_tokens"])), 0.0)
@@ -103,7 +104,8 @@ def _fields(requests: pd.DataFrame, state: str) -> tuple[NDArray[Any], ...]:
         longest[number > 0] = np.maximum.reduceat(found.seconds, (np.cumsum(number) - number)[number > 0])
     tokens, asked = numbers(requests["output_tokens"]), numbers(requests["output_asked"])
     groups, all_sizes = flat(requests["arrival_tokens"])
-    arrived, first_group = sums(groups, all_sizes), firsts(groups, all_sizes)
+    owner = np.repeat(np.arange(len(all_sizes)), all_sizes)
+    arrived, first_group = np.bincount(owner, groups, len(all_sizes)), firsts(groups, all_sizes)
     believed = tokens <= np.fmax(asked, arrived)
     tokens = np.where(believed, tokens, arrived)
     after_first = tokens * (1 - first_group / np.where(arrived > 0, arrived, np.nan))
@@ -112,21 +114,9 @@ def _fields(requests: pd.DataFrame, state: str) -> tuple[NDArray[Any], ...]:
     return completed, faulty & ~cut_off, first, last, tpot, longest, tokens, arrived, hidden, number
 
 
-def sums(values: Array, sizes: NDArray[np.int64]) -> Array:
-    """Sum of the values of each row; `sizes` counts a row's values."""
-    total, ends = np.concatenate(([0.0], np.cumsum(values))), np.cumsum(sizes)
-    return np.asarray(total[ends] - total[ends - sizes])
-
-
 def firsts(values: Array, sizes: NDArray[np.int64]) -> Array:
     """First value of each row, NaN for a row without values."""
     return np.where(sizes > 0, np.append(values, np.nan)[np.cumsum(sizes) - sizes], np.nan)
-
-
-def flat_of(column: pd.Series, keep: Mask) -> tuple[Array, NDArray[np.int64]]:
-    """All values of a column of lists and the length of each row; rows that are not kept have length 0."""
-    values, sizes = flat(column)
-    return values[np.repeat(keep, sizes)], np.where(keep, sizes, 0)
 
 
 def numbers(column: pd.Series) -> Array:

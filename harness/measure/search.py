@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from harness.analysis.diff import within_runs
-from harness.analysis.latency import LATENCIES, STATISTICS
+from harness.analysis.latency import LATENCY_FIGURES
 from harness.config import Section, checked, near, read_map
 from harness.errors import HarnessError
 from harness.model import Figure
@@ -32,8 +32,6 @@ MOST_RUNS = 4
 """Most runs of one load whose intervals leave open whether it is better than another or meets the objective."""
 BENT = 0.15
 """Smallest gap between neighbours on the front, as a share of the range of rate or interactivity, that is divided."""
-LIMITED = [f"{latency}.{statistic}" for latency in LATENCIES for statistic in STATISTICS]
-"""Figures that an objective may limit."""
 Axis = Annotated[list[Any], Field(min_length=1)]
 
 
@@ -169,8 +167,10 @@ def parse_sweep(text: str, origin: str) -> Sweep:
     sweep = checked(Sweep, {"name": PurePath(origin).stem, **data}, origin, places)
     for figure in sweep.auto.objective if sweep.auto else ():
         where = f"{places.get(f'auto.objective.{figure}', origin)}: auto.objective.{figure}"
-        if figure not in LIMITED:
-            raise HarnessError(f"{where}: no such figure", f"{near(figure, LIMITED)}write a latency such as ttft_s.p99")
+        if figure not in LATENCY_FIGURES:
+            raise HarnessError(
+                f"{where}: no such figure", f"{near(figure, LATENCY_FIGURES)}write a latency such as ttft_s.p99"
+            )
         doubt_seconds(where, figure.partition(".")[0], data["auto"]["objective"][figure])
     return sweep
 

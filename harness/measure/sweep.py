@@ -96,7 +96,7 @@ def _stored(sweep: Sweep, root: Path) -> dict[str, str]:
             if changes := _changes(sweep, Point(of.values, of.repeat), run):
                 what = f"sweep {sweep.name} has changed since {path.name}: {'; '.join(changes[:3])}"
                 raise HarnessError(what, "give the changed sweep another name, or another --root")
-            if succeeded(run):
+            if run.requests["error"].isna().any():
                 found.setdefault(of.key, path.name)
     return found
 
@@ -108,11 +108,6 @@ def _changes(sweep: Sweep, point: Point, run: Run) -> list[str]:
     stored = flat(workload.model_dump(mode="json"))
     pairs = sorted(unequal(stored, asked), key=lambda pair: pair[0])
     return [f"{key}: {shown(a)} -> {shown(b)}" for key, a, b in pairs if key not in ("name", "description")]
-
-
-def succeeded(run: Run) -> bool:
-    """Whether any request of the run succeeded."""
-    return bool(run.requests["error"].isna().any())
 
 
 def carry_out(
