@@ -27,7 +27,8 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis import index
-from harness.analysis.diff import LEAST, parse_gate
+from harness.analysis.diff import LEAST
+from harness.analysis.gates import parse_gate
 from harness.analysis.summary import Sweep, load
 from harness.analysis.times import requests_of
 from harness.config import overrides as values

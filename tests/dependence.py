@@ -17,7 +17,7 @@ import pandas as pd
 from builders import frame_of
 from numpy.typing import NDArray
 
-from harness.analysis import diff
+from harness.analysis import diff, gates
 from harness.analysis.latency import STATISTICS, summarise, window_of
 from harness.analysis.part import LEAST_SLICES, MOST_SLICES
 from harness.analysis.precision import LEAST, TURNOVERS, Looks
@@ -344,7 +344,7 @@ WITHIN = 0.005
 def verdicts(repeats: int, turns: bool, spread: float, session: float, slower: float, pairs: int) -> Rates:
     """How often two groups of so many runs are called different. `spread`: standard deviation between runs; `session`:
     between sessions, of which each side has one, but for sides that took `turns`; `slower`: what is true of one."""
-    rng, gate, found = np.random.default_rng(0), diff.parse_gate("output_tps<-3%"), []
+    rng, gate, found = np.random.default_rng(0), gates.parse_gate("output_tps<-3%"), []
     for _ in range(pairs):
         sessions = np.repeat(rng.normal(0, session), 2) if turns else rng.normal(0, session, 2)
         base, new = (
@@ -353,6 +353,6 @@ def verdicts(repeats: int, turns: bool, spread: float, session: float, slower: f
         )
         changes = diff.judge(base, new, interleaved=turns)
         named = {c.ratio.name for c in changes if c.judgement in ("improved", "regressed")}
-        ((_, outcome),) = diff.outcomes([gate], changes)
+        ((_, outcome),) = gates.of_changes([gate], changes)
         found.append((bool(named), "output_tokens_per_s" in named, outcome == "failed"))
     return Rates(*map(float, np.mean(found, axis=0)))

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from harness.analysis.latency import LATENCIES, LATENCY_FIGURES
 from harness.analysis.server import cached_share, check_cache
-from harness.config import near
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.stats import CONFIDENCE, t_quantile
@@ -28,20 +25,8 @@ BETTER: Mapping[str, int] = {
 """Compared figures, by name up to the first dot -> 1 if more is better, -1 if less is better."""
 COSTS: Mapping[str, str] = {"usd_per_million_output_tokens": "output_tokens_per_s", "usd_per_query": "requests_per_s"}
 """Cost -> the rate that the cost is inverse to. The hourly price cancels between runs on equal devices."""
-GATED = (
-    *(name for name in BETTER if name not in LATENCIES),
-    *(name for name in LATENCY_FIGURES if name.partition(".")[0] in BETTER),
-    *COSTS,
-)
-"""Figures that a gate may name; those of one run can lack some."""
 HEADLINES = ("output_tokens_per_s", "ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "tpot_s.p99", "joules_per_output_token")
 """Figures in tables of several runs, and those that the verdict names."""
-SHORT = {
-    "output_tps": "output_tokens_per_s",
-    "total_tps": "total_tokens_per_s",
-    "joules_per_token": "joules_per_output_token",
-}
-"""Short names of figures in gates."""
 Judgement = Literal["regressed", "improved", "undecided", "no difference seen", "not judged"]
 LEAST = 0.01
 """A ratio nearer to 1 than this is no difference, whatever its interval, unless the user asks for another effect."""
@@ -266,83 +251,6 @@ def power(effect: float, sd: float, repeats: int) -> float:
         return float(special.ndtr(shift + special.ndtri(level)))
     df = 2.0 * repeats - 2
     return float(1 - special.nctdtr(df, shift, -special.stdtrit(df, level)))
-
-
-# ---- gates ----
-
-FORM = re.compile(r"\s*([\w.]+)\s*([<>])\s*([+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(ms|s|min|%|)\s*")
-UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "min": 60.0, "%": 0.01}
-GATE = ("FIGURE<PERCENT%", "output_tps<-3%", "ttft_s.p99>+5%")
-LIMIT = ("FIGURE>VALUE", "ttft_s.p99>500ms", "objectives_met<99%")
-"""Form and examples."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """A limit on the change of a figure, such as `output_tokens_per_s<-3%`, or on a figure, as `ttft_s.p99>500ms`."""
-
-    text: str
-    figure: str
-    above: bool
-    """True: above the limit fails; False: below."""
-    limit: float
-    """Of a change as a ratio, 0.97 for -3%; else in the figure's own unit (SI; shares from 0 to 1)."""
-
-
-Outcome = Literal["failed", "passed", "undecided"]
-
-
-def outcomes(gates: Sequence[Gate], changes: Sequence[Change]) -> list[tuple[Gate, Outcome]]:
-    """failed: the whole 95% interval lies beyond the limit. undecided: the ratio does, and not the whole interval.
-
-    Raises HarnessError if a figure is unknown or has no interval, because such a gate could never fail.
-    """
-    ratios = {change.ratio.name: change.ratio for change in changes}
-    found: list[tuple[Gate, Outcome]] = []
-    for gate in gates:
-        ratio = ratios.get(gate.figure)
-        if ratio is None:
-            what = f"--fail-on '{gate.text}': the runs share no figure '{gate.figure}'"
-            raise HarnessError(what, f"choose one of {', '.join([*ratios, *SHORT])}")
-        if ratio.value is None or ratio.low is None or ratio.high is None:
-            what = f"--fail-on '{gate.text}': its ratio has no interval: {ratio.reason}"
-            raise HarnessError(what, "measure more requests or repeats, or gate another figure")
-        beyond = [x > gate.limit if gate.above else x < gate.limit for x in (ratio.low, ratio.value, ratio.high)]
-        found.append((gate, "failed" if all(beyond) else "undecided" if beyond[1] else "passed"))
-    return found
-
-
-def parse_gate(text: str, change: bool = True) -> Gate:
-    """The gate from FIGURE, < or >, and a number: in percent of a change from the base; for one run, in ms, s, min, %
-    or the figure's unit.
-
-    >>> parse_gate("output_tps<-3%")
-    Gate(text='output_tps<-3%', figure='output_tokens_per_s', above=False, limit=0.97)
-    >>> parse_gate("ttft_s.p99>500ms", change=False).limit
-    0.5
-    """
-    form = FORM.fullmatch(text)
-    limit = change + float(form[3]) * UNITS[form[4]] if form else 0.0
-    if form is None or (change and (form[4] != "%" or limit <= 0)):
-        what, *examples = GATE if change else LIMIT
-        fix = " or ".join(f"--fail-on '{each}'" for each in examples)
-        raise HarnessError(f"--fail-on '{text}' is not of the form {what}", f"write for instance {fix}")
-    if change and SHORT.get(form[1], form[1]) not in GATED:
-        fix = f"{near(form[1], [*GATED, *SHORT])}choose one of {', '.join([*GATED, *SHORT])}"
-        raise HarnessError(f"--fail-on '{text}': no figure '{form[1]}' is compared", fix)
-    return Gate(text, SHORT.get(form[1], form[1]), form[2] == ">", limit)
-
-
-def parse_share(option: str, text: str) -> float:
-    """The share of an option such as `--least 0.5%`.
-
-    >>> parse_share("--least", "0.5%")
-    0.005
-    """
-    form = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
-    if form is None:
-        raise HarnessError(f"{option} '{text}' is not a share in percent", f"write for instance {option} 1%")
-    return float(form[1]) / 100
 
 
 # ---- conditions that must be equal ----

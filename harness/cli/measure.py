@@ -200,7 +200,8 @@ def ab(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure two servers, engine versions or settings in turns, and judge B against A as `diff` does."""
-    from harness.analysis.diff import flat, parse_gate, parse_share, unequal
+    from harness.analysis.diff import flat, unequal
+    from harness.analysis.gates import parse_gate, parse_share
     from harness.config import overrides
     from harness.measure.run import Setup
 

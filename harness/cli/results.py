@@ -16,7 +16,7 @@ from harness.cli.app import directories, draw, each_run, output, printing, show,
 from harness.cli.misuse import named
 
 if TYPE_CHECKING:
-    from harness.analysis.diff import Gate
+    from harness.analysis.gates import Gate
     from harness.report import junit
     from harness.report.table import Table
     from harness.store.run import Run
@@ -89,8 +89,8 @@ def check(
 
     Exits with 1 if a finding is serious or a limit is not kept, and with 3 if the run did not complete.
     """
-    from harness.analysis import limits, precision
-    from harness.analysis.diff import parse_gate
+    from harness.analysis import gates as gating
+    from harness.analysis import precision
     from harness.analysis.findings import findings
     from harness.analysis.summary import summary_of
     from harness.config import near
@@ -102,7 +102,7 @@ def check(
 
     stored = stored_run(reference, root)
     summary, targets = summary_of(stored), precision.parse(precise or ())
-    asked = [parse_gate(text, change=False) for text in fail_on or ()]
+    asked = [gating.parse_gate(text, change=False) for text in fail_on or ()]
     for code in {*(accept or ())} - {*findings()}:
         raise errors.HarnessError(f"--accept {code} is no finding", f"{near(code, findings())}see docs/findings.md")
     figures = {each.name: each for each in summary.figures}
@@ -118,7 +118,7 @@ def check(
         figures[name] = Figure(name, None, "J", "measured", reason=reason)
     gates = [
         (each.text, words(figure, {"n", "status"} | ({"reason"} if figure.value is not None else set())), outcome)
-        for each, figure, outcome in limits.outcomes(asked, figures)
+        for each, figure, outcome in gating.of_figures(asked, figures)
     ]
     serious = [
         (each.code, each.text, "undecided" if each.code in (accept or ()) else "failed")
@@ -162,7 +162,7 @@ def diff(
 
     The points of a sweep are compared with its first point.
     """
-    from harness.analysis.diff import parse_gate, parse_share
+    from harness.analysis.gates import parse_gate, parse_share
     from harness.report.changes import points_table
 
     gates, effect = [parse_gate(text) for text in fail_on or ()], parse_share("--least", least)

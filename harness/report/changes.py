@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import get_args
 
 from harness.analysis import diff
+from harness.analysis import gates as gating
 from harness.analysis.findings import mixed
 from harness.analysis.precision import Reach, Target, reaches
 from harness.analysis.repeats import learned, repeated
@@ -30,7 +31,7 @@ EFFECT, POWER, MOST_REPEATS = 0.03, 0.8, 100
 def difference(
     base: Sequence[Run],
     new: Sequence[Run],
-    gates: Sequence[diff.Gate] = (),
+    gates: Sequence[gating.Gate] = (),
     force: bool = False,
     least: float = diff.LEAST,
     full: bool = True,
@@ -38,7 +39,7 @@ def difference(
 ) -> tuple[list[Table], list[Gate], list[str]]:
     """The tables of `harness diff`, its judged gates, and annotations for GitHub Actions.
 
-    HarnessError as for `diff.check_comparable` and `diff.outcomes`.
+    HarnessError as for `diff.check_comparable` and `gates.of_changes`.
 
     `least`: the least effect, as a share. `between`: the declared standard deviation between runs, as a share; None:
     learned or assumed. Not `full`: figures that did not change and findings that are not serious are only counted.
@@ -50,7 +51,7 @@ def difference(
     changes = diff.judge(sides[0], sides[1], least, spread, turns)
     ratios = {change.ratio.name: change.ratio for change in changes}
     judged: list[Gate] = [
-        (gate.text, _changed(ratios[gate.figure]), outcome) for gate, outcome in diff.outcomes(gates, changes)
+        (gate.text, _changed(ratios[gate.figure]), outcome) for gate, outcome in gating.of_changes(gates, changes)
     ]
     title = "NEW against BASE" + (" (FORCED)" if must else "")
     properties = {

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from harness.analysis import diff
+from harness.analysis.diff import HEADLINES, check_comparable, judge
+from harness.analysis.gates import SHORT
 from harness.analysis.summary import Sweep
 from harness.config import near
 from harness.errors import HarnessError
@@ -19,19 +20,19 @@ def trend_table(sweep: Sweep, name: str) -> Table:
 
     Runs that cannot be compared with the newest are left out and counted. HarnessError if no run has the figure.
     """
-    name = diff.SHORT.get(name, name)
+    name = SHORT.get(name, name)
     ordered = sorted(sweep, key=lambda each: each[0].file.created_utc)
-    alike = [each for each in ordered if not diff.check_comparable([each[0]], [ordered[-1][0]], force=True)[0]]
+    alike = [each for each in ordered if not check_comparable([each[0]], [ordered[-1][0]], force=True)[0]]
     known = dict.fromkeys(figure.name for _, summary in alike for figure in summary.figures)
     if name not in known:
         raise HarnessError(
             f"--trend {name}: no run has this figure",
-            f"{near(name, [*known, *diff.SHORT])}for instance {', '.join(diff.HEADLINES)}",
+            f"{near(name, [*known, *SHORT])}for instance {', '.join(HEADLINES)}",
         )
     rows: list[tuple[Cell, ...]] = []
     for i, (run, summary) in enumerate(alike):
         figure = next((each for each in summary.figures if each.name == name), None)
-        found = diff.judge([alike[i - 1][1]], [summary]) if i else ()
+        found = judge([alike[i - 1][1]], [summary]) if i else ()
         change = next((each for each in found if each.ratio.name == name), None)
         project = run.environment.project
         commit = "" if project is None else (project.revision or "")[:10] + "*" * project.dirty

@@ -23,7 +23,7 @@ from places import ROOT
 from scipy import stats as reference
 
 from harness import cli
-from harness.analysis import diff
+from harness.analysis import diff, gates
 from harness.analysis.latency import summarise, window_of
 from harness.config import overrides
 from harness.errors import HarnessError
@@ -160,7 +160,7 @@ def test_a_figure_without_interval_is_not_judged_and_has_a_reason(base: Summary,
     assert change.judgement == "not judged"
     assert reason in (change.ratio.reason or "")
     with pytest.raises(HarnessError, match=reason):
-        diff.outcomes([diff.parse_gate(f"{change.ratio.name}>+5%")], [change])
+        gates.of_changes([gates.parse_gate(f"{change.ratio.name}>+5%")], [change])
 
 
 def test_measured_figures_are_not_compared_with_simulated_ones() -> None:
@@ -190,7 +190,7 @@ def test_one_run_a_side_is_judged_with_what_runs_differ_by() -> None:
     for value in (96.0, 98.0, 90.0, 88.0):
         new = summary("output_tokens_per_s", value, value * 0.999, value * 1.001)
         changes = diff.judge([base], [new])
-        found.append((changes[0].judgement, diff.outcomes([diff.parse_gate("output_tps<-3%")], changes)[0][1]))
+        found.append((changes[0].judgement, gates.of_changes([gates.parse_gate("output_tps<-3%")], changes)[0][1]))
     assert found[0] == ("no difference seen", "undecided")
     assert found[1] == ("no difference seen", "passed")
     assert found[2] == ("regressed", "undecided")
@@ -244,19 +244,19 @@ RATIO = Figure("output_tokens_per_s", 0.96, "ratio", "measured", 0.95, 0.97)
 )
 def test_a_gate_fails_where_the_whole_interval_lies_beyond_its_limit(gate: str, outcome: str) -> None:
     change = diff.Change(RATIO, RATIO, RATIO, 0.0, 1)
-    ((_, found),) = diff.outcomes([diff.parse_gate(gate)], [change])
+    ((_, found),) = gates.of_changes([gates.parse_gate(gate)], [change])
     assert found == outcome
 
 
 @pytest.mark.parametrize("text", ["output_tps", "output_tps<3", "<3%", "output_tps<-100%", "output_tps=3%"])
 def test_a_malformed_gate_is_refused_with_the_expected_form(text: str) -> None:
     with pytest.raises(HarnessError, match="FIGURE<PERCENT%"):
-        diff.parse_gate(text)
+        gates.parse_gate(text)
 
 
 def test_a_gate_on_an_unknown_figure_lists_the_known_figures() -> None:
     with pytest.raises(HarnessError, match="choose one of output_tokens_per_s"):
-        diff.outcomes([diff.parse_gate("joules_per_token>+2%")], [diff.Change(RATIO, RATIO, RATIO, 0.0, 1)])
+        gates.of_changes([gates.parse_gate("joules_per_token>+2%")], [diff.Change(RATIO, RATIO, RATIO, 0.0, 1)])
 
 
 FIELDS: dict[str, Any] = {
@@ -415,4 +415,4 @@ def test_the_workflows_in_the_docs_parse_and_use_existing_commands(text: str) ->
         if verb == "run":
             assert read_workload(given["workload"], overrides(given["set_"] or []))
         for gate in given.get("fail_on") or ():
-            assert diff.parse_gate(gate).figure.partition(".")[0] in diff.BETTER
+            assert gates.parse_gate(gate).figure.partition(".")[0] in diff.BETTER

@@ -14,8 +14,7 @@ import pytest
 import yaml
 from commands import QUICK, Command
 
-from harness.analysis.diff import Gate, parse_gate
-from harness.analysis.limits import outcomes
+from harness.analysis.gates import Gate, of_figures, parse_gate
 from harness.errors import HarnessError
 from harness.model import Figure
 
@@ -38,7 +37,7 @@ ABSENT = Figure("joules_per_output_token", None, "J", "measured", reason="no met
 )
 def test_a_limit_fails_beyond_the_whole_interval(text: str, outcome: str) -> None:
     figures = {figure.name: figure for figure in (HELD, BARE, ABSENT)}
-    assert [found for *_, found in outcomes([parse_gate(text, change=False)], figures)] == [outcome]
+    assert [found for *_, found in of_figures([parse_gate(text, change=False)], figures)] == [outcome]
 
 
 def broken_limits(xml: Path) -> list[str]:
@@ -55,9 +54,9 @@ def test_a_limit_that_is_none_is_refused_with_a_form_or_a_name() -> None:
         parse_gate("ttft_s.p99 at most 3", change=False)
     for text, said in (("ttft_s.p99>500", "did you mean 0.5 or '500 ms'"), ("ttft_s.p99>+5%", "a time, not a share")):
         with pytest.raises(HarnessError, match=said):
-            outcomes([parse_gate(text, change=False)], {HELD.name: HELD})
+            of_figures([parse_gate(text, change=False)], {HELD.name: HELD})
     with pytest.raises(HarnessError, match=r"did you mean 'ttft_s.p99'\?"):
-        outcomes([parse_gate("ttft.p99>1", change=False)], {HELD.name: HELD})
+        of_figures([parse_gate("ttft.p99>1", change=False)], {HELD.name: HELD})
 
 
 def test_check_holds_a_run_against_limits_and_tells_junit_and_github(

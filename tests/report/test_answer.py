@@ -14,7 +14,7 @@ from fake_nvml.library import environment
 from places import ROOT
 from rich.cells import cell_len
 
-from harness.analysis import diff
+from harness.analysis.gates import parse_gate
 from harness.analysis.summary import load, made_of
 from harness.model import Figure, Finding, Summary
 from harness.report import text
@@ -205,7 +205,7 @@ def test_a_run_that_never_started_reads() -> None:
 
 def test_a_difference_prints_gates_first_then_what_moved_and_counts_the_rest(tmp_path: Path) -> None:
     run, other = (read_run(stored(tmp_path, users)) for users in (4, 8))
-    gate = diff.parse_gate("output_tps<-3%")
+    gate = parse_gate("output_tps<-3%")
     made, *_ = difference([run], [other], [gate], force=True, least=0.1, full=False)
     assert [table.name for table in made] == ["gates", "verdict", "diff", "findings"]
     for width in MOST:
