@@ -19,7 +19,7 @@ def list_(
     where: options.Where = None,
 ) -> None:
     """List workloads, runs, engines, models or scenarios."""
-    from harness.cli.tables import TABLES, runs_lines, runs_tables
+    from harness.cli.tables import runs_lines, runs_tables, shipped
     from harness.report.text import columns_of_terminal
 
     if what == "runs":
@@ -32,7 +32,7 @@ def list_(
     elif void := named() & {"--where", "--root"}:
         raise errors.HarnessError(f"{min(void)} with {what}", f"omit {min(void)}: it is of runs")
     else:
-        show([TABLES[what]()])
+        show([shipped(what)])
 
 
 @app.command()

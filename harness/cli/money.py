@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -192,7 +192,11 @@ def predict(
     objective = read_limit("--tpot", "tpot_s", tpot), read_limit("--ttft", "ttft_s", ttft)
     own = None if reference is None else calibration(*load(find_run(reference, root)))
     plan = Plan(batch, *_pair("--tokens", tokens), devices, precision, tp, ep, pp, dp, prefill_gpus, engine)
-    names = _gpu_names(gpu, {"--market": market, "--charts": charts, "--full": full or None})
+    names = [name.strip() for name in gpu.split(",") if name.strip()]
+    if not names:
+        raise errors.HarnessError(f"no GPU in '{gpu}'", "name some, such as H100 or H100,B200")
+    if len(names) > 1 and (void := named() & {"--market", "--charts", "--full"}):
+        raise errors.HarnessError(f"{min(void)} with {len(names)} GPUs", "name one GPU, or omit it")
 
     def of(name: str) -> Priced:
         each = priced(model, name, plan, scenario, overrides(set_ or ()), own, objective)
@@ -201,17 +205,6 @@ def predict(
     made = [side_by_side(_beside(names, of))] if len(names) > 1 else prediction_tables(of(names[0]), full, market)
     draw(made, charts, chart_format)
     show(made)
-
-
-def _gpu_names(gpu: str, alone: Mapping[str, object]) -> list[str]:
-    """The named GPUs; HarnessError for none, or for several with one of the options that need a single one."""
-    names = [name.strip() for name in gpu.split(",") if name.strip()]
-    if not names:
-        raise errors.HarnessError(f"no GPU in '{gpu}'", "name some, such as H100 or H100,B200")
-    for name, given in alone.items():
-        if given is not None and len(names) > 1:
-            raise errors.HarnessError(f"{name} with {len(names)} GPUs", "name one GPU, or omit it")
-    return names
 
 
 def _beside(gpus: Sequence[str], of: Callable[[str], Priced]) -> list[tuple[str, Priced | str]]:

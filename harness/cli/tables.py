@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.analysis.index import runs, swept
 from harness.analysis.summary import load
-from harness.cost.pricing import price_run
+from harness.cost.pricing import list_scenarios, price_run
 from harness.engines.base import missing
 from harness.errors import HarnessError
 from harness.files import install, read_data
@@ -130,33 +130,18 @@ def _cut(cell: Any) -> str:
     return text if len(text) <= 24 else f"{text[:23]}…"
 
 
-def workloads() -> Table:
-    """Shipped workloads, and those under ./workloads."""
-    return Table("workloads", "Workloads", ("name", "requests", "load", "description"), list_workloads())
-
-
-def engine_table() -> Table:
-    """Engines, and whether what they need is installed here."""
-    rows = tuple((name, f"no: {install(extra)}" if (extra := missing(name)) else "yes") for name in sorted(ENGINES))
-    return Table("engines", "Engines", ("engine", "installed"), rows)
-
-
-def models() -> Table:
-    """Short names of models."""
-    rows = tuple(csv.reader(io.StringIO(read_data("short_names.csv"))))
+def shipped(what: str) -> Table:
+    """Workloads (also those under ./workloads), engines and whether they can run here, scenarios, or names of models."""
+    if what == "workloads":
+        return Table(what, "Workloads", ("name", "requests", "load", "description"), list_workloads())
+    if what == "scenarios":
+        return Table(what, "Cost scenarios", ("name", "description"), list_scenarios())
+    if what == "engines":
+        found = tuple((each, f"no: {install(of)}" if (of := missing(each)) else "yes") for each in sorted(ENGINES))
+        return Table(what, "Engines", ("engine", "installed"), found)
+    heads, *rows = map(tuple, csv.reader(io.StringIO(read_data("short_names.csv"))))
     notes = ("Any Hugging Face id, local directory or GGUF file works as well.",)
-    return Table("models", "Models with a short name", tuple(rows[0]), tuple(map(tuple, rows[1:])), notes)
-
-
-def scenarios() -> Table:
-    """Shipped cost scenarios."""
-    from harness.cost.pricing import list_scenarios
-
-    return Table("scenarios", "Cost scenarios", ("name", "description"), list_scenarios())
-
-
-TABLES = {"workloads": workloads, "engines": engine_table, "models": models, "scenarios": scenarios}
-"""Word of `harness list` -> table; `runs` has its own."""
+    return Table(what, "Models with a short name", heads, tuple(rows), notes)
 
 
 def plan_table(plan: Plan) -> Table:
