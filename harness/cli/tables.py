@@ -131,7 +131,7 @@ def _cut(cell: Any) -> str:
 
 
 def shipped(what: str) -> Table:
-    """Workloads (also those under ./workloads), engines and whether they can run here, scenarios, or names of models."""
+    """Workloads (also those under ./workloads), engines and whether they are installed, scenarios, or models."""
     if what == "workloads":
         return Table(what, "Workloads", ("name", "requests", "load", "description"), list_workloads())
     if what == "scenarios":
