@@ -140,10 +140,6 @@ class PowerSample:
     """The device's running mean."""
     temperature_c: float | None = None
     sm_clock_hz: float | None = None
-    memory_clock_hz: float | None = None
-    utilisation: float | None = None
-    memory_used_bytes: int | None = None
-    power_limit_w: float | None = None
     throttle: int | None = None
     """NVML's clock event reasons, as bits."""
     power_capped_s: float | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from harness.analysis.readings import Agreement, Load, Source
 from harness.analysis.regression import Split, split_usage
 from harness.model import Figure, Finding, MeterInfo, Status
 from harness.stats import least_values, ratio_half
+from harness.store.run import Run
 
 GAIN = 0.06
 """Relative gain error of a board's own sensor, from published comparisons of NVIDIA boards with external meters (Yang,
@@ -72,40 +74,36 @@ class Seen:
     """Between the cuts; empty: the energy of the window is not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The spans whose energy is wanted of every source: the window as it is and settled, idle phases, and cuts."""
-
-    whole: tuple[float, float]
-    window: tuple[float, float]
-    quiet: Mapping[str, tuple[float, float]]
-    cuts: tuple[Array, ...]
-    """In parts for the term `repeats`, and for the regression."""
-
-    def of(self, source: Source) -> Seen:
-        """One source over these spans; other sources than GPUs over the window as it is."""
-        rows, domain = source.rows, source.device.domain
-        unread = bool(rows["energy_j"].isna().all() and rows["error"].notna().all())
-        whole = readings.source_window(source, *self.whole)
-        if domain not in readings.GPU:
-            return Seen(domain, source.label, source.status, unread, None, (*doubts.of_other(source),), whole, None, {})
-        window = readings.source_window(source, *self.window)
-        check = readings.agreement(source, *self.whole)
-        return Seen(
-            domain,
-            source.label,
-            source.status,
-            unread,
-            readings.fault(source, *self.whole),
-            tuple(doubts.of_gpu(source, *self.whole)),
-            whole,
-            window,
-            {phase: readings.source_window(source, *span) for phase, span in self.quiet.items()},
-            check,
-            doubts.contradiction(source, whole, check),
-            doubts.at_limit(rows, *self.whole),
-            tuple(readings.joules_between(source, cuts) for cuts in self.cuts if window is not None),
-        )
+def _seen(
+    source: Source,
+    whole_s: tuple[float, float],
+    window_s: tuple[float, float],
+    quiet: Mapping[str, tuple[float, float]],
+    cuts: Sequence[Array],
+) -> Seen:
+    """One source over the window as it is, settled, idle phases and cuts; other than a GPU over the first of them."""
+    rows, domain = source.rows, source.device.domain
+    unread = bool(rows["energy_j"].isna().all() and rows["error"].notna().all())
+    whole = readings.source_window(source, *whole_s)
+    if domain not in readings.GPU:
+        return Seen(domain, source.label, source.status, unread, None, (*doubts.of_other(source),), whole, None, {})
+    window = readings.source_window(source, *window_s)
+    check = readings.agreement(source, *whole_s)
+    return Seen(
+        domain,
+        source.label,
+        source.status,
+        unread,
+        readings.fault(source, *whole_s),
+        tuple(doubts.of_gpu(source, *whole_s)),
+        whole,
+        window,
+        {phase: readings.source_window(source, *span) for phase, span in quiet.items()},
+        check,
+        doubts.contradiction(source, whole, check),
+        doubts.at_limit(rows, *whole_s),
+        tuple(readings.joules_between(source, each) for each in cuts if window is not None),
+    )
 
 
 def measure_energy(
@@ -131,8 +129,8 @@ def measure_energy(
     span = readings.settle(marks.line, start_s, end_s)
     cuts, split_cuts = both = tuple(_cuts(marks, *span, most) for most in (WINDOWS, SPLIT_WINDOWS))
     quiet = {phase: readings.settle(marks.line, *_middle(*ends)) for phase, ends in (idle or {}).items()}
-    asked = Asked((start_s, end_s), span, quiet, both)
-    found = list(map(asked.of, readings.sources(power, infos)))
+    see = partial(_seen, whole_s=(start_s, end_s), window_s=span, quiet=quiet, cuts=both)
+    found = list(map(see, readings.sources(power, infos)))
     gpus = [s for s in found if s.domain in readings.GPU]
     status = readings.worst({s.status for s in gpus})
     findings, reason = _of_readings(infos, found)
@@ -330,3 +328,36 @@ def _idle(gpus: Sequence[Seen], window: Window | None, phases: Iterable[str]) ->
         if phase == "loaded" and quiet is not None and window is not None:
             net_j = window.energy_j - quiet.energy_j / quiet.seconds * window.seconds
             yield Figure("gpu_net_energy_j", net_j, "J", "measured", interval="none: gross less loaded idle")
+
+
+def charge(run: Run, infos: Sequence[MeterInfo]) -> tuple[list[MeterInfo], str | None, list[Finding]]:
+    """The meters without the GPUs that are not charged; why the run has no GPU energy, if so; and the findings.
+
+    Only NVML's GPUs are in question: another meter reads what the user told it to read.
+    """
+    read = {
+        each.device for info in infos if info.meter == "nvml" for each in info.devices if each.domain in readings.GPU
+    }
+    if not read or run.engine is None:
+        return [*infos], None, []
+    charged, found = run.file.charged, []
+    if charged is not None:
+        devices, why = {*charged.devices}, charged.why
+        if unread := devices - read:
+            devices, why = set(), f"the meter did not read GPU {', '.join(sorted(unread))}, which the engine used"
+    elif run.engine.device != "cpu" and len(read) <= run.engine.device_count:  # stored by an older harness
+        devices, why = read, ""
+    else:
+        devices, why = set(), f"the run does not say which of {len(read)} GPUs its engine used"
+    if run.engine.device == "cpu":
+        why = "the engine ran on the CPU"
+    if charged is not None and charged.asked:
+        asked, used = ", ".join(charged.asked), ", ".join(charged.devices)
+        found.append(finding("gpus-differ", asked=asked, used=used, why=charged.why))
+    if not devices and run.engine.device != "cpu":
+        found.append(finding("gpus-unknown", why=why))
+    kept = [
+        replace(info, devices=tuple(each for each in info.devices if info.meter != "nvml" or each.device in devices))
+        for info in infos
+    ]
+    return kept, None if devices else why, found

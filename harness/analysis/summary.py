@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness.analysis.charged import charge
 from harness.analysis.client_check import check_client, clock_bound_s
-from harness.analysis.energy import measure_energy
+from harness.analysis.energy import charge, measure_energy
 from harness.analysis.findings import FAILED_SHARE, check_conditions, check_requests, finding
 from harness.analysis.latency import summarise, window_of
 from harness.analysis.readings import watts_between

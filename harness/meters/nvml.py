@@ -41,7 +41,8 @@ SWEEP_S = 0.012
 ALIKE = 3e-4
 """Largest relative difference of such a period between boards of one name: their clocks are quartz."""
 SHARE, SHARE_ALONE, SHARE_POWER = 0.004, 0.007, 0.02
-"""Processor time spent on one GPU, as a share of a core: of several, of the only one, and without a counter."""
+"""Processor time spent on one GPU, as a share of a core: of several, of the only one, and without a counter. What the
+slower readings take is part of it, up to a half."""
 FASTEST_S, SLOWEST_S = 0.25, 1.0
 """Bounds of the time between two readings of a GPU; without a counter `FASTEST_POWER_S` is the shortest."""
 FASTEST_POWER_S = 0.04
@@ -232,17 +233,11 @@ class NvmlReader:
 
     def _slow(self, handle: Any) -> dict[str, Any]:
         get = functools.partial(ask, handle)
-        sm_mhz, memory_mhz = (get("nvmlDeviceGetClockInfo", clock) for clock in (1, 2))
-        use, memory = get("nvmlDeviceGetUtilizationRates"), get("nvmlDeviceGetMemoryInfo")
-        running = get("nvmlDeviceGetComputeRunningProcesses")
+        sm_mhz, running = get("nvmlDeviceGetClockInfo", 1), get("nvmlDeviceGetComputeRunningProcesses")
         own = None if running is None else sum(_descends(process.pid, self.harness_pid) for process in running)
         return {
             "temperature_c": get("nvmlDeviceGetTemperatureV", 0),
             "sm_clock_hz": sm_mhz and sm_mhz * 1e6,
-            "memory_clock_hz": memory_mhz and memory_mhz * 1e6,
-            "utilisation": use and use.gpu / 100,
-            "memory_used_bytes": memory and int(memory.used),
-            "power_limit_w": from_milli(get("nvmlDeviceGetEnforcedPowerLimit")),
             "throttle": get("nvmlDeviceGetCurrentClocksEventReasons"),
             "processes": own,
             "foreign_processes": None if own is None else len(running) - own,
@@ -367,7 +362,10 @@ class NvmlReader:
         share = SHARE_POWER if not counted else SHARE_ALONE if len(self.gpus) == 1 else SHARE
         fastest_s = FASTEST_S if counted else FASTEST_POWER_S
         self.jitter = 0.2 if counted else 0.8
-        self.interval_s = self.every_s or min(SLOWEST_S, max(fastest_s, statistics.median(self.calls_s) / share))
+        began_s = self.clock()
+        self._slow(self.gpus[0].handle)
+        left = max(share / 2, share - (self.clock() - began_s) / SLOW_S)
+        self.interval_s = self.every_s or min(SLOWEST_S, max(fastest_s, statistics.median(self.calls_s) / left))
         self.began_s = self.clock()
         for gpu in self.gpus:
             gpu.next_s = self.began_s

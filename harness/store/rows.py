@@ -48,7 +48,7 @@ COLUMNS = {
 }
 """Columns of each Parquet file: the fields of Record, PowerSample and ServerSample, in their order."""
 NAMES: Mapping[type, str] = {Record: "requests", PowerSample: "power", ServerSample: "server"}
-_UNREAD = {"device", "domain", "memory_clock_hz", "utilisation", "memory_used_bytes", "power_limit_w"}
+_UNREAD = {"device", "domain"}
 """Columns that no analysis reads of the readings of one device."""
 _NEEDED = {each.name for noun in NAMES for each in dataclasses.fields(noun) if not str(each.type).endswith("None")}
 """Columns without which a row is none."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from builders import CPU, GPU, a_run
 
-from harness.analysis.charged import charge
+from harness.analysis.energy import charge
 from harness.model import Charged, MeterDevice, MeterInfo
 
 EIGHT = MeterInfo(

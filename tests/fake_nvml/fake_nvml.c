@@ -40,7 +40,7 @@ typedef struct {
     Sensor counter, average, instant;
     double gain, counter_gain, noise, memory_share, lag, power_lag;
     double limit_w, default_limit_w, celsius, celsius_per_s;
-    double latency, slow_latency, slow_s; /* busy seconds of a call, and of one that starts within slow_s of an update */
+    double ask_latency, latency, slow_latency, slow_s; /* busy seconds of a call, and of one that starts within slow_s of an update */
     unsigned sm_mhz, utilisation;
     Fault faults[MAX_FAULTS];
     int fault_count;
@@ -251,7 +251,7 @@ static int setting(Gpu *g, const char *key, const char *rest) {
         {"limit", &g->limit_w}, {"default_limit", &g->default_limit_w}, {"celsius", &g->celsius},
         {"celsius_per_s", &g->celsius_per_s}, {"counter_gain", &g->counter_gain},
         {"lag", &g->lag}, {"power_lag", &g->power_lag}, {"latency", &g->latency}, {"slow_latency", &g->slow_latency},
-        {"slow_s", &g->slow_s}};
+        {"slow_s", &g->slow_s}, {"ask_latency", &g->ask_latency}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (!strcmp(key, numbers[i].key)) { *numbers[i].to = value; return 1; }
     return 0;
@@ -300,7 +300,7 @@ static int script(void) {
 /* ---- NVML ---- */
 
 #define GPU(handle) Gpu *g = (Gpu *)(handle); double t = now(); Status status; (void)t; if (!loaded) return UNINITIALIZED
-#define REFUSE(what) if ((status = refused(g, what, t))) return status
+#define REFUSE(what) do { work(g->ask_latency); if ((status = refused(g, what, t))) return status; } while (0)
 
 Status nvmlInitWithFlags(unsigned flags) { (void)flags; if (!loaded && !script()) return UNINITIALIZED; loaded++; return OK; }
 Status nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
