@@ -15,6 +15,8 @@ DOUBT_S, SURE_S, MOST_TRIES = 0.028, 0.010, 12
 """Doubt of the next update from which it is located anew under load, and at which that ends, and the most trials; of a
 counter that moves more often the same shares of 0.1 s. Where calls are slow, what they can show and 1.2 times that.
 Trials before and after the load bound the updates between them, so this only keeps readings out of the quiet time."""
+REST_S = 20.0
+"""Time after the last of these trials without another one: those that did not help would take a part of a core."""
 HOPELESS = 0.7
 """Doubt in periods from which a trial cannot tell which update it has seen."""
 EARLY = 0.35
@@ -59,6 +61,7 @@ class UpdateTracker:
     doubtful: bool = False
     """Whether the updates are being located anew; `tries` counts the trials."""
     tries: int = 0
+    rest_until_s: float = -math.inf
     last_s: float | None = None
     since_s: float = math.inf
     """When the value was read first."""
@@ -118,7 +121,8 @@ class UpdateTracker:
         share, doubt_s = min(1.0, self.line.period[0] / 0.1), self.doubt_s(now_s)
         if self.doubtful:
             self.doubtful = doubt_s > max(share * SURE_S, self._least_s) and self.tries < MOST_TRIES
-        elif trial_from_s is not None:
+            self.rest_until_s = now_s + REST_S
+        elif trial_from_s is not None and now_s > self.rest_until_s:
             start_s = max(share * DOUBT_S, 1.2 * self._least_s)
             self.doubtful, self.tries = start_s < doubt_s < HOPELESS * self.line.period[0], 0
         if not self.doubtful or trial_from_s is None:

@@ -419,7 +419,8 @@ static uint64_t capped_ns(const Gpu *g, int bits, double t) { /* a counter from 
 }
 #ifndef NO_FIELDS
 Status nvmlDeviceGetFieldValues(void *handle, int count, FieldValue *fields) {
-    GPU(handle); REFUSE("fields");
+    GPU(handle);
+    if ((status = refused(g, "fields", t))) return status;
     t = answer_after_work(g, t);
     for (int i = 0; i < count; i++) {
         FieldValue *f = &fields[i];

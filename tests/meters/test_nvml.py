@@ -218,10 +218,12 @@ def test_the_meter_costs_little_and_reads_each_gpu_once_a_second(
     assert (taken_s > 0.010).mean() < 0.02  # next to no call meets the quiet time after an update
 
 
-def test_slower_readings_are_within_the_meters_share_of_a_core(fake_nvml: Path) -> None:
+def test_slower_readings_are_within_the_meters_share_of_a_core(fake_nvml: Path, tmp_path: Path) -> None:
     """Five calls of 4 ms every few seconds, half as costly as all other readings."""
     script = "profile h100\nlatency 0.004\nask_latency 0.004\nwave constant 500"
-    rows = pd.DataFrame(library.simulate(fake_nvml, script, seconds=60.0)["rows"])
+    for _ in range(3):  # the board gets known
+        answer = library.simulate(fake_nvml, script, seconds=45.0, variables={"HARNESS_CACHE": str(tmp_path)})
+    rows = pd.DataFrame(answer["rows"])
     load = rows[(rows["domain"] == "gpu") & (rows["before_s"] > 12) & (rows["before_s"] < 42)]
     slower = int(load["temperature_c"].notna().sum())
     assert slower >= 4
