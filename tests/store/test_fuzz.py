@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,52 @@ def reread(rng: random.Random, place: Path, whole: Path) -> None:
     shown(directory)
 
 
+ODD_COLUMNS: tuple[list[Any], ...] = (
+    *([None], ["", "x", "\x1b[2J"], [b"\xff"], [True, False], [{"a": 1}, None], [[], None, [None]], [[[1]]], [[]]),
+    *([float("nan")], [float("inf"), 0.0], [-1], [2**62], [1e14, -1e14], [datetime(2026, 1, 2)], [Decimal(1)]),
+)
+"""Values of a column of another type."""
+
+
+def reshaped(rng: random.Random, place: Path, whole: Path) -> None:
+    """Reads a copy of a stored run whose Parquet files have other columns or rows, or that are no regular files."""
+    directory = shutil.copytree(whole, place / "run")
+    raw = json.loads((directory / "run.json").read_text()) | {"sha256": {}}
+    (directory / "run.json").write_text(json.dumps(raw))
+    (directory / "summary.json").unlink()
+    path = directory / rng.choice(["requests.parquet", "power.parquet"])
+    table = pq.read_table(path)
+    for _ in range(rng.randint(1, 3)):
+        at, other = rng.randrange(table.num_columns), rng.randrange(table.num_columns)
+        name, n = table.column_names[at], len(table)
+        match rng.randrange(8):
+            case 0:
+                table = table.remove_column(at)
+            case 1:
+                table = table.append_column(name, table.column(other))
+            case 2:
+                table = table.set_column(at, name, table.column(other))
+            case 3:
+                table = table.slice(0, rng.randrange(4))
+            case 4 if n:
+                table = table.take(rng.choices(range(n), k=n))
+            case _:
+                values = rng.choice(ODD_COLUMNS)
+                table = table.set_column(at, name, pa.array(rng.choices(values, k=n)))
+    pq.write_table(table, path, row_group_size=rng.choice([7, 1000]), compression=rng.choice(["none", "gzip"]))
+    if rng.random() < 0.1:
+        odd = directory / rng.choice(["requests.parquet", "power.parquet", "summary.json", "server.parquet"])
+        odd.unlink(missing_ok=True)
+        match rng.randrange(3):
+            case 0:
+                odd.mkdir()
+            case 1:
+                os.mkfifo(odd)
+            case _:
+                odd.symlink_to("/dev/zero")
+    shown(directory)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = stored(tmp_path_factory.mktemp("whole"))
@@ -131,19 +180,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("kind", ["imported", "reread"])
+@pytest.mark.parametrize("kind", ["imported", "reread", "reshaped"])
 def test_damage_is_read_or_refused(kind: str, whole: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     seed, _, count = request.config.getoption("--fuzz").partition(":")
-    trial: Callable[[random.Random, Path], None] = (
-        imported if kind == "imported" else lambda rng, at: reread(rng, at, whole)
-    )
+    trials: dict[str, Callable[[random.Random, Path], None]] = {
+        "imported": imported,
+        "reread": lambda rng, at: reread(rng, at, whole),
+        "reshaped": lambda rng, at: reshaped(rng, at, whole),
+    }
     ended: dict[str, int] = {}
     for number in range(int(seed), int(seed) + int(count)):
         place = tmp_path / "place"
         place.mkdir()
         try:
             with warnings.catch_warnings(action="error", category=RuntimeWarning):
-                trial(random.Random(number), place)
+                trials[kind](random.Random(number), place)
             how = "read"
         except HarnessError:
             how = "refused"
