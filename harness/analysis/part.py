@@ -26,6 +26,8 @@ SEVERAL = 5
 STAMP_S = 1e-9
 """Latencies that differ by less are equal."""
 MOST_WEIGHT = 10.0
+WIDEST = 0.5
+"""Largest half-width of an interval, relative to the value: a wider one tells no more than that too few were seen."""
 FURTHER = 2.0
 """Requests as far from the mean as the furthest that the interval of a mean leaves room for on that side: those of a
 heavy tail come too seldom for a spread to tell."""
@@ -276,9 +278,9 @@ class Basis:
         self, figure: Figure, half: float | None, count: int, beyond: tuple[float, float] = (0.0, 0.0)
     ) -> Figure:
         """The figure with the interval of this relative half-width, and so much further below and above."""
-        if half is None or figure.value is None or half + beyond[0] >= 1:
-            few = count < SEVERAL * self.together
-            return replace(figure, reason=self._lacks(count) if few else "no interval: it would include 0")
+        if half is None or figure.value is None or half + beyond[0] > WIDEST:
+            few, wide = count < SEVERAL * self.together, f"no interval: it would be wider than ±{WIDEST:.0%}"
+            return replace(figure, reason=self._lacks(count) if few else wide)
         low, high = figure.value * (1 - half - beyond[0]), figure.value * (1 + half + beyond[1])
         return replace(figure, low=low, high=high)
 
