@@ -126,7 +126,7 @@ def _conduct(run: Run, seen: Times) -> Iterator[Finding]:
         yield finding("failed-requests", share=failed / ended, kinds=kinds)
     if 0 < done < (needs := least_n(0.99)):
         yield finding("few-requests", done=done, needs=needs)
-    if run.shape == "closed" and run.users and done < PER_SLOT * run.users:
+    if run.shape == "closed" and run.users and 0 < done < PER_SLOT * run.users:
         yield finding("few-requests-per-slot", done=done, each=done / run.users, needs=PER_SLOT)
 
 
