@@ -130,6 +130,9 @@ def deployed(model: str | ModelShape, gpu: str | Gpu, plan: Plan) -> tuple[Servi
         group = replace(one, gpus=chosen, ep=ep)
     if pp > shape.layers:
         raise HarnessError(f"--pp {pp}: {shape.name} has {shape.layers:.0f} layers", "give at most as many stages")
+    if shape.heads % tp:
+        what = f"--tp {tp}: {shape.name} has {shape.heads:.0f} attention heads, which it does not divide"
+        raise HarnessError(what, "give a divisor of them")
     if shape.experts and shape.experts % group.ep:
         raise HarnessError(f"--ep {group.ep}: {shape.name} has {shape.experts:.0f} experts", "give a divisor of it")
     if group.gpus > device.domain:
