@@ -161,12 +161,15 @@ def _over_time(run: Run, width: int) -> Chart | None:
     edges = np.arange(low, high + step_s, step_s)
     tokens, _ = np.histogram(arrival_s, edges, weights=arrived)
     panels = [("output token/s", edges[:-1], tokens / step_s)]
-    power = run.power[run.power["domain"].isin(["gpu", "gpu module"])]
-    seen_w, place = power["power_w"].fillna(power["average_w"]), np.digitize(power["after_s"], edges) - 1
-    power = power.assign(watts=seen_w, bin=place)
-    power = power[power["watts"].notna() & power["bin"].between(0, len(edges) - 2)]
-    if len(power):
-        watts = power.groupby(["bin", "device"])["watts"].mean().groupby("bin").sum()
+    watts = pd.Series(dtype=float)
+    read = ((x.device, x.domain) for info in run.file.meters for x in info.devices)
+    boards = dict(sorted((each for each in read if each[1] in ("gpu", "gpu module")), reverse=True))  # gpu if both
+    for board in boards.items():  # one at a time: those of a day take gigabytes
+        seen = run.readings(*board)
+        seen_w = seen["power_w"].fillna(seen["average_w"])
+        mean_w = seen_w.groupby(np.digitize(seen["after_s"], edges) - 1).mean().dropna()
+        watts = watts.add(mean_w[(mean_w.index >= 0) & (mean_w.index <= len(edges) - 2)], fill_value=0.0)
+    if len(watts):
         panels.insert(0, ("power of GPUs in W", edges[watts.index.to_numpy(int)], watts.to_numpy()))
     span = {"domain": [low, high], "nice": False}
     shades = [f"rgba(128,128,128,{share})" for share in [*(0.5, 0.3, 0.2)[: len(phases) - 1], 0.0]]
@@ -181,7 +184,7 @@ def _over_time(run: Run, width: int) -> Chart | None:
         line = mark("line", {"x": x, "y": y}, color=HUES[i], interpolate="step-after")
         drawn.append(layered(width, 80, 150, rows, mark("rect", band, phases, stroke="#999", strokeWidth=0.5), line))
     note = f"Means over {step_s:g} s; run {run.id}."
-    title = "Power and tokens over time" if len(power) else "Tokens over time"
+    title = "Power and tokens over time" if len(watts) else "Tokens over time"
     return finish("over-time", title, note, width, {"vconcat": drawn, "spacing": 8})
 
 
