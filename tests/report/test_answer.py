@@ -98,14 +98,14 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return (place / "results/latest").resolve()
 
 
-@pytest.mark.parametrize("width", MOST)
-@pytest.mark.parametrize("count", [1, 4, 40])
-def test_what_was_measured_is_one_screen(measured: Path, count: int, width: int) -> None:
-    sweep = several_runs(measured, count) if count > 1 else [load(measured)]
-    lines = first_screen(sweep, None, width).splitlines()
-    assert max(map(cell_len, lines)) <= width
-    assert len(lines) < MOST[width] if count == 1 else len(lines) <= min(count, 20) + 12
-    assert any("J/token" in line or line.startswith("energy") for line in lines)
+def test_what_was_measured_is_one_screen(measured: Path) -> None:
+    for count in (1, 4, 40):  # in one test: each process that runs tests would measure anew
+        sweep = several_runs(measured, count) if count > 1 else [load(measured)]
+        for width in MOST:
+            lines = first_screen(sweep, None, width).splitlines()
+            assert max(map(cell_len, lines)) <= width
+            assert len(lines) < MOST[width] if count == 1 else len(lines) <= min(count, 20) + 12
+            assert any("J/token" in line or line.startswith("energy") for line in lines)
 
 
 @pytest.mark.parametrize("width", MOST)
