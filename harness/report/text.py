@@ -142,7 +142,8 @@ def _cell(
     ]
     below = "; ".join(part for part in parts if part)
     value = amount(cell, unit="unit" not in without, digits=True)
-    return Text(value).append("\n" + f"{below} {mark}".strip(), "dim")
+    told = f"{below} {mark}".strip()
+    return Text(value).append(f"\n{told}" * bool(told), "dim")
 
 
 def _grid(
