@@ -307,7 +307,7 @@ def test_a_key_where_it_would_be_stored_is_refused_before_anything_is(options: d
 
 def test_a_plain_header_or_field_is_sent_as_it_is() -> None:
     engine = OpenAIEngine("m", {"headers": {"User-Agent": "a b"}, "body": {"stop": ["x"], "unknown": [1, True, None]}})
-    body = json.loads(engine._body(Request(0, (1,), 2)).partition(b"\r\n\r\n")[2])
+    body = json.loads(engine._body(Request(0, (1,), 2)))
     assert (body["stop"], body["unknown"]) == (["x"], [1, True, None])
 
 

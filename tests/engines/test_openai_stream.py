@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from harness.engines.openai import stream as sse
 from harness.engines.openai.http import Response
-from harness.engines.openai.stream import Answer
-from harness.engines.openai.usage import LARGEST
+from harness.engines.openai.stream import LARGEST, Answer
 from harness.errors import RequestFailed
 
 DONE = b"data: [DONE]\n\n"
@@ -37,7 +36,7 @@ def response_of(body: bytes, ends: Sequence[int]) -> Response:
 def read(body: bytes, ends: Sequence[int] | None = None, asked: int = 100) -> Answer:
     response = response_of(body, ends or [len(body)])
     answer = Answer(len(response.ends), asked)
-    answer.read_stream(response)
+    answer.read(response)
     return answer
 
 
@@ -101,14 +100,21 @@ def test_a_token_counts_for_the_arrival_with_its_last_byte(
 
 def test_a_uniform_stream_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """As vLLM sends it: one event per chunk, several chunks in an arrival, the role first, the usage last."""
-    monkeypatch.setattr(sse, "events", None)
+    decoded, decode = list[bytes](), sse._decode
+
+    def decode_one(data: bytes) -> Any:
+        decoded.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(sse, "_decode", decode_one)
     texts = [" a", "", '\n"', "ü", " e"]
     last = event({"index": 0, "text": " z", "finish_reason": "length"})
     pieces = [event({"delta": {"role": "assistant"}}), *map(word, texts), last, event(usage={"prompt_tokens": 4}), DONE]
     pieces = [piece.replace(b'{"choices"', b'{"object": "text_completion", "choices"') for piece in pieces]
     answer = Answer(4, 100)
-    answer.read_stream(Response(200, {}, pieces, [0, 3, 6, 9]))
+    answer.read(Response(200, {}, pieces, [0, 3, 6, 9]))
     assert (answer.counts, answer.finish_reason, answer.usage.input(None)) == ([0, 1, 3, 1], "length", 4)
+    assert len(decoded) == 4  # one of the texts, the role, the last text and the usage
     assert sorted(answer.text) == sorted([" a", '\n"', "ü", " e", " z", ""])
 
 
@@ -117,7 +123,7 @@ def test_the_fast_path_counts_as_the_slow_one(parts: list[tuple[bytes, int]]) ->
     parts = [(word(), 1), *parts]
     pieces = [*(piece for piece, _ in parts), DONE]
     answer = Answer(len(pieces), 100)
-    answer.read_stream(Response(200, {}, pieces, range(1, len(pieces) + 1)))
+    answer.read(Response(200, {}, pieces, range(1, len(pieces) + 1)))
     assert answer.counts == [*(tokens for _, tokens in parts), 0]
     assert "".join(answer.text) == "".join(read(b"".join(pieces)).text)
 
@@ -156,7 +162,7 @@ LAST = event({"index": 0, "text": "", "finish_reason": "length"})
 def test_a_stream_fails_with_its_kind_of_error_and_keeps_the_counts_before_it(body: bytes, kind: str) -> None:
     answer = Answer(1, 100)
     with pytest.raises(RequestFailed) as refused:
-        answer.read_stream(response_of(body, [len(body)]))
+        answer.read(response_of(body, [len(body)]))
     assert refused.value.kind == kind
     assert answer.counts == [body.startswith(word())]
 

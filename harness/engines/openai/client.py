@@ -4,24 +4,26 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+from pydantic import Field
 
-from harness.config import checked
+from harness.config import Section, checked
 from harness.engines.base import Arrived
 from harness.engines.openai import http
-from harness.engines.openai.options import PLAIN_FIELDS, Options, Secrets, header_lines
-from harness.engines.openai.pool import Pool, parse_base
+from harness.engines.openai.pool import Base, Pool, parse_base
 from harness.engines.openai.stream import Answer, error_message
 from harness.errors import HarnessError, RequestFailed
-from harness.files import data_rows
+from harness.files import data_rows, read_data
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
 from harness.process import allow_files
+from harness.workload.arrivals import Seconds
 
 VOCABULARY = 32_000
 """Assumed if neither the server nor an option states it: current models have at least this many tokens."""
@@ -31,13 +33,91 @@ ASK_FIXES = {row["kind"]: row["fix"] for row in data_rows("server_refusals.csv")
 """Why the server did not say what it serves -> what helps, if it is not to start the server."""
 SGLANG_LIMITS = "chunked_prefill_size", "max_running_requests"
 """What SGLang says of itself that the first wave of a closed loop needs."""
-LENGTH_FIELDS = "max_tokens", "max_completion_tokens"
-"""Fields for a request's number of output tokens. The second is used where the server says that it must be."""
+_LENGTHS = b'"max_tokens":', b'"max_completion_tokens":'
+"""Keys of a request's number of output tokens in a body, where quotes inside a text are escaped. The second is used
+where the server says that it must be."""
 _UNSUPPORTED = re.compile(rb"unsupported|not supported|unrecogni[sz]ed|unknown|not permitted|deprecated", re.IGNORECASE)
 ANSWER_SIZE = 8 << 20, 16 << 10
 """Largest answer in bytes: the first number, and the second for each token asked for, up to http.MAX_BODY."""
 ERROR_LENGTH = 500
 """Characters of a server's error that are stored."""
+
+
+PLAIN_HEADERS = frozenset({"accept", "accept-language", "cache-control", "content-type", "user-agent", "x-priority"})
+PLAIN_FIELDS = frozenset(read_data("openai_fields.txt").split())
+"""Headers, and fields of a body, whose text is stored with the run. The text of any other can be a secret."""
+
+
+class Options(Section, allow_inf_nan=False):
+    """The options of the openai engine. They are stored with the run; a secret is given as the name of a variable."""
+
+    base_url: str | list[str] = "http://127.0.0.1:8000"
+    """`http://`, `https://` or `unix:`. Requests are sent to several servers in turn."""
+    endpoint: Literal["completions", "chat"] = "completions"
+    stream: bool = True
+    prompt: Literal["tokens", "text"] = "tokens"
+    """How a completion's prompt is sent. Chat prompts are always text."""
+    tokenizer: str | None = None
+    """Directory or name for transformers' AutoTokenizer. None: use the server's /tokenize and /detokenize."""
+    system_prompt: str | None = None
+    """First message of each chat request."""
+    retry_after: bool = False
+    """True: send a request that a 429 or 503 rejects again, after its Retry-After. False: the request has failed."""
+    temperature: float = Field(0.0, ge=0)
+    body: dict[str, Any] = Field({})
+    """Additional JSON fields of each request; null removes one of the default fields. The text of a field that is not
+    in PLAIN_FIELDS is `$NAME`, and that environment variable is sent."""
+    headers: dict[str, str] = Field({})
+    """Additional headers. `$NAME` in a value is replaced by that environment variable; needed if the header is not in
+    PLAIN_HEADERS."""
+    api_key_env: str | None = None
+    """Environment variable that holds the API key."""
+    connections: int = Field(0, ge=0, le=60_000)
+    """Connections opened before the load begins. More are opened on demand."""
+    keep_alive: bool = True
+    """False: open a new connection for each request."""
+    connect_timeout_s: Seconds = 10.0
+    read_timeout_s: Seconds = 600.0
+    """A request fails if no token arrives for this long."""
+    device: Literal["unknown", "cpu", "cuda"] = "unknown"
+    """The server's hardware, which its interface does not report."""
+    device_count: int = Field(1, ge=1)
+    vocabulary: int | None = Field(None, gt=1)
+    max_length: int | None = Field(None, gt=0)
+    max_num_batched_tokens: int | None = Field(None, gt=0)
+    """The server's limit on the tokens in a step, by vLLM's name: how many prompts wait when the load begins."""
+    max_num_seqs: int | None = Field(None, gt=0)
+    """The server's limit on the requests that are decoded at a time."""
+
+
+class Secrets:
+    """Values of the environment variables that the options name. They are sent, and stored nowhere."""
+
+    def __init__(self) -> None:
+        self._values: list[str] = []
+
+    def filled(self, where: str, value: Any) -> Any:
+        """A value of an option with the values of environment variables in place of their names."""
+        if isinstance(value, list):
+            return [self.filled(where, each) for each in value]
+        if isinstance(value, dict):
+            return {key: self.filled(where, each) for key, each in value.items()}
+        if not isinstance(value, str):
+            return value
+        start, dollar, variable = value.partition("$")
+        if not dollar:
+            what = f"the {where} can be a secret, and options are stored with the run"
+            raise HarnessError(what, "write $NAME, the name of an environment variable")
+        if not (secret := os.environ.get(variable)):
+            raise HarnessError(f"the variable {variable} is not set", f"export {variable}=… before the run")
+        self._values.append(secret)
+        return start + secret
+
+    def hidden(self, text: str) -> str:
+        """The text, for instance a server's error, without the secrets that it repeats."""
+        for secret in self._values:
+            text = text.replace(secret, "[secret]")
+        return text
 
 
 class OpenAIEngine:
@@ -57,12 +137,11 @@ class OpenAIEngine:
             key: value if key in PLAIN_FIELDS else self._secrets.filled(f"body field {key}", value)
             for key, value in given.body.items()
         }
-        headers = header_lines(given, self._secrets)
+        self._headers = _header_lines(given, self._secrets)
         path = "/v1/chat/completions" if given.endpoint == "chat" else "/v1/completions"
-        rest = f"{path} HTTP/1.1\r\nHost: "
-        self._heads = [f"POST {each.path}{rest}{each.host}\r\n{headers}".encode() for each in self._bases]
+        self._heads = [self._head("POST", base, path) for base in self._bases]
         self._pool = Pool(self._bases, given.connect_timeout_s, given.read_timeout_s)
-        self._length_field = LENGTH_FIELDS[0]
+        self._length_renamed = False
         self._prepared: dict[int, tuple[Request, bytes]] = {}
         self._tokenizer: Any = None
 
@@ -119,26 +198,28 @@ class OpenAIEngine:
     async def exchange(self, request: Request, arrived: Arrived) -> Callable[[], Completion]:
         """Send the request and wait for the last byte. The returned function parses the answer."""
         prepared, body = self._prepared.pop(request.index, (None, b""))
-        if prepared is not request:
-            body = self._body(request)
-        earlier, retries, waited_s = 0, 0, 0.0  # arrivals that hold rejections of the request
-        while True:
-            response, connect_s = await self._attempt(request, body, arrived, earlier)
-            wait_s = None if response.status == 200 else self._wait_s(response, body)
-            if wait_s is None or waited_s + wait_s > self.options.read_timeout_s:
-                return functools.partial(self._completion, request, response, connect_s, earlier, retries)
-            self._pool.held.size -= response.kept
-            earlier, retries, waited_s = earlier + len(response.ends), retries + (wait_s > 0), waited_s + wait_s
-            try:
+        body = body if prepared is request else self._body(request)
+        counts = list[int]()  # of the tokens in each arrival; one with a rejection of the request has none
+        retries, waited_s = 0, 0.0
+        try:
+            while True:
+                if self._length_renamed:
+                    body = body.replace(*_LENGTHS, 1)
+                response, connect_s = await self._attempt(request, body, arrived, counts)
+                wait_s = None if response.status == 200 else self._wait_s(response, body)
+                if wait_s is None or waited_s + wait_s > self.options.read_timeout_s:
+                    return functools.partial(self._completion, request, response, counts, connect_s, retries)
+                self._pool.held.size -= response.kept
+                counts += [0] * len(response.ends)
+                retries, waited_s = retries + (wait_s > 0), waited_s + wait_s
                 await asyncio.sleep(wait_s)
-            except BaseException as error:
-                raise self._with_arrivals(error, [0] * earlier) from None
-            body = self._renamed(body)
+        except BaseException as error:
+            raise self._with_arrivals(error, counts) from None
 
     async def _attempt(
-        self, request: Request, body: bytes, arrived: Arrived, earlier: int
+        self, request: Request, body: bytes, arrived: Arrived, counts: list[int]
     ) -> tuple[http.Response, float | None]:
-        """One exchange, and the time to open its connection. `earlier` arrivals belong to rejections of the request."""
+        """One exchange, and the time to open its connection. If it fails, the tokens that arrived go to `counts`."""
         server = self._pool.next_server()
         connection = self._pool.take_idle(server) if self.options.keep_alive else None
         connect_s = None
@@ -150,12 +231,11 @@ class OpenAIEngine:
                 connect_s = clock() - begin_s
             try:
                 most = ANSWER_SIZE[0] + ANSWER_SIZE[1] * request.output_tokens
-                return await connection.exchange(self._heads[server] + body, arrived, most), connect_s
-            except BaseException as error:
+                return await connection.exchange(_message(self._heads[server], body), arrived, most), connect_s
+            except BaseException:
                 if not connection.stale or connect_s is not None:
-                    # The counts are of the part that arrived before the error.
-                    answer, _ = self._parse(request, connection.response())
-                    raise self._with_arrivals(error, [0] * earlier + answer.counts) from None
+                    self._parse(request, connection.response(), counts)
+                    raise
             finally:
                 self._pool.give_back(server, connection)
             connection = None  # the server had closed it while idle: send the request on a new one
@@ -178,11 +258,11 @@ class OpenAIEngine:
 
     async def reset_cache(self) -> None:
         """Empty the prefix cache of every server, in the way of vLLM or SGLang. HarnessError if one refuses."""
-        for server, base in enumerate(self._bases):
+        for base in self._bases:
             refusals = []
             for page in ("/reset_prefix_cache", "/flush_cache"):
                 try:
-                    await self._ask("POST", page, {}, server)
+                    await self._ask("POST", page, {}, base)
                 except RequestFailed as failed:
                     if failed.kind != "malformed":  # both servers answer 200 without JSON
                         refusals.append(f"{page}: {failed.kind}")
@@ -193,27 +273,18 @@ class OpenAIEngine:
 
     def _wait_s(self, response: http.Response, body: bytes) -> float | None:
         """Time after which a rejected request is sent again; None: it failed."""
-        refused = response.status in (400, 422) and _length(0) in body and self.options.endpoint == "chat"
-        if refused and LENGTH_FIELDS[1].encode() in (said := response.body()) and _UNSUPPORTED.search(said):
-            self._length_field = LENGTH_FIELDS[1]
-            self._prepared = {i: (request, self._renamed(each)) for i, (request, each) in self._prepared.items()}
+        refused = response.status in (400, 422) and _LENGTHS[0] in body and self.options.endpoint == "chat"
+        if refused and b"max_completion_tokens" in (said := response.body()) and _UNSUPPORTED.search(said):
+            self._length_renamed = True
             return 0.0
         if self.options.retry_after and response.status in (429, 503):
             return http.retry_after_s(response.headers, time.time())
         return None
 
-    def _renamed(self, body: bytes) -> bytes:
-        """A body with the answer's length in the field that the server takes."""
-        if self._length_field == LENGTH_FIELDS[0]:
-            return body
-        _, _, data = body.partition(b"\r\n\r\n")
-        return _framed(data.replace(_length(0), _length(1), 1))
-
     def _completion(
-        self, request: Request, response: http.Response, connect_s: float | None, earlier: int, retries: int
+        self, request: Request, response: http.Response, counts: list[int], connect_s: float | None, retries: int
     ) -> Completion:
-        answer, failed = self._parse(request, response)
-        counts = [0] * earlier + answer.counts
+        answer, failed = self._parse(request, response, counts)
         if failed is not None:
             raise self._with_arrivals(failed, counts)
         ids_sent = self.options.endpoint == "completions" and self.options.prompt == "tokens"
@@ -230,22 +301,20 @@ class OpenAIEngine:
             retries=retries,
         )
 
-    def _parse(self, request: Request, response: http.Response) -> tuple[Answer, RequestFailed | None]:
+    def _parse(
+        self, request: Request, response: http.Response, counts: list[int]
+    ) -> tuple[Answer, RequestFailed | None]:
         """The answer as far as it could be parsed, and the error that ended parsing. Called once for each response."""
         self._pool.held.size -= response.kept
-        answer = Answer(len(response.ends), request.output_tokens)
+        answer, failure = Answer(len(response.ends), request.output_tokens), None
         try:
-            if response.coding is not None:
-                raise _compressed(response.coding)
-            if response.status != 200:
-                raise _not_ok(response)
-            if not self.options.stream or response.headers.get(b"content-type", b"").startswith(b"application/json"):
-                answer.read_json(response.body())
-            else:
-                answer.read_stream(response)
+            _check(response)
+            json = response.headers.get(b"content-type", b"").startswith(b"application/json")
+            answer.read(response, self.options.stream and not json)
         except RequestFailed as failed:
-            return answer, failed
-        return answer, None
+            failure = failed
+        counts += answer.counts
+        return answer, failure
 
     def _with_arrivals(self, error: BaseException, counts: Sequence[int]) -> BaseException:
         """The error without secrets, and with the tokens in each arrival as `arrival_tokens`."""
@@ -255,7 +324,7 @@ class OpenAIEngine:
         return error
 
     def _body(self, request: Request) -> bytes:
-        """The Content-Length header, the blank line and the JSON body."""
+        """The JSON body of a request."""
         given = self.options
         fields: dict[str, Any] = {"model": self._model}
         if given.endpoint == "chat":
@@ -268,13 +337,12 @@ class OpenAIEngine:
             fields["prompt"] = "\n".join(request.messages or (self._text(request.prompt),))
         else:
             fields["prompt"] = request.prompt
-        fields |= {self._length_field: request.output_tokens, "temperature": given.temperature, "stream": given.stream}
+        fields |= {"max_tokens": request.output_tokens, "temperature": given.temperature, "stream": given.stream}
         if given.stream:
             fields["stream_options"] = {"include_usage": True}
         if request.ignore_eos:
             fields["ignore_eos"] = True
-        fields = {key: value for key, value in (fields | self._fields).items() if value is not None}
-        return _framed(msgspec.json.encode(fields))
+        return msgspec.json.encode({key: value for key, value in (fields | self._fields).items() if value is not None})
 
     def _text(self, ids: tuple[int, ...]) -> str:
         """Decode token ids with the tokenizer of the options, else with the server's /detokenize."""
@@ -317,27 +385,43 @@ class OpenAIEngine:
             raise HarnessError(f"the server's {path} failed: {failed.kind}: {failed.message}", fix) from None
 
     async def _ask(
-        self, method: str, path: str, fields: Mapping[str, Any] | None = None, server: int = 0
+        self, method: str, path: str, fields: Mapping[str, Any] | None = None, base: Base | None = None
     ) -> dict[str, Any]:
-        """The JSON object that a server returns, requested on a new connection. Raises RequestFailed."""
-        data, base = b"" if fields is None else msgspec.json.encode(fields), self._bases[server]
-        _, _, headers = self._heads[server].partition(b"\r\n")
-        line = b"%b %b%b HTTP/1.1\r\n" % (method.encode(), base.path.encode(), path.encode())
+        """The JSON object that a server, else the first, returns on a new connection. Raises RequestFailed."""
+        base = base or self._bases[0]
         pool = Pool([base], self.options.connect_timeout_s, ASK_TIMEOUT_S)
         try:
             connection = await pool.connect(0)
-            request = line + headers + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
-            response = await connection.exchange(request, lambda *_: None)
-            if response.coding is not None:
-                raise _compressed(response.coding)
-            if response.status != 200:
-                raise self._with_arrivals(_not_ok(response), ())
-            answer = msgspec.json.decode(self._secrets.hidden(response.body().decode(errors="replace")))
+            data = b"" if fields is None else msgspec.json.encode(fields)
+            response = await connection.exchange(_message(self._head(method, base, path), data), lambda *_: None)
+            _check(response)
+            return _map(msgspec.json.decode(self._secrets.hidden(response.body().decode(errors="replace"))))
+        except RequestFailed as failed:
+            raise self._with_arrivals(failed, ()) from None
         except msgspec.DecodeError as wrong:
             raise RequestFailed("malformed", str(wrong)) from None
         finally:
             await pool.close()
-        return _map(answer)
+
+    def _head(self, method: str, base: Base, path: str) -> bytes:
+        return f"{method} {base.path}{path} HTTP/1.1\r\nHost: {base.host}\r\n{self._headers}".encode()
+
+
+def _header_lines(given: Options, secrets: Secrets) -> str:
+    """The header lines common to all requests."""
+    lines = ["Content-Type: application/json", "Accept-Encoding: identity"]
+    if not given.keep_alive:
+        lines.append("Connection: close")
+    headers = dict(given.headers)
+    if given.api_key_env is not None:
+        headers["Authorization"] = f"Bearer ${given.api_key_env}"
+    for name, value in headers.items():
+        if name.lower() not in PLAIN_HEADERS or "$" in value:
+            value = secrets.filled(f"header {name}", value)
+        if not f"{name}{value}".isprintable() or not value.isascii() or not re.fullmatch(r"[\w-]+", name, re.ASCII):
+            raise HarnessError(f"'{name}' cannot be sent as a header", "use printable ASCII in names and values")
+        lines.append(f"{name}: {value}")
+    return "".join(f"{line}\r\n" for line in lines)
 
 
 def _map(value: Any) -> dict[str, Any]:
@@ -345,25 +429,21 @@ def _map(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _length(which: int) -> bytes:
-    """The key of a length field in a body. Quotes inside a JSON text are escaped, so that it occurs as a key alone."""
-    return f'"{LENGTH_FIELDS[which]}":'.encode()
+def _message(head: bytes, body: bytes) -> bytes:
+    return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
 
 
-def _not_ok(response: http.Response) -> RequestFailed:
-    """The failure of an answer with another status than 200. Redirects are not followed: their time would count."""
-    said = error_message(response.body())
+def _check(response: http.Response) -> None:
+    """Raises RequestFailed for a compressed answer, and for one with another status than 200.
+
+    Redirects are not followed: their time would count.
+    """
+    if (coding := response.coding) is not None:
+        what = f"the answer is compressed ({coding}), though no compression was asked for"
+        fix = "switch compression off in the server or the proxy before it"
+        raise RequestFailed("compressed", f"{what}: its tokens have no arrival times; {fix}")
     if 300 <= response.status < 400:
         place = response.headers.get(b"location", b"?").decode("latin-1")
-        said = f"the server redirects to {place}"
-    return RequestFailed(f"http_{response.status}", said)
-
-
-def _framed(data: bytes) -> bytes:
-    """The Content-Length header, the blank line and the body."""
-    return b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
-
-
-def _compressed(coding: str) -> RequestFailed:
-    what = f"the answer is compressed ({coding}), though no compression was asked for: its tokens have no arrival times"
-    return RequestFailed("compressed", what + "; switch compression off in the server or the proxy before it")
+        raise RequestFailed(f"http_{response.status}", f"the server redirects to {place}")
+    if response.status != 200:
+        raise RequestFailed(f"http_{response.status}", error_message(response.body()))

@@ -126,6 +126,11 @@ class Response:
         total = [0, *itertools.accumulate(map(len, self.pieces))]
         return [total[end] for end in self.ends]
 
+    def arrivals(self) -> list[int]:
+        """Number of the arrival, from 0, with each piece."""
+        counts = (after - before for before, after in itertools.pairwise([0, *self.ends]))
+        return [arrival for arrival, count in enumerate(counts) for _ in range(count)]
+
 
 class Stamped(socket.socket):
     """A TCP socket that keeps the time at which the bytes of the last read arrived."""

@@ -1,39 +1,62 @@
 """Parse a server's answer: server-sent events, text, tokens in each arrival, token usage and finish reason."""
 
+from __future__ import annotations
+
+import bisect
 import contextlib
 import itertools
 import json
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from harness.engines.openai.http import Response
-from harness.engines.openai.usage import Events, Usage, text_of
 from harness.errors import RequestFailed
 
 LONG = 1 << 20
 """Longest error text. It is cut to the length that is stored when it has no secrets any more."""
 DONE = b"[DONE]"
 """Data of the last event of an OpenAI stream."""
+_TEXTS = ("text", "thinking", "reasoning", "summary", "content", "function", "name", "arguments")
+"""Fields of the parts of an answer that hold text, or parts with text."""
+_INPUT = "prompt_tokens", "input_tokens"
+_OUTPUT = "completion_tokens", "output_tokens"
+_REASONING = (
+    "reasoning_tokens",  # SGLang
+    "completion_tokens_details.reasoning_tokens",
+    "output_tokens_details.reasoning_tokens",
+)
+_CACHED = (
+    "prompt_tokens_details.cached_tokens",
+    "input_tokens_details.cached_tokens",
+    "cached_tokens",  # Moonshot
+    "prompt_cache_hit_tokens",  # DeepSeek
+    "cache_read_input_tokens",  # Anthropic
+)
+"""Names of one count, the first that is above 0 is read."""
+LARGEST = 10**9
+"""No answer has as many tokens: one whose usage says so is malformed."""
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _TEXT = re.compile(rb'"(?:text|content)": ?"((?:[^"\\\n]|\\.)*)"')
 
 
-def events(body: bytes, ends: Sequence[int]) -> list[tuple[bytes, bytes, int]]:
+def events(body: bytes, ends: Sequence[int], begin: int = 0, end: int | None = None) -> list[tuple[bytes, bytes, int]]:
     r"""The type and data of each server-sent event, and the arrival (from 0) that contained its last byte.
 
-    `ends` are the byte offsets in `body` at which the arrivals end. Parsing follows the WHATWG HTML standard, 9.2.6:
-    lines end in CRLF, LF or CR; a blank line ends an event; several data lines are joined by LF; comments and other
-    fields are ignored, as are events without data and an unfinished last event. The type is usually empty.
+    `ends` are the byte offsets in `body` at which the arrivals end; events are read from `begin` to `end`. Parsing
+    follows the WHATWG HTML standard, 9.2.6: lines end in CRLF, LF or CR; a blank line ends an event; several data lines
+    are joined by LF; comments and other fields are ignored, as are events without data and an unfinished last event.
+    The type is usually empty.
 
     >>> events(b"data: 1\n\n: hello\n\nevent: x\ndata: 2\r\ndata:3\r\n\r\ndata: cut", [5, 49, 55])
     [(b'', b'1', 1), (b'x', b'2\n3', 1)]
     """
-    start = 3 if body.startswith(b"\xef\xbb\xbf") else 0
-    at, found = 0, []
-    for blank in _BLANK_LINE.finditer(body, start):
+    start = 3 if begin == 0 and body.startswith(b"\xef\xbb\xbf") else begin
+    found = []
+    for blank in _BLANK_LINE.finditer(body, start, len(body) if end is None else end):
         block, start = body[start : blank.start()], blank.end()
         kind, lines = b"", []
         for name, _, value in (line.partition(b":") for line in block.splitlines()):
@@ -42,48 +65,36 @@ def events(body: bytes, ends: Sequence[int]) -> list[tuple[bytes, bytes, int]]:
             elif name == b"event":
                 kind = value.strip()
         if any(lines):
-            while ends[at] < start:
-                at += 1
-            found.append((kind, b"\n".join(lines), at))
+            found.append((kind, b"\n".join(lines), bisect.bisect_left(ends, start)))
     return found
 
 
-def single_event(piece: bytes) -> bytes | None:
-    r"""The data of a piece that is exactly one event of one line, the usual form; None for any other piece.
-
-    >>> single_event(b"data: 1\n\n"), single_event(b"data: 1\n\ndata: 2\n\n")
-    (b' 1', None)
-    """
-    if piece.startswith(b"data:") and piece.endswith(b"\n\n") and piece.count(b"\n") == 2 and b"\r" not in piece:
-        return piece[5:-2]
-    return None
-
-
-def uniform_events(pieces: Sequence[bytes]) -> tuple[int, int, bytes] | None:
-    r"""The range (first, last) of pieces that are single events differing only in their text, and the texts as JSON.
+def uniform_events(pieces: Sequence[bytes]) -> tuple[int, int, list[str]] | None:
+    r"""The range (first, last) of pieces that are single events differing only in their text, and the texts.
 
     Most of a stream consists of such events; this parses them without a Python loop over JSON documents. None if there
     is no such range.
 
-    >>> uniform_events([b'data: {"text":"%b"}\n\n' % text for text in (b"a", b"", b"c")] + [b"data: [DONE]\n\n"])
-    (0, 3, b'["a","","c"]')
+    >>> uniform_events([b'data: {"choices":[{"text":"%b"}]}\n\n' % text for text in (b"a", b"", b"c")] + [b"x"])
+    (0, 3, ['a', '', 'c'])
     """
     example = pieces[len(pieces) // 2] if len(pieces) > 3 else b""
+    one_line = example.startswith(b"data:") and example.endswith(b"\n\n") and example.count(b"\n") == 2
     text = _TEXT.search(example)
-    if text is None or single_event(example) is None:
+    if text is None or not one_line or b"\r" in example:
         return None
     before, after = example[: text.start(1)], example[text.end(1) :]
-    first, last = 0, len(pieces)
-    while not pieces[first].startswith(before):
-        first += 1
-    while not pieces[last - 1].endswith(after):
-        last -= 1
-    start, end = len(before), -len(after)
-    texts = [piece[start:end] for piece in pieces[first:last]]
-    strings = b'","'.join(texts)
-    if before + (after + before).join(texts) + after != b"".join(pieces[first:last]) or b"\n" in strings:
+    first = next(i for i, piece in enumerate(pieces) if piece.startswith(before))
+    last = next(i for i in range(len(pieces), first, -1) if pieces[i - 1].endswith(after))
+    texts = [piece[len(before) : -len(after)] for piece in pieces[first:last]]
+    same = before + (after + before).join(texts) + after == b"".join(pieces[first:last])
+    if not same or not (first == 0 or pieces[first - 1].endswith(b"\n\n")):
         return None
-    return first, last, b'["%b"]' % strings
+    try:
+        event, strings = _decode(pieces[first][5:]), _decode_texts(b'["%b"]' % b'","'.join(texts))
+    except _NOT_JSON:
+        return None
+    return (first, last, strings) if len(strings) == last - first and _is_text(event, strings[0]) else None
 
 
 class _Fields(msgspec.Struct, gc=False):
@@ -118,29 +129,94 @@ class _Event(_Fields):
 _decode = msgspec.json.Decoder(_Event).decode
 _decode_texts = msgspec.json.Decoder(list[str]).decode
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_UNSTATED = Usage()
 _FILTERED = re.compile("filter|safety|refus|block|prohibit", re.IGNORECASE)
 """Finish reasons of an answer that was withheld."""
 _THOUGHT = re.compile("think|thought|reason")
 """Fields of a delta, and types of the parts of a content, that hold reasoning."""
 
 
+class Usage:
+    """Token counts under the names of OpenAI's two interfaces and of the servers that differ.
+
+    >>> Usage({"completion_tokens": 8, "completion_tokens_details": {"reasoning_tokens": 3}}).counts
+    {'completion_tokens': 8, 'completion_tokens_details.reasoning_tokens': 3}
+
+    Raises RequestFailed for a count that none can have.
+    """
+
+    def __init__(self, stated: Mapping[str, Any] | None = None) -> None:
+        self.counts: dict[str, int] = {}
+        for name, value in (stated or {}).items():
+            if isinstance(value, dict):
+                for inner in ("cached_tokens", "reasoning_tokens"):
+                    self._take(f"{name}.{inner}", value.get(inner))
+            else:
+                self._take(name, value)
+        self.reasoning = self._first(_REASONING) or 0
+        """Reasoning tokens, 0 if the server states none."""
+        self.output = self._output()
+        """Output tokens with reasoning tokens; None if the server states none."""
+        self.cached = self._first(_CACHED)
+        """Input tokens from a prefix cache."""
+
+    def updated(self, newer: Usage) -> Usage:
+        """These counts with newer ones. Zeros replace none: some servers end with them."""
+        if not self.counts:
+            return newer
+        return Usage(self.counts | {name: n for name, n in newer.counts.items() if n or name not in self.counts})
+
+    def _take(self, name: str, value: Any) -> None:
+        """Values that count no tokens (negative ones, NaN, null, text, durations) are passed over."""
+        if isinstance(value, int | float) and value >= 0 and name.endswith("tokens"):
+            if value >= LARGEST:
+                raise RequestFailed("malformed", f"the usage says {name} {value:.3g}")
+            self.counts[name] = int(value)
+
+    def _first(self, names: Sequence[str]) -> int | None:
+        """The first of these counts that is above 0, else 0 if one of them is stated."""
+        found = [self.counts[name] for name in names if name in self.counts]
+        return next(filter(None, found), 0) if found else None
+
+    def _output(self) -> int | None:
+        """Output tokens; xAI counts reasoning tokens apart."""
+        output, total = self._first(_OUTPUT), self.counts.get("total_tokens")
+        if output is None or total is None or not self.reasoning:
+            return output
+        apart = total == (self._first(_INPUT) or 0) + output + self.reasoning
+        return output + self.reasoning if apart else output
+
+    def input(self, sent: int | None) -> int | None:
+        """Input tokens, those from the cache included; `sent` is the number of token ids sent, None for a text.
+
+        Gateways to Anthropic state the tokens beside those from the cache. They are added where the cache holds more
+        than the input, or where the sum is what was sent.
+
+        >>> details = {"cached_tokens": 61}
+        >>> [Usage({"prompt_tokens": n, "prompt_tokens_details": details}).input(None) for n in (3, 64)]
+        [64, 64]
+        """
+        count, cached = self.counts.get, self.cached or 0
+        beside, read = count("input_tokens"), count("prompt_tokens")
+        if not read and beside is not None and "cache_read_input_tokens" in self.counts:
+            return beside + cached + count("cache_creation_input_tokens", 0)
+        read = read or beside or 0
+        if cached > read or (sent is not None and read < sent <= read + cached <= sent + 1):
+            return read + cached
+        return read or None  # no prompt has 0 tokens
+
+
 class Answer:
     """A parsed answer to a request for `asked` tokens, and the tokens in each of its arrivals.
 
     An event with text, reasoning or a tool call counts as one token, or as the number of token ids in it. An event with
-    only a role, or with nothing, counts as none, unless the usage says otherwise (`Events.place`). Tokens count for the
+    only a role, or with nothing, counts as none, unless the usage says otherwise (`_place`). Tokens count for the
     arrival that contained the event's last byte.
     """
 
     def __init__(self, arrivals: int, asked: int) -> None:
         self.counts = [0] * arrivals
         """Tokens in each arrival."""
-        self.asked = asked
-        self._begin()
-
-    def _begin(self) -> None:
-        self.events, self.usage = Events(), _UNSTATED
+        self.usage = Usage()
         self.text: list[str] = []
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
@@ -148,67 +224,51 @@ class Answer:
         """Output tokens by the server's count; None if not reported."""
         self.hidden_tokens = 0
         """Tokens that the usage counts and that were not sent in any form."""
-        self._refused = False
-        self._choices = 1
+        self._asked, self._choices = asked, 1
+        self._refused = self._done = self._reasoning_shown = False
+        self._end: int | None = None
+        """The event with the finish reason."""
+        # Of each event with a choice, in order: tokens; text, reasoning and tool calls; number of the arrival.
+        self._tokens: list[int] = []
+        self._shown: list[str] = []
+        self._arrivals: list[int] = []
+        self._stated: list[tuple[int, int]] = []
+        """Of each usage with output tokens: the last event until then, and the output tokens."""
 
-    def read_stream(self, response: Response) -> None:
-        """Parse a stream. Raises RequestFailed; the counts and texts before the error are kept."""
-        if not self._read_uniform(response):
-            self._begin()
-            try:
-                done = False
-                for kind, data, arrival in events(response.body(), response.offsets()):
-                    if data.strip() == DONE:
-                        done = True
-                    else:  # some servers send the usage after [DONE]
-                        self._parse(data, arrival, kind)
-                if not done and self.finish_reason is None:
-                    raise RequestFailed("cut", "the stream ended without [DONE] and without a finish_reason")
-            except RequestFailed:
-                self._count()
-                raise
-        self._finish()
-
-    def read_json(self, body: bytes) -> None:
-        """Parse an answer that is not streamed: all its tokens arrive with the last byte. Raises RequestFailed."""
-        self._parse(body, len(self.counts) - 1)
-        if not self.events.tokens:
-            raise RequestFailed("error", error_message(body))
-        self._finish()
-
-    def _read_uniform(self, response: Response) -> bool:
-        """Parse a stream of single events that are mostly uniform. False if the stream has another form."""
-        pieces = response.pieces
-        if (found := uniform_events(pieces)) is None:
-            return False
-        first, last, strings = found
-        others = [data for piece in (*pieces[:first], *pieces[last:]) if (data := single_event(piece)) is not None]
-        if len(others) != first + len(pieces) - last or others[-1:] != [b" " + DONE]:
-            return False
-        arrivals: Sequence[int] = range(len(pieces))
-        if response.ends != list(range(1, len(pieces) + 1)):  # not one piece in each arrival
-            arrivals = []
-            for arrival, end in enumerate(response.ends):
-                arrivals += [arrival] * (end - len(arrivals))
+    def read(self, response: Response, streamed: bool = True) -> None:
+        """Parse an answer. Raises RequestFailed; the counts and texts before the error are kept."""
         try:
-            texts = _decode_texts(strings)
-            event = _decode(single_event(pieces[first]) or b"")
-            if not _is_text(event, texts[0]) or len(texts) != last - first:
-                return False
-            for data, arrival in zip(others[:first], arrivals, strict=False):
-                self._parse(data, arrival)
-            self.text += texts
-            self.events.shown += texts
-            self.events.tokens += map(bool, texts)
-            self.events.arrivals += arrivals[first:last]
-            for data, arrival in zip(others[first:-1], arrivals[last:], strict=False):
-                self._parse(data, arrival)
-        except (RequestFailed, *_NOT_JSON):
-            return False
-        return True
+            if streamed:
+                self._read_stream(response)
+            else:  # all its tokens arrive with the last byte
+                self._parse(response.body(), len(self.counts) - 1)
+                if not self._tokens:
+                    raise RequestFailed("error", error_message(response.body()))
+            self._finish()
+        finally:
+            for arrival, tokens in zip(self._arrivals, self._tokens, strict=True):
+                self.counts[arrival] += tokens
+
+    def _read_stream(self, response: Response) -> None:
+        first, last, texts = uniform_events(response.pieces) or (0, 0, [])
+        body, ends = response.body(), response.offsets()
+        begin, end = (sum(map(len, response.pieces[:at])) for at in (first, last))
+        for kind, data, arrival in events(body, ends, 0, begin):
+            self._parse(data, arrival, kind)
+        self.text += texts
+        self._shown += texts
+        self._tokens += map(bool, texts)
+        self._arrivals += response.arrivals()[first:last]
+        for kind, data, arrival in events(body, ends, end):  # some servers send the usage after [DONE]
+            self._parse(data, arrival, kind)
+        if not self._done and self.finish_reason is None:
+            raise RequestFailed("cut", "the stream ended without [DONE] and without a finish_reason")
 
     def _parse(self, data: bytes, arrival: int, kind: bytes = b"") -> None:
         """Record one event. Events of types that hold no choice, such as pings, are passed over."""
+        if data.strip() == DONE:
+            self._done = True
+            return
         try:
             event = _decode(data)
         except _NOT_JSON as wrong:
@@ -226,68 +286,112 @@ class Answer:
                 text, seen = self._read(choice)
                 shown, tokens, failed = shown + text, tokens + seen, failed or choice.error
                 said |= choice.usage or {}
-            self.events.tokens.append(tokens)
-            self.events.shown.append(shown)
-            self.events.arrivals.append(arrival)
+            self._tokens.append(tokens)
+            self._shown.append(shown)
+            self._arrivals.append(arrival)
         if said := said | (event.usage or {}):
             stated = Usage(said)
             self.usage = self.usage.updated(stated)
             if stated.output:
-                self.events.stated.append((len(self.events.tokens) - 1, stated.output))
-        says = event.message or event.detail if event.object is None and event.type is None else None
-        if failed is not None or (event.choices is None and (says or "error" in (event.object, event.type))):
+                self._stated.append((len(self._tokens) - 1, stated.output))
+        if failed is None and event.choices is None:
+            says = event.object is event.type is None and (event.message or event.detail)
+            if says or "error" in (event.object, event.type) or kind == b"error":
+                failed = error_message(data)
+        if failed is not None:
             raise RequestFailed("error", _error_text(failed or event.message or event.detail))
-        if kind == b"error" and event.choices is None:
-            raise RequestFailed("error", error_message(data))
 
     def _read(self, choice: _Choice) -> tuple[str, int]:
         """Record one choice of an event: what it shows, and its number of tokens."""
-        found = self.events
         self._choices = max(self._choices, choice.index + 1)
         if choice.finish_reason:
             self.finish_reason = choice.finish_reason
-            found.end = len(found.tokens)
-        text, shown, ids = choice.text or "", "", choice.token_ids or []
-        calls = False
+            self._end = len(self._tokens)
+        text, shown, ids, made = choice.text or "", "", choice.token_ids or [], list[Any]()
         if (delta := choice.delta or choice.message) is not None:
             text, thought = _content(delta.get("content"))
             forms = (value for key, value in delta.items() if _THOUGHT.search(key))
             reasoning = thought or next(filter(None, map(text_of, forms)), "")  # some servers send it in two forms
-            found.reasoning_shown |= bool(reasoning)
+            self._reasoning_shown |= bool(reasoning)
             made = [delta[key] for key in ("tool_calls", "function_call") if delta.get(key)]
-            calls, shown = bool(made), reasoning + text_of(made)
+            shown = reasoning + text_of(made)
             self._refused |= bool(delta.get("refusal"))
         if text:
             self.text.append(text)
         self.token_ids += ids
-        return text + shown, len(ids) or bool(text or shown or calls)
-
-    def _count(self) -> None:
-        if len(self.counts) == 1:
-            self.counts = [sum(self.events.tokens)]
-            return
-        self.counts = counts = [0] * len(self.counts)
-        for arrival, tokens in zip(self.events.arrivals, self.events.tokens, strict=True):
-            counts[arrival] += tokens
+        return text + shown, len(ids) or bool(text or shown or made)
 
     def _finish(self) -> None:
-        """Count the tokens in each arrival. Raises RequestFailed for one that was aborted or withheld, and for none."""
+        """Place the tokens that no event showed. Raises RequestFailed for an aborted, withheld or empty answer."""
         if self.finish_reason in ("abort", "error"):
-            self._count()
             raise RequestFailed(self.finish_reason, "the server aborted the request")
-        shown = sum(self.events.tokens)
+        shown, stated = sum(self._tokens), self.usage.output or 0
         withheld = self._refused or _FILTERED.search(self.finish_reason or "")
         if withheld or not shown:
-            self._count()
-            text = (
-                f"{shown} tokens were shown; finish_reason {self.finish_reason}, usage {self.usage.output or 0} tokens"
-            )
+            text = f"{shown} tokens were shown; finish_reason {self.finish_reason}, usage {stated} tokens"
             raise RequestFailed("filtered" if withheld else "empty", text)
-        self.events.stopped = self.finish_reason not in (None, "length")
-        asked = self.asked * self._choices
-        self.output_tokens = self.events.total(self.usage, asked)
-        self.hidden_tokens = self.events.place(self.usage, self.output_tokens or 0, asked)
-        self._count()
+        self._asked *= self._choices
+        self.output_tokens = self._total(shown)
+        if (self.output_tokens or 0) > shown:
+            self._place(self.output_tokens or 0, shown)
+
+    def _total(self, seen: int) -> int | None:
+        """Output tokens by the usage; None if the server states none, or stated them before the last token."""
+        total = self.usage.output
+        if not total or total >= seen or not self._stated:
+            return total or None
+        if any(self._tokens[self._stated[-1][0] + 1 :]):
+            return None
+        each = sum(tokens for _, tokens in self._stated)
+        return each if seen <= each <= max(self._asked, seen) else total  # some usages count one event each
+
+    def _place(self, total: int, seen: int) -> None:
+        """Add the tokens of `total` beyond those `seen` to the events, and count the hidden ones.
+
+        The end token belongs to the event with the finish reason, one token to each event without a text between the
+        first with one and the end. If the text has fewer bytes than tokens, the reasoning was not sent, or events
+        without a text come in place of most of the missing ones before the first text, tokens were hidden: they were
+        made before the first that was shown. The others arrived in groups, and longer texts hold more of them. A usage
+        above both what was asked for and what was shown is not believed.
+        """
+        tokens, stopped = self._tokens, self.finish_reason not in (None, "length")  # the last token is an end token
+        reasoning = 0 if self._reasoning_shown else self.usage.reasoning
+        most = max(self._asked, seen + stopped) + reasoning
+        missing = min(total, most) - seen
+        shown = [event for event, count in enumerate(tokens) if count]
+        if self._arrivals[shown[0]] < self._arrivals[shown[-1]] or missing == len(shown) == 1:
+            end = len(tokens) if self._end is None else self._end
+            blank = [event for event in range(shown[0], end) if not tokens[event]]
+            if stopped and not tokens[end]:
+                blank.insert(0, end)
+            for event in blank[: max(missing, 0)]:
+                tokens[event] = 1
+                missing -= 1
+        if missing <= 0:
+            return
+        sizes = [len(self._shown[event].encode()) for event in shown]
+        too_short = sum(sizes) < sum(tokens[event] for event in shown) + missing
+        if too_short and total > most:
+            return
+        # One event has the role. A parser that held tokens back shows them together, in a long text.
+        stripped = len(shown) > 2 and 2 * (shown[0] - 1) >= missing > 1 and sizes[0] <= 2 * statistics.median(sizes)
+        self.hidden_tokens = missing if too_short or stripped else min(missing, reasoning)
+        tokens[shown[0]] += self.hidden_tokens
+        self._spread(shown, sizes, missing - self.hidden_tokens)
+
+    def _spread(self, shown: Sequence[int], sizes: Sequence[int], missing: int) -> None:
+        """Add `missing` tokens to the events that are shown, as their usage says, else in proportion to their bytes."""
+        stated = dict(self._stated)
+        if all(event in stated for event in shown):
+            more: list[float] = [b - a - 1 for a, b in itertools.pairwise([0, *(stated[event] for event in shown)])]
+        else:
+            per_byte = (len(shown) + missing) / (sum(sizes) or 1)
+            more = [size * per_byte - 1 for size in sizes]
+        weights = [max(0.0, each) for each in more]
+        weights = weights if any(weights) else [1.0] * len(shown)
+        ends = [round(missing * each / sum(weights)) for each in itertools.accumulate(weights, initial=0.0)]
+        for event, (before, after) in zip(shown, itertools.pairwise(ends), strict=True):
+            self._tokens[event] += after - before
 
 
 def last_token(pieces: Sequence[bytes]) -> int:
@@ -300,29 +404,27 @@ def last_token(pieces: Sequence[bytes]) -> int:
     for tail in (pieces[-1:], pieces[-16:], pieces):  # nearly always the last event holds one
         answer = Answer(len(tail), 0)
         with contextlib.suppress(RequestFailed):
-            for kind, data, number in events(b"".join(tail), list(itertools.accumulate(map(len, tail)))):
-                answer._parse(data, number, kind)
-        found = answer.events
-        if any(found.tokens):
-            last = max(number for number, tokens in zip(found.arrivals, found.tokens, strict=True) if tokens)
-            return len(pieces) - len(tail) + last
+            answer.read(Response(200, {}, tail, range(1, len(tail) + 1)))
+        if any(answer.counts):
+            return len(pieces) - len(tail) + max(number for number, tokens in enumerate(answer.counts) if tokens)
     return -1
 
 
 def _is_text(event: _Event, text: str) -> bool:
     """Whether an event holds this text and nothing else that is read."""
     choice = event.choices[0] if event.choices else _Choice()
-    delta = None if choice.delta is None else {"content": text}
-    said = {key: value for key, value in (choice.delta or {}).items() if value is not None and key != "role"}
-    plain = _Choice(text=text) if delta is None else _Choice(delta=choice.delta)
-    return (delta is None or said == delta) and event == _Event([plain], object=event.object)
+    if choice.delta is None:
+        return event == _Event([_Choice(text=text)], object=event.object)
+    said = {key: value for key, value in choice.delta.items() if value is not None and key != "role"}
+    return said == {"content": text} and event == _Event([_Choice(delta=choice.delta)], object=event.object)
 
 
 def _timed(timings: Mapping[str, Any]) -> dict[str, Any]:
     """The counts in llama.cpp's timings under the names of a usage. Its `prompt_n` is without what the cache had."""
-    known = {name: n for name in ("cache", "prompt", "predicted") if isinstance(n := timings.get(f"{name}_n"), int)}
-    prompt = known["prompt"] + known.get("cache", 0) if "prompt" in known else None
-    return {"prompt_tokens": prompt, "cached_tokens": known.get("cache"), "completion_tokens": known.get("predicted")}
+    cached, prompt, made = (timings.get(f"{name}_n") for name in ("cache", "prompt", "predicted"))
+    if isinstance(prompt, int) and isinstance(cached, int):
+        prompt += cached
+    return {"prompt_tokens": prompt, "cached_tokens": cached, "completion_tokens": made}
 
 
 def _content(content: Any) -> tuple[str, str]:
@@ -331,6 +433,19 @@ def _content(content: Any) -> tuple[str, str]:
         return text_of(content), ""
     thought = [part for part in content if isinstance(part, dict) and _THOUGHT.search(str(part.get("type")))]
     return text_of([part for part in content if part not in thought]), text_of(thought)
+
+
+def text_of(part: Any) -> str:
+    """The text of a string, of a part of a content, or of a list of these.
+
+    >>> text_of([{"type": "thinking", "thinking": [{"text": "so"}]}, {"type": "text", "text": " be it"}])
+    'so be it'
+    """
+    if isinstance(part, list):
+        return "".join(map(text_of, part))
+    if isinstance(part, dict):
+        return "".join(text_of(part.get(key)) for key in _TEXTS)
+    return part if isinstance(part, str) else ""
 
 
 def error_message(body: bytes) -> str:
