@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 from harness.engines.base import create_engine
 from harness.errors import EngineDied, HarnessError
 from harness.measure.eventloop import LoopMonitor, event_loop, percentiles
-from harness.measure.sender import Progress, Sender, measuring, warm_up
+from harness.measure.sender import Progress, Sender
 from harness.model import EngineInfo
 from harness.process import Child, Gone
 from harness.store.access import Journal
@@ -49,20 +49,17 @@ class Inputs:
     salt: int | None = None
     warm_up_salt: int | None = None
 
-    def conversations(self, workload: Workload, info: EngineInfo) -> Conversations:
-        return self._salted(workload, info, self.salt)
-
-    def warm_up(self, workload: Workload, info: EngineInfo, talk: Conversations | None = None) -> Conversations:
+    def warm_up(self, workload: Workload, info: EngineInfo, talk: Conversations | None) -> Conversations:
         """The conversations of the warm-up; `talk` are those of the load, if they were made already."""
         made = talk if self.warm_up_salt == self.salt else None
-        return made or self._salted(workload, info, self.warm_up_salt)
+        return made or replace(self, salt=self.warm_up_salt).conversations(workload, info)
 
-    def _salted(self, workload: Workload, info: EngineInfo, salt: int | None) -> Conversations:
+    def conversations(self, workload: Workload, info: EngineInfo) -> Conversations:
         urls = info.options.get("base_url")
         engines = (len(urls) if isinstance(urls, list) else 1) * (info.options.get("data_parallel_size") or 1)
         given = [[each for name in names if (each := info.options.get(name) or 0) > 0] for names in LIMITS]
         limits = [each[0] * engines if each else None for each in given]
-        return Conversations(workload, info.vocabulary, info.max_length, self.files, info.encode, salt, *limits)
+        return Conversations(workload, info.vocabulary, info.max_length, self.files, info.encode, self.salt, *limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +88,7 @@ class Ended:
     """Kind of failure -> number of requests."""
 
 
+COUNTS = ("finished", "failed", "in_flight", "output_tokens")
 INTERRUPTED = Ended("interrupted", "interrupted while measuring")
 
 
@@ -139,15 +137,15 @@ async def measure(sender: Sender, began_ns: int, monitor: LoopMonitor) -> Ended:
 class Clients:
     """All client processes; it has the interface of one Sender."""
 
-    def __init__(self, workload: Workload, links: Sequence[Link]) -> None:
-        self.workload, self.links = workload, links
+    def __init__(self, links: Sequence[Link]) -> None:
+        self.links = links
+        self.talk = None
         self._ready: set[int] = set()
         self._progress: dict[int, Progress] = {}
         self._ended: dict[int, Ended] = {}
-        self._began_ns = 0
 
-    async def ready(self) -> None:
-        """Wait until every client is ready. Raises HarnessError if one fails."""
+    async def warm_up(self, _made: Conversations) -> None:
+        """Wait until every client has sent its share of the warm-up. Raises HarnessError if one fails."""
         while len(self._ready) < len(self.links):
             self._receive()
             if failed := self._failed():
@@ -156,7 +154,6 @@ class Clients:
 
     async def run(self, began_ns: int) -> Ended:
         """Send the load with all clients. If one fails, the others end their load in order."""
-        self._began_ns = began_ns
         for link in self.links:
             link.send(("begin", began_ns + link.offset_ns))
         cancelled, deadline_s = False, math.inf
@@ -180,14 +177,16 @@ class Clients:
 
     def progress(self) -> Progress:
         """Of the clients' last reports: sums, medians of latencies, shortest time without a success, longest age."""
-        names, each = ("finished", "failed", "in_flight", "output_tokens"), self._progress.values()
-        seen: dict[str, Any] = {name: sum(getattr(one, name) for one in each) for name in names}
-        seen["failing_s"] = min((one.failing_s for one in each), default=0.0)
-        seen["oldest_s"] = max((one.oldest_s for one in each), default=0.0)
-        for name in ("ttft_s", "itl_s"):
-            known = [x for one in each if (x := getattr(one, name)) is not None]
-            seen[name] = statistics.median(known) if known else None
-        return measuring(self.workload, self._began_ns, **seen)
+        each = self._progress.values()
+        counts = {name: sum(getattr(one, name) for one in each) for name in COUNTS}
+        known = {name: [x for one in each if (x := getattr(one, name)) is not None] for name in ("ttft_s", "itl_s")}
+        return Progress(
+            "measuring",
+            **counts,
+            **{name: statistics.median(values) for name, values in known.items() if values},
+            failing_s=min((one.failing_s for one in each), default=0.0),
+            oldest_s=max((one.oldest_s for one in each), default=0.0),
+        )
 
     def close(self) -> list[dict[str, Any]]:
         """End all processes. Returns for each its number, facts about the link, and its monitor result."""
@@ -259,20 +258,15 @@ async def _serve(job: Job, pipe: Connection) -> Ended:
             pipe.send(sender.progress())
             await asyncio.sleep(PROGRESS_PERIOD_S)
 
-    k, n = job.share
     engine = create_engine(job.engine, job.workload.engine_model(job.engine), job.options)
     info = await engine.start()
     talk = job.inputs.conversations(job.workload, info)
     journal = Journal(job.journal)
-    sender = Sender(
-        job.workload, job.inputs.arrivals, engine, talk.make, journal.add, talk.follow, job.share, talk.first_wave
-    )
+    sender = Sender(job.workload, job.inputs.arrivals, engine, talk, journal.add, job.share)
     loop.add_reader(pipe, on_message)
     reporter = asyncio.ensure_future(report())
     try:
-        share = math.ceil(job.workload.warmup.requests / n)
-        warm = job.inputs.warm_up(job.workload, info, talk)
-        await warm_up(engine, lambda i: warm.make(i + k * share), share)
+        await sender.warm_up(job.inputs.warm_up(job.workload, info, talk))
         with LoopMonitor() as monitor:
             pipe.send("ready")
             return await measure(sender, await began_ns, monitor)

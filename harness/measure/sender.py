@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from harness.engines.base import Engine, Exchanging, Waiting
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.measure.eventloop import delay_class
 from harness.model import Completion, Record, Request
 from harness.workload.arrivals import Trace, due_times, user_spans
+from harness.workload.requests import Conversations
 from harness.workload.schema import Workload
 
 WARM_UP_INDEX = 1 << 40
@@ -67,21 +68,6 @@ class Progress:
     """Time since the oldest request in flight was sent; 0 if none is in flight."""
 
 
-def measuring(workload: Workload, began_ns: int, **seen: Any) -> Progress:
-    """The progress of a load that begins at `began_ns` (CLOCK_MONOTONIC); 0: that time is not known yet."""
-    elapsed_s = max(0.0, (time.monotonic_ns() - began_ns) / 1e9) if began_ns else 0.0
-    count, duration_s = workload.requests.in_all, workload.load.duration_s
-    return Progress("measuring", elapsed_s, **seen, count=count, duration_s=duration_s)
-
-
-async def warm_up(engine: Engine, make: Callable[[int], Request], count: int) -> None:
-    """Send `count` requests at once without recording them.
-
-    Raises EngineDied, and HarnessError if a request fails.
-    """
-    await asyncio.gather(*(probe(engine, make(WARM_UP_INDEX + i)) for i in range(count)))
-
-
 async def probe(engine: Engine, request: Request) -> Completion:
     """Send one request without recording it. Raises EngineDied, and HarnessError if the request fails."""
     try:
@@ -93,10 +79,6 @@ async def probe(engine: Engine, request: Request) -> Completion:
             f"a warm-up request failed: {failed.kind}: {failed.message}",
             "make the workload's requests fit the engine, or set warmup.requests=0 to measure the failures",
         ) from None
-
-
-Follow = Callable[[Request, Completion], tuple[Request, float] | None]
-"""From a completed request to the next request of its conversation and the think time in seconds; None: no more."""
 
 
 class Sender:
@@ -113,53 +95,48 @@ class Sender:
         workload: Workload,
         arrivals: Trace | None,
         engine: Engine,
-        make: Callable[[int], Request],
+        talk: Conversations,
         add: Callable[[Record], None],
-        follow: Follow | None = None,
         share: tuple[int, int] = (0, 1),
-        first_wave: Callable[[int], Request] | None = None,
     ) -> None:
-        self.workload, self.engine, self.make, self.add, self.follow = workload, engine, make, add, follow
-        self.first_wave = first_wave if workload.load.in_equilibrium else None
+        self.workload, self.engine, self.talk, self.add = workload, engine, talk, add
         self.client, self.clients = share
-        self.sent = self.finished = self.output_tokens = self.waves = self.own_stamps = 0
+        self.finished = self.output_tokens = self.waves = self.own_stamps = 0
         self.failures: Counter[str] = Counter()
         """Kind of failure -> number of requests."""
         self.late: Counter[int] = Counter()
         """Histogram, over all arrivals, of how much too late the stamp of an arrival's first token can be."""
         self.began_ns = self._success_ns = self._streak = 0
-        self._in_flight: dict[int, int] = {}
-        """Number of a request in flight -> when it was sent, the oldest first."""
+        self._in_flight: dict[int, _InFlight] = {}
+        """The requests in flight by their `id`, the oldest first."""
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        """TTFT and mean ITL of the last answers."""
         self._stop, self._drained = asyncio.Event(), asyncio.Event()
+        self._exchange = engine.exchange if isinstance(engine, Exchanging) else self._generate
+        self._unparsed: deque[_InFlight] = deque()
+        self._error: Exception | None = None
         shape, count = workload.load, workload.requests.count
         users = user_spans(shape) if shape.closed else []
-        self._users = len(users)
+        self._users, self._spans = len(users), users[self.client :: self.clients]
+        """Number of all users, and the spans of each user of this client."""
         in_turn = itertools.islice(itertools.repeat(0.0), count)
         due_s = in_turn if shape.closed else due_times(shape, count, workload.seed, arrivals)
-        self._spans = users[self.client :: self.clients]
-        """Spans of each user of this client."""
         # Requests are dealt to users, not to clients: with an uneven number of users per client, all users send alike.
         own = [turn % self.clients == self.client for turn in range(len(users) or self.clients)]
         self._schedule = itertools.compress(enumerate(due_s), itertools.cycle(own))
+        self._exhausted = False
         self._prebuilt: deque[tuple[Request, float]] = deque()
+        self._first: dict[int, Request] = {}
+        """The first wave by its numbers, as far as it is pre-built."""
         self._builder = ThreadPoolExecutor(1) if isinstance(engine, Waiting) and engine.prepare_waits else None
         self._building: deque[Future[bool]] = deque()
-        self._exhausted = False
-        self._unparsed: deque[_InFlight] = deque()
-        self._error: Exception | None = None
-        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
-        """TTFT and mean ITL of the last answers."""
-        self._exchange = engine.exchange if isinstance(engine, Exchanging) else self._generate
-        most = PREBUILT_PER_USER * len(self._spans) if shape.closed and count is None else None
-        tokens, until_s = 0, time.monotonic() + PREBUILD_S
-        numbers = [self._wave(user, 0) for user in range(len(self._spans))] if self.first_wave else []
-        self._first: dict[int, Request] = {}
-        for number in numbers:
-            if tokens < PREBUILT_TOKENS and time.monotonic() < until_s:
-                self._first[number] = self._build_first(number)
-                tokens += len(self._first[number].prompt)
-        while tokens < PREBUILT_TOKENS and time.monotonic() < until_s and len(self._prebuilt) != most and self._build():
-            tokens += len(self._prebuilt[-1][0].prompt)
+        self._build_ahead(PREBUILT_PER_USER * len(self._spans) if shape.closed and count is None else None)
+
+    async def warm_up(self, made: Conversations) -> None:
+        """Send this client's share of the warm-up at once without recording it. Raises as `probe`."""
+        share = math.ceil(self.workload.warmup.requests / self.clients)
+        indices = range(WARM_UP_INDEX + self.client * share, WARM_UP_INDEX + (self.client + 1) * share)
+        await asyncio.gather(*(probe(self.engine, made.make(index)) for index in indices))
 
     async def run(self, began_ns: int, late_s: Callable[[float], float] = lambda _: 0.0) -> None:
         """Send the load and wait for every request. Raises an ExceptionGroup of EngineDied if the engine dies.
@@ -189,30 +166,46 @@ class Sender:
         self._drained.set()
 
     def progress(self) -> Progress:
-        now_ns = time.monotonic_ns()
+        """The progress, without its time."""
+        now_ns, oldest = time.monotonic_ns(), next(iter(self._in_flight.values()), None)
         ttft_s, itl_s = map(statistics.median, zip(*self._recent, strict=True)) if self._recent else (None, None)
-        return measuring(
-            self.workload,
-            self.began_ns,
+        return Progress(
+            "measuring",
             finished=self.finished - self.waves,
             failed=self.failures.total(),
-            in_flight=self.sent - self.finished,
+            in_flight=len(self._in_flight),
             output_tokens=self.output_tokens,
             ttft_s=ttft_s,
             itl_s=itl_s,
             failing_s=(now_ns - self._success_ns) / 1e9 if self._streak else 0.0,
-            oldest_s=(now_ns - next(iter(self._in_flight.values()), now_ns)) / 1e9,
+            oldest_s=(now_ns - oldest.sent_ns) / 1e9 if oldest else 0.0,
         )
 
     def _now_s(self) -> float:
         return (time.monotonic_ns() - self.began_ns) / 1e9
 
+    def _prepared(self, request: Request) -> Request:
+        self.engine.prepare(request)
+        return request
+
+    def _build_ahead(self, most: int | None) -> None:
+        """Build requests of the first wave, then at most `most` of the schedule, up to the limits."""
+        tokens, until_s = 0, time.monotonic() + PREBUILD_S
+        users = iter(range(len(self._spans) if self.workload.load.in_equilibrium else 0))
+        while tokens < PREBUILT_TOKENS and time.monotonic() < until_s:
+            if (user := next(users, None)) is not None:
+                number = self._wave(user, 0)
+                request = self._first[number] = self._prepared(self.talk.first_wave(number))
+            elif len(self._prebuilt) != most and self._build():
+                request, _ = self._prebuilt[-1]
+            else:
+                return
+            tokens += len(request.prompt)
+
     def _build(self) -> bool:
         """Build the next request of the schedule; False if there is none."""
         for index, due_s in self._schedule:
-            request = self.make(index)
-            self.engine.prepare(request)
-            self._prebuilt.append((request, due_s))
+            self._prebuilt.append((self._prepared(self.talk.make(index)), due_s))
             return True
         self._exhausted = True
         return False
@@ -221,22 +214,15 @@ class Sender:
         """Number of the first request of a span of this client's n-th user, which no other client uses."""
         return (self.client + user * self.clients) + span * self._users
 
-    def _build_first(self, number: int) -> Request:
-        assert self.first_wave is not None
-        request = self.first_wave(number)
-        self.engine.prepare(request)
-        return request
-
     def _soon(self, work: Callable[[], object]) -> None:
         """Do the work in the next iteration of the loop. If it raises, the load ends with that exception."""
+        asyncio.get_running_loop().call_soon(self._guarded, work)
 
-        def guarded() -> None:
-            try:
-                work()
-            except Exception as error:  # asyncio would only log it
-                self._error = error
-
-        asyncio.get_running_loop().call_soon(guarded)
+    def _guarded(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:  # asyncio would only log it
+            self._error = error
 
     def _next(self) -> tuple[Request, float] | None:
         """The next request and its due time, None if there is none. A replacement is built after it is sent."""
@@ -260,21 +246,17 @@ class Sender:
         """
         for span, (start_s, until_s) in enumerate(spans):
             await self._sleep(start_s, self._drained)
-            if self.first_wave and self._now_s() < until_s and not self._drained.is_set():
+            if self.workload.load.in_equilibrium and self._now_s() < until_s and not self._drained.is_set():
                 number = self._wave(user, span)
-                first = self._first.pop(number, None) or self._build_first(number)
+                first = self._first.pop(number, None) or self._prepared(self.talk.first_wave(number))
                 await self._converse(first, self._now_s(), until_s)
             while (scheduled_s := self._now_s()) < until_s and not self._stop.is_set():
                 if (following := self._next()) is None:
                     return
                 await self._converse(following[0], scheduled_s, until_s)
-                if self._streak > len(self._spans):
-                    await self._back_off()
-
-    async def _back_off(self) -> None:
-        """Wait because the last requests of all users have failed, each time twice as long."""
-        wait_s = min(BACK_OFF_S[0] * 2 ** min(self._streak / len(self._spans), 20), BACK_OFF_S[1])
-        await self._sleep(self._now_s() + wait_s, self._stop)
+                if (all_failed := self._streak / len(self._spans)) > 1:  # times in a row
+                    wait_s = min(BACK_OFF_S[0] * 2 ** min(all_failed, 20), BACK_OFF_S[1])
+                    await self._sleep(self._now_s() + wait_s, self._stop)
 
     async def _open_loop(self, group: asyncio.TaskGroup) -> None:
         """Start each request when it is due, regardless of the others."""
@@ -297,8 +279,8 @@ class Sender:
     async def _converse(self, request: Request, scheduled_s: float, until_s: float) -> None:
         """Send a request and the later turns of its conversation that are due before `until_s`, until one fails."""
         completion = await self._send(request, scheduled_s)
-        while self.follow is not None and completion is not None and not self._stop.is_set():
-            if (following := self.follow(request, completion)) is None:
+        while completion is not None and not self._stop.is_set():
+            if (following := self.talk.follow(request, completion)) is None:
                 return
             request, think_s = following
             if (due_s := self._now_s() + think_s) >= until_s:
@@ -324,9 +306,8 @@ class Sender:
                 counts.append(tokens)
                 self.output_tokens += tokens
 
-        self.sent += 1
-        number = self.sent
-        self._in_flight[number] = sent.sent_ns = clock()
+        self._in_flight[id(sent)] = sent
+        sent.sent_ns = clock()
         try:
             if request.cancel_after_s is None:
                 sent.parse = await self._exchange(request, arrived)
@@ -339,7 +320,7 @@ class Sender:
                 raise  # any other exception is the failure of this request only
         finally:
             sent.end_ns = clock()
-            del self._in_flight[number]
+            del self._in_flight[id(sent)]
             self.finished += 1
             self.waves += request.age_tokens is not None
             completion = None
@@ -362,29 +343,25 @@ class Sender:
             self._record(self._unparsed.popleft())
 
     def _record_next(self) -> None:
-        try:
-            if self._unparsed:
-                self._record(self._unparsed.popleft())
-        finally:
+        if self._unparsed:  # not empty unless the load has ended
+            sent = self._unparsed.popleft()
             if self._unparsed:
                 self._soon(self._record_next)
+            self._record(sent)
 
     def _record(self, sent: _InFlight) -> Completion | None:
         """Parse a request's answer and record the request. Returns None if it failed."""
         request, error, began = sent.request, sent.error, self.began_ns
         completion: Completion | None = None
-        if sent.parse is not None:
-            try:
-                completion = sent.parse()
-            except Exception as failed:
-                error = failed
+        try:
+            completion = sent.parse() if sent.parse is not None else None
+        except Exception as failed:
+            error = failed
         kind, text = (None, None) if error is None else _failure(error, request)
-        if completion is not None:
-            counted = completion.arrival_tokens
-        else:  # a timeout's cause is the exception that the engine raised when it was cancelled
-            counted = getattr(error.__cause__ if error and kind == "cancelled" else error, "arrival_tokens", None)
+        # A timeout's cause is the exception that the engine raised when it was cancelled.
+        ended = completion or (error.__cause__ if error and kind == "cancelled" else error)
         stamps_ns, counts, done = sent.stamps_ns, sent.counts, completion or Completion(None, None)
-        if counted is not None:  # replaces the counts of `arrived`
+        if (counted := getattr(ended, "arrival_tokens", None)) is not None:  # replaces the counts of `arrived`
             self.output_tokens += sum(counted) - sum(counts)
             stamps_ns = [stamp for stamp, tokens in zip(stamps_ns, counted, strict=True) if tokens]
             counts = [tokens for tokens in counted if tokens]

@@ -20,14 +20,13 @@ from harness.measure.clients import PROGRESS_PERIOD_S, Clients, Ended, Inputs, J
 from harness.measure.eventloop import Interrupt, LoopMonitor, event_loop
 from harness.measure.logs import last_line
 from harness.measure.power import Power
-from harness.measure.sender import WARM_UP_INDEX, Progress, Sender, probe, warm_up
+from harness.measure.sender import WARM_UP_INDEX, Progress, Sender, probe
 from harness.meters.gpus import Board, Use, choose, look, processes_of
 from harness.meters.sampler import Polled
 from harness.meters.server import ServerReader, counters
 from harness.model import Charged, EngineInfo, ServerSample
 from harness.store.directory import RunWriter, engine_record
 from harness.store.run_file import Anchor
-from harness.workload.requests import Conversations
 from harness.workload.schema import Workload
 
 CACHING = ("openai", "vllm")
@@ -92,12 +91,12 @@ class Session:
                     self.kept.info = info = self.kept.info or runner.run(self._start())
                 server = getattr(self.engine, "server_record", None)
                 self.writer.update(engine=engine_record(info), server=server)
-                if self.writer.file.prompts and self.writer.file.prompts.cache_reset:
-                    runner.run(self._reset_cache())
-                talk = self.inputs.conversations(self.workload, info) if self.link is None else None
-                with self._sender(talk) as sender:
+                asked = self.writer.file.prompts
+                if asked and asked.cache_reset and isinstance(self.engine, Resetting):
+                    runner.run(self.engine.reset_cache())
+                with self._sender(info) as sender:
                     with self._timed("warmup_s", "warming up"):
-                        runner.run(self._warm_up(sender, talk, info))
+                        runner.run(self._warm_up(sender, info))
                     self.kept.charged = charged = self.kept.charged or self._charged(before, info, attached)
                     if any(board.processes for board in before if str(board.index) in charged.devices):
                         self.power.forget("bare")
@@ -136,19 +135,11 @@ class Session:
         return choose(before, look() if before else (), use, variables or os.environ, self.gpus or ())
 
     @contextlib.contextmanager
-    def _sender(self, talk: Conversations | None) -> Iterator[Sender | Clients]:
+    def _sender(self, info: EngineInfo) -> Iterator[Sender | Clients]:
         """The sender of the load: in this process, or several client processes."""
         if self.link is None:
-            assert talk is not None
-            yield Sender(
-                self.workload,
-                self.inputs.arrivals,
-                self.engine,
-                talk.make,
-                self.writer.add,
-                talk.follow,
-                first_wave=talk.first_wave,
-            )
+            talk = self.inputs.conversations(self.workload, info)
+            yield Sender(self.workload, self.inputs.arrivals, self.engine, talk, self.writer.add)
             return
         name = self.writer.file.engine_asked
         # If the harness started the server, the engine knows the address for the clients.
@@ -159,28 +150,21 @@ class Session:
             Job(self.workload, self.inputs, name, options, self.writer.client_journal(k), (k, self.clients))
             for k in range(self.clients)
         ]
-        clients = Clients(self.workload, [self.link(job) for job in jobs])
+        clients = Clients([self.link(job) for job in jobs])
         try:
             yield clients
         finally:
             self.writer.update(clients=clients.close())
 
-    async def _reset_cache(self) -> None:
-        assert isinstance(self.engine, Resetting)
-        await self.engine.reset_cache()
-
-    async def _warm_up(self, sender: Sender | Clients, talk: Conversations | None, info: EngineInfo) -> None:
+    async def _warm_up(self, sender: Sender | Clients, info: EngineInfo) -> None:
         """Warm the engine up, then find out how much of one more new prompt its cache supplies."""
-        count, prompts = self.workload.warmup.requests, self.writer.file.prompts
-        if isinstance(sender, Clients):
-            await sender.ready()
-        made = self.inputs.warm_up(self.workload, info, talk)
-        if prompts is not None:
-            prompts = prompts.model_copy(update={"random": made.random})
-            self.writer.update(prompts=prompts)
-        if isinstance(sender, Sender):
-            await warm_up(self.engine, made.make, count)
-        if count == 0 or info.engine not in CACHING or prompts is None:
+        prompts = self.writer.file.prompts
+        assert prompts is not None
+        made = self.inputs.warm_up(self.workload, info, sender.talk)
+        prompts = prompts.model_copy(update={"random": made.random})
+        self.writer.update(prompts=prompts)
+        await sender.warm_up(made)
+        if (count := self.workload.warmup.requests) == 0 or info.engine not in CACHING:
             return
         request = replace(made.make(WARM_UP_INDEX + count), output_tokens=1)
         before = await asyncio.to_thread(self._hits, info)
@@ -231,7 +215,7 @@ class Session:
             zero = datetime.now(UTC) + timedelta(seconds=lead_s)
             self.writer.update(clock=Anchor(utc=zero, monotonic_s=began_ns / 1e9))
             load = measure(sender, began_ns, monitor) if isinstance(sender, Sender) else sender.run(began_ns)
-            task, ticker = asyncio.ensure_future(load), asyncio.ensure_future(self._tick(sender, metrics))
+            task, ticker = asyncio.ensure_future(load), asyncio.ensure_future(self._tick(sender, metrics, began_ns))
             with interrupt.cancels(task):
                 await asyncio.wait({task, ticker}, return_when=asyncio.FIRST_COMPLETED)
                 ended = await task if task.done() else await _given_up(task, ticker)
@@ -240,15 +224,16 @@ class Session:
             self.writer.update(clients=[{"client": 0, **ended.monitor}])
         return _judged(ended)
 
-    async def _tick(self, sender: Sender | Clients, metrics: Polled[ServerSample] | None) -> str:
+    async def _tick(self, sender: Sender | Clients, metrics: Polled[ServerSample] | None, began_ns: int) -> str:
         """Four times a second: show the progress, journal the readings, and stop if the figures are precise enough.
 
         Returns the reason if requests have failed for so long that the load must end.
         """
-        limit_s = self.workload.give_up_s
+        limit_s, count, most_s = self.workload.give_up_s, self.workload.requests.in_all, self.workload.load.duration_s
         while (seen := sender.progress()).failing_s < limit_s or seen.oldest_s >= limit_s:
             self.power.drain()
-            self.notify(replace(seen, power_w=self.power.now_w(self.kept.charged)))
+            elapsed_s, power_w = max(0.0, (time.monotonic_ns() - began_ns) / 1e9), self.power.now_w(self.kept.charged)
+            self.notify(replace(seen, elapsed_s=elapsed_s, count=count, duration_s=most_s, power_w=power_w))
             if metrics is not None:
                 self.writer.add(*metrics.drain())
             if self.enough is not None and self.enough(self.writer.directory):

@@ -34,7 +34,7 @@ def workload(count: int, options: Mapping[str, Any], users: int = 8, tokens: int
     asked = {"count": count, "input_tokens": 4, "output_tokens": tokens}
     whole = {
         "requests": asked,
-        "load": {"shape": "closed", "users": users},
+        "load": {"shape": "closed", "users": users, "start": "burst"},
         "engine": {"name": "openai", "options": options},
         "warmup": {"requests": 0},
     }
@@ -55,12 +55,14 @@ def measure(
         engine = OpenAIEngine(None, asked.engine_options("openai"))
         before = open_files()
 
-        def make(index: int) -> Request:
-            return Request(index, (5, 6, 7, 8), tokens, cancel_after_s=cancel_after_s, messages=("a", "b", "c"))
+        class Talk:
+            def make(self, index: int) -> Request:
+                return Request(index, (5, 6, 7, 8), tokens, cancel_after_s=cancel_after_s, messages=("a", "b", "c"))
 
+        talk: Any = Talk()
         try:
             info = await engine.start()
-            await Sender(asked, None, engine, make, records.append).run(time.monotonic_ns())
+            await Sender(asked, None, engine, talk, records.append).run(time.monotonic_ns())
         finally:
             await engine.stop()
         deadline = time.monotonic() + 2

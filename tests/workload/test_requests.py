@@ -420,13 +420,13 @@ def test_blocks_have_the_size_of_the_trace() -> None:
 
 def sent(*words: str, stop_after_s: float | None = None) -> tuple[list[Record], float]:
     """The records of a run on the simulated engine, 1 ms to the first token and 1 ms a token, and how long it took."""
-    workload, records = plain(*words), list[Record]()
+    workload, records = plain("load.start=burst", *words), list[Record]()
     engine = create_engine("simulated", None, {"ttft_s": 0.001, "itl_s": 0.001})
 
     async def load() -> float:
         info = await engine.start()
         talk = Conversations(workload, info.vocabulary)
-        sender = Sender(workload, None, engine, talk.make, records.append, talk.follow)
+        sender = Sender(workload, None, engine, talk, records.append)
         if stop_after_s is not None:
             asyncio.get_running_loop().call_later(stop_after_s, sender.stop)
         began = time.monotonic_ns()
@@ -448,7 +448,9 @@ def test_each_turn_has_one_record_and_is_due_after_the_think_time() -> None:
 
 
 def test_a_run_ends_without_users_that_start_after_the_last_request() -> None:
-    records, took_s = sent("load={shape: steps, steps: [{users: 1, duration_s: 60}, {users: 2, duration_s: 60}]}")
+    records, took_s = sent(
+        "load={shape: steps, start: burst, steps: [{users: 1, duration_s: 60}, {users: 2, duration_s: 60}]}"
+    )
     assert len(records) == 4
     assert took_s < 10
 
