@@ -1,12 +1,14 @@
 """Describe where a run takes place: machine, GPUs, software, and settings that affect an engine."""
 
 import contextlib
+import fcntl
 import functools
 import os
 import platform
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,7 @@ from harness.meters.gpus import ask, boards
 from harness.meters.nvml import from_milli
 
 RECORDED = data_yaml("environment.yaml")
+LOCK = Path(tempfile.gettempdir()) / "inference-cost-harness.lock"
 
 
 def capture() -> dict[str, Any]:
@@ -149,3 +152,35 @@ def _gpu(handle: Any) -> dict[str, Any]:
         "persistence_mode": get("nvmlDeviceGetPersistenceMode"),
         "sm_clock_max_mhz": get("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
     }
+
+
+class Beside:
+    """A shared lock of all runs on one machine, held from the construction until `close`.
+
+    Each run appends a byte, so that an earlier run sees a later one, also one that has ended. The kernel releases the
+    lock when a process ends, however that happens. Where the file cannot be written, no other run is seen.
+    """
+
+    def __init__(self, path: Path = LOCK) -> None:
+        self._file: int | None = None
+        self._earlier, self._size = False, 0
+        with contextlib.suppress(OSError):
+            if not path.exists():  # O_CREAT on another user's file is refused in a directory for all users
+                path.touch()
+                path.chmod(0o666)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._earlier = True
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+            os.write(self._file, b".")
+            self._size = os.fstat(self._file).st_size
+
+    def seen(self) -> bool:
+        """Whether another run has overlapped with this one so far."""
+        return self._file is not None and (self._earlier or os.fstat(self._file).st_size > self._size)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)

@@ -12,15 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.engines.base import Engine, Naming, Resetting, choose_engine, create_engine
+from harness.engines.base import Naming, Resetting, choose_engine, create_engine
 from harness.errors import HarnessError
 from harness.measure import environment
-from harness.measure.beside import Beside
 from harness.measure.clients import Inputs, Job, Link, Local
-from harness.measure.logs import output_to
 from harness.measure.nodes import Cluster
 from harness.measure.power import Power
-from harness.measure.session import Enough, Kept, Notify, Session
+from harness.measure.session import Enough, Kept, Notify, Session, output_to
 from harness.meters.gpus import look, named
 from harness.model import SERVED
 from harness.store.directory import RunWriter, new_id
@@ -79,17 +77,20 @@ def run(
     """
     name = choose_engine() if workload.engine.name == "auto" else workload.engine.name
     here = kept or Kept()
-    engine = here.engine = here.engine or _engine(name, workload, setup)
+    options = workload.engine_options(name)
+    if setup.several:
+        options.pop("connections", None)  # the clients open them
+    engine = here.engine = here.engine or create_engine(name, workload.engine_model(name), options)
     if setup.reset_cache and not isinstance(engine, Resetting):
         raise HarnessError(f"engine '{name}' has no prefix cache that can be reset", "omit --reset-cache")
-    attached = here.info is not None or (name == "openai" and not workload.engine_options(name).get("serve"))
+    attached = here.info is not None or (name == "openai" and not options.get("serve"))
     inputs, prompts = _inputs(workload, attached, setup)
     if setup.gpus is not None and here.info is None:
         named(setup.gpus, look())  # reports a mistake before anything is stored
     writer = None
     try:
         with (
-            closing(Beside()) as beside,
+            closing(environment.Beside()) as beside,
             _links(setup, name, workload) as (count, link),
             Power(setup.power, setup.gpus) as meter,
         ):
@@ -99,8 +100,10 @@ def run(
             with output_to(log, here.log):
                 if kept is not None and kept.log is None:
                     kept.log = log.open("rb")
-                parts = workload, inputs, here, engine, writer, notify, meter
-                ended = Session(*parts, count, link, enough, setup.gpus).run(kept is None, attached)
+                session = Session(
+                    workload, inputs, here, engine, writer, notify, meter, count, link, enough, setup.gpus
+                )
+                ended = session.run(kept is None, attached)
             place = environment.ended(writer.file.environment.model_dump())
             writer.update(environment={**place, "other_run": beside.seen()})
     except BaseException as stopped:
@@ -113,13 +116,6 @@ def run(
             here.runner.close()
     writer.finish(ended.state, ended.error)
     return writer.directory
-
-
-def _engine(name: str, workload: Workload, setup: Setup) -> Engine:
-    options = workload.engine_options(name)
-    if setup.several:
-        options.pop("connections", None)  # the clients open them
-    return create_engine(name, workload.engine_model(name), options)
 
 
 def _inputs(workload: Workload, attached: bool, setup: Setup) -> tuple[Inputs, Prompts]:
@@ -142,11 +138,13 @@ def _described(
     sweep: Mapping[str, Any] | None,
 ) -> RunFile:
     """What run.json says before the engine starts."""
-    now = datetime.now(UTC)
+    now, model = datetime.now(UTC), None if engine == "simulated" else workload.model
+    if isinstance(here.engine, Naming):  # a server's own name for it, if it answers
+        model = here.runner.run(here.engine.model_name())
     # A model that was not asked of a running server is not asked of it in a rerun.
     left_out = set() if workload.engine_model(engine) else {"model"}
     return RunFile(
-        id=new_id(now, _model_name(engine, workload, here), workload.name),
+        id=new_id(now, model, workload.name),
         created_utc=now,
         pid=os.getpid(),
         workload=workload.model_dump(mode="json", exclude=left_out),
@@ -159,13 +157,6 @@ def _described(
         prompts=prompts,
         sweep=sweep,
     )
-
-
-def _model_name(engine: str, workload: Workload, here: Kept) -> str | None:
-    """The model's name for the run's directory: a server's own, if it answers; none of a simulated engine."""
-    if isinstance(here.engine, Naming):
-        return here.runner.run(here.engine.model_name())
-    return None if engine == "simulated" else workload.model
 
 
 @contextlib.contextmanager

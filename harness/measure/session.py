@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,6 @@ from harness.engines.base import Engine, Resetting, Telling
 from harness.errors import EngineDied, HarnessError
 from harness.measure.clients import PROGRESS_PERIOD_S, Clients, Ended, Inputs, Job, Link, measure
 from harness.measure.eventloop import Interrupt, LoopMonitor, event_loop
-from harness.measure.logs import last_line
 from harness.measure.power import Power
 from harness.measure.sender import WARM_UP_INDEX, Progress, Sender, probe
 from harness.meters.gpus import Board, Use, choose, look, processes_of
@@ -33,6 +33,8 @@ CACHING = ("openai", "vllm")
 """Engines that may have a prefix cache."""
 LEAD_S = 0.02, 0.3
 """Time between choosing second zero and reaching it: with a sender in this process, and with client processes."""
+KEPT = b"(the engine was started for an earlier run, whose engine.log has its start)\n"
+"""First line of the engine.log of a run on a kept engine."""
 Notify = Callable[[Progress], None]
 Enough = Callable[[Path], bool]
 """Called four times a second while measuring, with the run's directory; True stops sending, and the run completes."""
@@ -273,3 +275,38 @@ def addresses(info: EngineInfo) -> list[str]:
     """The addresses of the server; empty: the engine is no server."""
     urls = info.options.get("base_url") or []
     return [urls] if isinstance(urls, str) else list(urls)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log without its prefix in brackets, at most 60 characters."""
+    lines = log.read_bytes()[-2000:].decode(errors="replace").splitlines()
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return "".join(filter(str.isprintable, last.rpartition("] ")[2]))[:60]
+
+
+@contextlib.contextmanager
+def output_to(path: Path, first: IO[bytes] | None = None) -> Iterator[None]:
+    """Append the output of this process and its children to a file, so that an engine's log is stored with the run.
+
+    `first` is the open log of the run that started a kept engine: the engine's processes write there until they end,
+    and what they write meanwhile is appended at the end.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    originals = [os.dup(1), os.dup(2)]
+    if first is not None:
+        first.seek(0, os.SEEK_END)
+    try:
+        with path.open("ab") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, original in enumerate(originals, 1):
+            os.dup2(original, number)
+            os.close(original)
+        if first is not None:
+            with path.open("ab") as log:
+                log.write(KEPT + first.read())

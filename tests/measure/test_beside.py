@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.measure.beside import Beside
+from harness.measure.environment import Beside
 
 
 def test_runs_that_overlap_see_each_other(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_run_that_began_and_ended_within_another_is_seen(tmp_path: Path) -> No
 
 
 def test_a_crashed_run_is_not_seen(tmp_path: Path) -> None:
-    code = "import os, sys; from harness.measure.beside import *; b = Beside(Path(sys.argv[1])); os._exit(9)"
+    code = "import os, sys; from harness.measure.environment import *; b = Beside(Path(sys.argv[1])); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], check=False)
     run = Beside(tmp_path / "lock")
     assert (tmp_path / "lock").stat().st_size == 2

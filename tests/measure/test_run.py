@@ -18,8 +18,8 @@ from harness.errors import HarnessError
 from harness.measure import power
 from harness.measure import run as measuring
 from harness.measure.eventloop import event_loop
-from harness.measure.logs import output_to
 from harness.measure.sender import Progress
+from harness.measure.session import output_to
 from harness.store.run import Run, read_run
 from harness.workload.schema import parse_workload
 

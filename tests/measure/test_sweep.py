@@ -18,9 +18,9 @@ from places import ROOT
 from harness.analysis.summary import summary_of
 from harness.errors import HarnessError
 from harness.measure import sweep as sweeping
-from harness.measure.logs import KEPT, output_to
 from harness.measure.search import Sweep
 from harness.measure.sender import Progress
+from harness.measure.session import KEPT, output_to
 from harness.measure.sweep import Status, carry_out, planned
 from harness.measure.workers import Done, LocalWorker, Task, start_workers
 from harness.store.directory import adopt, list_runs
