@@ -161,7 +161,9 @@ def share_half(
     Of the `sizes` values of each request, such as its token gaps (or one value's weight), `passed` are above a
     percentile.
     """
-    half = mean_half(passed - passed.sum() / sizes.sum() * sizes, together, group)
+    errors = sizes * (-float(passed.sum()) / float(sizes.sum()))
+    errors += passed
+    half = mean_half(errors, together, group)
     return None if half is None else half * len(sizes) / float(sizes.sum())
 
 

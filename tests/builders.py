@@ -33,7 +33,7 @@ ENDLESS = ("requests.count=null", "load.duration_s=600")
 
 def frame_of(records: Sequence[Record]) -> pd.DataFrame:
     """Records in the form of `Run.requests`."""
-    return rows.frame(pa.Table.from_pylist(list(map(asdict, records)), schema=rows.REQUESTS))
+    return rows.frame([pa.Table.from_pylist(list(map(asdict, records)), schema=rows.REQUESTS)])
 
 
 def by_hand(index: int = 0, **changes: object) -> Record:

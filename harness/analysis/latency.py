@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.analysis.part import Part
+from harness.analysis.part import STAMP_S, Part
 from harness.analysis.times import OBJECTIVES, Times, error_kinds, firsts, numbers, times
 from harness.analysis.tokens import blocks, mean_position, ordinary, output_until, stalls, those
 from harness.analysis.window import Window, find_window
@@ -111,18 +111,22 @@ def summarise(
     if not requests["sent_s"].is_monotonic_increasing:
         requests = requests.sort_values("sent_s", kind="stable")
     seen, duration = times(requests, state), _duration(requests)
-    whole = Part.of_run(requests, seen, duration.value)
-    inside = whole if window is None or window.whole is not None else Part.of_window(requests, seen, window)
+    cut = None if window is None or window.whole is not None else window
+    inside = Part.of_run(requests, seen, duration.value) if cut is None else Part.of_window(requests, seen, cut)
+    measured = _measured(requests, inside)
     limits = {name: limit for name, limit in objectives.items() if limit is not None}
     figures = [
         duration,
         *_window(window, requests, inside, duration),
         *_counts(requests, seen),
-        *_measured(requests, inside),
+        *measured,
         *_goodput(requests, inside, limits),
         *_tokens(requests, seen),
-        *(replace(figure, name=f"whole_run.{figure.name}") for figure in _measured(requests, whole)),
     ]
+    if cut is not None:
+        del inside  # a part takes some 50 bytes a request
+        measured = _measured(requests, Part.of_run(requests, seen, duration.value))
+    figures += [replace(figure, name=f"whole_run.{figure.name}") for figure in measured]
     if simulated:
         figures = [replace(figure, status="simulated") for figure in figures]
     return Summary(run, state, tuple(figures), error_kinds(requests[seen.failed & ordinary(requests)]))
@@ -244,13 +248,12 @@ def _spread(name: str, part: Part) -> list[Figure]:
         why = HIDDEN if part.seen.hidden_tokens.any() and name in BETWEEN_TOKENS else LATENCIES[name]
         return [Figure(f"{name}.{stat}", None, "s", "measured", n=0, reason=why) for stat in STATISTICS]
     quantiles = [stats.percentile(ordered, p, weights) for p in PERCENTILES.values()]
-    gaps = name == "itl_s"  # they are made of all arrivals each time; other latencies take more memory than time
-    rows, sizes, sums, *above = part.by_request(name, quantiles if gaps else ())
+    rows, sizes, sums, *above = part.by_request(name, quantiles if name == "itl_s" else ())
     mean = Figure(f"{name}.mean", float(sums.sum() / sizes.sum()), "s", "measured", n=n)
     figures = [part.basis.mean(mean, rows, part.by_chance(name, rows, sums, sizes), sizes)]
-    del sums
     for (stat, p), value in zip(PERCENTILES.items(), quantiles, strict=True):
-        passed = part.by_chance(name, rows, above.pop(0) if gaps else part.by_request(name, [value])[3], sizes)
+        passed = above.pop(0) if above else np.where(sums > (value + STAMP_S) * sizes, sizes, 0)
+        passed = part.by_chance(name, rows, passed, sizes)
         low, high, reason = part.basis.between(p, ordered, weights, rows, passed, sizes)
         figures.append(Figure(f"{name}.{stat}", value, "s", "measured", low, high, n, reason))
     return figures

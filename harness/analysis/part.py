@@ -116,7 +116,7 @@ class Part:
         kept = self.ended if whole else self.sent
         each = self.tpot_s if name == "tpot_s" else np.where(kept, self.seen[name], np.nan)
         rows = np.argsort(self.over_s, kind="stable") if whole else np.arange(len(each))
-        rows = rows[~np.isnan(each[rows])]
+        rows = rows[~np.isnan(each[rows])].astype(np.int32)
         yield each[rows], rows
 
     def ordered(self, name: str) -> tuple[Array, Array | None]:
@@ -143,17 +143,18 @@ class Part:
 
     def by_request(self, name: str, limits: Sequence[float]) -> tuple[NDArray[Any], ...]:
         """Rows of requests with values; the total weight of each, then of the values, and of those above each limit."""
-        kinds = [np.int64, *[np.float64 if name in OF_THE_END else np.int32] * (2 + len(limits))]
-        kinds[2] = np.float64
+        most = np.min_scalar_type(int(self.seen.gaps.max(initial=1)))  # of the values of a request
+        counts = np.dtype(float) if name in OF_THE_END and len(self.basis.weight) else most
+        kinds = [np.dtype(np.int32), counts, np.dtype(float), *[counts] * len(limits)]
         found, count = [np.empty(len(self.sent), kind) for kind in kinds], 0
         for values, rows in self.values(name):
-            low, weights = rows.min(initial=0), self.weights(name, rows)
-            owners = rows[np.flatnonzero(np.diff(rows, prepend=-1))]
-            place = slice(count, count + len(owners))
-            found[0][place] = owners
+            firsts, weights = np.flatnonzero(np.diff(rows, prepend=-1)), self.weights(name, rows)
+            place = slice(count, count + len(firsts))
+            found[0][place] = rows[firsts]
             amounts = itertools.chain([np.ones(len(values), bool), values], (values > x + STAMP_S for x in limits))
             for column, each in zip(found[1:], amounts, strict=True):
-                column[place] = np.bincount(rows - low, each if weights is None else each * weights)[owners - low]
+                each = each if weights is None else each * weights
+                np.add.reduceat(each, firsts, dtype=column.dtype, out=column[place])
             count = place.stop
         return tuple(column[:count] for column in found)
 
@@ -246,8 +247,9 @@ class Basis:
         half = stats.ratio_half(top, bottom, self.together, None if self.group is None else self.group[rows])
         if half is None:
             return self._bounded(figure, None, len(top))
-        errors = (top / top.sum() - bottom / bottom.sum()) * FURTHER
-        return self._bounded(figure, half, len(top), (-float(errors.min()), float(errors.max())))
+        errors = top / top.sum()
+        errors -= bottom / bottom.sum()
+        return self._bounded(figure, half, len(top), (-FURTHER * float(errors.min()), FURTHER * float(errors.max())))
 
     def between(
         self, p: float, ordered: Array, weights: Array | None, owners: NDArray[np.integer], passed: Array, sizes: Array

@@ -120,6 +120,9 @@ def firsts(values: Array, sizes: NDArray[np.int64]) -> Array:
 
 
 def numbers(column: pd.Series) -> Array:
+    """The values, NaN for a missing one; a column of floats is not copied."""
+    if column.dtype == float:
+        return np.asarray(column)
     return np.asarray(pd.to_numeric(column).to_numpy(float, na_value=np.nan))
 
 

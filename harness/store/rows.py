@@ -216,11 +216,15 @@ def _together(batches: Iterable[pa.RecordBatch], name: str) -> pa.Table:
     return pa.table(columns)
 
 
-def frame(table: pa.Table) -> pd.DataFrame:
-    """Requests as a DataFrame in order of sending; lists stay in Arrow (see `flat`). The table is used up."""
-    columns, sent_s = dict(zip(table.column_names, table.columns, strict=True)), table["sent_s"].to_numpy()
-    del table
+def frame(tables: list[pa.Table]) -> pd.DataFrame:
+    """Requests as a DataFrame in order of sending; lists stay in Arrow (see `flat`).
+
+    The one table is taken from the list: a column is freed when its values are made, where nothing else refers to it.
+    """
+    columns = dict(zip(tables[0].column_names, tables.pop().columns, strict=True))
+    sent_s = columns["sent_s"].to_numpy()
     order = None if (sent_s[1:] >= sent_s[:-1]).all() else np.argsort(sent_s, kind="stable")
+    del sent_s
     found = {}
     for each in REQUESTS:
         found[each.name] = _values(columns.pop(each.name), each, order)

@@ -58,7 +58,7 @@ class Run:
     @cached_property
     def requests(self) -> pd.DataFrame:
         """One row per request: the fields of `harness.model.Record`; times in seconds since the start of the load."""
-        return rows.frame(self._rows("requests"))
+        return rows.frame([self._rows("requests")])
 
     @cached_property
     def power(self) -> pd.DataFrame:
