@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.engines.openai import stream as sse
-from harness.engines.openai.http import Response
-from harness.engines.openai.stream import LARGEST, Answer
+from harness.engines.openai.stream import LARGEST, Answer, Response
 from harness.errors import RequestFailed
 
 DONE = b"data: [DONE]\n\n"

@@ -16,9 +16,8 @@ from pydantic import Field
 
 from harness.config import Section, checked
 from harness.engines.base import Arrived
-from harness.engines.openai import http
-from harness.engines.openai.pool import Base, Pool, parse_base
-from harness.engines.openai.stream import Answer, error_message
+from harness.engines.openai.http import Base, Pool, parse_base, retry_after_s
+from harness.engines.openai.stream import Answer, Response, error_message
 from harness.errors import HarnessError, RequestFailed
 from harness.files import data_rows, read_data
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
@@ -218,7 +217,7 @@ class OpenAIEngine:
 
     async def _attempt(
         self, request: Request, body: bytes, arrived: Arrived, counts: list[int]
-    ) -> tuple[http.Response, float | None]:
+    ) -> tuple[Response, float | None]:
         """One exchange, and the time to open its connection. If it fails, the tokens that arrived go to `counts`."""
         server = self._pool.next_server()
         connection = self._pool.take_idle(server) if self.options.keep_alive else None
@@ -271,18 +270,18 @@ class OpenAIEngine:
                 fix = "omit --reset-cache: every run sends new prompts; or start vLLM with VLLM_SERVER_DEV_MODE=1"
                 raise HarnessError(what, fix)
 
-    def _wait_s(self, response: http.Response, body: bytes) -> float | None:
+    def _wait_s(self, response: Response, body: bytes) -> float | None:
         """Time after which a rejected request is sent again; None: it failed."""
         refused = response.status in (400, 422) and _LENGTHS[0] in body and self.options.endpoint == "chat"
         if refused and b"max_completion_tokens" in (said := response.body()) and _UNSUPPORTED.search(said):
             self._length_renamed = True
             return 0.0
         if self.options.retry_after and response.status in (429, 503):
-            return http.retry_after_s(response.headers, time.time())
+            return retry_after_s(response.headers, time.time())
         return None
 
     def _completion(
-        self, request: Request, response: http.Response, counts: list[int], connect_s: float | None, retries: int
+        self, request: Request, response: Response, counts: list[int], connect_s: float | None, retries: int
     ) -> Completion:
         answer, failed = self._parse(request, response, counts)
         if failed is not None:
@@ -301,9 +300,7 @@ class OpenAIEngine:
             retries=retries,
         )
 
-    def _parse(
-        self, request: Request, response: http.Response, counts: list[int]
-    ) -> tuple[Answer, RequestFailed | None]:
+    def _parse(self, request: Request, response: Response, counts: list[int]) -> tuple[Answer, RequestFailed | None]:
         """The answer as far as it could be parsed, and the error that ended parsing. Called once for each response."""
         self._pool.held.size -= response.kept
         answer, failure = Answer(len(response.ends), request.output_tokens), None
@@ -433,7 +430,7 @@ def _message(head: bytes, body: bytes) -> bytes:
     return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
 
 
-def _check(response: http.Response) -> None:
+def _check(response: Response) -> None:
     """Raises RequestFailed for a compressed answer, and for one with another status than 200.
 
     Redirects are not followed: their time would count.

@@ -7,6 +7,7 @@ arrived: the kernel's time of its arrival does not depend on this process.
 
 import asyncio
 import contextlib
+import errno
 import functools
 import itertools
 import re
@@ -14,13 +15,15 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from harness.engines.base import Arrived
-from harness.errors import RequestFailed
+from harness.engines.openai.stream import Response, last_token
+from harness.errors import HarnessError, RequestFailed
 
 MAX_HEAD = 64 << 10
 """Maximum bytes of a status line with headers, and of trailers."""
@@ -34,6 +37,8 @@ READ_SIZE = 256 << 10
 """Maximum bytes of one read from a socket."""
 SILENCE_CHECKS = 8
 """Checks per read timeout: a timeout is detected at most 1/8 of it late."""
+_TIMESTAMPNS = 35
+"""SO_TIMESTAMPNS of Linux, whose stream sockets tell the time at which the bytes of a read arrived (since 4.16)."""
 _TIMESPEC = struct.Struct("@ll")
 _TLS_RECORDS = b"\x15\x03", b"\x16\x03"
 """How an answer of TLS to a plain request begins: an alert, or a handshake."""
@@ -41,6 +46,55 @@ _STATUS = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)(?: .*)?")
 _CRLF = re.compile(rb"\r\n")
 _CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r\n")
 _CHUNK_HEAD_START = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r?)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The address of a server."""
+
+    url: str
+    host: str
+    """Value of the Host header."""
+    address: tuple[str, int] | str
+    """Host and port, or the path of a unix socket."""
+    path: str
+    """Path before `/v1`, usually empty."""
+    tls: ssl.SSLContext | None = None
+    name: str | None = None
+    """Host name that the certificate must be issued for."""
+
+
+def parse_base(url: str) -> Base:
+    """Parse `http://host:port`, `https://…` or `unix:/path/of/socket`, with or without a trailing `/v1`.
+
+    Certificates are verified against the system's authorities, or those in the file that SSL_CERT_FILE names. Raises
+    HarnessError for any other form.
+
+    >>> parse_base("http://box:8000/v1").address
+    ('box', 8000)
+    >>> parse_base("box:8000")
+    Traceback (most recent call last):
+        ...
+    harness.errors.HarnessError: 'box:8000' is not the address of a server
+      fix: write http://host:port, https://host:port or unix:/path/of/socket
+    """
+    fix = "write http://host:port, https://host:port or unix:/path/of/socket"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise HarnessError(f"'{url}' is not the address of a server", fix) from None
+    if parts.scheme == "unix" and parts.path.startswith("/"):
+        return Base(url, "localhost", parts.path, "")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not (parts.netloc + parts.path).isprintable():
+        raise HarnessError(f"'{url}' is not the address of a server", fix)
+    if "@" in parts.netloc or parts.query:
+        what = "the server's address contains credentials or a query, and addresses are stored with the run"
+        raise HarnessError(what, "give the key with engine.api_key_env")
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    address = parts.hostname, port or (443 if tls else 80)
+    path = parts.path.rstrip("/").removesuffix("/v1")
+    return Base(url, parts.netloc, address, path, tls, parts.hostname if tls else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +106,9 @@ class _Head:
     chunked: bool
     length: int | None
     """Bytes of the body. None: the last chunk or the end of the connection ends the body."""
+
+
+_NO_HEAD = _Head(0, {}, False, False, None)
 
 
 @functools.lru_cache(maxsize=256)
@@ -95,43 +152,6 @@ def retry_after_s(headers: Mapping[bytes, bytes], now_s: float) -> float | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An answer, complete or up to the point where the connection failed."""
-
-    status: int
-    """0 if the status line did not arrive."""
-    headers: Mapping[bytes, bytes]
-    pieces: Sequence[bytes]
-    """The body without HTTP framing: one piece per chunk if it was sent in chunks, else one piece per read."""
-    ends: Sequence[int]
-    """Number of pieces received by the end of each arrival."""
-    kept: int = 0
-    """Bytes that the body takes in memory."""
-
-    @property
-    def coding(self) -> str | None:
-        """The compression of the body; None: it is not compressed."""
-        codings = b",".join([self.headers.get(name, b"") for name in (b"content-encoding", b"transfer-encoding")])
-        if codings in (b",", b",chunked"):
-            return None
-        names = {each.strip() for each in codings.decode("latin-1").lower().split(",")} - {"", "identity", "chunked"}
-        return ", ".join(sorted(names)) or None
-
-    def body(self) -> bytes:
-        return b"".join(self.pieces)
-
-    def offsets(self) -> list[int]:
-        """Bytes of the body received by the end of each arrival."""
-        total = [0, *itertools.accumulate(map(len, self.pieces))]
-        return [total[end] for end in self.ends]
-
-    def arrivals(self) -> list[int]:
-        """Number of the arrival, from 0, with each piece."""
-        counts = (after - before for before, after in itertools.pairwise([0, *self.ends]))
-        return [arrival for arrival, count in enumerate(counts) for _ in range(count)]
-
-
 class Stamped(socket.socket):
     """A TCP socket that keeps the time at which the bytes of the last read arrived."""
 
@@ -165,7 +185,6 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._arrived: Arrived | None = None
-        self._headers: Mapping[bytes, bytes] = {}
         self._reset()
         self.stale = False
         """Closed cleanly without a byte: a reused connection that the server had closed before it read the request."""
@@ -190,7 +209,8 @@ class Connection(asyncio.BufferedProtocol):
     def _reset(self) -> None:
         self._consume = self._head
         self._rest, self._left = b"", 0
-        self._status = self._size = self._kept = self._token_at = 0
+        self._got = _NO_HEAD
+        self._size = self._kept = self._token_at = 0
         self._checked: list[int] = []
         """Number of pieces at each check of the silence since piece number `_token_at`, the last known with a token."""
         self._pieces: list[bytes] = []
@@ -198,7 +218,7 @@ class Connection(asyncio.BufferedProtocol):
         self.reusable = False
 
     def response(self) -> Response:
-        return Response(self._status, self._headers, self._pieces, self.ends, self._kept)
+        return Response(self._got.status, self._got.headers, self._pieces, self.ends, self._kept)
 
     def close(self) -> None:
         """Abort the connection, so that the server notices at once."""
@@ -206,11 +226,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def check_silence(self, last_token: Callable[[Sequence[bytes]], int]) -> None:
+    def check_silence(self) -> None:
         """Called SILENCE_CHECKS times per read timeout: fails an exchange that received no token for that long.
 
-        Other bytes may never end: interim answers, headers, comments, events without a token. `last_token` returns the
-        last of some pieces that ends a token, -1 if none does. It is asked only after a silence, or once in that time.
+        Other bytes may never end: interim answers, headers, comments, events without a token. They are
+        read for tokens only after a silence, or once in that time.
         """
         if self._waiter is None:
             return
@@ -266,7 +286,7 @@ class Connection(asyncio.BufferedProtocol):
             head = _parsed(data[: min(end, MAX_HEAD)])
             data = data[end + 4 :]
             if head.status >= 200:
-                self._status, self._headers, self._keep_alive = head.status, head.headers, head.keep_alive
+                self._got = head
                 self._rest, self._left = b"", head.length or 0
                 ending = self._add_piece if head.length is None else self._counted
                 self._consume = self._chunked if head.chunked else ending
@@ -283,7 +303,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._size > self._left:
             raise ValueError("the body is longer than its Content-Length")
         if self._size == self._left:
-            self._finish(self._keep_alive)
+            self._finish(self._got.keep_alive)
 
     def _chunked(self, data: bytes) -> None:
         if not self._left:
@@ -304,21 +324,18 @@ class Connection(asyncio.BufferedProtocol):
                 self._pieces += pieces[1::2]
                 self._grow(len(data), len(pieces) // 2)
                 if ended:
-                    self._finish(self._keep_alive)
+                    self._finish(self._got.keep_alive)
                 return
         at = 0
         while True:
-            if self._left > 2:
-                piece = data[at : at + self._left - 2]
-                self._add_piece(piece)
-                at += len(piece)
-                self._left -= len(piece)
-            if 0 < self._left <= 2:
-                ending = data[at : at + self._left]
-                if not b"\r\n"[2 - self._left :].startswith(ending):
+            if self._left:  # of the chunk and its CRLF
+                part, content = data[at : at + self._left], max(self._left - 2, 0)
+                if part[:content]:
+                    self._add_piece(part[:content])
+                if not b"\r\n"[-self._left :].startswith(part[content:]):
                     raise ValueError("a chunk is longer than its stated size")
-                at += len(ending)
-                self._left -= len(ending)
+                at += len(part)
+                self._left -= len(part)
             if self._left:
                 return
             header = _CHUNK_HEAD.match(data, at)
@@ -329,7 +346,7 @@ class Connection(asyncio.BufferedProtocol):
                 return
             if (size := int(header[1], 16)) == 0:
                 if (end := data.find(b"\r\n\r\n", header.end() - 2)) >= 0:
-                    self._finish(self._keep_alive and end + 4 == len(data))
+                    self._finish(self._got.keep_alive and end + 4 == len(data))
                 elif len(data) - at > MAX_HEAD:
                     raise ValueError(f"the trailers of the answer exceed {MAX_HEAD} bytes")
                 self._rest = data[at:]
@@ -368,3 +385,112 @@ def _lengths_fit(pieces: list[bytes]) -> bool:
         return all(size == int(digits, 16) > 0 for digits, size in stated)
     except ValueError:
         return False
+
+
+async def _connected(host: str, port: int) -> Stamped:
+    """A socket with a connection to the first address that accepts one. Raises OSError."""
+    loop, failed = asyncio.get_running_loop(), OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = Stamped(family, kind, protocol)
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
+            return sock
+        except OSError as error:
+            sock.close()
+            failed = error
+        except BaseException:
+            sock.close()
+            raise
+    raise failed
+
+
+class Pool:
+    """The connections to one or more servers, which are used in turn. Servers are numbered from 0."""
+
+    def __init__(self, bases: Sequence[Base], connect_timeout_s: float, read_timeout_s: float) -> None:
+        self._bases, self._connect_timeout_s, self._read_timeout_s = list(bases), connect_timeout_s, read_timeout_s
+        self._free: list[list[Connection]] = [[] for _ in bases]
+        self._all: set[Connection] = set()
+        self._turns = itertools.cycle(range(len(bases)))
+        self._buffer = memoryview(bytearray(READ_SIZE))
+        self.held = Held()
+        """Whoever has parsed a response takes its `kept` off."""
+        self._silence_timer: asyncio.TimerHandle | None = None
+
+    async def fill(self, count: int) -> None:
+        """Open `count` connections, spread over the servers. Errors are ignored: requests will report them."""
+
+        async def one(server: int) -> None:
+            with contextlib.suppress(RequestFailed):
+                self._free[server].append(await self.connect(server))
+
+        for first in range(0, count, 64):  # a server's listen backlog holds at least 64
+            numbers = range(first, min(count, first + 64))
+            await asyncio.gather(*(one(number % len(self._bases)) for number in numbers))
+
+    def next_server(self) -> int:
+        return next(self._turns)
+
+    def take_idle(self, server: int) -> Connection | None:
+        """An open, idle connection to that server, if there is one."""
+        free = self._free[server]
+        while free:
+            if (connection := free.pop()).reusable:
+                return connection
+            self._all.discard(connection)
+        return None
+
+    def give_back(self, server: int, connection: Connection) -> None:
+        """After an exchange: keep the connection if it is reusable, else close it."""
+        if connection.reusable:
+            self._free[server].append(connection)
+        else:
+            connection.close()
+            self._all.discard(connection)
+
+    async def close(self) -> None:
+        """Close all connections. The pool cannot be used afterwards."""
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+        for connection in self._all:
+            connection.close()
+        await asyncio.sleep(0)  # transports close their sockets in the next iteration of the loop
+
+    async def connect(self, server: int) -> Connection:
+        """Open a connection. Raises RequestFailed: timeout, refused, certificate, tls or unreachable."""
+        base, loop, sock = self._bases[server], asyncio.get_running_loop(), None
+        if self._silence_timer is None:
+            self._check_silence(loop)
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                make = functools.partial(Connection, self._buffer, self.held)
+                if isinstance(base.address, str):
+                    _, connection = await loop.create_unix_connection(make, base.address)
+                else:
+                    sock = await _connected(*base.address)
+                    # Resolve the name once: later connections use the address of this one.
+                    self._bases[server] = replace(base, address=sock.getpeername()[:2])
+                    _, connection = await loop.create_connection(
+                        functools.partial(make, sock), sock=sock, ssl=base.tls, server_hostname=base.name
+                    )
+        except TimeoutError:
+            raise RequestFailed("timeout", f"{base.url}: no connection within {self._connect_timeout_s} s") from None
+        except ConnectionRefusedError as refused:
+            raise RequestFailed("refused", f"{base.url}: {refused.strerror}") from None
+        except ssl.SSLCertVerificationError as failed:
+            raise RequestFailed("certificate", f"{base.url}: {failed.verify_message}") from None
+        except ssl.SSLError as failed:
+            raise RequestFailed("tls", f"{base.url}: {failed.reason or failed}") from None
+        except OSError as failed:
+            name = errno.errorcode.get(failed.errno or 0, "")
+            raise RequestFailed("unreachable", f"{base.url}: {name} {failed.strerror or failed}") from None
+        self._all.add(connection)
+        return connection
+
+    def _check_silence(self, loop: asyncio.AbstractEventLoop) -> None:
+        for connection in self._all:
+            connection.check_silence()
+        self._silence_timer = loop.call_later(self._read_timeout_s / SILENCE_CHECKS, self._check_silence, loop)

@@ -9,11 +9,11 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from harness.engines.openai.http import Response
 from harness.errors import RequestFailed
 
 LONG = 1 << 20
@@ -41,6 +41,43 @@ LARGEST = 10**9
 """No answer has as many tokens: one whose usage says so is malformed."""
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _TEXT = re.compile(rb'"(?:text|content)": ?"((?:[^"\\\n]|\\.)*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer, complete or up to the point where the connection failed."""
+
+    status: int
+    """0 if the status line did not arrive."""
+    headers: Mapping[bytes, bytes]
+    pieces: Sequence[bytes]
+    """The body without HTTP framing: one piece per chunk if it was sent in chunks, else one piece per read."""
+    ends: Sequence[int]
+    """Number of pieces received by the end of each arrival."""
+    kept: int = 0
+    """Bytes that the body takes in memory."""
+
+    @property
+    def coding(self) -> str | None:
+        """The compression of the body; None: it is not compressed."""
+        codings = b",".join([self.headers.get(name, b"") for name in (b"content-encoding", b"transfer-encoding")])
+        if codings in (b",", b",chunked"):
+            return None
+        names = {each.strip() for each in codings.decode("latin-1").lower().split(",")} - {"", "identity", "chunked"}
+        return ", ".join(sorted(names)) or None
+
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
+
+    def offsets(self) -> list[int]:
+        """Bytes of the body received by the end of each arrival."""
+        total = [0, *itertools.accumulate(map(len, self.pieces))]
+        return [total[end] for end in self.ends]
+
+    def arrivals(self) -> list[int]:
+        """Number of the arrival, from 0, with each piece."""
+        counts = (after - before for before, after in itertools.pairwise([0, *self.ends]))
+        return [arrival for arrival, count in enumerate(counts) for _ in range(count)]
 
 
 def events(body: bytes, ends: Sequence[int], begin: int = 0, end: int | None = None) -> list[tuple[bytes, bytes, int]]:
