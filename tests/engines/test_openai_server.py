@@ -19,7 +19,7 @@ from places import ROOT
 
 from harness.analysis.summary import summary_of
 from harness.engines.openai.client import Options
-from harness.engines.openai.server import SERVERS, ServedEngine, Server, create
+from harness.engines.openai.server import SERVERS, ServedEngine, create
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.measure import run as measuring
 from harness.model import Request
@@ -66,7 +66,11 @@ def command(tmp_path: Path) -> str:
     return f"{shlex.join([sys.executable, str(script)])} {{port}}"
 
 
-async def start_and_stop(server: Server) -> None:
+def served(command: str, options: dict[str, object] | None = None, timeout_s: float = 10) -> ServedEngine:
+    return ServedEngine(None, {"serve": command, "serve_options": options or {}, "serve_timeout_s": timeout_s})
+
+
+async def start_and_stop(server: ServedEngine) -> None:
     try:
         await server.start()
     finally:
@@ -80,12 +84,12 @@ def children() -> list[psutil.Process]:
 @pytest.mark.parametrize("mode", ["good", "stubborn"])
 def test_stop_ends_the_server_and_every_process_it_started(command: str, mode: str) -> None:
     async def life() -> None:
-        server = Server(f"{command} {mode} {{asked}}", "some model", {"ctx_size": 64}, 10)
+        server = ServedEngine("some model", {"serve": f"{command} {mode} {{asked}}", "serve_options": {"ctx_size": 64}})
         server.stop_s = 0.5
         try:
             await server.start()
-            assert server.record["command"].endswith(f"{mode} 'some model' --ctx-size 64")
-            assert server.record["start_s"] > 0.5  # /health answers 503 for the first 0.5 s
+            assert server.server_record["command"].endswith(f"{mode} 'some model' --ctx-size 64")
+            assert server.server_record["start_s"] > 0.5  # /health answers 503 for the first 0.5 s
             assert server.died() is None
             assert len(children()) == 3  # watchdog, server, and the server's child in a new session
         finally:
@@ -130,7 +134,7 @@ engine: {{name: openai, openai: {{serve: {serve}}}}}
 def test_a_failed_start_quotes_the_servers_log(command: str, mode: str, timeout_s: float, what: str) -> None:
     began_s = time.monotonic()
     with pytest.raises(HarnessError) as failed:
-        asyncio.run(start_and_stop(Server(f"{command} {mode} x", None, {}, timeout_s)))
+        asyncio.run(start_and_stop(served(f"{command} {mode} x", timeout_s=timeout_s)))
     assert re.fullmatch(what, failed.value.what)
     assert time.monotonic() - began_s < 15
     assert children() == []
@@ -164,9 +168,9 @@ def test_the_server_ends_with_a_harness_that_is_killed(command: str, tmp_path: P
     parent = tmp_path / "parent.py"
     parent.write_text(
         "import asyncio, psutil\n"
-        "from harness.engines.openai.server import Server\n"
+        "from harness.engines.openai.server import ServedEngine\n"
         "async def main():\n"
-        f"    server = Server({command + ' good'!r}, None, {{}}, 10)\n"
+        f"    server = ServedEngine(None, {{'serve': {command + ' good'!r}}})\n"
         "    await server.start()\n"
         "    print(*(c.pid for c in psutil.Process().children(recursive=True)), flush=True)\n"
         "    await asyncio.sleep(60)\n"
@@ -220,4 +224,4 @@ def test_every_option_is_documented() -> None:
 
 def test_a_missing_program_is_named() -> None:
     with pytest.raises(HarnessError, match=r"cannot start '/nowhere/server': No such file"):
-        asyncio.run(start_and_stop(Server("/nowhere/server {port}", None, {}, 1)))
+        asyncio.run(start_and_stop(served("/nowhere/server {port}")))

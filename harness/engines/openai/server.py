@@ -52,73 +52,86 @@ _SECRET = re.compile(r"--?[\w-]*(key|token|password|secret)(=.*)?", re.IGNORECAS
 """Options of servers whose value is a secret."""
 
 
-class Server:
-    """One server process and the processes it starts.
+class Serve(BaseModel):
+    """The options of the openai engine for a server that the harness starts."""
 
-    `how` is a key of `SERVERS`, or a command that contains `{port}` and may contain `{model}`, `{asked}` and `{name}`.
-    `options` become command-line options, see `arguments`. Raises HarnessError for an unknown `how` or a missing model.
+    serve: str
+    """A key of `SERVERS`, or a command that contains `{port}` and may contain `{model}`, `{asked}` and `{name}`."""
+    serve_options: dict[str, Any] = {}
+    """Command-line options, see `arguments`."""
+    serve_timeout_s: float = Field(1800.0, gt=0)
+    """Limit on the time until the server is healthy. Large models take minutes."""
 
-    >>> Server("vlm", "m", {}, 60)
-    Traceback (most recent call last):
-        ...
-    harness.errors.HarnessError: unknown server 'vlm'
-      fix: choose one of llama.cpp, sglang, tgi, vllm, or give a command with {port} in it
+
+class ServedEngine(OpenAIEngine):
+    """The openai engine, with a server that it starts and stops, and the processes that the server starts.
+
+    HarnessError for an unknown server, a missing model or a secret in the command.
     """
 
-    def __init__(self, how: str, model: str | None, options: Mapping[str, Any], timeout_s: float) -> None:
+    def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
+        if "base_url" in options:
+            raise HarnessError("engine.serve and engine.base_url exclude each other", "remove one of them")
+        ours = {key: options[key] for key in Serve.model_fields if key in options}
+        self._serve = checked(Serve, ours, "openai engine")
+        self.client_options = {key: value for key, value in options.items() if key not in ours}
+        """Options for other OpenAIEngine clients of the started server."""
+        super().__init__(model, self.client_options)  # validates the options before minutes of loading
+        how = self._serve.serve
         if how not in SERVERS and "{port}" not in how:
-            known = ", ".join(sorted(SERVERS))
-            fix = f"choose one of {known}, or give a command with {{port}} in it"
+            fix = f"choose one of {', '.join(sorted(SERVERS))}, or give a command with {{port}} in it"
             raise HarnessError(f"unknown server '{how}'", fix)
         if model is None and (how in SERVERS or "{model}" in how or "{asked}" in how):
             raise HarnessError(f"the server '{how}' needs a model", "give one with --model, or in the workload")
-        words = [*SERVERS.get(how, how).split(), *arguments(options)]
+        words = [*SERVERS.get(how, how).split(), *arguments(self._serve.serve_options)]
         if secret := next(filter(_SECRET.fullmatch, words), None):
             what = f"{secret.partition('=')[0]} of the server is a secret, and its command is stored with the run"
             raise HarnessError(what, "export it instead: VLLM_API_KEY, LLAMA_API_KEY or HF_TOKEN")
-        self._how, self._asked, self._options, self._timeout_s = how, model, dict(options), timeout_s
+        self._asked, self._name = model, model or "default"  # the latter is the model's name in requests
         self._process: subprocess.Popen[bytes] | None = None
         self._children: Descendants | None = None
-        self.name = model or "default"
-        """The model's name in requests."""
-        self.weights: weights.Weights | None = None
-        """None: the command itself names the weights."""
-        self.record: dict[str, Any] = {}
+        self.server_record: dict[str, Any] = {}
         """For run.json: command, log, and seconds from start to healthy."""
         self.stop_s = STOP_S
 
-    async def start(self) -> str:
-        """Start the server, wait until it is healthy, and return its URL. Call `stop` even if this fails.
+    async def start(self) -> EngineInfo:
+        """Start the server, wait until it is healthy, and query it. Call `stop` even if this fails.
 
-        Raises HarnessError with the last errors of the log if the process ends, and after `timeout_s`.
+        Raises HarnessError with the last errors of the log if the process ends, and after `serve_timeout_s`.
         """
-        began_s = time.monotonic()
-        template = SERVERS.get(self._how, self._how)
-        if self._asked is not None and ("{model}" in template or self._how == "vllm"):
-            self.weights = await asyncio.to_thread(weights.resolve, self._asked)
+        began_s, given, found = time.monotonic(), self._serve, None
+        template = SERVERS.get(given.serve, given.serve)
+        if self._asked is not None and ("{model}" in template or given.serve == "vllm"):
+            found = await asyncio.to_thread(weights.resolve, self._asked)
         port = _free_port()
-        command, url = self._command(template, port), f"http://{HOST}:{port}"
+        command, url = self._command(template, port, found), f"http://{HOST}:{port}"
         self._children = Descendants()
         self._run(command)
         try:
-            await asyncio.wait_for(self._healthy(url), self._timeout_s)
+            await asyncio.wait_for(self._healthy(url), given.serve_timeout_s)
         except TimeoutError:
-            fix = f"see {LOG}, or raise engine.serve_timeout_s"
-            what = f"the server was not ready within {self._timeout_s:g} s: {self._last_errors()}"
-            raise HarnessError(what, fix) from None
+            what = f"the server was not ready within {given.serve_timeout_s:g} s: {self._last_errors()}"
+            raise HarnessError(what, f"see {LOG}, or raise engine.serve_timeout_s") from None
         self._children.settled()
-        self.record = {"command": shlex.join(command), "log": LOG, "start_s": time.monotonic() - began_s}
-        return url
+        self.server_record = {"command": shlex.join(command), "log": LOG, "start_s": time.monotonic() - began_s}
+        self.client_options = {"base_url": url, **self._devices(), **self.client_options}
+        super().__init__(self._name, self.client_options)
+        info = await super().start()
+        model = info.model if found is None else await asyncio.to_thread(weights.identity, found)
+        return replace(info, model=model, options={**info.options, **given.model_dump()})
 
-    def devices(self) -> dict[str, Any]:
-        """`device` and `device_count` if known. A user's own command may use any number of the GPUs."""
-        gpus = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
-        if _cpu_only() if self._how == "vllm" else not gpus:
-            return {"device": "cpu", "device_count": 1}
-        if self._how in ("vllm", "sglang"):
-            sizes = (int(self._options[size]) for size in PARALLEL if size in self._options)
-            return {"device": "cuda", "device_count": math.prod(sizes)}
-        return {}
+    async def model_name(self) -> str | None:
+        return self._name
+
+    async def exchange(self, request: Request, arrived: Arrived) -> Callable[[], Completion]:
+        try:
+            return await super().exchange(request, arrived)
+        except RequestFailed as failed:
+            if (what := self.died()) is None:
+                raise
+            died = EngineDied(what)
+            died.arrival_tokens = getattr(failed, "arrival_tokens", None)  # type: ignore[attr-defined]
+            raise died from None
 
     def died(self) -> str | None:
         """How the server ended, with its last errors; None while it runs."""
@@ -128,6 +141,7 @@ class Server:
 
     async def stop(self) -> None:
         """Send SIGTERM to the process group, and after `stop_s` SIGKILL to all remaining processes."""
+        await super().stop()
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
@@ -140,19 +154,27 @@ class Server:
             self._children.close()
         self._process = self._children = None
 
-    def _command(self, template: str, port: int) -> list[str]:
-        found, options = self.weights, self._options
-        model = found.name_or_path if found else ""
+    def _devices(self) -> dict[str, Any]:
+        """`device` and `device_count` if known. A user's own command may use any number of the GPUs."""
+        how, options = self._serve.serve, self._serve.serve_options
+        gpus = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+        if _cpu_only() if how == "vllm" else not gpus:
+            return {"device": "cpu", "device_count": 1}
+        if how in ("vllm", "sglang"):
+            return {"device": "cuda", "device_count": math.prod(int(options.get(size, 1)) for size in PARALLEL)}
+        return {}
+
+    def _command(self, template: str, port: int, found: weights.Weights | None) -> list[str]:
+        how, options, model = self._serve.serve, self._serve.serve_options, found.name_or_path if found else ""
         words = shlex.split(template)
-        if self._how == "vllm":
+        if how == "vllm":
             words = [*_vllm(model), *words]
-            if _cpu_only():
-                options = {**CPU_DEFAULTS, **options}
             if found is not None and found.revision is not None and not Path(model).is_dir():
                 options = {"revision": found.revision, **options}
-        elif self._how == "sglang":
+            options = {**(CPU_DEFAULTS if _cpu_only() else {}), **options}
+        elif how == "sglang":
             words[0] = sys.executable
-        fields = {"model": model, "asked": self._asked or "", "name": self.name, "port": str(port)}
+        fields = {"model": model, "asked": self._asked or "", "name": self._name, "port": str(port)}
         for field, value in fields.items():  # not str.format: a command may contain other braces
             words = [word.replace(f"{{{field}}}", value) for word in words]
         return [*words, *arguments(options)]
@@ -184,57 +206,6 @@ class Server:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         errors = raised(text)[-1:] or [line for line in lines if "rror" in line or "atal" in line][-2:] or lines[-2:]
         return " / ".join(errors)[-_MAX_MESSAGE:] or "the log is empty"
-
-
-class Serve(BaseModel):
-    """The options of the openai engine for a server that the harness starts: the arguments of `Server`."""
-
-    serve: str
-    serve_options: dict[str, Any] = {}
-    serve_timeout_s: float = Field(1800.0, gt=0)
-    """Limit on the time until the server is healthy. Large models take minutes."""
-
-
-class ServedEngine(OpenAIEngine):
-    """The openai engine, with a server that it starts and stops."""
-
-    def __init__(self, model: str | None, options: Mapping[str, Any]) -> None:
-        if "base_url" in options:
-            raise HarnessError("engine.serve and engine.base_url exclude each other", "remove one of them")
-        ours = {key: options[key] for key in Serve.model_fields if key in options}
-        self._serve = how = checked(Serve, ours, "openai engine")
-        self.client_options = {key: value for key, value in options.items() if key not in ours}
-        """Options for other OpenAIEngine clients of the started server."""
-        super().__init__(model, self.client_options)  # validates the options before minutes of loading
-        self._server = Server(how.serve, model, how.serve_options, how.serve_timeout_s)
-
-    async def start(self) -> EngineInfo:
-        """Start the server, then query it."""
-        url = await self._server.start()
-        self.server_record = self._server.record
-        self.client_options = {"base_url": url, **self._server.devices(), **self.client_options}
-        super().__init__(self._server.name, self.client_options)
-        info = await super().start()
-        served = self._server.weights
-        model = info.model if served is None else await asyncio.to_thread(weights.identity, served)
-        return replace(info, model=model, options={**info.options, **self._serve.model_dump()})
-
-    async def model_name(self) -> str | None:
-        return self._server.name
-
-    async def exchange(self, request: Request, arrived: Arrived) -> Callable[[], Completion]:
-        try:
-            return await super().exchange(request, arrived)
-        except RequestFailed as failed:
-            if (what := self._server.died()) is None:
-                raise
-            died = EngineDied(what)
-            died.arrival_tokens = getattr(failed, "arrival_tokens", None)  # type: ignore[attr-defined]
-            raise died from None
-
-    async def stop(self) -> None:
-        await super().stop()
-        await self._server.stop()
 
 
 def create(model: str | None, options: Mapping[str, Any]) -> OpenAIEngine | ServedEngine:
