@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from pydantic import Field
@@ -40,8 +40,7 @@ ANSWER_SIZE = 8 << 20, 16 << 10
 """Largest answer in bytes: the first number, and the second for each token asked for, up to http.MAX_BODY."""
 ERROR_LENGTH = 500
 """Characters of a server's error that are stored."""
-
-
+_Form = TypeVar("_Form", str, list[int])
 PLAIN_HEADERS = frozenset({"accept", "accept-language", "cache-control", "content-type", "user-agent", "x-priority"})
 PLAIN_FIELDS = frozenset(read_data("openai_fields.txt").split())
 """Headers, and fields of a body, whose text is stored with the run. The text of any other can be a secret."""
@@ -140,9 +139,8 @@ class OpenAIEngine:
         path = "/v1/chat/completions" if given.endpoint == "chat" else "/v1/completions"
         self._heads = [self._head("POST", base, path) for base in self._bases]
         self._pool = Pool(self._bases, given.connect_timeout_s, given.read_timeout_s)
-        self._length_renamed = False
+        self._length_renamed, self._sends_ids = False, given.endpoint == "completions" and given.prompt == "tokens"
         self._prepared: dict[int, tuple[Request, bytes]] = {}
-        self._tokenizer: Any = None
 
     async def start(self) -> EngineInfo:
         """Ask the server for its model, version and limits. Raises HarnessError if it does not answer."""
@@ -184,8 +182,7 @@ class OpenAIEngine:
     @property
     def prepare_waits(self) -> bool:
         """Prompts of token ids are sent as texts, which only the server can make of them."""
-        sends_text = self.options.endpoint == "chat" or self.options.prompt == "text"
-        return sends_text and self.options.tokenizer is None
+        return not self._sends_ids and self.options.tokenizer is None
 
     def prepare(self, request: Request) -> None:
         """Encode the request's body ahead of its send time."""
@@ -286,9 +283,8 @@ class OpenAIEngine:
         answer, failed = self._parse(request, response, counts)
         if failed is not None:
             raise self._with_arrivals(failed, counts)
-        ids_sent = self.options.endpoint == "completions" and self.options.prompt == "tokens"
         return Completion(
-            input_tokens=answer.usage.input(len(request.prompt) if ids_sent else None),
+            input_tokens=answer.usage.input(len(request.prompt) if self._sends_ids else None),
             output_tokens=answer.output_tokens,
             cached_tokens=answer.usage.cached,
             finish_reason=answer.finish_reason and self._secrets.hidden(answer.finish_reason)[:ERROR_LENGTH],
@@ -324,14 +320,13 @@ class OpenAIEngine:
         """The JSON body of a request."""
         given = self.options
         fields: dict[str, Any] = {"model": self._model}
+        texts = () if self._sends_ids else request.messages or (self._text(request.prompt),)
         if given.endpoint == "chat":
-            texts = request.messages or (self._text(request.prompt),)
-            roles = itertools.cycle(("user", "assistant"))
-            system = [] if given.system_prompt is None else [{"role": "system", "content": given.system_prompt}]
-            said = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
-            fields["messages"] = system + said
+            said = list(zip(itertools.cycle(("user", "assistant")), texts, strict=False))
+            system = [] if given.system_prompt is None else [("system", given.system_prompt)]
+            fields["messages"] = [{"role": role, "content": text} for role, text in system + said]
         elif given.prompt == "text":
-            fields["prompt"] = "\n".join(request.messages or (self._text(request.prompt),))
+            fields["prompt"] = "\n".join(texts)
         else:
             fields["prompt"] = request.prompt
         fields |= {"max_tokens": request.output_tokens, "temperature": given.temperature, "stream": given.stream}
@@ -344,42 +339,39 @@ class OpenAIEngine:
     def _text(self, ids: tuple[int, ...]) -> str:
         """Decode token ids with the tokenizer of the options, else with the server's /detokenize."""
         if self.options.tokenizer is not None:
-            return str(self._local_tokenizer().decode(ids))
-        answer = self._ask_blocking("/detokenize", {"model": self._model, "tokens": ids})
-        text = answer.get("prompt", answer.get("content", answer.get("text")))  # vLLM, llama.cpp, SGLang
-        if not isinstance(text, str):
-            raise HarnessError("the server's /detokenize returned no text", "set engine.tokenizer")
-        return text
+            return str(self._tokenizer.decode(ids))
+        return self._ask_for("/detokenize", str, ("prompt", "content", "text"), tokens=ids)  # vLLM, llama.cpp, SGLang
 
     def _encode(self, text: str) -> list[int]:
         """Encode text with the tokenizer of the options, else with the server's /tokenize."""
         if self.options.tokenizer is not None:
-            return list(self._local_tokenizer().encode(text, add_special_tokens=False))
-        fields = {"model": self._model, "prompt": text, "content": text, "add_special_tokens": False}
-        ids = self._ask_blocking("/tokenize", fields).get("tokens")
-        if not isinstance(ids, list):
-            raise HarnessError("the server's /tokenize returned no tokens", "set engine.tokenizer")
-        return ids
+            return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return self._ask_for("/tokenize", list, ("tokens",), prompt=text, content=text, add_special_tokens=False)
 
-    def _local_tokenizer(self) -> Any:
-        if self._tokenizer is None:
-            try:
-                from transformers import AutoTokenizer
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            from transformers import AutoTokenizer
 
-                self._tokenizer = AutoTokenizer.from_pretrained(self.options.tokenizer)
-            except (ImportError, OSError, ValueError) as failed:
-                what = f"engine.tokenizer '{self.options.tokenizer}' cannot be loaded: {failed}"
-                raise HarnessError(what, "pip install transformers, and give a tokenizer's directory or name") from None
-        return self._tokenizer
+            return AutoTokenizer.from_pretrained(self.options.tokenizer)
+        except (ImportError, OSError, ValueError) as failed:
+            what = f"engine.tokenizer '{self.options.tokenizer}' cannot be loaded: {failed}"
+            raise HarnessError(what, "pip install transformers, and give a tokenizer's directory or name") from None
 
-    def _ask_blocking(self, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """POST to the first server from code that cannot await; see `prepare_waits`."""
+    def _ask_for(self, path: str, form: type[_Form], keys: Sequence[str], **fields: Any) -> _Form:
+        """The value of the first of these keys that the first server answers, for code that cannot await."""
         try:
             with ThreadPoolExecutor(1) as thread:
-                return thread.submit(asyncio.run, self._ask("POST", path, fields)).result()
+                asked = self._ask("POST", path, {"model": self._model, **fields})
+                answer = thread.submit(asyncio.run, asked).result()
         except RequestFailed as failed:
             fix = "set engine.tokenizer, or send token ids: engine.prompt=tokens, engine.endpoint=completions"
             raise HarnessError(f"the server's {path} failed: {failed.kind}: {failed.message}", fix) from None
+        value = next((answer[key] for key in keys if key in answer), None)
+        if not isinstance(value, form):
+            what = f"the server's {path} returned no {'text' if form is str else 'tokens'}"
+            raise HarnessError(what, "set engine.tokenizer")
+        return value
 
     async def _ask(
         self, method: str, path: str, fields: Mapping[str, Any] | None = None, base: Base | None = None

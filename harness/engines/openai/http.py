@@ -182,8 +182,8 @@ class Connection(asyncio.BufferedProtocol):
         self._sock = sock
         self._buffer = buffer  # shared by all connections: each read is copied out before the next one
         self._held, self._most = held, MAX_BODY
-        self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._transport: asyncio.Transport
+        self._waiter: asyncio.Future[RequestFailed | None] | None = None
         self._arrived: Arrived | None = None
         self._reset()
         self.stale = False
@@ -194,14 +194,13 @@ class Connection(asyncio.BufferedProtocol):
 
         Raises RequestFailed, also for a body of more than `most` bytes; `response()` then returns what was received.
         """
-        self._most = min(most, MAX_BODY)
-        assert self._transport is not None
-        self._waiter = asyncio.get_running_loop().create_future()
-        self._arrived = arrived
         self._reset()
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._most, self._arrived = min(most, MAX_BODY), arrived
         self._transport.write(data)
         try:
-            await self._waiter
+            if failed := await self._waiter:
+                raise failed
         finally:
             self._arrived = self._waiter = None
         return self.response()
@@ -223,8 +222,7 @@ class Connection(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Abort the connection, so that the server notices at once."""
         self.reusable = False
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
 
     def check_silence(self) -> None:
         """Called SILENCE_CHECKS times per read timeout: fails an exchange that received no token for that long.
@@ -253,11 +251,10 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, size: int) -> None:
-        arrived = self._arrived
-        if arrived is None:  # bytes without a request
+        if self._arrived is None:  # bytes without a request
             self.close()
             return
-        arrived(1, None if self._sock is None else self._sock.arrived_ns)
+        self._arrived(1, None if self._sock is None else self._sock.arrived_ns)
         try:
             self._consume(bytes(self._buffer[:size]))
         except ValueError as wrong:
@@ -265,7 +262,7 @@ class Connection(asyncio.BufferedProtocol):
         self.ends.append(len(self._pieces))
 
     def eof_received(self) -> None:
-        if self._waiter is not None and self._consume == self._add_piece:
+        if self._consume == self._add_piece:
             self._finish(reusable=False)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -275,8 +272,7 @@ class Connection(asyncio.BufferedProtocol):
             self._fail("reset", str(error or "the server closed the connection before it answered"))
         elif error is not None and not isinstance(error, ssl.SSLError):
             self._fail("reset", str(error))
-        else:
-            self._fail("cut", "the server closed the connection in the middle of its answer")
+        self._fail("cut", "the server closed the connection in the middle of its answer")
 
     # States of the parser: `_consume` is the current one.
 
@@ -366,16 +362,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._held.size > MAX_HELD:
             raise ValueError(f"the answers that are not parsed yet exceed {MAX_HELD:,} bytes in all")
 
-    def _finish(self, reusable: bool) -> None:
-        self.reusable = reusable
+    def _finish(self, reusable: bool = False, failed: RequestFailed | None = None) -> None:
+        self.reusable, self._arrived = reusable, None
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-        self._arrived = None
+            self._waiter.set_result(failed)
 
     def _fail(self, kind: str, message: str) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(RequestFailed(kind, message))
-        self._arrived = None
+        self._finish(failed=RequestFailed(kind, message))
 
 
 def _lengths_fit(pieces: list[bytes]) -> bool:
@@ -398,12 +391,11 @@ async def _connected(host: str, port: int) -> Stamped:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
             return sock
-        except OSError as error:
+        except BaseException as error:
             sock.close()
+            if not isinstance(error, OSError):
+                raise
             failed = error
-        except BaseException:
-            sock.close()
-            raise
     raise failed
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from harness.config import data_yaml
 from harness.errors import RequestFailed
 
 LONG = 1 << 20
@@ -22,21 +23,8 @@ DONE = b"[DONE]"
 """Data of the last event of an OpenAI stream."""
 _TEXTS = ("text", "thinking", "reasoning", "summary", "content", "function", "name", "arguments")
 """Fields of the parts of an answer that hold text, or parts with text."""
-_INPUT = "prompt_tokens", "input_tokens"
-_OUTPUT = "completion_tokens", "output_tokens"
-_REASONING = (
-    "reasoning_tokens",  # SGLang
-    "completion_tokens_details.reasoning_tokens",
-    "output_tokens_details.reasoning_tokens",
-)
-_CACHED = (
-    "prompt_tokens_details.cached_tokens",
-    "input_tokens_details.cached_tokens",
-    "cached_tokens",  # Moonshot
-    "prompt_cache_hit_tokens",  # DeepSeek
-    "cache_read_input_tokens",  # Anthropic
-)
-"""Names of one count, the first that is above 0 is read."""
+_COUNTS: Mapping[str, list[str]] = data_yaml("usage_names.yaml")
+"""Count -> its names in a usage."""
 LARGEST = 10**9
 """No answer has as many tokens: one whose usage says so is malformed."""
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
@@ -183,18 +171,26 @@ class Usage:
 
     def __init__(self, stated: Mapping[str, Any] | None = None) -> None:
         self.counts: dict[str, int] = {}
+        named = dict(stated or {})
         for name, value in (stated or {}).items():
             if isinstance(value, dict):
-                for inner in ("cached_tokens", "reasoning_tokens"):
-                    self._take(f"{name}.{inner}", value.get(inner))
-            else:
-                self._take(name, value)
-        self.reasoning = self._first(_REASONING) or 0
+                named |= {f"{name}.{inner}": value.get(inner) for inner in ("cached_tokens", "reasoning_tokens")}
+        for name, value in named.items():
+            # Values that count no tokens (negative ones, NaN, null, text, durations) are passed over.
+            if isinstance(value, int | float) and value >= 0 and name.endswith("tokens"):
+                if value >= LARGEST:
+                    raise RequestFailed("malformed", f"the usage says {name} {value:.3g}")
+                self.counts[name] = int(value)
+        self.reasoning = self._first("reasoning") or 0
         """Reasoning tokens, 0 if the server states none."""
-        self.output = self._output()
+        self.output = self._first("output")
         """Output tokens with reasoning tokens; None if the server states none."""
-        self.cached = self._first(_CACHED)
+        self.cached = self._first("cached")
         """Input tokens from a prefix cache."""
+        if self.output is not None and self.reasoning:
+            both = self.output + self.reasoning
+            if self.counts.get("total_tokens") == (self._first("input") or 0) + both:  # xAI counts reasoning apart
+                self.output = both
 
     def updated(self, newer: Usage) -> Usage:
         """These counts with newer ones. Zeros replace none: some servers end with them."""
@@ -202,25 +198,10 @@ class Usage:
             return newer
         return Usage(self.counts | {name: n for name, n in newer.counts.items() if n or name not in self.counts})
 
-    def _take(self, name: str, value: Any) -> None:
-        """Values that count no tokens (negative ones, NaN, null, text, durations) are passed over."""
-        if isinstance(value, int | float) and value >= 0 and name.endswith("tokens"):
-            if value >= LARGEST:
-                raise RequestFailed("malformed", f"the usage says {name} {value:.3g}")
-            self.counts[name] = int(value)
-
-    def _first(self, names: Sequence[str]) -> int | None:
-        """The first of these counts that is above 0, else 0 if one of them is stated."""
-        found = [self.counts[name] for name in names if name in self.counts]
+    def _first(self, count: str) -> int | None:
+        """The first of the names of this count that is above 0, else 0 if one of them is stated."""
+        found = [self.counts[name] for name in _COUNTS[count] if name in self.counts]
         return next(filter(None, found), 0) if found else None
-
-    def _output(self) -> int | None:
-        """Output tokens; xAI counts reasoning tokens apart."""
-        output, total = self._first(_OUTPUT), self.counts.get("total_tokens")
-        if output is None or total is None or not self.reasoning:
-            return output
-        apart = total == (self._first(_INPUT) or 0) + output + self.reasoning
-        return output + self.reasoning if apart else output
 
     def input(self, sent: int | None) -> int | None:
         """Input tokens, those from the cache included; `sent` is the number of token ids sent, None for a text.
