@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -82,20 +82,19 @@ def read_yaml(text: str, origin: str) -> tuple[Any, dict[str, str]]:
 
 def _places(node: yaml.Node | None, origin: str, prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, `origin:line`) pairs. Duplicate keys are refused: PyYAML would silently keep only the last."""
-    seen = set()
+    items: list[tuple[str, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            dotted = f"{prefix}{key.value}"
-            place = f"{origin}:{key.start_mark.line + 1}"
-            if dotted in seen:
-                raise HarnessError(f"{place}: {dotted} is given twice", "remove one of them")
-            seen.add(dotted)
-            yield dotted, place
-            yield from _places(value, origin, f"{dotted}.")
+        items = [(f"{prefix}{key.value}", key, value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            yield f"{prefix}{i}", f"{origin}:{item.start_mark.line + 1}"
-            yield from _places(item, origin, f"{prefix}{i}.")
+        items = [(f"{prefix}{i}", item, item) for i, item in enumerate(node.value)]
+    seen = set()
+    for dotted, key, value in items:
+        place = f"{origin}:{key.start_mark.line + 1}"
+        if dotted in seen:
+            raise HarnessError(f"{place}: {dotted} is given twice", "remove one of them")
+        seen.add(dotted)
+        yield dotted, place
+        yield from _places(value, origin, f"{dotted}.")
 
 
 def read_map(text: str, origin: str, form: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -230,14 +229,9 @@ def _known(form: Any, path: Sequence[int | str]) -> tuple[str, list[str]]:
         models = list(_models(field.annotation)) if field else models
     if field is None:
         return "", list(fields)
-    choices = ", ".join(_choices(field.annotation))
+    parts = [part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is Literal]
+    choices = ", ".join(str(value) for part in parts for value in get_args(part))
     return field.description or (choices and f"one of {choices}"), list(fields)
-
-
-def _choices(annotation: Any) -> list[str]:
-    """The values of a Literal, or of a Literal or None."""
-    parts = get_args(annotation) if get_origin(annotation) is Union else [annotation]
-    return [str(value) for part in parts if get_origin(part) is Literal for value in get_args(part)]
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

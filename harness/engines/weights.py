@@ -192,32 +192,30 @@ def _convert_in_child(gguf: Path, final: Path) -> None:
 
 
 def convert(pipe: Connection, gguf: Path, final: Path) -> None:
-    """The main function of the process that converts. HarnessError for a damaged file or a full disk."""
+    """The main function of the process that converts: bfloat16 safetensors, configuration, tokenizer, chat template.
+
+    HarnessError for a damaged file or a full disk.
+    """
+    folder, name, partial = str(gguf.parent), gguf.name, final.with_name(f"{final.name}.partial")
     try:
-        _convert(gguf, final)
+        import gguf as library
+        import torch
+        import transformers
+
+        # Parsing takes seconds, and transformers parses once each for configuration, weights and tokenizer.
+        library.GGUFReader = functools.cache(library.GGUFReader)
+        field = library.GGUFReader(str(gguf)).get_field("general.file_type")
+        stored = library.LlamaFileType(field.contents()).name.partition("_")[2] if field is not None else "unknown"
+        shutil.rmtree(partial, ignore_errors=True)
+        dense = transformers.GgufConfig(gguf_file=name, dequantize=True)
+        how = {"gguf_file": name, "dtype": torch.bfloat16, "quantization_config": dense}
+        transformers.AutoModelForCausalLM.from_pretrained(folder, **how).save_pretrained(partial)
+        transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(partial)
+        (partial / "converted.json").write_text(json.dumps({"stored_precision": stored, "file": name}))
+        partial.rename(final)
     except Exception as error:
         raise HarnessError(f"cannot convert '{gguf}': {type(error).__name__}: {first_line(error)}", _DAMAGED) from error
     pipe.send("converted")
-
-
-def _convert(gguf: Path, final: Path) -> None:
-    """Write the model in a GGUF file as bfloat16 safetensors, with configuration, tokenizer and chat template."""
-    import gguf as library
-    import torch
-    import transformers
-
-    # Parsing takes seconds, and transformers parses once each for configuration, weights and tokenizer.
-    library.GGUFReader = functools.cache(library.GGUFReader)
-    field = library.GGUFReader(str(gguf)).get_field("general.file_type")
-    stored = library.LlamaFileType(field.contents()).name.partition("_")[2] if field is not None else "unknown"
-    folder, name, partial = str(gguf.parent), gguf.name, final.with_name(f"{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    dense = transformers.GgufConfig(gguf_file=name, dequantize=True)
-    how = {"gguf_file": name, "dtype": torch.bfloat16, "quantization_config": dense}
-    transformers.AutoModelForCausalLM.from_pretrained(folder, **how).save_pretrained(partial)
-    transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(partial)
-    (partial / "converted.json").write_text(json.dumps({"stored_precision": stored, "file": name}), encoding="utf-8")
-    partial.rename(final)
 
 
 def _snapshot(weights: Weights) -> Path | None:
@@ -253,15 +251,13 @@ def _parameters(files: list[Path], quantised: dict[str, Any], tied: bool) -> dic
     if tied and any(name.endswith("embed_tokens.weight") for name in tensors):
         tensors.pop("lm_head.weight", None)
     width = _width(quantised)
-    sizes: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        if _AUXILIARY.search(name) or tensor["dtype"] in ("I64", "BOOL"):
-            continue
-        sizes[name] = math.prod(tensor["shape"])
-        if tensor["dtype"] in _BITS:
+    kept = {name: tensor for name, tensor in tensors.items() if not _AUXILIARY.search(name)}
+    sizes = {name: math.prod(each["shape"]) for name, each in kept.items() if each["dtype"] not in ("I64", "BOOL")}
+    for name in sizes:
+        if (bits := _BITS.get(kept[name]["dtype"])) is not None:
             if width is None:
                 return {}
-            sizes[name] = sizes[name] * _BITS[tensor["dtype"]] // width
+            sizes[name] = sizes[name] * bits // width
     return sizes
 
 
