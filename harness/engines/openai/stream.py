@@ -111,7 +111,8 @@ def uniform_events(pieces: Sequence[bytes]) -> tuple[int, int, list[str]] | None
     before, after = example[: text.start(1)], example[text.end(1) :]
     first = next(i for i, piece in enumerate(pieces) if piece.startswith(before))
     last = next(i for i in range(len(pieces), first, -1) if pieces[i - 1].endswith(after))
-    texts = [piece[len(before) : -len(after)] for piece in pieces[first:last]]
+    start, stop = len(before), -len(after)
+    texts = [piece[start:stop] for piece in pieces[first:last]]
     same = before + (after + before).join(texts) + after == b"".join(pieces[first:last])
     if not same or not (first == 0 or pieces[first - 1].endswith(b"\n\n")):
         return None
