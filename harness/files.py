@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import gzip
+import hashlib
 import io
 import os
 import shlex
@@ -50,6 +51,11 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the name
         raise HarnessError(f"cannot read {path}: {error}", "give a readable UTF-8 text file") from None
+
+
+def text_digest(path: Path) -> str:
+    """SHA-256 of the text of a file, as `read_text` gives it."""
+    return hashlib.sha256(read_text(path).encode()).hexdigest()
 
 
 def install(extra: str) -> str:

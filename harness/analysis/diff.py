@@ -270,7 +270,8 @@ def differences(base: Run, new: Run) -> tuple[list[str], list[str]]:
     (asked, ran, rest), (asked_1, ran_1, rest_1) = _conditions(base), _conditions(new)
     if "weights_sha256" in ran and ran["weights_sha256"] == ran_1.get("weights_sha256"):
         ran, ran_1 = ran | {"model": None}, ran_1 | {"model": None}
-    must = _differ(asked, asked_1) + _differ({key: ran[key] for key in ran if key in ran_1}, ran_1)
+    both = [key for key in ran if key in ran_1]
+    must = _differ(asked, asked_1) + _differ(*({key: of[key] for key in both} for of in (ran, ran_1)))
     unsure = [f"{key} is known of one side only" for key in (*ran, *ran_1) if (key in ran) != (key in ran_1)]
     return must, unsure + _differ(rest, rest_1)
 
@@ -318,6 +319,8 @@ def _conditions(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
     asked = flat(workload.model_dump(include={"requests", "load", "objectives"}))
     rest = {key: asked.pop(key, None) for key in LENGTH}
     ran: dict[str, Any] = {"engine": run.file.engine_asked}
+    if run.file.prompts is not None:
+        ran |= {f"SHA-256 of {name}": digest for name, digest in run.file.prompts.files.items()}
     if engine is not None:
         ran |= {"model": model.source, "precision": model.precision, "stored_precision": model.stored_precision}
         ran |= {"weights_sha256": model.weights_sha256, "device": engine.device, "device_count": run.device_count}

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.engines.base import Naming, Resetting, choose_engine, create_engine
 from harness.errors import HarnessError
+from harness.files import text_digest
 from harness.measure import environment
 from harness.measure.clients import Inputs, Job, Link, Local
 from harness.measure.nodes import Cluster
@@ -24,7 +25,7 @@ from harness.model import SERVED
 from harness.store.directory import RunWriter, new_id
 from harness.store.run_file import Prompts, RunFile, State
 from harness.workload.arrivals import Trace
-from harness.workload.library import read_files
+from harness.workload.library import named_files, read_files
 from harness.workload.schema import Workload
 
 SALT_BITS = 48
@@ -125,7 +126,8 @@ def _inputs(workload: Workload, attached: bool, setup: Setup) -> tuple[Inputs, P
     drawn = secrets.randbits(SALT_BITS) if attached else None
     salt = None if setup.same_prompts else drawn
     inputs = Inputs(files, arrivals if isinstance(arrivals, Trace) else None, salt, drawn)
-    return inputs, Prompts(salt=salt, attached=attached, cache_reset=setup.reset_cache)
+    named = {name: text_digest(path) for name, path in named_files(workload).items()}
+    return inputs, Prompts(files=named, salt=salt, attached=attached, cache_reset=setup.reset_cache)
 
 
 def _described(

@@ -1,6 +1,7 @@
 """Measures the points of a sweep on workers. Each point is a stored run, from which the sweep can be resumed."""
 
 import fcntl
+import functools
 import json
 import math
 import time
@@ -15,14 +16,14 @@ from harness.analysis.repeats import mean_of
 from harness.analysis.summary import summary_of
 from harness.config import shown
 from harness.errors import HarnessError
-from harness.files import read_text
+from harness.files import read_text, text_digest
 from harness.measure.run import PLAIN, Setup
 from harness.measure.search import Auto, Outcome, Point, Sweep, next_load, parse_sweep, points
 from harness.measure.workers import Done, Task, Worker
 from harness.model import ENGINES, Figure
 from harness.store.directory import list_runs
 from harness.store.run import Run, read_run
-from harness.workload.library import read_workload
+from harness.workload.library import named_files, read_workload
 from harness.workload.schema import Workload, workload_of
 
 LOOK_S = 0.05
@@ -91,9 +92,10 @@ def planned(sweep: Sweep, root: Path) -> Plan:
 def _stored(sweep: Sweep, root: Path) -> dict[str, str]:
     """Key of a point -> its first complete run with a successful request."""
     found: dict[str, str] = {}
+    digest = functools.cache(text_digest)  # of a file that many points name
     for path, run in list_runs(root):
         if isinstance(run, Run) and run.state == "complete" and (of := run.file.sweep) and of.name == sweep.name:
-            if changes := _changes(sweep, Point(of.values, of.repeat), run):
+            if changes := _changes(sweep, Point(of.values, of.repeat), run, digest):
                 what = f"sweep {sweep.name} has changed since {path.name}: {'; '.join(changes[:3])}"
                 raise HarnessError(what, "give the changed sweep another name, or another --root")
             if run.requests["error"].isna().any():
@@ -101,13 +103,20 @@ def _stored(sweep: Sweep, root: Path) -> dict[str, str]:
     return found
 
 
-def _changes(sweep: Sweep, point: Point, run: Run) -> list[str]:
-    """What the sweep asks of the point otherwise than the stored run was asked: `key: stored -> asked`."""
-    asked = flat(read_workload(sweep.workload, point.overrides(sweep)).model_dump(mode="json"))
+def _changes(sweep: Sweep, point: Point, run: Run, digest: Callable[[Path], str]) -> list[str]:
+    """What the sweep asks of the point otherwise than the stored run was asked: `key: stored -> asked`.
+
+    `digest` gives that of a file's text: what a trace or prompts file holds is asked too.
+    """
+    now = read_workload(sweep.workload, point.overrides(sweep))
+    held = run.file.prompts.files if run.file.prompts else {}
+    texts = [(name, held[name], digest(path)) for name, path in named_files(now).items() if name in held]
+    asked = flat(now.model_dump(mode="json"))
     workload = workload_of(run.file.workload.model_dump(mode="json"), f"{run.directory}/run.json", {})
     stored = flat(workload.model_dump(mode="json"))
     pairs = sorted(unequal(stored, asked), key=lambda pair: pair[0])
-    return [f"{key}: {shown(a)} -> {shown(b)}" for key, a, b in pairs if key not in ("name", "description")]
+    changed = [f"the text of {name} (SHA-256 {a:.12} -> {b:.12})" for name, a, b in texts if a != b]
+    return changed + [f"{key}: {shown(a)} -> {shown(b)}" for key, a, b in pairs if key not in ("name", "description")]
 
 
 def carry_out(

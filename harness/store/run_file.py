@@ -181,6 +181,8 @@ class ClientSeen(_Open):
 class Prompts(_Open):
     """Where the prompts came from, and what an earlier run can have left of them in the engine's prefix cache."""
 
+    files: dict[str, str] = {}
+    """Each trace or prompts file that the workload names -> SHA-256 of its text; an older harness recorded none."""
     salt: int | None = None
     """Drawn for this run alone; None: the prompts follow from the workload's seed, as in every run with that seed."""
     random: bool | None = None

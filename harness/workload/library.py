@@ -68,12 +68,21 @@ def _beside(spec: _Named, folder: Path) -> _Named:
 
 def read_files(workload: Workload) -> dict[str, Trace | Prompts | str]:
     """Name in the workload -> the trace or prompts of that name; a shipped text is named as in `FILL`."""
+    prompts = {content.prompts for content in workload.requests.contents}
+    files: dict[str, Trace | Prompts | str] = {
+        name: read_prompts(name) if name in prompts else read_trace(name) for name in named_files(workload)
+    }
+    for fill in {content.fill for content in workload.requests.contents} - {None}:
+        files[FILL.format(fill)] = read_text(data_path("texts") / f"{fill}.txt.gz")
+    return files
+
+
+def named_files(workload: Workload) -> dict[str, Path]:
+    """Name in the workload -> the file of the trace or prompts of that name. HarnessError if there is no such trace."""
     contents = workload.requests.contents
     traces = {workload.load.trace, *(content.trace for content in contents)}
-    files: dict[str, Trace | Prompts | str] = {name: read_trace(name) for name in traces if name is not None}
-    for fill in {content.fill for content in contents} - {None}:
-        files[FILL.format(fill)] = read_text(data_path("texts") / f"{fill}.txt.gz")
-    return files | {name: read_prompts(name) for content in contents if (name := content.prompts) is not None}
+    found = {name: _trace_file(name) for name in traces if name is not None}
+    return found | {name: Path(name) for content in contents if (name := content.prompts) is not None}
 
 
 def list_workloads() -> tuple[tuple[str, str, str, str], ...]:
@@ -94,14 +103,18 @@ def list_workloads() -> tuple[tuple[str, str, str, str], ...]:
 
 def read_trace(name_or_path: str) -> Trace:
     """A trace in a file, plain or .gz, or a shipped trace by name. HarnessError with file, line and column."""
-    shipped = {file.name.removesuffix(".csv.gz"): file for file in data_path("traces").glob("*.csv.gz")}
-    path = _find("trace", name_or_path, name_or_path, shipped)
+    path = _trace_file(name_or_path)
     return parse_trace(read_text(path), path)
 
 
 def read_prompts(path: str) -> Prompts:
     """The conversations of a prompts file. HarnessError with file and line for a mistake."""
     return parse_prompts(read_text(Path(path)), Path(path))
+
+
+def _trace_file(name: str) -> Path:
+    shipped = {file.name.removesuffix(".csv.gz"): file for file in data_path("traces").glob("*.csv.gz")}
+    return _find("trace", name, name, shipped)
 
 
 def _workload_files() -> dict[str, Path]:

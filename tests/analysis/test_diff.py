@@ -268,6 +268,7 @@ FIELDS: dict[str, Any] = {
                "model": {"asked": "qwen", "source": "Qwen/Qwen3-8B", "precision": "bfloat16", "weights_sha256": "abc"}},
     "environment": {"gpus": [{"name": "H100", "power_limit_w": 700.0}], "driver": "570", "packages": {"torch": "2.9"},
                     "cpu": {"model": "EPYC", "cores_usable": 16}, "git": {"revision": "a", "dirty": False}},
+    "prompts": {"files": {"p.jsonl": "ab"}},
 }  # fmt: skip
 
 
@@ -286,6 +287,8 @@ FIELDS: dict[str, Any] = {
         ("workload.load.users", 8, "load.users differs: 4 vs 8", None),
         ("workload.objectives.ttft_s", 0.2, "objectives.ttft_s differs: not set vs 0.2", None),
         ("workload.requests.count", 200, None, "requests.count differs: 100 vs 200"),
+        ("prompts.files", {"p.jsonl": "cd"}, "SHA-256 of p.jsonl differs: ab vs cd", None),
+        ("prompts.files", {}, None, "SHA-256 of p.jsonl is known of one side only"),
         ("workload.seed", 1, None, "seed differs: 0 vs 1"),
         ("engine.version", "0.12", None, "engine_version differs: 0.11 vs 0.12"),
         ("engine.options.max_num_seqs", 512, None, "options.max_num_seqs differs: 256 vs 512"),
@@ -307,6 +310,8 @@ def test_each_difference_is_refused_or_noted_with_its_field(
     must, may = diff.differences(a_run(**FIELDS), a_run(**other))
     assert must == ([refused] if refused else [])
     assert may == ([noted] if noted else [])
+    back, _ = diff.differences(a_run(**other), a_run(**FIELDS))
+    assert len(back) == len(must)  # what one side does not know is only noted, whichever it is
 
 
 def test_on_a_cpu_another_number_of_cores_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -201,6 +202,26 @@ def test_a_changed_sweep_is_not_resumed_and_says_what_changed(workload: str, tmp
         planned(sweep.model_copy(update={"set": {"requests.count": 6}}), root)
     Path(workload).write_text(WORKLOAD.replace("output_tokens: 4", "output_tokens: 5"))
     with pytest.raises(HarnessError, match=r"requests\.output_tokens\.tokens: 4 -> 5"):
+        planned(sweep, root)
+
+
+def test_a_sweep_whose_prompts_file_has_another_text_is_not_resumed(tmp_path: Path) -> None:
+    """Neither by its name nor by its size can another text of the file be told."""
+    prompts, root = tmp_path / "p.jsonl", tmp_path / "runs"
+    prompts.write_text('{"prompt": "one", "output_tokens": 4}\n')
+    (tmp_path / "w.yaml").write_text(
+        "engine: {name: simulated, simulated: {ttft_s: 0.002, itl_s: 0.001}}\nwarmup: {requests: 0}\n"
+        "requests: {count: 4, prompts: p.jsonl}\nload: {shape: closed, users: 1}\n"
+    )
+    sweep = Sweep(name="s", workload=str(tmp_path / "w.yaml"), grid={"load.users": [1, 2]})
+    carry_out(planned(sweep, root), [LocalWorker()], lambda _: None)
+    (run, *_) = complete(root).values()
+    kept = read_run(root / run).file.prompts
+    assert kept is not None
+    assert kept.files == {str(prompts): hashlib.sha256(prompts.read_bytes()).hexdigest()}
+    assert len(planned(sweep, root).stored) == 2
+    prompts.write_text('{"prompt": "two", "output_tokens": 4}\n')
+    with pytest.raises(HarnessError, match=r"changed since .*: the text of .*p\.jsonl \(SHA-256 \w{12} -> \w{12}\)"):
         planned(sweep, root)
 
 
