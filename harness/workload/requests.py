@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from harness.errors import HarnessError
 from harness.model import Completion, Request
 from harness.workload.arrivals import Trace, user_spans
-from harness.workload.schema import FILL, Content, Lengths, Prompt, Prompts, Workload
+from harness.workload.schema import FILL, Content, Lengths, Prompt, Workload
 
 RESERVED_IDS = 128
 """Random prompts use no token id below this: most tokenizers keep their special tokens there, the others at the end."""
@@ -62,7 +63,7 @@ class Conversations:
     decodes at a time. None: unknown, and the first wave is as if there were none.
 
     HarnessError if every request exceeds `max_length`, if prompts meet an engine without a tokenizer, or if a prompt
-    has no output length. ValueError if a file is missing in `files`.
+    has no output length.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Conversations:
         workload: Workload,
         vocabulary: int,
         max_length: int | None = None,
-        files: Mapping[str, Trace | Prompts | str] | None = None,
+        files: Mapping[str, Any] | None = None,
         encode: _Encode | None = None,
         salt: int | None = None,
         step_tokens: int | None = None,
@@ -86,9 +87,8 @@ class Conversations:
         self.names = [part.name for part in workload.requests.parts or ()]
         self.edges = [edge / sum(weights) for edge in itertools.accumulate(weights)][:-1]
         self.stride = MOST_TURNS if any(content.turns for content in self.contents) else 1
-        texts = [(files or {}).get(FILL.format(content.fill)) for content in self.contents]
-        self.texts = [_text_ids(text, encode) if isinstance(text, str) else None for text in texts]
         count, given = workload.requests.count, files or {}
+        self.texts = [_text_ids(given.get(FILL.format(content.fill)), encode) for content in self.contents]
         self.sources = [_source(content, given, encode, count, self._mark) for content in self.contents]
         self._repeated = [_repeated(source) if isinstance(source, Trace) else frozenset() for source in self.sources]
         self._common = [_common(source) if isinstance(source, list) else [] for source in self.sources]
@@ -166,23 +166,22 @@ class Conversations:
         """Conversation, turn and age of a request of the first wave."""
         u, v = _uniform(self._words(_AGE, FIRST_WAVE + number), 2)
         pool, until, decoding = self._pool
-        if number % self._users >= decoding:
+        if number % len(self._spans) >= decoding:
             return *pool[int(u * len(pool))], 0
         at = int(np.searchsorted(until, u * until[-1]))
         tokens = int(until[at] - (until[at - 1] if at else 0))
         return *pool[at], int(v * tokens)
 
     @cached_property
-    def _users(self) -> int:
-        return len(user_spans(self.load))
+    def _spans(self) -> list[list[tuple[float, float]]]:
+        return user_spans(self.load)
 
     @cached_property
     def _in_wave(self) -> frozenset[int]:
         """The conversations whose texts or blocks the first wave sends too."""
         if not self.load.in_equilibrium or not any(self.sources):
             return frozenset()
-        spans = user_spans(self.load)
-        return frozenset(self._drawn(n)[0] for n in range(len(spans) * max(map(len, spans))))
+        return frozenset(self._drawn(n)[0] for n in range(len(self._spans) * max(map(len, self._spans))))
 
     def _origin(self, conversation: int) -> int:
         """The conversation from which this one has its part, turns, lengths and texts: another in the first wave."""
@@ -336,9 +335,9 @@ def _common(source: list[list[_Encoded]]) -> list[int]:
 
 
 @functools.lru_cache(maxsize=4)
-def _text_ids(text: str, encode: _Encode | None) -> NDArray[np.int64] | None:
+def _text_ids(text: str | None, encode: _Encode | None) -> NDArray[np.int64] | None:
     """Token ids of a text; None if the engine has no tokenizer. It is encoded in parts, as servers limit requests."""
-    if encode is None:
+    if text is None or encode is None:
         return None
     ends = [text.rfind(" ", 0, size) for size in range(PART_BYTES, len(text), PART_BYTES)]
     parts = [text[begin:end] for begin, end in itertools.pairwise([0, *ends, len(text)])]
@@ -349,18 +348,15 @@ def _text_ids(text: str, encode: _Encode | None) -> NDArray[np.int64] | None:
 
 
 def _source(
-    content: Content, files: Mapping[str, Trace | Prompts | str], encode: _Encode | None, count: int | None, mark: str
+    content: Content, files: Mapping[str, Any], encode: _Encode | None, count: int | None, mark: str
 ) -> _Source:
     """The trace, or the prompts encoded as far as the run can need them: encoding is slow. `mark` begins each."""
     name = content.trace if content.prompts is None else content.prompts
     if name is None:
         return None
-    if name not in files:
-        raise ValueError(f"the workload's trace or prompts were not passed: {name}")
     file = files[name]
     if isinstance(file, Trace):
         return file
-    assert not isinstance(file, str)
     if encode is None:
         raise HarnessError(f"{name} holds texts; this engine has no tokenizer", "give input_tokens instead")
     most = 1 if content.turns is None else content.turns.at(1 - 2**-53)

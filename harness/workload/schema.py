@@ -76,9 +76,7 @@ class Lengths(Section):
 
     def shortest(self) -> int:
         """Lower limit of the length."""
-        if self.tokens is not None:
-            return self.tokens
-        return 1 if self.min is None else self.min
+        return self.tokens or self.min or 1
 
     def at(self, u: float) -> int:
         """The quantile at 0 < u < 1, rounded and limited to `min` (1 if not given) and `max`.
@@ -91,7 +89,7 @@ class Lengths(Section):
         least = self.shortest()
         if self.distribution == "uniform" and self.max is not None:
             return least + int(u * (self.max - least + 1))
-        return max(least, round(min(_quantile(self, u), MOST if self.max is None else self.max)))
+        return max(least, round(min(_quantile(self, u), self.max or MOST)))
 
 
 class Times(Section):
@@ -271,10 +269,10 @@ class Engine(Section):
     def _names_known(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        if data.get("name", "auto") not in (names := ["auto", *ENGINES]):
+        names, known = ["auto", *ENGINES], [*cls.model_fields, *ENGINES]
+        if data.get("name", "auto") not in names:
             raise PydanticCustomError("order", "is not an engine", {"key": "name", "expected": names})
-        if unknown := [key for key in data if key not in (*cls.model_fields, *ENGINES)]:
-            known = [*cls.model_fields, *ENGINES]
+        if unknown := [key for key in data if key not in known]:
             raise PydanticCustomError("unknown", "is not an engine", {"key": str(unknown[0]), "expected": known})
         return {name: {} for name in ENGINES} | data
 
@@ -433,9 +431,9 @@ def _put(data: dict[str, Any], key: str, value: Any) -> str:
         path.insert(1, "options")
     at: Any = data
     for i, part in enumerate(path):
-        indices = {str(index): index for index in range(len(at))} if isinstance(at, list) else {}
-        step = indices.get(part, part)
-        if not isinstance(at, dict) and step not in indices.values():
+        indices = [str(index) for index in range(len(at))] if isinstance(at, list) else []
+        step = int(part) if part in indices else part
+        if not isinstance(at, dict) and part not in indices:
             whole = ".".join(path[:i])
             kind = "a list without that index" if isinstance(at, list) else f"{shown(at)}, not a map"
             raise HarnessError(f"--set {key}: {whole} is {kind}", f"set {whole} as a whole")
