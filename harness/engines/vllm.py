@@ -29,6 +29,8 @@ ELSEWHERE: Mapping[str, str] = {
 """Options of vLLM that are not accepted here -> what to do instead."""
 CPU_DEFAULTS: Mapping[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30}
 """Defaults on a CPU: compiling takes minutes, and vLLM's default cache takes 92% of the machine's memory."""
+QUIET: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+"""Variables by which vLLM sends nothing about its use."""
 SILENT = "one of its processes ended without an error message"
 _RAISED = re.compile(r"(?:^|\] )(?:\w+\.)*(\w*(?:Error|Exception): .+)$", re.MULTILINE)
 _WRAPPER = re.compile(r"root cause|initialization failed")
@@ -138,10 +140,9 @@ class VLLMEngine:
 
     def _load(self) -> EngineInfo:
         """Start vLLM. Runs in a thread."""
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("DO_NOT_TRACK", "1")
         # As `vllm serve` does: forking a process that has threads can deadlock.
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        for name, value in {**QUIET, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}.items():
+            os.environ.setdefault(name, value)
         found = weights.resolve(self._model)
         log = Log()
         # Ctrl-C reaches every process of the terminal. The engine's processes inherit this mask and ignore the signal.

@@ -216,7 +216,7 @@ class OpenAIEngine:
         self, request: Request, body: bytes, arrived: Arrived, counts: list[int]
     ) -> tuple[Response, float | None]:
         """One exchange, and the time to open its connection. If it fails, the tokens that arrived go to `counts`."""
-        server = self._pool.next_server()
+        server = next(self._pool.turns)
         connection = self._pool.take_idle(server) if self.options.keep_alive else None
         connect_s = None
         while True:

@@ -78,15 +78,16 @@ def parse_base(url: str) -> Base:
       fix: write http://host:port, https://host:port or unix:/path/of/socket
     """
     fix = "write http://host:port, https://host:port or unix:/path/of/socket"
+    wrong = HarnessError(f"'{url}' is not the address of a server", fix)
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise HarnessError(f"'{url}' is not the address of a server", fix) from None
+        raise wrong from None
     if parts.scheme == "unix" and parts.path.startswith("/"):
         return Base(url, "localhost", parts.path, "")
     if parts.scheme not in ("http", "https") or not parts.hostname or not (parts.netloc + parts.path).isprintable():
-        raise HarnessError(f"'{url}' is not the address of a server", fix)
+        raise wrong
     if "@" in parts.netloc or parts.query:
         what = "the server's address contains credentials or a query, and addresses are stored with the run"
         raise HarnessError(what, "give the key with engine.api_key_env")
@@ -388,7 +389,7 @@ class Pool:
         self._bases, self._connect_timeout_s, self._read_timeout_s = list(bases), connect_timeout_s, read_timeout_s
         self._free: list[list[Connection]] = [[] for _ in bases]
         self._all: set[Connection] = set()
-        self._turns = itertools.cycle(range(len(bases)))
+        self.turns = itertools.cycle(range(len(bases)))
         self._buffer = memoryview(bytearray(READ_SIZE))
         self.held = Held()
         """Whoever has parsed a response takes its `kept` off."""
@@ -404,9 +405,6 @@ class Pool:
         for first in range(0, count, 64):  # a server's listen backlog holds at least 64
             numbers = range(first, min(count, first + 64))
             await asyncio.gather(*(one(number % len(self._bases)) for number in numbers))
-
-    def next_server(self) -> int:
-        return next(self._turns)
 
     def take_idle(self, server: int) -> Connection | None:
         """An open, idle connection to that server, if there is one."""

@@ -28,7 +28,7 @@ from harness.config import checked, data_yaml
 from harness.engines import weights
 from harness.engines.base import Arrived
 from harness.engines.openai.client import OpenAIEngine
-from harness.engines.vllm import CPU_DEFAULTS, Log, known_fix, raised
+from harness.engines.vllm import CPU_DEFAULTS, QUIET, Log, known_fix, raised
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.files import install, installed_version
 from harness.model import Completion, EngineInfo, Request
@@ -37,10 +37,7 @@ from harness.process import Descendants, ended
 HOST = "127.0.0.1"
 SERVERS: Mapping[str, str] = data_yaml("servers.yaml")
 """Known server -> its command."""
-PARALLEL = (
-    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
-    *("tp", "tp_size", "pp", "pp_size", "dp", "dp_size"),
-)
+_PARALLEL = re.compile("(tensor_parallel|pipeline_parallel|data_parallel)_size|[tpd]p(_size)?")
 """Options whose product is the number of accelerators a server uses."""
 LOG = "engine.log"
 HEALTH_S = 0.25
@@ -103,7 +100,9 @@ class ServedEngine(OpenAIEngine):
         template = SERVERS.get(given.serve, given.serve)
         if self._asked is not None and ("{model}" in template or given.serve == "vllm"):
             found = await asyncio.to_thread(weights.resolve, self._asked)
-        port = _free_port()
+        with socket.socket() as probe:  # if another process takes the port first, the server reports it
+            probe.bind((HOST, 0))
+            port = probe.getsockname()[1]
         command, url = self._command(template, port, found), f"http://{HOST}:{port}"
         self._children = Descendants()
         self._run(command)
@@ -161,7 +160,8 @@ class ServedEngine(OpenAIEngine):
         if _cpu_only() if how == "vllm" else not gpus:
             return {"device": "cpu", "device_count": 1}
         if how in ("vllm", "sglang"):
-            return {"device": "cuda", "device_count": math.prod(int(options.get(size, 1)) for size in PARALLEL)}
+            sizes = [int(value) for name, value in options.items() if _PARALLEL.fullmatch(name)]
+            return {"device": "cuda", "device_count": math.prod(sizes)}
         return {}
 
     def _command(self, template: str, port: int, found: weights.Weights | None) -> list[str]:
@@ -182,11 +182,10 @@ class ServedEngine(OpenAIEngine):
     def _run(self, command: list[str]) -> None:
         """Start the process in a new session, so that Ctrl-C reaches only the harness. It logs to engine.log."""
         self._log = Log()
-        environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **os.environ}
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL if self._log.read() is None else None,
-                stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+                stderr=subprocess.STDOUT, env={**QUIET, **os.environ}, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             what = f"cannot start '{command[0]}': {error.strerror}"
@@ -262,10 +261,3 @@ def _cpu_only() -> bool:
     """Whether this environment's vLLM was built for CPUs."""
     version = installed_version("vllm")
     return importlib.util.find_spec("vllm") is not None if version is None else "cpu" in version
-
-
-def _free_port() -> int:
-    """A free loopback port. If another process takes it first, the server reports that it is in use."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
