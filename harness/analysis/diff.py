@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -103,17 +103,17 @@ def judge(
     return *changes.values(), *(_inverse(name, changes[rate]) for name, rate in COSTS.items() if rate in changes)
 
 
-def spread(base: Sequence[Summary], new: Sequence[Summary]) -> Between | None:
-    """The spread of the throughput between the repeats of each side; None if it is not known."""
-    sides = [
-        [figure.value or 0.0 for run in side for figure in run.figures if figure.name == HEADLINES[0]]
-        for side in (base, new)
-    ]
-    df = len(base) + len(new) - 2
-    if df == 0 or not all(side and min(side) > 0 for side in sides):
-        return None
-    squares = [float(np.var(np.log(side))) * len(side) for side in sides]
-    return Between(math.sqrt(sum(squares) / df), df, "between the repeats of a side")
+def values(runs: Sequence[Summary], name: str) -> list[float]:
+    """The figure of this name of each run that has it, above 0."""
+    return [x.value for run in runs for x in run.figures if x.name == name and x.value is not None and x.value > 0]
+
+
+def spread(groups: Iterable[Sequence[float]], known: str) -> Between | None:
+    """The spread of a figure within groups of runs of one thing; None without two runs in one group."""
+    logs = [np.log(each) for each in groups if each]
+    df = sum(map(len, logs)) - len(logs)
+    squares = math.fsum(float(np.var(each)) * len(each) for each in logs)
+    return Between(math.sqrt(squares / df), df, known) if df > 0 else None
 
 
 def interleaved(base: Sequence[Run], new: Sequence[Run]) -> bool:

@@ -1,13 +1,12 @@
 """Repeats of one run: the mean of a figure, and what earlier ones show of the spread between runs."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
 
-from harness.analysis.diff import HEADLINES, LENGTH, Between, differences
+from harness.analysis.diff import HEADLINES, LENGTH, Between, differences, spread, values
 from harness.analysis.summary import Sweep, summary_of
 from harness.model import Figure
 from harness.stats import repeats_half
@@ -41,8 +40,8 @@ def mean_of(figures: Sequence[Figure]) -> Figure:
     lacking = [figure for figure in figures if figure.value is None]
     if lacking or len(figures) == 1:
         return (lacking or figures)[0]
-    values = np.array([figure.value for figure in figures], float)
-    mean, half = float(values.mean()), repeats_half(values) or 0.0
+    known = np.array([figure.value for figure in figures], float)
+    mean, half = float(known.mean()), repeats_half(known) or 0.0
     return replace(figures[0], value=mean, low=mean - half, high=mean + half, n=len(figures), reason=None)
 
 
@@ -61,13 +60,10 @@ def learned(base: Sequence[Run], new: Sequence[Run]) -> Callable[[str], Between]
     summaries = [[summary_of(run) for run in group] for group in groups if len(group) > 1]
 
     def between(name: str) -> Between:
-        each = [[x.value for run in group for x in run.figures if x.name == name and x.value] for group in summaries]
-        logs = [np.log(values) for values in each if values]
-        count, df = sum(map(len, logs)), sum(len(group) - 1 for group in logs)
-        if count < LEAST_EARLIER:
+        each = [values(group, name) for group in summaries]
+        if (count := sum(map(len, each))) < LEAST_EARLIER:
             return Between()
-        variance = sum(float(np.square(group - group.mean()).sum()) for group in logs) / df
-        return Between(math.sqrt(variance), df, f"learned from {count} earlier {'runs' if together else 'sessions'}")
+        return spread(each, f"learned from {count} earlier {'runs' if together else 'sessions'}") or Between()
 
     return between
 

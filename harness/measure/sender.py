@@ -23,6 +23,9 @@ from harness.workload.schema import Workload
 
 WARM_UP_INDEX = 1 << 40
 """Index of the first warm-up request: above all measured ones, so that no prefix cache shares their prompts."""
+OF_REQUEST = ("index", "part", "conversation", "turn", "stand_in_tokens", "shared_tokens", "age_tokens")
+OF_ANSWER = ("input_tokens", "output_tokens", "cached_tokens", "finish_reason", "connect_s")
+"""Fields of `Request` and of `Completion` that a record has too."""
 NO_TOKEN = ("empty", "filtered")
 """Kinds of failure of an answer that has come to its end without a token."""
 ALIVE = (*NO_TOKEN, "cancelled")
@@ -377,7 +380,8 @@ class Sender:
             self._recent.append(((stamps_ns[0] - sent.sent_ns) / 1e9, (stamps_ns[-1] - stamps_ns[0]) / gaps / 1e9))
         self.add(
             Record(
-                index=request.index,
+                **{name: getattr(request, name) for name in OF_REQUEST},
+                **{name: getattr(done, name) for name in OF_ANSWER},
                 scheduled_s=sent.scheduled_s,
                 sent_s=(sent.sent_ns - began) / 1e9,
                 end_s=(sent.end_ns - began) / 1e9,
@@ -390,17 +394,6 @@ class Sender:
                 client=self.client if self.clients > 1 else None,
                 hidden_tokens=done.hidden_tokens or None,
                 retries=done.retries or None,
-                part=request.part,
-                conversation=request.conversation,
-                turn=request.turn,
-                stand_in_tokens=request.stand_in_tokens,
-                shared_tokens=request.shared_tokens,
-                age_tokens=request.age_tokens,
-                input_tokens=done.input_tokens,
-                output_tokens=done.output_tokens,
-                cached_tokens=done.cached_tokens,
-                finish_reason=done.finish_reason,
-                connect_s=done.connect_s,
             )
         )
         return completion

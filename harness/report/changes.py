@@ -84,7 +84,8 @@ def _between(sides: Sequence[Sequence[Summary]], sessions: diff.Between | None, 
 
     `sessions`: the spread that adds to each side whose runs did not take turns.
     """
-    repeats, effect, fewer = diff.spread(*sides), max(EFFECT, least), min(map(len, sides))
+    repeats = diff.spread([diff.values(side, diff.HEADLINES[0]) for side in sides], "between the repeats of a side")
+    effect, fewer = max(EFFECT, least), min(map(len, sides))
     known = [each for each in (repeats, sessions) if each is not None]
     if not known:
         return ""
