@@ -25,7 +25,13 @@ IDLE_S = 0.3
 """Metered spans without load, 3 s in a run of a user."""
 FORKS = multiprocessing.get_context("forkserver")
 """Each command is a process forked from one that has imported the harness, which takes longer than most traps."""
-FORKS.set_forkserver_preload(["harness.measure.run", "harness.report.text", "harness.analysis.summary"])
+FORKS.set_forkserver_preload(
+    [
+        *("harness.cli", "harness.measure.sweep", "harness.measure.stop", "harness.engines.openai.server"),
+        *("harness.report.answer", "harness.report.changes", "harness.report.document", "harness.report.text"),
+        *("scipy.special", "scipy.fft"),
+    ]
+)
 
 
 def workload(load: Load) -> str:
