@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from harness.analysis.server import cached_share, check_cache
 from harness.errors import HarnessError
@@ -196,6 +195,8 @@ def _p(d: float, reach: float, df: float) -> float:
     >>> round(_p(0.02, 0.02, math.inf), 3), _p(0.0, 0.0, 3.0)
     (0.05, 1.0)
     """
+    from scipy import special  # imported here because it is slow, and many commands do not need it
+
     if d == 0 or reach == 0:
         return 1.0 if d == 0 else 0.0
     return float(2 * special.stdtr(df, -abs(d) / reach * t_quantile(df)))
@@ -245,6 +246,8 @@ def power(effect: float, sd: float, repeats: int) -> float:
     >>> [round(power(0.03, 0.01, k), 2) for k in (1, 3, 5)]
     [0.27, 0.28, 0.81]
     """
+    from scipy import special
+
     level = (1 - CONFIDENCE) * HEADLINE_SHARE / len(HEADLINES) / 2
     shift = math.log1p(effect) / (sd * math.sqrt(2 / repeats))
     if repeats == 1:
