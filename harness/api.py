@@ -32,7 +32,7 @@ from harness.analysis.gates import parse_gate
 from harness.analysis.summary import Sweep, load
 from harness.analysis.times import requests_of
 from harness.config import overrides as values
-from harness.cost.pricing import explained, price_run
+from harness.cost.pricing import price_run
 from harness.facts.appraisal import appraise
 from harness.files import results_root
 from harness.measure import run as measuring
@@ -112,7 +112,7 @@ def costs(
 ) -> pd.DataFrame:
     """The cost of each run under a scenario (None: that of its workload), as `harness cost` prints it."""
     own = [price_run(*each, scenario, values(overrides)) for each in _sweep(runs, root)]
-    return _long(run_cost_tables([explained(own[0])] if len(own) == 1 else own))
+    return _long(run_cost_tables(own))
 
 
 def compare(

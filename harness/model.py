@@ -335,7 +335,4 @@ class Summary:
     findings: tuple[Finding, ...] = ()
 
     def __getitem__(self, name: str) -> Figure:
-        for figure in self.figures:
-            if figure.name == name:
-                return figure
-        raise KeyError(name)
+        return {figure.name: figure for figure in self.figures}[name]

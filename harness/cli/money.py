@@ -114,8 +114,8 @@ def cost(
     """Price runs under a scenario: each run, input and output separately, at an objective, or a fleet over a day."""
     from harness.analysis.summary import load
     from harness.config import overrides
-    from harness.cost.pricing import costs_at_objective, explained, fleet_costs, interactivity, price_run, query_costs
-    from harness.cost.zones import in_zone
+    from harness.cost.bill import in_zone
+    from harness.cost.pricing import costs_at_objective, fleet_costs, interactivity, price_run, query_costs
     from harness.report.cost import cost_tables, fleet_table, interactivity_table, run_cost_tables
 
     with each_run(references or ["latest"], root, load) as sweep:
@@ -126,7 +126,7 @@ def cost(
         elif objective is None:
             priced = [price_run(run, summary, *how) for run, summary in sweep]
             priced = [replace(each, costs=in_zone(each.costs, zone)) for each in priced]
-            made = run_cost_tables([explained(priced[0])] if len(priced) == 1 else priced)
+            made = run_cost_tables(priced)
         elif fleet is None:
             found, _ = costs_at_objective(sweep, objective, *how)
             made = [*cost_tables(in_zone(found, zone)), interactivity_table(interactivity(sweep, *how))]
@@ -175,9 +175,8 @@ def predict(
     """Predict speed, energy and cost of a model on GPUs that were not measured, from published measurements."""
     from harness.analysis.summary import load
     from harness.config import overrides
-    from harness.cost.zones import in_zone
-    from harness.predict.own import calibration
-    from harness.predict.predict import Plan
+    from harness.cost.bill import in_zone
+    from harness.predict.predict import Plan, calibration
     from harness.predict.priced import priced
     from harness.report.predict import prediction_tables, side_by_side, validation_table
     from harness.store.directory import find_run

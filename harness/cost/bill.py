@@ -1,12 +1,17 @@
 """Cost of a run's tokens under a scenario, and how much of its uncertainty is measured or assumed."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from operator import mul
 from typing import Any
 
 import numpy as np
 
+from harness.config import near
 from harness.cost.draws import DEFAULT_DRAWS, Z95, Distribution, Draws, distribution, draw, quantile, scaled
 from harness.cost.gpus import Gpu, find_gpu
 from harness.cost.scenario import MEASURED, OWNED, PRICE, Input, Scenario
@@ -76,21 +81,21 @@ def priced(
     gpu = find_gpu(device.name, gpus) if device.kind == "gpu" and device.name is not None else None
     if device.kind == "none":
         return replace(scenario, no_price="the engine is simulated, and no machine is paid for")
-    other_kind = scenario.per != {"gpu": "gpu", "cpu": "vcpu"}[device.kind]
-    if other_kind or (device.kind == "gpu" and scenario.gpu not in (None, gpu and gpu.name)):
-        of = f"prices a {scenario.per}" if other_kind else f"is about {scenario.gpu}"
-        what = f"scenario '{scenario.name}' {of}, but the device is {device.name or device.kind}"
+    other_kind = scenario.file.per != {"gpu": "gpu", "cpu": "vcpu"}[device.kind]
+    if other_kind or (device.kind == "gpu" and scenario.file.gpu not in (None, gpu and gpu.name)):
+        of = f"prices a {scenario.file.per}" if other_kind else f"is about {scenario.file.gpu}"
+        what = f"scenario '{scenario.file.name}' {of}, but the device is {device.name or device.kind}"
         raise HarnessError(what, f"--scenario {DEFAULT_SCENARIO[device.kind]}, or a scenario of your own")
     if gpu is not None:
         inputs = {key: _taken_to(gpu, given, gpus, scenario.origin) for key, given in scenario.inputs.items()}
         scenario = replace(scenario, inputs=inputs)
-    if PRICE in scenario.inputs or scenario.tier == "owned":
+    if PRICE in scenario.inputs or scenario.file.tier == "owned":
         return scenario
-    known = prices.get((scenario.tier, gpu.price_gpu or gpu.name)) if gpu else None
+    known = prices.get((scenario.file.tier, gpu.price_gpu or gpu.name)) if gpu else None
     if known is not None:
         return replace(scenario, inputs={**scenario.inputs, PRICE: known})
     named = gpu.name if gpu else device.name or "this device"
-    no_price = f"no {scenario.tier} price of {named} in the tables; give one: harness cost --set {PRICE}=…"
+    no_price = f"no {scenario.file.tier} price of {named} in the tables; give one: harness cost --set {PRICE}=…"
     return replace(scenario, no_price=no_price)
 
 
@@ -116,24 +121,21 @@ def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = D
     x = draw_inputs(scenario, n)
     bill = bill_factors(scenario, x)
     rows: list[Row] = [("usd_per_hour", "USD/hour", _status(device), bill[:1], device.count, scenario.no_price)]
-    for name, unit, per, rate_name in (
-        ("usd_per_million_output_tokens", "USD/1e6 token", 1e6, "output_tokens_per_s"),
-        ("usd_per_million_total_tokens", "USD/1e6 token", 1e6, "total_tokens_per_s"),
-        ("usd_per_query", "USD/query", 1.0, "requests_per_s"),
+    requests = scenario.inputs["query.requests"].status, x["query.requests"]
+    notes = [TWO_DENOMINATORS]
+    for name, unit, per, rate_name, more in (
+        ("usd_per_million_output_tokens", "USD/1e6 token", 1e6, "output_tokens_per_s", ()),
+        ("usd_per_million_total_tokens", "USD/1e6 token", 1e6, "total_tokens_per_s", ()),
+        ("usd_per_query", "USD/query", 1.0, "requests_per_s", (requests,)),
     ):
         rate = measured(summary, rate_name)
-        factors = list(bill)
-        if rate.value is not None:
-            factors.append((rate.status, 1 / quantile(rate_distribution(rate), 1 - x[MEASURED])))
-        if name == "usd_per_query":
-            factors.append((scenario.inputs["query.requests"].status, x["query.requests"]))
+        known = [] if rate.value is None else [(rate.status, 1 / quantile(rate_distribution(rate), 1 - x[MEASURED]))]
         reason = scenario.no_price or (rate.reason if rate.value is None else None)
-        rows.append((name, unit, _status(device, rate), factors, device.count * (per / 3600), reason))
-    notes = [TWO_DENOMINATORS]
+        rows.append((name, unit, _status(device, rate), [*bill, *known, *more], device.count * (per / 3600), reason))
     rates = [measured(summary, name) for name in ("output_tokens_per_s", "requests_per_s")]
     if any(rate.value is not None and rate.low is None for rate in rates):
         notes.append("the run's rates have no interval: the intervals here cover only the assumptions")
-    if scenario.per == "vcpu":
+    if scenario.file.per == "vcpu":
         notes.append("the cost of a small model on a CPU says nothing about the cost of a provider's fleet")
     found = costed(scenario, rows, notes)
     return replace(found, figures=(*found.figures, *_energy_of_run(summary, device, scenario, x)))
@@ -147,7 +149,7 @@ def draw_inputs(scenario: Scenario, n: int = DEFAULT_DRAWS) -> dict[str, Draws]:
     """
     inputs = {key: made.distribution for key, made in scenario.inputs.items()}
     try:
-        return draw(inputs | {MEASURED: distribution("uniform", 0, 1)}, n, correlations=scenario.correlations)
+        return draw(inputs | {MEASURED: distribution("uniform", 0, 1)}, n, correlations=scenario.file.correlations)
     except ValueError as bad:
         raise HarnessError(f"{scenario.origin}: {bad}", "weaken or remove one of the correlations") from None
 
@@ -183,7 +185,7 @@ def costed(scenario: Scenario, rows: Iterable[Row], notes: Sequence[str]) -> Cos
         centred = np.log(cost) - np.log(cost).mean() if cost.min() > 0 else np.zeros(1)
         for of, values in factors if (variance := float(np.mean(centred**2))) > 1e-20 else ():
             part[of] = part.get(of, 0.0) + float(np.mean(np.log(values) * centred)) / variance
-    return Costs(scenario.name, tuple(figures), shares, tuple(scenario.inputs.values()), tuple(notes))
+    return Costs(scenario.file.name, tuple(figures), shares, tuple(scenario.inputs.values()), tuple(notes))
 
 
 def interval_figures(name: str, unit: str, status: Status, cost: Draws) -> list[Figure]:
@@ -241,18 +243,17 @@ ENERGY = ("energy.pue", "energy.host_share", "energy.idle_w")
 
 def _energy_of_run(summary: Summary, device: Device, scenario: Scenario, x: Mapping[str, Draws]) -> list[Figure]:
     figures: list[Figure] = []
-    missing = [key for key in ENERGY if key not in x]
-    lacking = f"scenario '{scenario.name}' has no {', '.join(missing)}" if missing else None
+    missing = ", ".join(key for key in ENERGY if key not in x)
     for name, unit, many, joules, rate in (
         ("wh_per_million_output_tokens", "Wh/1e6 token", 1e6, "joules_per_output_token", "output_tokens_per_s"),
         ("wh_per_query", "Wh/query", x["query.requests"], "joules_per_request", "requests_per_s"),
     ):
-        energy, speed = measured(summary, joules), measured(summary, rate)
-        status = _status(device, energy)
-        reason = next((figure.reason for figure in (energy, speed) if figure.value is None), lacking)
         if not any(figure.name == joules for figure in summary.figures):
             continue
-        if reason is not None:
+        energy, speed = measured(summary, joules), measured(summary, rate)
+        status, unknown = _status(device, energy), [each for each in (energy, speed) if each.value is None]
+        if unknown or missing:
+            reason = unknown[0].reason if unknown else f"scenario '{scenario.file.name}' has no {missing}"
             figures.append(Figure(name, None, unit, status, reason=reason))
             continue
         used = many * quantile(rate_distribution(energy), x[MEASURED])
@@ -290,3 +291,30 @@ def mapped(figure: Figure, of: Callable[[float], float], **changes: Any) -> Figu
 
 def _status(device: Device, figure: Figure | None = None) -> Status:
     return "simulated" if device.kind == "none" or (figure and figure.status == "simulated") else "derived"
+
+
+def in_zone(costs: Costs, zone: str | None) -> Costs:
+    """The costs, and the CO2 and water of what takes Wh, in a zone (ISO 3166-1 alpha-3, WOR is the world); as they are
+    without a zone.
+
+    Grams of CO2 equivalent and millilitres of water used to make the electricity; not those of the building or of the
+    hardware. HarnessError without the package, or for an unknown zone.
+    """
+    if zone is None:
+        return costs
+    try:
+        from ecologits.electricity_mix_repository import electricity_mixes
+    except ImportError:
+        raise HarnessError("--zone needs the package ecologits", "pip install ecologits") from None
+    if (mix := electricity_mixes.find_electricity_mix(zone.upper())) is None:
+        advice = near(zone.upper(), [each.zone for each in electricity_mixes.list_electricity_mixes()])
+        raise HarnessError(f"unknown zone '{zone}'", f"{advice}give ISO 3166-1 alpha-3, as USA, or WOR")
+    added = []
+    for each in costs.figures:
+        if re.fullmatch(r"wh_per_\w+", each.name):
+            for per_wh, name, unit in ((mix.gwp, "co2_g", "g"), (mix.wue, "water_ml", "mL")):  # kg/kWh are g/Wh
+                names = {"name": each.name.replace("wh", name, 1), "unit": each.unit.replace("Wh", unit, 1)}
+                added.append(mapped(each, partial(mul, per_wh), **names))
+    made = f"electricity of {mix.zone}: {mix.gwp:g} kg CO2e and {mix.wue:g} L of water a kWh"
+    notes = f"{made} (ecologits {version('ecologits')})", *(str(warning.message) for warning in mix.warnings)
+    return replace(costs, figures=(*costs.figures, *added), notes=(*costs.notes, *notes))

@@ -1,11 +1,12 @@
 """Costs of stored runs, with the scenario and price for their device, read from shipped and user files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from harness.analysis.precision import FIGURES
@@ -13,15 +14,27 @@ from harness.analysis.regression import Split, split_usage
 from harness.analysis.summary import Sweep
 from harness.analysis.tokens import ordinary
 from harness.config import AS_WRITTEN, Values, near
-from harness.cost.bill import DEFAULT_SCENARIO, Costs, cost_of_run, mapped, measured, priced, tornado
-from harness.cost.draws import distribution
+from harness.cost.bill import (
+    DEFAULT_SCENARIO,
+    Costs,
+    Row,
+    bill_factors,
+    cost_of_run,
+    costed,
+    draw_inputs,
+    mapped,
+    measured,
+    priced,
+    tornado,
+)  # fmt: skip
+from harness.cost.draws import DEFAULT_DRAWS, Array, Draws, distribution
 from harness.cost.gpus import Gpu, read_rows
 from harness.cost.objective import Objective, best_feasible, day_of_fleet, pareto_front, presets
-from harness.cost.phases import cost_of_query, time_blocks
-from harness.cost.scenario import Input, Scenario, parse_scenario, rental_prices
+from harness.cost.scenario import MEASURED, Input, Scenario, parse_scenario, rental_prices
 from harness.errors import HarnessError
 from harness.files import data_path, read_text
 from harness.model import Device, Figure, Status, Summary
+from harness.store.rows import flat
 from harness.store.run import Run
 from harness.workload.schema import read_limit
 
@@ -38,10 +51,20 @@ class Priced:
     scenario: Scenario
     """Includes the device's price."""
     costs: Costs
-    tiers: tuple[Costs, ...] = ()
-    """Costs under all other shipped scenarios for this kind of device."""
-    shares: Mapping[str, tuple[Status, float]] = field(default_factory=dict)
-    """Input -> status, and share of the variance of ln cost, largest first; empty if nothing is uncertain."""
+
+    @property
+    def tiers(self) -> Iterator[Costs]:
+        """Costs under all other shipped scenarios for this kind of device."""
+        for name in _shipped_scenarios():
+            with suppress(HarnessError):  # it prices another kind of device
+                found = price_run(self.run, self.summary, name).costs
+                if name != self.costs.scenario and found.figures[0].value is not None:
+                    yield found
+
+    @property
+    def shares(self) -> Mapping[str, tuple[Status, float]]:
+        """Input -> status, and share of the variance of ln cost, largest first; empty if nothing is uncertain."""
+        return tornado(self.scenario, measured(self.summary, "output_tokens_per_s"))
 
 
 def price_run(run: Run, summary: Summary, scenario: str | None = None, overrides: Values = AS_WRITTEN) -> Priced:
@@ -49,36 +72,14 @@ def price_run(run: Run, summary: Summary, scenario: str | None = None, overrides
     device, ready = device_and_scenario([run], scenario, overrides)
     found, own = cost_of_run(summary, device, ready), run.file.workload.scenario
     if scenario is None and own is not None and own != scenario_for(run):
-        note = f"the workload's scenario {own} prices another kind of device: {ready.name} is used instead"
+        note = f"the workload's scenario {own} prices another kind of device: {ready.file.name} is used instead"
         found = replace(found, notes=(note, *found.notes))
     return Priced(run, summary, ready, found)
 
 
-def explained(priced: Priced) -> Priced:
-    """`priced` with the shares of its inputs in the uncertainty of the cost."""
-    return replace(priced, shares=tornado(priced.scenario, measured(priced.summary, "output_tokens_per_s")))
-
-
-def tiered(priced: Priced) -> Priced:
-    """`priced` with the costs under all other shipped scenarios for its kind of device."""
-    tiers = []
-    for name in _shipped_scenarios():
-        with suppress(HarnessError):  # it prices another kind of device
-            found = price_run(priced.run, priced.summary, name).costs
-            if name != priced.costs.scenario and found.figures[0].value is not None:
-                tiers.append(found)
-    return replace(priced, tiers=tuple(tiers))
-
-
 def query_costs(runs: Sequence[Run], scenario: str | None = None, overrides: Values = AS_WRITTEN) -> Costs:
     """Costs of a query and of a million input or output tokens, from several runs with different lengths."""
-    _, split, mix = phase_split(runs)
-    return cost_of_query(split, mix, *device_and_scenario(runs, scenario, overrides))
-
-
-def phase_split(runs: Sequence[Run]) -> tuple[Device, Split, tuple[float, float]]:
-    """The device of runs with different lengths, the split of its time, and the runs' mean input and output tokens."""
-    device = _common_device(runs)
+    device, ready = device_and_scenario(runs, scenario, overrides)
     blocks = []
     for run in runs:
         try:
@@ -86,8 +87,8 @@ def phase_split(runs: Sequence[Run]) -> tuple[Device, Split, tuple[float, float]
         except ValueError as empty:
             raise HarnessError(f"run {run.id}: {empty}", "leave it out, or measure it again") from None
     done = pd.concat([run.requests[run.requests["error"].isna() & ordinary(run.requests)] for run in runs])
-    tokens_out = done["output_tokens"].fillna(done["output_asked"])
-    return device, split_usage(blocks), (float(done["input_asked"].mean()), float(tokens_out.mean()))
+    mix = float(done["input_asked"].mean()), float(done["output_tokens"].fillna(done["output_asked"]).mean())
+    return cost_of_query(split_usage(blocks), mix, device, ready)
 
 
 def costs_at_objective(
@@ -137,7 +138,7 @@ def interactivity(
         user = mapped(pace, lambda tpot_s: 1 / tpot_s, name="tokens_per_s_of_a_user", unit="tokens/s", status=status)
         each = mapped(rate, lambda all_of: all_of / device.count, name="tokens_per_s_per_device", status=status)
         rows.append((summary.run, user, each, cost))
-    return wanted.per, rows
+    return wanted.file.per, rows
 
 
 FASTEST = "the fastest run meets the objective, so a higher throughput may be possible"
@@ -162,22 +163,19 @@ def alike(sweep: Sweep) -> list[Sweep]:
 
 def at_objectives(sweep: Sweep, scenario: str | None = None) -> list[AtObjective]:
     """The best point of runs that are `alike`, at each preset objective."""
-    return [_at(sweep, name, limits, scenario) for name, limits in presets().items()]
-
-
-def _at(sweep: Sweep, name: str, limits: Objective, scenario: str | None) -> AtObjective:
-    model = str(conditions_of(sweep[0][0])["model"])
-    words = f"{name}: " + ", ".join(f"{figure} <= {limit:g} s" for figure, limit in limits.items())
-    of_rate, of_cost = "output_tokens_per_s", "usd_per_million_output_tokens"
-    try:
-        found, best = costs_at_objective(sweep, name, scenario)
-    except HarnessError as none:
-        rate = Figure(of_rate, None, "tokens/s", "derived", reason=none.what)
-        return words, model, "", rate, replace(rate, name=of_cost, unit="USD/1e6 token")
-    rate, cost = best[of_rate], found[of_cost]
-    if best.run in {summary.run for _, summary in sweep}:
-        rate, cost = replace(rate, reason=FASTEST), replace(cost, reason=FASTEST)
-    return words, model, best.run, rate, cost
+    model, rows = str(conditions_of(sweep[0][0])["model"]), []
+    for name, limits in presets().items():
+        words = f"{name}: " + ", ".join(f"{figure} <= {limit:g} s" for figure, limit in limits.items())
+        try:
+            costs, best = costs_at_objective(sweep, name, scenario)
+            found, rate, cost = best.run, best["output_tokens_per_s"], costs["usd_per_million_output_tokens"]
+        except HarnessError as none:
+            found, rate = "", Figure("output_tokens_per_s", None, "tokens/s", "derived", reason=none.what)
+            cost = replace(rate, name="usd_per_million_output_tokens", unit="USD/1e6 token")
+        if found in {summary.run for _, summary in sweep}:
+            rate, cost = replace(rate, reason=FASTEST), replace(cost, reason=FASTEST)
+        rows.append((words, model, found, rate, cost))
+    return rows
 
 
 def read_objective(text: str) -> Objective:
@@ -200,21 +198,7 @@ def read_objective(text: str) -> Objective:
 def device_and_scenario(
     runs: Sequence[Run], scenario: str | None, overrides: Values, free: Sequence[str] = ()
 ) -> tuple[Device, Scenario]:
-    """The device of runs that differ only in the conditions `free`, and the scenario with its price."""
-    device = _common_device(runs, free)
-    return device, priced_for(device, scenario or scenario_for(runs[0]), overrides)
-
-
-def scenario_for(run: Run) -> str:
-    """Name of the scenario if the user gives none: the workload's, unless it is for another kind of device."""
-    own, kind = run.file.workload.scenario, run.device.kind
-    if own is not None and kind in ("none", {"gpu": "gpu", "vcpu": "cpu"}[read_scenario(own).per]):
-        return own
-    return DEFAULT_SCENARIO[kind]
-
-
-def _common_device(runs: Sequence[Run], free: Sequence[str] = ()) -> Device:
-    """The device of runs; HarnessError if they differ in a condition that is not in `free`."""
+    """The device of runs, and the scenario with its price; HarnessError if they differ in a condition not in `free`."""
     if not runs:
         raise HarnessError("no run to price", "name at least one; `harness list runs` shows them")
     first = conditions_of(runs[0])
@@ -224,7 +208,15 @@ def _common_device(runs: Sequence[Run], free: Sequence[str] = ()) -> Device:
                 what = f"{name} differs: {runs[0].id} has {first[name]}, {run.id} has {has}"
                 alone = "load" if free else "lengths"
                 raise HarnessError(what, f"price only runs together that differ in {alone} alone")
-    return runs[0].device
+    return runs[0].device, priced_for(runs[0].device, scenario or scenario_for(runs[0]), overrides)
+
+
+def scenario_for(run: Run) -> str:
+    """Name of the scenario if the user gives none: the workload's, unless it is for another kind of device."""
+    own, kind = run.file.workload.scenario, run.device.kind
+    if own is not None and kind in ("none", {"gpu": "gpu", "vcpu": "cpu"}[read_scenario(own).file.per]):
+        return own
+    return DEFAULT_SCENARIO[kind]
 
 
 def conditions_of(run: Run) -> dict[str, object]:
@@ -253,7 +245,7 @@ def priced_for(device: Device, scenario: str, overrides: Values) -> Scenario:
 
 def list_scenarios() -> tuple[tuple[str, str], ...]:
     """(name, description) of each shipped scenario."""
-    return tuple((name, read_scenario(str(file)).description) for name, file in _shipped_scenarios().items())
+    return tuple((name, read_scenario(str(file)).file.description) for name, file in _shipped_scenarios().items())
 
 
 def read_scenario(name_or_path: str, overrides: Values = AS_WRITTEN) -> Scenario:
@@ -267,3 +259,112 @@ def read_scenario(name_or_path: str, overrides: Values = AS_WRITTEN) -> Scenario
 
 def _shipped_scenarios() -> dict[str, Path]:
     return {file.stem: file for file in sorted(data_path("scenarios").glob("*.yaml"))}
+
+
+TERMS = ("input", "output", "context", "request")
+"""Terms of device usage: uncached input tokens, output tokens, sum of the contexts of output tokens, requests.
+
+`regression.split_usage` fits the coefficients to the `time_blocks` of runs. The runs must have the same model, device
+and concurrency, because a larger batch needs less time per token."""
+
+NOT_IDENTIFIED = "the runs do not identify it: measure mixes of input and output that differ more"
+
+
+def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> Array:
+    """Counts and usage of a run in `number` equal time blocks, from the first send to the last end: one row per block.
+
+    Columns are the counts of `TERMS`, then usage in device-seconds. Tokens of failed requests are left out, but not
+    their time, which was paid for. Input tokens and the request count in the block of the first token, each output
+    token in the block of its arrival, with the input and the output before it as its context. ValueError if no request
+    succeeded.
+    """
+    done = requests[requests["error"].isna().to_numpy() & (flat(requests["arrival_s"])[1] > 0)]
+    if done.empty:
+        raise ValueError("no request succeeded")
+    edges = np.linspace(float(requests["sent_s"].min()), float(requests["end_s"].max()), number + 1)
+
+    def place(times: Array, weights: Array) -> Array:
+        return np.histogram(times, edges, weights=weights)[0]
+
+    inputs = done["input_tokens"].fillna(done["input_asked"]).to_numpy(float)
+    uncached = inputs - done["cached_tokens"].fillna(0).to_numpy(float)
+    (times, sizes), (tokens, _) = flat(done["arrival_s"]), flat(done["arrival_tokens"])
+    starts = np.cumsum(sizes) - sizes
+    arrived = np.cumsum(tokens)
+    before = np.repeat(inputs - (arrived - tokens)[starts], sizes) + arrived - tokens
+    # n tokens of one arrival have contexts c, c+1, …: their sum is n times the mean.
+    context = (before + (tokens - 1) / 2) * tokens
+    return np.column_stack([
+        place(times[starts], uncached), place(times, tokens), place(times, context),
+        place(times[starts], np.ones(len(done))), np.diff(edges) * device_count,
+    ])  # fmt: skip
+
+
+def usage_of(
+    coefficients: Array, tokens_in: Draws | float, tokens_out: Draws | float, cached_share: Draws | float
+) -> Draws:
+    """Usage of one request: a(1-h) n_in + b n_out + d n_out (n_in + n_out/2) + r; a, b, d, r are on the last axis.
+
+    >>> float(usage_of(np.array([1.0, 10.0, 0.0, 5.0]), 100.0, 2.0, 0.25))
+    100.0
+    """
+    a, b, d, r = np.moveaxis(np.asarray(coefficients), -1, 0)
+    context = tokens_out * (tokens_in + tokens_out / 2)
+    return np.asarray(a * (1 - cached_share) * tokens_in + b * tokens_out + d * context + r)
+
+
+def cost_of_query(
+    split: Split, mix: tuple[float, float], device: Device, scenario: Scenario, n: int = DEFAULT_DRAWS
+) -> Costs:
+    """Costs per query and per million tokens of each kind under a scenario from `priced`; `split` is in device-seconds.
+
+    docs/economics.md has the formulas. The prices of input, output and request are parts of one bill: multiplied by
+    uncached input tokens, output tokens and requests, they add up to the bill. `mix` (the runs' mean input and output
+    tokens) replaces token counts missing in the scenario. If the runs do not identify a term, its price and that of a
+    query are n/a; `cost_of_run` still gives the cost of the runs' own mix.
+    """
+    x = draw_inputs(scenario, n)
+
+    def given(key: str, otherwise: float) -> Draws:
+        return x.get(key, np.full_like(x[MEASURED], otherwise))
+
+    tokens_in, cached = given("query.input_tokens", mix[0]), given("serving.cached_share", 0.0)
+    tokens_out = given("query.visible_tokens", mix[1]) + given("query.reasoning_tokens", 0.0)
+    typical = [float(np.median(values)) for values in (tokens_in, tokens_out, cached)]
+    dearness = usage_of(split.replicates, *typical)
+    rank = np.minimum((x[MEASURED] * len(dearness)).astype(int), len(dearness) - 1)
+    beta = split.replicates[np.argsort(dearness)][rank]
+    measured = np.maximum(usage_of(beta, *typical), 1e-300)  # avoids 0 / 0 for an empty split
+    asked = usage_of(beta, tokens_in, tokens_out, cached)
+    requests = (scenario.inputs["query.requests"].status, x["query.requests"])
+    output = beta[:, 1] + beta[:, 2] * (tokens_in + tokens_out / 2)
+    status: Status = "simulated" if device.kind == "none" else "derived"
+    known, bill = dict(zip(TERMS, split.identified, strict=True)), bill_factors(scenario, x)
+    rows: list[Row] = []
+    for name, unit, factors, scale, needs in (
+        ("usd_per_million_input_tokens", "USD/1e6 token", [("measured", beta[:, 0])], 1e6, ("input",)),
+        ("usd_per_million_output_tokens_alone", "USD/1e6 token", [("measured", output)], 1e6, ("output", "context")),
+        ("usd_per_request_alone", "USD/request", [("measured", beta[:, 3])], 1.0, ("request",)),
+        ("usd_per_query", "USD/query", [("measured", measured), ("assumed", asked / measured), requests], 1.0, TERMS),
+    ):
+        missing = ", ".join(need for need in needs if not known[need])
+        reason = scenario.no_price or (f"{missing}: {NOT_IDENTIFIED}" if missing else None)
+        rows.append((name, unit, status, [*bill, *factors], scale / 3600, reason))
+    notes = [
+        f"phase split: {split.blocks} time blocks, rank {split.rank} of {len(TERMS)}, condition {split.condition:.3g}",
+        "prices of input, output and request are parts of one bill: multiplied by their counts, they add up to it",
+    ]
+    parts = split.coefficients * split.totals
+    if all(split.identified) and parts.sum() > 0:
+        shares = zip(TERMS, parts / parts.sum(), strict=True)
+        notes.append("of the runs' bill: " + ", ".join(f"{term} {share:.0%}" for term, share in shares))
+    found = costed(scenario, rows, notes)
+    coefficients = [_coefficient(split, term, status) for term in range(len(TERMS))]
+    return replace(found, figures=(*coefficients, *found.figures))
+
+
+def _coefficient(split: Split, term: int, status: Status) -> Figure:
+    name, unit = f"device_s_per_{TERMS[term]}", f"s/{TERMS[term]}"
+    if not split.identified[term]:
+        return Figure(name, None, unit, status, reason=NOT_IDENTIFIED)
+    return Figure(name, float(split.coefficients[term]), unit, status, *split.interval(term), n=split.blocks)

@@ -15,7 +15,6 @@ from harness.cost.gpus import read_rows
 from harness.errors import HarnessError
 from harness.files import data_rows
 
-Tier = Literal["machine", "on-demand", "reserved", "spot", "owned"]
 InputStatus = Literal["measured", "reported", "assumed"]
 
 
@@ -55,22 +54,6 @@ class Input:
     """The GPU of which this was said: `bill.priced` takes it to another in proportion to their power limits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """A set of assumptions. `per` is the unit of a price; `gpu` limits the scenario to this row of gpus.csv."""
-
-    name: str
-    description: str
-    tier: Tier
-    per: Literal["gpu", "vcpu"]
-    gpu: str | None
-    inputs: Mapping[str, Input]
-    correlations: tuple[tuple[str, str, float], ...]
-    origin: str
-    no_price: str | None = None
-    """Why a needed price is missing; set by `bill.priced`."""
-
-
 Loose = Annotated[str, BeforeValidator(str, json_schema_input_type=str | float)]
 """Text that YAML may read as a number, such as 1 and 2026."""
 
@@ -92,11 +75,22 @@ class InputFile(Section, strict=True):
 class ScenarioFile(Section):
     name: str
     description: str
-    tier: Tier
+    tier: Literal["machine", "on-demand", "reserved", "spot", "owned"]
     per: Literal["gpu", "vcpu"] = "gpu"
     gpu: str | None = None
     inputs: dict[Literal[*KEYS], InputFile]  # type: ignore[valid-type]
     correlations: tuple[tuple[str, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A set of assumptions; in its file, `per` is the unit of a price and `gpu` the only GPU that it is about."""
+
+    file: ScenarioFile
+    origin: str
+    inputs: Mapping[str, Input]
+    no_price: str | None = None
+    """Why a needed price is missing; set by `bill.priced`."""
 
 
 _content = lru_cache(maxsize=32)(read_map)  # reading YAML is slow, and a scenario is read once per run
@@ -116,15 +110,14 @@ def parse_scenario(text: str, origin: str, overrides: Values = AS_WRITTEN) -> Sc
     file = checked(ScenarioFile, data, origin, places)
     inputs = {key: _input(key, given, places.get(f"inputs.{key}", origin)) for key, given in file.inputs.items()}
     needed = {"machine": (PRICE,), "owned": () if PRICE in inputs else OWNED}.get(file.tier, ())
-    for key in (*ALWAYS, *needed):
-        if key not in inputs:
-            fix = f"add it: {KEYS[key].meaning}, in {KEYS[key].unit}"
-            raise HarnessError(f"{origin}: inputs.{key} is missing", fix)
+    if missing := [key for key in (*ALWAYS, *needed) if key not in inputs]:
+        key = KEYS[missing[0]]
+        raise HarnessError(f"{origin}: inputs.{key.name} is missing", f"add it: {key.meaning}, in {key.unit}")
     for a, b, rho in file.correlations:
         if not {a, b} <= {*inputs, MEASURED} or a == b or not -1 < rho < 1:
             fix = f"name two inputs of this scenario, or one and '{MEASURED}', and a rho between -1 and 1"
             raise HarnessError(f"{origin}: correlations: [{a}, {b}, {rho}]", fix)
-    return Scenario(file.name, file.description, file.tier, file.per, file.gpu, inputs, file.correlations, origin)
+    return Scenario(file, origin, inputs)
 
 
 def _given(key: str, value: Any) -> dict[str, Any]:
@@ -177,8 +170,7 @@ def rental_prices() -> dict[tuple[str, str], Input]:
     """
     prices = {}
     for r in data_rows("prices/gpu_rental_ranges.csv"):
-        tier = TIERS.get(r["tier"])
-        if tier is not None:
+        if tier := TIERS.get(r["tier"]):
             made = distribution("lognormal", float(r["usd_per_gpu_hour_low"]), float(r["usd_per_gpu_hour_high"]))
             source = f"{r['source']} ({r['gpu']}, {tier}; seen {r['seen_low']} to {r['seen_high']})"
             prices[tier, r["gpu"]] = Input(PRICE, made, "USD/hour", source, r["asof"], "reported")

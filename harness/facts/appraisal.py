@@ -15,11 +15,9 @@ from harness.errors import HarnessError
 from harness.facts.book import Book, Shown, read_book
 from harness.facts.claims import Quantity, about, exact
 from harness.facts.formulas import Context, quantity
-from harness.facts.gap import LARGE, Agreement, Measurement, agreement, layer_of, published_measurements
-from harness.facts.verdict import sentences
+from harness.facts.gap import LARGE, Agreement, Measurement, agreement, layer_of, published_measurements, sentences
 from harness.files import read_text
-from harness.model import Figure
-from harness.predict.own import calibration
+from harness.predict.predict import calibration
 from harness.store.run import Run
 
 TOY_PARAMETERS = 1_000_000_000
@@ -67,27 +65,22 @@ def checked_book(book: Book, force: bool = False) -> Book:
     return book
 
 
-def published(book: Book) -> tuple[Measurement, ...]:
-    """ML.ENERGY's measurements on H100, at the GPU price that the book assumes."""
-    return published_measurements(book.assumptions["gpu_price"].value)
-
-
 def standing(run: Run) -> tuple[str, ...]:
     """Why a run shows how the method works, and is no evidence; empty for a GPU run of a large model."""
-    parameters = run.model.parameters
+    engine, parameters = run.engine, run.model.parameters
+    if engine is None:
+        return ("The engine never started: nothing was measured here.",)
     small = parameters is not None and parameters < TOY_PARAMETERS
     size = f"a {(parameters or 0) / 1e6:.0f}M model" if small else "this model"
-    if run.engine is None:
-        return ("The engine never started: nothing was measured here.",)
-    if run.engine.device == "none":
-        return ("The engine is simulated: its figures say nothing about any machine or about a provider's fleet.",)
-    if run.engine.device == "cpu":
-        return (f"CPU figures of {size} say nothing about a provider's fleet.",)
-    if run.engine.random_weights:
-        return ("The weights are random: the figures show that the method runs.",)
-    if not run.on_gpu:
-        return ("The device is not known: name it when you import the file (--gpu).",)
-    return (f"Figures of {size} say little about the models that a provider serves.",) if small else ()
+    reasons = (
+        (engine.device == "none", "The engine is simulated: its figures say nothing about any machine or about a "
+                                  "provider's fleet."),
+        (engine.device == "cpu", f"CPU figures of {size} say nothing about a provider's fleet."),
+        (engine.random_weights, "The weights are random: the figures show that the method runs."),
+        (not run.on_gpu, "The device is not known: name it when you import the file (--gpu)."),
+        (small, f"Figures of {size} say little about the models that a provider serves."),
+    )  # fmt: skip
+    return tuple(why for holds, why in reasons if holds)[:1]
 
 
 def measurement_of(priced: Priced) -> Measurement:
@@ -97,14 +90,14 @@ def measurement_of(priced: Priced) -> Measurement:
         raise HarnessError(f"run {run.id} never started its engine", "compare another run")
     names = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s")
     tokens, total, requests = (measured(priced.summary, name).value for name in names)
-    per_query = median(priced.scenario, "query.requests", 1.0)
+    per_query = median(priced.scenario, "query.requests")
     count, price = run.device_count, costs["usd_per_hour"].value
     hardware = (run.gpu or "GPU") if run.on_gpu else run.engine.device
 
     def a_query(rate: float | None) -> float | None:
         return rate / requests * per_query if rate is not None and rate >= 0 and requests else None
 
-    seconds, usd = a_query(count), costs["usd_per_query"]
+    usd = costs["usd_per_query"]
     free = f"It has no cost of a query: {usd.reason or 'no tokens or no price'}."
     return Measurement(
         run.id,
@@ -113,11 +106,11 @@ def measurement_of(priced: Priced) -> Measurement:
         f"{count} x {hardware}, {run.engine.engine}, scenario {costs.scenario}",
         usd,
         next((figure for figure in costs.figures if figure.name == "wh_per_query"), None),
-        None if seconds is None else Figure("gpu_s_per_query", seconds, "GPU-second/query", "derived"),
+        a_query(count),
         a_query(tokens),
         a_query(total - tokens) if total is not None and tokens is not None else None,
         price / count if price is not None and run.on_gpu else None,
-        median(priced.scenario, "serving.utilisation", 1.0),
+        median(priced.scenario, "serving.utilisation"),
         parameters=model.parameters,
         calibration=_calibration(priced),
         doubts=standing(run) or (() if usd.value else (free,)),
@@ -136,10 +129,9 @@ def _calibration(priced: Priced) -> float | None:
     return found if 1 / FAR <= found <= FAR else None
 
 
-def median(scenario: Scenario, key: str, otherwise: float) -> float:
-    """The median of an input of the scenario, or `otherwise` if the scenario lacks it."""
-    given = scenario.inputs.get(key)
-    return otherwise if given is None else float(quantile(given.distribution, np.array(0.5)))
+def median(scenario: Scenario, key: str) -> float:
+    """The median of an input of the scenario."""
+    return float(quantile(scenario.inputs[key].distribution, np.array(0.5)))
 
 
 def measured_cost(measurements: Sequence[Measurement]) -> Quantity | None:
@@ -210,7 +202,8 @@ def appraise(
     known = dict.fromkeys(row.provider for row in book.screen)
     if provider not in known:
         raise HarnessError(f"unknown provider '{provider}'", f"choose one of {', '.join(known)}")
-    found, points = [measurement_of(each) for each in priced], published(book)
+    points = published_measurements(book.assumptions["gpu_price"].value)
+    found = [measurement_of(each) for each in priced]
     starts = [each for each in found if not each.doubts]
     large = [point for point in points if (point.parameters or 0) >= LARGE]
     context = Context(book, measured_cost(starts or large), force)

@@ -4,9 +4,11 @@ import csv
 import io
 import math
 import re
+from calendar import monthrange
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from datetime import date, timedelta
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -18,7 +20,6 @@ from harness.config import checked, low_high, near, refused
 from harness.cost import units
 from harness.cost.draws import PARAMETERS, Distribution, distribution, quantile
 from harness.errors import HarnessError
-from harness.facts.period import Period, day, period
 from harness.files import data_rows, read_data
 from harness.model import Status
 
@@ -97,6 +98,70 @@ def _text(check: Callable[[str], object], expected: str = "") -> AfterValidator:
         return text
 
     return AfterValidator(checked)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A span of days, both ends included; if `start` is None, the date of a state. `text` is the printed form."""
+
+    start: date | None
+    end: date
+    text: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def days(self) -> int:
+        """Days in the span. HarnessError for the date of a state."""
+        if self.start is None:
+            raise HarnessError(f"'{self}' is a date, not a span of time", "use a figure with a start and an end")
+        return (self.end - self.start).days + 1
+
+    @property
+    def months(self) -> float:
+        """Months in the span; a part of a month counts as its share of the days of that month.
+
+        >>> period("2025-01", "2025-09").months
+        9.0
+        """
+        first = self.end - timedelta(self.days - 1)
+        before = (first.day - 1) / monthrange(first.year, first.month)[1]
+        last = self.end.day / monthrange(self.end.year, self.end.month)[1]
+        return (self.end.year - first.year) * 12 + self.end.month - first.month + last - before
+
+
+def period(start: str, end: str) -> Period:
+    """The period between two dates (YYYY, YYYY-MM or YYYY-MM-DD); an empty `start`: the state at `end`.
+
+    >>> str(period("2025-01-01", "2025-09-30")), str(period("", "2025-07")), period("2024", "2024").days
+    ('Jan-Sep 2025', 'as of 2025-07', 366)
+    """
+    if not start:
+        return Period(None, day(end, last=True), f"as of {end}")
+    first, last = day(start, last=False), day(end, last=True)
+    if last < first:
+        raise ValueError(f"a date on or after period_start {start}")
+    text = f"{first} to {last}"
+    if first.day == 1 and last.day == monthrange(last.year, last.month)[1]:
+        text = f"{first:%b %Y}-{last:%b %Y}" if first.year < last.year else f"{first:%b}-{last:%b %Y}"
+        text = f"{first:%b %Y}" if first.month == last.month and first.year == last.year else text
+        text = f"{first.year}" if (last - first).days > 363 and first.year == last.year else text
+    return Period(first, last, text)
+
+
+def day(text: str, *, last: bool) -> date:
+    """The first or last day of a date as printed. ValueError for another form."""
+    try:
+        if not re.fullmatch(r"\d{4}(-\d\d){0,2}", text, re.ASCII):
+            raise ValueError
+        first = date.fromisoformat((text + "-01-01")[:10])
+    except ValueError:
+        raise ValueError("a date as YYYY, YYYY-MM or YYYY-MM-DD") from None
+    if not last or len(text) == 10:
+        return first
+    month = 12 if len(text) == 4 else first.month
+    return first.replace(month=month, day=monthrange(first.year, month)[1])
 
 
 Id = Annotated[str, _text(re.compile(r"[\w.-]+").fullmatch, "letters, digits, dots and dashes only")]
@@ -219,15 +284,6 @@ class Comparison:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True)
-class ComparisonTable:
-    """A row of comparison_tables.csv: a table by the name that --table and --explain take."""
-
-    name: Filled
-    title: Filled
-    note: str
-
-
-@pydantic.dataclasses.dataclass(frozen=True, slots=True)
 class Shown:
     """A row of screen.csv: what the first screen of `compare` shows of a provider. Without a `row`, `remark` says why.
 
@@ -250,7 +306,8 @@ class Book:
     contradictions: tuple[Contradiction, ...]
     assumptions: Mapping[str, Assumption]
     comparisons: Mapping[str, Comparison]
-    tables: Mapping[str, ComparisonTable]
+    tables: Mapping[str, Mapping[str, str]]
+    """Name that --table and --explain take -> row of comparison_tables.csv: title and note."""
     screen: tuple[Shown, ...]
 
     def __getitem__(self, fact_id: str) -> Fact:
@@ -302,9 +359,10 @@ def read_book(added: Iterable[tuple[str, str]] = ()) -> Book:
             if fact.id in facts:
                 raise refused(where, "id", fact.id, "an id that no other row has")
             facts[fact.id] = fact
-    kinds = {"assumptions.csv": Assumption, "comparisons.csv": Comparison, "comparison_tables.csv": ComparisonTable}
-    assumptions, rows, tables = ({item.name: item for item in table(name, kind)} for name, kind in kinds.items())
+    assumptions = {item.name: item for item in table("assumptions.csv", Assumption)}
+    rows = {item.name: item for item in table("comparisons.csv", Comparison)}
     contradictions, screen = table("contradictions.csv", Contradiction), table("screen.csv", Shown)
+    tables = {row["name"]: row for row in data_rows("comparison_tables.csv")}
     return Book(facts, sources, tuple(contradictions), assumptions, rows, tables, tuple(screen))
 
 

@@ -18,12 +18,9 @@ from functools import reduce
 import numpy as np
 
 from harness.errors import HarnessError
-from harness.facts.book import AXES, Fact, unit_powers
-from harness.facts.period import Period, period
+from harness.facts.book import AXES, Fact, Period, period, unit_powers
 from harness.model import Figure, Status
 
-ABOUT = "about"
-"""The name of the ends of a `~`."""
 NOTHING = "its inputs bound nothing together"
 
 
@@ -42,8 +39,9 @@ class Quantity:
     """The best single number: the end of a one-sided claim, a point inside a range; None if nothing is known."""
     low: float
     high: float
-    rough: bool
-    """True where the value is only approximate (`~`): the ends are then no bounds."""
+    kind: str
+    """`~` where the value is only approximate: the ends are then no bounds. `=` where the claim is only as wide as half
+    a printed digit, so that it still counts as exact. Otherwise empty: the ends are the claim."""
     unit: tuple[tuple[str, int], ...]
     period: Period | None
     basis: frozenset[str]
@@ -57,16 +55,12 @@ class Quantity:
     """Assumptions of the formula, for instance that a volume of one date held over a year."""
     stamps: tuple[str, ...] = ()
     """The mismatches that --force ignored; printed with the figure."""
-    rounded: bool = False
-    """The width of the claim is only that of printed digits, so that it still counts as `=`."""
 
     @property
     def bound(self) -> str:
         """`=`, `>=`, `<=`, `range`, `~`, or `n/a` if nothing is claimed."""
-        if self.rough:
-            return "~"
-        if self.low == self.high or self.rounded:
-            return "="
+        if self.kind or self.low == self.high:
+            return self.kind or "="
         if math.isinf(self.high):
             return "n/a" if self.low == 0 or math.isinf(self.low) else ">="
         return "<=" if self.low == 0 or math.isinf(self.low) else "range"
@@ -91,12 +85,12 @@ class Quantity:
     def figure(self, name: str) -> Figure:
         """As a figure for tables and JSON; low and high are the ends of the claim, None if unbounded."""
         known = self.value is not None and math.isfinite(self.value) and self.bound != "n/a"
-        wide = known and not (self.rough and self.low == self.high)
+        wide = known and not (self.kind == "~" and self.low == self.high)
         low, high = (end if wide and math.isfinite(end) else None for end in (self.low, self.high))
         value, reason = (self.value, None) if known else (None, NOTHING)
         status: Status = "reported" if self.ids == (self.terms,) else "derived"
-        kind = ABOUT if self.rough else f"bound {self.bound}"
-        return Figure(name, value, self.unit_text, status, low, high, reason=reason, interval=kind)
+        interval = "about" if self.kind == "~" else f"bound {self.bound}"
+        return Figure(name, value, self.unit_text, status, low, high, reason=reason, interval=interval)
 
     def __add__(self, other: Quantity) -> Quantity:
         return combine(self, "+", other)
@@ -114,7 +108,7 @@ class Quantity:
 def exact(value: float, unit: str, name: str, *, status: str = "", why: str = "") -> Quantity:
     """A constant, or a parameter with its `status` and source (`why`), valid in every period; `name` is its formula."""
     statuses, whys = ((status,) if status else ()), ((f"{name} = {value:g} {unit}: {why}",) if why else ())
-    return Quantity(value, value, value, False, _unit(unit), None, frozenset(), (), name, statuses, (), whys)
+    return Quantity(value, value, value, "=", _unit(unit), None, frozenset(), (), name, statuses, (), whys)
 
 
 def of_fact(fact: Fact, rounding: bool = False) -> Quantity:
@@ -131,9 +125,9 @@ def of_fact(fact: Fact, rounding: bool = False) -> Quantity:
         value, half = fact.value, fact.half_digit if rounding else 0.0
         low = {">=": value, "<=": 0.0}.get(fact.bound, value - half)
         high = {">=": math.inf, "<=": value}.get(fact.bound, value + half)
-    basis, unit, by, of = fact.basis - {"unstated"}, _unit(fact.unit), (fact.status,), (fact.layer,)
-    found = Quantity(value, low, high, fact.bound == "~", unit, fact.period, basis, (fact.id,), fact.id, by, of)
-    return replace(found, rounded=fact.bound == "=" and low < high)
+    kind, unit, basis = fact.bound if fact.bound in ("=", "~") else "", _unit(fact.unit), fact.basis - {"unstated"}
+    by, of = (fact.status,), (fact.layer,)
+    return Quantity(value, low, high, kind, unit, fact.period, basis, (fact.id,), fact.id, by, of)
 
 
 def printed(fact: Fact) -> Quantity:
@@ -142,7 +136,7 @@ def printed(fact: Fact) -> Quantity:
     if q.value is None or fact.bound == "range":
         return q
     said = () if fact.bound == "=" else (f"{fact.id} ({fact.wording or fact.bound}) taken at its printed digits",)
-    return replace(q, low=q.value - half, high=q.value + half, rough=False, rounded=half > 0, assumptions=said)
+    return replace(q, low=q.value - half, high=q.value + half, kind="=", assumptions=said)
 
 
 def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quantity:
@@ -167,20 +161,20 @@ def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quan
         raise Refused(f"{a.terms} {sign} {b.terms} mixes {a.unit_text} with {b.unit_text}", "convert one of them first")
     if sign == "/" and b.value == 0 and b.bound in ("=", "~"):
         raise HarnessError(f"{a.terms} / {b.terms} divides by zero", "leave this ratio out")
-    rough = "~" in (a.bound, b.bound) and {a.bound, b.bound} <= {"=", "~", "range"}
-    low, high = _ends(a, sign, b) if rough or "~" not in (a.bound, b.bound) else (-math.inf, math.inf)
+    bounds = {a.bound, b.bound}
+    kind = "=" if bounds == {"="} else "~" if "~" in bounds <= {"=", "~", "range"} else ""
+    low, high = _ends(a, sign, b) if kind or "~" not in bounds else (-math.inf, math.inf)
     unknown = a.value is None or b.value is None or (sign == "/" and b.value == 0)
     value = None if unknown else _OPERATIONS[sign](a.value, b.value)
     left = f"({a.terms})" if sign in "*/" and any(f" {mark} " in a.terms for mark in "+-") else a.terms
     right = f"({b.terms})" if sign != "+" and any(f" {mark} " in b.terms for mark in "+-*/") else b.terms
     found = Quantity(
-        value, low, high, rough,
+        value, low, high, kind,
         tuple(sorted((name, power) for name, power in powers.items() if power)),
         a.period or b.period, a.basis | b.basis, _union(a.ids, b.ids), f"{left} {sign} {right}",
         _union(a.statuses, b.statuses), _union(a.layers, b.layers), _union(a.assumptions, b.assumptions),
         _union(a.stamps, b.stamps, stamps),
     )  # fmt: skip
-    found = replace(found, rounded=a.bound == b.bound == "=" and low < high)
     found = replace(found, value={">=": low, "<=": high, "n/a": None}.get(found.bound, value))
     return about(found) if stamps else found
 
@@ -214,12 +208,12 @@ def about(a: Quantity) -> Quantity:
     if a.bound == "n/a" or a.value is None:
         return a
     low, high = (end if math.isfinite(end) and a.bound not in ("<=", ">=") else a.value for end in (a.low, a.high))
-    return replace(a, low=low, high=high, rough=True, rounded=False)
+    return replace(a, low=low, high=high, kind="~")
 
 
 def at_least(a: Quantity) -> Quantity:
     """`a` as a floor of a larger amount that contains it."""
-    return replace(a, high=math.inf, rounded=False, value=a.low if a.bound == "=" else a.value)
+    return replace(a, high=math.inf, kind="", value=a.low if a.bound == "=" else a.value)
 
 
 def rebased(a: Quantity, tags: str, why: str) -> Quantity:
@@ -303,10 +297,9 @@ def nine_months(half: Quantity, year: Quantity, path: str) -> Quantity:
     the range. A figure that says `about` has to be read at its printed digits before (`printed`).
     """
     first, whole = half.period, year.period
-    if first is None or whole is None or first.start is None or whole.start != first.start:
-        raise Refused(f"{half.terms} ({first}) does not begin {year.terms} ({whole})", "give a half and its year")
-    if (first.months, whole.months) != (6, 12):
-        raise Refused(f"{half.terms} ({first}) is not half of {year.terms} ({whole})", "give a half and its year")
+    if not (first and whole and first.start and first.start == whole.start and (first.months, whole.months) == (6, 12)):
+        what = f"{half.terms} ({first}) is not the first half of {year.terms} ({whole})"
+        raise Refused(what, "give a half and its year")
     if half.bound != "=" or year.bound != "=" or half.value is None or year.value is None:
         raise Refused(f"{half.text()} with {year.text()} leaves the path of quarters open", "give exact figures")
     h1, h2 = half.value, year.value - half.value
@@ -317,7 +310,7 @@ def nine_months(half: Quantity, year: Quantity, path: str) -> Quantity:
         period=period(f"{first.start.year}-01", f"{first.start.year}-09"),
         terms=f"nine_months({half.terms}, {year.terms}, {path})",
         assumptions=(*half.assumptions, *year.assumptions, f"quarters of {first.start.year}: {path}"),
-        rounded=False,
+        kind="",
     )
     if path == "non-falling":
         value, low, high = _path(h1, h2, "geometric"), 1.5 * half.low, (half.high + year.high) / 2

@@ -4,14 +4,12 @@ import ast
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import accumulate, repeat
 
 from harness.errors import HarnessError
 from harness.facts import claims
-from harness.facts.book import Book, Comparison
+from harness.facts.book import Book, Comparison, Period, period
 from harness.facts.claims import Quantity, Refused, about, at_least, combine, exact, held, length, of_fact, rebased
-from harness.facts.period import Period, period
 
 PAIRS = "pairs"
 """The table that is not made of rows of comparisons.csv: every pair of spend and revenue."""
@@ -39,9 +37,9 @@ class Context:
     def printed(self, fact_id: str) -> Quantity:
         """A fact at its printed digits, also if it says `about`."""
         found = claims.printed(self.book[fact_id])
-        if self.rounding or not found.rounded or found.value is None:
+        if self.rounding or found.kind != "=" or found.value is None:
             return found
-        return replace(found, low=found.value, high=found.value, rounded=False)
+        return replace(found, low=found.value, high=found.value)
 
     def given(self, name: str) -> Quantity:
         """An assumption: `~` with its p5 and p95 as ends, or exact if it has none."""
@@ -110,25 +108,24 @@ def _value(c: Context, node: ast.expr, over: Period | None) -> Quantity:
         return exact(node.value, "ratio", f"{node.value:g}")
     if isinstance(node, ast.Name):
         return _named(c, node.id, over)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS:
-        takes, function = FUNCTIONS[node.func.id]
-        before = ([c] if "context" in takes else []) + ([over] if "period" in takes else [])
-        return function(*before, *(_argument(c, arg, over, "ids" in takes) for arg in node.args))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        # A function gets a figure as it is: a named state is not held over the period.
+        values = (
+            arg.value if isinstance(arg, ast.Constant) else _value(c, arg, None if isinstance(arg, ast.Name) else over)
+            for arg in node.args
+        )
+        if node.func.id in FUNCTIONS:
+            return FUNCTIONS[node.func.id](*values)
+        if node.func.id in OF_PERIOD and over is not None:
+            return OF_PERIOD[node.func.id](over, *values)
+        if node.func.id in OF_CONTEXT:
+            return OF_CONTEXT[node.func.id](c, over, *values)
     raise HarnessError(f"'{ast.unparse(node)}' is not a formula", "use ids of facts, names of rows, numbers, + - * /")
-
-
-def _argument(c: Context, node: ast.expr, over: Period | None, raw: bool) -> object:
-    """The value of an argument; `raw`: of a name the name itself. A function that moves a figure gets it as it is."""
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, ast.Name):
-        return node.id if raw else _value(c, node, None)
-    return _value(c, node, over)
 
 
 def _named(c: Context, name: str, over: Period | None) -> Quantity:
     if name in LENGTHS and over is not None:
-        return length(Quantity(1, 1, 1, False, (), over, frozenset(), (), name, (), ()), name)
+        return length(Quantity(1, 1, 1, "=", (), over, frozenset(), (), name, (), ()), name)
     if name == "measured":
         if c.measured is None:
             raise Refused("no measured cost", "name a run")
@@ -140,36 +137,32 @@ def _named(c: Context, name: str, over: Period | None) -> Quantity:
     return held(found, over) if state and over is not None else found
 
 
-def revenue_floor(c: Context, share: str) -> Quantity:
+def _revenue_floor(c: Context, _: Period | None, share: Quantity) -> Quantity:
     """Total revenue from the net `share` that a partner kept: net share / rate; a floor, since net <= gross.
 
     The rate (A04) is taken to hold over the share's period; its status, rumour, is among the result's statuses.
     """
-    return at_least(_gross(c, share)) / _rate(c, c.book[share].period, "A04")
+    return at_least(_gross(share)) / _rate(c, share.period, c.fact("A04"))
 
 
-def _gross(c: Context, share: str) -> Quantity:
-    why = f"{share} is net of what the partner owes back (A07), so at most the gross share"
-    return rebased(c.fact(share), "gross", why)
+def _gross(share: Quantity) -> Quantity:
+    why = f"{share.terms} is net of what the partner owes back (A07), so at most the gross share"
+    return rebased(share, "gross", why)
 
 
-def _rate(c: Context, over: Period | None, fact_id: str) -> Quantity:
+def _rate(c: Context, over: Period | None, fact: Quantity) -> Quantity:
     """A rate that a contract fixes: exact, and valid over the whole period."""
-    rate = of_fact(c.book[fact_id])
+    rate = of_fact(c.book[fact.terms])
     return rate if over is None else held(rate, over, by_contract=True)
 
 
-def press_nine(c: Context, path: str = "non-falling", half: str = "A11", year: str = "E09") -> Quantity:
+def _nine(c: Context, _: Period | None, path: str, *ends: Quantity) -> Quantity:
     """Revenue of the first nine months from the figures of the first half and of the year (`nine_months`)."""
+    half, year = (end.terms for end in ends) if ends else ("A11", "E09")
     return claims.nine_months(c.printed(half), c.printed(year), path)
 
 
-def _whole(bill: Quantity) -> Quantity:
-    """One supplier's bill as a floor of what all suppliers were paid."""
-    return at_least(rebased(bill, "all-suppliers", f"{bill.terms} is one supplier's: a floor for all of them"))
-
-
-def _plan_sum(over: Period | None, base: Quantity, yearly: Quantity, years: int) -> Quantity:
+def _plan_sum(over: Period, base: Quantity, yearly: Quantity, years: int) -> Quantity:
     """Revenue of the next `years` years added up, growing from `base` by one factor a year."""
     assert yearly.value is not None
     powers = sum(accumulate(repeat(yearly.value, years), operator.mul))
@@ -185,35 +178,35 @@ def _moved(a: Quantity, first: str, last: str) -> Quantity:
     return replace(a, period=into, assumptions=(*a.assumptions, f"{a.terms} read as {into}"))
 
 
-def _mean(c: Context, over: Period | None, *ids: str, logs: bool = False) -> Quantity:
-    return claims.time_mean([c.fact(i) for i in ids], _span(over), logs)
+def _whole(bill: Quantity) -> Quantity:
+    """One supplier's bill as a floor of what all suppliers were paid."""
+    return at_least(rebased(bill, "all-suppliers", f"{bill.terms} is one supplier's: a floor for all of them"))
 
 
-def _span(over: Period | None) -> Period:
-    if over is None:
-        raise HarnessError("a formula without a period", "give the row a span")
-    return over
-
-
-FUNCTIONS: Mapping[str, tuple[str, Callable[..., Quantity]]] = {
-    "floor": ("context ids", revenue_floor),
-    "gross": ("context ids", _gross),
-    "nine": ("context ids", press_nine),
-    "printed": ("context ids", lambda c, fact_id: c.printed(fact_id)),
-    "rate": ("context period ids", _rate),
-    "mean": ("context period ids", _mean),
-    "log_mean": ("context period ids", partial(_mean, logs=True)),
-    "prorata": ("period", lambda over, a: claims.prorata(a, _span(over))),
-    "plan_sum": ("period", _plan_sum),
-    "whole": ("", _whole),
-    "rest": ("", claims.rest),
-    "growth": ("", claims.growth),
-    "root": ("", claims.root),
-    "moved": ("", _moved),
-    "basis": ("", lambda a, tags: rebased(a, tags, f"{a.terms} counted as {tags}")),
-    "number": ("", lambda value, unit: exact(value, unit, f"{value:g}", status="given")),
+FUNCTIONS: Mapping[str, Callable[..., Quantity]] = {
+    "gross": _gross,
+    "whole": _whole,
+    "rest": claims.rest,
+    "growth": claims.growth,
+    "root": claims.root,
+    "moved": _moved,
+    "basis": lambda a, tags: rebased(a, tags, f"{a.terms} counted as {tags}"),
+    "number": lambda value, unit: exact(value, unit, f"{value:g}", status="given"),
 }
-"""Name -> what it takes before its arguments (`context`, `period`), `ids` if arguments are names, and the function."""
+OF_PERIOD: Mapping[str, Callable[..., Quantity]] = {
+    "mean": lambda over, *states: claims.time_mean(states, over),
+    "log_mean": lambda over, *states: claims.time_mean(states, over, logs=True),
+    "prorata": lambda over, a: claims.prorata(a, over),
+    "plan_sum": _plan_sum,
+}
+"""Functions of the row's span, which it must have, and the arguments."""
+OF_CONTEXT: Mapping[str, Callable[..., Quantity]] = {
+    "floor": _revenue_floor,
+    "nine": _nine,
+    "printed": lambda c, _, fact: c.printed(fact.terms),
+    "rate": _rate,
+}
+"""Functions of the context, the row's span if there is one, and the arguments."""
 
 
 def named_ids(formulas: Sequence[str]) -> Iterator[str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from harness.cost.draws import Array, Draws, distribution, draw, log_moments, quantile
 from harness.facts.book import Assumption
+from harness.facts.claims import Quantity
 from harness.facts.formulas import Context, quantity
 from harness.files import data_rows
 from harness.model import Figure
@@ -29,7 +30,7 @@ FEWEST = 100
 """With fewer effective draws no value is given for what must be true."""
 MODEL = "model"
 MODEL_FACTOR = Assumption(
-    name=MODEL, label="GPU-s a million tokens", low=None, value=1.0, high=None, unit="ratio",
+    name=MODEL, label="GPU-s a million tokens", low=None, value=1.0, high=None, unit="GPU-second/Mtoken",
     status="published", source="predicted for large open models on H100: dense, mixture of experts, hybrid", ladder="*",
 )  # fmt: skip
 Model = Callable[[Mapping[str, Draws], float], Draws]
@@ -82,7 +83,7 @@ class Measurement:
     """Devices, and engine and scenario or batch and latency."""
     usd_per_query: Figure
     wh_per_query: Figure | None
-    gpu_s: Figure | None
+    gpu_s: float | None
     """Device-seconds of a query at the measured rate."""
     output_tokens: float | None
     """Per query."""
@@ -141,9 +142,9 @@ def published_measurements(usd_per_gpu_hour: float, *, p99_itl_s: float = 0.2) -
     Only rows whose p99 ITL is at most `p99_itl_s` count. USD/query = output tokens x GPUs x price / (3600 x tokens/s);
     Wh/query covers the GPUs alone. Each row is one run, so there is no interval.
     """
-    rows = sorted(data_rows("published/mlenergy_v3_h100.csv"), key=lambda row: 1 / _gpu_s_per_token(row))
-    fast = [row for row in rows if row["task"] == "lm-arena-chat" and float(row["p99_itl_ms"]) <= p99_itl_s * 1000]
-    best = {row["model_id"]: row for row in fast}
+    chat = [row for row in data_rows("published/mlenergy_v3_h100.csv") if row["task"] == "lm-arena-chat"]
+    fast = [row for row in chat if float(row["p99_itl_ms"]) <= p99_itl_s * 1000]
+    best = {row["model_id"]: row for row in sorted(fast, key=_gpu_s_per_token, reverse=True)}
     return tuple(_published(best[model], usd_per_gpu_hour) for model in sorted(best))
 
 
@@ -164,22 +165,25 @@ def agreement(
     weight = c.book.assumptions["input_weight"].value
     ratios = [each.calibration for each in starts if each.calibration is not None]
     seconds = model(x, weight) + (np.mean(np.log(ratios)) if ratios else 0.0)
-    measured = _spread(starts or large, x, _cost) + _doubt(starts, x["measured"])
+    measured = _costs(starts or large, x) + _doubt(starts, x["measured"])
     bill = seconds + np.log(x["tokens_per_query"] + weight * x["input_tokens"]) - math.log(3600)
     for a in factors:
         bill = bill + _sign(a) * np.log(x[a.name])
     believed = {MODEL: np.exp(seconds) * 1e6, **{a.name: x[a.name] for a in factors}}
     possible = _possible(believed, factors)
     needed, weights = conditioned(believed, factors, reported - bill)
-    made = [_factor(MODEL_FACTOR, believed, needed, possible, weights, _own(starts or large, weight))]
-    made += [_factor(a, believed, needed, possible, weights, _known(a, starts)) for a in factors]
+    believed = {name: draws[possible] for name, draws in believed.items()}
+    own: dict[str, float | None] = {MODEL: _own(starts or large, weight)}
+    for name, field in FIELDS.items():
+        values = [value for each in starts if (value := getattr(each, field)) is not None]
+        own[name] = float(np.median(values)) if values else None
     return Agreement(
         figure("reported_usd_per_query", "USD/prompt", np.exp(reported)),
         figure("measured_usd_per_query", "USD/query", np.exp(measured)),
         figure("gap", "ratio", np.exp(reported - measured)),
         figure("left", "ratio", np.exp(reported - bill)[possible]),
         float(np.mean((bill >= reported)[possible])),
-        tuple(made),
+        tuple(_factor(a, believed[a.name], needed[a.name], weights, own.get(a.name)) for a in (MODEL_FACTOR, *factors)),
         tuple(predicted()),
     )
 
@@ -215,19 +219,9 @@ def conditioned(
 
 def figure(name: str, unit: str, values: Draws, weights: Array | None = None, n: int | None = None) -> Figure:
     """p5, median and p95 of draws; `n` is the number of effective draws, if they are weighted."""
-    low, middle, high = quantiles(values, weights)
-    return Figure(name, middle, unit, "derived", low, high, n, interval="p5-p95")
-
-
-def quantiles(values: Draws, weights: Array | None = None) -> tuple[float, float, float]:
-    """p5, median and p95.
-
-    >>> quantiles(np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0]))
-    (2.0, 2.0, 2.0)
-    """
     how: dict[str, Any] = {} if weights is None else {"weights": weights, "method": "inverted_cdf"}
-    low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), **how)
-    return float(low), float(middle), float(high)
+    low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), **how).tolist()
+    return Figure(name, middle, unit, "derived", low, high, n, interval="p5-p95")
 
 
 def layer_of(figure: Figure) -> str:
@@ -235,19 +229,15 @@ def layer_of(figure: Figure) -> str:
     return "outside" if figure.status == "published" else "run"
 
 
-def _factor(
-    a: Assumption, believed: Mapping[str, Draws], needed: Mapping[str, Draws], possible: Draws, weights: Array,
-    own: float | None,
-) -> Factor:  # fmt: skip
-    unit = "GPU-second/Mtoken" if a.name == MODEL else a.unit
+def _factor(a: Assumption, believed: Draws, needed: Draws, weights: Array, own: float | None) -> Factor:
     effective = float(weights.sum() ** 2 / np.sum(weights**2)) if weights.any() else 0.0
-    start = Figure(a.name, own, unit, "measured", reason=None if own else "not a property of the measurement")
-    before = figure(a.name, unit, believed[a.name][possible])
+    start = Figure(a.name, own, a.unit, "measured", reason=None if own else "not a property of the measurement")
+    before = figure(a.name, a.unit, believed)
     if effective < FEWEST:
         reason = f"{effective:.0f} effective draws close the gap, {FEWEST} are needed: widen a factor (LOW:HIGH)"
-        return Factor(a.name, a.label, start, before, Figure(a.name, None, unit, "derived", reason=reason), None)
-    after = figure(a.name, unit, needed[a.name], weights, int(effective))
-    share = float(np.mean((np.sign(after.value - believed[a.name][possible]) + 1) / 2))
+        return Factor(a.name, a.label, start, before, Figure(a.name, None, a.unit, "derived", reason=reason), None)
+    after = figure(a.name, a.unit, needed, weights, int(effective))
+    share = float(np.mean((np.sign((after.value or 0.0) - believed) + 1) / 2))
     return Factor(a.name, a.label, start, before, after, share)
 
 
@@ -265,17 +255,13 @@ def _width(a: Assumption) -> float:
     return (a.high or 1.0) / (a.low or 1.0)
 
 
-def _spread(found: Sequence[Measurement], x: Mapping[str, Draws], of: Callable[[Measurement], float]) -> Draws:
-    """Draws of a value over measurements: each kind as likely as any other, between the values of its measurements."""
+def _costs(found: Sequence[Measurement], x: Mapping[str, Draws]) -> Draws:
+    """Draws of ln cost: each kind as likely as any other, between the costs of its measurements."""
     kinds: dict[str, list[float]] = {}
     for each in found:
-        kinds.setdefault(each.kind, []).append(of(each))
+        kinds.setdefault(each.kind, []).append(math.log(each.usd_per_query.value or math.nan))
     levels = [np.quantile(values, x["place"]) for _, values in sorted(kinds.items())]
     return pick(levels, x["kind"])
-
-
-def _cost(each: Measurement) -> float:
-    return math.log(each.usd_per_query.value or math.nan)
 
 
 def _doubt(starts: Sequence[Measurement], u: Draws) -> Draws:
@@ -290,21 +276,15 @@ def _own(found: Sequence[Measurement], weight: float) -> float | None:
     """Median device-seconds of a million output tokens; an input token counts as `weight` of them. None if unknown."""
     values = []
     for each in found:
-        seconds = each.gpu_s.value if each.gpu_s is not None else None
-        if not seconds or not each.output_tokens:
+        if not each.gpu_s or not each.output_tokens:
             return None
-        values.append(1e6 * seconds / (each.output_tokens + weight * (each.input_tokens or 0.0)))
+        values.append(1e6 * each.gpu_s / (each.output_tokens + weight * (each.input_tokens or 0.0)))
     return float(np.median(values)) if values else None
 
 
 FIELDS = {"tokens_per_query": "output_tokens", "input_tokens": "input_tokens", "utilisation": "utilisation",
           "gpu_price": "usd_per_gpu_hour"}  # fmt: skip
 """Factor -> the field of a measurement that holds your value of it."""
-
-
-def _known(a: Assumption, starts: Sequence[Measurement]) -> float | None:
-    values = [value for each in starts if a.name in FIELDS and (value := getattr(each, FIELDS[a.name])) is not None]
-    return float(np.median(values)) if values else None
 
 
 def _gpu_s_per_token(row: Mapping[str, str]) -> float:
@@ -321,10 +301,119 @@ def _published(row: Mapping[str, str], price: float) -> Measurement:
         f"{gpus}, batch {row['max_num_seqs']}, p99 ITL {float(row['p99_itl_ms']):.0f} ms",
         Figure("usd_per_query", seconds * price / 3600, "USD/query", "published", n=1),
         Figure("wh_per_query", float(row["energy_per_request_joules"]) / 3600, "Wh/query", "published", n=1),
-        Figure("gpu_s_per_query", seconds, "GPU-second/query", "published", n=1),
+        seconds,
         tokens,
         PUBLISHED_INPUT,
         price,
         kind=next(name for name in ("moe", "hybrid", "dense") if name in kind),
         parameters=float(row["total_params_billions"]) * 1e9,
     )
+
+
+UNLIKELY = 0.05
+"""A belief that reaches the bill with a smaller probability does not reach it."""
+END = 0.25
+"""A value with less than this share of the belief on its far side lies at an end of the belief."""
+MOST = 3
+"""The most factors that a sentence names."""
+CLEAR = 2.0
+"""A belief whose p95 / p5 is at least this is an unknown that decides."""
+
+
+def place(share: float | None) -> str:
+    """Where the median of what must be lies in the belief, by the share of the belief below it.
+
+    >>> [place(share) for share in (0.04, 0.05, 0.25, 0.75, 0.76, 0.96, None)]
+    ['below belief', 'low end', 'as believed', 'as believed', 'high end', 'above belief', 'n/a']
+    """
+    if share is None:
+        return "n/a"
+    if share < UNLIKELY:
+        return "below belief"
+    if share > 1 - UNLIKELY:
+        return "above belief"
+    return "low end" if share < END else "high end" if share > 1 - END else "as believed"
+
+
+def plausible(reach: float) -> str:
+    """Whether the believed factors make up the bill, from the probability that they reach it.
+
+    >>> [plausible(p) for p in (0.04, 0.05, 0.25, 0.95, 0.96)]
+    ['not plausible', 'plausible only with', 'plausible', 'plausible', 'lower than believed']
+    """
+    if reach < UNLIKELY:
+        return "not plausible"
+    if reach > 1 - UNLIKELY:
+        return "lower than believed"
+    return "plausible only with" if reach < END else "plausible"
+
+
+def chance(reach: float) -> str:
+    """A probability, with a decimal near its ends, where the rules of the verdict lie.
+
+    >>> [chance(p) for p in (0.0479, 0.4369, 0.951)]
+    ['4.8%', '44%', '95.1%']
+    """
+    return f"{reach:.1%}" if min(reach, 1 - reach) < 0.1 else f"{reach:.0%}"
+
+
+def claim(times: float, bill: Quantity, whole: Quantity) -> str:
+    """Whether "inference is `times` its revenue" is shown or excluded, from its ratio of one bill and of all suppliers.
+
+    The bill is a part of the whole: `shown` if the whole's lower bound reaches it, `excluded` if both upper bounds
+    lie below.
+    """
+    if max(_low(whole), _low(bill)) >= times:
+        return "shown"
+    return "excluded" if max(_high(whole), _high(bill)) < times else "neither shown nor excluded"
+
+
+def power(price: tuple[float, float], floor: float) -> str:
+    """Whether a belief about the price (p5, p95) fits the power that stood, whose lowest price is `floor`.
+
+    >>> power((2.0, 3.0), 2.0), power((1.9, 3.0), 2.0), power((1.0, 1.9), 2.0)
+    ('fits', 'fits in part', 'does not fit')
+    """
+    low, high = price
+    return "fits" if low >= floor else "fits in part" if high >= floor else "does not fit"
+
+
+def sentences(found: Agreement, bill: Quantity, whole: Quantity, floor: float) -> tuple[tuple[str, str], ...]:
+    """The verdict as (topic, sentence): the bill, the two claims, power, and the unknowns that decide."""
+    price = next(f.believed for f in found.factors if f.name == "gpu_price")
+    said, fit = plausible(found.reach), power((price.low or 0.0, price.high or 0.0), floor)
+    only = f" {', '.join(moved(found.factors))}" if said == "plausible only with" else ""
+    words = {
+        "fits": "the believed price needs no more power than stood",
+        "fits in part": f"below {floor:.2g} USD a GPU-hour the bill buys more GPUs than the power could feed",
+        "does not fit": f"every believed price buys more GPUs than the power feeds, up to {floor:.2g} USD a GPU-hour",
+    }
+    more, twice = claim(1, bill, whole), claim(2, bill, whole)
+    claims = f"'more than it earns': {more}; 'twice what it earns': {twice}"
+    return (
+        ("bill", f"{said}{only}: the beliefs reach the bill with a probability of {chance(found.reach)}"),
+        ("claims", claims if more != twice else f"'more than it earns' and 'twice what it earns': {more}"),
+        ("power", words[fit]),
+        ("unknowns", ", ".join(f"{f.label} x{f.width:.2g}" for f in deciding(found.factors)) or "none"),
+    )
+
+
+def moved(factors: Sequence[Factor]) -> list[str]:
+    """The factors whose medians must move furthest in their beliefs, with the direction, such as `high utilisation`."""
+    known = [(f.share, f.label) for f in factors if f.share is not None]
+    far = sorted(known, key=lambda pair: -abs(pair[0] - 0.5))[:MOST]
+    return [f"{'high' if share > 0.5 else 'low'} {label}" for share, label in far]
+
+
+def deciding(factors: Sequence[Factor]) -> list[Factor]:
+    """The factors with the widest beliefs, widest first."""
+    wide = [f for f in factors if f.width >= CLEAR]
+    return sorted(wide, key=lambda f: -f.width)[:MOST]
+
+
+def _low(q: Quantity) -> float:
+    return q.low if q.bound in ("=", ">=", "range") else 0.0
+
+
+def _high(q: Quantity) -> float:
+    return q.high if q.bound in ("=", "<=", "range") else float("inf")

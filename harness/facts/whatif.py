@@ -21,9 +21,9 @@ from harness.cost.bill import ENERGY, bill_factors, cost_of_run, draw_inputs, me
 from harness.cost.draws import Draws, quantile
 from harness.cost.pricing import price_run, priced_for, scenario_for
 from harness.cost.scenario import MEASURED, PRICE, Scenario
-from harness.facts.appraisal import measurement_of, median, published, standing
+from harness.facts.appraisal import measurement_of, median, standing
 from harness.facts.formulas import Context
-from harness.facts.gap import LARGE, Measurement, bill_a_prompt
+from harness.facts.gap import LARGE, Measurement, bill_a_prompt, published_measurements
 from harness.model import Device, Figure, Summary
 from harness.store.run import Run
 
@@ -41,7 +41,8 @@ INVERSE = np.geomspace(1, 20, 33)
 def starts(runs: Sweep, c: Context, scenario: str | None = None) -> list[Json]:
     """The starting points of a what-if: each of the first runs that has a cost, then published measurements."""
     found = [_of_run(run, summary, c, scenario) for run, summary in runs[:MOST_RUNS]]
-    found += [_of_published(each, c) for each in published(c.book) if (each.parameters or 0) >= LARGE]
+    points = published_measurements(c.book.assumptions["gpu_price"].value)
+    found += [_of_published(each, c) for each in points if (each.parameters or 0) >= LARGE]
     return [start for start in found if start]
 
 
@@ -69,7 +70,7 @@ def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Jso
     sliders = _sliders(given, metered) | {"output": around(start.output_tokens)}
     words = f"{run.id} --scenario {name}"
     commands = [(f"harness {verb} {words}", sets) for verb in ("cost", "compare")[: 1 if start.doubts else 2]]
-    made = _start(f"run {run.id}, scenario {name}", given.per, sliders, figures, c, commands)
+    made = _start(f"run {run.id}, scenario {name}", given.file.per, sliders, figures, c, commands)
     return made | {"standing": " ".join(standing(run))}
 
 
@@ -176,6 +177,6 @@ def _sliders(scenario: Scenario, energy: bool) -> Json:
     bill = bill_factors(scenario, draw_inputs(scenario))
     return {
         "price": around(float(np.median(bill[0][1])) if bill else 1.0),
-        "utilisation": between(median(scenario, "serving.utilisation", 1.0), 0.05, 1),
-        "pue": between(median(scenario, "energy.pue", 1.0), 1, 2) if energy else NO_ENERGY,
+        "utilisation": between(median(scenario, "serving.utilisation"), 0.05, 1),
+        "pue": between(median(scenario, "energy.pue"), 1, 2) if energy else NO_ENERGY,
     }

@@ -105,18 +105,20 @@ def evaluate(blocks: Sequence[Block], rows: Rows, at: Sequence[NDArray[np.intp]]
     return np.log(total), by * (each / total[:, None] @ weights.T)
 
 
+PAIRS = sorted({row["key"] for row in data_rows("predict/blocks.csv") if " " in row["key"]})
+"""Keys of the blocks that join two others."""
+
+
 def levels_of(s: Serving) -> dict[str, str]:
     """Key of the blocks -> the level of a serving point."""
     model, version = family(s.model), f"{s.engine} {s.released:.2f}"
-    return {
+    levels = {
         "one": "all", "gpu": s.gpu.name, "engine": s.engine, "version": version, "precision": s.precision,
-        "version gpu": f"{version} {s.gpu.name}", "gpu precision": f"{s.gpu.name} {s.precision}",
-        "gpu engine": f"{s.gpu.name} {s.engine}", "kind": s.model.kind, "kind engine": f"{s.model.kind} {s.engine}",
-        "kind gpu": f"{s.model.kind} {s.gpu.name}", "kind precision": f"{s.model.kind} {s.precision}",
-        "model": model, "model gpu": f"{model} {s.gpu.name}", "task": s.task,
+        "kind": s.model.kind, "model": model, "task": s.task,
         "layout": f"{s.gpus} {'dp' if s.dp > 1 else 'tp'}{' ep' if s.ep > 1 else ''}",
         "setup": f"{model} {s.gpu.name} {version} {s.version} {s.precision} {s.task}",
     }  # fmt: skip
+    return levels | {pair: " ".join(levels[key] for key in pair.split()) for pair in PAIRS}
 
 
 def rows(servings: Sequence[Serving], terms: Array) -> Rows:
@@ -199,11 +201,6 @@ def fitted(name: str) -> Fit:
     return Fit(blocks, places, np.array(list(values.values())), covariance, sds["noise"])
 
 
-def noise_variance(found: Fit) -> float:
-    """Variance of the noise of one measurement: a normal of 1.3 times its scale covers Student's t."""
-    return (1.3 * found.noise) ** 2
-
-
 def predicted(found: Fit, rows: Rows, own: Rows | None = None) -> tuple[Array, Array]:
     """ln of the expected value, and the variance of a new measurement: of the coefficients, of the levels that were not
     seen, of the noise, and of what engines change in the years between releases.
@@ -227,7 +224,7 @@ def predicted(found: Fit, rows: Rows, own: Rows | None = None) -> tuple[Array, A
     known = np.einsum("ni,nij,nj->n", of_seen, found.covariance[at[:, :, None], at[:, None]], of_seen)
     seen = np.array([2026.25 - float(level.split()[-1]) for block, level in found.places if block == "version all"])
     years = np.abs(rows.covariates["age"][:, None] - seen).min(axis=1) if len(seen) else 0.0
-    noise = noise_variance(found) * (1 if own is None else 2)
+    noise = (1.3 * found.noise) ** 2 * (1 if own is None else 2)  # a normal of 1.3 times its scale covers Student's t
     return value, known + unseen + noise + (DRIFT_PER_YEAR * years) ** 2
 
 
@@ -235,10 +232,6 @@ def classes_of(s: Serving) -> dict[str, str]:
     """The classes of a serving point by which errors are told."""
     split = "disaggregated" if s.prefill_gpus else "aggregated"
     return {"gpu": s.gpu.name, "engine": s.engine, "kind": s.model.kind, "precision": s.precision, "serving": split}
-
-
-SCALED = ("gpu", "engine", "precision", "serving")
-"""Classes whose intervals have a scale of their own."""
 
 
 @lru_cache(maxsize=1)

@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from harness.analysis.findings import finding
 from harness.config import checked, near, read_map
+from harness.cost.bill import measured
 from harness.cost.draws import Draws
 from harness.cost.gpus import Gpu, find_gpu
 from harness.cost.pricing import price_tables
 from harness.errors import HarnessError
 from harness.files import data_rows, read_text
+from harness.model import Figure, Finding, Summary
 from harness.predict import pooled
-from harness.predict.shapes import ModelShape, precision_of, shape_of
-from harness.predict.work import Serving, check_fits, columns, largest_batch, memory_bytes, sizes_that_hold
+from harness.predict.shapes import ModelShape, described, precision_of, shape_of
+from harness.predict.work import Serving, check_fits, columns, largest_batch, peak_flops, seconds, sizes_that_hold
+from harness.store.run import Run
 
 MOST_GPUS = 10_000
 GUESSES = data_rows("predict/guesses.csv")
@@ -67,16 +71,26 @@ class Prediction:
     """Device-seconds per output token, TTFT and the prompts' computation included."""
     joules: Draws
     """Joules of the accelerators per output token."""
-    memory_bytes: float
-    """Used on one GPU."""
-    most: float
-    """Sequences of full length that fit, over all replicas."""
-    guesses: tuple[str, ...]
-    """What no measured point covers."""
 
     @property
     def devices(self) -> int:
-        return self.replicas * (self.serving.gpus * self.serving.pp + self.serving.prefill_gpus)
+        return self.replicas * self.serving.devices
+
+    @property
+    def guesses(self) -> tuple[str, ...]:
+        """What of the serving point no measured point covers, in words."""
+        s, level = self.serving, pooled.levels_of(self.serving)
+        known, words = pooled.fitted("time").places, level | {"model": s.model.name}
+        notes = [r["guess"].format(**words) for r in GUESSES if (r["block"], level[r["key"]]) not in known]
+        if level["model"] != s.model.name:
+            notes.append(f"{s.model.name} is taken as {level['model']}, which differs in weights alone")
+        if s.pp > 1:
+            notes.append("no point has pipeline stages")
+        if s.input + s.output > 10_000:
+            notes.append("no point has more than 10,000 tokens a request")
+        if ("gpu rest", s.gpu.name) not in pooled.fitted("power").places:
+            notes.append(f"no energy was measured on {s.gpu.name}")
+        return tuple(notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +125,6 @@ def deployed(model: str | ModelShape, gpu: str | Gpu, plan: Plan) -> tuple[Servi
         if count is not None and not least <= count <= MOST_GPUS:
             what = f"--{name.replace('_', '-')} is {count}"
             raise HarnessError(what, f"give a whole number from {least} to {MOST_GPUS:,}")
-    devices = plan.devices
     shape = shape_of(model) if isinstance(model, str) else model
     device = known_gpu(gpu) if isinstance(gpu, str) else gpu
     weights = precision_of(plan.precision or shape.precision)
@@ -119,42 +132,42 @@ def deployed(model: str | ModelShape, gpu: str | Gpu, plan: Plan) -> tuple[Servi
         weights = "bf16"
     engine, version, year = engine_of(plan.engine)
     tp, pp, dp, ep = plan.tp or 1, plan.pp or 1, plan.dp or 1, plan.ep or 1
-    one = Serving(shape, device, weights, plan.batch, plan.input, plan.output, pp=pp)
-    one = replace(one, engine=engine, released=year, version=version)
+    one = Serving(
+        shape, device, weights, plan.batch, plan.input, plan.output,
+        ep=ep, engine=engine, released=year, version=version, pp=pp,
+    )  # fmt: skip
     if shape.experts and dp > 1:  # ranks of attention that share the experts
-        group = replace(one, gpus=max(tp * dp, ep), dp=dp, ep=ep)
+        group = replace(one, gpus=max(tp * dp, ep), dp=dp)
     else:
-        if ep > 1 and not shape.experts:
-            raise HarnessError(f"--ep {ep}: {shape.name} has no experts", "leave --ep out")
-        chosen = max(tp, ep) if plan.tp or plan.ep else smallest(one, devices)
-        group = replace(one, gpus=chosen, ep=ep)
-    if pp > shape.layers:
-        raise HarnessError(f"--pp {pp}: {shape.name} has {shape.layers:.0f} layers", "give at most as many stages")
-    if shape.heads % tp:
-        what = f"--tp {tp}: {shape.name} has {shape.heads:.0f} attention heads, which it does not divide"
-        raise HarnessError(what, "give a divisor of them")
-    if shape.experts and shape.experts % group.ep:
-        raise HarnessError(f"--ep {group.ep}: {shape.name} has {shape.experts:.0f} experts", "give a divisor of it")
-    if group.gpus > device.domain:
-        what = f"a group of {group.gpus} GPUs, but fast links join {device.domain} {device.name}"
-        raise HarnessError(what, f"use at most {device.domain} a group; --pp adds stages, more --devices add copies")
+        group = replace(one, gpus=max(tp, ep) if plan.tp or plan.ep else smallest(one, plan.devices))
+    name, most = shape.name, device.domain
+    for wrong, what, fix in (
+        (ep > 1 and not shape.experts, f"--ep {ep}: {name} has no experts", "leave --ep out"),
+        (pp > shape.layers, f"--pp {pp}: {name} has {shape.layers:.0f} layers", "give at most as many stages"),
+        (shape.heads % tp, f"--tp {tp}: {name} has {shape.heads:.0f} attention heads, which it does not divide",
+         "give a divisor of them"),
+        (shape.experts % ep, f"--ep {ep}: {name} has {shape.experts:.0f} experts", "give a divisor of it"),
+        (group.gpus > most, f"a group of {group.gpus} GPUs, but fast links join {most} {device.name}",
+         f"use at most {most} a group; --pp adds stages, more --devices add copies"),
+    ):  # fmt: skip
+        if wrong:
+            raise HarnessError(what, fix)
     size = group.gpus * pp
-    copies = dp if not shape.experts and devices is None else (devices or size) // size
-    if copies < 1 or (devices or size) % size:
-        fits = size * max(1, (devices or size) // size)
-        raise HarnessError(f"{devices} GPUs are not whole groups of {size}", f"use --devices {fits} or {fits + size}")
+    copies, left = divmod(plan.devices or size, size)
+    if not copies or left:
+        fits, what = size * max(1, copies), f"{plan.devices} GPUs are not whole groups of {size}"
+        raise HarnessError(what, f"use --devices {fits} or {fits + size}")
+    copies = dp if not shape.experts and plan.devices is None else copies
     return replace(group, batch=max(1.0, plan.batch / copies), prefill_gpus=plan.prefill_gpus), copies
 
 
 def smallest(one: Serving, devices: int | None) -> int:
     """GPUs of the smallest group that holds the model and one sequence, and divides the devices."""
-    sizes = sizes_that_hold(one)
-    if not sizes:
-        check_fits(replace(one, gpus=min(one.gpu.domain, devices or one.gpu.domain)))
-    whole = [n for n in sizes if devices is None or devices % (n * one.pp) == 0]
+    whole = [n for n in sizes_that_hold(one) if devices is None or devices % (n * one.pp) == 0]
     if not whole:
-        check_fits(replace(one, gpus=min(devices or 1, one.gpu.domain)))
-        return min(devices or 1, one.gpu.domain)
+        most = min(devices or one.gpu.domain, one.gpu.domain)
+        check_fits(replace(one, gpus=most))
+        return most
     roomy = [n for n in whole if largest_batch(replace(one, gpus=n)) >= one.batch / ((devices or n) / (n * one.pp))]
     return min(roomy or whole)
 
@@ -192,11 +205,8 @@ def predict_many(
         each = tpot + ttft / s.output
         watts = (parts[i, 0] + parts[i, 1:].sum() * np.exp(ln_t[i]) / tpot) * np.exp(sds[2] * other)
         watts = np.minimum(watts, s.gpu.tdp_w) * (1.0 if own is None or own.joules is None else own.joules)
-        count = s.gpus * s.pp + s.prefill_gpus
-        found.append(Prediction(
-            s, replicas, tpot, ttft, each * count / s.batch, watts * each * count / s.batch,
-            memory_bytes(s), largest_batch(s) * replicas, guesses_of(s),
-        ))  # fmt: skip
+        device_s = each * s.devices / s.batch
+        found.append(Prediction(s, replicas, tpot, ttft, device_s, watts * device_s))
     return found
 
 
@@ -261,18 +271,85 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)[:3])) if re.match(r"v?\d", version) else ()
 
 
-def guesses_of(s: Serving) -> tuple[str, ...]:
-    """What of a serving point no measured point covers, in words."""
-    fit = pooled.fitted("time")
-    level = pooled.levels_of(s)
-    words = level | {"model": s.model.name}
-    notes = [r["guess"].format(**words) for r in GUESSES if (r["block"], level[r["key"]]) not in fit.places]
-    if level["model"] != s.model.name:
-        notes.append(f"{s.model.name} is taken as {level['model']}, which differs in weights alone")
-    if s.pp > 1:
-        notes.append("no point has pipeline stages")
-    if s.input + s.output > 10_000:
-        notes.append("no point has more than 10,000 tokens a request")
-    if ("gpu rest", s.gpu.name) not in pooled.fitted("power").places:
-        notes.append(f"no energy was measured on {s.gpu.name}")
-    return tuple(notes)
+LIMITS = {"mfu": "1", "mbu": "1", "floor_s_per_output_token": "s", "floor_joules_per_output_token": "J"}
+"""Figures that compare a run with the GPU's limit -> unit."""
+
+
+def calibration(run: Run, summary: Summary) -> Calibration:
+    """Measured / predicted device-seconds and joules per output token. HarnessError if its GPU or model is unknown."""
+    if not run.on_gpu:
+        where = "a CPU" if run.engine and run.engine.device == "cpu" else "no GPU"
+        what = f"run {run.id} was measured on {where}: it says nothing about a GPU"
+        raise HarnessError(what, "name a GPU run, or none to predict from the published measurements")
+    serving, rate = serving_of(run, summary)
+    middle, joules = np.array([0.5]), measured(summary, "joules_per_output_token").value
+    plain = predict_many([serving], 1, middle)[0]
+    found = Calibration(float(serving.gpus / rate / plain.device_s[0]), None, serving, run.id)
+    if joules is None:
+        return found
+    return replace(found, joules=float(joules / predict_many([serving], 1, middle, found)[0].joules[0]))
+
+
+def hardware_limits(run: Run, summary: Summary) -> tuple[tuple[Figure, ...], tuple[Finding, ...]]:
+    """MFU, MBU and the roofline's lower limits of a run; n/a with the reason if its GPU or model is not known.
+
+    A share above 1 is impossible: then all are n/a, and a finding says so.
+    """
+    doubts, found, why = tuple[Finding, ...](), dict[str, float](), None
+    try:
+        found = limits_of(*serving_of(run, summary))
+    except HarnessError as unknown:
+        why = unknown.what
+    if found and max(found["mfu"], found["mbu"]) > 1:
+        doubts = (finding("beyond-hardware", mfu=found["mfu"], mbu=found["mbu"]),)
+        why, found = doubts[0].text, {}
+    return tuple(Figure(name, found.get(name), unit, "derived", reason=why) for name, unit in LIMITS.items()), doubts
+
+
+def limits_of(s: Serving, output_tokens_per_s: float) -> dict[str, float]:
+    """How close a serving point is to the roofline (Williams et al. 2009).
+
+    mfu and mbu: used shares of FLOP/s and bandwidth, from the FLOP and bytes that a step needs; then device-seconds per
+    output token at the roofline, and joules per output token there at the power limit.
+    """
+    needed, measured_s = seconds(replace(s, task="all")), s.batch / output_tokens_per_s
+    prompts = needed["prompt_compute"] + needed["prefill_attention"]
+    memory_s = needed["dense"] + needed["expert"] + needed["kv"]
+    compute_s = 2 * s.model.active_params * s.batch / s.gpus / peak_flops(s.gpu, s.precision) + prompts
+    floor = max(memory_s, compute_s) * s.gpus / s.batch
+    return {
+        "mfu": compute_s / measured_s,
+        "mbu": memory_s / measured_s,
+        "floor_s_per_output_token": floor,
+        "floor_joules_per_output_token": floor * s.gpu.tdp_w,
+    }
+
+
+def serving_of(run: Run, summary: Summary) -> tuple[Serving, float]:
+    """The serving point of a run, and its output tokens/s. The batch is requests/s x mean E2E (Little's law).
+
+    A file without E2E (the default of `vllm bench serve`) has TTFT + TPOT x (tokens - 1) in its place. HarnessError if
+    GPU, model, precision or a rate is not known.
+    """
+    fix = "name another run, or none"
+    if run.engine is None or not run.on_gpu:
+        raise HarnessError("not a GPU run", fix)
+    identity, devices = run.model, run.device_count
+    name = identity.source or identity.asked or "unknown"
+    model = described(identity.config, name, "its config.json") if identity.config else shape_of(name)
+    gpu = known_gpu(run.gpu or "unknown")
+    names = ["output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "e2e_s.mean"]
+    if measured(summary, "e2e_s.mean").value is None:
+        names[3:] = ["ttft_s.mean", "tpot_s.mean"]
+    rates = [measured(summary, name) for name in names]
+    if lacking := next((figure.reason for figure in rates if figure.value is None), None):
+        raise HarnessError(lacking, fix)
+    out, total, requests, *times = (figure.value or 0.0 for figure in rates)
+    if not min(out, requests, times[0]) > 0:
+        raise HarnessError(f"one of {', '.join(names)} is not above 0", fix)
+    e2e = times[0] if len(times) == 1 else times[0] + times[1] * (out / requests - 1)
+    precision = precision_of(run.engine.options.get("quantization") or identity.precision)
+    _, version, released = engine_of("vllm")
+    asked, answered = max(1.0, (total - out) / requests), out / requests
+    serving = Serving(model, gpu, precision, requests * e2e, asked, answered, devices)
+    return replace(serving, released=released, version=version), out

@@ -1,7 +1,10 @@
 """The cost of a prediction: its bill, its energy, the points of its front, and the cheapest at an objective."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 
 import numpy as np
 
@@ -10,6 +13,7 @@ from harness.cost.bill import ENERGY, Costs, Row, bill_factors, costed, draw_inp
 from harness.cost.draws import Draws
 from harness.cost.pricing import priced_for
 from harness.cost.scenario import MEASURED, Scenario
+from harness.errors import HarnessError
 from harness.model import Device, Figure
 from harness.predict.predict import PLAN, Calibration, Plan, Prediction, deployed, predict_many
 from harness.predict.work import check_fits, largest_batch
@@ -48,7 +52,7 @@ def priced(
     most, batches = largest_batch(serving), [serving.batch]
     batches += [float(2**k) for k in range(13) if 2**k <= most and 2**k != serving.batch]
     servings = [replace(serving, batch=batch) for batch in sorted(batches)]
-    device = Device("gpu", serving.gpu.name, copies * (serving.gpus * serving.pp + serving.prefill_gpus))
+    device = Device("gpu", serving.gpu.name, copies * serving.devices)
     used = priced_for(device, scenario, overrides)
     x = draw_inputs(used)
     points = predict_many(servings, copies, x[MEASURED], own)
@@ -102,3 +106,63 @@ def _costs(point: Prediction, used: Scenario, x: Mapping[str, Draws], own: Calib
         figures = interval_figures("wh_per_query", "Wh/query", "derived", np.sum(list(watts.values()), axis=0))
         found = replace(found, figures=(*found.figures, *figures))
     return found
+
+
+_WORD = re.compile(r"[a-z]+|\d+")
+_ADDED = {*["meta", "ai", "databricks", "instruct", "chat", "it", "hf", "instant", "turbo", "fast", "maas", "latest"]}
+"""Words of providers' names that do not tell models apart."""
+_LEFT_OUT = re.compile(r"(-v\d+)?:\d+$|-(fp8|bf16|awq)(-fast)?$|\bv(?=\d)|(?<=\d)p(?=\d)")
+"""Versions of an interface, precisions, and letters that stand for dots."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A provider's list price of a request."""
+
+    provider: str
+    model: str
+    """As the provider names it."""
+    usd: float
+    full_price: bool
+    """It states no price of cached tokens: they cost as much as others."""
+
+
+def key(name: str) -> tuple[str, ...]:
+    """What tells models apart in the names that providers give them.
+
+    >>> names = "@cf/meta/llama-3.1-8b-instruct-fp8", "llama-v3p1-8b-instruct", "meta.llama3-1-8b-instruct-v1:0"
+    >>> {key(name) for name in names} == {key("Llama-3.1-8B")}
+    True
+    >>> key("DeepSeek-V3.1") == key("DeepSeek-V3")
+    False
+    """
+    last = _LEFT_OUT.sub(" ", name.lower().rpartition("/")[2])
+    return tuple(word for word in _WORD.findall(last) if word not in _ADDED)
+
+
+def offers(model: str, input_tokens: float, output_tokens: float, cached: float) -> tuple[tuple[Offer, ...], str]:
+    """The offers of a request, cheapest first, and where they are from; `cached`: share of the input in a cache.
+
+    Free and discounted variants are left out. HarnessError without the package, or if no provider lists the model.
+    """
+    try:
+        from genai_prices import Usage
+        from genai_prices.data import providers
+    except ImportError:
+        raise HarnessError("list prices need the package genai-prices", "pip install genai-prices") from None
+    now, found = datetime.now(UTC), []
+    used = Usage(
+        input_tokens=round(input_tokens),
+        output_tokens=round(output_tokens),
+        cache_read_tokens=round(cached * input_tokens),
+    )
+    for provider in providers:
+        for each in provider.models:
+            if key(each.id) == key(model) and not each.id.endswith((":free", ":batch")) and not each.deprecated:
+                prices = each.get_prices(now)
+                if usd := float(prices.calc_price(used)["total_price"]):
+                    full = bool(cached) and prices.cache_read_mtok is None
+                    found.append(Offer(provider.id, each.id, usd, full))
+    if not found:
+        raise HarnessError(f"no provider in genai-prices lists {model}", "omit --market")
+    return tuple(sorted(found, key=lambda offer: offer.usd)), f"genai-prices {version('genai-prices')}, {now:%Y-%m-%d}"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,13 +99,12 @@ def family(m: ModelShape) -> str:
     >>> [family(shape_of(name)) for name in ("Llama-3.3-70B-Instruct", "Kimi-K2.6", "DeepSeek-V3.2")]
     ['Llama-3.1-70B', 'Kimi-K2.5', 'DeepSeek-V3.2']
     """
-    alike = [row for row in models() if _sizes(row) == _sizes(m)]
+    alike = [row for row in models() if SIZES(row) == SIZES(m)]
     same = [row for row in alike if row.total_params == m.total_params]
     return (same or alike or [m])[0].name
 
 
-def _sizes(m: ModelShape) -> tuple[object, ...]:
-    return m.kind, m.layers, m.hidden, m.heads, m.kv_heads, m.experts, m.experts_active, m.vocab
+SIZES = attrgetter("kind", "layers", "hidden", "heads", "kv_heads", "experts", "experts_active", "vocab")
 
 
 def shape_of(reference: str) -> ModelShape:

@@ -51,6 +51,11 @@ class Serving:
     """Pipeline stages, each of `gpus` GPUs. A stage holds 1 / pp of the layers and works on batch / pp sequences."""
 
     @property
+    def devices(self) -> int:
+        """GPUs of all stages, and those for prompts."""
+        return self.gpus * self.pp + self.prefill_gpus
+
+    @property
     def cache_bytes(self) -> float:
         """Bytes of one cached value."""
         return 1.0 if (self.precision, self.engine) in KV_FP8 else 2.0

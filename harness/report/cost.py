@@ -15,14 +15,10 @@ from harness.store.run import Run
 
 def tornado_tables(priced: Priced) -> list[Table]:
     """The inputs that make the cost of an output token uncertain; no table if no input is uncertain."""
-    if not priced.shares:
-        return []
-    rows = tuple(
-        (name, status, Figure(f"share.{name}", share, "1", "derived"))
-        for name, (status, share) in priced.shares.items()
-    )
+    shares = priced.shares.items()
+    rows = tuple((name, status, Figure(f"share.{name}", share, "1", "derived")) for name, (status, share) in shares)
     columns, notes = ("input", "status", "share"), ("squared correlation of ln input with ln cost",)
-    return [Table("tornado", "What makes the cost uncertain", columns, rows, notes, priced.run.id)]
+    return [Table("tornado", "What makes the cost uncertain", columns, rows, notes, priced.run.id)] if rows else []
 
 
 def fleet_table(day: pd.DataFrame, note: str) -> Table:
@@ -86,9 +82,13 @@ def run_cost_tables(priced: Sequence[Priced]) -> list[Table]:
     return [_costs_table("costs", "Cost of each run", [(each.run, each.costs) for each in priced])]
 
 
+MOST_TIERED = 50
+
+
 def tiers_table(priced: Sequence[Priced]) -> Table:
-    """The costs of each run, and its costs under the other price tiers."""
-    rows = [(each.run, costs) for each in priced for costs in (each.costs, *each.tiers)]
+    """The costs of each run, and of up to `MOST_TIERED` runs their costs under the other price tiers."""
+    few = len(priced) <= MOST_TIERED
+    rows = [(each.run, costs) for each in priced for costs in (each.costs, *(each.tiers if few else ()))]
     return _costs_table("tiers", "Cost by price tier", rows)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from harness.analysis.summary import Sweep
 from harness.config import near
 from harness.cost.objective import fastest_within
-from harness.cost.pricing import alike, at_objectives, explained, interactivity, price_run, tiered
+from harness.cost.pricing import alike, at_objectives, interactivity, price_run
 from harness.errors import HarnessError
 from harness.facts import whatif
 from harness.facts.appraisal import appraise, shipped_book, standing
@@ -25,8 +25,6 @@ COSTS = {
     "usd_per_million_output_tokens": "measured here: cost of a million output tokens",
 }
 """Cost figures that are printed below the reported figures -> their label there."""
-MOST_TIERED = 50
-"""With more runs than this, each run is priced by its own scenario only."""
 
 
 def document(run: Run, summary: Summary, scenario: str | None = None) -> list[Table]:
@@ -43,7 +41,7 @@ def document(run: Run, summary: Summary, scenario: str | None = None) -> list[Ta
 def over_runs(sweep: Sweep, scenario: str | None = None) -> list[Table]:
     """Several runs in common tables: a row for each run, objectives, the Pareto front, costs, the reported figures."""
     priced = [price_run(run, summary, scenario) for run, summary in sweep if run.engine is not None]
-    appraisal = appraise(list(map(tiered, priced)) if len(priced) <= MOST_TIERED else priced)
+    appraisal = appraise(priced)
     groups = alike(sweep)
     best = [point for group in groups for point in at_objectives(group, scenario)]
     fronts = [interactivity(group, scenario) for group in groups]
@@ -108,7 +106,7 @@ def _money(run: Run, summary: Summary, scenario: str | None) -> Iterator[Table]:
     if run.engine is None:
         yield first_table(Context(shipped_book()), run, caveats=standing(run))
         return
-    appraisal = appraise([explained(tiered(price_run(run, summary, scenario)))])
+    appraisal = appraise([price_run(run, summary, scenario)])
     priced = appraisal.priced[0]
     cost, assumptions = cost_tables(priced.costs)
     yield cost

@@ -70,7 +70,7 @@ def comparison_table(c: Context, name: str) -> Table:
     made = lines(c, name)
     about = c.book.tables[name]
     body, notes = scoped(c, made)
-    return Table(name, about.title, SCOPED, body, ((about.note,) if about.note else ()) + notes)
+    return Table(name, about["title"], SCOPED, body, ((about["note"],) if about["note"] else ()) + notes)
 
 
 def scoped(c: Context, made: Sequence[Line]) -> tuple[tuple[Row, ...], tuple[str, ...]]:

@@ -11,10 +11,9 @@ import numpy as np
 from harness.cost.bill import interval_figures, mapped
 from harness.files import read_data
 from harness.model import Figure
-from harness.predict.market import offers
 from harness.predict.predict import Prediction
-from harness.predict.priced import USD, Priced
-from harness.predict.work import weights_per_gpu
+from harness.predict.priced import USD, Priced, offers
+from harness.predict.work import largest_batch, memory_bytes, weights_per_gpu
 from harness.report.cost import cost_tables
 from harness.report.table import Cell, Table
 
@@ -53,9 +52,11 @@ def title(p: Prediction) -> str:
 
 
 def _memory(p: Prediction) -> str:
-    used, have = p.memory_bytes / 1e9, p.serving.gpu.memory_bytes / 1e9
-    weights = weights_per_gpu(p.serving) / 1e9
-    return f"{used:,.0f} of {have:,.0f} GB a GPU ({weights:,.0f} GB weights); at most {p.most:,.0f} sequences fit"
+    used, have, weights = (
+        x / 1e9 for x in (memory_bytes(p.serving), p.serving.gpu.memory_bytes, weights_per_gpu(p.serving))
+    )
+    most = largest_batch(p.serving) * p.replicas
+    return f"{used:,.0f} of {have:,.0f} GB a GPU ({weights:,.0f} GB weights); at most {most:,.0f} sequences fit"
 
 
 def front_table(found: Priced) -> Table:

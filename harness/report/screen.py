@@ -6,8 +6,7 @@ from harness.errors import HarnessError
 from harness.facts.appraisal import Appraisal
 from harness.facts.claims import Quantity
 from harness.facts.formulas import Context, result
-from harness.facts.gap import Agreement
-from harness.facts.verdict import chance, place
+from harness.facts.gap import Agreement, chance, place
 from harness.model import Figure
 from harness.report.format import brief, span
 from harness.report.table import PROPERTIES, Cell, Table

@@ -11,7 +11,7 @@ from harness.analysis.findings import mixed
 from harness.analysis.latency import LATENCIES, STATISTICS
 from harness.analysis.summary import Sweep
 from harness.model import Figure, Finding, Summary
-from harness.predict.own import hardware_limits
+from harness.predict.predict import hardware_limits
 from harness.report.format import amount, number
 from harness.report.table import PROPERTIES, Cell, Table
 from harness.store.run import Run

@@ -1,20 +1,19 @@
 """The phase split: tokens are counted where they arrived, prices of what is not identified are n/a, parts add up."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from builders import MIXES, TRUE, run_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import harness
 from harness.analysis.regression import Split, split_usage
 from harness.config import Values
 from harness.cost.bill import Costs, priced
 from harness.cost.gpus import Gpu, read_rows
-from harness.cost.phases import allocate, cost_of_query, time_blocks, usage_of
+from harness.cost.pricing import cost_of_query, time_blocks, usage_of
 from harness.cost.scenario import Scenario, parse_scenario, rental_prices
 from harness.model import Device
 
@@ -37,19 +36,14 @@ def test_a_term_without_cost_has_price_0() -> None:
     assert figure.value == pytest.approx(0, abs=1e-9)
 
 
-def four(low: float, high: float) -> st.SearchStrategy[list[float]]:
-    return st.lists(st.floats(low, high), min_size=4, max_size=4)
-
-
-@settings(deadline=None)  # other work on the machine must not fail it
-@given(four(0, 1e3), four(1, 1e6), st.floats(0.1, 1e6))
-def test_the_parts_of_a_bill_add_up_to_it(coefficients: list[float], counts: list[float], device_s: float) -> None:
-    if sum(c * n for c, n in zip(coefficients, counts, strict=True)) > 0:
-        parts = allocate(np.array(coefficients), np.array(counts), device_s)
-        assert sum(parts.values()) == pytest.approx(device_s)
-    else:
-        with pytest.raises(ValueError, match="explains none"):
-            allocate(np.array(coefficients), np.array(counts), device_s)
+def test_the_shares_of_the_bill_are_coefficients_times_counts() -> None:
+    scenario = parse_scenario((DATA / "scenarios/on-demand.yaml").read_text(), "on-demand.yaml")
+    split = split_usage([run_of(*mix) for mix in MIXES], replicates=20)
+    parts = split.coefficients * split.totals
+    words = zip(("input", "output", "context", "request"), parts / parts.sum(), strict=True)
+    assert cost(split, scenario, n=16).notes[-1] == "of the runs' bill: " + ", ".join(f"{a} {x:.0%}" for a, x in words)
+    nothing = replace(split, coefficients=0 * split.coefficients)
+    assert "add up to it" in cost(nothing, scenario, n=16).notes[-1]
 
 
 def test_a_published_day_of_a_real_fleet() -> None:

@@ -9,7 +9,6 @@ from builders import CPU, a_run
 
 from harness.cost.pricing import (
     costs_at_objective,
-    explained,
     fleet_costs,
     interactivity,
     list_scenarios,
@@ -154,7 +153,7 @@ def test_an_objective_may_name_its_unit() -> None:
 
 
 def test_the_tornado_names_every_input_that_can_move_the_cost() -> None:
-    (table,) = tornado_tables(explained(price_run(loaded(), SUMMARY)))
+    (table,) = tornado_tables(price_run(loaded(), SUMMARY))
     assert table.rows[0][:2] == ("output_tokens_per_s", "measured")
     assert [cell.value for cell in table.rows[0][2:] if isinstance(cell, Figure)] == pytest.approx([1.0])
     assert len(table.rows) == 4
@@ -162,11 +161,11 @@ def test_the_tornado_names_every_input_that_can_move_the_cost() -> None:
 
 def test_a_missing_or_certain_cost_has_no_tornado() -> None:
     nothing = Summary("r", "complete", (), {})
-    assert tornado_tables(explained(price_run(loaded(), nothing))) == []
+    assert tornado_tables(price_run(loaded(), nothing)) == []
     certain = dict.fromkeys(("price.usd_per_hour", "serving.overhead", "serving.utilisation"), 1)
     rate = replace(SUMMARY["output_tokens_per_s"], low=None, high=None)
     known = price_run(loaded(), replace(SUMMARY, figures=(rate,)), None, certain)
-    assert tornado_tables(explained(known)) == []
+    assert tornado_tables(known) == []
 
 
 def test_a_workload_may_name_the_scenario_of_its_runs() -> None:

@@ -22,14 +22,14 @@ CPU = (DATA / "scenarios/cpu-smoke.yaml").read_text()
 @pytest.mark.parametrize("path", sorted((DATA / "scenarios").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_scenario_reads_and_names_its_sources(path: Path) -> None:
     scenario = parse_scenario(path.read_text(), path.name)
-    assert scenario.name == path.stem
+    assert scenario.file.name == path.stem
     assert all(given.source and given.date for given in scenario.inputs.values())
 
 
 def test_the_example_in_the_documentation_reads() -> None:
     text = (ROOT / "docs/economics.md").read_text().split("```yaml\n")[1].split("```")[0]
     scenario = parse_scenario(text, "docs/economics.md")
-    assert scenario.correlations == (("query.visible_tokens", "measured", 0.5),)
+    assert scenario.file.correlations == (("query.visible_tokens", "measured", 0.5),)
 
 
 def test_a_correlation_of_an_unknown_input_is_refused() -> None:

@@ -7,8 +7,7 @@ import sys
 import pytest
 from ecologits.electricity_mix_repository import electricity_mixes
 
-from harness.cost.bill import Costs
-from harness.cost.zones import in_zone
+from harness.cost.bill import Costs, in_zone
 from harness.errors import HarnessError
 from harness.model import Figure
 

@@ -12,8 +12,7 @@ from places import ROOT
 
 from harness.errors import HarnessError
 from harness.facts.appraisal import shipped_book
-from harness.facts.book import Fact, assume, columns_of, read_book, unit_powers
-from harness.facts.period import period
+from harness.facts.book import Fact, assume, columns_of, period, read_book, unit_powers
 from harness.report import text
 from harness.report.facts import fact_table
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.facts.appraisal import shipped_book
-from harness.facts.book import assume
-from harness.facts.claims import Quantity, Refused, exact, nine_months, of_fact
+from harness.facts.book import assume, period
+from harness.facts.claims import Quantity, Refused, at_least, exact, nine_months, of_fact
 from harness.facts.formulas import PAIRS, Context, Line, evaluate, lines, named_ids, quantity, result
-from harness.facts.period import period
 from harness.files import read_data
 
 BOOK = shipped_book()
@@ -341,11 +339,11 @@ def test_an_estimated_half_year_counts_at_its_printed_digits_and_says_so() -> No
 def test_nine_months_need_a_half_year_and_its_year() -> None:
     half, year = PRINTED.printed("A11"), PRINTED.printed("E09")
     for bad, what in (
-        (replace(half, period=period("2024-01", "2024-06")), "does not begin"),
-        (replace(half, period=period("2025-01", "2025-03")), "is not half of"),
-        (of_fact(BOOK["D03"]), "does not begin"),
+        (replace(half, period=period("2024-01", "2024-06")), "is not the first half of"),
+        (replace(half, period=period("2025-01", "2025-03")), "is not the first half of"),
+        (of_fact(BOOK["D03"]), "is not the first half of"),
         (replace(half, value=9e9, low=9e9, high=9e9), "revenue fell"),
-        (replace(half, high=math.inf), "leaves the path of quarters open"),
+        (at_least(half), "leaves the path of quarters open"),
         (of_fact(BOOK["A11"]), "leaves the path of quarters open"),
     ):
         with pytest.raises(Refused, match=what):

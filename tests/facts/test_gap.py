@@ -38,10 +38,10 @@ from harness.facts.gap import (
     Measurement,
     agreement,
     conditioned,
+    figure,
     predicted,
     provider_seconds,
     published_measurements,
-    quantiles,
 )
 from harness.model import Figure, Finding, ModelIdentity, Summary
 from harness.report import text
@@ -71,7 +71,7 @@ def test_a_published_measurement_by_hand() -> None:
     assert point.conditions == "4 x H100, batch 192, p99 ITL 120 ms"
     assert point.gpu_s is not None
     assert point.wh_per_query is not None
-    found = [point.gpu_s.value, point.usd_per_query.value, point.wh_per_query.value, point.output_tokens]
+    found = [point.gpu_s, point.usd_per_query.value, point.wh_per_query.value, point.output_tokens]
     assert found == pytest.approx([1.145947, 0.000413814, 0.201638, 863.916], rel=1e-5)
     assert (point.kind, point.parameters) == ("moe", 235e9)
 
@@ -94,7 +94,8 @@ def solved(missing: float, *factors: Assumption) -> dict[str, tuple[float, float
     bill = np.sum([np.log(x[a.name]) * (1 if a.ladder == "*" else -1) for a in factors], axis=0)
     start = sum(math.log(a.value) * (1 if a.ladder == "*" else -1) for a in factors)
     moved, weights = conditioned(x, factors, start + missing - bill)
-    return {a.name: quantiles(moved[a.name], weights) for a in factors}
+    found = {a.name: figure(a.name, "", moved[a.name], weights) for a in factors}
+    return {name: (each.low or 0.0, each.value or 0.0, each.high or 0.0) for name, each in found.items()}
 
 
 def test_one_unknown_takes_the_whole_gap() -> None:
@@ -246,7 +247,7 @@ def large(name: str = "r1", **changes: object) -> Priced:
 def test_a_run_becomes_a_measurement_with_its_seconds_tokens_price_and_utilisation() -> None:
     point = measurement_of(large())
     assert point.gpu_s is not None
-    found = (point.gpu_s.value, point.output_tokens, point.input_tokens, point.usd_per_gpu_hour, point.utilisation)
+    found = (point.gpu_s, point.output_tokens, point.input_tokens, point.usd_per_gpu_hour, point.utilisation)
     assert found == (0.4, 400, 200, 3, 0.5)
     assert point.conditions == "4 x NVIDIA H100 80GB HBM3, vllm, scenario on-demand"
     thrice = Input("query.requests", distribution("value", 3), "1", "a test", "2026", "assumed")

@@ -10,8 +10,7 @@ import pytest
 from harness.facts.appraisal import appraise, shipped_book, with_spend
 from harness.facts.book import Book
 from harness.facts.claims import at_least, exact
-from harness.facts.gap import Factor
-from harness.facts.verdict import claim, deciding, moved, place, plausible, power
+from harness.facts.gap import Factor, claim, deciding, moved, place, plausible, power
 from harness.model import Figure
 
 

@@ -9,9 +9,8 @@ from genai_prices.data import providers
 
 from harness.errors import HarnessError
 from harness.model import Figure
-from harness.predict.market import offers
 from harness.predict.predict import Plan
-from harness.predict.priced import USD, priced
+from harness.predict.priced import USD, offers, priced
 from harness.report.predict import market_table
 
 

@@ -16,8 +16,17 @@ from harness.errors import HarnessError
 from harness.files import data_rows
 from harness.model import Figure, ModelIdentity, Summary
 from harness.predict import pooled
-from harness.predict.own import calibration, hardware_limits, serving_of
-from harness.predict.predict import GUESSES, Calibration, Plan, deployed, engine_of, predict
+from harness.predict.predict import (
+    GUESSES,
+    Calibration,
+    Plan,
+    calibration,
+    deployed,
+    engine_of,
+    hardware_limits,
+    predict,
+    serving_of,
+)
 from harness.predict.priced import priced
 from harness.predict.work import columns
 from harness.report.predict import prediction_tables, side_by_side, validation_table
