@@ -121,7 +121,8 @@ def _git(inside: Path, tracked: str = ".") -> dict[str, Any] | None:
     try:
         if git("ls-files", tracked) == "":
             return None  # an installed copy inside another repository
-        return {"revision": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain", "-uno") != ""}
+        revision, _, dirty = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty").partition("-")
+        return {"revision": revision, "dirty": dirty != ""}
     except (OSError, subprocess.SubprocessError):
         return None
 
