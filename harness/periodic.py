@@ -64,22 +64,31 @@ def fit(low_s: Array, high_s: Array, period: tuple[float, float], most_slack_s: 
     low_s, high_s = low_s[narrow], high_s[narrow]
     origin = int(np.argmin(high_s - low_s))
     zero_s = float(low_s[origin])
-    k, low_s, high_s = _numbered(low_s - zero_s, high_s - zero_s, origin, period, most_slack_s)
-    line = _region(_hull(k, low_s, -1), _hull(k, high_s, 1), period)
-    if line is None or line.slack_s > most_slack_s:
-        return None
+    low_s, high_s = low_s - zero_s, high_s - zero_s
+    numbers = _numbers(low_s, high_s, origin, period, most_slack_s)
+    sure = ~np.isnan(numbers)
+    while sure.any():
+        kept = ~np.isnan(numbers)
+        k, low, high = numbers[kept], low_s[kept], high_s[kept]
+        line = _region(_hull(k, low, -1), _hull(k, high, 1), period)
+        if line is None or line.slack_s > most_slack_s:
+            return None
+        # The line may number more of the intervals: those that only one of its instants can be in.
+        near = np.add.outer([-1.0, 0.0, 1.0], np.round(line.number((low_s + high_s) / 2)))
+        earliest, latest = line.bounds_s(near)
+        possible = (latest + most_slack_s >= low_s) & (earliest - most_slack_s <= high_s)
+        sure = ~kept & (possible.sum(axis=0) == 1) & (line.slack_s == 0)
+        numbers[sure] = (near * possible).sum(axis=0)[sure]
     if line.slack_s:  # with the least slack only one line fits: those with twice as much are possible too
         wide_s = 2 * line.slack_s
-        wider = _region(_hull(k, low_s - wide_s, -1), _hull(k, high_s + wide_s, 1), period)
+        wider = _region(_hull(k, low - wide_s, -1), _hull(k, high + wide_s, 1), period)
         assert wider is not None
         line = Line(wider.period_s, wider.low_s, wider.high_s, line.slack_s)
     return Line(line.period_s, line.low_s + zero_s, line.high_s + zero_s, line.slack_s)
 
 
-def _numbered(
-    low_s: Array, high_s: Array, origin: int, period: tuple[float, float], slack_s: float
-) -> tuple[Array, Array, Array]:
-    """The number of each interval, counted from `origin`, with its ends; without those whose number is ambiguous."""
+def _numbers(low_s: Array, high_s: Array, origin: int, period: tuple[float, float], slack_s: float) -> Array:
+    """The number of each interval, counted from `origin`; NaN if it is ambiguous."""
     (shortest, longest), numbers = period, np.full(len(low_s), np.nan)
     centre = (low_s + high_s) / 2
     for i in np.argsort(np.abs(centre - centre[origin]), kind="stable"):
@@ -94,8 +103,7 @@ def _numbered(
         numbers[i] = sign * k
         if k and first == last:
             shortest, longest = max(shortest, near / k), min(longest, far / k)
-    kept = ~np.isnan(numbers)
-    return numbers[kept], low_s[kept], high_s[kept]
+    return numbers
 
 
 def _hull(k: Array, s: Array, sign: int) -> tuple[Array, Array]:

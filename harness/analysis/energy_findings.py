@@ -12,8 +12,8 @@ from harness.analysis.joules import Array, Window
 from harness.analysis.readings import Agreement, Source
 from harness.model import Finding
 
-OVER_LIMIT = 1.2
-"""Largest mean power by the counter, over the power limit, that is believed."""
+OVER_LIMIT, OF_LIMIT = 1.2, 0.01
+"""Largest and smallest mean power by the counter, over the power limit, that is believed. Idle it is 2 to 20%."""
 HELD = 0.01
 """Largest share of the window in which heat held the clocks down without a finding."""
 CLOCKS = 0.05
@@ -55,6 +55,8 @@ def of_gpu(source: Source, start_s: float, end_s: float) -> Iterator[Finding]:
         yield finding("power-limit", gpu=gpu, device=device.device, limit_w=limit, default_w=default)
     if source.reads is None and not rows.empty:
         yield finding("counter-absent", gpu=gpu, why=device.note or "no energy counter")
+    elif source.meter == "nvml" and device.domain == "gpu" and rows["average_w"].isna().all():
+        yield finding("counter-unchecked", gpu=gpu)
     if end_s - start_s < readings.LEAST_PERIODS * period_s:
         yield finding("window-short", gpu=gpu, window_s=end_s - start_s, needs=readings.LEAST_PERIODS)
     errors = sorted(
@@ -95,10 +97,10 @@ def contradiction(gpu: Source, window: Window | None, check: Agreement | None) -
         return finding("counter-disagrees", gpu=gpu.label, kind="average power", off=check.off)
     if gpu.curve is None or window is None or limit_w is None or window.seconds <= 0:
         return None
-    if window.low_j > OVER_LIMIT * limit_w * window.seconds:
-        over = window.energy_j / window.seconds / limit_w - 1
-        return finding("counter-disagrees", gpu=gpu.label, kind="its power limit", off=1 / (1 + over) - 1)
-    return None
+    most_j = limit_w * window.seconds
+    if window.low_j <= OVER_LIMIT * most_j and window.high_j >= OF_LIMIT * most_j:
+        return None
+    return finding("counter-disagrees", gpu=gpu.label, kind="its power limit", off=most_j / window.energy_j - 1)
 
 
 def at_limit(rows: pd.DataFrame, start_s: float, end_s: float) -> float | None:

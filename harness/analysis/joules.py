@@ -37,6 +37,8 @@ class Reads:
     lag_s: float = 0.0
     """A value published at t is the energy used until t - lag_s ± lag_half_s."""
     lag_half_s: float = 0.0
+    hidden: float = 0.0
+    """Difference of power between two instants that readings of power may not show, as a share of the mean power."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,8 @@ def _locked(reads: Reads, line: Line) -> Curve | None:
     if sure.mean() < LEAST_SURE or (energy_j[np.searchsorted(number, k[sure])] != reads.energy_j[sure]).any():
         return None
     low, high = line.bounds_s(number)
-    return Curve((low + high) / 2 - reads.lag_s, (high - low) / 2 + reads.lag_half_s, energy_j, number, line)
+    half_s = np.hypot((high - low) / 2, reads.lag_half_s)  # phase and lag are independent
+    return Curve((low + high) / 2 - reads.lag_s, half_s, energy_j, number, line)
 
 
 def counter_window(
@@ -147,7 +150,7 @@ def counter_window(
     True
     """
     known = curve(reads) if known is None else known
-    if math.isfinite(spread_w) and (window := _on_line(known, start_s, end_s, spread_w, reads.quantum_j)) is not None:
+    if math.isfinite(spread_w) and (window := _on_line(reads, known, start_s, end_s, spread_w)) is not None:
         return window
     if not len(known.time_s) or (bounds := _hard_interval(reads, start_s, end_s)) is None:
         return None
@@ -157,7 +160,7 @@ def counter_window(
     return Window(start_s, end_s, float(np.clip(energy_j, low, high)), low, high, source="counter, hard bounds")
 
 
-def _on_line(known: Curve, start_s: float, end_s: float, spread_w: float, quantum_j: float) -> Window | None:
+def _on_line(reads: Reads, known: Curve, start_s: float, end_s: float, spread_w: float) -> Window | None:
     """The window of a counter on a line; None without a line, or if the curve does not enclose the window.
 
     The bound: spread x (doubt of phase and lag + distance of the ends from the curve) + power x doubt of the duration
@@ -174,7 +177,8 @@ def _on_line(known: Curve, start_s: float, end_s: float, spread_w: float, quantu
     # The instants are middles of what phase and period allow together: their distance is no middle of durations.
     span_s = max(periods * longest - (end_s - start_s), end_s - start_s - periods * shortest)
     chance_j = spread_w * float(np.hypot(*(ends - known.nearest(ends))))
-    error_j = spread_w * shift_s + power_w * span_s + _jitter_j(known, power_w) + chance_j + quantum_j
+    shift_j = (spread_w + reads.hidden * power_w) * shift_s
+    error_j = shift_j + power_w * span_s + _jitter_j(known, power_w) + chance_j + reads.quantum_j
     return Window(start_s, end_s, energy_j, max(0.0, energy_j - error_j), energy_j + error_j, chance_j)
 
 

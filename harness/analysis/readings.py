@@ -3,6 +3,7 @@
 import bisect
 import itertools
 import math
+import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,8 +22,13 @@ STALE_PERIODS = 5
 LEAST_PERIODS = 10
 """Smallest number of the counter's periods in a window without a finding."""
 GPU = ("gpu", "gpu module")
+HOPPER = re.compile(r"\bH[12]00\b")
+"""Names of boards with the chip of which `LAG_S` was measured."""
 LAG_S, LAG_HALF_S = 0.010, 0.005
-"""How long after its use energy is in the counter of an NVIDIA GPU: 5 to 15 ms on an H100 (measured 2026-11-26)."""
+"""How long after its use energy is in the counter: 5 to 15 ms on an H100 (measured 2026-11-26)."""
+OTHER_HALF_S, OTHER_HIDDEN = 0.05, 1.0
+"""Doubt of the lag, and `Reads.hidden`, of other boards. How long their newest power is averaged is not known either:
+swings from nothing to twice the mean may be hidden in it."""
 POWERS, LEAST_POWERS, MOST_POWERS = 40, 4, 300
 """Readings of power from which a spread is estimated: wanted, and the fewest and the most that are used."""
 AGREE, AROUND_S = 0.03, 30.0
@@ -79,7 +85,9 @@ class Source:
         if self.meter != "nvml":
             return reads
         period_s, half_s = device.period_s, device.period_half_s
-        return replace(reads, period_s=period_s, period_half_s=half_s, lag_s=LAG_S, lag_half_s=LAG_HALF_S)
+        reads = replace(reads, period_s=period_s, period_half_s=half_s, lag_s=LAG_S, lag_half_s=LAG_HALF_S)
+        known = HOPPER.search(device.name or "") is not None
+        return reads if known else replace(reads, lag_half_s=OTHER_HALF_S, hidden=OTHER_HIDDEN)
 
     @cached_property
     def curve(self) -> Curve | None:
@@ -227,10 +235,10 @@ def _observed_period_s(reads: Reads) -> float:
 def agreement(source: Source, start_s: float, end_s: float) -> Agreement | None:
     """How far average power is from the counter; None without both.
 
-    Each reading of average power is set against the counter's mean over the same second: those in the window or within
-    `AROUND_S` of it, and those of steady power before the load, which show a wrong gain whatever the load is. What
-    contradicts more counts. Both allow `AGREE` and 95% of the scatter of these differences. A field that sees a moment
-    only may see the same phase of the load each time, so that the spread of power is allowed as well.
+    Each reading of average power is set against the counter's mean over the same second: those in the window, those
+    within `AROUND_S` of it as well, and those of steady power before the load. What contradicts most counts. Both allow
+    `AGREE` and 95% of the scatter about their ratio. A field that sees a moment only may see the same phase of the load
+    each time, so that the spread of power is allowed as well.
     """
     known, device = source.curve, source.device
     if known is None or len(known.time_s) < 2 or device.domain != "gpu" or source.meter != "nvml":
@@ -246,17 +254,18 @@ def agreement(source: Source, start_s: float, end_s: float) -> Agreement | None:
     counter_w = -np.subtract(*ends_j) / window_s
     near = (until_s >= start_s - AROUND_S) & (until_s - window_s <= end_s + AROUND_S)
     steady = np.array([each <= 0 and _steady(source, each - window_s, each) for each in until_s], bool)
+    during = (until_s - window_s >= start_s) & (until_s <= end_s)
     found = []
-    for rows in (near, steady):
+    for rows in (near, during, steady):
         if not rows.any() or not (mean_w := float(counter_w[rows].mean())) > 0:
             continue
-        n, off_w = int(rows.sum()), average_w[rows] - counter_w[rows]
-        spread_w = source.spread_w(start_s, end_s) if rows is near else AGREE * mean_w
-        deviation_w = float(off_w.std(ddof=1)) if n > 2 else 0.0
+        n, ratio = int(rows.sum()), float(average_w[rows].mean()) / mean_w
+        spread_w = AGREE * mean_w if rows is steady else source.spread_w(start_s, end_s)
+        deviation_w = float((average_w[rows] - ratio * counter_w[rows]).std(ddof=1)) if n > 2 else 0.0
         scatter_w = (1.96 + 3 / n) * deviation_w / math.sqrt(n) if n > 2 else spread_w
         moment = device.average_window_s is None or deviation_w > MOMENT * _deviation_w(source, until_s[rows])
-        scatter_w += spread_w * (moment and rows is near)
-        found.append(Agreement(float(off_w.mean()) / mean_w, AGREE + scatter_w / mean_w, n))
+        scatter_w += spread_w * (moment and rows is not steady)
+        found.append(Agreement(ratio - 1, AGREE + scatter_w / mean_w, n))
     return max(found, key=lambda each: abs(each.off) / each.allowed, default=None)
 
 
@@ -271,8 +280,8 @@ def _steady(source: Source, begin_s: float, until_s: float) -> bool:
 
 
 def _deviation_w(source: Source, near_s: Array) -> float:
-    """The deviation of newest power while these readings were taken; inf if it hardly moved."""
-    time_s, power_w = source.watts("power_w")
+    """The deviation of newest power, or else of average power, during these readings; inf if it hardly moved."""
+    time_s, power_w = source.watts("power_w" if source.rows["power_w"].notna().any() else "average_w")
     power_w = power_w[(time_s >= near_s.min()) & (time_s <= near_s.max())]
     return float(power_w.std()) if len(power_w) > 2 and power_w.std() > AGREE * power_w.mean() else math.inf
 

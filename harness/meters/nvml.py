@@ -199,6 +199,8 @@ class NvmlReader:
         # trial and the other GPUs' readings, would make each other late: so one GPU's trial, and in the second half.
         n, count = int((self.clock() - self.began_s) / self.interval_s) + 1, len(self.gpus)
         slot_s = self.began_s + (n + random.Random(n).uniform(0.0, self.jitter)) * self.interval_s
+        if self.interval_s >= FASTEST_S and before_s + AVERAGE_WINDOW_S >= gpu.slow_s:
+            slot_s = before_s + AVERAGE_WINDOW_S  # the counter is read at both ends of the second of average power
         trial_from_s = slot_s + self.interval_s / 2 * (count > 1) if self.gpus[n % count] is gpu else None
         if gpu.tracker.doubtful:
             trial_from_s = self.clock()
@@ -268,7 +270,7 @@ class NvmlReader:
         gpu = _Gpu(handle, device, UpdateTracker(self.rng), fields)
         _, _, (counter, instant, average, *_), error = self._fetch(gpu, len(_FIELDS))
         gpu.power_usage = average is None and instant is None
-        gpu.fast = _FAST_POWER if counter is None else _FAST
+        gpu.fast = _FAST_POWER if counter is None or (instant is None and average is not None) else _FAST
         second = average is not None and not any(board in (device.name or "") for board in GA100)
         note = None if counter is not None else f"no energy counter ({error or 'not supported'})"
         gpu.device = replace(device, average_window_s=AVERAGE_WINDOW_S if second else None, note=note)

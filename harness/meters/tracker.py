@@ -187,9 +187,9 @@ def update_period_s(changes: list[tuple[float, int]]) -> float | None:
     times_s = np.array([instant - changes[1][0] for instant, _ in changes[1:]])
     gaps_s = np.diff(times_s)
     one_s, width = 1.1 * float(np.median(gaps_s[gaps_s < 1.5 * np.quantile(gaps_s, 0.25)])), 0.5
-    count = 12
+    count = 0
     while count < len(times_s):  # the more updates, the better must the period be known to number them
-        count = min(2 * count, len(times_s))
+        count = min(max(24, 2 * count), len(times_s))
         tried_s = one_s * (1 + np.linspace(-width, width, 101))
         sums = np.exp(2j * np.pi * np.divide.outer(times_s[:count], tried_s)).sum(axis=0)
         one_s, width = float(tried_s[np.abs(sums).argmax()]), 0.6 / count

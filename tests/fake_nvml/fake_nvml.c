@@ -38,7 +38,7 @@ typedef struct {
     double t[MAX_KNOTS], w[MAX_KNOTS], e[MAX_KNOTS]; /* seconds, watts, joules since the table's start */
     double length, base_j;
     Sensor counter, average, instant;
-    double gain, counter_gain, noise, memory_share, lag, power_lag;
+    double gain, counter_gain, gain_from, noise, memory_share, lag, power_lag;
     double limit_w, default_limit_w, celsius, celsius_per_s;
     double ask_latency, latency, slow_latency, slow_s; /* busy seconds of a call, and of one that starts within slow_s of an update */
     unsigned sm_mhz, utilisation;
@@ -128,7 +128,8 @@ static uint64_t counter_mj(const Gpu *g, double t) {
     double u = update(g, &g->counter, 0, t, &tick), base = g->base_j + energy(g, 0);
     if ((reset = fault(g, "reset", NULL, u))) return (uint64_t)floor(1000 * g->gain * fake_nvml_energy(g->index, reset->at, u));
     double wrapped = fault(g, "wrap", NULL, u) ? 4294967.296 : 0;
-    return (uint64_t)floor(1000 * (base - wrapped + g->counter_gain * g->gain * energy(g, u - g->lag)));
+    double counted = energy(g, u - g->lag), before = fmin(counted, energy(g, g->gain_from));
+    return (uint64_t)floor(1000 * (base - wrapped + g->gain * (before + g->counter_gain * (counted - before))));
 }
 
 static uint32_t power_mw(const Gpu *g, const Sensor *s, int stream, double share, double t) {
@@ -249,7 +250,7 @@ static int setting(Gpu *g, const char *key, const char *rest) {
     struct { const char *key; double *to; } numbers[] = {
         {"gain", &g->gain}, {"noise", &g->noise}, {"memory_share", &g->memory_share}, {"base", &g->base_j},
         {"limit", &g->limit_w}, {"default_limit", &g->default_limit_w}, {"celsius", &g->celsius},
-        {"celsius_per_s", &g->celsius_per_s}, {"counter_gain", &g->counter_gain},
+        {"celsius_per_s", &g->celsius_per_s}, {"counter_gain", &g->counter_gain}, {"gain_from", &g->gain_from},
         {"lag", &g->lag}, {"power_lag", &g->power_lag}, {"latency", &g->latency}, {"slow_latency", &g->slow_latency},
         {"slow_s", &g->slow_s}, {"ask_latency", &g->ask_latency}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
@@ -259,7 +260,7 @@ static int setting(Gpu *g, const char *key, const char *rest) {
 
 static void initial(Gpu *g, int index) {
     memset(g, 0, sizeof *g);
-    g->index = index; g->gain = g->counter_gain = 1; g->lag = 0.010; g->base_j = 100000; g->memory_share = 0.2; g->celsius = 55;
+    g->index = index; g->gain = g->counter_gain = 1; g->gain_from = -1e9; g->lag = 0.010; g->base_j = 100000; g->memory_share = 0.2; g->celsius = 55;
     g->limit_w = g->default_limit_w = 400; g->sm_mhz = 1410; g->utilisation = 90;
     g->counter = (Sensor){0.1, 0.1, 0.013 * index, 0};
     g->average = (Sensor){0.1, 1.0, 0, 0};

@@ -259,6 +259,7 @@ def test_a_counter_that_moves_once_a_second_is_slow_not_stuck(fake_nvml: Path) -
     assert {finding.code for finding in result.findings} <= {"window-short"}
 
 
+H100 = "name NVIDIA H100 80GB HBM3\n"
 EIGHT = "gpus 8\nseed 9\nprofile h100\nlatency 0.004\nwave constant 400\n"
 
 
@@ -332,11 +333,11 @@ def test_equal_changes_do_not_pass_for_the_counters_step() -> None:
     assert smallest_step([(0.0, 0), (0.1, 35_000), (0.2, 71_000), (0.4, 140_000)]) == 1000
 
 
-@pytest.mark.parametrize(("period_s", "calls"), [(0.02, 0.003), (0.05, 0.003), (1.0, 0.003)])
+@pytest.mark.parametrize(("period_s", "calls"), [(0.02, 0.003), (0.05, 0.003), (0.25, 0.003), (1.0, 0.003)])
 def test_counters_of_other_periods_are_as_precise(fake_nvml: Path, period_s: float, calls: float) -> None:
     """10 s of a load between 350 and 690 W; few readings are spent on it."""
     wave = library.serving(5)
-    script = f"limit 700\ndefault_limit 700\ncounter {period_s} 0 0.003\nlatency {calls}\n{wave.script}"
+    script = f"{H100}limit 700\ndefault_limit 700\ncounter {period_s} 0 0.003\nlatency {calls}\n{wave.script}"
     answer = library.simulate(fake_nvml, script, seconds=60.0)
     rows = pd.DataFrame(answer["rows"])
     (source,) = (s for s in sources(rows, [answer["info"]]) if s.device.domain == "gpu")
@@ -359,3 +360,28 @@ def test_slow_calls_are_not_spent_on_trials_and_do_not_contradict_the_average(fa
     result = measure_energy(rows, (answer["info"],), frame_of([]), 15.0, 45.0)
     assert {finding.code for finding in result.findings} <= {"meter-gap"}
     assert result["energy_cross_check.average"].value == pytest.approx(0, abs=0.03)
+
+
+@pytest.mark.parametrize("lag_s", [0.0, 0.02, 0.06])
+def test_a_board_whose_lag_was_not_measured_has_intervals_that_hold_other_lags(fake_nvml: Path, lag_s: float) -> None:
+    wave = library.H100_LOADS["prefill/decode"]
+    script = f"seed 4\nprofile h100\nname Another board\nlag {lag_s}\n{wave.script}"
+    answer = library.simulate(fake_nvml, script, seconds=60.0)
+    (source,) = (s for s in sources(pd.DataFrame(answer["rows"]), [answer["info"]]) if s.device.domain == "gpu")
+    held = []
+    for start_s in np.random.default_rng(2).uniform(15.0, 50.0, 60):
+        ends = settle(source.curve, start_s, start_s + 5.0)
+        window = source_window(source, *ends)
+        assert window is not None
+        held.append(window.low_j <= np.diff(wave.joules(ends))[0] <= window.high_j)
+        assert window.boundary_j < 0.02 * window.energy_j
+    assert np.mean(held) >= 0.95
+
+
+def test_eight_new_boards_are_all_locked(fake_nvml: Path) -> None:
+    """They share the time before the load, so that each update is located roughly only."""
+    for seed in (1, 2, 3):
+        answer = library.simulate(fake_nvml, EIGHT.replace("seed 9", f"seed {seed}"), seconds=30.0)
+        rows = pd.DataFrame(answer["rows"])
+        curves = [s.curve for s in sources(rows, [answer["info"]]) if s.device.domain == "gpu"]
+        assert all(curve is not None and curve.line is not None for curve in curves)
