@@ -72,13 +72,13 @@ def test_intervals_of_a_period_or_more_do_not_count() -> None:
 
 
 def test_intervals_that_the_narrowest_one_cannot_number_are_numbered_by_the_line() -> None:
-    """Rough bursts at 0 and 14 s: the period's doubt and one interval of 36 ms do not tell what the whole line does."""
+    """Rough bursts at 0 and 30 s: the period's doubt and one interval of 36 ms do not tell what the whole line does."""
     rng = np.random.default_rng(3)
-    k = np.concatenate([np.arange(10), 140 + np.arange(10)])
+    k = np.concatenate([np.arange(10), 300 + np.arange(10)])
     width = np.repeat([0.036, 0.07], 10)
     low = 0.1 * k - width * rng.uniform(0.05, 0.95, len(k))
     line = fit(low, low + width, (0.09984, 0.10016))
     assert line is not None
-    earliest, latest = line.bounds_s(np.round(line.number(np.array([14.0]))))
-    assert earliest[0] <= 14.0 <= latest[0]
+    earliest, latest = line.bounds_s(np.round(line.number(np.array([30.0]))))
+    assert earliest[0] <= 30.0 <= latest[0]
     assert latest[0] - earliest[0] < 0.03

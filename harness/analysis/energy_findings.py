@@ -55,7 +55,7 @@ def of_gpu(source: Source, start_s: float, end_s: float) -> Iterator[Finding]:
         yield finding("power-limit", gpu=gpu, device=device.device, limit_w=limit, default_w=default)
     if source.reads is None and not rows.empty:
         yield finding("counter-absent", gpu=gpu, why=device.note or "no energy counter")
-    elif source.meter == "nvml" and device.domain == "gpu" and rows["average_w"].isna().all():
+    elif not rows.empty and (source.meter, device.domain) == ("nvml", "gpu") and rows["average_w"].isna().all():
         yield finding("counter-unchecked", gpu=gpu)
     if end_s - start_s < readings.LEAST_PERIODS * period_s:
         yield finding("window-short", gpu=gpu, window_s=end_s - start_s, needs=readings.LEAST_PERIODS)

@@ -257,7 +257,7 @@ def agreement(source: Source, start_s: float, end_s: float) -> Agreement | None:
     during = (until_s - window_s >= start_s) & (until_s <= end_s)
     found = []
     for rows in (near, during, steady):
-        if not rows.any() or not (mean_w := float(counter_w[rows].mean())) > 0:
+        if not rows.sum() > 2 * (rows is during) or not (mean_w := float(counter_w[rows].mean())) > 0:
             continue
         n, ratio = int(rows.sum()), float(average_w[rows].mean()) / mean_w
         spread_w = AGREE * mean_w if rows is steady else source.spread_w(start_s, end_s)
