@@ -79,6 +79,7 @@ def fit(low_s: Array, high_s: Array, period: tuple[float, float], most_slack_s: 
         possible = (latest + most_slack_s >= low_s) & (earliest - most_slack_s <= high_s)
         sure = ~kept & (possible.sum(axis=0) == 1) & (line.slack_s == 0)
         numbers[sure] = (near * possible).sum(axis=0)[sure]
+    assert line is not None
     if line.slack_s:  # with the least slack only one line fits: those with twice as much are possible too
         wide_s = 2 * line.slack_s
         wider = _region(_hull(k, low - wide_s, -1), _hull(k, high + wide_s, 1), period)
