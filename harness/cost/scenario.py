@@ -1,6 +1,7 @@
 """Scenarios: sourced assumptions that convert measured tokens to money and energy."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from harness.config import AS_WRITTEN, Section, Values, checked, low_high, overridden, read_map, refused
-from harness.cost import units
 from harness.cost.draws import PARAMETERS, Distribution, distribution, scaled, support
 from harness.cost.gpus import read_rows
 from harness.errors import HarnessError
@@ -146,7 +146,7 @@ def _input(key: str, given: InputFile, where: str) -> Input:
         raise HarnessError(f"{where}: {kind} has {sorted(raw)}", f"give {kind}: {{{form}}}")
     numbers = [raw[name] for name in names] if isinstance(raw, dict) else [raw] if kind == "value" else raw
     try:
-        made = scaled(distribution(kind, *numbers), units.factor(given.unit, known.unit))
+        made = scaled(distribution(kind, *numbers), factor(given.unit, known.unit))
     except ValueError as bad:
         raise HarnessError(f"{where}: {bad}", f"expected {known.meaning}, in {known.unit}") from None
     low, high = support(made)
@@ -175,3 +175,43 @@ def rental_prices() -> dict[tuple[str, str], Input]:
             source = f"{r['source']} ({r['gpu']}, {tier}; seen {r['seen_low']} to {r['seen_high']})"
             prices[tier, r["gpu"]] = Input(PRICE, made, "USD/hour", source, r["asof"], "reported")
     return prices
+
+
+Words = Mapping[str, tuple[float, tuple[str, ...]]]
+"""Word -> (factor, base words): the word is `factor` times the product of the base words."""
+WORDS: Words = {row["word"]: (float(row["factor"]), tuple(row["base"].split())) for row in data_rows("units.csv")}
+"""The words of `factor`. A year has 365.25 days, a month is a twelfth of a year."""
+
+
+def reduced(text: str, words: Words) -> tuple[float, dict[str, int]]:
+    """A unit as a factor and the powers of base words; `-` multiplies, everything after the first `/` divides.
+
+    KeyError for a word that is not among `words`.
+
+    >>> reduced("USD/kWh", WORDS)
+    (0.001, {'USD': 1, 'W': -1, 'hour': -1})
+    """
+    number, powers = 1.0, dict[str, int]()
+    for sign, part in zip((1, -1), text.split("/", 1), strict=False):
+        for word in re.split("[-/]", part):
+            scale, bases = words[word]
+            number *= scale**sign
+            for base in bases:
+                powers[base] = powers.get(base, 0) + sign
+    return number, {base: power for base, power in powers.items() if power}
+
+
+def factor(given: str, wanted: str) -> float:
+    """The factor that converts a number from unit `given` to unit `wanted`; ValueError if they do not match.
+
+    >>> factor("percent", "1"), factor("USD/day", "USD/hour") == 1 / 24
+    (0.01, True)
+    """
+    to, powers = reduced(wanted, WORDS)
+    try:
+        number, found = reduced(given, WORDS)
+    except KeyError:
+        raise ValueError(f"unknown unit '{given}'") from None
+    if found != powers:
+        raise ValueError(f"unit '{given}' is not a unit of {wanted}")
+    return number / to

@@ -65,22 +65,22 @@ def checked_book(book: Book, force: bool = False) -> Book:
     return book
 
 
-def standing(run: Run) -> tuple[str, ...]:
+def standing(run: Run) -> str:
     """Why a run shows how the method works, and is no evidence; empty for a GPU run of a large model."""
     engine, parameters = run.engine, run.model.parameters
-    if engine is None:
-        return ("The engine never started: nothing was measured here.",)
     small = parameters is not None and parameters < TOY_PARAMETERS
     size = f"a {(parameters or 0) / 1e6:.0f}M model" if small else "this model"
-    reasons = (
-        (engine.device == "none", "The engine is simulated: its figures say nothing about any machine or about a "
-                                  "provider's fleet."),
-        (engine.device == "cpu", f"CPU figures of {size} say nothing about a provider's fleet."),
-        (engine.random_weights, "The weights are random: the figures show that the method runs."),
-        (not run.on_gpu, "The device is not known: name it when you import the file (--gpu)."),
-        (small, f"Figures of {size} say little about the models that a provider serves."),
-    )  # fmt: skip
-    return tuple(why for holds, why in reasons if holds)[:1]
+    if engine is None:
+        return "The engine never started: nothing was measured here."
+    if engine.device == "none":
+        return "The engine is simulated: its figures say nothing about any machine or about a provider's fleet."
+    if engine.device == "cpu":
+        return f"CPU figures of {size} say nothing about a provider's fleet."
+    if engine.random_weights:
+        return "The weights are random: the figures show that the method runs."
+    if not run.on_gpu:
+        return "The device is not known: name it when you import the file (--gpu)."
+    return f"Figures of {size} say little about the models that a provider serves." if small else ""
 
 
 def measurement_of(priced: Priced) -> Measurement:
@@ -113,7 +113,7 @@ def measurement_of(priced: Priced) -> Measurement:
         median(priced.scenario, "serving.utilisation"),
         parameters=model.parameters,
         calibration=_calibration(priced),
-        doubts=standing(run) or (() if usd.value else (free,)),
+        doubt=standing(run) or ("" if usd.value else free),
     )
 
 
@@ -204,7 +204,7 @@ def appraise(
         raise HarnessError(f"unknown provider '{provider}'", f"choose one of {', '.join(known)}")
     points = published_measurements(book.assumptions["gpu_price"].value)
     found = [measurement_of(each) for each in priced]
-    starts = [each for each in found if not each.doubts]
+    starts = [each for each in found if not each.doubt]
     large = [point for point in points if (point.parameters or 0) >= LARGE]
     context = Context(book, measured_cost(starts or large), force)
     made: Agreement | None = None
@@ -221,9 +221,11 @@ def _caveats(book: Book | None, priced: Sequence[Priced], found: Sequence[Measur
     runs: dict[tuple[str, str], list[str]] = {}
     for each, measurement in zip(priced, found, strict=True):
         serious = ", ".join(finding.code for finding in each.summary.findings if finding.serious)
-        said = [("an example", why) for why in measurement.doubts]
-        for key in said or ([("a doubt", f"serious findings: {serious}")] if serious else []):
+        if measurement.doubt or serious:
+            key = (
+                ("an example", measurement.doubt) if measurement.doubt else ("a doubt", f"serious findings: {serious}")
+            )
             runs.setdefault(key, []).append(measurement.source)
-    against = [("against facts", why) for why in (contradictions(book) if book else ())]
     some = {key: f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0] for key, names in runs.items()}
+    against = [("against facts", why) for why in (contradictions(book) if book else ())]
     return (*((kind, f"{some[kind, why]}: {why}") for kind, why in runs), *against)

@@ -17,8 +17,8 @@ from pydantic import AfterValidator, BeforeValidator, TypeAdapter
 from pydantic.json_schema import SkipJsonSchema
 
 from harness.config import checked, low_high, near, refused
-from harness.cost import units
 from harness.cost.draws import PARAMETERS, Distribution, distribution, quantile
+from harness.cost.scenario import Words, reduced
 from harness.errors import HarnessError
 from harness.files import data_rows, read_data
 from harness.model import Status
@@ -37,7 +37,7 @@ AXES = {row["axis"]: row["tags"].split() for row in data_rows("axes.csv")}
 UNITS = {row["kind"]: row["words"].split() for row in data_rows("fact_units.csv")}
 """Kind -> words of units; `none` is the unit of a row without a number."""
 PLAIN = UNITS["without dimension"]
-WORDS: units.Words = {word: (1.0, () if word in PLAIN else (word,)) for words in UNITS.values() for word in words}
+WORDS: Words = {word: (1.0, () if word in PLAIN else (word,)) for words in UNITS.values() for word in words}
 """Every word is a base unit: published figures are not converted."""
 
 
@@ -48,7 +48,7 @@ def unit_powers(text: str) -> dict[str, int]:
     ({'USD': 1, 'GPU': -1, 'hour': -1}, {})
     """
     try:
-        return units.reduced(text, WORDS)[1]
+        return reduced(text, WORDS)[1]
     except KeyError:
         raise ValueError(f"words among {', '.join(WORDS)}, joined with - and /") from None
 

@@ -96,7 +96,7 @@ class Measurement:
     parameters: float | None = None
     calibration: float | None = None
     """Measured / predicted device-seconds of an output token of the run."""
-    doubts: tuple[str, ...] = ()
+    doubt: str = ""
     """Why the run shows how the method works, and is no evidence; empty for evidence."""
 
 
@@ -132,8 +132,6 @@ class Agreement:
     reach: float
     """Probability that the believed factors reach the reported bill."""
     factors: tuple[Factor, ...]
-    kinds: tuple[str, ...]
-    """Kinds of models in the belief."""
 
 
 def published_measurements(usd_per_gpu_hour: float, *, p99_itl_s: float = 0.2) -> tuple[Measurement, ...]:
@@ -184,7 +182,6 @@ def agreement(
         figure("left", "ratio", np.exp(reported - bill)[possible]),
         float(np.mean((bill >= reported)[possible])),
         tuple(_factor(a, believed[a.name], needed[a.name], weights, own.get(a.name)) for a in (MODEL_FACTOR, *factors)),
-        tuple(predicted()),
     )
 
 

@@ -69,9 +69,9 @@ def _of_run(run: Run, summary: Summary, c: Context, scenario: str | None) -> Jso
     ]
     sliders = _sliders(given, metered) | {"output": around(start.output_tokens)}
     words = f"{run.id} --scenario {name}"
-    commands = [(f"harness {verb} {words}", sets) for verb in ("cost", "compare")[: 1 if start.doubts else 2]]
+    commands = [(f"harness {verb} {words}", sets) for verb in ("cost", "compare")[: 1 if start.doubt else 2]]
     made = _start(f"run {run.id}, scenario {name}", given.file.per, sliders, figures, c, commands)
-    return made | {"standing": " ".join(standing(run))}
+    return made | {"standing": standing(run)}
 
 
 def _of_published(start: Measurement, c: Context) -> Json:

@@ -20,15 +20,12 @@ from harness.files import data_path, data_rows
 from harness.predict.shapes import family
 from harness.predict.work import TERMS, Serving, columns, seconds, sizes_that_hold
 
-LATENCY_TERMS = ("prompt", "wait", "queue", "start")
-POWER_TERMS = ("rest", "memory", "compute")
-NAMES = {"time": TERMS, "ttft": LATENCY_TERMS, "power": POWER_TERMS}
+NAMES = {"time": TERMS, "ttft": ("prompt", "wait", "queue", "start"), "power": ("rest", "memory", "compute")}
+"""Fit -> its terms."""
 HEAVY_KEYS = ("model", "model gpu", "setup")
 """Their coefficients have Student's t with 2 degrees of freedom: one badly served model must not move the others."""
 HEAVY = 1.775
 """90% of them lie within 1.775 times a normal's range."""
-Keys = Mapping[str, NDArray[np.str_]]
-"""Key -> level of each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +61,9 @@ class Rows:
     """Observations or questions: term columns (n, K), keys, covariates."""
 
     terms: Array
-    keys: Keys
+    keys: Mapping[str, NDArray[np.str_]]
+    """Key -> level of each row."""
     covariates: Mapping[str, Array]
-
-    def __getitem__(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> "Rows":
-        keys = {name: levels[chosen] for name, levels in self.keys.items()}
-        return Rows(self.terms[chosen], keys, {name: values[chosen] for name, values in self.covariates.items()})
-
-    def __len__(self) -> int:
-        return len(self.terms)
 
 
 def placed(blocks: Sequence[Block], rows: Rows, places: Mapping[tuple[str, str], int]) -> list[NDArray[np.intp]]:
@@ -93,7 +84,7 @@ def _parts(blocks: Sequence[Block], rows: Rows, at: Sequence[NDArray[np.intp]], 
     """Each term times its factors, shape (n, K); the covariates, shape (n, blocks); the weights, shape (blocks, K)."""
     with_unseen = np.append(u, 0.0)
     weights = np.array([block.weights for block in blocks])
-    by = np.column_stack([rows.covariates[block.by] if block.by else np.ones(len(rows)) for block in blocks])
+    by = np.column_stack([rows.covariates[block.by] if block.by else np.ones(len(rows.terms)) for block in blocks])
     values = np.column_stack([with_unseen[place] + block.mean for place, block in zip(at, blocks, strict=True)])
     return rows.terms * np.exp((values * by) @ weights), by, weights
 

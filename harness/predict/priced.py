@@ -38,14 +38,9 @@ class Priced:
 
 
 def priced(
-    model: str,
-    gpu: str,
-    plan: Plan = PLAN,
-    scenario: str = "on-demand",
-    overrides: Values = AS_WRITTEN,
-    own: Calibration | None = None,
-    limits: tuple[float, float] = (0.05, 5.0),
-) -> Priced:
+    model: str, gpu: str, plan: Plan = PLAN, scenario: str = "on-demand", overrides: Values = AS_WRITTEN,
+    own: Calibration | None = None, limits: tuple[float, float] = (0.05, 5.0),
+) -> Priced:  # fmt: skip
     """The prediction at a load and along the front of batches. `limits` are the objective's TPOT and TTFT in s."""
     serving, copies = deployed(model, gpu, plan)
     check_fits(serving)
@@ -151,11 +146,8 @@ def offers(model: str, input_tokens: float, output_tokens: float, cached: float)
     except ImportError:
         raise HarnessError("list prices need the package genai-prices", "pip install genai-prices") from None
     now, found = datetime.now(UTC), []
-    used = Usage(
-        input_tokens=round(input_tokens),
-        output_tokens=round(output_tokens),
-        cache_read_tokens=round(cached * input_tokens),
-    )
+    asked, answered, read = (round(tokens) for tokens in (input_tokens, output_tokens, cached * input_tokens))
+    used = Usage(input_tokens=asked, output_tokens=answered, cache_read_tokens=read)
     for provider in providers:
         for each in provider.models:
             if key(each.id) == key(model) and not each.id.endswith((":free", ":batch")) and not each.deprecated:

@@ -104,7 +104,7 @@ def first_screen(sweep: Sweep, scenario: str | None, width: int) -> str:
 def _money(run: Run, summary: Summary, scenario: str | None) -> Iterator[Table]:
     """Cost, assumptions, and the reported figures; of a run that never started only the reported figures."""
     if run.engine is None:
-        yield first_table(Context(shipped_book()), run, caveats=standing(run))
+        yield first_table(Context(shipped_book()), run, caveats=[standing(run)])
         return
     appraisal = appraise([price_run(run, summary, scenario)])
     priced = appraisal.priced[0]

@@ -151,7 +151,7 @@ def methods(sweep: Sweep, scenario: str | None) -> str:
         "meters": ", ".join(sorted({info.meter for run in runs for info in run.file.meters})) or "none",
         "workloads": "; ".join([*asked][:MOST_SAID]) + "; and others" * (len(asked) > MOST_SAID),
         "loads": ", ".join(dict.fromkeys(map(short_load, runs))),
-        "standing": " ".join(dict.fromkeys(each for run in runs for each in standing(run))),
+        "standing": " ".join(filter(None, dict.fromkeys(map(standing, runs)))),
         "scenario": " and ".join(scenarios) or "none",
         "date": str(end),
         "year": str(end.year),

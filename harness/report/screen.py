@@ -6,7 +6,7 @@ from harness.errors import HarnessError
 from harness.facts.appraisal import Appraisal
 from harness.facts.claims import Quantity
 from harness.facts.formulas import Context, result
-from harness.facts.gap import Agreement, chance, place
+from harness.facts.gap import Agreement, chance, place, predicted
 from harness.model import Figure
 from harness.report.format import brief, span
 from harness.report.table import PROPERTIES, Cell, Table
@@ -70,7 +70,7 @@ def must_be_table(found: Agreement) -> Table:
         own = f.start if f.start.value is not None else ""
         rows.append((f.label, own, f.believed, f.needed, place(f.share), f.name))
     notes = (
-        f"models: {', '.join(found.kinds)}; each kind, each reading of the volume as likely as any other",
+        f"models: {', '.join(predicted())}; each kind, each reading of the volume as likely as any other",
         "must be: p5, median and p95 of the draws in which all factors make up the bill; "
         "--set NAME=LOW:HIGH (or a distribution) changes a belief, --spend the bill",
     )

@@ -8,10 +8,9 @@ from places import ROOT
 
 import harness
 from harness.config import overrides
-from harness.cost import units
 from harness.cost.bill import priced
 from harness.cost.gpus import Gpu, read_rows
-from harness.cost.scenario import KEYS, PRICE, Scenario, parse_scenario, rental_prices
+from harness.cost.scenario import KEYS, PRICE, WORDS, Scenario, factor, parse_scenario, rental_prices
 from harness.errors import HarnessError
 from harness.model import Device
 
@@ -111,12 +110,12 @@ def test_a_wrong_file_names_itself() -> None:
 
 
 def test_every_input_has_a_unit_that_is_known() -> None:
-    assert {units.factor(key.unit, key.unit) for key in KEYS.values()} == {1.0}
+    assert {factor(key.unit, key.unit) for key in KEYS.values()} == {1.0}
 
 
 def test_the_documentation_names_every_word_of_a_unit() -> None:
     text = (ROOT / "docs/economics.md").read_text()
-    assert [word for word in units.WORDS if f"`{word}`" not in text] == []
+    assert [word for word in WORDS if f"`{word}`" not in text] == []
 
 
 GPUS = read_rows("gpus.csv", Gpu)

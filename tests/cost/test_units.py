@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.cost.units import factor
+from harness.cost.scenario import factor
 
 
 @pytest.mark.parametrize(

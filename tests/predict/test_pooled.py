@@ -57,8 +57,8 @@ def test_slopes_are_shares_of_the_terms() -> None:
     rows, y = made()
     found = fit(BLOCKS, rows, y)
     _, slopes = evaluate(found.blocks, rows, placed(found.blocks, rows, found.places), found.estimate)
-    assert slopes[:, 0] + slopes[:, 1] == pytest.approx(np.ones(len(rows)))
-    assert slopes[:, 2] == pytest.approx(np.ones(len(rows)))
+    assert slopes[:, 0] + slopes[:, 1] == pytest.approx(np.ones(len(rows.terms)))
+    assert slopes[:, 2] == pytest.approx(np.ones(len(rows.terms)))
 
 
 def with_setups() -> tuple[Rows, np.ndarray]:
