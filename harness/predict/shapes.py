@@ -183,30 +183,24 @@ def from_config(top: Config, name: str, source: str) -> ModelShape:
         low, groups, rank = int(c["o_lora_rank"]), int(c["o_groups"]), int(c["q_lora_rank"])
         attention_params = rank * (hidden + heads * head_dim) + low * (heads * head_dim + groups * hidden)
         attention_params += hidden * head_dim
-    experts = int(_first(c, "num_experts", "num_local_experts", "n_routed_experts") or 0)
+    known = {row["size"]: int(_first(c, *row["keys"].split()) or 0) for row in data_rows("config_keys.csv")}
+    experts, width, shared_experts = known["experts"], known["expert_width"], known["shared_experts"]
     matrices = 2 if mixed else 3  # Nemotron-H has no gate
     moe_layers = 0 if not experts else kinds.count("moe") if mixed else _moe_layers(c, layers)
-    width = int(_first(c, "moe_intermediate_size", "intermediate_size") or 0)
-    inner = int(_first(c, "moe_latent_size", "routed_expert_hidden_size") or hidden)
-    expert_params = float(matrices * inner * width * experts * moe_layers)
-    shared = int(_first(c, "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size") or 0)
-    shared = shared or width * int(_first(c, "n_shared_experts", "num_shared_experts") or 0)
-    shared = shared or (width if c.get("model_type") == "llama4_text" else 0)
+    expert_params = float(matrices * (known["expert_inner"] or hidden) * width * experts * moe_layers)
+    shared = known["shared_width"] or width * (shared_experts or (c.get("model_type") == "llama4_text"))
     dense_layers = kinds.count("mlp") if mixed else layers - moe_layers
-    dense_width = int(_first(c, "dense_intermediate_size", "intermediate_size_mlp", "intermediate_size") or 0)
     state, linear_params = _linear(c, hidden)
     vocab = int(c["vocab_size"]) * hidden
     tied = bool(c.get("tie_word_embeddings", False))
     total = expert_params + attention * attention_params + linear * linear_params + vocab * (1 if tied else 2)
-    total += moe_layers * hidden * (matrices * shared + experts) + dense_layers * matrices * hidden * dense_width
+    total += hidden * (moe_layers * (matrices * shared + experts) + dense_layers * matrices * known["dense_width"])
     routing = ("mla " if lora else "") + "moe" if experts else "dense"
     kind = "hybrid" + (" moe" if experts else "") if linear else routing
     return ModelShape(
         name, frozenset(), kind, layers, hidden, heads, head_dim, attention, kv_heads, kv_values, kinds.count("window"),
-        float(_first(c, "sliding_window", "attention_chunk_size") or 0), float(state * linear), experts,
-        float(_first(c, "num_experts_per_tok", "experts_per_token", "num_experts_per_token", "top_k_experts") or 0),
-        moe_layers, float(total), expert_params, int(c["vocab_size"]),
-        0.0 if tied else float(vocab), _native(top, c), source,
+        known["window"], float(state * linear), experts, known["experts_active"], moe_layers, float(total),
+        expert_params, int(c["vocab_size"]), 0.0 if tied else float(vocab), _native(top, c), source,
     )  # fmt: skip
 
 
