@@ -359,7 +359,7 @@ class Sender:
         try:
             completion = sent.parse() if sent.parse is not None else None
         except Exception as failed:
-            error = failed
+            error = failed.with_traceback(None)  # whose frames would keep the answer until garbage is collected
         kind, text = (None, None) if error is None else _failure(error, request)
         # A timeout's cause is the exception that the engine raised when it was cancelled.
         ended = completion or (error.__cause__ if error and kind == "cancelled" else error)

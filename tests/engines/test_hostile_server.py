@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import json
 import time
+import tracemalloc
 from collections.abc import Sequence
 
 import pytest
@@ -187,3 +189,19 @@ def test_a_request_ends_in_time_by_name_and_the_next_one_is_answered(name: str) 
     kind = asyncio.run(asyncio.wait_for(answered(pieces), 60))
     assert kind in (kinds.split() or [""])
     assert time.monotonic() - began_s < 20 * TIMEOUT_S
+
+
+@pytest.mark.parametrize("last", [b"", END], ids=["cut", "whole"])
+def test_nothing_keeps_the_body_of_an_answer_that_was_parsed(last: bytes) -> None:
+    """Not even until garbage is collected, which happens seldom while few objects are made: answers can be large."""
+    body = TOKEN * 50_000 + last
+    asyncio.run(answered(whole(GOOD)))  # imports
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        assert asyncio.run(answered([head("Connection: close"), body])) == ("" if last else "cut")
+        assert tracemalloc.get_traced_memory()[0] < len(body) / 4
+    finally:
+        tracemalloc.stop()
+        gc.enable()

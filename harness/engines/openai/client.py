@@ -305,7 +305,7 @@ class OpenAIEngine:
             json = response.headers.get(b"content-type", b"").startswith(b"application/json")
             answer.read(response, self.options.stream and not json)
         except RequestFailed as failed:
-            failure = failed
+            failure = failed.with_traceback(None)  # whose frames would keep the body until garbage is collected
         counts += answer.counts
         return answer, failure
 

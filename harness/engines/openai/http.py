@@ -224,7 +224,9 @@ class Connection(asyncio.BufferedProtocol):
         self.reusable = False
 
     def response(self) -> Response:
-        return Response(self._got.status, self._got.headers, self._pieces, self.ends, self._kept)
+        """What was received. The connection keeps none of it, as an idle one would until its next request."""
+        pieces, self._pieces, self._rest = self._pieces, [], b""
+        return Response(self._got.status, self._got.headers, pieces, self.ends, self._kept)
 
     def close(self) -> None:
         """Abort the connection, so that the server notices at once."""
