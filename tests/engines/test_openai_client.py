@@ -29,6 +29,8 @@ from harness.process import allow_files
 from harness.store.run import read_run
 from harness.workload.schema import Workload, parse_workload
 
+pytestmark = pytest.mark.alone
+
 
 def workload(count: int, options: Mapping[str, Any], users: int = 8, tokens: int = 5) -> Workload:
     asked = {"count": count, "input_tokens": 4, "output_tokens": tokens}

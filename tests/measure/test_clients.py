@@ -64,6 +64,7 @@ def test_several_clients_send_the_requests_of_one(tmp_path: Path, load: str) -> 
         ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("late", ["client", "server"])
 def test_stamps_of_tokens_read_together_are_late_if_the_loop_was_late_and_not_if_the_server_was(
     tmp_path: Path, late: str
@@ -86,6 +87,7 @@ def test_stamps_of_tokens_read_together_are_late_if_the_loop_was_late_and_not_if
         assert (client.late_stamp_s.p99 > 0.05) is (late == "client")
 
 
+@pytest.mark.alone
 def test_users_split_unevenly_over_clients_all_send_until_the_end(tmp_path: Path) -> None:
     rows = measure(tmp_path, 2, "load.users=3", "requests.count=30").requests
     assert rows["client"].value_counts().to_dict() == {0: 20, 1: 10}
@@ -95,6 +97,7 @@ def test_users_split_unevenly_over_clients_all_send_until_the_end(tmp_path: Path
     assert abs(ends[0] - ends[1]) < 0.5 * ends.max()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("shape", ["constant", "poisson"])
 def test_arrivals_of_several_clients_have_the_shape_of_the_load(tmp_path: Path, shape: str) -> None:
     """Gaps between sent times: Kolmogorov-Smirnov and lag-1 correlation for poisson, median deviation for constant."""

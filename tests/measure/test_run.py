@@ -23,6 +23,8 @@ from harness.measure.session import output_to
 from harness.store.run import Run, read_run
 from harness.workload.schema import parse_workload
 
+pytestmark = pytest.mark.alone
+
 
 def measure(root: Path, *words: str) -> Run:
     phases: list[str] = []
