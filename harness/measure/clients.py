@@ -45,7 +45,6 @@ class Inputs:
     """The contents of the files named in the workload, and the salts of the measured and of the warm-up prompts."""
 
     files: Mapping[str, Trace | Prompts | str]
-    arrivals: Trace | None
     salt: int | None = None
     warm_up_salt: int | None = None
 
@@ -262,7 +261,7 @@ async def _serve(job: Job, pipe: Connection) -> Ended:
     info = await engine.start()
     talk = job.inputs.conversations(job.workload, info)
     journal = Journal(job.journal)
-    sender = Sender(job.workload, job.inputs.arrivals, engine, talk, journal.add, job.share)
+    sender = Sender(job.workload, engine, talk, journal.add, job.share)
     loop.add_reader(pipe, on_message)
     reporter = asyncio.ensure_future(report())
     try:

@@ -24,7 +24,6 @@ from harness.meters.gpus import look, named
 from harness.model import SERVED
 from harness.store.directory import RunWriter, new_id
 from harness.store.run_file import Prompts, RunFile, State
-from harness.workload.arrivals import Trace
 from harness.workload.library import named_files, read_files
 from harness.workload.schema import Workload
 
@@ -122,12 +121,10 @@ def run(
 def _inputs(workload: Workload, attached: bool, setup: Setup) -> tuple[Inputs, Prompts]:
     """The contents of the workload's files, and the salts of the prompts. `attached`: the engine ran before."""
     files = read_files(workload)
-    arrivals = files.get(workload.load.trace or "")
     drawn = secrets.randbits(SALT_BITS) if attached else None
     salt = None if setup.same_prompts else drawn
-    inputs = Inputs(files, arrivals if isinstance(arrivals, Trace) else None, salt, drawn)
     named = {name: text_digest(path) for name, path in named_files(workload).items()}
-    return inputs, Prompts(files=named, salt=salt, attached=attached, cache_reset=setup.reset_cache)
+    return Inputs(files, salt, drawn), Prompts(files=named, salt=salt, attached=attached, cache_reset=setup.reset_cache)
 
 
 def _described(

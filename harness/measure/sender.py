@@ -17,7 +17,7 @@ from harness.engines.base import Engine, Exchanging, Waiting
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.measure.eventloop import delay_class
 from harness.model import Completion, Record, Request
-from harness.workload.arrivals import Trace, due_times, user_spans
+from harness.workload.arrivals import due_times, user_spans
 from harness.workload.requests import Conversations
 from harness.workload.schema import Workload
 
@@ -96,7 +96,6 @@ class Sender:
     def __init__(
         self,
         workload: Workload,
-        arrivals: Trace | None,
         engine: Engine,
         talk: Conversations,
         add: Callable[[Record], None],
@@ -123,7 +122,7 @@ class Sender:
         self._users, self._spans = len(users), users[self.client :: self.clients]
         """Number of all users, and the spans of each user of this client."""
         in_turn = itertools.islice(itertools.repeat(0.0), count)
-        due_s = in_turn if shape.closed else due_times(shape, count, workload.seed, arrivals)
+        due_s = in_turn if shape.closed else due_times(shape, count, workload.seed, talk.arrivals)
         # Requests are dealt to users, not to clients: with an uneven number of users per client, all users send alike.
         own = [turn % self.clients == self.client for turn in range(len(users) or self.clients)]
         self._schedule = itertools.compress(enumerate(due_s), itertools.cycle(own))

@@ -141,7 +141,7 @@ class Session:
         """The sender of the load: in this process, or several client processes."""
         if self.link is None:
             talk = self.inputs.conversations(self.workload, info)
-            yield Sender(self.workload, self.inputs.arrivals, self.engine, talk, self.writer.add)
+            yield Sender(self.workload, self.engine, talk, self.writer.add)
             return
         name = self.writer.file.engine_asked
         # If the harness started the server, the engine knows the address for the clients.

@@ -88,6 +88,9 @@ class Conversations:
         self.edges = [edge / sum(weights) for edge in itertools.accumulate(weights)][:-1]
         self.stride = MOST_TURNS if any(content.turns for content in self.contents) else 1
         count, given = workload.requests.count, files or {}
+        arrivals = given.get(workload.load.trace or "")
+        self.arrivals = arrivals if isinstance(arrivals, Trace) else None
+        """The trace that the load replays."""
         self.texts = [_text_ids(given.get(FILL.format(content.fill)), encode) for content in self.contents]
         self.sources = [_source(content, given, encode, count, self._mark) for content in self.contents]
         self._repeated = [_repeated(source) if isinstance(source, Trace) else frozenset() for source in self.sources]

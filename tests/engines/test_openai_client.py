@@ -58,13 +58,15 @@ def measure(
         before = open_files()
 
         class Talk:
+            arrivals = None
+
             def make(self, index: int) -> Request:
                 return Request(index, (5, 6, 7, 8), tokens, cancel_after_s=cancel_after_s, messages=("a", "b", "c"))
 
         talk: Any = Talk()
         try:
             info = await engine.start()
-            await Sender(asked, None, engine, talk, records.append).run(time.monotonic_ns())
+            await Sender(asked, engine, talk, records.append).run(time.monotonic_ns())
         finally:
             await engine.stop()
         deadline = time.monotonic() + 2

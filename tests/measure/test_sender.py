@@ -64,6 +64,8 @@ class Scripted:
 class Talk:
     """Makes single requests."""
 
+    arrivals = None
+
     def __init__(self, make: Callable[[int], Request], first_wave: Callable[[int], Request] | None = None) -> None:
         self.make, self.first_wave = make, first_wave
 
@@ -83,7 +85,7 @@ def send(
 
     async def load() -> Sender:
         talk: Any = Talk(make, first_wave or refuse)
-        sending = Sender(asked, None, engine, talk, add or records.append, share)
+        sending = Sender(asked, engine, talk, add or records.append, share)
         await sending.run(time.monotonic_ns())
         return sending
 

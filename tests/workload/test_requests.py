@@ -426,7 +426,7 @@ def sent(*words: str, stop_after_s: float | None = None) -> tuple[list[Record], 
     async def load() -> float:
         info = await engine.start()
         talk = Conversations(workload, info.vocabulary)
-        sender = Sender(workload, None, engine, talk, records.append)
+        sender = Sender(workload, engine, talk, records.append)
         if stop_after_s is not None:
             asyncio.get_running_loop().call_later(stop_after_s, sender.stop)
         began = time.monotonic_ns()
