@@ -8,17 +8,19 @@ prompt token; so has its energy. The constants are near those of an H100 that se
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.analysis.tokens import Events, spread_from
-from harness.analysis.window import find_window
+from harness.analysis.window import Window, find_window, of_stage
+from harness.workload.arrivals import Stage
 from harness.workload.library import read_trace
 
 Array = NDArray[np.float64]
@@ -76,7 +78,9 @@ def traced(name: str) -> Lengths:
     trace = read_trace(name)
 
     def draw(rng: np.random.Generator, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rows = rng.integers(len(trace.input_tokens), size=n)
+        # Each row as often as any other: a long run then has the trace's own mean.
+        turns = -(-n // len(trace.input_tokens))
+        rows = np.concatenate([rng.permutation(len(trace.input_tokens)) for _ in range(turns)])[:n]
         return trace.input_tokens[rows], np.maximum(1, trace.output_tokens[rows])
 
     return draw
@@ -95,21 +99,45 @@ def first_wave(lengths: Lengths, rng: np.random.Generator, users: int, chunk: fl
     return prompts[drawn] + ages, answers[drawn] - ages, ages
 
 
-def serve(users: int, count: int, lengths: Lengths, seed: int, start: Start = "equilibrium") -> Served:
-    """A run of `count` requests after the first wave (of none if it is a burst), all run to their end."""
+def serve(
+    users: int, count: int, lengths: Lengths, seed: int, start: Start = "equilibrium", stages: Sequence[Stage] = ()
+) -> Served:
+    """A run of `count` requests after the first wave (of none if it is a burst), all run to their end.
+
+    With `stages` of users the users are theirs: new ones begin with a first wave, and those of the highest numbers end
+    their answers and leave.
+    """
     rng = np.random.default_rng(seed)
-    prompts, answers = lengths(rng, count)
-    ages = np.zeros(count, int)
-    if start != "burst":
-        wave = first_wave(lengths, rng, users, CHUNK if start == "equilibrium" else np.inf)
-        prompts, answers, ages = (np.concatenate(each) for each in zip(wave, (prompts, answers, ages), strict=True))
-    n = len(answers)
-    sent, first, last = np.zeros(n), np.zeros(n, int), np.zeros(n, int)
-    waiting = deque((i, int(prompts[i])) for i in range(min(users, n)))
-    following, now, joules, batch, context = len(waiting), 0.0, 0.0, 0, 0
-    ends: list[tuple[int, int, int]] = []
+    supply = iter(zip(*lengths(rng, count), strict=True))
+    joins = deque(stages or [Stage(0.0, np.inf, users, None)])
+    until = np.array([each.end_s for each in joins])
+    level = np.array([*(each.users or 0 for each in joins), 0])
+    chunk, sent, asked = CHUNK if start == "equilibrium" else np.inf, list[float](), list[tuple[int, int, int, bool]]()
+    user_of, first, last, active = list[int](), dict[int, int](), dict[int, int](), 0
+    waiting, ends, now, joules, batch, context = deque[tuple[int, int]](), list[tuple[int, int, int]](), 0.0, 0.0, 0, 0
     times, energy = [0.0], [0.0]
-    while waiting or ends:
+
+    def send(user: int, at_s: float, request: tuple[int, int, int, bool] | None = None) -> None:
+        if request is None:
+            request = next(((prompt, answer, 0, False) for prompt, answer in supply), None)
+        if request is not None:
+            waiting.append((len(asked), int(request[0])))
+            sent.append(at_s)
+            asked.append(request)
+            user_of.append(user)
+
+    while waiting or ends or joins:
+        if not waiting and not ends:  # idle until the next users come
+            joules, now = joules + max(0.0, joins[0].begin_s - now) * STATIC_W, max(now, joins[0].begin_s)
+        while joins and joins[0].begin_s <= now:
+            joined = joins.popleft()
+            new = joined.users or 0
+            wave: list[Any] = [None] * new
+            if start != "burst" and new > active:
+                wave = [(*each, True) for each in zip(*first_wave(lengths, rng, new, chunk), strict=True)]
+            for user in range(active, new):
+                send(user, joined.begin_s, wave[user])
+            active = new
         step, left, begun = len(times), CHUNK, []
         while waiting and left:
             request, tokens = waiting.popleft()
@@ -126,29 +154,29 @@ def serve(users: int, count: int, lengths: Lengths, seed: int, start: Start = "e
         energy.append(joules)
         context += batch
         for request in begun:
-            first[request], batch, context = step, batch + 1, context + int(prompts[request]) + 1
-            heapq.heappush(ends, (step + int(answers[request]) - 1, request, int(prompts[request] + answers[request])))
+            prompt, answer = (int(x) for x in asked[request][:2])
+            first[request], batch, context = step, batch + 1, context + prompt + 1
+            heapq.heappush(ends, (step + answer - 1, request, prompt + answer))
         while ends and ends[0][0] == step:
             _, request, held = heapq.heappop(ends)
             last[request], batch, context = step, batch - 1, context - held
-            if following < n:
-                sent[following] = now
-                waiting.append((following, int(prompts[following])))
-                following += 1
-    step_s = np.array(times)
+            if user_of[request] < level[np.searchsorted(until, now, "right")]:
+                send(user_of[request], now)
+    step_s, n = np.array(times), len(asked)
+    _, answers, ages, waves = (np.array(each) for each in zip(*asked, strict=True))
+    firsts, lasts = (np.array([each[i] for i in range(n)]) for each in (first, last))
     place = np.arange(answers.sum()) - np.repeat(np.cumsum(answers) - answers, answers)
-    arrivals = step_s[np.repeat(first, answers) + place]
-    wave_mask = np.arange(n) < n - count
-    return Served(sent, step_s[last], ages, wave_mask, answers, arrivals, step_s, np.array(energy))
+    arrivals = step_s[np.repeat(firsts, answers) + place]
+    return Served(np.array(sent), step_s[lasts], ages, waves, answers, arrivals, step_s, np.array(energy))
 
 
 @lru_cache(maxsize=64)
-def truth(users: int, lengths: Lengths, least: int = 20_000, seed: int = 999) -> tuple[float, float]:
-    """Tokens per second and joules per token of a long run, without its first and last tenth."""
+def truth(users: int, lengths: Lengths, least: int = 20_000, seed: int = 999) -> tuple[float, float, float]:
+    """Tokens per second, joules per token and mean request time of a long run, without its first and last tenth."""
     run = serve(users, max(least, 150 * users), lengths, seed)
     span = np.quantile(run.sent_s, [0.1, 0.9])
     tokens, joules = float(np.diff(run.output().until(span))[0]), float(np.diff(run.joules(span))[0])
-    return tokens / float(span[1] - span[0]), joules / tokens
+    return tokens / float(span[1] - span[0]), joules / tokens, float((run.end_s - run.sent_s)[~run.wave].mean())
 
 
 @dataclass(frozen=True)
@@ -167,21 +195,49 @@ class Bias:
 
 def bias(users: int, each: int, lengths: Lengths, seeds: int = 16, start: Start = "equilibrium") -> Bias:
     """The errors of the windows of runs with `each` requests a slot."""
-    rate, joules = truth(users, lengths)
-    errors, without = [], 0
-    for seed in range(seeds):
-        run = serve(users, users * each, lengths, seed, start)
-        first_s = run.arrival_s[np.cumsum(run.sizes) - run.sizes]
-        found = find_window(
-            run.sent_s, first_s, run.end_s, run.output().until, shape="closed", users=users, load_only=run.wave
-        )
-        if found.whole is not None:
-            without += 1
-            continue
-        ends = np.array([found.begin_s, found.end_s])
-        tokens, spent = float(np.diff(run.output().until(ends))[0]), float(np.diff(run.joules(ends))[0])
-        turns = np.diff(ends)[0] / (run.end_s - run.sent_s)[~run.wave].mean()
-        errors.append((tokens / np.diff(ends)[0] / rate - 1, spent / tokens / joules - 1, turns, _coverage(run, ends)))
+    runs = (serve(users, users * each, lengths, seed, start) for seed in range(seeds))
+    found = [
+        (run, find_window(**_given(run), load_only=run.wave, shape="closed", users=users)) for run in runs
+    ]  # fmt: skip
+    return _bias(found, users, lengths)
+
+
+def bias_of_steps(
+    levels: Sequence[int], each: int, lengths: Lengths, seeds: int = 16, start: Start = "equilibrium"
+) -> list[Bias]:
+    """The errors of the windows of each step of runs with steps of `levels` users, for `each` request times each."""
+    ends = np.cumsum([each * truth(users, lengths)[2] for users in levels]).tolist()
+    stages = [Stage(*span, users, None) for span, users in zip(itertools.pairwise([0.0, *ends]), levels, strict=True)]
+    most = 2 * each * sum(levels)
+    runs = [serve(0, most, lengths, seed, start, stages) for seed in range(seeds)]
+    made = []
+    for stage, users in zip(stages, levels, strict=True):
+        of = [
+            (run, of_stage(stage, **_given(run), load_only=run.wave, failed=np.zeros(len(run.wave), bool)))
+            for run in runs
+        ]
+        made.append(_bias(of, users, lengths))
+    return made
+
+
+def _given(run: Served) -> dict[str, Any]:
+    """Arguments of `find_window`."""
+    first_s = run.arrival_s[np.cumsum(run.sizes) - run.sizes]
+    return {"sent_s": run.sent_s, "first_s": first_s, "end_s": run.end_s, "output": run.output().until}
+
+
+def _bias(windows: Sequence[tuple[Served, Window]], users: int, lengths: Lengths) -> Bias:
+    rate, joules, stay_s = truth(users, lengths)
+    errors = []
+    for run, found in windows:
+        if found.whole is None:
+            ends = np.array([found.begin_s, found.end_s])
+            tokens, spent = float(np.diff(run.output().until(ends))[0]), float(np.diff(run.joules(ends))[0])
+            off = tokens / np.diff(ends)[0] / rate - 1, spent / tokens / joules - 1
+            errors.append((*off, np.diff(ends)[0] / stay_s, _coverage(run, ends)))
+    without = len(windows) - len(errors)
+    if len(errors) < 2:
+        return Bias(np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, without)
     means, deviations = np.mean(errors, axis=0), np.std(errors, axis=0, ddof=1) / np.sqrt(len(errors))
     return Bias(means[0], deviations[0], means[1], deviations[1], means[2], means[3], without)
 

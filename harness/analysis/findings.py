@@ -1,7 +1,7 @@
 """Findings: what is doubtful about a run. The texts are in data/findings.yaml, the limits and conditions here."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -137,8 +137,20 @@ def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[F
         yield finding("no-warmup")
     if window is None:
         return
+    for i, step in enumerate(window.steps, 1):
+        name = f"Step {i} ({step.stage.text})" if step.stage else ""
+        for each in _of_window(step, summary, step.stage is window.stage, f"step.{i}."):
+            yield replace(each, text=f"{name}: {each.text}")
+    if not window.steps:
+        yield from _of_window(window, summary, True)
+    yield from _outages(run.requests, window)
+
+
+def _of_window(window: Window, summary: Summary, main: bool, figures: str = "") -> Iterator[Finding]:
+    """Findings about one window. `main`: the run's figures are of this one; `figures`: the prefix of its own."""
     if window.code == "no-window":
-        yield finding("no-window", why=window.whole)
+        so = "the figures are of the whole run, ramp and drain included" if main else "the step has no figures"
+        yield finding("no-window", why=window.whole, so=so, serious=main)
     if window.code == "queue-grows":
         yield finding("queue-grows", grown=window.grown)
     if window.code == "not-steady" and (moved := window.change) is not None:
@@ -147,8 +159,10 @@ def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[F
         after = window.shift_s is not None and window.shift_s <= window.begin_s
         part, at_s = "the part after it" if after else "both levels", window.shift_s
         yield finding("level-shift", before=moved.before, since=moved.since, shift_s=at_s, part=part, serious=not after)
-    yield from _outages(run.requests, window)
-    coverage, bias = summary["window.position_coverage"].value, summary["window.bias"].value
+    users = window.stage.users if window.stage is not None and window.whole is None else None
+    if users and (done := summary[f"{figures}e2e_s.mean"].n or 0) < PER_SLOT * users:
+        yield finding("few-requests-per-slot", done=done, each=done / users, needs=PER_SLOT)
+    coverage, bias = (summary[f"{figures}window.{name}"].value for name in ("position_coverage", "bias"))
     if coverage is not None and bias is not None and bias > LARGEST_BIAS:
         yield finding("position-coverage", coverage=coverage, bias=bias)
 
@@ -156,20 +170,27 @@ def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[F
 def _outages(requests: pd.DataFrame, window: Window) -> Iterator[Finding]:
     """Findings about stalls, about what the window leaves out, and about the end of the run."""
     begin_s, end_s = float(requests["sent_s"].min()), float(requests[["sent_s", "end_s"]].max().max())
-    length_s = end_s - begin_s
+    windows = window.steps or (window,)
+    spans = [(begin_s, end_s, "the run")]
+    if window.steps:
+        steps = [each.stage for each in windows if each.stage is not None]
+        spans = [(each.begin_s, each.end_s, f"step {i} ({each.text})") for i, each in enumerate(steps, 1)]
     for from_s, until_s in stalls(requests):
         waited = int(((requests["sent_s"] < until_s) & ~(requests["end_s"] < until_s)).sum())
-        inside = window.whole is not None or (until_s > window.begin_s and from_s < window.end_s)
+        measured = [(each.begin_s, each.end_s) for each in windows if each.whole is None]
+        inside = window.whole is not None or any(until_s > first and from_s < last for first, last in measured)
         part = "within the measured window" if inside else "outside the measured window"
-        serious = bool(until_s - from_s > SERIOUS_STALL * length_s)
-        stood_s = until_s - from_s
+        lost = [(min(until_s, last) - max(from_s, first)) / (last - first) for first, last, _ in spans]
+        serious, stood_s = max(lost) > SERIOUS_STALL, until_s - from_s
         yield finding("stall", stood_s=stood_s, from_s=from_s, waited=waited, part=part, serious=serious)
-    if window.whole is None and window.left_out_s > MOST_LEFT_OUT * length_s:
-        yield finding("start-left-out", left_out_s=window.left_out_s, share=window.left_out_s / length_s)
-    over = requests["end_s"]
-    usual_s = float((over - requests["sent_s"])[over <= window.end_s].max())
-    tail_s = end_s - window.end_s
-    if window.whole is None and tail_s > max(SLOW_END * usual_s, MOST_LEFT_OUT * length_s):
+    for each, (first, last, of) in zip(windows, spans, strict=True):
+        share = each.left_out_s / (last - first)
+        if each.whole is None and share > MOST_LEFT_OUT:
+            yield finding("start-left-out", left_out_s=each.left_out_s, share=share, of=of)
+    over, last_s = requests["end_s"], max(each.end_s for each in windows)
+    usual_s = float((over - requests["sent_s"])[over <= last_s].max())
+    tail_s = end_s - last_s
+    if window.whole is None and tail_s > max(SLOW_END * usual_s, MOST_LEFT_OUT * (end_s - begin_s)):
         yield finding("slow-end", tail_s=tail_s, usual_s=usual_s)
 
 

@@ -1,7 +1,9 @@
 """Figures of a run's requests: throughput, latency, goodput and tokens. docs/method.md has every formula."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,12 @@ from numpy.typing import NDArray
 from harness import stats
 from harness.analysis.part import STAMP_S, Part
 from harness.analysis.times import OBJECTIVES, Times, error_kinds, firsts, numbers, times
-from harness.analysis.tokens import blocks, mean_position, ordinary, output_until, stalls, those
-from harness.analysis.window import Window, find_window
+from harness.analysis.tokens import blocks, mean_position, ordinary, output_until, stalls, those, within
+from harness.analysis.window import Window, find_window, of_stage
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.store.rows import flat
+from harness.workload.arrivals import Stage
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -54,8 +57,13 @@ def window_of(
     shape: str,
     users: int | None = None,
     watts: Callable[[Array], Array] | None = None,
+    stages: Sequence[Stage] = (),
 ) -> Window | None:
-    """The measured window of a run (`harness.analysis.window.find_window`); None if no request was sent."""
+    """The measured window of a run (`harness.analysis.window.find_window`); None if no request was sent.
+
+    Of a load of steps that of the highest step, the first of several, with those of all: what is compared must not
+    depend on what was measured.
+    """
     spans = those(requests, requests["sent_s"].notna().to_numpy())
     if spans.empty:
         return None
@@ -64,26 +72,27 @@ def window_of(
     each = pd.DataFrame({"sent_s": spans["sent_s"], "end_s": spans["end_s"], "load_only": ~ordinary(spans)})
     each["failed"] = spans["error"].notna()
     each["first_s"] = np.where(np.isnan(first_s), each["end_s"], first_s)
-    if shape == "closed" and (talk := spans["conversation"]).notna().any():
+    closed = shape == "closed" or any(stage.users for stage in stages)
+    if closed and (talk := spans["conversation"]).notna().any():
         # A user is busy from the first request of a conversation to its last answer.
         by = each.groupby(talk.astype(float).fillna(-1.0 - spans["index"]))
         each = by.agg({"sent_s": "min", "end_s": "max", "load_only": "any", "failed": "any", "first_s": "min"})
     if not each["sent_s"].is_monotonic_increasing:
         each = each.sort_values("sent_s", kind="stable")
-    sent_s, first_s, end_s = (each[name].to_numpy(float) for name in ("sent_s", "first_s", "end_s"))
-    return find_window(
-        sent_s,
-        first_s,
-        end_s,
-        lambda instants: output_until(requests, instants, completed),
-        shape=shape,
-        users=users,
-        load_only=each["load_only"].to_numpy(bool),
-        failed=each["failed"].to_numpy(bool),
-        complete=state == "complete",
-        watts=watts,
-        stalls_s=stalls(requests),
-    )
+    given: dict[str, Any] = {name: each[name].to_numpy(float) for name in ("sent_s", "first_s", "end_s")}
+    given |= {name: each[name].to_numpy(bool) for name in ("load_only", "failed")}
+    given |= {"watts": watts, "stalls_s": stalls(requests)}
+    output = partial(output_until, requests, kept=completed)
+    whole = find_window(output=output, shape=shape, users=users, complete=state == "complete", **given)
+    if not stages or state != "complete":
+        return whole
+    steps = []
+    for stage in stages:
+        here = (requests["sent_s"] < stage.end_s) & ~(requests["end_s"] <= stage.begin_s)
+        output = partial(output_until, requests, kept=completed & here.to_numpy(bool))
+        steps.append(of_stage(stage, output=output, **given))
+    top = steps[max(range(len(stages)), key=lambda i: stages[i].level)]
+    return replace(top if top.whole is None else replace(whole, stage=top.stage, whole=top.whole), steps=tuple(steps))
 
 
 def members(requests: pd.DataFrame, window: Window | None) -> Mask:
@@ -111,25 +120,49 @@ def summarise(
     if not requests["sent_s"].is_monotonic_increasing:
         requests = requests.sort_values("sent_s", kind="stable")
     seen, duration = times(requests, state), _duration(requests)
-    cut = None if window is None or window.whole is not None else window
-    inside = Part.of_run(requests, seen, duration.value) if cut is None else Part.of_window(requests, seen, cut)
-    measured = _measured(requests, inside)
+    rows, inside = _inside(window, requests, seen, duration)
+    measured = _measured(rows, inside)
     limits = {name: limit for name, limit in objectives.items() if limit is not None}
     figures = [
         duration,
-        *_window(window, requests, inside, duration),
+        *_window(window, rows, inside, duration),
         *_counts(requests, seen),
         *measured,
-        *_goodput(requests, inside, limits),
+        *_goodput(rows, inside, limits),
         *_tokens(requests, seen),
     ]
-    if cut is not None:
-        del inside  # a part takes some 50 bytes a request
+    if window is not None and window.whole is None:
+        del rows, inside  # a part takes some 50 bytes a request
         measured = _measured(requests, Part.of_run(requests, seen, duration.value))
     figures += [replace(figure, name=f"whole_run.{figure.name}") for figure in measured]
+    for i, step in enumerate(window.steps if window is not None else (), 1):
+        figures += [replace(figure, name=f"step.{i}.{figure.name}") for figure in _of_step(step, requests, limits)]
     if simulated:
         figures = [replace(figure, status="simulated") for figure in figures]
     return Summary(run, state, tuple(figures), error_kinds(requests[seen.failed & ordinary(requests)]))
+
+
+def _inside(window: Window | None, requests: pd.DataFrame, seen: Times, duration: Figure) -> tuple[pd.DataFrame, Part]:
+    """The measured part and the requests that it counts; the whole run if there is no window."""
+    if window is None or window.whole is not None:
+        return requests, Part.of_run(requests, seen, duration.value)
+    if window.stage is not None:
+        requests = within(requests, window.since_s, window.stage.end_s)
+        seen = times(requests, "complete")
+    return requests, Part.of_window(requests, seen, window)
+
+
+def _of_step(step: Window, requests: pd.DataFrame, limits: Mapping[str, float]) -> Iterator[Figure]:
+    """What was asked in a step, and its figures; without a window they have no value, as those of a ramp would be."""
+    stage = step.stage
+    assert stage is not None
+    yield Figure("load", stage.level, "users" if stage.rate_per_s is None else "requests/s", "derived")
+    length = Figure("duration_s", stage.end_s - stage.begin_s, "s", "derived")
+    few = requests if step.whole is None else requests.iloc[:0]
+    rows, part = _inside(step, few, times(few.iloc[:0], "complete"), length)
+    for figure in (*_window(step, rows, part, length), *_measured(rows, part), *_goodput(rows, part, limits)):
+        lost = step.whole is not None
+        yield replace(figure, value=None, low=None, high=None, reason=step.whole) if lost else figure
 
 
 def _window(window: Window | None, requests: pd.DataFrame, part: Part, duration: Figure) -> list[Figure]:

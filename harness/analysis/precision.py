@@ -102,7 +102,7 @@ def check(targets: Sequence[Target], workload: Workload, energy: Callable[[], bo
             raise HarnessError(f"--precision {name}: no meter is read", "add --meter, or see `harness doctor`")
     if (shape := workload.load.shape) in WHOLE:
         raise HarnessError(
-            f"--precision with load.shape={shape}: {WHOLE[shape]}, and the figures of one run have no interval",
+            f"--precision with load.shape={shape}: {WHOLE[shape]}, so that it cannot end early",
             "repeat the run with --repeat, or measure at a steady load (closed, constant, poisson)",
         )
 

@@ -1,21 +1,26 @@
 """The summary of a stored run: its figures and findings, computed once and stored in summary.json."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from harness.analysis.client_check import check_client, clock_bound_s
-from harness.analysis.energy import charge, measure_energy
+from harness.analysis.energy import Energy, charge, measure_energy
 from harness.analysis.findings import FAILED_SHARE, check_conditions, check_requests, finding
 from harness.analysis.latency import summarise, window_of
 from harness.analysis.readings import watts_between
 from harness.analysis.server import check_cache, check_server, server_figures
-from harness.model import Summary
+from harness.analysis.window import Window
+from harness.model import Figure, Summary
 from harness.store.access import reading
 from harness.store.directory import read_summary, write_summary
 from harness.store.run import Run, read_run
 from harness.store.run_file import Imported
+from harness.workload.arrivals import stages
 
+OF_STEP = {"joules_per_output_token": "J", "gpu_power_w": "W"}
+"""Energy figures of each step of a load, and their units."""
 Sweep = Sequence[tuple[Run, Summary]]
 """Stored runs and their summaries."""
 
@@ -45,8 +50,9 @@ def made_of(run: Run) -> Summary:
     infos = [replace(info, clock_offset_s=info.clock_offset_s + apart_s) for info in file.meters]
     infos, uncharged, doubts = charge(run, infos)
     window = window_of(
-        run.requests, run.state, run.shape, run.users, lambda cuts: watts_between(run.readings, infos, cuts)
-    )
+        run.requests, run.state, run.shape, run.users, lambda cuts: watts_between(run.readings, infos, cuts),
+        stages(run.load) if run.load is not None else (),
+    )  # fmt: skip
     made = summarise(run.id, run.state, run.requests, run.objectives, run.simulated, window)
     found = (*check_cache(run), *check_requests(run, made, window), *check_conditions(run, made), *doubts)
     made = replace(made, findings=found)
@@ -54,12 +60,11 @@ def made_of(run: Run) -> Summary:
     if window is not None:
         figures, findings = made.figures, made.findings
         if infos:
-            ends, host_w, pue = (window.begin_s, window.end_s), file.declared.get("host_w"), file.declared.get("pue")
-            energy = measure_energy(
-                run.readings, infos, run.requests, *ends, idle=file.idle, host_w=host_w, pue=pue,
-                uncharged=uncharged,
-            )  # fmt: skip
+            host_w, pue = file.declared.get("host_w"), file.declared.get("pue")
+            measured = partial(measure_energy, run.readings, infos, run.requests, uncharged=uncharged)
+            energy = measured(window.begin_s, window.end_s, idle=file.idle, host_w=host_w, pue=pue)
             figures, findings = figures + energy.figures, findings + energy.findings
+            figures += tuple(_of_steps(window, measured))
         told = server_figures(run.server, window.begin_s, window.end_s)
         figures += told
         of_server = check_server(run, {each.name: each for each in figures}, window.begin_s, window.end_s)
@@ -67,6 +72,15 @@ def made_of(run: Run) -> Summary:
         made = replace(made, figures=figures, findings=findings)
     made = replace(made, findings=tuple(sorted(made.findings, key=lambda each: not each.serious)))
     return made if file.imported is None else _imported(file.imported, made, bool(len(run.requests)))
+
+
+def _of_steps(window: Window, measured: Callable[[float, float], Energy]) -> Iterator[Figure]:
+    """The energy figures of each step."""
+    for i, step in enumerate(window.steps, 1):
+        energy = measured(step.begin_s, step.end_s) if step.whole is None else None
+        for name, unit in OF_STEP.items():
+            found = energy[name] if energy else Figure(name, None, unit, "measured", reason=step.whole)
+            yield replace(found, name=f"step.{i}.{name}")
 
 
 def _imported(origin: Imported, computed: Summary, rows: bool) -> Summary:

@@ -83,6 +83,13 @@ def output_tokens(requests: pd.DataFrame) -> Events:
     return Events(spread_from(requests["sent_s"].to_numpy(float), when, sizes), when, group)
 
 
+def within(requests: pd.DataFrame, begin_s: float, end_s: float) -> pd.DataFrame:
+    """The requests in flight from one instant to another. Those sent before are load only, as a first wave."""
+    found = requests[(requests["sent_s"] < end_s) & ~(requests["end_s"] <= begin_s)]
+    ages = found["age_tokens"].fillna(0).where(found["sent_s"] < begin_s, found["age_tokens"])
+    return found.assign(sent_s=found["sent_s"].clip(lower=begin_s), age_tokens=ages)
+
+
 def blocks(requests: pd.DataFrame, kept: NDArray[np.bool_] | None = None) -> Iterator[pd.DataFrame]:
     """The requests, or those that are kept, in parts whose tokens together take little memory; at least one part."""
     size = max(1, MOST_TOGETHER // max(1, int(flat(requests["arrival_s"].iloc[:1000])[1].sum() / 1000)))

@@ -3,15 +3,18 @@
 Times are seconds since the load began.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.stats import Array, correlation
+from harness.workload.arrivals import Stage
 
 LEAST_TURNOVERS = 1.5
 """Fewest mean request times that a closed loop must last at full load, for a window of one of them."""
@@ -39,7 +42,8 @@ PLATEAU = 0.2
 """Smallest share of the compared time for a level."""
 WHOLE = {
     "offline": "offline: all requests are sent at once, and the whole run is the load",
-    **dict.fromkeys(("trace", "ramp", "steps"), "a load that varies: the whole run is the load"),
+    **dict.fromkeys(("trace", "ramp"), "a load that varies: the whole run is the load"),
+    "steps": "a load of steps: each step has its own window",
 }
 """Load shapes whose window is the whole run, and the reason."""
 
@@ -75,6 +79,12 @@ class Window:
     """Requests by which the requests in flight grew over the window."""
     left_out_s: float = 0.0
     """Time at the start that was left out because it was measured not to be settled, not by the load's construction."""
+    stage: Stage | None = None
+    """The step of the load in which the window lies."""
+    since_s: float = 0.0
+    """Begin of the load of the step: what was sent before is its first wave."""
+    steps: tuple[Window, ...] = ()
+    """The window of each step; this one is that of the step with the most users or the highest rate."""
 
 
 def find_window(
@@ -85,6 +95,7 @@ def find_window(
     *,
     shape: str,
     users: int | None = None,
+    until_s: float = math.inf,
     load_only: NDArray[np.bool_] | None = None,
     failed: NDArray[np.bool_] | None = None,
     complete: bool = True,
@@ -96,7 +107,7 @@ def find_window(
     `sent_s`, `first_s` (first token, or end without one) and `end_s` (NaN if not reached) have an element per request
     in order of sending, or per conversation of a closed loop: what one user does at a time. `load_only` marks those of
     the first wave of an equilibrium start, `failed` those without an answer. `output` gives the output tokens so far.
-    `shape` and `users` are those of the load.
+    `shape` and `users` are those of the load, which ends or changes at `until_s`.
     `stalls_s` holds (begin, end) rows of times without a token. `watts` gives the mean power between successive
     instants, NaN if unknown.
 
@@ -106,9 +117,10 @@ def find_window(
     """
     known = ~np.isnan(sent_s) & ~np.isnan(end_s)
     sent, ends, stay = sent_s[known], np.sort(end_s[known]), (end_s - sent_s)[known]
-    first, last = float(np.nanmin(sent_s)), float(np.nanmax([sent_s, end_s]))
+    first, last = float(np.nanmin(sent_s)), min(float(np.nanmax([sent_s, end_s])), until_s)
     slots = users if shape == "closed" and users is not None else 0
-    run = Window(first, last, max(1.0, float(stay.sum()) / max(last - first, 1e-9)), slots > 0)
+    held_s = float((np.minimum(end_s[known], last) - sent).sum())
+    run = Window(first, last, max(1.0, held_s / max(last - first, 1e-9)), slots > 0)
     if shape in WHOLE or not complete:
         return replace(run, whole=WHOLE[shape] if complete else "the run is incomplete")
     stalls_s = np.empty((0, 2)) if stalls_s is None else stalls_s
@@ -124,6 +136,44 @@ def find_window(
     return made if made.whole is not None else _steady(made, sent, output, turnover_s, len(stalls_s) > 0, watts)
 
 
+def of_stage(
+    stage: Stage,
+    sent_s: Array,
+    first_s: Array,
+    end_s: Array,
+    output: Callable[[Array], Array],
+    *,
+    load_only: NDArray[np.bool_],
+    failed: NDArray[np.bool_],
+    **others: Any,
+) -> Window:
+    """The window of a step, as if it were a run of which what is in flight at its begin is the first wave.
+
+    A step of users begins when those who left have had their answers. The arguments are those of `find_window`.
+    """
+    since_s = stage.begin_s if stage.users is None else _full(sent_s, end_s, stage)
+    here = (sent_s < stage.end_s) & ~(end_s <= since_s)
+    step = Window(stage.begin_s, stage.end_s, 0.0, stage=stage, since_s=since_s)
+    if not stage.level or not here.any():
+        return replace(step, whole="no request was in flight", code="no-window" if stage.level else None)
+    made = find_window(
+        np.maximum(sent_s[here], since_s), first_s[here], end_s[here], output,
+        shape="poisson" if stage.users is None else "closed", users=stage.users, until_s=stage.end_s,
+        load_only=load_only[here] | (sent_s[here] < since_s), failed=failed[here], **others,
+    )  # fmt: skip
+    left_out_s = made.left_out_s + since_s - stage.begin_s
+    return replace(made, stage=stage, since_s=since_s, left_out_s=left_out_s)
+
+
+def _full(sent_s: Array, end_s: Array, stage: Stage) -> float:
+    """The time from which no more requests than the step's users are in flight: those who leave end their answers."""
+    sent, ends = np.sort(sent_s), np.sort(end_s)  # NaN are the last
+    within = ends[(ends > stage.begin_s) & (ends < stage.end_s)]
+    at = np.concatenate(([stage.begin_s], within, [stage.end_s]))
+    more = np.searchsorted(sent, at[:-1], "right") - np.searchsorted(ends, at[:-1], "right") > (stage.users or 0)
+    return float(at[np.flatnonzero(more)[-1] + 1]) if more.any() else stage.begin_s
+
+
 def _turnovers(run: Window, first_s: Array, ends: Array, slots: int, turnover_s: float) -> Window:
     """Whole mean request times of a closed loop, back from the instant at which its first slot stays empty.
 
@@ -131,7 +181,7 @@ def _turnovers(run: Window, first_s: Array, ends: Array, slots: int, turnover_s:
     """
     if len(ends) <= slots:
         return replace(run, whole=f"{len(ends)} requests cannot keep {slots} slots busy", code="no-window")
-    full_s = float(ends[-slots])
+    full_s = min(float(ends[-slots]), run.end_s)
     turns = (full_s - run.begin_s) / turnover_s
     decoding = (full_s - float(first_s[:slots].max())) / turnover_s
     if turns < LEAST_TURNOVERS or decoding < 1:

@@ -170,12 +170,12 @@ def _window(summary: Summary) -> list[str]:
     begin, end, took = (summary[name].value for name in ("window.begin_s", "window.end_s", "duration_s"))
     if begin is None or end is None or took is None:
         return []
-    whole = (summary["window.share"].value or 0.0) >= 1
-    return [
-        f"window: whole run, {took:.3g} s"
-        if whole
-        else f"window: {end - begin:.3g} of {took:.3g} s, without ramp and drain"
-    ]
+    if (summary["window.share"].value or 0.0) >= 1:
+        return [f"window: whole run, {took:.3g} s"]
+    held = f"{end - begin:.3g} of {took:.3g} s"
+    if any(each.name == "step.1.load" for each in summary.figures):
+        return [f"window: {held}, of the highest step", "all steps: --table steps"]
+    return [f"window: {held}, without ramp and drain"]
 
 
 def legend(run: Run, summary: Summary, priced: Priced | None) -> list[str]:

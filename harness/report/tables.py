@@ -1,5 +1,6 @@
 """The tables of one run: conditions, speed, latency, energy and findings."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -42,6 +43,7 @@ def measured_tables(run: Run, summary: Summary) -> list[Table]:
     return [
         run_table(run),
         throughput_table(summary),
+        *steps_tables(summary),
         latency_table(summary),
         *([goodput_table(summary, run.objectives)] if run.objectives else []),
         tokens_table(summary),
@@ -158,6 +160,31 @@ def latency_table(summary: Summary, of: str = "") -> Table:
             "whole-run", "Latency of the whole run, ramp and drain included", columns, tuple(rows), (*rates, *notes)
         )
     return Table("latency", "Latency", columns, tuple(rows), notes)
+
+
+STEP: Mapping[str, str] = {
+    "output_tokens_per_s": "output tokens",
+    "ttft_s.p50": "TTFT p50",
+    "ttft_s.p99": "TTFT p99",
+    "tpot_s.p50": "TPOT p50",
+    "joules_per_output_token": "J/token",
+}
+"""Figures of a step of a load, and their columns."""
+
+
+def steps_tables(summary: Summary) -> list[Table]:
+    """A row for each step of the load, with the figures of its window; no table of another load."""
+    figures, rows = {each.name: each for each in summary.figures}, list[tuple[Cell, ...]]()
+    of = [name for name in STEP if f"step.1.{name}" in figures]
+    for i in itertools.count(1):
+        if f"step.{i}.load" not in figures:
+            break
+        load, begin, end = (figures[f"step.{i}.{name}"] for name in ("load", "window.begin_s", "window.end_s"))
+        window = "none" if end.value is None else f"{amount(begin, unit=False)} to {amount(end)}"
+        rows.append((f"{i}: {amount(load)}", window, *(figures[f"step.{i}.{name}"] for name in of)))
+    columns = ("step", "window", *(STEP[name] for name in of))
+    note = "The figures of the run are those of the step with the most users, or the highest rate."
+    return [Table("steps", "Steps of the load", columns, tuple(rows), (note,))] if rows else []
 
 
 def goodput_table(summary: Summary, limits: Mapping[str, float]) -> Table:

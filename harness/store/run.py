@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pandas as pd
 import pyarrow as pa
+from pydantic import ValidationError
 
 import harness
 from harness.config import checked, shown
@@ -19,6 +20,7 @@ from harness.model import SERVED, Device, ModelIdentity
 from harness.store import rows
 from harness.store.access import RESTORE, read_bytes, reading
 from harness.store.run_file import SCHEMA_VERSION, RunFile
+from harness.workload.arrivals import Load
 
 
 class Run:
@@ -54,6 +56,13 @@ class Run:
         """Name -> upper limit in seconds, of the limits that were set."""
         if requests is not None:
             self.__dict__["requests"] = requests
+
+    @cached_property
+    def load(self) -> Load | None:
+        """The load that was asked for; None if another version or tool describes it otherwise."""
+        with contextlib.suppress(ValidationError):
+            return Load.model_validate(self.file.workload.load.model_dump())
+        return None
 
     @cached_property
     def requests(self) -> pd.DataFrame:

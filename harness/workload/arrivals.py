@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +148,23 @@ class Load(Section):
         return min(steps_s, math.inf if self.duration_s is None else self.duration_s)
 
 
+class Stage(NamedTuple):
+    """A step of a load within the time in which requests are sent."""
+
+    begin_s: float
+    end_s: float
+    users: int | None
+    rate_per_s: float | None
+
+    @property
+    def level(self) -> float:
+        return self.users or self.rate_per_s or 0.0
+
+    @property
+    def text(self) -> str:
+        return f"{self.level:g} {'users' if self.rate_per_s is None else 'requests/s'}"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
     """Recorded traffic: one element per request, in order of arrival."""
@@ -178,10 +195,8 @@ def user_spans(load: Load) -> list[list[tuple[float, float]]]:
     >>> user_spans(Load(shape="ramp", from_users=1, to_users=3, over_s=10))
     [[(0.0, inf)], [(5.0, inf)], [(10.0, inf)]]
     """
-    changes = [(0.0, load.users or 0)]
-    if load.steps is not None:
-        changes = [(start, step.users or 0) for start, step in zip(_starts(load.steps), load.steps, strict=False)]
-    elif load.from_users is not None and load.to_users is not None and load.over_s is not None:
+    changes = [(each.begin_s, each.users or 0) for each in stages(load)] or [(0.0, load.users or 0)]
+    if load.from_users is not None and load.to_users is not None and load.over_s is not None:
         n, sign = abs(load.to_users - load.from_users), 1 if load.to_users > load.from_users else -1
         changes = [(load.over_s * i / max(n, 1), load.from_users + sign * i) for i in range(n + 1)]
     if not load.closed:
@@ -195,6 +210,20 @@ def user_spans(load: Load) -> list[list[tuple[float, float]]]:
             spans[user][-1] = spans[user][-1][0], at_s
         active = level
     return spans
+
+
+def stages(load: Load) -> tuple[Stage, ...]:
+    """The steps of a load, up to its end.
+
+    >>> [each.text for each in stages(Load(shape="steps", steps=[{"users": 4, "duration_s": 9}], duration_s=5))]
+    ['4 users']
+    """
+    starts, steps = _starts(load.steps or ()), load.steps or ()
+    return tuple(
+        Stage(begin, min(end, load.end_s), step.users, step.rate_per_s)
+        for (begin, end), step in zip(itertools.pairwise(starts), steps, strict=True)
+        if begin < load.end_s
+    )
 
 
 def _starts(steps: Sequence[Step]) -> list[float]:

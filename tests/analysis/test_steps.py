@@ -1,0 +1,251 @@
+"""Loads of steps: the window, figures and findings of each, on loads whose truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import batching
+import numpy as np
+import orjson
+import pytest
+from builders import a_run, by_hand, stored
+
+from harness.analysis.summary import made_of
+from harness.model import Record, Summary
+from harness.report.tables import steps_tables
+from harness.store.run import Run, read_run
+
+Steps = Sequence[tuple[int, float]]
+"""Users, or requests per second, and seconds of each step."""
+
+
+FROZEN_S = 2.5
+
+
+def answer(index: int, sent_s: float, stay_s: float, age: int | None = None, frozen_s: float = np.inf) -> Record:
+    """A request with a token after every tenth of its stay; the engine stands still for FROZEN_S from `frozen_s`."""
+    begin_s = frozen_s + FROZEN_S if frozen_s <= sent_s < frozen_s + FROZEN_S else sent_s
+    came = (begin_s + stay_s * k / 10 for k in range(1, 11))
+    arrival_s = tuple(at + FROZEN_S * bool(begin_s < frozen_s <= at) for at in came)
+    times: dict[str, Any] = {"scheduled_s": sent_s, "sent_s": sent_s, "end_s": arrival_s[-1], "arrival_s": arrival_s}
+    counts = {"arrival_tokens": (1,) * 10, "output_tokens": 10, "output_asked": 10}
+    return by_hand(index, **times, **counts, age_tokens=age)
+
+
+def by_users(steps: Steps, stay_s: Callable[[float], float] = lambda _: 2.0, frozen_s: float = np.inf) -> list[Record]:
+    """Users whose answers take `stay_s` of their sending; the first of each, a quarter to all of that."""
+    begin, made, free_s = 0.0, list[Record](), dict[int, float]()
+    for users, length_s in steps:
+        for user in range(users):
+            while (at := free_s.get(user, begin)) < begin + length_s:
+                part, age = (1.0, None) if user in free_s else ((user % 4 + 1) / 4, 5)
+                made.append(answer(0, at, stay_s(at) * part, age, frozen_s))
+                free_s[user] = made[-1].arrival_s[-1]
+        begin, free_s = begin + length_s, {user: at for user, at in free_s.items() if user < users}
+    made.sort(key=lambda each: each.sent_s or 0.0)
+    return [replace(each, index=i) for i, each in enumerate(made)]
+
+
+def of_steps(records: Sequence[Record], steps: Steps, level: str = "users", **changes: Any) -> Run:
+    asked = [{level: amount, "duration_s": length_s} for amount, length_s in steps]
+    workload = {"load": {"shape": "steps", "steps": asked}, "requests": {}, "warmup": {"requests": 1}}
+    return a_run(*records, workload=workload, **changes)
+
+
+def of_step(found: Summary, i: int) -> Mapping[str, float | None]:
+    begin = f"step.{i}."
+    return {each.name.removeprefix(begin): each.value for each in found.figures if each.name.startswith(begin)}
+
+
+def codes(found: Summary) -> list[tuple[str, str, bool]]:
+    """Code, step and seriousness of the findings about windows."""
+    about = ("no-window", "queue-grows", "not-steady", "level-shift", "stall", "slow-end", "start-left-out")
+    return [(each.code, each.text.partition(" (")[0], each.serious) for each in found.findings if each.code in about]
+
+
+# ---- steps of users ----
+
+
+@pytest.mark.parametrize("lengths", [batching.fixed(200, 100), batching.lognormal(200, 100, 1.0)], ids=["fixed", "cv1"])
+def test_each_step_of_users_has_the_rate_and_joules_of_a_long_run_at_its_users(lengths: batching.Lengths) -> None:
+    """Steps of three request times on a batching engine: `scripts/window-bias --steps` has the table."""
+    for found in batching.bias_of_steps([8, 32, 128], 3, lengths, seeds=16):
+        assert found.without <= 1
+        assert abs(found.rate) < 0.01 + 2 * found.rate_error
+        assert abs(found.joules) < 0.01 + 2 * found.joules_error
+
+
+def test_a_step_down_begins_when_those_who_left_have_their_answers() -> None:
+    """16 users after 64: with those who end their answers in the window the rate would be 20% too high."""
+    _, found = batching.bias_of_steps([64, 16], 6, batching.lognormal(200, 100, 0.5), seeds=16)
+    assert found.without <= 1
+    assert abs(found.rate) < 0.01 + 2 * found.rate_error
+
+
+def test_the_figures_of_each_step_are_those_computed_by_hand() -> None:
+    """Answers of 2 s and 10 tokens: 5 tokens a second and user, from 2 users over 6 to 3."""
+    steps = [(2, 20.0), (6, 20.0), (3, 20.0)]
+    found = made_of(of_steps(by_users(steps), steps))
+    for i, (users, _) in enumerate(steps, 1):
+        step = of_step(found, i)
+        assert step["load"] == users
+        assert 20 * (i - 1) <= (step["window.begin_s"] or 0) < (step["window.end_s"] or 0) <= 20 * i
+        assert step["output_tokens_per_s"] == pytest.approx(5 * users)
+        assert step["requests_per_s"] == pytest.approx(users / 2)
+        assert step["ttft_s.p99"] == pytest.approx(0.2)
+        assert step["tpot_s.p50"] == pytest.approx(0.2)
+        assert step["e2e_s.mean"] == pytest.approx(2.0)
+    assert codes(found) == []
+
+
+def test_the_figures_of_a_run_are_those_of_its_highest_step() -> None:
+    steps = [(2, 20.0), (6, 20.0), (6, 30.0), (3, 20.0)]
+    found = made_of(of_steps(by_users(steps), steps))
+    for name in ("output_tokens_per_s", "ttft_s.p99", "e2e_s.mean", "window.begin_s", "window.end_s"):
+        assert found[name].value == of_step(found, 2)[name]
+    assert found["output_tokens_per_s"].low is not None
+    assert (found["whole_run.output_tokens_per_s"].value or 0) < 25 < (found["output_tokens_per_s"].value or 0)
+    assert len(steps_tables(found)[0].rows) == len(steps)
+
+
+def test_latencies_of_a_step_are_of_requests_that_it_began() -> None:
+    """Answers take 2 s, from the second step on 4 s: none of the second step's took 2 s."""
+    steps = [(2, 20.0), (6, 40.0)]
+    found = made_of(of_steps(by_users(steps, lambda at: 2.0 if at < 20 else 4.0), steps))
+    assert of_step(found, 1)["e2e_s.p50"] == pytest.approx(2.0)
+    assert (of_step(found, 2)["e2e_s.mean"], of_step(found, 2)["e2e_s.p50"]) == pytest.approx((4.0, 4.0))
+    assert of_step(found, 2)["output_tokens_per_s"] == pytest.approx(15.0)
+
+
+def test_a_step_without_a_window_has_no_figures_and_is_serious_only_if_it_is_the_highest() -> None:
+    short_below, short_above = [(2, 2.0), (6, 20.0)], [(2, 20.0), (6, 2.0)]
+    below, above = (made_of(of_steps(by_users(steps), steps)) for steps in (short_below, short_above))
+    assert codes(below) == [("no-window", "Step 1", False)]
+    assert {value for name, value in of_step(below, 1).items() if name != "load"} == {None}
+    assert below["output_tokens_per_s"].value == pytest.approx(30.0)
+    assert codes(above) == [("no-window", "Step 2", True)]
+    assert above["window.share"].value == 1
+    assert above["output_tokens_per_s"].value == above["whole_run.output_tokens_per_s"].value
+
+
+def test_users_whose_answers_outlast_the_step_after_them_leave_it_no_window() -> None:
+    steps = [(6, 20.0), (2, 20.0)]
+    records = by_users(steps)
+    held = next(i for i, each in enumerate(records) if each.sent_s > 18)
+    records[held] = answer(held, records[held].sent_s or 0.0, 25.0)
+    found = made_of(of_steps(records, steps))
+    assert ("no-window", "Step 2", False) in codes(found)
+    records[held] = answer(held, records[held].sent_s or 0.0, 12.0)
+    found = made_of(of_steps(records, steps))
+    assert of_step(found, 2)["output_tokens_per_s"] == pytest.approx(10.0, rel=0.1)
+    assert any("of step 2 (2 users)" in each.text for each in found.findings if each.code == "start-left-out")
+
+
+def test_an_interrupted_load_of_steps_is_whole() -> None:
+    steps = [(2, 20.0), (6, 20.0)]
+    found = made_of(of_steps(by_users(steps), steps, state="interrupted"))
+    assert (found["window.share"].reason, of_step(found, 1)) == ("the run is incomplete", {})
+
+
+# ---- steps of the rate ----
+
+
+def by_rate(steps: Steps, servers: int = 1000, frozen_s: float = np.inf) -> list[Record]:
+    """Poisson requests of a second each; no more than `servers` at a time, the others wait."""
+    rng, begin, sent = np.random.default_rng(3), 0.0, list[float]()
+    for rate, length_s in steps:
+        sent += np.sort(rng.uniform(begin, begin + length_s, round(rate * length_s))).tolist()
+        begin += length_s
+    free_s, records = [0.0] * servers, []
+    for i, at in enumerate(sent):
+        slot = int(np.argmin(free_s))
+        served = answer(i, max(at, free_s[slot]), 1.0, None, frozen_s)
+        free_s[slot] = served.arrival_s[-1]
+        records.append(replace(served, sent_s=at, scheduled_s=at))
+    return records
+
+
+def test_each_step_of_the_rate_is_measured_once_its_occupancy_has_settled() -> None:
+    steps = [(4, 40.0), (0, 10.0), (12, 40.0), (2, 40.0)]
+    found = made_of(of_steps(by_rate(steps), steps, "rate_per_s"))
+    for i, (begin, rate) in enumerate([(0.0, 4), (40.0, 0), (50.0, 12), (90.0, 2)], 1):
+        step = of_step(found, i)
+        if not rate:
+            assert {value for name, value in step.items() if name != "load"} == {None}
+            continue
+        assert step["window.begin_s"] == pytest.approx(begin + 1.0, abs=0.6)
+        assert step["requests_per_s"] == pytest.approx(rate, rel=0.1)
+        assert step["e2e_s.p99"] == pytest.approx(1.0)
+    assert found["requests_per_s"].value == of_step(found, 3)["requests_per_s"]
+    assert codes(found) == []
+
+
+def test_a_step_above_capacity_has_a_queue_that_grows_and_the_next_waits_for_it_to_empty() -> None:
+    """Ten requests a second are served: of 14 the queue grows to 80, which takes 10 s of the next step."""
+    steps = [(5, 20.0), (14, 20.0), (2, 40.0)]
+    found = made_of(of_steps(by_rate(steps, servers=10), steps, "rate_per_s"))
+    assert ("queue-grows", "Step 2", True) in codes(found)
+    assert {each[1] for each in codes(found) if each[0] != "start-left-out"} == {"Step 2"}
+    assert 48 < (of_step(found, 3)["window.begin_s"] or 0) < 54
+    assert of_step(found, 3)["ttft_s.p50"] == pytest.approx(0.1)
+
+
+# ---- outages ----
+
+
+@pytest.mark.parametrize("from_s", [8.0, 30.0, 39.0])
+@pytest.mark.parametrize("level", ["users", "rate_per_s"])
+def test_a_freeze_in_any_step_is_a_finding_serious_by_the_length_of_its_step(level: str, from_s: float) -> None:
+    """2.5 s without a token, of 20 s steps of a run of 400 s. 39: over the border of the second step and the third."""
+    steps = [(3, 20.0), (6, 20.0), (3, 360.0)]
+    load = by_users if level == "users" else by_rate
+    calm, found = (made_of(of_steps(load(steps, frozen_s=at), steps, level)) for at in (np.inf, from_s))
+    assert "stall" not in {each.code for each in calm.findings}
+    (stall,) = (each for each in found.findings if each.code == "stall")
+    assert stall.serious
+    assert "within the measured window" in stall.text
+    if from_s < 38:
+        assert (of_step(found, 1 if from_s < 20 else 2)["e2e_s.p99"] or 0) > 3
+
+
+def test_an_answer_long_after_the_last_step_is_a_slow_end_and_the_steps_before_it_are_none() -> None:
+    steps = [(6, 60.0), (2, 20.0), (2, 20.0)]
+    records = by_users(steps)
+    assert codes(made_of(of_steps(records, steps))) == []
+    records[-1] = answer(len(records) - 1, records[-1].sent_s or 0.0, 30.0)
+    assert ("slow-end", True) in {(code, serious) for code, _, serious in codes(made_of(of_steps(records, steps)))}
+
+
+def test_steps_that_the_requests_did_not_last_for_have_no_window() -> None:
+    steps = [(2, 20.0), (4, 20.0), (6, 20.0)]
+    records = [each for each in by_users(steps) if (each.sent_s or 0.0) < 20]
+    found = made_of(of_steps(records, steps))
+    assert [each for each in codes(found) if each[0] == "no-window"] == [
+        ("no-window", "Step 3", True),
+        ("no-window", "Step 2", False),
+    ]
+    assert of_step(found, 1)["output_tokens_per_s"] == pytest.approx(10.0)
+
+
+# ---- energy ----
+
+
+def test_each_step_has_the_joules_of_its_window(tmp_path: Path) -> None:
+    """A GPU that draws 500 W: joules a token are 500 over tokens a second. The last step is too short for a window."""
+    directory = stored(tmp_path)
+    file = orjson.loads((directory / "run.json").read_bytes())
+    steps = [{"users": 8, "duration_s": 150.0}, {"users": 8, "duration_s": 49.0}, {"users": 4, "duration_s": 1.0}]
+    file["workload"]["load"] = {"shape": "steps", "steps": steps}
+    (directory / "run.json").write_bytes(orjson.dumps(file))
+    found = made_of(read_run(directory))
+    for i in (1, 2):
+        step = of_step(found, i)
+        assert (step["joules_per_output_token"] or 0) * (step["output_tokens_per_s"] or 0) == pytest.approx(
+            500, rel=0.02
+        )
+        assert step["gpu_power_w"] == pytest.approx(500, rel=0.001)
+    assert found["joules_per_output_token"].value == of_step(found, 1)["joules_per_output_token"]
+    assert of_step(found, 3)["joules_per_output_token"] is None
