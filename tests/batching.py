@@ -16,9 +16,10 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from harness.analysis.tokens import Events, spread_from
+from harness.analysis.tokens import Events, ordinary, spread_from
 from harness.analysis.window import Window, find_window, of_stage
 from harness.workload.arrivals import Stage
 from harness.workload.library import read_trace
@@ -31,6 +32,8 @@ Start = Literal["equilibrium", "chunk unknown", "burst"]
 CHUNK = 8192
 STEP_S, REQUEST_S, CONTEXT_S, PROMPT_S = 6.4e-3, 12e-6, 40e-9, 40e-6
 STATIC_W, REQUEST_J, CONTEXT_J, PROMPT_J = 350.0, 2e-3, 1e-6, 6e-3
+LEAST = 20_000
+"""Requests of the long run that counts as the truth."""
 POOL = 4096
 """Requests from which those of the first wave are drawn."""
 
@@ -171,7 +174,7 @@ def serve(
 
 
 @lru_cache(maxsize=64)
-def truth(users: int, lengths: Lengths, least: int = 20_000, seed: int = 999) -> tuple[float, float, float]:
+def truth(users: int, lengths: Lengths, least: int = LEAST, seed: int = 999) -> tuple[float, float, float]:
     """Tokens per second, joules per token and mean request time of a long run, without its first and last tenth."""
     run = serve(users, max(least, 150 * users), lengths, seed)
     span = np.quantile(run.sent_s, [0.1, 0.9])
@@ -193,41 +196,51 @@ class Bias:
     """Runs without a window."""
 
 
-def bias(users: int, each: int, lengths: Lengths, seeds: int = 16, start: Start = "equilibrium") -> Bias:
-    """The errors of the windows of runs with `each` requests a slot."""
+def bias(
+    users: int, each: int, lengths: Lengths, seeds: int = 16, start: Start = "equilibrium", least: int = LEAST
+) -> Bias:
+    """The errors of the windows of runs with `each` requests a slot, against a run of `least` requests."""
     runs = (serve(users, users * each, lengths, seed, start) for seed in range(seeds))
-    found = [
-        (run, find_window(**_given(run), load_only=run.wave, shape="closed", users=users)) for run in runs
-    ]  # fmt: skip
-    return _bias(found, users, lengths)
+    found = []
+    for run in runs:
+        rows, find = _spans(run)
+        found.append((run, find(rows, shape="closed", users=users)))
+    return _bias(found, truth(users, lengths, least))
 
 
 def bias_of_steps(
-    levels: Sequence[int], each: int, lengths: Lengths, seeds: int = 16, start: Start = "equilibrium"
+    levels: Sequence[int],
+    each: int,
+    lengths: Lengths,
+    seeds: int = 16,
+    start: Start = "equilibrium",
+    least: int = LEAST,
 ) -> list[Bias]:
     """The errors of the windows of each step of runs with steps of `levels` users, for `each` request times each."""
-    ends = np.cumsum([each * truth(users, lengths)[2] for users in levels]).tolist()
+    ends = np.cumsum([each * truth(users, lengths, least)[2] for users in levels]).tolist()
     stages = [Stage(*span, users, None) for span, users in zip(itertools.pairwise([0.0, *ends]), levels, strict=True)]
     most = 2 * each * sum(levels)
     runs = [serve(0, most, lengths, seed, start, stages) for seed in range(seeds)]
     made = []
     for stage, users in zip(stages, levels, strict=True):
-        of = [
-            (run, of_stage(stage, **_given(run), load_only=run.wave, failed=np.zeros(len(run.wave), bool)))
-            for run in runs
-        ]
-        made.append(_bias(of, users, lengths))
+        made.append(_bias([(run, of_stage(stage, *_spans(run))) for run in runs], truth(users, lengths, least)))
     return made
 
 
-def _given(run: Served) -> dict[str, Any]:
-    """Arguments of `find_window`."""
-    first_s = run.arrival_s[np.cumsum(run.sizes) - run.sizes]
-    return {"sent_s": run.sent_s, "first_s": first_s, "end_s": run.end_s, "output": run.output().until}
+def _spans(run: Served) -> tuple[pd.DataFrame, Callable[..., Window]]:
+    """The times of each request, and what calls `find_window` for some of them."""
+    first_s, ages = run.arrival_s[np.cumsum(run.sizes) - run.sizes], np.where(run.wave, run.age, np.nan)
+    rows = pd.DataFrame({"sent_s": run.sent_s, "first_s": first_s, "end_s": run.end_s, "age_tokens": ages})
+
+    def find(some: pd.DataFrame, **load: Any) -> Window:
+        load |= {name: some[name].to_numpy(float) for name in ("sent_s", "first_s", "end_s")}
+        return find_window(output=run.output().until, load_only=~ordinary(some), **load)
+
+    return rows, find
 
 
-def _bias(windows: Sequence[tuple[Served, Window]], users: int, lengths: Lengths) -> Bias:
-    rate, joules, stay_s = truth(users, lengths)
+def _bias(windows: Sequence[tuple[Served, Window]], true: tuple[float, float, float]) -> Bias:
+    rate, joules, stay_s = true
     errors = []
     for run, found in windows:
         if found.whole is None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from harness import stats
 from harness.analysis.part import STAMP_S, Part
 from harness.analysis.times import OBJECTIVES, Times, error_kinds, firsts, numbers, times
-from harness.analysis.tokens import blocks, mean_position, ordinary, output_until, stalls, those, within
+from harness.analysis.tokens import blocks, in_flight, mean_position, ordinary, output_until, stalls, those, within
 from harness.analysis.window import Window, find_window, of_stage
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
@@ -69,30 +69,30 @@ def window_of(
         return None
     completed = (requests["end_s"].notna() & requests["error"].isna()).to_numpy(bool)
     first_s = np.concatenate([firsts(*flat(part["arrival_s"])) for part in blocks(spans)])
-    each = pd.DataFrame({"sent_s": spans["sent_s"], "end_s": spans["end_s"], "load_only": ~ordinary(spans)})
+    each = spans[["sent_s", "end_s", "age_tokens"]].copy()
     each["failed"] = spans["error"].notna()
     each["first_s"] = np.where(np.isnan(first_s), each["end_s"], first_s)
     closed = shape == "closed" or any(stage.users for stage in stages)
     if closed and (talk := spans["conversation"]).notna().any():
         # A user is busy from the first request of a conversation to its last answer.
         by = each.groupby(talk.astype(float).fillna(-1.0 - spans["index"]))
-        each = by.agg({"sent_s": "min", "end_s": "max", "load_only": "any", "failed": "any", "first_s": "min"})
+        each = by.agg({"sent_s": "min", "end_s": "max", "age_tokens": "max", "failed": "any", "first_s": "min"})
     if not each["sent_s"].is_monotonic_increasing:
         each = each.sort_values("sent_s", kind="stable")
-    given: dict[str, Any] = {name: each[name].to_numpy(float) for name in ("sent_s", "first_s", "end_s")}
-    given |= {name: each[name].to_numpy(bool) for name in ("load_only", "failed")}
-    given |= {"watts": watts, "stalls_s": stalls(requests)}
-    output = partial(output_until, requests, kept=completed)
-    whole = find_window(output=output, shape=shape, users=users, complete=state == "complete", **given)
+    stalls_s = stalls(requests)
+
+    def find(each: pd.DataFrame, **load: Any) -> Window:
+        kept = completed & in_flight(requests, each["sent_s"].min(), load.get("until_s", np.inf))
+        load |= {name: each[name].to_numpy(float) for name in ("sent_s", "first_s", "end_s")}
+        load |= {"load_only": ~ordinary(each), "failed": each["failed"].to_numpy(bool)}
+        return find_window(output=partial(output_until, requests, kept=kept), watts=watts, stalls_s=stalls_s, **load)
+
+    whole = find(each, shape=shape, users=users, complete=state == "complete")
     if not stages or state != "complete":
         return whole
-    steps = []
-    for stage in stages:
-        here = (requests["sent_s"] < stage.end_s) & ~(requests["end_s"] <= stage.begin_s)
-        output = partial(output_until, requests, kept=completed & here.to_numpy(bool))
-        steps.append(of_stage(stage, output=output, **given))
-    top = steps[max(range(len(stages)), key=lambda i: stages[i].level)]
-    return replace(top if top.whole is None else replace(whole, stage=top.stage, whole=top.whole), steps=tuple(steps))
+    steps = tuple(of_stage(stage, each, find) for stage in stages)
+    top = steps[int(np.argmax([stage.level for stage in stages]))]
+    return replace(top if top.whole is None else replace(whole, stage=top.stage, whole=top.whole), steps=steps)
 
 
 def members(requests: pd.DataFrame, window: Window | None) -> Mask:

@@ -83,9 +83,14 @@ def output_tokens(requests: pd.DataFrame) -> Events:
     return Events(spread_from(requests["sent_s"].to_numpy(float), when, sizes), when, group)
 
 
+def in_flight(requests: pd.DataFrame, begin_s: float, end_s: float) -> NDArray[np.bool_]:
+    """Whether each request was in flight between two instants."""
+    return np.array((requests["sent_s"] < end_s) & ~(requests["end_s"] <= begin_s))
+
+
 def within(requests: pd.DataFrame, begin_s: float, end_s: float) -> pd.DataFrame:
-    """The requests in flight from one instant to another. Those sent before are load only, as a first wave."""
-    found = requests[(requests["sent_s"] < end_s) & ~(requests["end_s"] <= begin_s)]
+    """The requests in flight between two instants. Those sent before are load only, as a first wave."""
+    found = requests[in_flight(requests, begin_s, end_s)]
     ages = found["age_tokens"].fillna(0).where(found["sent_s"] < begin_s, found["age_tokens"])
     return found.assign(sent_s=found["sent_s"].clip(lower=begin_s), age_tokens=ages)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from harness.analysis.tokens import within
 from harness.stats import Array, correlation
 from harness.workload.arrivals import Stage
 
@@ -136,38 +138,26 @@ def find_window(
     return made if made.whole is not None else _steady(made, sent, output, turnover_s, len(stalls_s) > 0, watts)
 
 
-def of_stage(
-    stage: Stage,
-    sent_s: Array,
-    first_s: Array,
-    end_s: Array,
-    output: Callable[[Array], Array],
-    *,
-    load_only: NDArray[np.bool_],
-    failed: NDArray[np.bool_],
-    **others: Any,
-) -> Window:
+def of_stage(stage: Stage, spans: pd.DataFrame, find: Callable[..., Window]) -> Window:
     """The window of a step, as if it were a run of which what is in flight at its begin is the first wave.
 
-    A step of users begins when those who left have had their answers. The arguments are those of `find_window`.
+    A step of users begins when those who left have had their answers. `spans` has `sent_s`, `end_s` and `age_tokens` of
+    each request, or conversation; `find` calls `find_window` for some of its rows.
     """
-    since_s = stage.begin_s if stage.users is None else _full(sent_s, end_s, stage)
-    here = (sent_s < stage.end_s) & ~(end_s <= since_s)
-    step = Window(stage.begin_s, stage.end_s, 0.0, stage=stage, since_s=since_s)
-    if not stage.level or not here.any():
-        return replace(step, whole="no request was in flight", code="no-window" if stage.level else None)
-    made = find_window(
-        np.maximum(sent_s[here], since_s), first_s[here], end_s[here], output,
-        shape="poisson" if stage.users is None else "closed", users=stage.users, until_s=stage.end_s,
-        load_only=load_only[here] | (sent_s[here] < since_s), failed=failed[here], **others,
-    )  # fmt: skip
-    left_out_s = made.left_out_s + since_s - stage.begin_s
-    return replace(made, stage=stage, since_s=since_s, left_out_s=left_out_s)
+    since_s = stage.begin_s if stage.users is None else _full(spans, stage)
+    here = within(spans, since_s, stage.end_s)
+    found = Window(stage.begin_s, stage.end_s, 0.0, whole="no request was in flight", code="no-window")
+    if not stage.level:
+        found = replace(found, whole="a pause", code=None)
+    elif len(here):
+        shape = "poisson" if stage.users is None else "closed"
+        found = find(here, shape=shape, users=stage.users, until_s=stage.end_s)
+    return replace(found, stage=stage, since_s=since_s, left_out_s=found.left_out_s + since_s - stage.begin_s)
 
 
-def _full(sent_s: Array, end_s: Array, stage: Stage) -> float:
+def _full(spans: pd.DataFrame, stage: Stage) -> float:
     """The time from which no more requests than the step's users are in flight: those who leave end their answers."""
-    sent, ends = np.sort(sent_s), np.sort(end_s)  # NaN are the last
+    sent, ends = (np.sort(spans[name].to_numpy(float)) for name in ("sent_s", "end_s"))
     within = ends[(ends > stage.begin_s) & (ends < stage.end_s)]
     at = np.concatenate(([stage.begin_s], within, [stage.end_s]))
     more = np.searchsorted(sent, at[:-1], "right") - np.searchsorted(ends, at[:-1], "right") > (stage.users or 0)
