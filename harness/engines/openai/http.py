@@ -224,9 +224,11 @@ class Connection(asyncio.BufferedProtocol):
         self.reusable = False
 
     def response(self) -> Response:
-        """What was received. The connection keeps none of it, as an idle one would until its next request."""
-        pieces, self._pieces, self._rest = self._pieces, [], b""
-        return Response(self._got.status, self._got.headers, pieces, self.ends, self._kept)
+        return Response(self._got.status, self._got.headers, self._pieces, self.ends, self._kept)
+
+    def release(self) -> None:
+        """Keep nothing of the answer, as an idle connection would until its next request."""
+        self._pieces, self._rest = [], b""
 
     def close(self) -> None:
         """Abort the connection, so that the server notices at once."""
@@ -419,6 +421,7 @@ class Pool:
 
     def give_back(self, server: int, connection: Connection) -> None:
         """After an exchange: keep the connection if it is reusable, else close it."""
+        connection.release()
         if connection.reusable:
             self._free[server].append(connection)
         else:
