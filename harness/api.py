@@ -40,8 +40,7 @@ from harness.measure.sweep import carry_out, read_plan
 from harness.measure.workers import start_workers
 from harness.predict.predict import PLAN, Plan
 from harness.predict.priced import priced
-from harness.report import charts as drawing
-from harness.report import document
+from harness.report import document, run_charts
 from harness.report.changes import difference
 from harness.report.cost import run_cost_tables
 from harness.report.facts import compare_tables, full_tables
@@ -177,7 +176,7 @@ def report(runs: str | Sequence[str], root: Root = RESULTS, scenario: str | None
 
     found = _sweep([runs] if isinstance(runs, str) else runs, root)
     tables = document.report(found, scenario)
-    drawn = {each.name: alt.Chart.from_dict(each.spec) for each in drawing.of_report(tables, found)}
+    drawn = {each.name: alt.Chart.from_dict(each.spec) for each in run_charts.of_report(tables, found)}
     return Report(_long(tables), drawn, document.page_of(tables, found, scenario))
 
 

@@ -334,5 +334,9 @@ class Summary:
     """Kind of failure -> number of failed requests."""
     findings: tuple[Finding, ...] = ()
 
+    def get(self, name: str) -> Figure | None:
+        """The figure of this name; None if the run does not have it."""
+        return next((figure for figure in self.figures if figure.name == name), None)
+
     def __getitem__(self, name: str) -> Figure:
         return {figure.name: figure for figure in self.figures}[name]

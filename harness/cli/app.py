@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import importlib
 import inspect
 import io
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 import typer.core
 
 from harness import errors
 from harness.cli import misuse
+from harness.files import data_rows
 
-if TYPE_CHECKING:
-    from harness.analysis.summary import Sweep
-    from harness.model import Summary
-    from harness.report.charts import ChartFormat as ChartFormats
-    from harness.report.formats import Format as Formats
-    from harness.report.table import Table
-    from harness.store.run import Run
-
-
+Formats = Literal["text", "md", "csv", "latex", "html", "json", "parquet"]
 EPILOG = """\b
 examples:
   harness run smoke --engine simulated            try it out; nothing is needed
@@ -65,7 +59,6 @@ app = typer.Typer(
 )
 
 
-T = TypeVar("T")
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 """What the parser raises: UsageError of click, or of the copy of click in typer, which does not export it."""
 
@@ -100,18 +93,9 @@ class Output:
 
 _output: ContextVar[Output] = ContextVar("output")
 output = _output.get
-_Formats = Literal["text", "md", "csv", "latex", "html", "json", "parquet"]
-_File = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Print to this file.")]
-_FileOfRun = Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Print the answer to this file.")]
 
 
-def _options(
-    format_: Annotated[
-        _Formats | None, typer.Option("--format", help="Default: by the ending of FILE, or text.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-    to: _File = None,
-) -> Output:
+def _options(format_: Formats | None = None, json: bool = False, to: Path | None = None) -> Output:
     """The options of every verb that prints figures. HarnessError for a file that cannot be written, or no format."""
     if to is not None and (to.is_dir() or not to.absolute().parent.is_dir()):
         raise errors.HarnessError(f"-o {to}: not a file in an existing directory", "name a file, such as r.html")
@@ -124,152 +108,51 @@ def _options(
     return Output("json" if json else format_ or named, to)
 
 
-def printing(verb: Callable[..., None]) -> Callable[..., None]:
-    """Register a verb with the options of `_options`, which `show` and `emit` follow; its pairs are checked."""
-    own, added = (dict(inspect.signature(each, eval_str=True).parameters) for each in (verb, _options))
-    if "out" in own:  # --out is the directory of the runs
-        added["to"] = added["to"].replace(annotation=_FileOfRun)
-
-    @functools.wraps(verb)
-    def call(context: typer.Context, **given: Any) -> None:
-        misuse.check(context)
-        _output.set(_options(**{name: given.pop(name) for name in added}))
-        root, file = given.get("root", given.get("out")), output().file
-        if file and root and file.absolute() == root.absolute():
-            raise errors.HarnessError(f"-o {file} is the directory of the runs", f"name a file, such as {file}.html")
-        verb(**given)
-
-    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    called = {"context": context, **own, **added}
-    call.__signature__ = inspect.Signature(list(called.values()))  # type: ignore[attr-defined]
-    call.__annotations__ = {name: each.annotation for name, each in called.items()}
-    return app.command(verb.__name__.strip("_"))(call)
+OPTIONS = {(row["verb"], row["field"]): row for row in data_rows("options.csv")}
+"""Verb, or nothing for every verb, and field -> what --help says of the option."""
 
 
-def show(tables: Sequence[Table], summaries: Sequence[Summary] = ()) -> None:
-    """Print the tables. JSON also has the figures of `summaries`."""
-    from harness.report import formats, text
-
-    plain = output().format == "text"
-    emit(
-        text.render(tables, color=None if output().file is None else False)
-        if plain
-        else formats.render(tables, output().format, summaries)
-    )
-
-
-def emit(content: str | bytes) -> None:
-    """Print the content, or write it to the file. HarnessError for bytes on a terminal."""
-    if (file := output().file) is not None:
-        file.write_bytes(content.encode() if isinstance(content, str) else content)
-    elif isinstance(content, bytes) and sys.stdout.isatty():
-        raise errors.HarnessError("Parquet is not for a terminal", "name a file with -o FILE, or > FILE")
-    else:
-        typer.echo(content, nl=False)
+def _described(verb: str, of: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a function or class with what `OPTIONS` says of them; one with a parser says it itself."""
+    found = dict(inspect.signature(of, eval_str=True).parameters)
+    for field, each in found.items():
+        if typing.get_origin(each.annotation) is Annotated:
+            continue
+        row = OPTIONS.get((verb, field)) or OPTIONS["", field]
+        said: dict[str, Any] = {key: row[key] or None for key in ("metavar", "help")}
+        said |= {key: json.loads(row[key]) for key in ("min", "max") if row[key]}
+        names = row["options"].split()
+        how = typer.Argument(**said) if names == ["ARGUMENT"] else typer.Option(*names, **said)
+        found[field] = each.replace(annotation=Annotated[each.annotation, how])
+    return found
 
 
-def draw(tables: Sequence[Table], charts: Path | None, chart_format: ChartFormats) -> None:
-    """Draw the charts of the tables into this directory, if one is named."""
-    if charts is not None:
-        from harness.report import charts as drawing
+class Verb:
+    """A verb: its fields are the options, its docstring is the help.
 
-        drawing.write(drawing.of_tables(tables), charts, chart_format)
-
-
-def show_answer(
-    sweep: Sweep,
-    scenario: str | None = None,
-    names: Sequence[str] = (),
-    charts: Path | None = None,
-    chart_format: ChartFormats = "svg",
-    beside: Sequence[Table] = (),
-) -> None:
-    """Print the answer of these runs and the tables `beside`: as text on one screen, else every table.
-
-    `names`: only these tables, or `all`. `charts`: also draw charts into this directory.
+    The function of its name in that module of this package does it, whose heavy imports are made only then. `prints`:
+    with the options of `_options`, which `show` and `emit` follow.
     """
-    from harness.report import document, text
 
-    screen = output().format == "text" and not names
-    made = [] if screen and charts is None else [*document.report(sweep, scenario, names), *beside]
-    if charts is not None:
-        from harness.report import charts as drawing
+    def __init_subclass__(cls, module: str, prints: bool = True) -> None:
+        made, name = dataclass(frozen=True)(cls), cls.__name__.lower()
+        own, added = _described(name, made), _described(name, _options) if prints else {}
 
-        drawing.write(drawing.of_report(made, sweep), charts, chart_format)
-    if screen:
-        emit(document.first_screen(sweep, scenario, text.columns_of_terminal()) + text.render(beside) * bool(beside))
-    elif output().format == "html":
-        emit(document.page_of(made, sweep, scenario))
-    else:
-        show(made, [summary for _, summary in sweep])
+        def call(context: typer.Context, **given: Any) -> None:
+            misuse.check(context)
+            _output.set(_options(**{key: given.pop(key) for key in added}))
+            root, file = given.get("root", given.get("out")), output().file
+            if file and root and file.absolute() == root.absolute():
+                what = f"-o {file} is the directory of the runs"
+                raise errors.HarnessError(what, f"name a file, such as {file}.html")
+            functions = vars(importlib.import_module(f"harness.cli.{module}"))
+            functions[f"{name}_" if f"{name}_" in functions else name](made(**given))
 
-
-def existing(root: Path) -> Path:
-    """The directory of runs; HarnessError if there is none."""
-    if not root.is_dir():
-        raise errors.HarnessError(f"no directory {root}", "measure a run first, or name its directory with --root")
-    return root
-
-
-def stored_run(reference: str, root: Path) -> Run:
-    """The run that a directory or name means."""
-    from harness.store.directory import find_run
-    from harness.store.run import read_run
-
-    directory = find_run(reference, root)
-    _tell_of_newest([directory], root)
-    return read_run(directory)
-
-
-def _tell_of_newest(chosen: Sequence[Path], root: Path) -> None:
-    """Says that the newest run under the root did not finish, if runs of the root were chosen without it."""
-    from harness.store.run import read_run
-
-    newest, here = (root / "latest").resolve(), {each.resolve() for each in chosen}
-    if newest in here or newest.parent not in {each.parent for each in here}:
-        return
-    with contextlib.suppress(errors.HarnessError):
-        if (run := read_run(newest)).state in ("interrupted", "failed"):
-            typer.echo(f"note: the newest run {run.id} is {run.state}; what follows is of older runs", err=True)
-
-
-def directories(reference: str, root: Path) -> list[Path]:
-    """The run that a directory or name means, every run of a directory of runs, or the complete runs of a sweep."""
-    from harness.analysis.index import runs
-    from harness.store import directory
-
-    if inside := [path for path, _ in directory.directories(Path(reference))]:
-        return inside
-    try:
-        return [directory.find_run(reference, root)]
-    except errors.HarnessError:
-        of = runs(root) if root.is_dir() else None
-        if of is None or not (chosen := of[(of["sweep"] == reference) & (of["state"] == "complete")]["run"].tolist()):
-            raise
-        return [root / run for run in chosen]
-
-
-@contextlib.contextmanager
-def each_run(references: Sequence[str], root: Path, read: Callable[[Path], T]) -> Iterator[list[T]]:
-    """The value of `read` for each run, or run of a sweep that is named.
-
-    A damaged run among others is reported and left out, and the exit code is 2.
-    """
-    found, damaged = [], []
-    chosen = list(dict.fromkeys(each for reference in references for each in directories(reference, root)))
-    _tell_of_newest(chosen, root)
-    for directory in chosen:
-        try:
-            found.append(read(directory))
-        except errors.HarnessError as error:
-            damaged.append(error)
-    if damaged and not found:
-        raise damaged[0]
-    for each in damaged:
-        typer.echo(f"error: {each}\n  the other runs follow without this one", err=True)
-    yield found
-    if damaged:
-        raise typer.Exit(errors.WRONG_USE)
+        context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        called = {"context": context, **own, **added}
+        call.__signature__ = inspect.Signature(list(called.values()))  # type: ignore[attr-defined]
+        call.__annotations__ = {key: each.annotation for key, each in called.items()}
+        app.command(name, help=cls.__doc__)(call)
 
 
 def main() -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from harness.measure.sender import Progress
-
+from harness.measure.sender import Progress
+from harness.report.format import plain
+from harness.report.text import columns_of_terminal
 
 EVERY_S = 30.0
 """Time between two lines where there is no terminal."""
@@ -49,28 +48,23 @@ class Display:
                 self._show(progress)
 
     def _show(self, now: Progress) -> None:
-        from harness.report.format import plain  # loads pandas
-        from harness.report.text import columns_of_terminal
-
         begins, self._phase = now.phase != self._phase, now.phase
         self._said_s = 0.0 if begins else self._said_s
         measuring = now.phase == "measuring" and now.elapsed_s > 0
         detail = detail_of(now) if measuring else now.log_line or ""
         if self._live:
-            line, room = (
-                plain(self.series + (detail if measuring else f"{now.phase} … {detail}")),
-                columns_of_terminal(),
-            )
+            line, room = self.series + (detail if measuring else f"{now.phase} … {detail}"), columns_of_terminal()
+            line = plain(line)
             while measuring and len(line) >= room and ", " in line:  # no figure is cut in two
                 line = line.rpartition(", ")[0]
             self._stream.write(CLEAR + line[: room - 1])
             self._stream.flush()
             return
         if begins and self._phases:
-            print(f"{self.series}{now.phase} …", file=self._stream, flush=True)
+            self.line(f"{self.series}{now.phase} …")
         if measuring and now.elapsed_s - self._said_s >= EVERY_S:
             self._said_s = now.elapsed_s
-            print(f"{self.series}{now.elapsed_s:.0f} s: {detail}", file=self._stream, flush=True)
+            self.line(f"{self.series}{now.elapsed_s:.0f} s: {detail}")
 
 
 def detail_of(now: Progress) -> str:

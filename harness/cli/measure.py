@@ -1,9 +1,10 @@
-"""Verbs that measure."""
+"""Runs, sweeps and repeats are measured; a machine is examined."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import subprocess
 import sys
@@ -11,254 +12,179 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 import typer
 
 from harness import errors
-from harness.cli import options
-from harness.cli.app import SUFFIXES, Output, output, printing, show, show_answer, stored_run
+from harness.analysis import precision
+from harness.analysis.diff import differences, flat, unequal
+from harness.analysis.gates import parse_gate, parse_share
+from harness.analysis.summary import load, summary_of
+from harness.cli import verbs
+from harness.cli.app import OPTIONS, SUFFIXES, Output, output
 from harness.cli.display import Display, about
 from harness.cli.misuse import named
 from harness.cli.results import judged
-from harness.model import ENGINES
+from harness.cli.show import show, show_answer, stored_run
+from harness.cli.tables import ended_tables, in_words, plan_table, planned_table, state_of
+from harness.config import overrides
+from harness.cost.pricing import read_scenario
+from harness.engines.base import create_engine
+from harness.measure import doctor as examining
+from harness.measure import environment
+from harness.measure import run as measuring
+from harness.measure.run import Setup
+from harness.measure.search import Point as Swept
+from harness.measure.session import Kept
+from harness.measure.stop import Stop
+from harness.measure.sweep import Status, carry_out, read_plan, time_left_s
+from harness.measure.workers import start_workers
+from harness.meters.base import found_meters
+from harness.model import ENGINES, Finding
+from harness.report import document, formats
+from harness.report.changes import precision_table, repeats_table
+from harness.report.table import PROPERTIES, Table
+from harness.report.tables import findings_table
+from harness.store.directory import new_id
+from harness.store.run import Run, read_run
+from harness.store.run_file import Environment
+from harness.workload.library import read_workload
+from harness.workload.schema import Workload, workload_of
 
-if TYPE_CHECKING:
-    from harness.analysis.precision import Target
-    from harness.analysis.summary import Sweep
-    from harness.measure.run import Setup
-    from harness.store.run import Run
-    from harness.store.run_file import Environment
-    from harness.workload.schema import Workload
-
-OPTIONS = {
-    "engine.name": "--engine", "engine.openai.base_url": "--url", "model": "--model", "scenario": "--scenario",
-    "seed": "--seed", "give_up_s": "--give-up", "engine.openai.read_timeout_s": "--timeout",
-    "load.rate_per_s": "--rate", "load.duration_s": "--duration",
-    "load.users": "--users", "requests.count": "--requests", "requests.input_tokens": "--input-tokens",
-    "requests.output_tokens": "--output-tokens",
-}  # fmt: skip
+KEYS = {row["key"]: "--" + field.replace("_", "-") for (_, field), row in OPTIONS.items() if row["key"]}
 """Key of a workload -> the option of `run` that stands for it, which messages name."""
 PER_USER, MOST_S = 5, 60
 """Of a run of several numbers of users: requests for each user of the most, and its longest duration."""
 
 
-@printing
-def run(
-    workload: Annotated[
-        str, typer.Argument(metavar="WORKLOAD", help="A workload file, or the name of a shipped workload.")
-    ],
-    engine: Annotated[str | None, typer.Option(help="auto, openai, vllm, transformers or simulated.")] = None,
-    model: Annotated[str | None, typer.Option(help="Hub id, directory, GGUF file, or short name.")] = None,
-    serve: Annotated[bool, typer.Option("--serve", help="Start the server: vllm, or that of engine.serve.")] = False,
-    url: Annotated[str | None, typer.Option(help="A running server with OpenAI's interface: engine openai.")] = None,
-    users: Annotated[str | None, typer.Option(metavar="N[,N]...", help="Users at a time; a run for each.")] = None,
-    rate: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="Requests/s; Poisson instead of users.")
-    ] = None,
-    requests: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of requests.")] = None,
-    duration: Annotated[str | None, typer.Option(help="Seconds, or 2 min; without --requests the only end.")] = None,
-    input_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of each request.")] = None,
-    output_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of each request.")] = None,
-    set_: options.Set = None,
-    out: options.Out = options.RESULTS,
-    scenario: options.Scenario = None,
-    meter: options.Meter = None,
-    gpus: options.Gpus = None,
-    assume_power: Annotated[float | None, typer.Option(metavar="WATTS", help="Assume this constant power.")] = None,
-    host_power: Annotated[float | None, typer.Option(min=0, metavar="WATTS", help="Of the rest of the host.")] = None,
-    pue: Annotated[float | None, typer.Option(metavar="X", min=1, help="Power usage effectiveness, site.")] = None,
-    clients: Annotated[int | None, typer.Option(metavar="N", min=1, help="Client processes for a server.")] = None,
-    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster for the clients, or auto.")] = None,
-    precise: options.Precision = None,
-    repeat: Annotated[int, typer.Option(metavar="N", min=1, help="Number of runs; an engine is started for each.")] = 1,
-    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Its prompts, which a server may know.")] = None,
-    reset_cache: Annotated[bool, typer.Option("--reset-cache", help="Empty a server's prefix cache first.")] = False,
-    give_up: Annotated[
-        str | None, typer.Option(metavar="30s", help="End a load that has no success for this time.")
-    ] = None,
-    timeout: Annotated[
-        str | None, typer.Option(metavar="10min", help="Fail a server's request without a token for this time.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be measured; store nothing.")] = False,
-    on_finish: options.OnFinish = None,
-    quiet: options.Quiet = False,
-) -> None:
-    """Measure a workload, store the run and print its answer.
-
-    --users 1,8,64 measures a run for each: of at least 5 requests a user and at most 60 s, unless --requests or
-    --duration is given.
-
-    With --precision the run ends as soon as the figures are that precise, or at the workload's count or duration.
-    A server that runs already gets new prompts in every run, so that its prefix cache does not know them.
-    """
-    from harness.analysis import precision
-    from harness.config import overrides
-    from harness.measure.run import Setup
-    from harness.meters.base import found_meters
-
-    given = overrides(set_ or ())
-    if out.suffix in SUFFIXES:
-        raise errors.HarnessError(f"--out {out} names the directory of the runs", f"write -o {out}, or --root {out}/")
-    if on_finish is not None and not on_finish.strip():
+def run(asked: verbs.Run) -> None:
+    """Measure a workload, store the run and print its answer."""
+    given = overrides(asked.set_ or ())
+    if asked.out.suffix in SUFFIXES:
+        fix = f"write -o {asked.out}, or --root {asked.out}/"
+        raise errors.HarnessError(f"--out {asked.out} names the directory of the runs", fix)
+    if asked.on_finish is not None and not asked.on_finish.strip():
         fix = "give one, such as 'python to_mlflow.py', or omit --on-finish"
         raise errors.HarnessError("--on-finish has no command", fix)
-    asked, served = given.get("engine.name", engine), "--serve" if serve else "--url" * bool(url)
-    if served and asked not in (None, "openai"):
-        raise errors.HarnessError(f"{served} with engine '{asked}'", f"omit {served}, or add --engine openai")
-    typed = {
-        "engine.name": "openai" if served else engine, "engine.openai.base_url": url, "model": model,
-        "engine.openai.serve": "vllm" if serve else None, "scenario": scenario, "seed": seed, "give_up_s": give_up,
-        "engine.openai.read_timeout_s": timeout,
-        "load.rate_per_s": rate, "load.users": users, "load.duration_s": duration, "requests.count": requests,
-        "requests.input_tokens": input_tokens, "requests.output_tokens": output_tokens,
-    }  # fmt: skip
-    points = _points(workload, {key: value for key, value in typed.items() if value is not None}, given, repeat)
-    again = len(points) > 1 and not serve and not reset_cache
-    _check_engine(points[0][0], given, timeout is not None, seed is not None and again)
-    power = powered(points[0][0], meter) + ([] if assume_power is None else [f"constant:watts={assume_power}"])
-    chosen = gpus.split(",") if gpus else None
-    if targets := precision.parse(precise or ()):
-        precision.check(targets, points[0][0], lambda: found_meters(power, chosen))
-    if dry_run:
-        from harness.cli.tables import planned_table
-
-        show([planned_table([each for each, _, _ in points], out)])
+    points = _points(asked, given)
+    spec, several = points[0][0], len(points) > asked.repeat
+    _check_engine(spec, asked, given, again=len(points) > 1)
+    power = powered(spec, asked.meter)
+    power += [] if asked.assume_power is None else [f"constant:watts={asked.assume_power}"]
+    gpus = asked.gpus.split(",") if asked.gpus else None
+    if targets := precision.parse(asked.precise or ()):
+        precision.check(targets, spec, lambda: found_meters(power, gpus))
+    if asked.dry_run:
+        show([planned_table([each for each, *_ in points], asked.out)])
         return
-    declared = {name: x for name, x in (("host_w", host_power), ("pue", pue)) if x is not None}
-    setup = Setup(power, chosen, declared, clients, ray, same_prompts=seed is not None, reset_cache=reset_cache)
-    several = len(points) > repeat
-    runs = measure_all(points, out, "users" if several else "repeat", quiet, setup, targets, several)
-    _answered(runs, several, targets, on_finish)
+    declared = {name: x for name, x in (("host_w", asked.host_power), ("pue", asked.pue)) if x is not None}
+    setup = Setup(power, gpus, declared, asked.clients, asked.ray, asked.seed is not None, asked.reset_cache)
+    runs = measure_all(points, asked.out, "users" if several else "repeat", asked.quiet, setup, targets)
+    _answered(runs, several, targets, asked.on_finish)
 
 
-def _points(workload: str, typed: Mapping[str, Any], given: dict[str, Any], repeat: int) -> list[Point]:
-    """The workload of each run; `typed` are the values of options and `given` those of --set, which may not differ."""
-    from harness.workload.library import read_workload
-
+def _points(asked: verbs.Run, given: dict[str, Any]) -> list[Point]:
+    """The workload of each run; `given` are the values of --set, from which those of options may not differ."""
+    served = "--serve" if asked.serve else "--url" * bool(asked.url)
+    engine = given.get("engine.name", asked.engine)
+    if served and engine not in (None, "openai"):
+        raise errors.HarnessError(f"{served} with engine '{engine}'", f"omit {served}, or add --engine openai")
+    typed = {key: getattr(asked, option[2:].replace("-", "_")) for key, option in KEYS.items()}
+    typed |= {"engine.name": "openai"} if served else {}
+    typed |= {"engine.openai.serve": "vllm"} if asked.serve else {}
+    typed = {key: value for key, value in typed.items() if value is not None}
     for key in typed.keys() & given.keys():
         if str(typed[key]) != str(given[key]):
-            raise errors.HarnessError(f"{OPTIONS[key]} with another --set {key}", "name one of the two")
-    short, loads = {**typed}, _loads(typed.get("load.users"))
-    if "requests.count" not in typed and "load.duration_s" in typed:
-        short["requests.count"] = None  # the duration is the only end
-    elif "requests.count" not in typed and len(loads) > 1:
-        short |= {"requests.count": PER_USER * max(each["load.users"] for each in loads), "load.duration_s": MOST_S}
-    if {"requests.input_tokens", "requests.output_tokens"} & typed.keys():
-        short |= {"requests.trace": None, "requests.max_total_tokens": None}
-    by = {key: option for key, option in OPTIONS.items() if key not in given}
-    return [(read_workload(workload, short | at | given, by), at, k) for k in range(repeat) for at in loads]
+            raise errors.HarnessError(f"{KEYS.get(key, '--serve')} with another --set {key}", "name one of the two")
+    loads = _loads(asked.users)
+    if asked.requests is None and asked.duration is not None:
+        typed["requests.count"] = None  # the duration is the only end
+    elif asked.requests is None and len(loads) > 1:
+        typed |= {"requests.count": PER_USER * max(each["load.users"] for each in loads), "load.duration_s": MOST_S}
+    if asked.input_tokens or asked.output_tokens:
+        typed |= {"requests.trace": None, "requests.max_total_tokens": None}
+    by = {key: option for key, option in KEYS.items() if key not in given}
+    return [(read_workload(asked.workload, typed | at | given, by), at, k) for k in range(asked.repeat) for at in loads]
 
 
-def _check_engine(spec: Workload, given: Mapping[str, Any], timeout: bool, seed_again: bool) -> None:
+def _check_engine(spec: Workload, asked: verbs.Run, given: Mapping[str, Any], again: bool) -> None:
     """HarnessError for what this engine makes void, and for a mistake in the scenario: both are known before measuring.
 
-    `seed_again`: a running server would get the prompts of a seed in several runs.
+    `again`: there are several runs.
     """
-    from harness.cost.pricing import read_scenario
-
     name = spec.engine.name
     for key in given:
         if (of := key.split(".")[1:2]) and key.startswith("engine.") and of[0] in ENGINES and of[0] != name != "auto":
             raise errors.HarnessError(f"--set {key} with engine '{name}'", f"omit it, or add --engine {of[0]}")
-    if timeout and name != "openai":
+    if asked.timeout is not None and name != "openai":
         raise errors.HarnessError(f"--timeout with engine '{name}'", "omit it: it is a limit for servers")
-    if seed_again and name == "openai":
+    if again and asked.seed is not None and name == "openai" and not (asked.serve or asked.reset_cache):
         what = "--seed with several runs sends a running server the prompts that it has just answered"
         raise errors.HarnessError(what, "omit --seed, or add --reset-cache")
     if spec.scenario is not None:
         read_scenario(spec.scenario)
 
 
-def _answered(runs: Sequence[Run], several: bool, targets: Sequence[Target], on_finish: str | None) -> None:
+def _answered(runs: Sequence[Run], several: bool, targets: Sequence[precision.Target], on_finish: str | None) -> None:
     """Print the answer of the runs, of different loads if `several`, else repeats; then hand them to `on_finish`."""
-    from harness.analysis.summary import summary_of
-    from harness.report.changes import precision_table, repeats_table
-
     stored = [(each, summary_of(each)) for each in runs]
     beside = [repeats_table(stored)] if len(runs) > 1 and not several else []
     beside += [precision_table(*each, targets) for each in stored] if targets else []
     show_answer(stored if several else stored[-1:], beside=beside)
     if on_finish is not None:
-        _tell(on_finish, stored)
+        content = formats.render(document.report(stored), "json", [summary for _, summary in stored])
+        done = subprocess.run(on_finish, shell=True, input=content, text=True, stdout=sys.stderr, check=False)
+        if done.returncode:
+            typer.echo(f"--on-finish: the command ended with {done.returncode}: {on_finish}", err=True)
     told_ends(runs if several else runs[-1:])
 
 
-@printing
-def ab(
-    a: Annotated[str, typer.Argument(metavar="A", help="A server's URL, settings KEY=VALUE,KEY=VALUE, or a workload.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another, to judge against A.")],
-    workload: Annotated[str, typer.Option(help="The workload of both, unless A and B are workloads.")] = "chat",
-    repeat: Annotated[int, typer.Option(metavar="N", min=1, help="Number of runs of each, in turns: A B A B.")] = 5,
-    set_: options.Set = None,
-    root: options.Root = options.RESULTS,
-    meter: options.Meter = None,
-    fail_on: options.FailOn = None,
-    least: options.Least = "1%",
-    force: options.Force = False,
-    full: options.Full = False,
-    quiet: options.Quiet = False,
-) -> None:
+def ab(asked: verbs.Ab) -> None:
     """Measure two servers, engine versions or settings in turns, and judge B against A as `diff` does."""
-    from harness.analysis.diff import flat, unequal
-    from harness.analysis.gates import parse_gate, parse_share
-    from harness.config import overrides
-    from harness.measure.run import Setup
-
-    if "--workload" in named() and not any("=" in text or "://" in text for text in (a, b)):
+    if "--workload" in named() and not any("=" in text or "://" in text for text in (asked.a, asked.b)):
         raise errors.HarnessError("--workload with two workloads", "omit it, or name two servers or settings")
-    gates, effect = [parse_gate(text) for text in fail_on or ()], parse_share("--least", least)
-    sides = [_side(text, workload, overrides(set_ or ())) for text in (a, b)]
-    asked = [flat(each.model_dump(mode="json", include=SAME)) for each in sides]
-    differs = sorted(key for key, *_ in unequal(*asked))
-    if sides[0] == sides[1] and not force:
+    gates, effect = [parse_gate(text) for text in asked.fail_on or ()], parse_share("--least", asked.least)
+    sides = [_side(text, asked.workload, overrides(asked.set_ or ())) for text in (asked.a, asked.b)]
+    a, b = (flat(each.model_dump(mode="json", include=SAME)) for each in sides)
+    differs = sorted(key for key, *_ in unequal(a, b))
+    if sides[0] == sides[1] and not asked.force:
         fix = "name two servers, or settings that differ; --force measures one twice, which shows the noise"
         raise errors.HarnessError("A and B are the same", fix)
-    if differs and not force:
+    if differs and not asked.force:
         fix = "compare sides that agree in this, or --force, which stamps what it prints"
         raise errors.HarnessError(f"A and B differ in {', '.join(differs)}", fix)
     for each in sides:
         _answers(each)
-    points: list[Point] = [(spec, {"side": x}, k) for k in range(repeat) for x, spec in zip("AB", sides, strict=True)]
-    runs = measure_all(points, root, "ab", quiet, Setup(powered(sides[0], meter)))
+    points: list[Point] = [
+        (spec, {"side": x}, k) for k in range(asked.repeat) for x, spec in zip("AB", sides, strict=True)
+    ]
+    runs = measure_all(points, asked.root, "ab", asked.quiet, Setup(powered(sides[0], asked.meter)))
     told_ends(runs)
-    judged(runs[::2], runs[1::2], gates, full, force=force, least=effect)
+    judged(runs[::2], runs[1::2], gates, asked.full, force=asked.force, least=effect)
 
 
-@printing
-def rerun(
-    reference: options.Run_ = "latest", root: options.Root = options.RESULTS, force: options.Force = False
-) -> None:
-    """Measure a stored run again under the same conditions, and compare the two runs.
-
-    Refuses a machine that differs from that of the run; other differences, such as versions, are printed first.
-    """
-    from harness.analysis.diff import differences
-    from harness.measure import environment
-    from harness.measure.run import Setup
-    from harness.store.run import Run
-    from harness.store.run_file import Environment
-    from harness.workload.schema import workload_of
-
-    before = stored_run(reference, root)
+def rerun(asked: verbs.Rerun) -> None:
+    """Measure a stored run again under the same conditions, and compare the two runs."""
+    before = stored_run(asked.reference, asked.root)
     file = before.file
     place = Environment.model_validate(environment.capture())
     then, now = _machine(file.environment), _machine(place)
     other = [f"{key} differs: {x} vs {now[key]}" for key, x in then.items() if x is not None and x != now[key]]
     must, noted = differences(before, Run(before.directory, file.model_copy(update={"environment": place})))
     must = list(dict.fromkeys(other + must))
-    if must and not force:
+    if must and not asked.force:
         raise errors.HarnessError(f"this machine differs from that of {file.id}: {'; '.join(must)}", "add --force")
     for each in must + noted:
         typer.echo(each, err=True)
-    asked = file.workload.model_dump(mode="json")
-    users = [asked["load"].get("users"), *(step.get("users") for step in asked["load"].get("steps") or ())]
+    stored = file.workload.model_dump(mode="json")
+    users = [stored["load"].get("users"), *(step.get("users") for step in stored["load"].get("steps") or ())]
     changes: dict[str, object] = {"engine.name": file.engine_asked}
     if file.schema_version < 3 and any(users):  # closed loops began with a burst
         changes["load.start"] = "burst"
-    spec = workload_of(asked, f"{before.directory}/run.json", changes)
+    spec = workload_of(stored, f"{before.directory}/run.json", changes)
     setup = Setup(file.meters_asked, declared=file.declared, clients=max(1, len(file.clients)))
-    runs = measure_all([(spec, {}, 0)], root, "rerun", False, setup)
+    runs = measure_all([(spec, {}, 0)], asked.root, "rerun", False, setup)
     judged([before], runs, (), False, force=True)
     told_ends(runs)
 
@@ -275,9 +201,6 @@ SAME = {"requests", "load", "objectives", "model"}
 
 def _side(text: str, workload: str, shared: Mapping[str, Any]) -> Workload:
     """The workload of one side of `ab`."""
-    from harness.config import overrides
-    from harness.workload.library import read_workload
-
     if "://" in text:
         if (asked := shared.get("engine.name", "openai")) != "openai":
             raise errors.HarnessError(f"{text} with engine '{asked}'", "name engine.name for the other side alone")
@@ -289,8 +212,6 @@ def _side(text: str, workload: str, shared: Mapping[str, Any]) -> Workload:
 
 def _answers(spec: Workload) -> None:
     """HarnessError if the running server of a side does not answer: the other side is not measured in vain."""
-    from harness.engines.base import create_engine
-
     name, options = spec.engine.name, spec.engine_options(spec.engine.name)
 
     async def ask() -> None:
@@ -316,26 +237,13 @@ Point = tuple["Workload", Mapping[str, Any], int]
 
 
 def measure_all(
-    points: Sequence[Point],
-    root: Path,
-    kind: str,
-    quiet: bool,
-    setup: Setup,
-    targets: Sequence[Target] = (),
-    keep: bool = False,
+    points: Sequence[Point], root: Path, kind: str, quiet: bool, setup: Setup, targets: Sequence[precision.Target] = ()
 ) -> list[Run]:
     """Measure the points one after another until one does not complete.
 
-    Several points are a sweep, named by the time and `kind`. `keep`: the engine stays loaded between them.
+    Several points are a sweep, named by the time and `kind`. If they are of several `users` the engine stays loaded.
     """
-    from harness.measure import run as measuring
-    from harness.measure.search import Point as Swept
-    from harness.measure.session import Kept
-    from harness.measure.stop import Stop
-    from harness.measure.sweep import time_left_s
-    from harness.store.directory import new_id
-    from harness.store.run import read_run
-
+    keep = kind == "users"
     group = new_id(datetime.now(UTC), kind, points[0][0].name)
     runs: list[Run] = []
     took: list[tuple[float, float]] = []
@@ -377,11 +285,48 @@ def _loads(users: str | None) -> list[dict[str, int]]:
     return [{"load.users": int(word)} for word in words]
 
 
-def _tell(command: str, runs: Sweep) -> None:
-    """Run a shell command with the JSON report of the runs on standard input; a failure is printed only."""
-    from harness.report import document, formats
+def sweep(asked: verbs.Sweep) -> None:
+    """Measure every point of a grid, or search for the highest load; each point is a run."""
+    plan, root = read_plan(asked.file, asked.root), asked.root
+    if asked.dry_run:
+        show([plan_table(plan)])
+        return
+    if plan.stored and not asked.resume:
+        raise errors.HarnessError(
+            f"{len(plan.stored)} points of sweep {plan.sweep.name} are stored in {root}",
+            "add --resume to measure the others, or give the sweep another name",
+        )
+    power = asked.meter or ([] if plan.simulated else ["auto"])
+    needed = 0 if plan.simulated else plan.gpus
+    setup = Setup(power, asked.gpus.split(",") if asked.gpus else None)
+    workers = functools.partial(start_workers, asked.ray, needed, asked.jobs)
+    with Display(asked.quiet, phases=False) as display, workers(display.show) as at:
+        ended = carry_out(plan, at, functools.partial(_say, display), setup, asked.budget, asked.cooldown)
+    runs = [load(root / done.run) for done in ended.values() if done.state == "complete" and done.run]
+    show_answer(runs, beside=ended_tables(plan, ended))
+    if any(done.state != "complete" for done in ended.values()):
+        raise typer.Exit(errors.INCOMPLETE)
+    if len(ended) < len(plan.points) and plan.sweep.auto is None:
+        typer.echo(f"incomplete: the budget of {asked.budget:g} GPU-hours is spent; --resume goes on", err=True)
+        raise typer.Exit(errors.INCOMPLETE)
 
-    content = formats.render(document.report(runs), "json", [summary for _, summary in runs])
-    done = subprocess.run(command, shell=True, input=content, text=True, stdout=sys.stderr, check=False)
-    if done.returncode:
-        typer.echo(f"--on-finish: the command ended with {done.returncode}: {command}", err=True)
+
+def _say(display: Display, status: Status) -> None:
+    """Print a line for each point that ends, and name the one whose progress follows."""
+    left = about(status.left_s)
+    failed = f", {status.failed} failed" if status.failed else ""
+    if status.done is None:
+        display.series = f"{status.finished + 1} of {status.known}{failed}{left}: {in_words(status.point)}: "
+    else:
+        where = f"{in_words(status.point)}: {state_of(status.done)}"
+        display.line(f"{status.finished} of {status.known}{failed}{left}: {where}")
+
+
+def doctor(asked: verbs.Doctor) -> None:
+    """Examine this machine: what can be measured, what would make a run doubtful, and how to fix it."""
+    seen = list(examining.examine(asked.root))
+    findings = [each for each in seen if isinstance(each, Finding)]
+    parts = tuple(each for each in seen if not isinstance(each, Finding))
+    show([Table("machine", "This machine", PROPERTIES, parts), findings_table(findings)])
+    if any(finding.serious for finding in findings):
+        raise typer.Exit(errors.GATE_FAILED)

@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from harness.errors import HarnessError, system_refused
+from harness.files import data_rows
 
-WITHOUT: Mapping[str, Mapping[str, str]] = {
-    "report": {"--chart-format": "--charts"},
-    "diff": {"--junit": "--fail-on"},
-    "sweep": {"--jobs": "--ray"},
-    "compare": {"--chart-format": "--charts", "--scenario": "RUN"},
-    "cost": {"--fleet": "--objective"},
-    "predict": {"--chart-format": "--charts", "--root": "--run"},
-}
-"""Verb -> option -> the option or argument without which it does nothing."""
-WITH: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "run": {"--url": ("--serve",), "--users": ("--rate",)},
-    "report": {
-        "--where": ("RUN",),
-        "--table": ("--full",),
-        "--trend": ("--table", "--full", "--scenario", "--requests-csv"),
-    },
-    "compare": {"--explain": ("--table", "--full", "--charts")},
-    "cost": {"--split": ("--objective", "--fleet")},
-    "facts": {"ID": ("--entity", "--metric", "--period", "--status", "--layer")},
-}
-"""Verb -> option or argument -> options that do nothing beside it."""
+FIXES = {"with": "name one of the two", "without": "add {other}, or omit {option}"}
+"""Rule of option_pairs.csv -> the fix: an option does nothing with another option or argument, or without it."""
 _named: ContextVar[frozenset[str]] = ContextVar("named")
 named = _named.get
 """The options and arguments on the command line, under the names that --help prints."""
@@ -47,14 +28,10 @@ def check(context: Any) -> None:
     for option, value in written.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise HarnessError(f"{option} {value}", "give a finite number")
-    verb = context.command.name
-    for option, other in WITHOUT.get(verb, {}).items():
-        if option in named() and other not in named():
-            raise HarnessError(f"{option} without {other}", f"add {other}, or omit {option}")
-    for option, void in WITH.get(verb, {}).items():
-        for other in void if option in named() else ():
-            if other in named():
-                raise HarnessError(f"{option} with {other}", "name one of the two")
+    for row in data_rows("option_pairs.csv"):
+        option, rule, other = row["option"], row["rule"], row["other"]
+        if row["verb"] == context.command.name and option in written and (other in written) == (rule == "with"):
+            raise HarnessError(f"{option} {rule} {other}", FIXES[rule].format(option=option, other=other))
 
 
 def worded(error: Any) -> HarnessError:

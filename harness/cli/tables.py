@@ -1,38 +1,37 @@
-"""Tables of stored runs, shipped files, engines, the points of a sweep, and what a run would measure."""
+"""Tables of runs, shipped files, engines, the points of a sweep, and what a run would measure; JSON Schemas."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from harness.analysis.index import runs, swept
 from harness.analysis.summary import load
 from harness.cost.pricing import list_scenarios, price_run
+from harness.cost.scenario import ScenarioFile
 from harness.engines.base import missing
 from harness.errors import HarnessError
-from harness.files import install, read_data
+from harness.facts.book import Fact
+from harness.files import data_rows, install
 from harness.measure import environment
-from harness.measure.sweep import gpus_of
+from harness.measure.search import Point, Sweep, highest_feasible, saturation
+from harness.measure.sweep import Plan, gpus_of, searched
+from harness.measure.workers import Done
 from harness.model import ENGINES
 from harness.report.format import brief, carried
-from harness.report.lines import fitted, flowed
 from harness.report.table import Table
-from harness.report.text import render
+from harness.report.text import fitted, flowed, render
+from harness.store.run_file import RunFile
 from harness.workload.library import in_short, list_workloads, read_files
 from harness.workload.requests import Conversations
 from harness.workload.schema import Workload
-
-if TYPE_CHECKING:
-    from harness.measure.search import Point
-    from harness.measure.sweep import Plan
-    from harness.measure.workers import Done
 
 MOST_PRICED = 100
 """With more runs than this none is priced: each takes about 20 ms."""
@@ -60,11 +59,10 @@ def runs_tables(root: Path, where: str | None = None) -> list[Table]:
     named = re.findall(r"[\w.]+(?=\s*[!=<>])", where or "")
     named += swept(found) if found["sweep"].nunique() == 1 else []
     found = found[[name for name in found if name in READ or name in named]]
-    ran: list[dict[Any, Any]] = []
-    failed: list[dict[Any, Any]] = []
-    for row in found.astype(object).where(found.notna(), None).to_dict("records"):
-        never = row["state"] in ("failed", "damaged") and not row.get("requests.sent")
-        (failed if never else ran).append(row)
+    every = found.astype(object).where(found.notna(), None).to_dict("records")
+    failed = [row for row in every if row["state"] in ("failed", "damaged") and not row.get("requests.sent")]
+    never = {row["run"] for row in failed}
+    ran = [row for row in every if row["run"] not in never]
     listed = [_listed(row, root if len(ran) <= MOST_PRICED else None) for row in ran]
     columns = dict.fromkeys((*COLUMNS, *named))
     rows = tuple(
@@ -82,12 +80,11 @@ def _listed(row: Mapping[Any, Any], root: Path | None) -> dict[str, str]:
     """The cells of a run under COLUMNS; `root`: None leaves out the price."""
     gpu, users, rate = (row["gpu"] or "").removeprefix("NVIDIA "), row["users"], row["rate_per_s"]
     load_ = f"{row['load'] or ''} {rate:g}/s" if rate is not None else row["load"] or ""
+    on_gpu = gpu or row["device"] == "cuda"
     return {
         "run": row["run"],
         "model": _cut((row["model"] or "").rpartition("/")[2]),
-        "device": f"{row['device_count']:g} x {gpu or 'GPU'}"
-        if gpu or row["device"] == "cuda"
-        else _cut(row["device"]),
+        "device": f"{row['device_count']:g} x {gpu or 'GPU'}" if on_gpu else _cut(row["device"]),
         "load": load_ if users is None else f"{users:g} user{'s' * (users != 1)}",
         **{head: "n/a" if row.get(of) is None else brief(row[of] * x, 3) for head, (of, x) in FIGURES.items()},
         "USD/M": "" if root is None else _usd(root / row["run"]),
@@ -139,9 +136,9 @@ def shipped(what: str) -> Table:
     if what == "engines":
         found = tuple((each, f"no: {install(of)}" if (of := missing(each)) else "yes") for each in sorted(ENGINES))
         return Table(what, "Engines", ("engine", "installed"), found)
-    heads, *rows = map(tuple, csv.reader(io.StringIO(read_data("short_names.csv"))))
+    known = data_rows("short_names.csv")
     notes = ("Any Hugging Face id, local directory or GGUF file works as well.",)
-    return Table(what, "Models with a short name", heads, tuple(rows), notes)
+    return Table(what, "Models with a short name", tuple(known[0]), tuple(tuple(row.values()) for row in known), notes)
 
 
 def plan_table(plan: Plan) -> Table:
@@ -157,9 +154,6 @@ def plan_table(plan: Plan) -> Table:
 
 def ended_tables(plan: Plan, ended: Mapping[Point, Done]) -> list[Table]:
     """The points that failed, and of a search the load at saturation and the highest that meets the objective."""
-    from harness.measure.search import highest_feasible, saturation
-    from harness.measure.sweep import searched
-
     failed = [(in_words(point), state_of(done)) for point, done in ended.items() if done.state != "complete"]
     made = [Table("failed", "Points that failed", ("point", "state"), tuple(failed))] if failed else []
     if (auto := plan.sweep.auto) is None:
@@ -256,3 +250,28 @@ def _earlier(spec: Workload, root: Path) -> tuple[float, float | None]:
             cost = None if stored.simulated else price_run(stored, summary).costs["usd_per_query"].value
             return summary["requests_per_s"].value or math.nan, cost
     return math.nan, None
+
+
+# ---- the files that users write, and run.json ----
+
+SCHEMAS: Mapping[str, type] = {
+    "workload": Workload,
+    "sweep": Sweep,
+    "scenario": ScenarioFile,
+    "fact": Fact,
+    "run": RunFile,
+}
+"""Three kinds of YAML file, a row of a facts file, and run.json."""
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of one of `SCHEMAS`.
+
+    >>> schema_of("sweep")["required"]
+    ['workload']
+    """
+    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": ""}  # the order of the two
+    found = {**about, **TypeAdapter(SCHEMAS[name]).json_schema()}
+    if name in ("workload", "sweep"):
+        found["required"].remove("name")  # default: the name of the file
+    return found

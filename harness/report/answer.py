@@ -1,15 +1,27 @@
-"""The first screen of `run` and `report`: the answer in few lines, as text. All tables are behind it (`--full`)."""
+"""The first screens of `run` and `report`, as text: the answer in few lines; of several runs a row for each, with what
+differs between them. All tables are behind them (`--full`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from rich.cells import cell_len, set_cell_size
+
+from harness.analysis.diff import flat
+from harness.analysis.findings import mixed
+from harness.analysis.summary import Sweep
 from harness.cost.draws import Distribution
+from harness.cost.objective import fastest_within
 from harness.cost.pricing import Priced
 from harness.model import Figure, Finding, Summary
-from harness.report.format import amount, number, plain
-from harness.report.lines import GAP, Footnotes, columns, cut, flowed, folded
+from harness.report.format import amount, labels, number, plain
 from harness.report.tables import OBJECTIVES
+from harness.report.text import GAP, Footnotes, columns, cut, flowed, folded
 from harness.store.run import Run
 
 WIDE, MOST, MOST_NARROW = 100, 23, 29
@@ -115,16 +127,15 @@ def _goodput(run: Run, notes: Footnotes, summary: Summary) -> list[str]:
 
 
 def _energy(run: Run, notes: Footnotes, summary: Summary) -> list[str]:
-    figures = {figure.name: figure for figure in summary.figures}
     label = "energy".ljust(LABEL)
-    if "joules_per_output_token" not in figures:
-        absent = "; ".join(run.file.meters_absent) or "no meter was read"
-        return [f"{label}n/a{notes.mark(absent)}"]
-    found = [f"{label}{notes.cell(figures['joules_per_output_token'])} per output token"]
+    if (a_token := summary.get("joules_per_output_token")) is None:
+        return [f"{label}n/a{notes.mark('; '.join(run.file.meters_absent) or 'no meter was read')}"]
+    found = [f"{label}{notes.cell(a_token)} per output token"]
     limits = {each.power_limit_w for info in run.file.meters for each in info.devices if each.power_limit_w is not None}
     of = f", limit {limits.pop():g} W each" if len(limits) == 1 else ""
-    found += [notes.cell(figures["gpu_power_w"]) + of] if "gpu_power_w" in figures else []
-    gain = figures.get("energy_uncertainty.gain")
+    if (power := summary.get("gpu_power_w")) is not None:
+        found.append(notes.cell(power) + of)
+    gain = summary.get("energy_uncertainty.gain")
     return [*found, f"the sensor's gain, {amount(gain)}, is apart"] if gain is not None else found
 
 
@@ -173,19 +184,18 @@ def _window(summary: Summary) -> list[str]:
     if (summary["window.share"].value or 0.0) >= 1:
         return [f"window: whole run, {took:.3g} s"]
     held = f"{end - begin:.3g} of {took:.3g} s"
-    if any(each.name == "step.1.load" for each in summary.figures):
+    if summary.get("step.1.load"):
         return [f"window: {held}, of the highest step", "all steps: --table steps"]
     return [f"window: {held}, without ramp and drain"]
 
 
 def legend(run: Run, summary: Summary, priced: Priced | None) -> list[str]:
     """The status of the figures, and what the intervals are."""
-    figures = {figure.name: figure for figure in summary.figures}
     by: dict[str, list[str]] = {summary["output_tokens_per_s"].status: ["throughput", "latency"]}
     intervals = ["intervals: 95%"]
-    if (energy := figures.get("joules_per_output_token")) is not None:
+    if (energy := summary.get("joules_per_output_token")) is not None:
         by.setdefault(energy.status, []).append("energy")
-        intervals += ["of power hard bounds"] if "gpu_power_w" in figures else []
+        intervals += ["of power hard bounds"] if summary.get("gpu_power_w") else []
     if priced is not None and not run.simulated:
         cost = priced.costs["usd_per_query"]
         by.setdefault(cost.status, []).append("price")
@@ -211,3 +221,181 @@ def _findings(run: Run, findings: Sequence[Finding], room: int, width: int) -> l
 
 def _counted(left: int, run: Run, width: int) -> list[str]:
     return cut(folded(f"! {left} more: harness check {run.id}", width, ""), 1, width) if left else []
+
+
+MOST_ROWS = 20
+MOST_CONDITIONS = 4
+"""Columns of what differs; the names of others are a note. Where figures have no room, only the first stays of columns
+that tell the same runs apart."""
+AROUND = 12
+"""The most lines around the rows."""
+WIDEST = 24
+"""Characters of a condition."""
+FIGURES = labels("head")
+"""Figures, the most wanted first -> head of the column; latencies in ms. Those that do not fit are left out."""
+ORDER = ("output_tokens_per_s", "ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "tpot_s.p99", "joules_per_output_token",
+         "usd_per_million_output_tokens")  # fmt: skip
+"""From left to right."""
+WITHIN = 0.99
+"""Share of the requests that must meet the objectives at the best point."""
+SAME = {"name", "description", "seed", "model", "scenario", "engine.name"}
+"""Keys of a workload, or first parts of them, that are no condition, or that other columns tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run: whether it is the best point, its name, what differs, and its figures by name."""
+
+    best: bool
+    run: str
+    conditions: Mapping[str, str]
+    figures: Mapping[str, Figure]
+
+
+def several(sweep: Sweep, priced: Sequence[Priced | None], width: int) -> str:
+    """The screen of several runs; `priced` as `sweep`. At most MOST_ROWS rows and AROUND lines around them."""
+    runs = [run for run, _ in sweep]
+    shared, differs = conditions(runs)
+    first = {tuple(map(values.index, values)): head for head, values in reversed(differs.items())}
+    distinct = [head for head in differs if head in first.values()][:MOST_CONDITIONS]
+    best = fastest_within([summary for _, summary in sweep], WITHIN)
+    rows = []
+    for i, (run, summary) in enumerate(sweep):
+        costs = () if (each := priced[i]) is None or run.simulated else each.costs.figures
+        figures = {figure.name: figure for figure in (*summary.figures, *costs) if figure.name in FIGURES}
+        values = {head: column[i] for head, column in differs.items()}
+        rows.append(Row(best is not None and run.id == best.run, run.id, values, figures))
+    rows.sort(key=lambda row: [_rank(row.conditions[head]) for head in distinct])
+    later = rows[MOST_ROWS - 1 :]  # of more rows the best one is the last if it comes later
+    chosen = [*rows[: MOST_ROWS - 1], *([each for each in later if each.best] or later)[:1]]
+    for heads in (list(differs)[:MOST_CONDITIONS], distinct):
+        notes, table, left = _fitted(chosen, heads, width)
+        if not left:
+            break
+    others = [head for head in differs if head not in heads]
+    absent = [head for name, head in FIGURES.items() if not any(name in row.figures for row in rows)]
+    said = [
+        "> the most output tokens/s of the runs in which 99% of the requests met the objectives" if best else "",
+        f"{len(rows) - MOST_ROWS} more runs" if len(rows) > MOST_ROWS else "",
+        f"also different: {', '.join(others)}" if others else "",
+        f"no room for {', '.join(left)}" if left else "",
+        f"n/a in every run: {', '.join(absent)}" if absent else "",
+        "latencies in ms; digits end where 95% intervals (p5-p95 of prices) make them doubtful",
+    ]
+    head = cut(flowed([f"{len(runs)} runs", *shared], width, " · "), 2, width)
+    below = [*_doubts(sweep, width), *cut(flowed([each for each in said if each], width, GAP), 4, width)]
+    sweeps = {run.file.sweep.name if run.file.sweep else "RUN…" for run in runs}
+    last = f"more: harness report {sweeps.pop() if len(sweeps) == 1 else 'RUN…'} --full{GAP}-o report.html"
+    reasons = cut(notes.lines(width), AROUND - len(head) - len(below) - 2, width)
+    return "".join(f"{line}\n" for line in [*head, *table, *below, *reasons, last])
+
+
+def _doubts(sweep: Sweep, width: int) -> list[str]:
+    """Serious findings with the number of runs that have them, and software that differs."""
+    seen = Counter(code for _, summary in sweep for code in {x.code: x for x in summary.findings if x.serious})
+    told = ", ".join(f"{code} ({count} runs)" if count > 1 else code for code, count in seen.most_common())
+    differs = mixed([run for run, _ in sweep])
+    texts = [f"! serious: {told} -> harness check RUN" if told else "", f"! {differs.text}" if differs else ""]
+    return [line for text in texts if text for line in cut(folded(text, width, "  "), 2, width)]
+
+
+def conditions(runs: Sequence[Run]) -> tuple[list[str], dict[str, list[str]]]:
+    """What all runs share, and each condition that differs, under its shortest clear name -> its value in each run."""
+    found: dict[str, list[str]] = {
+        "state": [run.state for run in runs],
+        "workload": [run.file.workload.name or "" for run in runs],
+        "model": [short_model(run) for run in runs],
+        "device": [short_device(run) for run in runs],
+        "engine": [engine_of(run) for run in runs],
+    }
+    shared = [each[0] for each in found.values() if len(set(each)) == 1 and each[0] not in ("", "complete")]
+    shared += ["SIMULATED"] if any(run.simulated for run in runs) else []
+    asked = [_asked(run) for run in runs]
+    keys = dict.fromkeys(key for each in asked for key in each)
+    found |= {key: [_text(each.get(key)) for each in asked] for key in keys}
+    found["repeat"] = [f"{run.file.sweep.repeat}" if run.file.sweep else "" for run in runs]
+    differ = {key: values for key, values in found.items() if len(set(values)) > 1}
+    ends = Counter(key.rpartition(".")[2] for key in differ)
+    named = {key if ends[end := key.rpartition(".")[2]] > 1 else end: values for key, values in differ.items()}
+    return list(map(plain, shared)), named
+
+
+def _asked(run: Run) -> Mapping[str, Any]:
+    """Keys of the workload and of the sweep's point -> value."""
+    every = flat(run.file.workload.model_dump(mode="json")) | (flat(run.file.sweep.values) if run.file.sweep else {})
+    return {key: value for key, value in every.items() if not {key, key.partition(".")[0]} & SAME}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else plain(str(value))
+
+
+def _rank(text: str) -> tuple[float, str]:
+    """Numbers in their order, before texts."""
+    try:
+        return float(text), ""
+    except ValueError:
+        return math.inf, text
+
+
+def _short(text: str) -> str:
+    return text if cell_len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
+
+
+def _fitted(rows: Sequence[Row], heads: Sequence[str], width: int) -> tuple[Footnotes, list[str], list[str]]:
+    """Footnotes, the lines of the table, and the heads of figures left out.
+
+    Figures go before intervals, and intervals before the names of runs, which are needed only if rows read alike.
+    """
+    told = [name for name in FIGURES if any(name in row.figures for row in rows)]
+    alike = len({tuple(row.conditions[head] for head in heads) for row in rows}) < len(rows)
+    for count in range(len(told), -1, -1):
+        for intervals, names in ((True, True), (True, False), (False, True), (False, False)):
+            if alike and not names:
+                continue
+            notes = Footnotes()
+            used = [name for name in ORDER if name in told[:count]]
+            table = [(" ", *heads, *(FIGURES[name] for name in used), *(["run"] * names))]
+            for row in rows:
+                cells = (notes.cell(row.figures.get(name), unit=False, interval=intervals) for name in used)
+                told_apart = (_short(row.conditions[head]) for head in heads)
+                table.append((">" if row.best else " ", *told_apart, *cells, *([row.run] * names)))
+            lines = columns(table, gap="  ")
+            if max(map(cell_len, lines)) <= width or count == 0:
+                shown = [set_cell_size(line, width).rstrip() for line in lines]
+                return notes, shown, [FIGURES[name] for name in told[count:]]
+    raise AssertionError("the last table of the loop is returned")
+
+
+SAID = {"users": "{} users", "rate_per_s": "{} requests/s", **dict.fromkeys(("model", "device", "engine"), "{}"),
+        "repeat": "repeat {}"}  # fmt: skip
+"""Condition, the first wanted in the label of a run first -> its words there."""
+MOST_SAID = 4
+"""The most conditions in a label."""
+Group = tuple[str, ...]
+
+
+def groups_of(runs: Sequence[Run]) -> tuple[list[str], list[Group]]:
+    """Of model, GPU and engine those in which the runs differ, and each run's values of them."""
+    found = {"model": short_model, "GPU": short_device, "engine": engine_of}
+    differ = {kind: values for kind, of in found.items() if len(set(values := list(map(of, runs)))) > 1}
+    return list(differ), list(zip(*differ.values(), strict=True)) or [() for _ in runs]
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """A name for each run by what tells it from the others, such as `8 users`; with its id where names are alike."""
+    _, differs = conditions(runs)
+    order = [*(name for name in SAID if name in differs), *(name for name in differs if name not in SAID)]
+    words = [SAID.get(name, f"{name} {{}}") for name in order]
+    told = [[word.format(value) for word, value in zip(words, values, strict=True) if value]
+            for values in zip(*(differs[name] for name in order), strict=True)]  # fmt: skip
+    found = ["" for _ in runs]
+    for count in range(1, MOST_SAID + 1):
+        found = [" · ".join(parts[:count]) for parts in told] or found
+        if len({*found} - {""}) == len(runs):
+            return found
+    alike = Counter(found)
+    return [
+        f"{label} · {run.id}".removeprefix(" · ") if alike[label] > 1 or not label else label
+        for label, run in zip(found, runs, strict=True)
+    ]

@@ -1,25 +1,32 @@
-"""Tables of differences between runs, of a wanted precision, and of repeats."""
+"""Tables of changes: between runs, over commits, of repeats, and of a wanted precision; gates as JUnit XML."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import get_args
+from xml.etree import ElementTree
 
 from harness.analysis import diff
 from harness.analysis import gates as gating
+from harness.analysis.diff import HEADLINES, check_comparable, judge
 from harness.analysis.findings import mixed
+from harness.analysis.gates import SHORT
 from harness.analysis.precision import Reach, Target, reaches
 from harness.analysis.repeats import learned, repeated
 from harness.analysis.summary import Sweep, summary_of
+from harness.config import near
+from harness.errors import HarnessError
 from harness.model import Figure, Finding, Summary
-from harness.report.format import carried, number, scale
-from harness.report.junit import Gate
-from harness.report.several import FIGURES
-from harness.report.table import PROPERTIES, Cell, Table
+from harness.report.answer import FIGURES
+from harness.report.format import carried, labels, number, scale
+from harness.report.table import Cell, Table, properties
 from harness.report.tables import FINDING, finding_row
 from harness.store.run import Run
 
+Gate = tuple[str, str, str]
+"""What fails, what was seen, and the outcome (`passed`, `failed` or `undecided`)."""
 ORDER = get_args(diff.Judgement)
 WHOLE_TABLE = (
     "improved and regressed hold for the whole table: at most 5% of comparisons name any figure wrongly (Holm)"
@@ -54,7 +61,7 @@ def difference(
         (gate.text, _changed(ratios[gate.figure]), outcome) for gate, outcome in gating.of_changes(gates, changes)
     ]
     title = "NEW against BASE" + (" (FORCED)" if must else "")
-    properties = {
+    known = {
         "base": ", ".join(run.id for run in base),
         "new": ", ".join(run.id for run in new),
         "verdict": _verdict(changes, least),
@@ -69,7 +76,7 @@ def difference(
     doubts += [(name, found) for name, side in (("base", base), ("new", new)) if (found := mixed(side))]
     made = [
         gates_table(judged, "change, 95%"),
-        Table("verdict", title, PROPERTIES, tuple((key, text) for key, text in properties.items() if text)),
+        properties("verdict", title, known),
         Table("diff", f"Figures of {title}" if full else "What moved", columns, rows, tuple(notes)),
         _doubted(doubts, full),
     ]
@@ -114,9 +121,8 @@ def points_table(runs: Sequence[Run], least: float, between: float | None) -> Ta
         found = {c.ratio.name: c for c in diff.judge(sides[0], sides[1], least, spread, turns, len(others))}
         rows.append((point, *(_judged(found.get(figure)) for figure in diff.HEADLINES)))
     notes = (WHOLE_TABLE, "* no difference seen, or undecided")
-    return Table(
-        "points", f"Points against {name}", ("point", *(FIGURES[name] for name in diff.HEADLINES)), tuple(rows), notes
-    )
+    columns = ("point", *(FIGURES[name] for name in diff.HEADLINES))
+    return Table("points", f"Points against {name}", columns, tuple(rows), notes)
 
 
 def _judged(change: diff.Change | None) -> str | None:
@@ -182,22 +188,15 @@ def _changed(ratio: Figure) -> str:
     return f"{value:+.1f}% ({low:+.1f} to {high:+.1f})"
 
 
-COUNTED: Mapping[diff.Judgement, str] = {
-    "no difference seen": "no difference seen of {least:g}% or more",
-    "undecided": "undecided: changed by the interval of that figure alone, which one or two of thirty are by chance",
-    "not judged": "not judged, as they have no interval",
-}
+COUNTED = labels("judgement")
 """Judgements of figures that are only counted, in words."""
 
 
 def _counted(changes: Sequence[diff.Change], least: float) -> list[str]:
     """How many figures did not change or could not be judged; costs are not counted."""
-    counts = Counter(c.judgement for c in changes if c.ratio.name not in diff.COSTS)
-    lines = [
-        f"{counts[judgement]} figures: {text.format(least=100 * least)}"
-        for judgement, text in COUNTED.items()
-        if counts[judgement]
-    ]
+    counts: Counter[str] = Counter(c.judgement for c in changes if c.ratio.name not in diff.COSTS)
+    told = {text.format(least=100 * least): counts[judgement] for judgement, text in COUNTED.items()}
+    lines = [f"{count} figures: {text}" for text, count in told.items() if count]
     return [*lines, "--full has every figure, also means, p90 and p95"]
 
 
@@ -239,7 +238,7 @@ def precision_table(run: Run, summary: Summary, targets: Sequence[Target]) -> Ta
 
 def _precision_row(summary: Summary, reach: Reach, device_s: float) -> tuple[Cell, ...]:
     name = reach.target.figure
-    figure: tuple[Cell, ...] = name, next((each for each in summary.figures if each.name == name), None)
+    figure: tuple[Cell, ...] = name, summary.get(name)
     wanted = f"{reach.target.share * 100:.3g}%"
     if reach.half is None or reach.factor is None or reach.more is None:
         return *figure, f"n/a ({reach.reason})", wanted, None, None, None
@@ -259,13 +258,68 @@ def _saved(run: Run, summary: Summary, found: Sequence[Reach], device_s: float) 
 
 def repeats_table(runs: Sweep) -> Table:
     """The headline figures of repeats of one run: the mean with its interval, then the value of each run."""
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (mean.name, mean, *(replace(figure, low=None, high=None, reason=None) for figure in each))
-        for mean, each in repeated(runs)
-    )
+    bare = partial(replace, low=None, high=None, reason=None)
+    rows = tuple((mean.name, mean, *map(bare, each)) for mean, each in repeated(runs))
     attached = any(run.file.prompts is not None and run.file.prompts.attached for run, _ in runs)
     fresh = "each run sent new prompts to a server that ran already" if attached else "each run started its engine anew"
     notes = [f"{fresh}; the requests had the same lengths; the interval is of the mean, between runs"]
     if differs := mixed([run for run, _ in runs]):
         notes.append(f"{differs.code}: {differs.text}")
     return Table("repeats", "Repeats", ("figure", "mean", *(run.id for run, _ in runs)), rows, tuple(notes))
+
+
+NOTES = (
+    "commit: of the working directory at the time of the run; * with changes that were not committed",
+    "judged with the assumed spread between runs; repeats would show the true one (harness diff, harness ab)",
+)
+
+
+def trend_table(sweep: Sweep, name: str) -> Table:
+    """A row for each run, the oldest first: commit, figure, and its change from the run before, with a judgement.
+
+    Runs that cannot be compared with the newest are left out and counted. HarnessError if no run has the figure.
+    """
+    name = SHORT.get(name, name)
+    ordered = sorted(sweep, key=lambda each: each[0].file.created_utc)
+    alike = [each for each in ordered if not check_comparable([each[0]], [ordered[-1][0]], force=True)[0]]
+    known = dict.fromkeys(figure.name for _, summary in alike for figure in summary.figures)
+    if name not in known:
+        fix = f"{near(name, [*known, *SHORT])}for instance {', '.join(HEADLINES)}"
+        raise HarnessError(f"--trend {name}: no run has this figure", fix)
+    rows: list[tuple[Cell, ...]] = []
+    for i, (run, summary) in enumerate(alike):
+        found = judge([alike[i - 1][1]], [summary]) if i else ()
+        change = next((each for each in found if each.ratio.name == name), None)
+        project = run.environment.project
+        commit = "" if project is None else (project.revision or "")[:10] + "*" * project.dirty
+        ratio, told = ([None], "") if change is None else ([change.ratio], change.judgement)
+        seen = (each and replace(each, n=None, reason=None) for each in (summary.get(name), *ratio))
+        rows.append((run.id, commit, *seen, told))
+    columns = ("run", "commit", name, "new / before", "judgement")
+    others = len(ordered) - len(alike)
+    left = (f"{others} runs are incomplete, or not comparable with the newest, and left out",) if others else ()
+    return Table("trend", f"{name} over {len(rows)} runs", columns, tuple(rows), (*left, *NOTES))
+
+
+KINDS = {"failures": "failed", "skipped": "undecided"}
+"""Attribute of a test suite -> the outcome that it counts."""
+
+
+def as_xml(suite: str, gates: Iterable[Gate]) -> str:
+    """A test suite with a test for each gate; an undecided one is skipped, with the reason.
+
+    >>> as_xml("run", [("ttft_s.p99>500ms", "612 ms", "failed")]).splitlines()[1]
+    '<testsuites><testsuite name="run" tests="1" failures="1" skipped="0">\
+<testcase classname="run" name="ttft_s.p99&gt;500ms">\
+<failure message="612 ms" /></testcase></testsuite></testsuites>'
+    """
+    every = list(gates)
+    counts = {name: f"{sum(each[2] == kind for each in every)}" for name, kind in KINDS.items()}
+    root = ElementTree.Element("testsuites")
+    tests = ElementTree.SubElement(root, "testsuite", {"name": suite, "tests": f"{len(every)}", **counts})
+    for name, seen, outcome in every:
+        test = ElementTree.SubElement(tests, "testcase", {"classname": suite, "name": name})
+        for tag, kind in (("failure", "failed"), ("skipped", "undecided")):
+            if outcome == kind:
+                ElementTree.SubElement(test, tag, {"message": seen})
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, "unicode") + "\n"

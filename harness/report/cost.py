@@ -9,6 +9,7 @@ from harness.cost.draws import PARAMETERS, Distribution
 from harness.cost.pricing import AtObjective, Interactive, Priced
 from harness.model import Figure
 from harness.report.answer import short_load
+from harness.report.format import labels
 from harness.report.table import Cell, Table
 from harness.store.run import Run
 
@@ -105,11 +106,7 @@ def _costs_table(name: str, title: str, found: Sequence[tuple[Run, Costs]]) -> T
     return Table(name, title, columns, tuple(rows), (TWO_DENOMINATORS,))
 
 
-COST_COLUMNS = {
-    "usd_per_million_output_tokens": "USD per million output tokens",
-    "usd_per_million_total_tokens": "USD per million tokens",
-    "usd_per_query": "USD per query",
-}
+COST_COLUMNS = labels("cost")
 
 
 def sweep_tables(best: Sequence[AtObjective], fronts: Sequence[tuple[str, Sequence[Interactive]]]) -> list[Table]:

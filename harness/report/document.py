@@ -12,18 +12,15 @@ from harness.facts import whatif
 from harness.facts.appraisal import appraise, shipped_book, standing
 from harness.facts.formulas import Context
 from harness.model import Summary
-from harness.report import page, page_head, tables
-from harness.report.answer import answer
+from harness.report import page, tables
+from harness.report.answer import WITHIN, answer, labels_of, several
 from harness.report.cost import cost_tables, sweep_tables, tiers_table, tornado_tables
 from harness.report.facts import compare_tables, first_table, sources_table
-from harness.report.several import WITHIN, several
+from harness.report.format import labels
 from harness.report.table import Table
 from harness.store.run import Run
 
-COSTS = {
-    "usd_per_query": "measured here: cost of a query",
-    "usd_per_million_output_tokens": "measured here: cost of a million output tokens",
-}
+COSTS = labels("beside the press")
 """Cost figures that are printed below the reported figures -> their label there."""
 
 
@@ -70,7 +67,7 @@ def page_of(made: Sequence[Table], sweep: Sweep, scenario: str | None = None) ->
 
     Without the extra `charts` it has none, and says so.
     """
-    from harness.report import charts, marks
+    from harness.report import charts, run_charts
 
     found = fastest_within([summary for _, summary in sweep], WITHIN)
     fastest = found or fastest_within([summary for _, summary in sweep], 0.0)
@@ -78,18 +75,18 @@ def page_of(made: Sequence[Table], sweep: Sweep, scenario: str | None = None) ->
     runs, others = [run for run, _ in sweep], [each for each in sweep if each is not best]
     drawings, absent = [], ""
     try:
-        drawings = charts.for_page(charts.of_report(made, [best, *others], marks.PAGE))
+        drawings = charts.for_page(run_charts.of_report(made, [best, *others], charts.PAGE))
     except HarnessError as missing:
         absent = f'<p class="dim">No charts: {page.text(missing.what)}: {page.text(missing.fix)}</p>\n'
     starts = whatif.starts([best, *others], Context(shipped_book()), scenario)
-    for run, label in zip(runs, page_head.labels_of(runs), strict=True):
+    for run, label in zip(runs, labels_of(runs), strict=True):
         for start in starts:
             start["label"] = start["label"].replace(f"run {run.id}", label)
     if len(sweep) == 1:  # its id stands at the top
         made = [replace(each, source="") for each in made]
     made = sorted(made, key=lambda table: table.name != "findings")
-    above, methods = page_head.above(sweep, best, found is not None, scenario), page_head.methods(sweep, scenario)
-    return page.render(page_head.title_of(runs), made, drawings, starts, above + absent, methods)
+    above, methods = page.above(sweep, best, found is not None, scenario), page.methods(sweep, scenario)
+    return page.render(page.title_of(runs), made, drawings, starts, above + absent, methods)
 
 
 def first_screen(sweep: Sweep, scenario: str | None, width: int) -> str:

@@ -6,8 +6,14 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from harness.analysis.latency import LATENCIES
+from harness.files import data_rows
 from harness.model import Figure
 from harness.report.table import PROPERTIES, Cell, Table
+
+
+def labels(place: str) -> dict[str, str]:
+    """Figure -> its label in that place of labels.csv, in the order in which they are shown."""
+    return {row["figure"]: row["label"] for row in data_rows("labels.csv") if row["place"] == place}
 
 
 def scale(figure: Figure) -> tuple[float, str]:
@@ -146,6 +152,13 @@ def words(figure: Figure, without: Container[str] = ()) -> str:
     >>> words(Figure("ttft_s.p99", 0.2, "s", "measured", n=3), {"status"})
     '200 ms (n=3)'
     """
+    said = beside(figure, without)
+    known = figure.value is not None or "reason" not in without
+    return (amount(figure, unit="unit" not in without) if known else "n/a") + (f" ({said})" if said else "")
+
+
+def beside(figure: Figure, without: Container[str]) -> str:
+    """What stands beside the value of a figure: the parts of `words` but the unit."""
     between = None if "bound" in without else ends(figure)
     known = figure.value is not None
     parts = {
@@ -154,9 +167,7 @@ def words(figure: Figure, without: Container[str] = ()) -> str:
         "reason": figure.reason if known else None,
         "status": figure.status,
     }
-    aside = "; ".join(text for part, text in parts.items() if text and part not in without)
-    value = amount(figure, unit="unit" not in without) if known or "reason" not in without else "n/a"
-    return value + (f" ({aside})" if aside else "")
+    return "; ".join(text for part, text in parts.items() if text and part not in without)
 
 
 CLAIM = ("bound", "value", "unit")
@@ -196,10 +207,8 @@ def printed(table: Table) -> Printed:
     def cell(i: int, content: Cell) -> str:
         if not isinstance(content, Figure):
             return plain(content or "")
-        left_out = (
-            without | ({"interval"} if len(content.interval) > SHORT else set()) | ({"unit"} if i in units else set())
-        )
-        return f"{words(content, left_out)} {marks_of(content, common, marks)}".rstrip()
+        told = {name for name, out in (("interval", len(content.interval) > SHORT), ("unit", i in units)) if out}
+        return f"{words(content, without | told)} {marks_of(content, common, marks)}".rstrip()
 
     notes = (*(f"[{mark}] {reason}" for reason, mark in marks.items()), *table.notes)
     return Printed(
@@ -248,8 +257,7 @@ def figure_columns(table: Table) -> set[int]:
 
 def same_columns(table: Table) -> list[int]:
     """The columns but the first whose text is the same in all rows."""
-    columns = range(1, len(table.columns) if len(table.rows) > 1 else 0)
-    same = [i for i in columns if len({row[i] for row in table.rows}) == 1]
+    same = [i for i in range(1, len(table.columns)) if len({row[i] for row in table.rows}) == 1 < len(table.rows)]
     return [i for i in same if table.rows[0][i] and isinstance(table.rows[0][i], str)]
 
 
@@ -277,17 +285,14 @@ def shared(table: Table) -> dict[str, str]:
 def aside(table: Table, common: Mapping[str, str], where: str = "") -> str:
     """What all figures share, as printed beside the title; `where` says where the intervals are printed."""
     said = {kind: what for kind, what in common.items() if kind not in table.columns}
+    interval = said.get("interval", "") if where else ""
     parts = [
         said.get("unit", ""),
-        _whose(said["interval"], where) if where and "interval" in said else "",
+        f"{where}: {interval}" if len(interval) > SHORT else f"{interval} {where}" if interval else "",
         f"n={said['n']}" if "n" in said else "",
         said.get("status", "").replace("simulated", "SIMULATED"),
     ]
     return ", ".join(part for part in parts if part)
-
-
-def _whose(interval: str, where: str) -> str:
-    return f"{interval} {where}" if len(interval) <= SHORT else f"{where}: {interval}"
 
 
 SHORT = 12

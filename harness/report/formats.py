@@ -11,7 +11,8 @@ A figure is {"name", "value", "unit", "status", "low", "high", "n", "reason", "i
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Literal
@@ -21,28 +22,21 @@ import pandas as pd
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.report import page, text
-from harness.report.markup import latex, markdown
+from harness.report.format import Printed, printed
 from harness.report.table import Table
 
 Format = Literal["text", "md", "csv", "latex", "html", "json", "parquet"]
-WORDS: Mapping[str, Callable[[Sequence[Table]], str]] = {
-    "text": text.render,
-    "md": markdown,
-    "latex": latex,
-    "html": lambda tables: _page(tables),
-    "csv": lambda tables: csv(long_form(tables)),
-}
 SCHEMA_VERSION = 1
 """Of the JSON format."""
 
 
 def _page(tables: Sequence[Table]) -> str:
     """The tables with the charts of them, if the extra `charts` is installed."""
-    from harness.report import charts, marks
+    from harness.report import charts
 
     drawings: list[page.Drawing] = []
     with suppress(HarnessError):
-        drawings = charts.for_page(charts.of_tables(tables, marks.PAGE))
+        drawings = charts.for_page(charts.of_tables(tables, charts.PAGE))
     return page.render(tables[0].title, tables, drawings)
 
 
@@ -55,16 +49,18 @@ def render(tables: Sequence[Table], format_: Format, summaries: Sequence[Summary
     '{"schema_version": 1, "runs": [], "tables": []}\\n'
     """
     if format_ == "json":
-        runs = [
-            asdict(each) | {"figures": {figure.name: asdict(figure) for figure in each.figures}} for each in summaries
-        ]
+        runs = [asdict(each) | {"figures": {x.name: asdict(x) for x in each.figures}} for each in summaries]
         content = {"schema_version": SCHEMA_VERSION, "runs": runs, "tables": [asdict(table) for table in tables]}
         return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
     if format_ == "parquet":
         buffer = io.BytesIO()
         long_form(tables).to_parquet(buffer, index=False)
         return buffer.getvalue()
-    return WORDS[format_](tables)
+    if format_ == "html":
+        return _page(tables)
+    if format_ == "csv":
+        return csv(long_form(tables))
+    return {"text": text.render, "md": markdown, "latex": latex}[format_](tables)
 
 
 _FORMULA, _CONTROL = r"^[=+\-@\t]", r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
@@ -120,3 +116,110 @@ def _rows(table: Table) -> Iterator[dict[str, Any]]:
                 yield {**place, "column": column, "text": cell}
     for note in table.notes:
         yield {"table": table.name, "column": "note", "text": note, "source": table.source}
+
+
+PREAMBLE = page.asset("preamble.tex")
+COMMANDS = {
+    "\\": r"\textbackslash{}", "~": r"$\sim$", "^": r"\textasciicircum{}", "`": r"\textasciigrave{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "≤": r"$\le$", "≥": r"$\ge$", "×": r"$\times$",
+    "→": r"$\to$", "µ": r"\textmu{}", "–": r"\textendash{}", "…": r"\dots{}", "·": r"\textperiodcentered{}",
+    "[": "{[}", "*": "{*}", "\0": r"\allowbreak{}", "\1": r"-\kern0pt{}", **{c: f"\\{c}" for c in "&%$#_{}"},
+}  # fmt: skip
+"""Character -> LaTeX. `[` and `*` after a row's end would be read as its argument."""
+LINE = 82
+"""Characters of \\footnotesize in a line of the article class; the columns of a wider table have fixed widths."""
+WIDEST = 40
+LONGEST_WORD = 20
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """Every table with caption, notes, and for the first table of its name the label `tab:NAME`."""
+    seen: set[str] = set()
+    parts = [PREAMBLE]
+    for table in tables:
+        label = "" if table.name in seen else rf"\label{{tab:{table.name}}}"
+        seen.add(table.name)
+        parts.append(_latex_table(printed(table), label))
+    return "\n".join(parts)
+
+
+def _latex_table(table: Printed, label: str) -> str:
+    caption = latex_text(table.title) + (f" ({latex_text(table.aside)})" if table.aside else "")
+    head = [_latex_row(table.header), r"\midrule"] if table.header else []
+    lines = [
+        r"\begingroup\footnotesize",
+        rf"\begin{{longtable}}{{{_columns(table)}}}",
+        rf"\caption{{{caption}}}{label}\\ \toprule",
+        *head,
+        r"\endfirsthead \toprule",
+        *head,
+        r"\endhead \bottomrule \endfoot",
+        *map(_latex_row, table.rows),
+        r"\end{longtable}",
+        *(rf"\noindent {latex_text(note)}\par" for note in table.notes),
+        r"\endgroup",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _columns(table: Printed) -> str:
+    """Columns of natural width if the table fits a line; else shares of the line by the longest cell."""
+    columns = list(zip(*table.rows, *([table.header] if table.header else []), strict=True))
+    widest = [max(map(len, column)) for column in columns]
+    if sum(widest) + 2 * len(widest) <= LINE:
+        return "".join("r" if i in table.figures else "l" for i in range(len(widest)))
+    words = [max((len(word) for cell in column for word in cell.split()), default=1) for column in columns]
+    shares = [min(WIDEST, max(wide, 1)) + min(LONGEST_WORD, word) + 2 for wide, word in zip(widest, words, strict=True)]
+    wrapped = r">{\raggedright\arraybackslash}p{\dimexpr %.3f\linewidth-2\tabcolsep\relax}"
+    return "".join(wrapped % (share / sum(shares)) for share in shares)
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(latex_text, cells)) + r" \\[1pt]"
+
+
+def latex_text(text: str) -> str:
+    """LaTeX that prints the text as it is; long words may be broken.
+
+    >>> print(latex_text("50% of a_b <= $5 – 10^6"))
+    50\\% of a\\_b \\textless{}= \\$5 \\textendash{} 10\\textasciicircum{}6
+    """
+    marked = re.sub(rf"(\S{{{LONGEST_WORD}}})(?=\S)", "\\1\0", text)
+    return "".join(COMMANDS.get(c, c) for c in re.sub("-(?=-)", "\1", marked))  # hyphens in a row would be a dash
+
+
+SPECIAL = re.compile(r"[\\`*|<>~$&]|(?<!\w)_|_(?!\w)|(?<=\])\(")
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """A heading, the rows and a list of notes for each table."""
+    return "\n".join(_markdown_table(printed(table)) for table in tables)
+
+
+def _markdown_table(table: Printed) -> str:
+    width = len(table.rows[0])
+    lines = [
+        f"### {markdown_text(table.title)}" + (f" ({markdown_text(table.aside)})" if table.aside else ""),
+        "",
+        _markdown_row(table.header or ("",) * width),
+        "|" + "|".join(" ---: " if i in table.figures else " --- " for i in range(width)) + "|",
+        *map(_markdown_row, table.rows),
+        "",
+        *(f"- {markdown_text(note)}" for note in table.notes),
+        *([""] if table.notes else []),
+    ]
+    return "\n".join(lines)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(markdown_text, cells))} |"
+
+
+def markdown_text(text: str) -> str:
+    """Markdown that prints the text as it is.
+
+    >>> print(markdown_text("a|b <= *c* snake_case _d_ ~ $5"))
+    a\\|b \\<= \\*c\\* snake_case \\_d\\_ \\~ \\$5
+    """
+    return SPECIAL.sub(lambda found: f"\\{found[0]}", text)

@@ -11,10 +11,17 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from harness.model import Figure
-from harness.report.format import claims, plain, printed, same_columns, scale
-from harness.report.screen import SCREEN
+from harness.analysis.summary import Sweep
+from harness.cost.pricing import Priced, price_run, scenario_for
+from harness.facts.appraisal import standing
+from harness.model import Figure, Finding, Summary
+from harness.report import answer
+from harness.report.facts import SCREEN
+from harness.report.format import carried, claims, labels, plain, printed, same_columns, scale
 from harness.report.table import Table
+from harness.report.tables import findings_of, in_words
+from harness.report.text import Footnotes
+from harness.store.run import Run
 
 MOST_ROWS = 500
 """Rows printed of a table."""
@@ -37,7 +44,7 @@ def render(
     above: str = "",
     methods: str = "",
 ) -> str:
-    """The page. `starts` are the starting points of the what-if; `above` and `methods` are HTML that `page_head` makes.
+    """The page. `starts` are the starting points of the what-if; `above` and `methods` are HTML of the functions below.
 
     Text of a run is escaped. Besides, the page's policy lets it load nothing and run only the script with its digest.
     """
@@ -145,3 +152,103 @@ def text(content: str) -> str:
 def asset(name: str) -> str:
     """A file of the page."""
     return (resources.files("harness.report") / "page" / name).read_text(encoding="utf-8")
+
+
+TILES = labels("tile")
+"""Key figures in reading order -> their names; costs follow. A figure that the run does not have has no tile."""
+
+
+def title_of(runs: Sequence[Run]) -> str:
+    """The model, or models, and where they ran."""
+    models, devices = (list(dict.fromkeys(map(of, runs))) for of in (answer.short_model, answer.short_device))
+    kinds = {"models": models, "devices": devices}
+    named = [each[0] if len(each) == 1 else f"{len(each)} {kind}" for kind, each in kinds.items()]
+    simulated = "A simulated run" if len(runs) == 1 else f"{len(runs)} simulated runs"
+    return " on ".join(each for each in named if each) or simulated
+
+
+def above(sweep: Sweep, best: tuple[Run, Summary], met: bool, scenario: str | None) -> str:
+    """What was measured, the serious findings, and the key figures of a run, of several runs of the best.
+
+    `met`: whether that run meets its objectives. With several models, GPUs or engines selectors follow.
+    """
+    run, summary = best
+    runs = [each for each, _ in sweep]
+    about = answer.headline(run, summary) if len(runs) == 1 else [f"{len(runs)} runs", *answer.conditions(runs)[0]]
+    dated = f"{run.file.created_utc:%d %B %Y}"
+    about = [each for each in about if each not in title_of(runs)] + [dated] + [run.id] * (len(runs) == 1)
+    made = f'<p class="about">{text(" · ".join(about))}</p>\n'
+    made += _banner([(each, of) for of, its in sweep for each in findings_of(of, its) if each.serious], len(runs))
+    if len(runs) > 1:
+        why = "The most output tokens/s within the objectives" if met else "The most output tokens/s"
+        made += f"<p><b>{why}</b>: {text(answer.labels_of(runs)[runs.index(run)])}</p>\n"
+    priced = None if run.engine is None or run.simulated else price_run(run, summary, scenario)
+    made += _tiles(run, summary, priced)
+    kinds, groups = answer.groups_of(runs)
+    if not kinds:
+        return made
+    distinct = list(dict.fromkeys(groups))
+    data = {"kinds": kinds, "groups": distinct, "runs": {of.id: distinct.index(groups[i]) for i, of in enumerate(runs)}}
+    return f'{made}<form class="choose" autocomplete="off" data-groups="{text(json.dumps(data))}"></form>\n'
+
+
+def _banner(serious: Sequence[tuple[Finding, Run]], count: int) -> str:
+    """Each kind of serious finding once, with what to do, and of several runs the number that have it."""
+    lines = ""
+    for code in dict.fromkeys(each.code for each, _ in serious):
+        of = [each for each, _ in serious if each.code == code]
+        many = f" in {len(of)} of {count} runs, for instance" if count > 1 else ""
+        lines += f"<p><b>{text(code)}</b>{many}: {text(of[0].text)} → {text(of[0].advice)}</p>\n"
+    return f'<div class="banner" role="alert">\n{lines}</div>\n' if lines else ""
+
+
+def _tiles(run: Run, summary: Summary, priced: Priced | None) -> str:
+    """The key figures, then the reasons why some have no interval or no value, and what the intervals are."""
+    notes = Footnotes()
+    known = [(label, figure) for name, label in TILES.items() if (figure := summary.get(name)) is not None]
+    found = [(label, figure, scale(figure)[1]) for label, figure in known]
+    if priced is not None:
+        found += [
+            (f"USD {per.replace('million', 'M')}", answer.times_of(priced.costs[name], many), "")
+            for name, (many, per) in answer.COSTS.items()
+        ]
+    tiles = "".join(_tile(notes, *each) for each in found)
+    reasons = [*notes.texts(), "; ".join(answer.legend(run, summary, priced))]
+    said = "".join(f"<li>{text(reason)}</li>\n" for reason in reasons)
+    return f'<dl class="tiles">\n{tiles}</dl>\n<ul class="notes reasons">\n{said}</ul>\n'
+
+
+def _tile(notes: Footnotes, label: str, figure: Figure, unit: str) -> str:
+    value, between = carried(figure)
+    unit = "" if figure.value is None else unit if unit == "%" else f" {unit}"
+    if figure.value is not None and not between:
+        between = "no interval" if figure.reason else f"n = {figure.n:,}" if figure.n else ""
+    return (
+        f'<div><dt>{text(label)}</dt><dd><span class="value">{text(value)}</span>{text(unit)}</dd>'
+        f"<dd>{text(between + notes.mark(figure.reason))}</dd></div>\n"
+    )
+
+
+def methods(sweep: Sweep, scenario: str | None) -> str:
+    """A paragraph on how the figures were made, and a citation in BibTeX."""
+    runs = [run for run, _ in sweep]
+    begin, end = (pick(run.file.created_utc for run in runs).date() for pick in (min, max))
+    asked = dict.fromkeys(f"{run.file.workload.name}: {in_words(run.file.workload.requests)}" for run in runs)
+    scenarios = dict.fromkeys(scenario or scenario_for(run) for run in runs if run.engine is not None)
+    said = {
+        "runs": f"{len(runs)} run{'s' * (len(runs) > 1)}",
+        "title": title_of(runs),
+        "engines": ", ".join(dict.fromkeys(map(answer.engine_of, runs))),
+        "when": f"on {begin}" if begin == end else f"from {begin} to {end}",
+        "tools": " and ".join(sorted({run.environment.harness or "of unknown version" for run in runs})),
+        "sent": f"{sum(int(summary['requests.sent'].value or 0) for _, summary in sweep):,}",
+        "meters": ", ".join(sorted({info.meter for run in runs for info in run.file.meters})) or "none",
+        "workloads": "; ".join([*asked][: answer.MOST_SAID]) + "; and others" * (len(asked) > answer.MOST_SAID),
+        "loads": ", ".join(dict.fromkeys(map(answer.short_load, runs))),
+        "standing": " ".join(filter(None, dict.fromkeys(map(standing, runs)))),
+        "scenario": " and ".join(scenarios) or "none",
+        "date": str(end),
+        "year": str(end.year),
+        "ids": runs[0].id + " and others" * (len(runs) > 1),
+    }
+    return Template(asset("methods.html")).substitute({name: text(value) for name, value in said.items()})

@@ -1,7 +1,5 @@
 """Tables of predictions: one serving point, its front, several GPUs side by side, and how far predictions were off."""
 
-import csv
-import io
 from collections.abc import Sequence
 from functools import partial
 from operator import mul
@@ -9,7 +7,7 @@ from operator import mul
 import numpy as np
 
 from harness.cost.bill import interval_figures, mapped
-from harness.files import read_data
+from harness.files import data_rows
 from harness.model import Figure
 from harness.predict.predict import Prediction
 from harness.predict.priced import USD, Priced, offers
@@ -39,11 +37,8 @@ def prediction_tables(found: Priced, full: bool = False, cached: float | None = 
 def title(p: Prediction) -> str:
     """Model, GPUs and their layout, engine, precision and load in a line."""
     s = p.serving
-    sharing = [
-        f"{name}{count}"
-        for name, count in (("TP", s.gpus // s.dp), ("EP", s.ep), ("DP", s.dp), ("PP", s.pp))
-        if count > 1
-    ]
+    ranks = {"TP": s.gpus // s.dp, "EP": s.ep, "DP": s.dp, "PP": s.pp}
+    sharing = [f"{name}{count}" for name, count in ranks.items() if count > 1]
     copies = f", {p.replicas} copies" if p.replicas > 1 else ""
     layout = f"{p.devices} x {s.gpu.name}{copies}{' of ' + ' '.join(sharing) if sharing else ''}"
     layout += f", {p.replicas * s.prefill_gpus} of them for prompts alone" if s.prefill_gpus else ""
@@ -61,7 +56,7 @@ def _memory(p: Prediction) -> str:
 
 def front_table(found: Priced) -> Table:
     """Throughput against interactivity: a row for every second batch, for the asked one and for the best."""
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for i, (point, cost) in enumerate(found.front):
         if i % 2 == 0 or i == found.best or point is found.prediction:
             mark = " <" if i == found.best else ""
@@ -99,31 +94,30 @@ def _margin(price: float, cost: float) -> float:
     return 1 - cost / price
 
 
-def _speeds(point: Prediction) -> tuple[Figure, Figure, Figure]:
+def _speeds(point: Prediction) -> list[Figure]:
     draws = (
         ("tokens_per_s_per_user", "tokens/s", 1 / point.tpot_s),
         ("tokens_per_s_per_gpu", "tokens/s", 1 / point.device_s),
         ("ttft_s", "s", point.ttft_s),
     )  # fmt: skip
-    first, second, third = (interval_figures(name, unit, "derived", values)[0] for name, unit, values in draws)
-    return first, second, third
+    return [interval_figures(name, unit, "derived", values)[0] for name, unit, values in draws]
 
 
 def side_by_side(all_found: Sequence[tuple[str, Priced | str]]) -> Table:
     """A row for each GPU at its best point that meets the objective, the cheapest marked. Text: why there is none."""
-    priced = [(gpu, found) for gpu, found in all_found if isinstance(found, Priced) and found.best is not None]
-    with_price = [
-        (figure.value, gpu) for gpu, found in priced if (figure := found.front[found.best or 0][1]).value is not None
-    ]
-    cheapest = min(with_price)[1] if with_price else None
+    best = {
+        gpu: found.front[found.best] for gpu, found in all_found if isinstance(found, Priced) and found.best is not None
+    }
+    prices = {gpu: cost.value for gpu, (_, cost) in best.items() if cost.value is not None}
+    cheapest = min(prices, key=prices.__getitem__, default=None)
     rows: list[tuple[Cell, ...]] = []
     notes = ["< the cheapest per million output tokens at the objective"] if cheapest else []
     for gpu, found in all_found:
-        if isinstance(found, str) or found.best is None:
+        if gpu not in best:
             rows.append((gpu, *[None] * 7))
             notes.append(f"{gpu}: {found if isinstance(found, str) else 'no batch meets the objective'}")
             continue
-        point, cost = found.front[found.best]
+        point, cost = best[gpu]
         rows.append((
             f"{gpu}{' <' if gpu == cheapest else ''}", f"{point.devices}", f"{point.serving.batch * point.replicas:g}",
             *_speeds(point), interval_figures("joules_per_output_token", "J", "derived", point.joules)[0], cost,
@@ -147,15 +141,15 @@ def validation_table(classes: Sequence[str] = ()) -> Table:
 
     `classes`: only those whose first word is one of these; all if empty.
     """
-    header, *lines = csv.reader(io.StringIO(read_data("predict/validation.csv")))
+    lines = [[*row.items()] for row in data_rows("predict/validation.csv")]
     rows: list[tuple[Cell, ...]] = []
-    for quantity, left_out, level, n, *numbers in lines:
+    for (_, quantity), (_, left_out), (_, level), (_, n), *numbers in lines:
         if classes and level.split()[0] not in classes:
             continue
         found: list[Cell] = []
-        for name, text in zip(header[4:], numbers, strict=True):
+        for name, text in numbers:
             unit = "share" if name.startswith("inside") else "ratio"
             found.append(Figure(name.replace(" ", "_"), float(text), unit, "derived") if text else "")
         rows.append((f"{quantity}, {left_out}: {level}", n, *found))
-    columns = ("quantity, left out: class", "points", *header[4:])
+    columns = ("quantity, left out: class", "points", *(name for name, _ in lines[0][4:]))
     return Table("validation", "Predictions against measurements", columns, tuple(rows), VALIDATION)

@@ -10,8 +10,10 @@ from harness.analysis.part import Part
 from harness.analysis.summary import Sweep
 from harness.analysis.times import times
 from harness.cost.bill import measured
-from harness.report.marks import DASHES, HUES, Chart, at, coded, ends, finish, layered, mark, number
-from harness.report.page_head import Group, groups_of, labels_of
+from harness.files import data_rows
+from harness.report import charts
+from harness.report.answer import Group, groups_of, labels_of
+from harness.report.charts import DASHES, HUES, WIDTH, Chart, at, coded, ends, finish, layered, mark, number
 from harness.report.table import Table
 from harness.store.rows import flat
 from harness.store.run import Run
@@ -20,35 +22,23 @@ MOST_LINES = len(HUES)
 QUANTILES, BINS = 200, 240
 
 
-def of_rows(runs: Sweep, tables: Iterable[Table], width: int) -> list[Chart]:
-    """Latency and cost against the load of several runs, and distributions, power and a map of the output rate.
+def of_report(tables: Sequence[Table], runs: Sweep, width: int = WIDTH) -> list[Chart]:
+    """Every chart of a report: of the runs' rows and figures, and of its tables.
 
-    `tables`: of the report, for the costs. Distributions are of the first `MOST_LINES` runs, power of the first.
+    Of several runs latency and cost against their load, and a map of the output rate; distributions of the first
+    `MOST_LINES` runs, and power of the first.
     """
+    charts.ready()
     points = _points(runs, tables)
     found = [_against(points, name, width) for name in AGAINST]
     found += [_over_time(runs[0][0], width), _heat_map(runs, width)]
     groups = groups_of([run for run, _ in runs])[1]
     found += [_distribution(runs[:MOST_LINES], groups, name, said, width) for name, said in DISTRIBUTIONS.items()]
-    return [chart for chart in found if chart is not None]
+    return [*(chart for chart in found if chart is not None), *charts.of_tables(tables, width)]
 
 
-Axis = tuple[str, str, float]
-"""Field of a point, the axis' title, and the factor to its unit."""
-RATE: Axis = ("output_tokens_per_s", "output token/s", 1.0)
-USERS: Axis = ("load", "users", 1.0)
-DOLLARS: Axis = ("usd", "USD per million output tokens", 1.0)
-AGAINST: Mapping[str, tuple[str, Axis, Sequence[Axis], str]] = {
-    "ttft-load": ("TTFT against load", USERS,
-                  [("ttft_s.p50", "TTFT in ms", 1e3), ("ttft_s.p99", "TTFT in ms", 1e3)], "ttft_s"),
-    "tpot-load": ("TPOT against load", USERS,
-                  [("tpot_s.p50", "TPOT in ms", 1e3), ("tpot_s.p99", "TPOT in ms", 1e3)], "tpot_s"),
-    "throughput-interactivity": ("Throughput against interactivity",
-                                 ("speed", "token/s of one user (1 / median TPOT)", 1.0), [RATE], "speed"),
-    "cost-load": ("Cost against load", USERS, [DOLLARS], ""),
-    "cost-latency": ("Cost against latency", ("tpot_s.p50", "median TPOT in ms", 1e3), [DOLLARS], "tpot_s"),
-}  # fmt: skip
-"""Name -> title, axis across, axes upwards, and the objective whose limit is drawn."""
+AGAINST = {row["name"]: row for row in data_rows("run_charts.csv")}
+"""Charts of a figure against another; seconds are drawn in ms if the title of their axis says so."""
 
 
 def _points(sweep: Sweep, tables: Iterable[Table]) -> list[dict[str, Any]]:
@@ -63,9 +53,8 @@ def _points(sweep: Sweep, tables: Iterable[Table]) -> list[dict[str, Any]]:
         figures |= {"speed": {"value": 1 / tpot if tpot else None}, "load": {"value": load_of(run)}}
         figures["usd"] = costs.get(run.id, {})
         limits = run.objectives | ({"speed": 1 / run.objectives["tpot_s"]} if "tpot_s" in run.objectives else {})
-        found.append(
-            {"group": " · ".join(group), "label": label, "open": run.users is None, "ends": figures, "limits": limits}
-        )
+        about = {"group": " · ".join(group), "label": label, "open": run.users is None}
+        found.append({**about, "ends": figures, "limits": limits})
     return found
 
 
@@ -76,22 +65,23 @@ def load_of(run: Run) -> float | None:
 
 def _against(points: Sequence[Mapping[str, Any]], name: str, width: int) -> Chart | None:
     """A figure of each run against another, a line for each group of runs and percentile; None below two points."""
-    title, (across, said_x, by_x), axes, limit = AGAINST[name]
+    title, across, said_x, fields, said_y, limit = [*AGAINST[name].values()][1:]
+    by_x, by_y = (1e3 if said.endswith("in ms") else 1.0 for said in (said_x, said_y))
     rows = [
         {"x": x * by_x, "group": point["group"], "series": field.rpartition(".")[2],
          "load": point["ends"]["load"]["value"],
-         "about": f"{point['group'] or point['label']}, {point['label']}: {said_y} {found['value'] * by:.4g}",
-         **{of: None if end is None else end * by for of, end in found.items()}}
-        for field, said_y, by in axes for point in points
+         "about": f"{point['group'] or point['label']}, {point['label']}: {said_y} {found['value'] * by_y:.4g}",
+         **{of: None if end is None else end * by_y for of, end in found.items()}}
+        for field in fields.split() for point in points
         if (x := point["ends"].get(across, {}).get("value")) and (found := point["ends"].get(field, {})).get("value")
     ]  # fmt: skip
     if len({row["x"] for row in rows}) < 2:
         return None
-    by_x = 1.0 if limit == "speed" else 1e3
-    limits = sorted({point["limits"][limit] * by_x for point in points if limit in point["limits"]})
+    by = 1.0 if limit == "speed" else 1e3
+    limits = sorted({point["limits"][limit] * by for point in points if limit in point["limits"]})
     groups, kinds = (list(dict.fromkeys(row[of] for row in rows)) for of in ("group", "series"))
     open_loop = across == "load" and any(point["open"] for point in points)
-    said_x, said_y = "requests/s offered (or users)" if open_loop else said_x, axes[0][1]
+    said_x = "requests/s offered (or users)" if open_loop else said_x
     code = coded(groups, "group", color=HUES) | coded(kinds, strokeDash=DASHES)
     for of, names in (("color", groups), ("strokeDash", kinds)):
         code[of]["legend"] = None if len(names) < 2 else {"symbolSize": 400} if of == "strokeDash" else {}
@@ -152,11 +142,9 @@ def _over_time(run: Run, width: int) -> Chart | None:
     (arrival_s, _), (arrived, _) = flat(run.requests["arrival_s"]), flat(run.requests["arrival_tokens"])
     if not len(arrival_s):
         return None
-    phases: list[dict[str, Any]] = [
-        {"from": a, "to": b, "phase": f"idle: {name}"} for name, (a, b) in run.file.idle.items()
-    ]
-    phases.append({"from": 0.0, "to": float(arrival_s.max()), "phase": "load"})
-    low, high = (pick([end for each in phases for end in (each["from"], each["to"])]) for pick in (min, max))
+    spans = {f"idle: {name}": span for name, span in run.file.idle.items()} | {"load": (0.0, float(arrival_s.max()))}
+    phases = [{"from": begin, "to": end, "phase": name} for name, (begin, end) in spans.items()]
+    low, high = min(map(min, spans.values())), max(map(max, spans.values()))
     step_s = next(step for step in (m * 10.0**e for e in range(-3, 9) for m in (1, 2, 5)) if step * BINS >= high - low)
     edges = np.arange(low, high + step_s, step_s)
     tokens, _ = np.histogram(arrival_s, edges, weights=arrived)
@@ -173,7 +161,7 @@ def _over_time(run: Run, width: int) -> Chart | None:
         panels.insert(0, ("power of GPUs in W", edges[watts.index.to_numpy(int)], watts.to_numpy()))
     span = {"domain": [low, high], "nice": False}
     shades = [f"rgba(128,128,128,{share})" for share in [*(0.5, 0.3, 0.2)[: len(phases) - 1], 0.0]]
-    shade = coded([each["phase"] for each in phases], "phase", color=shades)
+    shade = coded(list(spans), "phase", color=shades)
     band = {"x": {"field": "from", "type": "quantitative", "scale": span}, "x2": {"field": "to"}, **shade}
     drawn = []
     for i, (said, when, values) in enumerate(panels):

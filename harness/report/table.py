@@ -1,5 +1,6 @@
 """The one table model that every output format renders."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.model import Figure
@@ -24,3 +25,8 @@ class Table:
     """Sources, assumptions and warnings, printed below the table."""
     source: str = ""
     """The run of its figures, if no column (`run` or `source`) names it."""
+
+
+def properties(name: str, title: str, values: Mapping[str, str]) -> Table:
+    """A table of the properties that are known."""
+    return Table(name, title, PROPERTIES, tuple((key, text) for key, text in values.items() if text))

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,28 +14,15 @@ from harness.analysis.latency import LATENCIES, STATISTICS
 from harness.analysis.summary import Sweep
 from harness.model import Figure, Finding, Summary
 from harness.predict.predict import hardware_limits
-from harness.report.format import amount, number
-from harness.report.table import PROPERTIES, Cell, Table
+from harness.report.format import amount, labels, number
+from harness.report.table import Cell, Table, properties
 from harness.store.run import Run
 from harness.workload.library import in_short
 
 LONGEST = 60
 """Characters printed of a setting of the environment; run.json has it whole."""
-RATES: Mapping[str, str] = {
-    "output_tokens_per_s": "output tokens",
-    "total_tokens_per_s": "total tokens",
-    "input_tokens_per_s": "input tokens",
-    "requests_per_s": "requests",
-    "goodput_per_s": "goodput",
-    "duration_s": "duration",
-    "window.share": "window",
-}
-OBJECTIVES: Mapping[str, str] = {
-    "ttft_s": "first token within {} of the due time",
-    "tpot_s": "TPOT up to {}",
-    "itl_s": "no gap between tokens above {}",
-    "e2e_s": "last token within {} of the due time",
-}
+RATES = labels("rate")
+OBJECTIVES = labels("objective")
 
 
 def measured_tables(run: Run, summary: Summary) -> list[Table]:
@@ -67,27 +55,19 @@ def run_table(run: Run) -> Table:
     """Model, engine, device, workload and load of a run; unknown properties are left out."""
     file, asked = run.file, run.file.workload
     took = (f"{name[:-2].replace('_', ' ')} {round(s, 3):g} s" for name, s in file.timings if s is not None)
-    return _properties(
-        "run",
-        f"Run {file.id}",
-        {
-            "state": _joined([file.state, file.error], ": "),
-            "started": f"{file.created_utc:%Y-%m-%d %H:%M:%S} UTC",
-            "model": _model(run),
-            "engine": _joined([file.engine_asked, run.engine and run.engine.version], " "),
-            "device": _device(run),
-            "workload": _joined([asked.name, asked.description], ": "),
-            "requests": in_words(asked.requests),
-            "load": load_of(run),
-            "warmup": in_words(asked.warmup),
-            "took": _joined(took),
-        },
-    )
-
-
-def load_of(run: Run) -> str:
-    """The load of a run in a line, such as `closed, users 4`."""
-    return in_words(run.file.workload.load)
+    known = {
+        "state": _joined([file.state, file.error], ": "),
+        "started": f"{file.created_utc:%Y-%m-%d %H:%M:%S} UTC",
+        "model": _model(run),
+        "engine": _joined([file.engine_asked, run.engine and run.engine.version], " "),
+        "device": _device(run),
+        "workload": _joined([asked.name, asked.description], ": "),
+        "requests": in_words(asked.requests),
+        "load": in_words(asked.load),
+        "warmup": in_words(asked.warmup),
+        "took": _joined(took),
+    }
+    return properties("run", f"Run {file.id}", known)
 
 
 def in_words(part: BaseModel) -> str:
@@ -102,14 +82,13 @@ def runs_table(sweep: Sweep) -> Table:
     """
     rows: list[tuple[Cell, ...]] = []
     for run, summary in sweep:
-        figures = {figure.name: figure for figure in summary.figures}
-        what = (run.id, run.state, _model(run), _device(run), load_of(run))
+        figures = [summary.get(name) for name in HEADLINES]
         serious = _joined(finding.code for finding in summary.findings if finding.serious)
         if "no-window" in serious:  # rates of a whole run are not to be compared with those of a window
-            why = "the run has no measured window"
-            lacking = (replace(each, value=None, low=None, high=None, reason=why) for each in figures.values())
-            figures = {each.name: each for each in lacking}
-        rows.append((*what, *(figures.get(name) for name in HEADLINES), serious))
+            lacking = partial(replace, value=None, low=None, high=None, reason="the run has no measured window")
+            figures = [each and lacking(each) for each in figures]
+        load = in_words(run.file.workload.load)
+        rows.append((run.id, run.state, _model(run), _device(run), load, *figures, serious))
     columns = ("run", "state", "model", "device", "load", *HEADLINES, "serious findings")
     differs = mixed([run for run, _ in sweep])
     notes = (f"{differs.code}: {differs.text}",) if differs else ()
@@ -125,16 +104,15 @@ def environment_table(run: Run) -> Table:
     found["settings"] = {name: text if len(text) <= LONGEST else f"{text[:LONGEST]}…" for name, text in settings}
     if (memory := found.pop("memory_bytes", None)) is not None:
         found["memory"] = f"{memory / 1e9:.1f} GB"
-    return _properties("environment", "Environment", {key.replace("_", " "): _short(found[key]) for key in found})
+    return properties("environment", "Environment", {key.replace("_", " "): _short(found[key]) for key in found})
 
 
 def throughput_table(summary: Summary) -> Table:
     """Rates in the measured window, and the number of requests."""
-    sent, done, failed, cut = (
-        amount(summary[f"requests.{kind}"], unit=False) for kind in ("sent", "completed", "failed", "unfinished")
-    )
+    kinds = ("completed", "sent", "failed", "unfinished")
+    counts = [amount(summary[f"requests.{kind}"], unit=False) for kind in kinds]
     rows: list[tuple[Cell, ...]] = [(label, summary[name]) for name, label in RATES.items()]
-    rows.append(("requests sent", f"{done} of {sent} completed, {failed} failed, {cut} cut off"))
+    rows.append(("requests sent", "{} of {} completed, {} failed, {} cut off".format(*counts)))
     return Table("throughput", "Throughput", ("figure", "value"), tuple(rows))
 
 
@@ -146,7 +124,7 @@ def latency_table(summary: Summary, of: str = "") -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name in LATENCIES:
         label = name[:-2] if name in ("response_s", "lag_s") else name[:-2].upper()
-        if name == "ttft_s" and any(each.name == "hidden_tokens" and each.value for each in summary.figures):
+        if name == "ttft_s" and (hidden := summary.get("hidden_tokens")) and hidden.value:
             label = "TTFT (first token shown)"
         figures = [summary[f"{of}{name}.{stat}"] for stat in STATISTICS]
         rows.append((label, *figures, number(figures[0].n or 0)))
@@ -154,12 +132,11 @@ def latency_table(summary: Summary, of: str = "") -> Table:
     grouped = f"{amount(unseen)} of the gaps between tokens went unseen, as their tokens arrived together"
     notes = (grouped,) if unseen.value is not None and unseen.value > 0 else ()
     columns = ("latency", *STATISTICS, "n")
-    if of:
-        rates = [f"{label}: {amount(summary[of + name])}" for name, label in list(RATES.items())[:4]]
-        return Table(
-            "whole-run", "Latency of the whole run, ramp and drain included", columns, tuple(rows), (*rates, *notes)
-        )
-    return Table("latency", "Latency", columns, tuple(rows), notes)
+    if not of:
+        return Table("latency", "Latency", columns, tuple(rows), notes)
+    rates = [f"{label}: {amount(summary[of + name])}" for name, label in list(RATES.items())[:4]]
+    title = "Latency of the whole run, ramp and drain included"
+    return Table("whole-run", title, columns, tuple(rows), (*rates, *notes))
 
 
 STEP: Mapping[str, str] = {
@@ -206,13 +183,7 @@ def tokens_table(summary: Summary) -> Table:
     return Table("tokens", "Tokens of the completed requests", ("tokens", "asked", "received", "from cache"), rows)
 
 
-LADDER: Mapping[str, str] = {
-    "energy_j.gpu": "GPUs",
-    "energy_j.cpu_package": "+ CPU packages",
-    "energy_j.dram": "+ DRAM",
-    "energy_j.rest_of_host": "+ rest of the host",
-    "energy_j.facility": "x PUE: the facility",
-}
+LADDER = labels("boundary")
 ENERGY = ("joules_per_", "gpu_power_w", "split.", "gpu_idle_power_w.", "gpu_net_energy_j", "gpu_memory_power_w",
           "energy_uncertainty.", "energy_cross_check.", "meter_cpu_share.")  # fmt: skip
 """Prefixes of the names of energy figures, in reading order."""
@@ -220,8 +191,7 @@ ENERGY = ("joules_per_", "gpu_power_w", "split.", "gpu_idle_power_w.", "gpu_net_
 
 def energy_tables(summary: Summary, absent: Iterable[str]) -> list[Table]:
     """Energy by boundary, then per token and request; for a run without a meter, why no meter was read."""
-    figures = {figure.name: figure for figure in summary.figures}
-    ladder = tuple((label, figures[name]) for name, label in LADDER.items() if name in figures)
+    ladder = tuple((label, figure) for name, label in LADDER.items() if (figure := summary.get(name)) is not None)
     if not ladder:
         why = tuple((each,) for each in absent)
         return [Table("energy", "Energy: n/a, no meter was read", ("meter looked for",), why)] if why else []
@@ -259,10 +229,6 @@ FINDING = ("finding", "seen", "what to do")
 def finding_row(finding: Finding) -> tuple[str, str, str]:
     """The cells of the columns `FINDING`."""
     return f"{finding.code} (serious)" if finding.serious else finding.code, finding.text, finding.advice
-
-
-def _properties(name: str, title: str, values: Mapping[str, str]) -> Table:
-    return Table(name, title, PROPERTIES, tuple((key, text) for key, text in values.items() if text))
 
 
 def _joined(parts: Iterable[object], between: str = ", ") -> str:

@@ -1,4 +1,6 @@
-"""Tables as text for a terminal, a CI log or a pipe."""
+"""Tables as text for a terminal, a CI log or a pipe, and the lines of a screen: footnotes, columns, items that flow."""
+
+from __future__ import annotations
 
 import io
 import itertools
@@ -9,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rich import box
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
@@ -20,24 +22,27 @@ from harness.report.format import (
     SHORT,
     amount,
     aside,
+    beside,
+    carried,
     claims,
-    ends,
     figure_columns,
     footnotes,
     marks_of,
-    number,
     plain,
     same_columns,
+    scale,
     shared,
     units_of,
     words,
 )
-from harness.report.lines import flowed
 from harness.report.table import FACT, PROPERTIES, Cell, Table
 
+Common = Mapping[str, str]
+Marks = Mapping[str, int] | None
+"""What all figures of a table share; reason -> number of its footnote."""
 NARROWEST = 24, 16
 """Columns of text are wrapped to at least the first width, or, where the table has no room so, to the second."""
-GAP = 2
+LEAST_GAP = 2
 BETWEEN = " · "
 RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufefc]")
 LONG_HEAD = re.compile(r"(?<=\w{6}_)(?=\w{6})")
@@ -104,7 +109,7 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
 
 def _fitted(
     table: Table, once: Sequence[int], beneath: Sequence[int], width: int
-) -> tuple[list[RenderableType], Mapping[str, str], Mapping[str, int] | None] | None:
+) -> tuple[list[RenderableType], Common, Marks] | None:
     """The rows, what the title says of all figures, and the footnotes; None if the columns do not fit."""
     common, kept = shared(table), _without(table, [*once, *beneath])
     stacked = (*([None] if len(figure_columns(table)) < 4 else []), footnotes(table, common))
@@ -121,9 +126,7 @@ def _without(table: Table, out: Sequence[int]) -> Table:
     return replace(table, columns=tuple(table.columns[i] for i in kept), rows=rows)
 
 
-def _cell(
-    cell: Cell, table: Table, common: Mapping[str, str], marks: Mapping[str, int] | None, unit: bool = True
-) -> Text:
+def _cell(cell: Cell, table: Table, common: Common, marks: Marks, unit: bool = True) -> Text:
     """`marks`: reason -> number of its footnote; None: value, interval and reason are on one line."""
     if not isinstance(cell, Figure):
         return Text(plain(cell or ""))
@@ -133,26 +136,14 @@ def _cell(
     mark = marks_of(cell, common, marks)
     if cell.value is None:
         return Text(f"n/a {mark}", "dim")
-    between = ends(cell)
-    named = "interval" in without or len(cell.interval) > SHORT
-    parts = [
-        between if between is None or named else f"{cell.interval}: {between}",
-        f"n={number(cell.n)}" if between is None and "n" not in without and cell.n is not None else None,
-        cell.status if "status" not in without else None,
-    ]
-    below = "; ".join(part for part in parts if part)
+    long = {"interval"} if len(cell.interval) > SHORT else set()
+    told = f"{beside(cell, without | long | {'reason'})} {mark}".strip()
     value = amount(cell, unit="unit" not in without, digits=True)
-    told = f"{below} {mark}".strip()
     return Text(value).append(f"\n{told}" * bool(told), "dim")
 
 
 def _grid(
-    table: Table,
-    common: Mapping[str, str],
-    width: int,
-    marks: Mapping[str, int] | None,
-    narrowest: int,
-    below: Sequence[Sequence[str]],
+    table: Table, common: Common, width: int, marks: Marks, narrowest: int, below: Sequence[Sequence[str]]
 ) -> list[RenderableType] | None:
     """Columns side by side, with the items `below` beneath each row; None if the columns do not fit."""
     figures, headed, stacked = figure_columns(table), table.columns != PROPERTIES, marks is not None
@@ -171,12 +162,13 @@ def _grid(
         widest.append(max(whole, *map(cell_len, named)))
         least.append(max(head, whole if i in figures else min(whole, max(narrowest, word))))
     gaps = len(least) - 1
-    gap = GAP if sum(least) + GAP * gaps <= width else 1
+    gap = LEAST_GAP if sum(least) + LEAST_GAP * gaps <= width else 1
     room = width - sum(least) - gap * gaps
     if room < 0 and gaps > (not below):
         return None
     if room < 0:  # one long word, such as a path, in a list of properties
-        least[-1], room = max(1, least[-1] + room), 0
+        longest = least.index(max(least))
+        least[longest], room = max(1, least[longest] + room), 0
     more = sum(widest) - sum(least)
     share = min(1.0, room / more) if more > 0 else 0.0
     parts: list[RenderableType] = []
@@ -204,9 +196,7 @@ def _align(table: Table, rows: Sequence[list[Text]]) -> None:
             rows[i][column] = Text(digits.rjust(width) + blank + rest)
 
 
-def _items(
-    table: Table, row: Sequence[Cell], of: Iterable[int], common: Mapping[str, str], marks: Mapping[str, int] | None
-) -> list[str]:
+def _items(table: Table, row: Sequence[Cell], of: Iterable[int], common: Common, marks: Marks) -> list[str]:
     """Cells as texts with the names of most columns; what a grid stacks stands in brackets."""
     found = ((table.columns[i], _cell(row[i], table, common, marks).plain.split("\n")) for i in of)
     texts = ((name, first + "".join(f" ({below})" for below in rest if below)) for name, (first, *rest) in found)
@@ -217,3 +207,92 @@ def _flowed(items: Sequence[str], width: int) -> list[str]:
     """Items on as few lines as possible; then each right-to-left item on its own line."""
     alone = [item for item in items if RIGHT_TO_LEFT.search(item)]
     return [*flowed([item for item in items if item not in alone], width, BETWEEN), *alone]
+
+
+GAP = "   "
+NEEDS = re.compile(r"(.*needs \d+ [\w. ]+), has (\d+)")
+
+
+class Footnotes:
+    """Reasons, numbered in the order in which they are first met; those that differ in a count share a number."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, list[int]] = {}
+        """Reason -> the counts that it was given for."""
+
+    def mark(self, reason: str | None) -> str:
+        """The mark of a reason, such as ` [1]`; nothing without one."""
+        if not reason:
+            return ""
+        counted = NEEDS.fullmatch(reason)
+        self.reasons.setdefault(counted[1] if counted else reason, []).extend([int(counted[2])] if counted else [])
+        return f" [{list(self.reasons).index(counted[1] if counted else reason) + 1}]"
+
+    def cell(self, figure: Figure | None, unit: bool = True, interval: bool = True) -> str:
+        """A figure with its interval, or with the mark of the reason why it has none."""
+        if figure is None:
+            return "n/a" + self.mark("not recorded")
+        value, between = carried(figure)
+        between = "" if not interval else f" {between}" if between[:1] in ("", "±") else f" ({between})"
+        name = scale(figure)[1]
+        named = "" if not unit or figure.value is None else name if name == "%" else f" {name}"
+        why = figure.reason or ("not recorded" if figure.value is None else None)
+        return f"{value}{named}{between.rstrip()}{self.mark(why)}"
+
+    def texts(self) -> list[str]:
+        """A note for each reason."""
+        notes = []
+        for i, (reason, counts) in enumerate(self.reasons.items(), 1):
+            has = "" if not counts else f", has {'-'.join(f'{x}' for x in sorted({min(counts), max(counts)}))}"
+            notes.append(f"[{i}] {reason}{has}")
+        return notes
+
+    def lines(self, width: int) -> list[str]:
+        """A note for each reason, of at most two lines."""
+        notes = [line for text in self.texts() for line in cut(folded(text, width, "    "), 2, width)]
+        return flowed(notes, width, GAP)
+
+
+def columns(rows: Sequence[Sequence[str]], first: int = 0, gap: str = GAP) -> list[str]:
+    """Rows as aligned columns. `first`: the least width of the first column with its gap."""
+    widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths[0] = max(widths[0], first - len(gap))
+    return [gap.join(map(set_cell_size, row, widths)).rstrip() for row in rows]
+
+
+def fitted(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, least: Sequence[str]) -> list[str]:
+    """The table as lines, without the columns of `least`, in this order, that have no room; a last line names them."""
+    left = 0
+    while True:
+        kept = [i for i, head in enumerate(heads) if head not in least[:left]]
+        lines = columns([[row[i] for i in kept] for row in (heads, *rows)], gap="  ")
+        if max(map(cell_len, lines)) <= width or left == len(least):
+            out = [head for head in least[:left] if head in heads]
+            shown = [line if cell_len(line) <= width else set_cell_size(line, width) for line in lines]
+            return [*shown, *flowed(["no room for", *out], width, " ")] if out else shown
+        left += 1
+
+
+def flowed(items: Sequence[str], width: int, between: str, indent: str = "") -> list[str]:
+    """Items on as few lines as possible, all but the first indented; an item longer than a line is folded."""
+    lines: list[str] = []
+    for item in items:
+        if lines and cell_len(lines[-1] + between + item) <= width:
+            lines[-1] += between + item
+        else:
+            first, *others = folded(item, width, indent)
+            lines += [(indent if lines else "") + first, *others]
+    return lines
+
+
+def folded(text: str, width: int, indent: str) -> list[str]:
+    """The text broken at blanks, or within a word that is longer than a line; all lines but the first are indented."""
+    wrapped = Text(plain(text)).wrap(Console(width=width), width - len(indent))
+    return [(indent if i else "") + line.plain.rstrip() for i, line in enumerate(wrapped)]
+
+
+def cut(lines: list[str], most: int, width: int) -> list[str]:
+    """The first lines; an ellipsis says that others are left out."""
+    if len(lines) <= most:
+        return lines
+    return [*lines[: most - 1], set_cell_size(lines[most - 1], min(width - 2, cell_len(lines[most - 1]))) + " …"]

@@ -18,8 +18,9 @@ from commands import QUICK, Command
 from places import ROOT
 
 from harness.cli import app
-from harness.cli.app import GROUPS
+from harness.cli.app import GROUPS, OPTIONS
 from harness.cli.display import Display
+from harness.files import data_rows
 from harness.measure.sender import Progress
 from harness.store.directory import RunWriter
 
@@ -199,6 +200,15 @@ def test_help_and_version_go_by_convention(harness: Command) -> None:
     assert "…" not in helped.replace("LoadGen…", "")
     assert "exit codes: 0 success" in helped
     assert harness("run", "-h").code == 0
+
+
+def test_every_row_of_the_tables_of_options_is_of_an_option_that_a_verb_has() -> None:
+    fields = {name: {each.name for each in verb.params} for name, verb in VERBS.items()}
+    for name, field in OPTIONS:
+        assert field in (fields[name] if name else set().union(*fields.values())), (name, field)
+    for row in data_rows("option_pairs.csv"):
+        names = {name for each in VERBS[row["verb"]].params for name in (*each.opts, each.metavar)}
+        assert {row["option"], row["other"]} <= names, row
 
 
 def test_progress_without_a_terminal_is_a_line_for_each_phase_and_30_seconds(capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from places import ROOT
 
-from harness.cli.schemas import SCHEMAS, schema
+from harness.cli.tables import SCHEMAS, schema_of
 from harness.config import read_yaml
 from harness.measure import run
 from harness.store.run import read_run
@@ -27,20 +27,20 @@ FILES = [
 
 
 def check(name: str, content: Any) -> None:
-    jsonschema.validate(content, schema(name), jsonschema.Draft202012Validator)
+    jsonschema.validate(content, schema_of(name), jsonschema.Draft202012Validator)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_the_published_schema_is_that_of_the_models(name: str) -> None:
     """`harness schema NAME > docs/schemas/NAME.json` writes it."""
-    jsonschema.Draft202012Validator.check_schema(schema(name))
-    assert json.loads((PUBLISHED / f"{name}.json").read_text()) == schema(name)
+    jsonschema.Draft202012Validator.check_schema(schema_of(name))
+    assert json.loads((PUBLISHED / f"{name}.json").read_text()) == schema_of(name)
 
 
 @pytest.mark.parametrize(("name", "path"), FILES, ids=lambda value: value if isinstance(value, str) else value.name)
 def test_every_shipped_file_is_valid_by_its_schema(name: str, path: Path) -> None:
     content, _ = read_yaml(path.read_text(), str(path))
-    assert list(jsonschema.Draft202012Validator(schema(name)).iter_errors(content)) == []
+    assert list(jsonschema.Draft202012Validator(schema_of(name)).iter_errors(content)) == []
 
 
 @pytest.mark.parametrize(

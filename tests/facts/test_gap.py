@@ -54,9 +54,9 @@ from harness.report.facts import (
     facts_table,
     first_table,
     full_tables,
+    screen_tables,
 )
 from harness.report.formats import Format, render
-from harness.report.screen import screen_tables
 from harness.report.table import Table
 
 BOOK = shipped_book()

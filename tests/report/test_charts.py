@@ -15,8 +15,8 @@ from builders import changed, stored
 from harness.analysis.summary import load
 from harness.model import Figure
 from harness.predict.priced import priced
-from harness.report import charts, document
-from harness.report.marks import PAGE, WIDTH, Chart
+from harness.report import charts, document, run_charts
+from harness.report.charts import PAGE, WIDTH, Chart
 from harness.report.predict import prediction_tables
 from harness.report.table import Table
 from harness.store.run import Run
@@ -103,7 +103,7 @@ def test_a_one_sided_bound_is_drawn_to_the_end_of_the_plot() -> None:
 def test_several_runs_are_drawn_against_their_load_with_the_limits_of_their_objectives(tmp_path: Path) -> None:
     sweep = [load(stored(tmp_path, users)) for users in (32, 4)]
     tables = document.report(sweep, "on-demand")
-    drawings = {chart.name: chart for chart in charts.of_report(tables, sweep, PAGE)}
+    drawings = {chart.name: chart for chart in run_charts.of_report(tables, sweep, PAGE)}
     ttft = [row for row in data(drawings["ttft-load"]) if "series" in row]
     p50 = [summary["ttft_s.p50"].value * 1e3 for _, summary in sweep]  # type: ignore[operator]
     assert [(row["x"], row["value"]) for row in ttft if row["series"] == "p50"] == list(zip((32, 4), p50, strict=True))
@@ -123,7 +123,7 @@ def test_several_runs_are_drawn_against_their_load_with_the_limits_of_their_obje
 def test_one_run_has_no_chart_against_load_and_a_chart_of_tokens_alone_names_no_power(tmp_path: Path) -> None:
     run, summary = load(stored(tmp_path))
     (tmp_path / run.id / "power.parquet").unlink()
-    found = {chart.name: chart.title for chart in charts.of_report([], [(changed(run), summary)])}
+    found = {chart.name: chart.title for chart in run_charts.of_report([], [(changed(run), summary)])}
     assert found.keys() == {"ttft", "itl", "over-time"}
     assert found["over-time"] == "Tokens over time"
 
@@ -131,7 +131,7 @@ def test_one_run_has_no_chart_against_load_and_a_chart_of_tokens_alone_names_no_
 def test_runs_are_drawn_as_distributions_and_over_time_with_their_phases(tmp_path: Path) -> None:
     run, summary = load(stored(tmp_path))
     idled = changed(run, idle={"bare": (-9.0, -5.0), "after": (200.0, 204.0)})
-    found = {chart.name: chart for chart in charts.of_report([], [(idled, summary)])}
+    found = {chart.name: chart for chart in run_charts.of_report([], [(idled, summary)])}
     assert found.keys() == {"ttft", "itl", "over-time"}
     ttft = data(found["ttft"])
     assert (ttft[0]["y"], ttft[-1]["y"]) == (0.0, 1.0)
@@ -151,9 +151,11 @@ def test_a_sweep_over_two_settings_has_a_map_and_over_one_has_none(tmp_path: Pat
         return changed(run, workload={"load": {"users": users}, "requests": {"input_tokens": tokens}})
 
     sweep = [(at(users, tokens), summary) for users in (1, 2, 4) for tokens in (64, 512)]
-    (chart,) = [each for each in charts.of_report([], sweep) if each.name == "sweep"]
+    (chart,) = [each for each in run_charts.of_report([], sweep) if each.name == "sweep"]
     assert {(row["x"], row["y"]) for row in data(chart)} == {(u, n) for u in (1, 2, 4) for n in (64, 512)}
-    assert "sweep" not in {each.name for each in charts.of_report([], [(at(users, 64), summary) for users in (1, 2)])}
+    assert "sweep" not in {
+        each.name for each in run_charts.of_report([], [(at(users, 64), summary) for users in (1, 2)])
+    }
 
 
 def test_one_specification_gives_every_format(made: dict[str, Chart], tmp_path: Path) -> None:

@@ -23,10 +23,9 @@ from harness.analysis.summary import load, summary_of
 from harness.errors import HarnessError
 from harness.model import Figure
 from harness.report import changes, document, format, formats, page, tables, text
+from harness.report.facts import SCREEN
 from harness.report.format import scale
-from harness.report.formats import Format
-from harness.report.markup import PREAMBLE, latex
-from harness.report.screen import SCREEN
+from harness.report.formats import PREAMBLE, Format, latex
 from harness.report.table import Table
 from harness.store.run import read_run
 

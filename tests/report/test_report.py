@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from builders import CPU, a_run, frame_of, record
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -235,6 +235,7 @@ WORDS = st.lists(st.sampled_from([*ARABIC.split(), "revenue", "分成收入", "a
 CELLS = st.one_of(WORDS, st.none(), st.builds(figure, value=st.none() | st.floats(-1e9, 1e9), n=st.none() | st.just(3)))
 
 
+@example([(figure(value=None), "مايكروسوفت"), (" ".join(["تلقت"] * 15), None)], "")  # a long text among figures
 @given(st.integers(1, 9).flatmap(lambda k: st.lists(st.tuples(*[CELLS] * k), min_size=1, max_size=3)), WORDS)
 def test_any_table_fits_80_columns_and_loses_no_word(rows: list[tuple[Any, ...]], note: str) -> None:
     columns = tuple(f"c{i}" for i in range(len(rows[0])))
