@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
+Group = NDArray[np.int64] | None
+"""The group of each value, if there are several."""
 CONFIDENCE = 0.95
 Z = 1.96
 LEAST_BATCHES = 1.5
@@ -63,7 +65,7 @@ def least_values(together: float) -> float:
     return max(3.0, LEAST_BATCHES * together)
 
 
-def mean_half(errors: Array, together: float = 1.0, group: NDArray[np.int64] | None = None) -> float | None:
+def mean_half(errors: Array, together: float = 1.0, group: Group = None) -> float | None:
     """Half-width of the 95% interval of the mean of `errors`, whose sum is 0; None for fewer than `least_values`.
 
     Values are in time order and may depend on each other. Those of `together` successive requests shared the engine.
@@ -115,9 +117,7 @@ def t_quantile(df: float) -> float:
     return float(stdtrit(df, (1 + CONFIDENCE) / 2))
 
 
-def rate_half(
-    slices: Array, batches: float, errors: Array | None = None, group: NDArray[np.int64] | None = None
-) -> float | None:
+def rate_half(slices: Array, batches: float, errors: Array | None = None, group: Group = None) -> float | None:
     """Relative half-width of the 95% interval of a rate from its counts in successive equal times.
 
     As of `mean_half`, for as many `batches` of requests in flight together; the `errors` of the requests, of each
@@ -134,9 +134,7 @@ def rate_half(
     return half / total if half < total else None
 
 
-def ratio_half(
-    top: Array, bottom: Array | None = None, together: float = 1.0, group: NDArray[np.int64] | None = None
-) -> float | None:
+def ratio_half(top: Array, bottom: Array | None = None, together: float = 1.0, group: Group = None) -> float | None:
     """Relative half-width of the 95% interval of sum(top) / sum(bottom), or of the mean of `top` without `bottom`.
 
     That of the mean of the residuals top - ratio x bottom (the linearised error) by `mean_half`, which has the other
@@ -153,9 +151,7 @@ def ratio_half(
     return None if half is None or half * len(top) >= total else half * len(top) / total
 
 
-def share_half(
-    passed: Array, sizes: Array, together: float = 1.0, group: NDArray[np.int64] | None = None
-) -> float | None:
+def share_half(passed: Array, sizes: Array, together: float = 1.0, group: Group = None) -> float | None:
     """Half-width of the 95% interval of a share; None where `mean_half` is.
 
     Of the `sizes` values of each request, such as its token gaps (or one value's weight), `passed` are above a

@@ -14,7 +14,7 @@ import numpy as np
 from harness.config import near
 from harness.cost.draws import DEFAULT_DRAWS, Z95, Distribution, Draws, distribution, draw, quantile, scaled
 from harness.cost.gpus import Gpu, find_gpu
-from harness.cost.scenario import MEASURED, OWNED, PRICE, Input, Scenario
+from harness.cost.scenario import MEASURED, OWNED, PRICE, Input, Prices, Scenario
 from harness.errors import HarnessError
 from harness.model import Device, Figure, Status, Summary
 
@@ -69,9 +69,7 @@ def owned_usd_per_hour(x: Mapping[str, Draws]) -> Draws:
     return capital + electricity + hosting + x["owned.staff_usd_per_hour"]
 
 
-def priced(
-    scenario: Scenario, device: Device, gpus: tuple[Gpu, ...], prices: Mapping[tuple[str, str], Input]
-) -> Scenario:
+def priced(scenario: Scenario, device: Device, gpus: tuple[Gpu, ...], prices: Prices) -> Scenario:
     """The scenario with the price of this device, or with `no_price`, the reason for a missing price.
 
     The scenario's own `price.usd_per_hour` comes first, then the row of `prices` for this GPU and the scenario's tier.

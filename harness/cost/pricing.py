@@ -30,7 +30,7 @@ from harness.cost.bill import (
 from harness.cost.draws import DEFAULT_DRAWS, Array, Draws, distribution
 from harness.cost.gpus import Gpu, read_rows
 from harness.cost.objective import Objective, best_feasible, day_of_fleet, pareto_front, presets
-from harness.cost.scenario import MEASURED, Input, Scenario, parse_scenario, rental_prices
+from harness.cost.scenario import MEASURED, Input, Prices, Scenario, parse_scenario, rental_prices
 from harness.errors import HarnessError
 from harness.files import data_path, read_text
 from harness.model import Device, Figure, Status, Summary
@@ -233,7 +233,7 @@ def conditions_of(run: Run) -> dict[str, object]:
 
 
 @lru_cache(maxsize=1)
-def price_tables() -> tuple[tuple[Gpu, ...], dict[tuple[str, str], Input]]:
+def price_tables() -> tuple[tuple[Gpu, ...], Prices]:
     """The rows of gpus.csv and of the price tables, read once per process."""
     return read_rows("gpus.csv", Gpu), rental_prices()
 
@@ -267,6 +267,7 @@ TERMS = ("input", "output", "context", "request")
 `regression.split_usage` fits the coefficients to the `time_blocks` of runs. The runs must have the same model, device
 and concurrency, because a larger batch needs less time per token."""
 
+Amount = Draws | float
 NOT_IDENTIFIED = "the runs do not identify it: measure mixes of input and output that differ more"
 
 
@@ -300,9 +301,7 @@ def time_blocks(requests: pd.DataFrame, device_count: int, number: int = 12) -> 
     ])  # fmt: skip
 
 
-def usage_of(
-    coefficients: Array, tokens_in: Draws | float, tokens_out: Draws | float, cached_share: Draws | float
-) -> Draws:
+def usage_of(coefficients: Array, tokens_in: Amount, tokens_out: Amount, cached_share: Amount) -> Draws:
     """Usage of one request: a(1-h) n_in + b n_out + d n_out (n_in + n_out/2) + r; a, b, d, r are on the last axis.
 
     >>> float(usage_of(np.array([1.0, 10.0, 0.0, 5.0]), 100.0, 2.0, 0.25))

@@ -163,8 +163,12 @@ TIERS = {"on demand": "on-demand", "3-year": "reserved", "spot": "spot"}
 """Tier in the table of prices -> tier of a scenario."""
 
 
-def rental_prices() -> dict[tuple[str, str], Input]:
-    """(tier, GPU) -> price of a GPU-hour, from prices/gpu_rental_ranges.csv.
+Prices = Mapping[tuple[str, str], Input]
+"""(Tier, GPU) -> price of a GPU-hour."""
+
+
+def rental_prices() -> Prices:
+    """The prices in prices/gpu_rental_ranges.csv.
 
     The ends of a range are the 5th and 95th percentile of a lognormal.
     """

@@ -130,9 +130,9 @@ def of_fact(fact: Fact, rounding: bool = False) -> Quantity:
     return Quantity(value, low, high, kind, unit, fact.period, basis, (fact.id,), fact.id, by, of)
 
 
-def printed(fact: Fact) -> Quantity:
+def printed(fact: Fact, rounding: bool = False) -> Quantity:
     """A fact that says `about` or `more than` as if its printed digits were true; recorded as an assumption."""
-    q, half = of_fact(fact), fact.half_digit
+    q, half = of_fact(fact), fact.half_digit if rounding else 0.0
     if q.value is None or fact.bound == "range":
         return q
     said = () if fact.bound == "=" else (f"{fact.id} ({fact.wording or fact.bound}) taken at its printed digits",)
@@ -223,22 +223,20 @@ def rebased(a: Quantity, tags: str, why: str) -> Quantity:
     return replace(a, basis=a.basis - dropped | new, assumptions=_union(a.assumptions, (why,)))
 
 
-def length(a: Quantity, word: str) -> Quantity:
-    """The length of the period of `a` in hours, days, weeks, months or years, by `word`."""
-    if a.period is None:
-        raise Refused(f"{a.terms} has no period to spread it over", "use a figure with a start and an end")
-    days, months = float(a.period.days), a.period.months
+def length(over: Period, word: str) -> Quantity:
+    """The length of a period in hours, days, weeks, months or years, by `word`."""
+    days, months = float(over.days), over.months
     long = {"hour": days * 24, "day": days, "week": days / 7, "month": months, "year": months / 12}[word]
     return exact(long, word, f"{long:g} {word}s")
 
 
 def growth(later: Quantity, earlier: Quantity) -> Quantity:
     """later / earlier, each as a rate per month of its period; the result's period names both."""
-    a, b = (flow / length(flow, "month") for flow in (later, earlier))
-    assert a.period is not None
-    assert b.period is not None
-    span = Period(b.period.start, a.period.end, f"{b.period} -> {a.period}")
-    return replace(a, period=span) / replace(b, period=span)
+    a, b = later.period, earlier.period
+    if a is None or b is None:
+        raise Refused(f"{later.terms} or {earlier.terms} has no period", "use figures with a start and an end")
+    span = Period(b.start, a.end, f"{b} -> {a}")
+    return replace(later / length(a, "month"), period=span) / replace(earlier / length(b, "month"), period=span)
 
 
 def root(a: Quantity, n: int) -> Quantity:

@@ -36,10 +36,7 @@ class Context:
 
     def printed(self, fact_id: str) -> Quantity:
         """A fact at its printed digits, also if it says `about`."""
-        found = claims.printed(self.book[fact_id])
-        if self.rounding or found.kind != "=" or found.value is None:
-            return found
-        return replace(found, low=found.value, high=found.value)
+        return claims.printed(self.book[fact_id], self.rounding)
 
     def given(self, name: str) -> Quantity:
         """An assumption: `~` with its p5 and p95 as ends, or exact if it has none."""
@@ -125,7 +122,7 @@ def _value(c: Context, node: ast.expr, over: Period | None) -> Quantity:
 
 def _named(c: Context, name: str, over: Period | None) -> Quantity:
     if name in LENGTHS and over is not None:
-        return length(Quantity(1, 1, 1, "=", (), over, frozenset(), (), name, (), ()), name)
+        return length(over, name)
     if name == "measured":
         if c.measured is None:
             raise Refused("no measured cost", "name a run")

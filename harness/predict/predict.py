@@ -81,16 +81,16 @@ class Prediction:
         """What of the serving point no measured point covers, in words."""
         s, level = self.serving, pooled.levels_of(self.serving)
         known, words = pooled.fitted("time").places, level | {"model": s.model.name}
+        unmeasured = ("gpu rest", s.gpu.name) not in pooled.fitted("power").places
+        more = {
+            f"{s.model.name} is taken as {level['model']}, which differs in weights alone": level["model"]
+            != s.model.name,
+            "no point has pipeline stages": s.pp > 1,
+            "no point has more than 10,000 tokens a request": s.input + s.output > 10_000,
+            f"no energy was measured on {s.gpu.name}": unmeasured,
+        }
         notes = [r["guess"].format(**words) for r in GUESSES if (r["block"], level[r["key"]]) not in known]
-        if level["model"] != s.model.name:
-            notes.append(f"{s.model.name} is taken as {level['model']}, which differs in weights alone")
-        if s.pp > 1:
-            notes.append("no point has pipeline stages")
-        if s.input + s.output > 10_000:
-            notes.append("no point has more than 10,000 tokens a request")
-        if ("gpu rest", s.gpu.name) not in pooled.fitted("power").places:
-            notes.append(f"no energy was measured on {s.gpu.name}")
-        return tuple(notes)
+        return (*notes, *(note for note, holds in more.items() if holds))
 
 
 @dataclass(frozen=True, slots=True)

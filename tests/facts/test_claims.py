@@ -199,7 +199,7 @@ def test_a_result_has_the_formula_ids_statuses_and_layers_of_its_inputs() -> Non
 
 def test_a_result_has_the_unit_of_its_formula() -> None:
     price = exact(2, "USD/GPU-hour", "price")
-    gpus = of_fact(FACTS["A16"]) / (price * length(of_fact(FACTS["A16"]), "hour"))
+    gpus = of_fact(FACTS["A16"]) / (price * length(FACTS["A16"].period, "hour"))
     assert (gpus.unit_text, gpus.value) == ("GPU", 8.65e9 / 2 / (273 * 24))
     assert (exact(1, "ratio", "one") / price).unit_text == "GPU-hour/USD"
 
