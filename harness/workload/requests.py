@@ -363,23 +363,20 @@ def _source(
     if encode is None:
         raise HarnessError(f"{name} holds texts; this engine has no tokenizer", "give input_tokens instead")
     most = 1 if content.turns is None else content.turns.at(1 - 2**-53)
-    return [
-        [
-            _encoded(prompt, turn, content, encode, f"{name}: prompt {i}", "" if turn else mark)
-            for turn, prompt in enumerate(prompts[:most])
-        ]
-        for i, prompts in enumerate(file[:count], start=1)
-    ]
 
+    def encoded(number: int, turn: int, prompt: Prompt) -> _Encoded:
+        output = content.output_tokens if prompt.output_tokens is None else prompt.output_tokens
+        if output is None and prompt.answer is not None:
+            output = Lengths(distribution="fixed", tokens=max(1, len(_inner(prompt.answer, encode))))
+        if output is None:
+            what = f"{name}: prompt {number} has no output_tokens"
+            raise HarnessError(what, "add it there, or set requests.output_tokens")
+        if turn:
+            return _inner(prompt.prompt, encode), output, prompt.prompt
+        return tuple(encode(mark + prompt.prompt)), output, mark + prompt.prompt
 
-def _encoded(prompt: Prompt, turn: int, content: Content, encode: _Encode, place: str, mark: str) -> _Encoded:
-    output = content.output_tokens if prompt.output_tokens is None else prompt.output_tokens
-    if output is None and prompt.answer is not None:
-        output = Lengths(distribution="fixed", tokens=max(1, len(_inner(prompt.answer, encode))))
-    if output is None:
-        raise HarnessError(f"{place} has no output_tokens", "add it there, or set requests.output_tokens")
-    text = mark + prompt.prompt
-    return (_inner(text, encode) if turn else tuple(encode(text))), output, text
+    numbered = enumerate(file[:count], start=1)
+    return [[encoded(i, turn, each) for turn, each in enumerate(prompts[:most])] for i, prompts in numbered]
 
 
 def _inner(text: str, encode: _Encode) -> tuple[int, ...]:

@@ -90,10 +90,10 @@ def test_an_answer_is_complete_in_any_framing_and_split(answer: tuple[bytes, boo
     pieces = cut(raw, draw.draw(everywhere | st.lists(st.integers(0, len(raw)), max_size=8)))
     connection, arrivals, failed = exchange(pieces)
     assert failed is None
-    assert (connection.response().status, connection.response().body()) == (200, BODY)
+    assert (connection.response.status, connection.response.body()) == (200, BODY)
     assert connection.reusable == keep_alive
-    assert len(connection.ends) == arrivals
-    assert connection.response().offsets()[-1] == len(BODY)
+    assert len(connection.response.ends) == arrivals
+    assert connection.response.offsets()[-1] == len(BODY)
 
 
 @given(framed(), st.data())
@@ -115,7 +115,7 @@ def test_a_truncated_answer_fails(answer: tuple[bytes, bool], draw: st.DataObjec
 )
 def test_garbage_gives_an_answer_or_an_error(start: bytes, pieces: list[bytes]) -> None:
     connection, arrivals, failed = exchange([start, *pieces])
-    assert len(connection.ends) <= arrivals
+    assert len(connection.response.ends) <= arrivals
     assert failed is None or failed.kind in ("malformed", "cut", "reset")
 
 

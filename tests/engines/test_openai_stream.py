@@ -29,7 +29,7 @@ def word(text: str = " word", **fields: Any) -> bytes:
 def response_of(body: bytes, ends: Sequence[int]) -> Response:
     """The body as it arrived, with arrivals that end at these offsets."""
     pieces = [body[a:b] for a, b in itertools.pairwise([0, *ends])]
-    return Response(200, {}, pieces, range(1, len(pieces) + 1))
+    return Response(200, {}, pieces, list(range(1, len(pieces) + 1)))
 
 
 def read(body: bytes, ends: Sequence[int] | None = None, asked: int = 100) -> Answer:
@@ -122,7 +122,7 @@ def test_the_fast_path_counts_as_the_slow_one(parts: list[tuple[bytes, int]]) ->
     parts = [(word(), 1), *parts]
     pieces = [*(piece for piece, _ in parts), DONE]
     answer = Answer(len(pieces), 100)
-    answer.read(Response(200, {}, pieces, range(1, len(pieces) + 1)))
+    answer.read(Response(200, {}, pieces, list(range(1, len(pieces) + 1))))
     assert answer.counts == [*(tokens for _, tokens in parts), 0]
     assert "".join(answer.text) == "".join(read(b"".join(pieces)).text)
 

@@ -230,7 +230,7 @@ class OpenAIEngine:
                 return await connection.exchange(_message(self._heads[server], body), arrived, most), connect_s
             except BaseException:
                 if not connection.stale or connect_s is not None:
-                    self._parse(request, connection.response(), counts)
+                    self._parse(request, connection.response, counts)
                     raise
             finally:
                 self._pool.give_back(server, connection)

@@ -108,9 +108,6 @@ class _Head:
     """Bytes of the body. None: the last chunk or the end of the connection ends the body."""
 
 
-_NO_HEAD = _Head(0, {}, False, False, None)
-
-
 @functools.lru_cache(maxsize=256)
 def _parsed(head: bytes) -> _Head:
     """Parse a status line and headers, given without the blank line. Raises ValueError if they are not HTTP."""
@@ -199,7 +196,7 @@ class Connection(asyncio.BufferedProtocol):
     async def exchange(self, data: bytes, arrived: Arrived, most: int = MAX_BODY) -> Response:
         """Send a request and wait for the end of its answer. `arrived(1, at_ns)` is called first on each read.
 
-        Raises RequestFailed, also for a body of more than `most` bytes; `response()` then returns what was received.
+        Raises RequestFailed, also for a body of more than `most` bytes; `response` then has what was received.
         """
         self._reset()
         self._waiter = asyncio.get_running_loop().create_future()
@@ -210,25 +207,21 @@ class Connection(asyncio.BufferedProtocol):
                 raise failed
         finally:
             self._arrived = self._waiter = None
-        return self.response()
+        return self.response
 
     def _reset(self) -> None:
         self._consume = self._head
         self._rest, self._left = b"", 0
-        self._got = _NO_HEAD
-        self._size = self._kept = self._token_at = 0
+        self._size = self._token_at = 0
         self._checked: list[int] = []
         """Number of pieces at each check of the silence since piece number `_token_at`, the last known with a token."""
-        self._pieces: list[bytes] = []
-        self.ends: list[int] = []
+        self.response = Response()
+        """What was received so far."""
         self.reusable = False
-
-    def response(self) -> Response:
-        return Response(self._got.status, self._got.headers, self._pieces, self.ends, self._kept)
 
     def release(self) -> None:
         """Keep nothing of the answer, as an idle connection would until its next request."""
-        self._pieces, self._rest = [], b""
+        self.response, self._rest = Response(), b""
 
     def close(self) -> None:
         """Abort the connection, so that the server notices at once."""
@@ -243,9 +236,9 @@ class Connection(asyncio.BufferedProtocol):
         """
         if self._waiter is None:
             return
-        self._checked.append(len(self._pieces))
+        self._checked.append(len(self.response.pieces))
         if len(self._checked) > SILENCE_CHECKS:
-            token_at = self._token_at + last_token(self._pieces[self._token_at :])
+            token_at = self._token_at + last_token(self.response.pieces[self._token_at :])
             self._checked = [pieces for pieces in self._checked if pieces > token_at]
             self._token_at = max(self._token_at, token_at)
         if len(self._checked) > SILENCE_CHECKS:
@@ -270,7 +263,7 @@ class Connection(asyncio.BufferedProtocol):
             self._consume(bytes(self._buffer[:size]))
         except ValueError as wrong:
             self._fail("malformed", str(wrong))
-        self.ends.append(len(self._pieces))
+        self.response.ends.append(len(self.response.pieces))
 
     def eof_received(self) -> None:
         if self._consume == self._add_piece:
@@ -278,7 +271,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.reusable = False
-        if not self.ends:
+        if not self.response.ends:
             self.stale = error is None
             self._fail("reset", str(error or "the server closed the connection before it answered"))
         elif error is not None and not isinstance(error, ssl.SSLError):
@@ -293,7 +286,8 @@ class Connection(asyncio.BufferedProtocol):
             head = _parsed(data[: min(end, MAX_HEAD)])
             data = data[end + 4 :]
             if head.status >= 200:
-                self._got = head
+                self.response.status, self.response.headers = head.status, head.headers
+                self._keep_alive = head.keep_alive
                 self._rest, self._left = b"", head.length or 0
                 ending = self._add_piece if head.length is None else self._counted
                 self._consume = self._chunked if head.chunked else ending
@@ -310,10 +304,10 @@ class Connection(asyncio.BufferedProtocol):
         if self._size > self._left:
             raise ValueError("the body is longer than its Content-Length")
         if self._size == self._left:
-            self._finish(self._got.keep_alive)
+            self._finish(self._keep_alive)
 
     def _chunked(self, data: bytes) -> None:
-        data, at, left, pieces = self._rest + data, 0, self._left, self._pieces
+        data, at, left, pieces = self._rest + data, 0, self._left, self.response.pieces
         had = len(pieces)
         while at < len(data):
             if not left:
@@ -341,19 +335,19 @@ class Connection(asyncio.BufferedProtocol):
             if not _CHUNK_LINE_START.fullmatch(rest):
                 raise ValueError(f"not a chunk size: {rest[:MAX_HEAD]!r}")
         elif (end := rest.find(b"\r\n\r\n", len(line))) >= 0:
-            self._finish(self._got.keep_alive and end + 4 == len(rest))
+            self._finish(self._keep_alive and end + 4 == len(rest))
         elif len(rest) > MAX_HEAD:
             raise ValueError(f"the trailers of the answer exceed {MAX_HEAD} bytes")
 
     def _add_piece(self, data: bytes) -> None:
-        self._pieces.append(data)
+        self.response.pieces.append(data)
         self._grow(len(data))
 
     def _grow(self, size: int, pieces: int = 1) -> None:
         self._size += size
-        self._kept += size + PIECE_SIZE * pieces
+        self.response.kept += size + PIECE_SIZE * pieces
         self._held.size += size + PIECE_SIZE * pieces
-        if self._kept > self._most:
+        if self.response.kept > self._most:
             raise ValueError(f"the answer exceeds {self._most:,} bytes, the limit for the tokens that were asked for")
         if self._held.size > MAX_HELD:
             raise ValueError(f"the answers that are not parsed yet exceed {MAX_HELD:,} bytes in all")

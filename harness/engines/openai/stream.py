@@ -9,7 +9,7 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -31,16 +31,16 @@ _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _TEXT = re.compile(rb'"(?:text|content)": ?"((?:[^"\\\n]|\\.)*)"')
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
     """An answer, complete or up to the point where the connection failed."""
 
-    status: int
+    status: int = 0
     """0 if the status line did not arrive."""
-    headers: Mapping[bytes, bytes]
-    pieces: Sequence[bytes]
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    pieces: list[bytes] = field(default_factory=list)
     """The body without HTTP framing: one piece per chunk if it was sent in chunks, else one piece per read."""
-    ends: Sequence[int]
+    ends: list[int] = field(default_factory=list)
     """Number of pieces received by the end of each arrival."""
     kept: int = 0
     """Bytes that the body takes in memory."""
@@ -413,7 +413,7 @@ class Answer:
             self._tokens[event] += after - before
 
 
-def last_token(pieces: Sequence[bytes]) -> int:
+def last_token(pieces: list[bytes]) -> int:
     r"""Number of the last piece, from 0, that ends an event with a token; -1 if none does.
 
     >>> token = b'data: {"choices": [{"text": "a"}]}\n\n'
@@ -423,7 +423,7 @@ def last_token(pieces: Sequence[bytes]) -> int:
     for tail in (pieces[-1:], pieces[-16:], pieces):  # nearly always the last event holds one
         answer = Answer(len(tail), 0)
         with contextlib.suppress(RequestFailed):
-            answer.read(Response(200, {}, tail, range(1, len(tail) + 1)))
+            answer.read(Response(200, {}, tail, list(range(1, len(tail) + 1))))
         if any(answer.counts):
             return len(pieces) - len(tail) + max(number for number, tokens in enumerate(answer.counts) if tokens)
     return -1
