@@ -160,7 +160,7 @@ def _manager_of(found: weights.Weights, device: str, given: Options) -> tuple[An
     import transformers
 
     transformers.logging.disable_progress_bar()  # a progress bar leaves a thread behind
-    name, source = found.name_or_path, {"revision": found.revision, "trust_remote_code": given.trust_remote_code}
+    name, source = found.name_or_path, {"revision": found.model.revision, "trust_remote_code": given.trust_remote_code}
     attention = given.attention if given.attention != "auto" else "sdpa" if device == "cpu" else None
     model = transformers.AutoModelForCausalLM.from_pretrained(
         name, dtype=given.dtype, device_map=device, attn_implementation=attention, **source

@@ -153,11 +153,9 @@ class VLLMEngine:
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            options = dict(CPU_DEFAULTS) if current_platform.is_cpu() else {}
+            options = defaults(found, current_platform.is_cpu())
             if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
                 options.pop("kv_cache_memory_bytes", None)
-            if found.revision is not None and not Path(found.name_or_path).is_dir():
-                options["revision"] = found.revision
             options |= self._options
             arguments = AsyncEngineArgs(model=found.name_or_path, **options)
             context, quiet = UsageContext.OPENAI_API_SERVER, arguments.disable_log_stats
@@ -191,6 +189,12 @@ class VLLMEngine:
             options=in_force,
             encode=None if tokenizer is None else lambda text: list(tokenizer.encode(text)),
         )
+
+
+def defaults(found: weights.Weights, cpu: bool) -> dict[str, Any]:
+    """vLLM's options for these weights where the user gives no other: `CPU_DEFAULTS`, and the revision of a hub id."""
+    of_hub = found.model.revision is not None and not Path(found.name_or_path).is_dir()
+    return {**(CPU_DEFAULTS if cpu else {}), **({"revision": found.model.revision} if of_hub else {})}
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

