@@ -179,7 +179,13 @@ def parse_trace(text: str, path: Path) -> Trace:
         ids = np.array(list(itertools.chain.from_iterable(blocks)), np.int64)
         ends = np.cumsum([0, *map(len, blocks)])
         size = _block_tokens(rows["input_length"].to_numpy(float), np.diff(ends), path)
-        unit_s = _unit_s(rows["timestamp"].to_numpy(float), size if len(ids) else None, path)
+        times = rows["timestamp"].to_numpy(float)
+        # Whole milliseconds with blocks of 512 tokens (Mooncake), or seconds with fractions and small blocks (Bailian).
+        said = {1e-3 if np.all(times == np.floor(times)) else 1.0}
+        if len(ids):
+            said.add(1e-3 if size >= 128 else 1.0)
+        since_1970 = [each_s for each_s in _UNITS if _EPOCH_S[0] <= times[0] * each_s < _EPOCH_S[1]]
+        unit_s = since_1970[0] if since_1970 else _unit_s(times, said, path)
     else:
         rows = _csv_rows(text[len(notes) :], path, notes.count("\n") + 1)
     if rows.empty:
@@ -203,37 +209,23 @@ def _block_tokens(lengths: NDArray[np.float64], counts: NDArray[np.int64], path:
     return 512 if 512 in fitting or not fitting else fitting[0]
 
 
-def _unit_s(times: NDArray[np.float64], block_tokens: int | None, path: Path) -> float:
-    """Size in seconds of the unit of a JSON trace's timestamps.
+def _unit_s(times: NDArray[np.float64], said: set[float], path: Path, least: float = _PER_S[0]) -> float:
+    """Size in seconds of the unit of a trace's timestamps, of those that the file's form speaks for.
 
-    Times since 1970 tell it. Others are whole milliseconds with blocks of 512 tokens (Mooncake), or seconds with
-    fractions and small blocks (Bailian). Where digits and blocks speak for different units, the one that gives a rate
-    nearer to 1 request/s is taken. HarnessError for a unit with a rate that no trace has, if another would give one.
+    If they are different, the one that gives a rate nearer to 1 request/s is taken. HarnessError for a unit with a rate
+    that no trace has, if another would give one.
     """
-    for unit_s in _UNITS:
-        if _EPOCH_S[0] <= times[0] * unit_s < _EPOCH_S[1]:
-            return unit_s
-    said = {1e-3 if np.all(times == np.floor(times)) else 1.0}
-    if block_tokens is not None:
-        said.add(1e-3 if block_tokens >= 128 else 1.0)
     span = float(times[-1] - times[0])
     if not 0 < span < np.inf:
         return max(said)
-    unit_s = min(said, key=lambda unit_s: abs(np.log((len(times) - 1) / span / unit_s)))
-    _check_rate(times, unit_s, path)
-    return unit_s
-
-
-def _check_rate(times: NDArray[np.float64], unit_s: float, path: Path, least: float = _PER_S[0]) -> None:
-    """HarnessError if the times have, in this unit, a rate that no trace has, and in another unit one that it can."""
-    span = float(times[-1] - times[0])
-    rates = {each_s: (len(times) - 1) / span / each_s for each_s in _UNITS if 0 < span < np.inf}
-    likely = {each_s: rate for each_s, rate in rates.items() if least <= rate <= _PER_S[1]}
+    rates = {unit_s: (len(times) - 1) / span / unit_s for unit_s in _UNITS}
+    likely = {unit_s: rate for unit_s, rate in rates.items() if least <= rate <= _PER_S[1]}
+    unit_s, other_s = (min(of, key=lambda each_s: abs(np.log(rates[each_s])), default=0.0) for of in (said, likely))
     if likely and unit_s not in likely:
-        other_s = min(likely, key=lambda each_s: abs(np.log(likely[each_s])))
         what = f"{path}: timestamps in {_UNITS[unit_s]} are {rates[unit_s]:.3g} requests/s"
         fix = f"in {_UNITS[other_s]} they would be {rates[other_s]:.3g}; write CSV with arrival_s in seconds"
         raise HarnessError(what, fix)
+    return unit_s
 
 
 def _csv_rows(text: str, path: Path, first: int) -> pd.DataFrame:
@@ -272,7 +264,7 @@ def _checked(rows: pd.DataFrame, path: Path, unit_s: float) -> tuple[NDArray[Any
     else:
         stated = pd.to_numeric(times, errors="coerce").to_numpy(float)
         if times.name == "Timestamp":
-            _check_rate(stated, unit_s, path, _BURSTGPT_LEAST)
+            _unit_s(stated, {unit_s}, path, _BURSTGPT_LEAST)
         arrival_s = stated * unit_s
         arrival_s[np.abs(arrival_s) >= 1e11] = np.nan  # not seconds: milliseconds since 1970, for instance
         with np.errstate(invalid="ignore"):  # inf - inf
