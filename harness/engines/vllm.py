@@ -171,11 +171,9 @@ class VLLMEngine:
         import vllm
         from vllm.platforms import current_platform
 
-        config = self._llm.vllm_config
-        tokenizer = self._llm.tokenizer  # get_tokenizer is a coroutine in some versions
-        vocabulary = config.model_config.get_vocab_size()
-        self._max_length = config.model_config.max_model_len
-        parallel = config.parallel_config
+        config, tokenizer = self._llm.vllm_config, self._llm.tokenizer  # get_tokenizer is a coroutine in some versions
+        model, parallel = config.model_config, config.parallel_config
+        vocabulary, self._max_length = model.get_vocab_size(), model.max_model_len
         in_force = {"temperature": self._temperature} | _in_force(config, options)
         return EngineInfo(
             engine="vllm",
@@ -220,8 +218,7 @@ def _in_force(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         found[name] = getattr(value, "name", value)  # an enum by its name
     if getattr(config, "attention_config", None) is not None and found["attention_backend"] is None:
         found["attention_backend"] = "auto"
-    in_force: dict[str, Any] = json.loads(json.dumps(found, default=lambda value: str(value).removeprefix("torch.")))
-    return in_force
+    return dict(json.loads(json.dumps(found, default=lambda value: str(value).removeprefix("torch."))))
 
 
 RECORDED = {row["option"]: row["place"] for row in data_rows("vllm_config.csv")}

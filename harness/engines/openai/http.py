@@ -97,20 +97,13 @@ def parse_base(url: str) -> Base:
     return Base(url, parts.netloc, address, path, tls, parts.hostname if tls else None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
-    status: int
-    headers: Mapping[bytes, bytes]
-    """Names in lower case."""
-    keep_alive: bool
-    chunked: bool
-    length: int | None
-    """Bytes of the body. None: the last chunk or the end of the connection ends the body."""
-
-
 @functools.lru_cache(maxsize=256)
-def _parsed(head: bytes) -> _Head:
-    """Parse a status line and headers, given without the blank line. Raises ValueError if they are not HTTP."""
+def _parsed(head: bytes) -> tuple[int, Mapping[bytes, bytes], bool, bool, int | None]:
+    """Status, headers by name in lower case, whether the connection is kept and the body chunked, the body's bytes.
+
+    `head` is without the blank line. The size is None if the last chunk or the end of the connection ends the body.
+    Raises ValueError for what is not HTTP.
+    """
     line, _, rest = head.partition(b"\r\n")
     match = _STATUS.fullmatch(line)
     if match is None:
@@ -127,7 +120,7 @@ def _parsed(head: bytes) -> _Head:
     else:
         raise ValueError(f"the answer's Content-Length is {length!r}")
     keep_alive = line.startswith(b"HTTP/1.1") and headers.get(b"connection", b"").lower() != b"close"
-    return _Head(status, headers, keep_alive, chunked, size)
+    return status, headers, keep_alive, chunked, size
 
 
 @functools.lru_cache(maxsize=1024)
@@ -283,14 +276,13 @@ class Connection(asyncio.BufferedProtocol):
     def _head(self, data: bytes) -> None:
         data = self._rest + data
         while (end := data.find(b"\r\n\r\n")) >= 0:
-            head = _parsed(data[: min(end, MAX_HEAD)])
+            status, headers, keep_alive, chunked, size = _parsed(data[: min(end, MAX_HEAD)])
             data = data[end + 4 :]
-            if head.status >= 200:
-                self.response.status, self.response.headers = head.status, head.headers
-                self._keep_alive = head.keep_alive
-                self._rest, self._left = b"", head.length or 0
-                ending = self._add_piece if head.length is None else self._counted
-                self._consume = self._chunked if head.chunked else ending
+            if status >= 200:
+                self.response.status, self.response.headers, self._keep_alive = status, headers, keep_alive
+                self._rest, self._left = b"", size or 0
+                ending = self._add_piece if size is None else self._counted
+                self._consume = self._chunked if chunked else ending
                 self._consume(data)
                 return
         self._rest = data

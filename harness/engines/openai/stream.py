@@ -423,9 +423,9 @@ def last_token(pieces: list[bytes]) -> int:
     for tail in (pieces[-1:], pieces[-16:], pieces):  # nearly always the last event holds one
         answer = Answer(len(tail), 0)
         with contextlib.suppress(RequestFailed):
-            answer.read(Response(200, {}, tail, list(range(1, len(tail) + 1))))
-        if any(answer.counts):
-            return len(pieces) - len(tail) + max(number for number, tokens in enumerate(answer.counts) if tokens)
+            answer._read_stream(Response(200, {}, tail, list(range(1, len(tail) + 1))))
+        if found := [piece for piece, tokens in zip(answer._arrivals, answer._tokens, strict=True) if tokens]:
+            return len(pieces) - len(tail) + found[-1]
     return -1
 
 
