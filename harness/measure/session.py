@@ -166,9 +166,11 @@ class Session:
         prompts = prompts.model_copy(update={"random": made.random})
         self.writer.update(prompts=prompts)
         await sender.warm_up(made)
-        if (count := self.workload.warmup.requests) == 0 or info.engine not in CACHING:
+        if self.workload.warmup.requests == 0 or info.engine not in CACHING:
             return
-        request = replace(made.make(WARM_UP_INDEX + count), output_tokens=1)
+        # Each client has sent its share of the warm-up, rounded up.
+        new = WARM_UP_INDEX + self.workload.warmup.requests + self.clients
+        request = replace(made.make(new), output_tokens=1)
         before = await asyncio.to_thread(self._hits, info)
         try:
             cached = (await probe(self.engine, request)).cached_tokens
