@@ -177,6 +177,10 @@ def near(word: str, choices: Iterable[str]) -> str:
     return f"did you mean '{match[0]}'? " if match else ""
 
 
+SECRET = re.compile(r"api_?key|secret|passw|authorization|(^|_)token$", re.IGNORECASE)
+"""Names of keys whose values no message quotes: logs keep messages."""
+
+
 def shown(value: object) -> str:
     """A value as error messages quote it, in at most 80 characters."""
     text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)
@@ -204,7 +208,8 @@ def _in_words(error: ErrorDetails, form: Any, origin: str, places: Mapping[str, 
     choices = re.findall("'([^']*)'", str(context.get("expected", "")))
     if kind in ("extra_forbidden", "invalid_key", "unknown") or "[key]" in error["loc"]:
         choices = choices or beside
-        given = "" if "[key]" in error["loc"] else f", given {shown(value)}"
+        unsaid = "[key]" in error["loc"] or SECRET.search(str(path[-1]))
+        given = "" if unsaid else f", given {shown(value)}"
         advice = f"{near(str(path[-1]), choices)}the keys here are {', '.join(choices)}"
         return f"{where}: unknown key {key}{given}", advice
     leaf = next(part for part in reversed(path) if isinstance(part, str))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 OK, GATE_FAILED, WRONG_USE, INCOMPLETE = 0, 1, 2, 3
 """Exit codes: success; a gate or check failed; wrong use or set-up; the run is incomplete."""
@@ -14,7 +15,7 @@ INTERRUPTED = 130
 class HarnessError(Exception):
     """Wrong use or set-up: printed without a traceback; the command exits with 2.
 
-    `what` quotes the wrong value; `fix` says what to do.
+    `what` quotes the wrong value, a URL without its credentials; `fix` says what to do.
 
     >>> print(HarnessError("unknown engine 'tgi'", "choose one of simulated, vllm"))
     unknown engine 'tgi'
@@ -22,6 +23,7 @@ class HarnessError(Exception):
     """
 
     def __init__(self, what: str, fix: str) -> None:
+        what = re.sub(r"(?<=://)[^/\s'\"@]+@", "…@", what)
         super().__init__(what, fix)
         self.what = what
         self.fix = fix

@@ -41,7 +41,7 @@ def finding(code: str, *, serious: bool | None = None, **values: Any) -> Finding
     '16 requests completed, too few for an interval of the p99: it needs 299.'
     """
     row = findings()[code]
-    decided = bool(row.serious) if serious is None else serious
+    decided = bool(row.serious if serious is None else serious)  # no bool of numpy, which JSON refuses
     return Finding(code, row.seen.format(**values), row.advice.format(**values), decided)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ def stored_run(reference: str, root: Path) -> Run:
 
 def _tell_of_newest(chosen: Sequence[Path], root: Path) -> None:
     """Says that the newest run under the root did not finish, if runs of the root were chosen without it."""
-    newest, here = (root / "latest").resolve(), {each.resolve() for each in chosen}
+    newest, here = Path(os.path.realpath(root / "latest")), {each.resolve() for each in chosen}
     if newest in here or newest.parent not in {each.parent for each in here}:
         return
     with contextlib.suppress(errors.HarnessError):

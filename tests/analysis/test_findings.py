@@ -287,6 +287,6 @@ def test_a_freeze_is_a_finding_and_stays_in_the_window(from_s: float) -> None:
     assert not {each.code for each in calm.findings} & {"stall", "start-left-out", "queue-grows"}
     assert found["ttft_s.p99"].value == pytest.approx(5.5, abs=0.3)
     (stall,) = (each for each in found.findings if each.code == "stall")
-    assert stall.serious
+    assert stall.serious is True
     assert "within the measured window" in stall.text
     assert not {each.code for each in found.findings} & {"start-left-out", "queue-grows", "level-shift"}

@@ -183,7 +183,10 @@ def test_start_fails_if_no_server_answers() -> None:
         ({"base_ulr": "x"}, "base_ulr"),
         ({"base_url": "localhost:8000"}, "'localhost:8000' is not the address"),
         ({"base_url": []}, "base_url is empty"),
-        ({"base_url": "http://me:secret@box"}, "contains credentials"),
+        ({"base_url": "http://me:hunter2@box"}, "contains credentials"),
+        ({"base_url": "http://box#hunter2"}, "contains credentials, a query or a fragment"),
+        ({"base_url": "ftp://me:hunter2@box"}, "'ftp://…@box' is not the address"),
+        ({"api_key": "hunter2"}, "unknown key api_key\n"),
         ({"headers": {"Authorization": "Bearer sk-1"}}, "header Authorization can be a secret"),
         ({"headers": {"Accept": "a\r\nY: b"}}, "cannot be sent as a header"),
         ({"api_key_env": "NOT_SET_ANYWHERE"}, "variable NOT_SET_ANYWHERE is not set"),
@@ -193,6 +196,7 @@ def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(HarnessError, match=named) as wrong:
         OpenAIEngine(None, options)
     assert "sk-1" not in str(wrong.value)
+    assert "hunter2" not in str(wrong.value)
 
 
 MODELS = b'{"data": [{"id": "scripted"}]}'

@@ -294,6 +294,13 @@ def test_what_is_no_regular_file_is_skipped_or_named_and_never_waited_for(whole:
     assert "not a regular file" in table["error"]["device"]
 
 
+def test_a_latest_that_links_to_itself_is_passed_over(whole: Path, tmp_path: Path, harness: Command) -> None:
+    shutil.copytree(whole, tmp_path / "runs/good")
+    (tmp_path / "runs/latest").symlink_to("latest")
+    assert harness("report", "good", "--root", "runs").code == 0
+    assert harness("report", "latest", "--root", "runs").code == 2
+
+
 def test_a_directory_whose_name_is_not_utf8_is_named_and_the_others_are_listed(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "good")
     shutil.copytree(whole, os.fsdecode(os.fsencode(tmp_path) + b"/n\xff"))

@@ -88,8 +88,8 @@ def parse_base(url: str) -> Base:
         return Base(url, "localhost", parts.path, "")
     if parts.scheme not in ("http", "https") or not parts.hostname or not (parts.netloc + parts.path).isprintable():
         raise wrong
-    if "@" in parts.netloc or parts.query:
-        what = "the server's address contains credentials or a query, and addresses are stored with the run"
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        what = "the server's address contains credentials, a query or a fragment, and addresses are stored with the run"
         raise HarnessError(what, "give the key with engine.api_key_env")
     tls = ssl.create_default_context() if parts.scheme == "https" else None
     address = parts.hostname, port or (443 if tls else 80)
