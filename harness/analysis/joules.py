@@ -37,6 +37,8 @@ class Reads:
     lag_s: float = 0.0
     """A value published at t is the energy used until t - lag_s ± lag_half_s."""
     lag_half_s: float = 0.0
+    peak_w: float = math.inf
+    """The largest power."""
     hidden: float = 0.0
     """Difference of power between two instants that readings of power may not show, as a share of the mean power."""
 
@@ -104,7 +106,7 @@ def curve(reads: Reads) -> Curve:
         if locked is not None:
             return locked
     time = np.maximum.accumulate((low + high) / 2) - reads.lag_s
-    half = (high - low) / 2 + reads.lag_half_s
+    half = np.maximum(high - reads.lag_s - time, time - low + reads.lag_s) + reads.lag_half_s
     return Curve(time, half, reads.energy_j[changed], np.arange(len(time), dtype=float), None)
 
 
@@ -156,7 +158,13 @@ def counter_window(
         return None
     shift_j = reads.lag_half_s * spread_w if reads.lag_half_s else 0.0
     low, high = max(0.0, bounds[0] - shift_j), bounds[1] + shift_j
-    energy_j = float(np.diff(np.interp([start_s, end_s], known.time_s, known.energy_j))[0])
+    ends = np.array([start_s, end_s])
+    energy_j = float(np.diff(np.interp(ends, known.time_s, known.energy_j))[0])
+    if math.isfinite(reads.peak_w):  # at an instant of the curve the energy is known but for what its doubt can hold
+        near = known.nearest(ends)
+        reach_j = reads.peak_w * float((np.abs(ends - near) + np.interp(near, known.time_s, known.half_s)).sum())
+        middle_j = float(np.diff(np.interp(near, known.time_s, known.energy_j))[0])
+        low, high = max(low, middle_j - reach_j), max(low, min(high, middle_j + reach_j))
     return Window(start_s, end_s, float(np.clip(energy_j, low, high)), low, high, source="counter, hard bounds")
 
 

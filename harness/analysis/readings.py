@@ -37,6 +37,8 @@ SLOW_S = 8.0
 """Longest time between readings of all that is not energy or newest power."""
 MOMENT = 0.6
 """Deviation of average power from the counter's over that of newest power, from which it is no mean of a second."""
+FEW = 5
+"""Fewer readings of average power in a window are not compared apart: their scatter is not known."""
 MARGIN_S = 0.3
 """Time around a mean in which power must be steady as well."""
 AVERAGE_LAG_S = 0.065
@@ -46,6 +48,7 @@ UNKNOWN_WINDOW_S = 1.0
 INWARD = 0.8
 """A window shrinks to the counter's updates inside it if this share of it is left. Else it moves to the updates next to
 its ends that are nearest, of those that leave as much."""
+ROUGH_S = 0.2
 MOST_MOVED_S = 1.1
 """Largest move of a window's end to an update: readings are about a second apart."""
 
@@ -86,6 +89,7 @@ class Source:
             return reads
         period_s, half_s = device.period_s, device.period_half_s
         reads = replace(reads, period_s=period_s, period_half_s=half_s, lag_s=LAG_S, lag_half_s=LAG_HALF_S)
+        reads = reads if period_s is None else replace(reads, peak_w=self.peak_w)
         known = HOPPER.search(device.name or "") is not None
         return reads if known else replace(reads, lag_half_s=OTHER_HALF_S, hidden=OTHER_HIDDEN)
 
@@ -257,7 +261,7 @@ def agreement(source: Source, start_s: float, end_s: float) -> Agreement | None:
     during = (until_s - window_s >= start_s) & (until_s <= end_s)
     found = []
     for rows in (near, during, steady):
-        if not rows.sum() > 2 * (rows is during) or not (mean_w := float(counter_w[rows].mean())) > 0:
+        if not rows.sum() > (FEW - 1) * (rows is during) or not (mean_w := float(counter_w[rows].mean())) > 0:
             continue
         n, ratio = int(rows.sum()), float(average_w[rows].mean()) / mean_w
         spread_w = AGREE * mean_w if rows is steady else source.spread_w(start_s, end_s)
@@ -333,7 +337,7 @@ class Marks(NamedTuple):
     period_s: float
     """Time between the updates of that counter."""
     line: Curve | None
-    """Of the first counter on a line."""
+    """Of the first counter on a line, else of the first counter."""
 
 
 def marks(gpus: Iterable[Source]) -> Marks:
@@ -344,17 +348,17 @@ def marks(gpus: Iterable[Source]) -> Marks:
         if first is not None and known is not None and known.line is not None:
             return first._replace(line=known)
         del known  # before the next is read
-    return first or Marks(None, 0.1, None)
+    return Marks(None, 0.1, None) if first is None else first._replace(line=first.first)
 
 
 def settle(known: Curve | None, start_s: float, end_s: float) -> tuple[float, float]:
-    """The window moved to instants of a curve on a line, if enough of it is left.
+    """The window moved to instants of a curve that are known to `ROUGH_S` or better, if enough of it is left.
 
     It shrinks to the instants inside it, since beyond its ends the load is another; or else moves to the nearest.
     """
-    if known is None or known.line is None:
+    if known is None or len(known.half_s) < 2 or (rough_s := float(np.median(known.half_s))) > ROUGH_S:
         return start_s, end_s
-    period_s, times_s = max(known.line.period), known.time_s.tolist()
+    period_s, times_s = max(known.line.period) if known.line else 2 * rough_s, known.time_s.tolist()
     least_s = max(INWARD * (end_s - start_s), STALE_PERIODS * period_s - float(known.half_s.min()))
     i, j = bisect.bisect_left(times_s, start_s), bisect.bisect_right(times_s, end_s)
     ends = itertools.product(times_s[i : i + 1] + times_s[max(0, i - 1) : i], times_s[max(0, j - 1) : j + 1])

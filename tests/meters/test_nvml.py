@@ -300,6 +300,9 @@ def test_a_counter_with_irregular_updates_falls_back_to_hard_bounds(fake_nvml: P
     assert energy.interval.startswith("hard bound")
     assert energy.low < 3000 < energy.high  # type: ignore[operator]
     assert energy.value == pytest.approx(3000, rel=0.03)
+    moved = result["gpu_power_w"]
+    assert moved.low < 300 < moved.high  # type: ignore[operator]
+    assert moved.high - moved.low < 0.1 * 300  # type: ignore[operator]
 
 
 def test_a_driver_without_field_values_still_gives_energy(tmp_path: Path) -> None:
