@@ -139,13 +139,7 @@ def latency_table(summary: Summary, of: str = "") -> Table:
     return Table("whole-run", title, columns, tuple(rows), (*rates, *notes))
 
 
-STEP: Mapping[str, str] = {
-    "output_tokens_per_s": "output tokens",
-    "ttft_s.p50": "TTFT p50",
-    "ttft_s.p99": "TTFT p99",
-    "tpot_s.p50": "TPOT p50",
-    "joules_per_output_token": "J/token",
-}
+STEP = labels("step")
 """Figures of a step of a load, and their columns."""
 
 
