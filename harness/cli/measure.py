@@ -232,7 +232,7 @@ def powered(spec: Workload, meter: Sequence[str] | None) -> list[str]:
     return [*meter] if meter else [] if spec.engine.name == "simulated" else ["auto"]
 
 
-Point = tuple["Workload", Mapping[str, Any], int]
+Point = tuple[Workload, Mapping[str, Any], int]
 """A workload, the values that vary, and the number of the repeat."""
 
 
