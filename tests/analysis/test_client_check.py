@@ -230,7 +230,10 @@ def test_the_monitor_tells_for_how_long_the_loop_had_not_run() -> None:
             return [monitor.late_s(begin_s + after_s) for after_s in (-0.001, 0.05, 0.09, 0.2)]
 
     with asyncio.Runner(loop_factory=event_loop) as runner:
-        before, middle, late, after = runner.run(busy())
+        for _ in range(5):
+            before, middle, late, after = runner.run(busy())
+            if before == 0.0:  # else the machine was busy too
+                break
     assert before == after == 0.0
     assert 0.04 < middle <= 0.05
     assert late == pytest.approx(middle + 0.04)
