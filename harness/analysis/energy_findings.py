@@ -100,7 +100,8 @@ def contradiction(gpu: Source, window: Window | None, check: Agreement | None) -
     most_j = limit_w * window.seconds
     if window.low_j <= OVER_LIMIT * most_j and window.high_j >= OF_LIMIT * most_j:
         return None
-    return finding("counter-disagrees", gpu=gpu.label, kind="its power limit", off=most_j / window.energy_j - 1)
+    off = most_j / max(window.energy_j, 1e-3) - 1
+    return finding("counter-disagrees", gpu=gpu.label, kind="its power limit", off=off)
 
 
 def at_limit(rows: pd.DataFrame, start_s: float, end_s: float) -> float | None:

@@ -88,10 +88,9 @@ class Source:
         if self.meter != "nvml":
             return reads
         period_s, half_s = device.period_s, device.period_half_s
-        reads = replace(reads, period_s=period_s, period_half_s=half_s, lag_s=LAG_S, lag_half_s=LAG_HALF_S)
-        reads = reads if period_s is None else replace(reads, peak_w=self.peak_w)
-        known = HOPPER.search(device.name or "") is not None
-        return reads if known else replace(reads, lag_half_s=OTHER_HALF_S, hidden=OTHER_HIDDEN)
+        lag_half_s, hidden = (LAG_HALF_S, 0.0) if HOPPER.search(device.name or "") else (OTHER_HALF_S, OTHER_HIDDEN)
+        reads = replace(reads, period_s=period_s, period_half_s=half_s, lag_half_s=lag_half_s, hidden=hidden)
+        return replace(reads, lag_s=LAG_S, peak_w=math.inf if period_s is None else self.peak_w)
 
     @cached_property
     def curve(self) -> Curve | None:
@@ -208,10 +207,7 @@ def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
     if (steps < 0).any():
         return finding("counter-backwards", gpu=gpu, device=device)
     turns = np.append(0, np.flatnonzero(steps) + 1)[: inside.sum()]  # where the counter has a new value
-    last_s, first_s = (
-        np.maximum.reduceat(reads.before_s[inside], turns),
-        np.minimum.reduceat(reads.after_s[inside], turns),
-    )
+    last_s, first_s = np.maximum.reduceat(reads.before_s[inside], turns), reads.after_s[inside][turns]
     stood_s = float((last_s - first_s).max(initial=0.0))
     if stood_s > limit_s:
         return finding("counter-stuck", gpu=gpu, stood_s=stood_s)
@@ -362,15 +358,12 @@ def settle(known: Curve | None, start_s: float, end_s: float) -> tuple[float, fl
     least_s = max(INWARD * (end_s - start_s), STALE_PERIODS * period_s - float(known.half_s.min()))
     i, j = bisect.bisect_left(times_s, start_s), bisect.bisect_right(times_s, end_s)
     ends = itertools.product(times_s[i : i + 1] + times_s[max(0, i - 1) : i], times_s[max(0, j - 1) : j + 1])
-    long = [(a, b) for a, b in ends if b - a >= least_s]
-    inside = [(a, b) for a, b in long if start_s <= a and b <= end_s]
-    nearest = sorted(long, key=lambda ab: abs(ab[0] - start_s) + abs(ab[1] - end_s))
-    a, b = next(iter(inside + nearest), (math.inf, math.inf))
-    return (
-        (a, b)
-        if max(abs(a - start_s), abs(b - end_s)) <= max(MOST_MOVED_S, STALE_PERIODS * period_s)
-        else (start_s, end_s)
-    )
+    most_s, found = max(MOST_MOVED_S, STALE_PERIODS * period_s), [(math.inf, start_s, end_s)]
+    for a, b in ends:
+        outside, moved_s = a < start_s or b > end_s, (abs(a - start_s), abs(b - end_s))
+        if b - a >= least_s and max(moved_s) <= most_s:
+            found.append((sum(moved_s) if outside else 0.0, a, b))
+    return min(found)[1:]
 
 
 def worst(of: Container[Status]) -> Status:

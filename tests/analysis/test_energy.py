@@ -324,6 +324,7 @@ FAULTS = {
     "fault throttle 9 64": ("throttled", True),
     "limit 250": ("power-limit", True),
     "celsius_per_s 1": ("temperature-drift", True),
+    "wave constant 0.001": ("counter-disagrees", False),
 }
 
 
