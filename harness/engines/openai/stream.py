@@ -232,10 +232,11 @@ class Answer:
     arrival that contained the event's last byte.
     """
 
+    usage = Usage()
+
     def __init__(self, arrivals: int, asked: int) -> None:
         self.counts = [0] * arrivals
         """Tokens in each arrival."""
-        self.usage = Usage()
         self.text: list[str] = []
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
