@@ -99,6 +99,9 @@ def first_wave(lengths: Lengths, rng: np.random.Generator, users: int, chunk: fl
     ages = (rng.random(users) * answers[drawn]).astype(int)
     waits = np.arange(users) >= chunk * answers.mean() / prompts.mean()
     drawn[waits], ages[waits] = rng.integers(POOL, size=int(waits.sum())), 0
+    # Each has its age when the last that does not wait is read.
+    later = np.maximum(0, np.flatnonzero(~waits)[-1] - np.arange(users)) * prompts.mean() / chunk
+    ages = np.maximum(0, ages - later).astype(int)
     return prompts[drawn] + ages, answers[drawn] - ages, ages
 
 

@@ -148,7 +148,7 @@ def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[F
 
 def _of_window(window: Window, summary: Summary, main: bool, figures: str = "") -> Iterator[Finding]:
     """Findings about one window. `main`: the run's figures are of this one; `figures`: the prefix of its own."""
-    if window.code == "no-window":
+    if window.whole is not None and window.code is not None:
         so = "the figures are of the whole run, ramp and drain included" if main else "the step has no figures"
         yield finding("no-window", why=window.whole, so=so, serious=main)
     if window.code == "queue-grows":

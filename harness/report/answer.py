@@ -181,7 +181,7 @@ def _window(summary: Summary) -> list[str]:
     begin, end, took = (summary[name].value for name in ("window.begin_s", "window.end_s", "duration_s"))
     if begin is None or end is None or took is None:
         return []
-    if (summary["window.share"].value or 0.0) >= 1:
+    if summary["window.share"].reason is not None:
         return [f"window: whole run, {took:.3g} s"]
     held = f"{end - begin:.3g} of {took:.3g} s"
     if summary.get("step.1.load"):

@@ -141,6 +141,7 @@ class Conversations:
         tokens; a prompt of texts stays as it is. Of a conversation, the turns before are there, and those after follow.
 
         Users beyond those whose answers the engine can decode at a time wait: theirs is any request, at its beginning.
+        The engine reads the others' prompts one after the other; each has its age when the last of them is read.
         """
         _, turn, age = self._drawn(number)
         request = self.make(FIRST_WAVE + number)
@@ -152,9 +153,9 @@ class Conversations:
         return replace(request, prompt=prompt, output_tokens=output, age_tokens=age, cancel_after_s=None)
 
     @cached_property
-    def _pool(self) -> tuple[list[tuple[int, int]], NDArray[np.int64], float]:
+    def _pool(self) -> tuple[list[tuple[int, int]], NDArray[np.int64], float, float]:
         """Conversation and turn of the requests from which the first wave is drawn; cumulative output tokens; how many
-        users have answers in progress at a time.
+        users have answers in progress at a time; steps for each prompt.
 
         A step has room for `step_tokens`: a token of each answer in progress, and as many prompts as answers end.
         """
@@ -162,18 +163,26 @@ class Conversations:
         pool = list(itertools.islice(turns, POOL))
         lengths = np.array([self._lengths(self._plan(c)[0], c, turn)[:2] for c, turn in pool])
         prompt, answer = lengths.mean(axis=0)
-        decoding = (self.step_tokens or math.inf) * answer / (prompt + answer)
-        return pool, np.cumsum(lengths[:, 1]), min(decoding, self.most_running or math.inf)
+        steps = (prompt + answer) / (self.step_tokens or math.inf)
+        decoding = min(answer / steps if steps else math.inf, self.most_running or math.inf)
+        return pool, np.cumsum(lengths[:, 1]), decoding, steps
 
     def _drawn(self, number: int) -> tuple[int, int, int]:
         """Conversation, turn and age of a request of the first wave."""
         u, v = _uniform(self._words(_AGE, FIRST_WAVE + number), 2)
-        pool, until, decoding = self._pool
-        if number % len(self._spans) >= decoding:
+        pool, until, decoding, steps = self._pool
+        span, user = divmod(number, len(self._spans))
+        if user >= decoding:
             return *pool[int(u * len(pool))], 0
         at = int(np.searchsorted(until, u * until[-1]))
         tokens = int(until[at] - (until[at - 1] if at else 0))
-        return *pool[at], int(v * tokens)
+        last = self._last[self._spans[user][min(span, len(self._spans[user]) - 1)][0]]
+        return *pool[at], max(0, int(v * tokens - max(0.0, min(decoding - 1, last) - user) * steps))
+
+    @cached_property
+    def _last(self) -> dict[float, int]:
+        """The last user who begins at each time at which one begins."""
+        return {begin: user for user, spans in enumerate(self._spans) for begin, _ in spans}
 
     @cached_property
     def _spans(self) -> list[list[tuple[float, float]]]:

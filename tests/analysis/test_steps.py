@@ -193,6 +193,13 @@ def test_a_step_above_capacity_has_a_queue_that_grows_and_the_next_waits_for_it_
     assert of_step(found, 3)["ttft_s.p50"] == pytest.approx(0.1)
 
 
+def test_a_highest_step_that_never_settles_leaves_the_figures_of_the_whole_run_and_says_both() -> None:
+    steps = [(5, 20.0), (60, 5.0)]
+    found = made_of(of_steps(by_rate(steps, servers=10), steps, "rate_per_s"))
+    assert {("no-window", "Step 2", True), ("queue-grows", "Step 2", True)} <= set(codes(found))
+    assert found["requests_per_s"].value == found["whole_run.requests_per_s"].value
+
+
 # ---- outages ----
 
 

@@ -391,6 +391,19 @@ def test_users_that_the_engine_cannot_decode_for_begin_with_a_whole_request(
     assert made.first_wave(40 + mid_answer - 1).index != waves[-1].index  # of the users' next spans
 
 
+def test_an_answer_in_progress_has_its_age_when_the_last_prompt_of_its_wave_is_read() -> None:
+    """Prompts of 300, answers of 100 tokens, 1,600 in a step: the first of 40 prompts is read 10 steps before the last
+    one; that of the 10 users who begin before the others, 2 steps."""
+    load = "load={shape: steps, steps: [{users: 10, duration_s: 9}, {users: 40, duration_s: 9}]}"
+    asked = "requests={input_tokens: 300, output_tokens: 100}", load
+    plain, read = talk(*asked), talk(*asked, step_tokens=1600)
+    ages = [[each.first_wave(user).age_tokens or 0 for user in range(40)] for each in (plain, read)]
+    later = [(9 if user < 10 else 39) - user for user in range(40)]
+    expected = [max(0, age - prompts / 4) for age, prompts in zip(ages[0], later, strict=True)]
+    assert ages[1] == pytest.approx(expected, abs=1)
+    assert sum(ages[1]) < sum(ages[0])
+
+
 def test_a_conversation_of_the_first_wave_goes_on_from_its_turn() -> None:
     made = talk("requests={count: 9, input_tokens: 10, output_tokens: 20, turns: 4}", "load.users=2")
     waves = [made.first_wave(number) for number in range(60)]
