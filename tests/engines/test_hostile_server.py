@@ -91,6 +91,7 @@ HOSTILE: dict[str, tuple[Sequence[Piece], str]] = {
     "a chunk of 2^64": ([head("Transfer-Encoding: chunked"), b"fffffffffffffffff\r\nx", HANG], "malformed"),
     "a chunk longer than it says": ([head("Transfer-Encoding: chunked"), b"2\r\nabcdef\r\n"], "malformed"),
     "a chunk of no number": ([head("Transfer-Encoding: chunked"), b"-1\r\nx\r\n"], "malformed"),
+    "a chunk size and spaces for ever": ([head("Transfer-Encoding: chunked"), b"5", *dripping(b" ")], "malformed"),
     "no last chunk": (chunked(TOKEN), "cut"),
     "trailers for ever": ([*chunked(GOOD, b"")[:-1], b"0\r\n", *dripping(b"A: b\r\n")], "timeout"),
     "empty events between the tokens": (chunked(b"\n\n" * 999, GOOD, b""), ""),

@@ -33,6 +33,7 @@ MAX_HELD = 512 << 20
 """Maximum bytes of all answers that wait to be parsed or are still arriving, counted in the same way."""
 PIECE_SIZE = 64
 """Bytes that a piece takes in memory beside its content."""
+LAST_CHUNK = b"0\r\n\r\n"
 READ_SIZE = 256 << 10
 """Maximum bytes of one read from a socket."""
 SILENCE_CHECKS = 8
@@ -43,8 +44,9 @@ _TIMESPEC = struct.Struct("@ll")
 _TLS_RECORDS = b"\x15\x03", b"\x16\x03"
 """How an answer of TLS to a plain request begins: an alert, or a handshake."""
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)(?: .*)?")
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[^\r\n]{0,256})?[ \t]*")
-_CHUNK_LINE_START = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]*;[^\r\n]{0,256})?[ \t]*\r?)?")
+_CRLF = re.compile(rb"\r\n")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]{0,9};[^\r\n]{0,256})?[ \t]{0,9}")
+_CHUNK_LINE_START = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]{0,9};[^\r\n]{0,256})?[ \t]{0,9}\r?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,22 @@ def _chunk_size(line: bytes) -> int:
     if (match := _CHUNK_LINE.fullmatch(line)) is None:
         raise ValueError(f"not a chunk size: {line[:MAX_HEAD]!r}")
     return int(match[1], 16)
+
+
+def _whole_chunks(data: bytes) -> list[bytes] | None:
+    """Stated sizes and contents in turn, and a 0 if the last chunk is there too; None if the data are not only that.
+
+    Without a Python loop, for the usual case: no chunk has a CRLF inside, and most are of one size.
+    """
+    found = _CRLF.split(data)  # in half the time of bytes.split
+    if found[-1] or len(found) < 3:
+        return None
+    del found[-2 if found[-3:] == [b"0", b"", b""] else -1 :]
+    stated = set(zip(found[:-1:2], map(len, found[1::2]), strict=False))
+    try:
+        return found if all(size == int(digits, 16) > 0 for digits, size in stated) else None
+    except ValueError:
+        return None
 
 
 def retry_after_s(headers: Mapping[bytes, bytes], now_s: float) -> float | None:
@@ -311,6 +329,9 @@ class Connection(asyncio.BufferedProtocol):
             if left > 2 and data[end : end + 2] == b"\r\n":  # the usual case: the whole chunk
                 pieces.append(data[at:end])
                 at, left = end + 2, 0
+                if at < len(data) and len(pieces) == had + 1 and (whole := _whole_chunks(data[at:])):
+                    pieces += whole[1::2]
+                    at = len(data) - len(LAST_CHUNK) * (len(whole) % 2)
                 continue
             part, content = data[at : at + left], max(left - 2, 0)
             if part[:content]:
