@@ -275,7 +275,9 @@ def _steady(source: Source, begin_s: float, until_s: float) -> bool:
     assert known is not None
     shown_w = power_w[(time_s > begin_s - MARGIN_S) & (time_s < until_s + MARGIN_S)]
     first, last = np.searchsorted(known.time_s, [begin_s - MARGIN_S, until_s + MARGIN_S])
-    rate_w = np.diff(known.energy_j[max(0, first - 1) : last + 1]) / np.diff(known.time_s[max(0, first - 1) : last + 1])
+    around = slice(max(0, first - 1), last + 1)
+    apart_s = np.diff(known.time_s[around])
+    rate_w = np.diff(known.energy_j[around])[apart_s > 0] / apart_s[apart_s > 0]  # damaged readings share a time
     return all(len(each) > 1 and np.ptp(each) <= AGREE * each.mean() for each in (shown_w, rate_w))
 
 
