@@ -65,8 +65,7 @@ def made_of(run: Run) -> Summary:
             energy = measured(window.begin_s, window.end_s, idle=file.idle, host_w=host_w, pue=pue)
             figures, findings = figures + energy.figures, findings + energy.findings
             figures += tuple(_of_steps(window, measured))
-        told = server_figures(run.server, window.begin_s, window.end_s)
-        figures += told
+        figures += server_figures(run.server, window.begin_s, window.end_s)
         of_server = check_server(run, {each.name: each for each in figures}, window.begin_s, window.end_s)
         findings += tuple(of_server)
         made = replace(made, figures=figures, findings=findings)

@@ -124,9 +124,9 @@ def judged(
 
     `xml`: also the gates as JUnit XML. `how`: arguments of `report.changes.difference`.
     """
-    tables, found, told = changes.difference(base, new, gates, full=full or output().format != "text", **how)
+    tables, found, annotations = changes.difference(base, new, gates, full=full or output().format != "text", **how)
     show(tables)
-    _tell_ci("harness diff", tables, told, found, xml)
+    _tell_ci("harness diff", tables, annotations, found, xml)
     incomplete = _incomplete([*base, *new])
     if any(outcome == "failed" for *_, outcome in found):
         raise typer.Exit(errors.GATE_FAILED)

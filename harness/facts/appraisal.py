@@ -152,10 +152,10 @@ def measured_cost(measurements: Sequence[Measurement]) -> Quantity | None:
     each, status = found[middle], found[middle].usd_per_query.status
     several = f"{len(found)} {'published large models' if status == 'published' else 'runs'}"
     which = several if found[1:] else f"{each.model}, {each.conditions}"
-    said = f"the measured cost is that of {which} ({each.source})"
+    assumption = f"the measured cost is that of {which} ({each.source})"
     number = about(exact(values[middle], "USD/Mtoken", each.source, status=status))
     layers = (layer_of(each.usd_per_query),)
-    return replace(number, low=min(lows), high=max(highs), ids=(each.source,), layers=layers, assumptions=(said,))
+    return replace(number, low=min(lows), high=max(highs), ids=(each.source,), layers=layers, assumptions=(assumption,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,8 +135,8 @@ def printed(fact: Fact, rounding: bool = False) -> Quantity:
     q, half = of_fact(fact), fact.half_digit if rounding else 0.0
     if q.value is None or fact.bound == "range":
         return q
-    said = () if fact.bound == "=" else (f"{fact.id} ({fact.wording or fact.bound}) taken at its printed digits",)
-    return replace(q, low=q.value - half, high=q.value + half, kind="=", assumptions=said)
+    notes = () if fact.bound == "=" else (f"{fact.id} ({fact.wording or fact.bound}) taken at its printed digits",)
+    return replace(q, low=q.value - half, high=q.value + half, kind="=", assumptions=notes)
 
 
 def combine(a: Quantity, sign: str, b: Quantity, *, force: bool = False) -> Quantity:
@@ -199,8 +199,8 @@ def held(a: Quantity, over: Period, *, by_contract: bool = False) -> Quantity:
     """
     if a.period == over or a.period is None:
         return a
-    said = _union(a.assumptions, (f"{a.terms} ({a.period}) held over {over}",))
-    return replace(a if by_contract else about(a), period=over, assumptions=said)
+    assumptions = _union(a.assumptions, (f"{a.terms} ({a.period}) held over {over}",))
+    return replace(a if by_contract else about(a), period=over, assumptions=assumptions)
 
 
 def about(a: Quantity) -> Quantity:
@@ -263,17 +263,17 @@ def time_mean(states: Sequence[Quantity], over: Period, logs: bool = False) -> Q
         return float(path.mean())
 
     names, kind = ", ".join(state.terms for state in states), "log_mean" if logs else "time_mean"
-    said = (f"{names}: {'log-linear' if logs else 'linear'} between their dates, flat outside",)
+    assumptions = (f"{names}: {'log-linear' if logs else 'linear'} between their dates, flat outside",)
     low, value, high = (mean([getattr(s, end) for s in known.values()]) for end in ("low", "value", "high"))
-    return replace(about(joint), value=value, low=low, high=high, terms=f"{kind}({names})", assumptions=said)
+    return replace(about(joint), value=value, low=low, high=high, terms=f"{kind}({names})", assumptions=assumptions)
 
 
 def prorata(a: Quantity, over: Period) -> Quantity:
     """A flow spread evenly over its period, as if it had that rate over another, as `~`."""
     assert a.period is not None
     scale = exact(over.months / a.period.months, "ratio", f"{over.months:g}/{a.period.months:g} months")
-    said = _union(a.assumptions, (f"{a.terms} ({a.period}) spread evenly: its rate over {over}",))
-    return replace(about(a * scale), period=over, assumptions=said)
+    assumptions = _union(a.assumptions, (f"{a.terms} ({a.period}) spread evenly: its rate over {over}",))
+    return replace(about(a * scale), period=over, assumptions=assumptions)
 
 
 def rest(whole: Quantity, part: Quantity) -> Quantity:

@@ -164,9 +164,9 @@ def _plan_sum(over: Period, base: Quantity, yearly: Quantity, years: int) -> Qua
     assert yearly.value is not None
     powers = sum(accumulate(repeat(yearly.value, years), operator.mul))
     total = about(replace(base, period=over) * exact(powers, "ratio", f"sum(g^1..g^{years})"))
-    said = (*total.assumptions, f"revenue grows by one factor a year, g = {yearly.terms}")
+    assumptions = (*total.assumptions, f"revenue grows by one factor a year, g = {yearly.terms}")
     ids = tuple(dict.fromkeys((*base.ids, *yearly.ids)))
-    return replace(rebased(total, "stock", "revenue of several years added up"), ids=ids, assumptions=said)
+    return replace(rebased(total, "stock", "revenue of several years added up"), ids=ids, assumptions=assumptions)
 
 
 def _moved(a: Quantity, first: str, last: str) -> Quantity:

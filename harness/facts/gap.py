@@ -378,8 +378,8 @@ def power(price: tuple[float, float], floor: float) -> str:
 def sentences(found: Agreement, bill: Quantity, whole: Quantity, floor: float) -> tuple[tuple[str, str], ...]:
     """The verdict as (topic, sentence): the bill, the two claims, power, and the unknowns that decide."""
     price = next(f.believed for f in found.factors if f.name == "gpu_price")
-    said, fit = plausible(found.reach), power((price.low or 0.0, price.high or 0.0), floor)
-    only = f" {', '.join(moved(found.factors))}" if said == "plausible only with" else ""
+    judgement, fit = plausible(found.reach), power((price.low or 0.0, price.high or 0.0), floor)
+    only = f" {', '.join(moved(found.factors))}" if judgement == "plausible only with" else ""
     words = {
         "fits": "the believed price needs no more power than stood",
         "fits in part": f"below {floor:.2g} USD a GPU-hour the bill buys more GPUs than the power could feed",
@@ -388,7 +388,7 @@ def sentences(found: Agreement, bill: Quantity, whole: Quantity, floor: float) -
     more, twice = claim(1, bill, whole), claim(2, bill, whole)
     claims = f"'more than it earns': {more}; 'twice what it earns': {twice}"
     return (
-        ("bill", f"{said}{only}: the beliefs reach the bill with a probability of {chance(found.reach)}"),
+        ("bill", f"{judgement}{only}: the beliefs reach the bill with a probability of {chance(found.reach)}"),
         ("claims", claims if more != twice else f"'more than it earns' and 'twice what it earns': {more}"),
         ("power", words[fit]),
         ("unknowns", ", ".join(f"{f.label} x{f.width:.2g}" for f in deciding(found.factors)) or "none"),

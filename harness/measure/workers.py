@@ -79,9 +79,9 @@ class LocalWorker:
     def ended(self, wait_s: float | None = 0) -> Done | None:
         assert self._child is not None
         try:
-            while isinstance(told := self._child.receive(wait_s), Progress):
-                self._watch(told)
-            done: Done | None = told
+            while isinstance(message := self._child.receive(wait_s), Progress):
+                self._watch(message)
+            done: Done | None = message
         except Gone as how:
             self._child, done = None, Done("failed", error=f"the measuring process {how} (out of memory?)")
         return done

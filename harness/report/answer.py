@@ -103,8 +103,8 @@ def _throughput(notes: Footnotes, summary: Summary) -> list[str]:
     rates = [notes.cell(summary[name]) for name in ("output_tokens_per_s", "requests_per_s")]
     failed = summary["requests.failed"].value
     kinds = ", ".join(f"{kind} {count}" for kind, count in summary.errors.items())
-    told = [f"{number(failed)} failed ({plain(kinds)})"] if failed else []
-    return ["throughput".ljust(LABEL) + rates[0], rates[1], *told]
+    failures = [f"{number(failed)} failed ({plain(kinds)})"] if failed else []
+    return ["throughput".ljust(LABEL) + rates[0], rates[1], *failures]
 
 
 def _latencies(notes: Footnotes, summary: Summary, width: int) -> list[str]:
@@ -274,7 +274,7 @@ def several(sweep: Sweep, priced: Sequence[Priced | None], width: int) -> str:
             break
     others = [head for head in differs if head not in heads]
     absent = [head for name, head in FIGURES.items() if not any(name in row.figures for row in rows)]
-    said = [
+    lines = [
         "> the most output tokens/s of the runs in which 99% of the requests met the objectives" if best else "",
         f"{len(rows) - MOST_ROWS} more runs" if len(rows) > MOST_ROWS else "",
         f"also different: {', '.join(others)}" if others else "",
@@ -283,7 +283,7 @@ def several(sweep: Sweep, priced: Sequence[Priced | None], width: int) -> str:
         "latencies in ms; digits end where 95% intervals (p5-p95 of prices) make them doubtful",
     ]
     head = cut(flowed([f"{len(runs)} runs", *shared], width, " · "), 2, width)
-    below = [*_doubts(sweep, width), *cut(flowed([each for each in said if each], width, GAP), 4, width)]
+    below = [*_doubts(sweep, width), *cut(flowed([each for each in lines if each], width, GAP), 4, width)]
     sweeps = {run.file.sweep.name if run.file.sweep else "RUN…" for run in runs}
     last = f"more: harness report {sweeps.pop() if len(sweeps) == 1 else 'RUN…'} --full{GAP}-o report.html"
     reasons = cut(notes.lines(width), AROUND - len(head) - len(below) - 2, width)
@@ -293,9 +293,9 @@ def several(sweep: Sweep, priced: Sequence[Priced | None], width: int) -> str:
 def _doubts(sweep: Sweep, width: int) -> list[str]:
     """Serious findings with the number of runs that have them, and software that differs."""
     seen = Counter(code for _, summary in sweep for code in {x.code: x for x in summary.findings if x.serious})
-    told = ", ".join(f"{code} ({count} runs)" if count > 1 else code for code, count in seen.most_common())
+    codes = ", ".join(f"{code} ({count} runs)" if count > 1 else code for code, count in seen.most_common())
     differs = mixed([run for run, _ in sweep])
-    texts = [f"! serious: {told} -> harness check RUN" if told else "", f"! {differs.text}" if differs else ""]
+    texts = [f"! serious: {codes} -> harness check RUN" if codes else "", f"! {differs.text}" if differs else ""]
     return [line for text in texts if text for line in cut(folded(text, width, "  "), 2, width)]
 
 
@@ -347,14 +347,14 @@ def _fitted(rows: Sequence[Row], heads: Sequence[str], width: int) -> tuple[Foot
 
     Figures go before intervals, and intervals before the names of runs, which are needed only if rows read alike.
     """
-    told = [name for name in FIGURES if any(name in row.figures for row in rows)]
+    known = [name for name in FIGURES if any(name in row.figures for row in rows)]
     alike = len({tuple(row.conditions[head] for head in heads) for row in rows}) < len(rows)
-    for count in range(len(told), -1, -1):
+    for count in range(len(known), -1, -1):
         for intervals, names in ((True, True), (True, False), (False, True), (False, False)):
             if alike and not names:
                 continue
             notes = Footnotes()
-            used = [name for name in ORDER if name in told[:count]]
+            used = [name for name in ORDER if name in known[:count]]
             table = [(" ", *heads, *(FIGURES[name] for name in used), *(["run"] * names))]
             for row in rows:
                 cells = (notes.cell(row.figures.get(name), unit=False, interval=intervals) for name in used)
@@ -363,7 +363,7 @@ def _fitted(rows: Sequence[Row], heads: Sequence[str], width: int) -> tuple[Foot
             lines = columns(table, gap="  ")
             if max(map(cell_len, lines)) <= width or count == 0:
                 shown = [set_cell_size(line, width).rstrip() for line in lines]
-                return notes, shown, [FIGURES[name] for name in told[count:]]
+                return notes, shown, [FIGURES[name] for name in known[count:]]
     raise AssertionError("the last table of the loop is returned")
 
 
@@ -387,11 +387,11 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     _, differs = conditions(runs)
     order = [*(name for name in SAID if name in differs), *(name for name in differs if name not in SAID)]
     words = [SAID.get(name, f"{name} {{}}") for name in order]
-    told = [[word.format(value) for word, value in zip(words, values, strict=True) if value]
+    parts_of_run = [[word.format(value) for word, value in zip(words, values, strict=True) if value]
             for values in zip(*(differs[name] for name in order), strict=True)]  # fmt: skip
     found = ["" for _ in runs]
     for count in range(1, MOST_SAID + 1):
-        found = [" · ".join(parts[:count]) for parts in told] or found
+        found = [" · ".join(parts[:count]) for parts in parts_of_run] or found
         if len({*found} - {""}) == len(runs):
             return found
     alike = Counter(found)

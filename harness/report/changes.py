@@ -80,10 +80,10 @@ def difference(
         Table("diff", f"Figures of {title}" if full else "What moved", columns, rows, tuple(notes)),
         _doubted(doubts, full),
     ]
-    told = annotations(judged)
-    told += [_annotation("warning", f"{run}: {x.code}: {x.text}") for run, x in doubts if x.serious]
-    told += [_annotation("warning", f"forced despite {'; '.join(must)}")] if must else []
-    return [table for table in made if table.rows or table.name in ("diff", "findings")], judged, told
+    lines = annotations(judged)
+    lines += [_annotation("warning", f"{run}: {x.code}: {x.text}") for run, x in doubts if x.serious]
+    lines += [_annotation("warning", f"forced despite {'; '.join(must)}")] if must else []
+    return [table for table in made if table.rows or table.name in ("diff", "findings")], judged, lines
 
 
 def _between(sides: Sequence[Sequence[Summary]], sessions: diff.Between | None, least: float) -> str:
@@ -172,8 +172,8 @@ def _whole(changes: Sequence[diff.Change]) -> Rows:
 def _moved(changes: Sequence[diff.Change]) -> Rows:
     """Rates, joules, and p50 and p99 of latencies, if they regressed or improved; costs follow from the rates."""
     moved = [c for c in changes if c.judgement in ("regressed", "improved") and c.ratio.name not in diff.COSTS]
-    told = [c for c in moved if c.ratio.name.partition(".")[2] in ("", "p50", "p99")]
-    rows = tuple((c.ratio.name, _from_to(c), _changed(c.ratio), c.judgement) for c in told)
+    shown = [c for c in moved if c.ratio.name.partition(".")[2] in ("", "p50", "p99")]
+    rows = tuple((c.ratio.name, _from_to(c), _changed(c.ratio), c.judgement) for c in shown)
     return ("figure", "base -> new", "change, 95%", "judgement"), rows
 
 
@@ -195,8 +195,8 @@ COUNTED = labels("judgement")
 def _counted(changes: Sequence[diff.Change], least: float) -> list[str]:
     """How many figures did not change or could not be judged; costs are not counted."""
     counts: Counter[str] = Counter(c.judgement for c in changes if c.ratio.name not in diff.COSTS)
-    told = {text.format(least=100 * least): counts[judgement] for judgement, text in COUNTED.items()}
-    lines = [f"{count} figures: {text}" for text, count in told.items() if count]
+    counted = {text.format(least=100 * least): counts[judgement] for judgement, text in COUNTED.items()}
+    lines = [f"{count} figures: {text}" for text, count in counted.items() if count]
     return [*lines, "--full has every figure, also means, p90 and p95"]
 
 
@@ -292,9 +292,9 @@ def trend_table(sweep: Sweep, name: str) -> Table:
         change = next((each for each in found if each.ratio.name == name), None)
         project = run.environment.project
         commit = "" if project is None else (project.revision or "")[:10] + "*" * project.dirty
-        ratio, told = ([None], "") if change is None else ([change.ratio], change.judgement)
+        ratio, judgement = ([None], "") if change is None else ([change.ratio], change.judgement)
         seen = (each and replace(each, n=None, reason=None) for each in (summary.get(name), *ratio))
-        rows.append((run.id, commit, *seen, told))
+        rows.append((run.id, commit, *seen, judgement))
     columns = ("run", "commit", name, "new / before", "judgement")
     others = len(ordered) - len(alike)
     left = (f"{others} runs are incomplete, or not comparable with the newest, and left out",) if others else ()

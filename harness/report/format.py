@@ -152,9 +152,9 @@ def words(figure: Figure, without: Container[str] = ()) -> str:
     >>> words(Figure("ttft_s.p99", 0.2, "s", "measured", n=3), {"status"})
     '200 ms (n=3)'
     """
-    said = beside(figure, without)
+    details = beside(figure, without)
     known = figure.value is not None or "reason" not in without
-    return (amount(figure, unit="unit" not in without) if known else "n/a") + (f" ({said})" if said else "")
+    return (amount(figure, unit="unit" not in without) if known else "n/a") + (f" ({details})" if details else "")
 
 
 def beside(figure: Figure, without: Container[str]) -> str:
@@ -207,8 +207,8 @@ def printed(table: Table) -> Printed:
     def cell(i: int, content: Cell) -> str:
         if not isinstance(content, Figure):
             return plain(content or "")
-        told = {name for name, out in (("interval", len(content.interval) > SHORT), ("unit", i in units)) if out}
-        return f"{words(content, without | told)} {marks_of(content, common, marks)}".rstrip()
+        elsewhere = {name for name, out in (("interval", len(content.interval) > SHORT), ("unit", i in units)) if out}
+        return f"{words(content, without | elsewhere)} {marks_of(content, common, marks)}".rstrip()
 
     notes = (*(f"[{mark}] {reason}" for reason, mark in marks.items()), *table.notes)
     return Printed(
@@ -228,8 +228,8 @@ def _headed(name: str, unit: str | None) -> str:
     >>> [_headed(name, unit) for name, unit in (("TTFT p50", "ms"), ("USD per query", "USD/query"), ("J/token", "J"))]
     ['TTFT p50, ms', 'USD per query', 'J/token']
     """
-    told = unit is None or name.endswith(unit) or re.match(rf"{re.escape(unit.partition('/')[0])}\b", name)
-    return name if told else f"{name}, {unit}"
+    has_unit = unit is None or name.endswith(unit) or re.match(rf"{re.escape(unit.partition('/')[0])}\b", name)
+    return name if has_unit else f"{name}, {unit}"
 
 
 def claims(table: Table) -> Table:

@@ -92,8 +92,8 @@ def _chart(name: str, title: str, note: str, svg: str) -> str:
     """The drawing with ids that are unique in the page, below its title."""
     own = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{escape(name)}-", svg)
     own = re.sub(' aria-[a-z]+="[^"]*"', "", own) if len(own) > MOST_LABELLED else own
-    said = f"<figcaption>{text(title)}<span>{text(note)}</span></figcaption>"
-    return f'<figure data-chart="{escape(name)}">{said}{own}</figure>\n'
+    caption = f"<figcaption>{text(title)}<span>{text(note)}</span></figcaption>"
+    return f'<figure data-chart="{escape(name)}">{caption}{own}</figure>\n'
 
 
 def _section(whole: Table) -> str:
@@ -139,9 +139,9 @@ def _raw(cell: object) -> str:
 
 def _cut(table: Table) -> Table:
     """The first `MOST_ROWS` rows; a note says that rows are left out."""
-    said = f"the first {MOST_ROWS} of {len(table.rows):,} rows; --format csv has them all"
+    note = f"the first {MOST_ROWS} of {len(table.rows):,} rows; --format csv has them all"
     too_long = len(table.rows) > MOST_ROWS
-    return replace(table, rows=table.rows[:MOST_ROWS], notes=(said, *table.notes)) if too_long else table
+    return replace(table, rows=table.rows[:MOST_ROWS], notes=(note, *table.notes)) if too_long else table
 
 
 def text(content: str) -> str:
@@ -214,8 +214,8 @@ def _tiles(run: Run, summary: Summary, priced: Priced | None) -> str:
         ]
     tiles = "".join(_tile(notes, *each) for each in found)
     reasons = [*notes.texts(), "; ".join(answer.legend(run, summary, priced))]
-    said = "".join(f"<li>{text(reason)}</li>\n" for reason in reasons)
-    return f'<dl class="tiles">\n{tiles}</dl>\n<ul class="notes reasons">\n{said}</ul>\n'
+    items = "".join(f"<li>{text(reason)}</li>\n" for reason in reasons)
+    return f'<dl class="tiles">\n{tiles}</dl>\n<ul class="notes reasons">\n{items}</ul>\n'
 
 
 def _tile(notes: Footnotes, label: str, figure: Figure, unit: str) -> str:
@@ -235,7 +235,7 @@ def methods(sweep: Sweep, scenario: str | None) -> str:
     begin, end = (pick(run.file.created_utc for run in runs).date() for pick in (min, max))
     asked = dict.fromkeys(f"{run.file.workload.name}: {in_words(run.file.workload.requests)}" for run in runs)
     scenarios = dict.fromkeys(scenario or scenario_for(run) for run in runs if run.engine is not None)
-    said = {
+    values = {
         "runs": f"{len(runs)} run{'s' * (len(runs) > 1)}",
         "title": title_of(runs),
         "engines": ", ".join(dict.fromkeys(map(answer.engine_of, runs))),
@@ -251,4 +251,4 @@ def methods(sweep: Sweep, scenario: str | None) -> str:
         "year": str(end.year),
         "ids": runs[0].id + " and others" * (len(runs) > 1),
     }
-    return Template(asset("methods.html")).substitute({name: text(value) for name, value in said.items()})
+    return Template(asset("methods.html")).substitute({name: text(value) for name, value in values.items()})

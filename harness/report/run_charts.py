@@ -33,7 +33,7 @@ def of_report(tables: Sequence[Table], runs: Sweep, width: int = WIDTH) -> list[
     found = [_against(points, name, width) for name in AGAINST]
     found += [_over_time(runs[0][0], width), _heat_map(runs, width)]
     groups = groups_of([run for run, _ in runs])[1]
-    found += [_distribution(runs[:MOST_LINES], groups, name, said, width) for name, said in DISTRIBUTIONS.items()]
+    found += [_distribution(runs[:MOST_LINES], groups, name, title, width) for name, title in DISTRIBUTIONS.items()]
     return [*(chart for chart in found if chart is not None), *charts.of_tables(tables, width)]
 
 
@@ -88,15 +88,15 @@ def _against(points: Sequence[Mapping[str, Any]], name: str, width: int) -> Char
     ticks = {"values": sorted({row["x"] for row in rows})} if across == "load" else {}
     base = {"x": at("x", "x", said_x, "log", 20, format=",.4~r", **ticks), "color": code["color"]}
     y, low = at("y", "value", said_y, "log", 20, format=",.4~r"), number("low", title=said_y)
-    told = {"description": {"field": "about"}}
+    tooltip = {"description": {"field": "about"}}
     rule = {"x" if limit == across.partition(".")[0] else "y": number("limit")}
     spec = layered(
         width, 70, 260, rows,
         *([mark("rule", rule, [{"limit": each} for each in limits], strokeDash=[4, 4], color="#888")] * bool(limits)),
         mark("line", {**base, "y": y, "order": number("load"), "strokeDash": code["strokeDash"],
                       "description": {"field": "group"}}),
-        mark("rule", {**base, **told, "y": low, "y2": {"field": "high"}}, strokeOpacity=0.6),
-        mark("point", {**base, **told, "y": y}),
+        mark("rule", {**base, **tooltip, "y": low, "y2": {"field": "high"}}, strokeOpacity=0.6),
+        mark("point", {**base, **tooltip, "y": y}),
     )  # fmt: skip
     note = "A point a run, joined in order of load." + (" Grey and dashed: limit of an objective." if limits else "")
     return finish(name, title, note, width, spec)
@@ -112,8 +112,8 @@ def _distribution(runs: Sweep, groups: Sequence[Group], name: str, title: str, w
     """
     rows, share = [], np.linspace(0, 1, QUANTILES + 1)
     of = [run for run, _ in runs]
-    told = sorted(zip(of, groups, labels_of(of), strict=False), key=lambda each: load_of(each[0]) or 0.0)
-    for run, group, label in told:
+    by_load = sorted(zip(of, groups, labels_of(of), strict=False), key=lambda each: load_of(each[0]) or 0.0)
+    for run, group, label in by_load:
         values = Part.of_run(run.requests, times(run.requests, run.state), None).ordered(name)[0]
         if len(values):
             about = ", ".join(filter(None, (" · ".join(group), label)))
@@ -164,10 +164,10 @@ def _over_time(run: Run, width: int) -> Chart | None:
     shade = coded(list(spans), "phase", color=shades)
     band = {"x": {"field": "from", "type": "quantitative", "scale": span}, "x2": {"field": "to"}, **shade}
     drawn = []
-    for i, (said, when, values) in enumerate(panels):
+    for i, (title_y, when, values) in enumerate(panels):
         bottom = i + 1 == len(panels)
         title = "seconds since the load began" if bottom else None
-        x, y = number("t", title=title, scale=span, axis={"labels": bottom}), number("v", title=said)
+        x, y = number("t", title=title, scale=span, axis={"labels": bottom}), number("v", title=title_y)
         rows = [{"t": t, "v": v} for t, v in zip(when.tolist(), values.tolist(), strict=True)]
         line = mark("line", {"x": x, "y": y}, color=HUES[i], interpolate="step-after")
         drawn.append(layered(width, 80, 150, rows, mark("rect", band, phases, stroke="#999", strokeWidth=0.5), line))

@@ -137,9 +137,9 @@ def _cell(cell: Cell, table: Table, common: Common, marks: Marks, unit: bool = T
     if cell.value is None:
         return Text(f"n/a {mark}", "dim")
     long = {"interval"} if len(cell.interval) > SHORT else set()
-    told = f"{beside(cell, without | long | {'reason'})} {mark}".strip()
+    reason = f"{beside(cell, without | long | {'reason'})} {mark}".strip()
     value = amount(cell, unit="unit" not in without, digits=True)
-    return Text(value).append(f"\n{told}" * bool(told), "dim")
+    return Text(value).append(f"\n{reason}" * bool(reason), "dim")
 
 
 def _grid(

@@ -270,7 +270,7 @@ class OpenAIEngine:
     def _wait_s(self, response: Response, body: bytes) -> float | None:
         """Time after which a rejected request is sent again; None: it failed."""
         refused = response.status in (400, 422) and _LENGTHS[0] in body and self.options.endpoint == "chat"
-        if refused and b"max_completion_tokens" in (said := response.body()) and _UNSUPPORTED.search(said):
+        if refused and b"max_completion_tokens" in (message := response.body()) and _UNSUPPORTED.search(message):
             self._length_renamed = True
             return 0.0
         if self.options.retry_after and response.status in (429, 503):
@@ -322,9 +322,9 @@ class OpenAIEngine:
         fields: dict[str, Any] = {"model": self._model}
         texts = () if self._sends_ids else request.messages or (self._text(request.prompt),)
         if given.endpoint == "chat":
-            said = list(zip(itertools.cycle(("user", "assistant")), texts, strict=False))
+            turns = list(zip(itertools.cycle(("user", "assistant")), texts, strict=False))
             system = [] if given.system_prompt is None else [("system", given.system_prompt)]
-            fields["messages"] = [{"role": role, "content": text} for role, text in system + said]
+            fields["messages"] = [{"role": role, "content": text} for role, text in system + turns]
         elif given.prompt == "text":
             fields["prompt"] = "\n".join(texts)
         else:

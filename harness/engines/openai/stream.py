@@ -297,20 +297,20 @@ class Answer:
             if kind not in (b"", b"message"):
                 return
             raise RequestFailed("malformed", f"{wrong} in {data[:LONG]!r}") from None
-        failed, said = event.error, _timed(event.timings) if event.timings else {}
+        failed, usage = event.error, _timed(event.timings) if event.timings else {}
         if isinstance(of_groq := (event.x_groq or {}).get("usage"), dict):
-            said |= of_groq
+            usage |= of_groq
         if event.choices:
             shown, tokens = "", 0
             for choice in event.choices:
                 text, seen = self._read(choice)
                 shown, tokens, failed = shown + text, tokens + seen, failed or choice.error
-                said |= choice.usage or {}
+                usage |= choice.usage or {}
             self._tokens.append(tokens)
             self._shown.append(shown)
             self._arrivals.append(arrival)
-        if said := said | (event.usage or {}):
-            stated = Usage(said)
+        if usage := usage | (event.usage or {}):
+            stated = Usage(usage)
             self.usage = self.usage.updated(stated)
             if stated.output:
                 self._stated.append((len(self._tokens) - 1, stated.output))
@@ -435,8 +435,8 @@ def _is_text(event: _Event, text: str) -> bool:
     choice = event.choices[0] if event.choices else _Choice()
     if choice.delta is None:
         return event == _Event([_Choice(text=text)], object=event.object)
-    said = {key: value for key, value in choice.delta.items() if value is not None and key != "role"}
-    return said == {"content": text} and event == _Event([_Choice(delta=choice.delta)], object=event.object)
+    present = {key: value for key, value in choice.delta.items() if value is not None and key != "role"}
+    return present == {"content": text} and event == _Event([_Choice(delta=choice.delta)], object=event.object)
 
 
 def _timed(timings: Mapping[str, Any]) -> dict[str, Any]:
