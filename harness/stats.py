@@ -147,7 +147,9 @@ def ratio_half(top: Array, bottom: Array | None = None, together: float = 1.0, g
     total, below = abs(float(top.sum())), float(bottom.sum())
     if not (below > 0 and total > 0):
         return None
-    half = mean_half(top - top.sum() / below * bottom, together, group)
+    errors = bottom * (-float(top.sum()) / below)
+    errors += top
+    half = mean_half(errors, together, group)
     return None if half is None or half * len(top) >= total else half * len(top) / total
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from harness.stats import Array
 from harness.store.rows import flat, free
 
-MOST_TOGETHER = 1 << 16
+MOST_TOGETHER = 1 << 15
 """Arrivals that are counted together."""
 LEAST_STALL_S = 1.0
 """Shortest time without a token that is a stall."""
