@@ -163,8 +163,9 @@ class Part:
         if self.weights(name, rows) is None:
             return top
         stay_s = self.seen["e2e_s"][rows]
-        order = np.argsort(stay_s)
+        order = np.argsort(stay_s).astype(np.int32)
         at = np.searchsorted(stay_s[order], self.over_s[rows] - np.nanmin(self.seen.sent_s), side="right")
+        at = at.astype(np.int32)
         del stay_s
         errors = top - top.sum() / sizes.sum() * sizes
         expected = np.append(0.0, np.cumsum((sizes * errors)[order]))[at]
