@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -240,10 +241,6 @@ CHARTS: Mapping[str, Callable[[Table, int], Chart | None]] = {
 """Table -> its drawing, or None if the table has too few values."""
 
 
-try:
-    import vl_convert
-except ImportError:  # `ready` names the extra `charts`
-    vl_convert = None  # type: ignore[assignment]
 ChartFormat = Literal["svg", "png", "pdf", "html"]
 
 
@@ -257,6 +254,8 @@ def of_tables(tables: Iterable[Table], width: int = WIDTH) -> list[Chart]:
 
 def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -> list[Path]:
     """Writes a file for each chart under `folder`."""
+    import vl_convert  # takes 10 MB, and most reports draw nothing
+
     folder.mkdir(parents=True, exist_ok=True)
     kinds: dict[str, Callable[[dict[str, Any]], str | bytes]] = {
         "svg": vl_convert.vegalite_to_svg,
@@ -275,6 +274,8 @@ def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -
 def svg(chart: Chart, title: bool = True) -> str:
     """The drawing as SVG; without its title for a page, which prints title and note itself."""
     spec = {key: value for key, value in chart.spec.items() if title or key != "title"}
+    import vl_convert
+
     return str(vl_convert.vegalite_to_svg(spec))
 
 
@@ -284,5 +285,5 @@ def for_page(charts: Iterable[Chart]) -> list[Drawing]:
 
 
 def ready() -> None:
-    if vl_convert is None:
+    if find_spec("vl_convert") is None:
         raise HarnessError("charts need vl-convert", install("charts"))
