@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from harness.analysis.findings import finding
+from harness.analysis.findings import finding, of_step
 from harness.analysis.latency import members
 from harness.analysis.times import Mask, times
-from harness.analysis.tokens import those
+from harness.analysis.tokens import by_conversation, those
 from harness.analysis.window import Window
 from harness.model import Figure, Finding, Summary
 from harness.stats import Array, least_n
@@ -37,11 +37,13 @@ def check_client(run: Run, summary: Summary, window: Window | None = None) -> Su
     if run.simulated:
         figures = [replace(figure, status="simulated") for figure in figures]
     late = _late(sent, members(sent, window), run, summary, load)
+    not_held = tuple(_not_held({figure.name: figure for figure in offered}, load))
+    not_held = not_held or tuple(_steps_not_held(sent, load, window))
     bound_s = clock_bound_s(clients)
     return replace(
         summary,
         figures=(*(_widened(figure, bound_s) for figure in summary.figures), *figures),
-        findings=(*late, *_not_held({figure.name: figure for figure in offered}, load), *summary.findings),
+        findings=(*late, *not_held, *summary.findings),
     )
 
 
@@ -65,12 +67,28 @@ def _streams(sent: pd.DataFrame, load: Load, count: int | None) -> tuple[Figure,
     until_s = float(sent["sent_s"].max())
     if sent.empty or until_s <= 0 or len(sent) < 2 * min(len(user_spans(load)), count or len(sent)):
         return ()
-    spans = pd.DataFrame({"sent_s": sent["sent_s"], "end_s": sent["end_s"].fillna(until_s)})
-    if (talk := sent["conversation"]).notna().any():
-        spans = spans.groupby(talk.astype(float).fillna(-1.0 - sent["index"])).agg({"sent_s": "min", "end_s": "max"})
-    held_s = float((spans["end_s"].clip(upper=until_s) - spans["sent_s"]).sum())
     asked_s = sum(min(end, until_s) - begin for user in user_spans(load) for begin, end in user if begin < until_s)
-    return _pair("load.streams", held_s / until_s, asked_s / until_s, "streams", len(sent))
+    return _pair("load.streams", _held(sent, 0.0, until_s), asked_s / until_s, "streams", len(sent))
+
+
+def _held(sent: pd.DataFrame, begin_s: float, end_s: float) -> float:
+    """Mean requests, or conversations, in flight."""
+    spans = by_conversation(sent[["sent_s", "end_s"]].fillna({"end_s": end_s}), sent).clip(begin_s, end_s)
+    return float((spans["end_s"] - spans["sent_s"]).sum()) / (end_s - begin_s)
+
+
+def _steps_not_held(sent: pd.DataFrame, load: Load, window: Window | None) -> Iterator[Finding]:
+    """The same of each step of the load that has a window: of one short step the mean of the run may tell nothing."""
+    for i, step in enumerate(window.steps if window is not None else (), 1):
+        if step.stage is None or step.whole is not None:
+            continue
+        if step.stage.users is None:
+            offered = _rate(sent[sent["scheduled_s"].between(step.stage.begin_s, step.stage.end_s)], load)[:2]
+        else:
+            held = _held(sent, step.begin_s, step.end_s)
+            offered = _pair("load.streams", held, step.stage.users, "streams", len(sent))
+        for each in _not_held({figure.name: figure for figure in offered}, load):
+            yield of_step(i, step, each)
 
 
 def _pair(name: str, held: float, asked: float, unit: str, n: int) -> tuple[Figure, ...]:

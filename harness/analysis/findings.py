@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from harness.analysis.times import Times, error_kinds, times
-from harness.analysis.tokens import ordinary, stalls
+from harness.analysis.tokens import by_conversation, ordinary, stalls
 from harness.analysis.window import Window
 from harness.config import data_yaml
 from harness.model import Finding, ModelIdentity, Summary
@@ -66,7 +67,7 @@ GROUPED_SHARE = 0.1
 def check_requests(run: Run, summary: Summary, window: Window | None = None) -> Iterator[Finding]:
     """Findings about the requests of a run; `summary` and `window` are those of the run."""
     seen = times(run.requests, run.state)
-    yield from _conduct(run, seen)
+    yield from _conduct(run, seen, window)
     yield from _steadiness(run, summary, window)
     yield from _tokens(run, seen, summary)
 
@@ -110,7 +111,7 @@ def _distorted(run: Run, summary: Summary) -> list[str]:
     return [name for name, holds in doubts.items() if holds]
 
 
-def _conduct(run: Run, seen: Times) -> Iterator[Finding]:
+def _conduct(run: Run, seen: Times, window: Window | None) -> Iterator[Finding]:
     """Did the run end, which requests failed, and were there enough requests?"""
     done = int((seen.completed & ordinary(run.requests)).sum())
     if run.state != "complete":
@@ -122,12 +123,28 @@ def _conduct(run: Run, seen: Times) -> Iterator[Finding]:
         yield finding("incomplete", state=run.state, done=of_all, cut=cut)
     failed, ended = int(seen.failed.sum()), int((seen.completed | seen.failed).sum())
     if failed > FAILED_SHARE * ended:  # the first wave too: it is load
-        kinds = ", ".join(f"{kind} {count}" for kind, count in error_kinds(run.requests[seen.failed]).items())
-        yield finding("failed-requests", share=failed / ended, kinds=kinds)
+        yield _failed(run.requests, seen.failed, ended)
+    elif window is not None:
+        for i, step in enumerate(window.steps, 1):
+            until_s = step.stage.end_s if step.stage else step.end_s
+            here = run.requests["end_s"].between(step.since_s, until_s).to_numpy(bool)
+            ended = int((here & (seen.completed | seen.failed)).sum())
+            if (here & seen.failed).sum() > FAILED_SHARE * ended:
+                yield of_step(i, step, _failed(run.requests, here & seen.failed, ended))
     if 0 < done < (needs := least_n(0.99)):
         yield finding("few-requests", done=done, needs=needs)
     if run.shape == "closed" and run.users and 0 < done < PER_SLOT * run.users:
         yield finding("few-requests-per-slot", done=done, each=done / run.users, needs=PER_SLOT)
+
+
+def _failed(requests: pd.DataFrame, failed: NDArray[np.bool_], ended: int) -> Finding:
+    kinds = ", ".join(f"{kind} {count}" for kind, count in error_kinds(requests[failed]).items())
+    return finding("failed-requests", share=failed.sum() / ended, kinds=kinds)
+
+
+def of_step(i: int, step: Window, found: Finding) -> Finding:
+    """The finding with the number of the load's step, and what was asked in it."""
+    return replace(found, text=f"Step {i} ({step.stage.text if step.stage else ''}): {found.text}")
 
 
 def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[Finding]:
@@ -138,9 +155,8 @@ def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[F
     if window is None:
         return
     for i, step in enumerate(window.steps, 1):
-        name = f"Step {i} ({step.stage.text})" if step.stage else ""
         for each in _of_window(step, summary, step.stage is window.stage, f"step.{i}."):
-            yield replace(each, text=f"{name}: {each.text}")
+            yield of_step(i, step, each)
     if not window.steps:
         yield from _of_window(window, summary, True)
     yield from _outages(run.requests, window)
@@ -175,7 +191,7 @@ def _outages(requests: pd.DataFrame, window: Window) -> Iterator[Finding]:
     if window.steps:
         steps = [each.stage for each in windows if each.stage is not None]
         spans = [(each.begin_s, each.end_s, f"step {i} ({each.text})") for i, each in enumerate(steps, 1)]
-    for from_s, until_s in stalls(requests):
+    for from_s, until_s in stalls(requests, [each.stage.begin_s for each in window.steps if each.stage]):
         waited = int(((requests["sent_s"] < until_s) & ~(requests["end_s"] < until_s)).sum())
         measured = [(each.begin_s, each.end_s) for each in windows if each.whole is None]
         inside = window.whole is not None or any(until_s > first and from_s < last for first, last in measured)
@@ -187,8 +203,8 @@ def _outages(requests: pd.DataFrame, window: Window) -> Iterator[Finding]:
         share = each.left_out_s / (last - first)
         if each.whole is None and share > MOST_LEFT_OUT:
             yield finding("start-left-out", left_out_s=each.left_out_s, share=share, of=of)
-    over, last_s = requests["end_s"], max(each.end_s for each in windows)
-    usual_s = float((over - requests["sent_s"])[over <= last_s].max())
+    spans_of, last_s = by_conversation(requests[["sent_s", "end_s"]], requests), max(each.end_s for each in windows)
+    usual_s = float((spans_of["end_s"] - spans_of["sent_s"])[spans_of["end_s"] <= last_s].max())
     tail_s = end_s - last_s
     if window.whole is None and tail_s > max(SLOW_END * usual_s, MOST_LEFT_OUT * (end_s - begin_s)):
         yield finding("slow-end", tail_s=tail_s, usual_s=usual_s)

@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from harness import stats
 from harness.analysis.part import STAMP_S, Part
 from harness.analysis.times import OBJECTIVES, Times, error_kinds, firsts, numbers, times
-from harness.analysis.tokens import blocks, in_flight, mean_position, ordinary, output_until, stalls, those, within
+from harness.analysis.tokens import (
+    blocks,
+    by_conversation,
+    in_flight,
+    mean_position,
+    ordinary,
+    output_until,
+    stalls,
+    those,
+    within,
+)
 from harness.analysis.window import Window, find_window, of_stage
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
@@ -72,14 +82,10 @@ def window_of(
     each = spans[["sent_s", "end_s", "age_tokens"]].copy()
     each["failed"] = spans["error"].notna()
     each["first_s"] = np.where(np.isnan(first_s), each["end_s"], first_s)
-    closed = shape == "closed" or any(stage.users for stage in stages)
-    if closed and (talk := spans["conversation"]).notna().any():
-        # A user is busy from the first request of a conversation to its last answer.
-        by = each.groupby(talk.astype(float).fillna(-1.0 - spans["index"]))
-        each = by.agg({"sent_s": "min", "end_s": "max", "age_tokens": "max", "failed": "any", "first_s": "min"})
+    each = by_conversation(each, spans)
     if not each["sent_s"].is_monotonic_increasing:
         each = each.sort_values("sent_s", kind="stable")
-    stalls_s = stalls(requests)
+    stalls_s = stalls(requests, [stage.begin_s for stage in stages])
 
     def find(each: pd.DataFrame, **load: Any) -> Window:
         kept = completed & in_flight(requests, each["sent_s"].min(), load.get("until_s", np.inf))

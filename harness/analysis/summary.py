@@ -1,13 +1,13 @@
 """The summary of a stored run: its figures and findings, computed once and stored in summary.json."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from harness.analysis.client_check import check_client, clock_bound_s
 from harness.analysis.energy import Energy, charge, measure_energy
-from harness.analysis.findings import FAILED_SHARE, check_conditions, check_requests, finding
+from harness.analysis.findings import FAILED_SHARE, check_conditions, check_requests, finding, of_step
 from harness.analysis.latency import summarise, window_of
 from harness.analysis.readings import watts_between
 from harness.analysis.server import check_cache, check_server, server_figures
@@ -64,7 +64,12 @@ def made_of(run: Run) -> Summary:
             measured = partial(measure_energy, run.readings, infos, run.requests, uncharged=uncharged)
             energy = measured(window.begin_s, window.end_s, idle=file.idle, host_w=host_w, pue=pue)
             figures, findings = figures + energy.figures, findings + energy.findings
-            figures += tuple(_of_steps(window, measured))
+            known = {each.code for each in findings}
+            for i, step in enumerate(window.steps, 1):
+                of_this = measured(step.begin_s, step.end_s) if step.whole is None else None
+                figures += tuple(_of_step(i, step, of_this))
+                new = (each for each in (of_this.findings if of_this else ()) if each.code not in known)
+                findings += tuple(replace(of_step(i, step, each), serious=False) for each in new)
         figures += server_figures(run.server, window.begin_s, window.end_s)
         of_server = check_server(run, {each.name: each for each in figures}, window.begin_s, window.end_s)
         findings += tuple(of_server)
@@ -73,13 +78,11 @@ def made_of(run: Run) -> Summary:
     return made if file.imported is None else _imported(file.imported, made, bool(len(run.requests)))
 
 
-def _of_steps(window: Window, measured: Callable[[float, float], Energy]) -> Iterator[Figure]:
-    """The energy figures of each step."""
-    for i, step in enumerate(window.steps, 1):
-        energy = measured(step.begin_s, step.end_s) if step.whole is None else None
-        for name, unit in OF_STEP.items():
-            found = energy[name] if energy else Figure(name, None, unit, "measured", reason=step.whole)
-            yield replace(found, name=f"step.{i}.{name}")
+def _of_step(i: int, step: Window, energy: Energy | None) -> Iterator[Figure]:
+    """The energy figures of a step."""
+    for name, unit in OF_STEP.items():
+        found = energy[name] if energy else Figure(name, None, unit, "measured", reason=step.whole)
+        yield replace(found, name=f"step.{i}.{name}")
 
 
 def _imported(origin: Imported, computed: Summary, rows: bool) -> Summary:

@@ -1,6 +1,6 @@
 """Counts of tokens and requests over time. Times are seconds since the load began."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +93,16 @@ def within(requests: pd.DataFrame, begin_s: float, end_s: float) -> pd.DataFrame
     found = requests[in_flight(requests, begin_s, end_s)]
     ages = found["age_tokens"].fillna(0).where(found["sent_s"] < begin_s, found["age_tokens"])
     return found.assign(sent_s=found["sent_s"].clip(lower=begin_s), age_tokens=ages)
+
+
+def by_conversation(each: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
+    """A row a conversation, or single request, of columns with a row a request: busy from first sending to last end."""
+    talk = requests["conversation"]
+    if talk.isna().all():
+        return each
+    how = {"sent_s": "min", "end_s": "max", "age_tokens": "max", "failed": "any", "first_s": "min"}
+    by = each.groupby(talk.astype(float).fillna(-1.0 - requests["index"]))
+    return by.agg({name: how[name] for name in each})
 
 
 def blocks(requests: pd.DataFrame, kept: NDArray[np.bool_] | None = None) -> Iterator[pd.DataFrame]:
@@ -201,10 +211,11 @@ def step_s(requests: pd.DataFrame) -> float:
     return float(np.median(seconds, overwrite_input=True)) if len(seconds) else 0.0
 
 
-def stalls(requests: pd.DataFrame) -> Array:
+def stalls(requests: pd.DataFrame, borders_s: Sequence[float] = ()) -> Array:
     """(begin, end) rows of the times in which requests were in flight and no token of any request arrived.
 
-    Only those that stand out from the other times between tokens. A request that is sent or ends is no token.
+    Only those that stand out from the other times between tokens, of the same step of a load where `borders_s` has the
+    steps' begins. A request that is sent or ends is no token.
     """
     sent, ends = (np.sort(requests[name].dropna().to_numpy(float)) for name in ("sent_s", "end_s"))
     if not len(sent):
@@ -228,6 +239,14 @@ def stalls(requests: pd.DataFrame) -> Array:
     free = np.searchsorted(sent, until, side="left") == np.searchsorted(ends, until, side="left")
     until = np.where(free, np.minimum(until, over), until)
     length_s = np.where(busy, until - begins, 0.0)
-    usual_s = np.sort(length_s)[-RANK] if len(length_s) >= RANK else 0.0
-    long = length_s > max(LEAST_STALL_S, OUTLIER * float(usual_s))
+    usual_s = np.full(len(length_s), _usual(length_s))
+    step_of, sent_in = (np.searchsorted(borders_s, each, side="right") for each in (begins, sent))
+    for step in np.unique(step_of) if len(borders_s) else ():
+        if (sent_in == step).sum() >= RANK:  # fewer do not tell what is usual
+            usual_s[step_of == step] = _usual(length_s[step_of == step])
+    long = length_s > np.maximum(LEAST_STALL_S, OUTLIER * usual_s)
     return np.column_stack((begins[long], until[long]))
+
+
+def _usual(length_s: Array) -> float:
+    return float(np.sort(length_s)[-RANK]) if len(length_s) >= RANK else 0.0

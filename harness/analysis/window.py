@@ -146,7 +146,9 @@ def of_stage(stage: Stage, spans: pd.DataFrame, find: Callable[..., Window]) -> 
     """
     since_s = stage.begin_s if stage.users is None else _full(spans, stage)
     here = within(spans, since_s, stage.end_s)
-    found = Window(stage.begin_s, stage.end_s, 0.0, whole="no request was in flight", code="no-window")
+    left = since_s >= stage.end_s
+    why = "those who left the step before had no answer yet" if left else "no request was in flight"
+    found = Window(stage.begin_s, stage.end_s, 0.0, whole=why, code="no-window")
     if not stage.level:
         found = replace(found, whole="a pause", code=None)
     elif len(here):

@@ -237,6 +237,78 @@ def test_steps_that_the_requests_did_not_last_for_have_no_window() -> None:
     assert of_step(found, 1)["output_tokens_per_s"] == pytest.approx(10.0)
 
 
+def test_failures_in_one_short_step_are_a_finding_though_the_run_has_few() -> None:
+    """A quarter of the requests of the highest step, 1% of the run's: its rate is that of the slots that were left."""
+    steps = [(3, 600.0), (6, 20.0), (3, 600.0)]
+    records = by_users(steps)
+    failed: dict[str, Any] = {"error": "server", "arrival_s": (), "arrival_tokens": (), "output_tokens": None}
+    records = [replace(x, **failed) if 604 <= (x.sent_s or 0) < 616 and x.index % 3 == 0 else x for x in records]
+    found = made_of(of_steps(records, steps))
+    assert [each.text[:18] for each in found.findings if each.code == "failed-requests"] == ["Step 2 (6 users): "]
+    assert (found["output_tokens_per_s"].value or 0) < 25
+
+
+def test_a_stall_is_found_where_another_step_has_such_times_in_each_request() -> None:
+    """The first step's only user waits 1.6 s for each first token."""
+    steps = [(1, 60.0), (6, 40.0)]
+    records = by_users(steps, frozen_s=80.0)
+    for i, each in enumerate(records):
+        if (at := each.sent_s or 0.0) < 58 and each.age_tokens is None:
+            records[i] = replace(each, arrival_s=tuple(at + 1.6 + 0.04 * k for k in range(1, 11)))
+    (stall,) = (each for each in made_of(of_steps(records, steps)).findings if each.code == "stall")
+    assert "2.6 s from 79.9 s" in stall.text
+
+
+@pytest.mark.parametrize("most", [10, None])
+def test_a_rate_that_one_step_did_not_hold_is_a_finding_though_the_run_made_it_up(most: int | None) -> None:
+    """20 requests/s are due and 10 are sent, and the long step after it sends the rest."""
+    steps = [(2, 60.0), (20, 20.0), (2, 120.0)]
+    records = [replace(x, sent_s=x.arrival_s[0] - 0.1) for x in by_rate(steps, servers=10)]
+    asked = [{"rate_per_s": rate, "duration_s": length_s} for rate, length_s in steps]
+    workload = {"load": {"shape": "steps", "steps": asked, "max_in_flight": most}, "requests": {}}
+    found = made_of(a_run(*records, workload=workload))
+    (held,) = (each for each in found.findings if each.code == "load-not-held")
+    assert held.text.startswith("Step 2 (20 requests/s): ")
+    assert held.serious == (most is None)
+
+
+def test_users_of_a_step_who_do_not_send_are_a_finding() -> None:
+    """Two of the second step's six users stop half-way, and one that ends with the step starts again."""
+    steps = [(2, 300.0), (6, 40.0)]
+    records = by_users(steps)
+    kept = [x for i, x in enumerate(records) if not (315 < (x.sent_s or 0) < 335 and i % 3 == 0)]
+    found = made_of(of_steps([replace(x, index=i) for i, x in enumerate(kept)], steps))
+    assert [x.text[:18] for x in found.findings if x.code == "load-not-held"] == ["Step 2 (6 users): "]
+
+
+# ---- conversations ----
+
+
+def talks(steps: Steps, turns: int = 10) -> list[Record]:
+    """Conversations at a rate: answers of a second, with a second of thinking between them."""
+    rng, begin, made = np.random.default_rng(1), 0.0, list[Record]()
+    for rate, length_s in steps:
+        for start in rng.uniform(begin, begin + length_s, round(rate * length_s)).tolist():
+            talk = float(len(made))
+            made += [replace(answer(0, start + 2.0 * k, 1.0), conversation=talk, turn=k) for k in range(turns)]
+        begin += length_s
+    made.sort(key=lambda each: each.sent_s or 0.0)
+    return [replace(each, index=i) for i, each in enumerate(made)]
+
+
+def test_an_open_loop_of_conversations_has_settled_when_they_have() -> None:
+    """4 conversations a second of 10 turns in 19 s: with ramp and drain the rate would be 31 requests a second."""
+    load = {"shape": "poisson", "rate_per_s": 4.0, "duration_s": 60.0}
+    plain = made_of(a_run(*talks([(4, 60.0)]), workload={"load": load, "requests": {}, "warmup": {"requests": 1}}))
+    steps = made_of(of_steps(talks([(1, 60.0), (4, 60.0)]), [(1, 60.0), (4, 60.0)], "rate_per_s"))
+    for found, begin_s in ((plain, 0.0), (steps, 60.0)):
+        assert found["requests_per_s"].value == pytest.approx(40, rel=0.03)
+        assert begin_s + 19 <= (found["window.begin_s"].value or 0) < (found["window.end_s"].value or 0) <= begin_s + 60
+        assert {each[0] for each in codes(found)} == {"start-left-out"}
+    short = made_of(of_steps(talks([(4, 30.0)]), [(4, 30.0)], "rate_per_s"))
+    assert ("no-window", True) in {(code, serious) for code, _, serious in codes(short)}
+
+
 # ---- energy ----
 
 
