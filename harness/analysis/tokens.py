@@ -102,7 +102,7 @@ def by_conversation(each: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
         return each
     how = {"sent_s": "min", "end_s": "max", "age_tokens": "max", "failed": "any", "first_s": "min"}
     by = each.groupby(talk.astype(float).fillna(-1.0 - requests["index"]))
-    return by.agg({name: how[name] for name in each})
+    return by.agg({name: do for name, do in how.items() if name in each})
 
 
 def blocks(requests: pd.DataFrame, kept: NDArray[np.bool_] | None = None) -> Iterator[pd.DataFrame]:

@@ -289,7 +289,7 @@ def talks(steps: Steps, turns: int = 10) -> list[Record]:
     rng, begin, made = np.random.default_rng(1), 0.0, list[Record]()
     for rate, length_s in steps:
         for start in rng.uniform(begin, begin + length_s, round(rate * length_s)).tolist():
-            talk = float(len(made))
+            talk = len(made)
             made += [replace(answer(0, start + 2.0 * k, 1.0), conversation=talk, turn=k) for k in range(turns)]
         begin += length_s
     made.sort(key=lambda each: each.sent_s or 0.0)
