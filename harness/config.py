@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -234,8 +234,8 @@ def _known(form: Any, path: Sequence[int | str]) -> tuple[str, list[str]]:
         models = list(_models(field.annotation)) if field else models
     if field is None:
         return "", list(fields)
-    parts = [part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is Literal]
-    choices = ", ".join(str(value) for part in parts for value in get_args(part))
+    kinds = get_args(field.annotation) if get_origin(field.annotation) is Union else (field.annotation,)
+    choices = ", ".join(str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))
     return field.description or (choices and f"one of {choices}"), list(fields)
 
 

@@ -199,6 +199,13 @@ def test_no_verb_loads_an_engine_that_it_does_not_use_or_a_slow_package(tmp_path
     ] == [(c, False, set()) for c in COMMANDS]
 
 
+def test_a_schema_loads_no_meter_and_a_list_no_page(tmp_path: Path) -> None:
+    done = call(sys.executable, "-c", CALLS, "schema run", "list runs --root .", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    schema, runs = (json.loads(line.removeprefix("done:"))[2] for line in done.stderr.splitlines())
+    assert "harness.meters.nvml" not in schema
+    assert not {"harness.report.page", "harness.report.answer", "harness.report.charts"} & {*runs}
+
+
 def test_help_takes_under_0_4_s_of_cpu(tmp_path: Path) -> None:
     def cpu_s() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
+from pydantic import TypeAdapter
 
 from harness import errors
 from harness.analysis.index import parts
@@ -17,14 +20,23 @@ from harness.cli import verbs
 from harness.cli.app import output
 from harness.cli.misuse import named
 from harness.cli.show import emit, existing, show
-from harness.cli.tables import runs_lines, runs_tables, schema_of, shipped
 from harness.report.formats import csv
 from harness.report.text import columns_of_terminal
-from harness.store.imports import store_points
+
+SCHEMAS: Mapping[str, str] = {
+    "workload": "harness.workload.schema:Workload",
+    "sweep": "harness.measure.search:Sweep",
+    "scenario": "harness.cost.scenario:ScenarioFile",
+    "fact": "harness.facts.book:Fact",
+    "run": "harness.store.run_file:RunFile",
+}
+"""Three kinds of YAML file, a row of a facts file, and run.json."""
 
 
 def list_(asked: verbs.List) -> None:
     """List workloads, runs, engines, models or scenarios."""
+    from harness.cli.tables import runs_lines, runs_tables, shipped
+
     if asked.what == "runs":
         made = runs_tables(asked.root, asked.where)
         existing(asked.root)
@@ -63,6 +75,8 @@ def export(asked: verbs.Export) -> None:
 
 def import_(asked: verbs.Import) -> None:
     """Store the results of other tools as runs: vLLM's and SGLang's benchmarks, guidellm, aiperf, LoadGen…"""
+    from harness.store.imports import store_points
+
     for file in asked.files:
         for directory in store_points(file, asked.root, asked.gpu, asked.gpus):
             typer.echo(f"run: {directory}")
@@ -72,3 +86,17 @@ def schema(asked: verbs.Schema) -> None:
     """Print the JSON Schema of a workload, sweep, scenario, fact, or of run.json."""
 
     typer.echo(json.dumps(schema_of(asked.name), indent=1))
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of one of `SCHEMAS`.
+
+    >>> schema_of("sweep")["required"]
+    ['workload']
+    """
+    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": ""}  # the order of the two
+    module, _, kind = SCHEMAS[name].partition(":")
+    found = {**about, **TypeAdapter(getattr(importlib.import_module(module), kind)).json_schema()}
+    if name in ("workload", "sweep"):
+        found["required"].remove("name")  # default: the name of the file
+    return found

@@ -1,4 +1,4 @@
-"""Reading of runs, and printing in any format."""
+"""Reading of runs, and printing in any format. Charts and answers are imported when asked for: that is slow."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from harness import errors
 from harness.analysis import index
 from harness.analysis.summary import Sweep
 from harness.cli.app import output
+from harness.cli.verbs import ChartFormat
 from harness.model import Summary
-from harness.report import charts as drawing
-from harness.report import document, formats, run_charts, text
-from harness.report.charts import ChartFormat
+from harness.report import formats, text
 from harness.report.table import Table
 from harness.store import directory as store
 from harness.store.run import Run, read_run
@@ -48,6 +47,8 @@ def emit(content: str | bytes) -> None:
 def draw(tables: Sequence[Table], charts: Path | None, chart_format: ChartFormat) -> None:
     """Draw the charts of the tables into this directory, if one is named."""
     if charts is not None:
+        from harness.report import charts as drawing
+
         drawing.write(drawing.of_tables(tables), charts, chart_format)
 
 
@@ -63,6 +64,9 @@ def show_answer(
 
     `names`: only these tables, or `all`. `charts`: also draw charts into this directory.
     """
+    from harness.report import charts as drawing
+    from harness.report import document, run_charts
+
     screen = output().format == "text" and not names
     made = [] if screen and charts is None else [*document.report(sweep, scenario, names), *beside]
     if charts is not None:

@@ -1,4 +1,4 @@
-"""Tables of runs, shipped files, engines, the points of a sweep, and what a run would measure; JSON Schemas."""
+"""Tables of runs, shipped files, engines, the points of a sweep, and what a run would measure."""
 
 from __future__ import annotations
 
@@ -10,25 +10,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from harness.analysis.index import runs, swept
 from harness.analysis.summary import load
 from harness.cost.pricing import list_scenarios, price_run
-from harness.cost.scenario import ScenarioFile
 from harness.engines.base import missing
 from harness.errors import HarnessError
-from harness.facts.book import Fact
 from harness.files import data_rows, install
 from harness.measure import environment
-from harness.measure.search import Point, Sweep, highest_feasible, saturation
+from harness.measure.search import Point, highest_feasible, saturation
 from harness.measure.sweep import Plan, gpus_of, searched
 from harness.measure.workers import Done
 from harness.model import ENGINES
 from harness.report.format import brief, carried
 from harness.report.table import Table
 from harness.report.text import fitted, flowed, render
-from harness.store.run_file import RunFile
 from harness.workload.library import in_short, list_workloads, read_files
 from harness.workload.requests import Conversations
 from harness.workload.schema import Workload
@@ -250,28 +245,3 @@ def _earlier(spec: Workload, root: Path) -> tuple[float, float | None]:
             cost = None if stored.simulated else price_run(stored, summary).costs["usd_per_query"].value
             return summary["requests_per_s"].value or math.nan, cost
     return math.nan, None
-
-
-# ---- the files that users write, and run.json ----
-
-SCHEMAS: Mapping[str, type] = {
-    "workload": Workload,
-    "sweep": Sweep,
-    "scenario": ScenarioFile,
-    "fact": Fact,
-    "run": RunFile,
-}
-"""Three kinds of YAML file, a row of a facts file, and run.json."""
-
-
-def schema_of(name: str) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of one of `SCHEMAS`.
-
-    >>> schema_of("sweep")["required"]
-    ['workload']
-    """
-    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": ""}  # the order of the two
-    found = {**about, **TypeAdapter(SCHEMAS[name]).json_schema()}
-    if name in ("workload", "sweep"):
-        found["required"].remove("name")  # default: the name of the file
-    return found

@@ -21,7 +21,7 @@ import pandas as pd
 
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
-from harness.report import page, text
+from harness.report import text
 from harness.report.format import Printed, printed
 from harness.report.table import Table
 
@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 
 def _page(tables: Sequence[Table]) -> str:
     """The tables with the charts of them, if the extra `charts` is installed."""
-    from harness.report import charts
+    from harness.report import charts, page
 
     drawings: list[page.Drawing] = []
     with suppress(HarnessError):
@@ -118,7 +118,6 @@ def _rows(table: Table) -> Iterator[dict[str, Any]]:
         yield {"table": table.name, "column": "note", "text": note, "source": table.source}
 
 
-PREAMBLE = page.asset("preamble.tex")
 COMMANDS = {
     "\\": r"\textbackslash{}", "~": r"$\sim$", "^": r"\textasciicircum{}", "`": r"\textasciigrave{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "≤": r"$\le$", "≥": r"$\ge$", "×": r"$\times$",
@@ -134,8 +133,10 @@ LONGEST_WORD = 20
 
 def latex(tables: Sequence[Table]) -> str:
     """Every table with caption, notes, and for the first table of its name the label `tab:NAME`."""
+    from harness.report import page
+
     seen: set[str] = set()
-    parts = [PREAMBLE]
+    parts = [page.asset("preamble.tex")]
     for table in tables:
         label = "" if table.name in seen else rf"\label{{tab:{table.name}}}"
         seen.add(table.name)

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from places import ROOT
 
-from harness.cli.tables import SCHEMAS, schema_of
+from harness.cli.lists import SCHEMAS, schema_of
 from harness.config import read_yaml
 from harness.measure import run
 from harness.store.run import read_run

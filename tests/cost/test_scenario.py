@@ -109,6 +109,14 @@ def test_a_wrong_file_names_itself() -> None:
         assert all(word in str(refused.value) for word in words), str(refused.value)
 
 
+@pytest.mark.parametrize(("inputs", "fix"), [({}, "add it"), ({"inputs": "x"}, "expected inputs: a map")])
+def test_the_names_of_inputs_are_no_values_of_the_map(inputs: dict[str, str], fix: str) -> None:
+    content = {key: value for key, value in yaml.safe_load(CPU).items() if key != "inputs"} | inputs
+    with pytest.raises(HarnessError) as refused:
+        parse_scenario(yaml.safe_dump(content), "mine.yaml")
+    assert refused.value.fix == fix
+
+
 def test_every_input_has_a_unit_that_is_known() -> None:
     assert {factor(key.unit, key.unit) for key in KEYS.values()} == {1.0}
 

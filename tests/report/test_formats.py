@@ -25,7 +25,7 @@ from harness.model import Figure
 from harness.report import changes, document, format, formats, page, tables, text
 from harness.report.facts import SCREEN
 from harness.report.format import scale
-from harness.report.formats import PREAMBLE, Format, latex
+from harness.report.formats import Format, latex
 from harness.report.table import Table
 from harness.store.run import read_run
 
@@ -289,7 +289,8 @@ def compiled(tables: Sequence[Table], folder: Path, engine: str, preamble: Seque
 
 @pytest.mark.skipif(shutil.which("lualatex") is None, reason="no TeX: lualatex is not installed")
 def test_latex_compiles_with_quotes_in_other_scripts(one: list[Table], tmp_path: Path) -> None:
-    preamble = [line[1:].strip() for line in PREAMBLE.splitlines() if "babel" in line and "chinese" not in line]
+    lines = page.asset("preamble.tex").splitlines()
+    preamble = [line[1:].strip() for line in lines if "babel" in line and "chinese" not in line]
     log = compiled([*one, HARD], tmp_path, "lualatex", preamble)
     missing = set(re.findall(r"Missing character: There is no (.)", log))
     assert all("\u4e00" <= character <= "\u9fff" for character in missing), missing  # no font for Chinese was named
