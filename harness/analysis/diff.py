@@ -14,6 +14,7 @@ from harness.errors import HarnessError
 from harness.model import Figure, Summary
 from harness.stats import CONFIDENCE, t_quantile
 from harness.store.run import Run
+from harness.workload.arrivals import in_words
 
 Array = NDArray[np.float64]
 BETTER: Mapping[str, int] = {
@@ -312,7 +313,7 @@ def unequal(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, 
 
 
 def _shown(value: Any) -> str:
-    text = "not set" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    text = "not set" if value is None else in_words(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -191,9 +191,9 @@ def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
     errors = " ".join(rows["error"][near].unique())
     if "uuid_changed" in errors:
         return finding("gpu-changed", gpu=gpu)
-    if "gpu_is_lost" in errors:
-        after_s = rows["before_s"][near][rows["error"][near].str.contains("gpu_is_lost")].min()
-        return finding("gpu-lost", gpu=gpu, after_s=after_s)
+    lost_s = rows["before_s"][rows["error"].str.contains("gpu_is_lost", na=False)]
+    if lost_s.between(start_s - 1, end_s + 1).any():
+        return finding("gpu-lost", gpu=gpu, after_s=lost_s.min())
     if rows.empty:
         return finding("meter-absent", gpu=gpu, why="no reading is stored")
     reads = source.reads

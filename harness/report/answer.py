@@ -23,6 +23,7 @@ from harness.report.format import amount, labels, number, plain
 from harness.report.tables import OBJECTIVES
 from harness.report.text import GAP, Footnotes, columns, cut, flowed, folded
 from harness.store.run import Run
+from harness.workload.arrivals import in_words
 
 WIDE, MOST, MOST_NARROW = 100, 23, 29
 """From WIDE columns on the screen has at most MOST lines, else MOST_NARROW; a line of `run` names the directory."""
@@ -327,7 +328,7 @@ def _asked(run: Run) -> Mapping[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else plain(str(value))
+    return "" if value is None else plain(in_words(value))
 
 
 def _rank(text: str) -> tuple[float, str]:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,6 +224,20 @@ def stages(load: Load) -> tuple[Stage, ...]:
         for (begin, end), step in zip(itertools.pairwise(starts), steps, strict=True)
         if begin < load.end_s
     )
+
+
+def in_words(value: Any) -> str:
+    """A value of a workload as text.
+
+    >>> in_words([{"users": 2, "duration_s": 9.0}, {"users": 0, "rate_per_s": None, "duration_s": "1 min"}])
+    '2 for 9 s, 0 for 1 min'
+    """
+    if isinstance(value, list) and value and all(isinstance(each, dict) and "duration_s" in each for each in value):
+        lengths = [each["duration_s"] for each in value]
+        levels = [each.get("rate_per_s") if each.get("users") is None else each["users"] for each in value]
+        steps = zip(levels, (x if isinstance(x, str) else f"{x:g} s" for x in lengths), strict=True)
+        return ", ".join(f"{in_words(level)} for {length}" for level, length in steps)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _starts(steps: Sequence[Step]) -> list[float]:

@@ -367,6 +367,15 @@ def test_one_faulty_gpu_voids_the_total(faulty: Run) -> None:
     assert result["energy_j.gpu"].text().startswith("n/a (gpu-lost: GPU 0 was lost 9.")
 
 
+def test_a_gpu_that_is_lost_after_a_window_has_the_energy_of_it(fake_nvml: Path) -> None:
+    """As in a later step of the load."""
+    power, infos = seen(library.simulate(fake_nvml, "wave constant 200\nfault lost 12", seconds=20.0))
+    assert measure_energy(power, infos, requests(40), 1.0, 8.0)["energy_j.gpu"].value == pytest.approx(1400, rel=0.01)
+    for start_s in (9.0, 15.0):
+        lost = measure_energy(power, infos, requests(40), start_s, start_s + 4)["energy_j.gpu"].text()
+        assert lost.startswith("n/a (gpu-lost: GPU 0 was lost 12.")
+
+
 @pytest.mark.parametrize("script", ["wave constant 200", "profile h100\nwave steps 0.12 690 0.61 430 0.07 230"])
 def test_a_clean_run_has_no_finding(fake_nvml: Path, script: str) -> None:
     power, infos = seen(library.simulate(fake_nvml, script, seconds=17.0))

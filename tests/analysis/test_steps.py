@@ -10,10 +10,14 @@ from typing import Any
 import batching
 import numpy as np
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from builders import a_run, by_hand, stored
 
+from harness.analysis.diff import check_comparable
 from harness.analysis.summary import made_of
+from harness.errors import HarnessError
 from harness.model import Record, Summary
 from harness.report.tables import steps_tables
 from harness.store.run import Run, read_run
@@ -281,6 +285,12 @@ def test_users_of_a_step_who_do_not_send_are_a_finding() -> None:
     assert [x.text[:18] for x in found.findings if x.code == "load-not-held"] == ["Step 2 (6 users): "]
 
 
+def test_runs_of_other_steps_are_not_compared_and_the_difference_can_be_read() -> None:
+    first, second = ([(2, 20.0), (users, 20.0)] for users in (6, 9))
+    with pytest.raises(HarnessError, match=r"load.steps differs: 2 for 20 s, 6 for 20 s vs 2 for 20 s, 9 for 20 s"):
+        check_comparable(*([of_steps(by_users(steps), steps)] for steps in (first, second)), force=False)
+
+
 # ---- conversations ----
 
 
@@ -328,3 +338,17 @@ def test_each_step_has_the_joules_of_its_window(tmp_path: Path) -> None:
         assert step["gpu_power_w"] == pytest.approx(500, rel=0.001)
     assert found["joules_per_output_token"].value == of_step(found, 1)["joules_per_output_token"]
     assert of_step(found, 3)["joules_per_output_token"] is None
+
+
+def test_doubts_about_the_energy_of_one_step_are_findings(tmp_path: Path) -> None:
+    """Heat holds the clocks down in the second of two highest steps; the run's figures are of the first."""
+    directory = stored(tmp_path)
+    file = orjson.loads((directory / "run.json").read_bytes())
+    steps = [{"users": 8, "duration_s": 100.0}, {"users": 8, "duration_s": 100.0}]
+    file["workload"]["load"], file["sha256"] = {"shape": "steps", "steps": steps}, {}
+    (directory / "run.json").write_bytes(orjson.dumps(file))
+    power = pq.read_table(directory / "power.parquet")
+    hot = pa.array([0x40 if 130 < at < 190 else 0 for at in power["before_s"].to_pylist()], power["throttle"].type)
+    pq.write_table(power.set_column(power.column_names.index("throttle"), "throttle", hot), directory / "power.parquet")
+    (found,) = (each for each in made_of(read_run(directory)).findings if each.code == "throttled")
+    assert (found.text[:18], found.serious) == ("Step 2 (8 users): ", False)
