@@ -286,9 +286,9 @@ def test_users_of_a_step_who_do_not_send_are_a_finding() -> None:
 
 
 def test_runs_of_other_steps_are_not_compared_and_the_difference_can_be_read() -> None:
-    first, second = ([(2, 20.0), (users, 20.0)] for users in (6, 9))
+    base, new = (of_steps(by_users(steps), steps) for steps in ([(2, 20.0), (n, 20.0)] for n in (6, 9)))
     with pytest.raises(HarnessError, match=r"load.steps differs: 2 for 20 s, 6 for 20 s vs 2 for 20 s, 9 for 20 s"):
-        check_comparable(*([of_steps(by_users(steps), steps)] for steps in (first, second)), force=False)
+        check_comparable([base], [new], force=False)
 
 
 # ---- conversations ----
