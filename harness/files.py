@@ -64,7 +64,12 @@ def install(extra: str) -> str:
     if not (PACKAGE.parent / "pyproject.toml").is_file():
         needs = [each.partition(";") for each in metadata.requires("inference-cost-harness") or ()]
         asked = [name.strip() for name, _, when in needs if when.replace("'", '"').strip() == f'extra == "{extra}"']
-    return shlex.join([sys.executable, "-m", "pip", "install", *asked])
+    return pip(*asked)
+
+
+def pip(*packages: str) -> str:
+    """The command that installs packages into this environment, whichever `pip` is first on the PATH."""
+    return shlex.join([sys.executable, "-m", "pip", "install", *packages])
 
 
 def installed_version(package: str) -> str | None:

@@ -16,6 +16,7 @@ from harness.cost.draws import DEFAULT_DRAWS, Z95, Distribution, Draws, distribu
 from harness.cost.gpus import Gpu, find_gpu
 from harness.cost.scenario import MEASURED, OWNED, PRICE, Input, Prices, Scenario
 from harness.errors import HarnessError
+from harness.files import install
 from harness.model import Device, Figure, Status, Summary
 
 HOURS_PER_YEAR = 8766
@@ -120,7 +121,7 @@ def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = D
     bill = bill_factors(scenario, x)
     rows: list[Row] = [("usd_per_hour", "USD/hour", _status(device), bill[:1], device.count, scenario.no_price)]
     requests = scenario.inputs["query.requests"].status, x["query.requests"]
-    notes = [TWO_DENOMINATORS]
+    notes, bare = [TWO_DENOMINATORS], list[str]()
     for name, unit, per, rate_name, more in (
         ("usd_per_million_output_tokens", "USD/1e6 token", 1e6, "output_tokens_per_s", ()),
         ("usd_per_million_total_tokens", "USD/1e6 token", 1e6, "total_tokens_per_s", ()),
@@ -129,10 +130,10 @@ def cost_of_run(summary: Summary, device: Device, scenario: Scenario, n: int = D
         rate = measured(summary, rate_name)
         known = [] if rate.value is None else [(rate.status, 1 / quantile(rate_distribution(rate), 1 - x[MEASURED]))]
         reason = scenario.no_price or (rate.reason if rate.value is None else None)
+        bare += [name] * (rate.value is not None and rate.low is None and reason is None)
         rows.append((name, unit, _status(device, rate), [*bill, *known, *more], device.count * (per / 3600), reason))
-    rates = [measured(summary, name) for name in ("output_tokens_per_s", "requests_per_s")]
-    if any(rate.value is not None and rate.low is None for rate in rates):
-        notes.append("the run's rates have no interval: the intervals here cover only the assumptions")
+    if bare:
+        notes.append(f"{', '.join(bare)}: the run's rate has no interval; the cost's covers only the assumptions")
     if scenario.file.per == "vcpu":
         notes.append("the cost of a small model on a CPU says nothing about the cost of a provider's fleet")
     found = costed(scenario, rows, notes)
@@ -303,7 +304,7 @@ def in_zone(costs: Costs, zone: str | None) -> Costs:
     try:
         from ecologits.electricity_mix_repository import electricity_mixes
     except ImportError:
-        raise HarnessError("--zone needs the package ecologits", "pip install ecologits") from None
+        raise HarnessError("--zone needs the package ecologits", install("market")) from None
     if (mix := electricity_mixes.find_electricity_mix(zone.upper())) is None:
         advice = near(zone.upper(), [each.zone for each in electricity_mixes.list_electricity_mixes()])
         raise HarnessError(f"unknown zone '{zone}'", f"{advice}give ISO 3166-1 alpha-3, as USA, or WOR")

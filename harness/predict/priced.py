@@ -14,6 +14,7 @@ from harness.cost.draws import Draws
 from harness.cost.pricing import priced_for
 from harness.cost.scenario import MEASURED, Scenario
 from harness.errors import HarnessError
+from harness.files import install
 from harness.model import Device, Figure
 from harness.predict.predict import PLAN, Calibration, Plan, Prediction, deployed, predict_many
 from harness.predict.work import check_fits, largest_batch
@@ -144,7 +145,7 @@ def offers(model: str, input_tokens: float, output_tokens: float, cached: float)
         from genai_prices import Usage
         from genai_prices.data import providers
     except ImportError:
-        raise HarnessError("list prices need the package genai-prices", "pip install genai-prices") from None
+        raise HarnessError("list prices need the package genai-prices", install("market")) from None
     now, found = datetime.now(UTC), []
     asked, answered, read = (round(tokens) for tokens in (input_tokens, output_tokens, cached * input_tokens))
     used = Usage(input_tokens=asked, output_tokens=answered, cache_read_tokens=read)

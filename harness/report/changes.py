@@ -277,11 +277,12 @@ NOTES = (
 def trend_table(sweep: Sweep, name: str) -> Table:
     """A row for each run, the oldest first: commit, figure, and its change from the run before, with a judgement.
 
-    Runs that cannot be compared with the newest are left out and counted. HarnessError if no run has the figure.
+    Runs that do not compare with the newest complete one are left out and counted. HarnessError if none has the figure.
     """
     name = SHORT.get(name, name)
     ordered = sorted(sweep, key=lambda each: each[0].file.created_utc)
-    alike = [each for each in ordered if not check_comparable([each[0]], [ordered[-1][0]], force=True)[0]]
+    newest = next((run for run, _ in reversed(ordered) if run.state == "complete"), ordered[-1][0])
+    alike = [each for each in ordered if not check_comparable([each[0]], [newest], force=True)[0]]
     known = dict.fromkeys(figure.name for _, summary in alike for figure in summary.figures)
     if name not in known:
         fix = f"{near(name, [*known, *SHORT])}for instance {', '.join(HEADLINES)}"
@@ -297,7 +298,7 @@ def trend_table(sweep: Sweep, name: str) -> Table:
         rows.append((run.id, commit, *seen, judgement))
     columns = ("run", "commit", name, "new / before", "judgement")
     others = len(ordered) - len(alike)
-    left = (f"{others} runs are incomplete, or not comparable with the newest, and left out",) if others else ()
+    left = (f"left out: {others} incomplete or not comparable with the newest complete run",) if others else ()
     return Table("trend", f"{name} over {len(rows)} runs", columns, tuple(rows), (*left, *NOTES))
 
 

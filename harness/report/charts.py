@@ -207,7 +207,7 @@ def _trend(table: Table, width: int) -> Chart | None:
 def _front(table: Table, width: int) -> Chart | None:
     """Throughput of a GPU against the speed of one user, as predicted for each batch."""
     rows = [
-        {"batch": str(row[0]).removesuffix(" <"), "best": str(row[0]).endswith("<"), **ends(row[2]),
+        {"batch": str(row[0]).removesuffix(" *"), "best": str(row[0]).endswith("*"), **ends(row[2]),
          **{f"x_{of}": end for of, end in ends(row[1]).items()}}
         for row in table.rows
     ]  # fmt: skip

@@ -59,10 +59,10 @@ def front_table(found: Priced) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for i, (point, cost) in enumerate(found.front):
         if i % 2 == 0 or i == found.best or point is found.prediction:
-            mark = " <" if i == found.best else ""
+            mark = " *" if i == found.best else ""
             rows.append((f"{point.serving.batch * point.replicas:g}{mark}", *_speeds(point), cost))
     limits = f"TPOT up to {found.limits[0]:g} s and TTFT up to {found.limits[1]:g} s"
-    notes = (f"< the most tokens per GPU with {limits}" if found.best is not None else f"no batch meets {limits}",)
+    notes = (f"* the most tokens per GPU with {limits}" if found.best is not None else f"no batch meets {limits}",)
     columns = ("in flight", "per user", "per GPU", "TTFT", "price")
     return Table("front", "Throughput against interactivity", columns, tuple(rows), notes)
 
@@ -111,7 +111,7 @@ def side_by_side(all_found: Sequence[tuple[str, Priced | str]]) -> Table:
     prices = {gpu: cost.value for gpu, (_, cost) in best.items() if cost.value is not None}
     cheapest = min(prices, key=prices.__getitem__, default=None)
     rows: list[tuple[Cell, ...]] = []
-    notes = ["< the cheapest per million output tokens at the objective"] if cheapest else []
+    notes = ["* the cheapest per million output tokens at the objective"] if cheapest else []
     for gpu, found in all_found:
         if gpu not in best:
             rows.append((gpu, *[None] * 7))
@@ -119,7 +119,7 @@ def side_by_side(all_found: Sequence[tuple[str, Priced | str]]) -> Table:
             continue
         point, cost = best[gpu]
         rows.append((
-            f"{gpu}{' <' if gpu == cheapest else ''}", f"{point.devices}", f"{point.serving.batch * point.replicas:g}",
+            f"{gpu}{' *' if gpu == cheapest else ''}", f"{point.devices}", f"{point.serving.batch * point.replicas:g}",
             *_speeds(point), interval_figures("joules_per_output_token", "J", "derived", point.joules)[0], cost,
         ))  # fmt: skip
         notes += [f"{gpu}: {guess}" for guess in point.guesses]

@@ -90,7 +90,8 @@ def test_a_trend_lists_comparable_runs_by_commit_and_draws_them(harness: Command
     (table,) = json.loads(harness("report", "--trend", "ttft_s.p50", "--json").out)["tables"]
     assert [row[1] for row in table["rows"]] == [commit[:10]] * 2
     assert 0.01 <= table["rows"][1][2]["value"] < 0.1  # the engine's 10 ms, on a machine that may be busy
-    assert table["notes"][0].startswith("1 runs are incomplete, or not comparable")
+    assert table["notes"][0].startswith("left out: 1 incomplete or not comparable")
+    assert harness("run", "smoke", "--url", "http://127.0.0.1:9", "-q").code == 2  # a set-up that failed
     assert harness("report", "--trend", "output_tps", "--charts", "drawn", "-o", "t.html").code == 0
     labels = re.findall(r">([0-9a-f]{10})\*?<", Path("drawn/trend.svg").read_text())
     assert labels == [commit[:10]] * 2  # runs of one commit stand beside each other

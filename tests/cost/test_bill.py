@@ -1,5 +1,6 @@
 """Costs against sums done by hand, and the parts of their interval that are measured and assumed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,12 @@ def test_draws_agree_with_the_closed_form_where_all_is_lognormal(name: str, devi
     assert shares == pytest.approx({"assumed": 0.0, **by_status}, abs=0.01)
 
 
-def test_a_note_says_when_a_rate_has_no_interval() -> None:
-    without, with_one = cost(scenario("on-demand")), cost(scenario("on-demand"), of=summary(low=800.0, high=1250.0))
-    assert ["no interval" in " ".join(found.notes) for found in (without, with_one)] == [True, False]
+def test_a_note_names_the_costs_whose_rate_has_no_interval() -> None:
+    whole = summary(low=800.0, high=1250.0)
+    one = replace(whole, figures=(*whole.figures[:2], replace(whole.figures[2], low=None, high=None)))
+    notes = [cost(scenario("on-demand"), of=of).notes for of in (whole, one)]
+    named = [[note.partition(":")[0] for note in found if "no interval" in note] for found in notes]
+    assert named == [[], ["usd_per_query"]]
 
 
 def test_the_tornado_is_the_closed_form_and_opens_an_owned_price_up() -> None:

@@ -76,12 +76,12 @@ def test_the_front_of_a_prediction_has_each_batch_with_both_intervals_and_the_be
     assert "token/s of one user" in drawn(chart, WIDTH)
     (front,) = (table for table in tables if table.name == "front")
     rows = {str(label): (user, gpu) for label, user, gpu, *_ in front.rows}
-    assert [row["batch"] for row in data(chart)] == [label.removesuffix(" <") for label in rows]
+    assert [row["batch"] for row in data(chart)] == [label.removesuffix(" *") for label in rows]
     for row, (label, (user, gpu)) in zip(data(chart), rows.items(), strict=True):
         assert isinstance(user, Figure)
         assert isinstance(gpu, Figure)
         assert (row["x_low"], row["x_high"], row["low"], row["high"]) == (user.low, user.high, gpu.low, gpu.high)
-        assert row["best"] == label.endswith("<")
+        assert row["best"] == label.endswith("*")
 
 
 def test_a_one_sided_bound_is_drawn_to_the_end_of_the_plot() -> None:

@@ -19,7 +19,7 @@ from harness.engines.base import Arrived
 from harness.engines.openai.http import Base, Pool, parse_base, retry_after_s
 from harness.engines.openai.stream import Answer, Response, error_message
 from harness.errors import HarnessError, RequestFailed
-from harness.files import data_rows, read_data
+from harness.files import data_rows, pip, read_data
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
 from harness.process import allow_files
 from harness.workload.arrivals import Seconds
@@ -356,7 +356,7 @@ class OpenAIEngine:
             return AutoTokenizer.from_pretrained(self.options.tokenizer)
         except (ImportError, OSError, ValueError) as failed:
             what = f"engine.tokenizer '{self.options.tokenizer}' cannot be loaded: {failed}"
-            raise HarnessError(what, "pip install transformers, and give a tokenizer's directory or name") from None
+            raise HarnessError(what, f"{pip('transformers')}, and give a tokenizer's directory or name") from None
 
     def _ask_for(self, path: str, form: type[_Form], keys: Sequence[str], **fields: Any) -> _Form:
         """The value of the first of these keys that the first server answers, for code that cannot await."""
