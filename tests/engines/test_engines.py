@@ -47,6 +47,7 @@ def request(index: int, tokens: int = 5) -> Request:
     return Request(index, (1, 2, 3), tokens)
 
 
+@pytest.mark.alone
 def test_tokens_arrive_on_schedule() -> None:
     ((arrivals, end),) = serve(SimulatedEngine(None, {"ttft_s": 0.02, "itl_s": 0.004}), request(0))
     assert end == Completion(3, 5, finish_reason="length")
@@ -54,6 +55,7 @@ def test_tokens_arrive_on_schedule() -> None:
     assert min(arrivals) >= 0.02
 
 
+@pytest.mark.alone
 def test_capacity_makes_requests_wait_in_order() -> None:
     served = serve(SimulatedEngine(None, {"ttft_s": 0.03, "itl_s": 0, "capacity": 1}), *map(request, range(3)))
     firsts = [arrivals[0] for arrivals, _ in served]
