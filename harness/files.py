@@ -49,6 +49,8 @@ def read_text(path: Path) -> str:
         if len(data) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES:,} bytes")
         return data.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise HarnessError(f"cannot read {path}: no such file", "check the path and the current directory") from None
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the name
         raise HarnessError(f"cannot read {path}: {error}", "give a readable UTF-8 text file") from None
 

@@ -366,7 +366,7 @@ def test_mistakes_are_named_with_the_way_out_and_no_traceback(
         ("list runs --root nowhere", "no directory nowhere"),
         ("export x.csv --root nowhere", "no directory nowhere"),
         ("schema runn", "did you mean 'run'?"),
-        ("sweep nofile.yaml", "cannot read nofile.yaml"),
+        ("sweep nofile.yaml", "cannot read nofile.yaml: no such file"),
         ("sweep search.yaml --jobs 2 --where", "sweep has no option --where"),
         ("ab a=1 b=2 --repeat 0", "greater than or equal to 1"),
         ("ab load.users=1 load.users=2 --workload smoke", "A and B differ in load.users"),
