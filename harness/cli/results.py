@@ -104,17 +104,18 @@ def diff(asked: verbs.Diff) -> None:
     """Compare runs with runs: gates, then what improved or regressed, as ratios with intervals; --full has the rest."""
     gates, effect = [parse_gate(text) for text in asked.fail_on or ()], parse_share("--least", asked.least)
     declared = None if asked.between is None else parse_share("--between", asked.between)
-    sides = _side(asked.base, asked.root), _side(asked.new or "latest", asked.root)
-    if asked.new is None and len({str(run.file.sweep and run.file.sweep.values) for run in sides[0]}) > 1:
+    base = _side(asked.base, asked.root)
+    if asked.new is None and len({str(run.file.sweep and run.file.sweep.values) for run in base}) > 1:
         if void := named() & {"--fail-on", "--full", "--force"}:
             fix = "omit it, or name the runs of two points"
             raise errors.HarnessError(f"{min(void)} with the points of a sweep", fix)
-        show([changes.points_table(sides[0], effect, declared)])
+        show([changes.points_table(base, effect, declared)])
         return
-    if both := {run.directory for run in sides[0]} & {run.directory for run in sides[1]}:
+    new = _side(asked.new or "latest", asked.root)
+    if both := {run.directory for run in base} & {run.directory for run in new}:
         what = f"{min(both).name} stands on both sides of the comparison"
         raise errors.HarnessError(what, "name two different runs; `harness list runs` prints them")
-    judged(*sides, gates, asked.full, asked.xml, force=asked.force, least=effect, between=declared)
+    judged(base, new, gates, asked.full, asked.xml, force=asked.force, least=effect, between=declared)
 
 
 def judged(

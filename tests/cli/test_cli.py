@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -540,3 +541,11 @@ def test_a_mistake_in_a_comparison_is_named(harness: Command, words: tuple[str, 
     for each in said:
         assert each in left.err
     assert harness("compare", "--set", "gpu_price=1.3", "--force").code == 0
+
+
+def test_the_points_of_a_sweep_are_compared_where_no_run_is_the_last(harness: Command) -> None:
+    with tarfile.open(ROOT / "results/published/h100/runs.tgz") as packed:
+        packed.extractall("study", filter="data")
+    done = harness("diff", "study")
+    assert (done.code, done.err) == (0, "")
+    assert "Points against load.users" in done.out
