@@ -65,7 +65,8 @@ def headline(run: Run, summary: Summary) -> list[str]:
         short_device(run),
         "" if run.simulated else engine_of(run),
         short_load(run),
-        "" if done is None or sent is None else f"{number(done)} of {number(sent)} requests",
+        "no request sent" if sent == 0 else "",
+        "" if done is None or not sent else f"{number(done)} of {number(sent)} requests",
         "" if took is None else f"{took:.3g} s",
     ]
     return [plain(each) for each in found if each]

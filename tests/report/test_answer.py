@@ -199,6 +199,8 @@ def test_a_run_that_never_started_reads() -> None:
     shown = answer(run, made_of(run), None, (), 80)
     assert fits(shown, 80)
     assert shown.startswith("FAILED: no such model")
+    assert "no request sent" in shown
+    assert "of 0 requests" not in shown
     assert "n/a" in shown
     assert "the engine never started" in shown
 
