@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from harness.analysis import precision
 from harness.analysis.diff import differences, flat, unequal
 from harness.analysis.gates import parse_gate, parse_share
 from harness.analysis.summary import load, summary_of
+from harness.analysis.tokens import by_conversation, ordinary
 from harness.cli import verbs
 from harness.cli.app import OPTIONS, SUFFIXES, Output, output
 from harness.cli.display import Display, about
@@ -182,6 +184,10 @@ def rerun(asked: verbs.Rerun) -> None:
     changes: dict[str, object] = {"engine.name": file.engine_asked}
     if file.schema_version < 3 and any(users):  # closed loops began with a burst
         changes["load.start"] = "burst"
+    if before.state == "complete" and before.load is not None and math.isinf(before.load.end_s):
+        sent = before.requests[ordinary(before.requests)]
+        if (count := len(by_conversation(sent[["sent_s"]], sent))) < (file.workload.requests.count or 0):
+            changes["requests.count"] = count  # --precision ended the run
     spec = workload_of(stored, f"{before.directory}/run.json", changes)
     setup = Setup(file.meters_asked, declared=file.declared, clients=max(1, len(file.clients)))
     runs = measure_all([(spec, {}, 0)], asked.root, "rerun", False, setup)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from commands import QUICK, Command
 
@@ -38,6 +39,19 @@ def test_rerun_measures_the_same_workload_and_compares_the_two_runs(
     assert after["declared"] == {"pue": 1.2}
     lengths = [raw["engine"]["options"] for raw in (before, after)]
     assert lengths[0] == lengths[1]
+
+
+def test_a_run_that_its_precision_ended_is_measured_again_with_as_many_requests(harness: Command) -> None:
+    """Conversations of two turns count as one each."""
+    asked = ("--set", "requests.count=5000", "--set", "requests.turns=2", "--precision", "requests_per_s=30%")
+    first = harness(*QUICK, *asked)
+    assert first.code == 0, first.err
+    again = harness("rerun")
+    assert again.code == 0, again.err
+    (directory, before), (_, after) = stored()
+    ended = pd.read_parquet(directory / "requests.parquet")
+    first_turns = int((ended["turn"].fillna(0).eq(0) & ended["age_tokens"].isna()).sum())
+    assert first_turns == after["workload"]["requests"]["count"] < before["workload"]["requests"]["count"] == 5000
 
 
 def test_another_machine_is_refused_and_another_version_is_named(harness: Command) -> None:
