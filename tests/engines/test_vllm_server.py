@@ -76,9 +76,9 @@ def test_counted_tokens_equal_the_usage(loaded: Loaded, endpoint: str, stream: b
     assert done.input_tokens == (40 if endpoint == "completions" else 42)  # the chat template adds tokens
     if stream:
         assert arrivals >= 8  # on a busy machine tokens may share an arrival
-        assert sum(done.arrival_tokens[: arrivals // 2]) in range(2, 10)
+        assert sum(done.arrival_tokens[: arrivals // 2]) in range(8, 40)
     else:
-        assert done.arrival_tokens[-1] == 12
+        assert done.arrival_tokens[-1] == 48
 
 
 def test_cached_tokens_of_a_repeated_prompt_are_reported_and_in_the_metrics(loaded: Loaded) -> None:
