@@ -27,7 +27,8 @@ _COUNTS: Mapping[str, list[str]] = data_yaml("usage_names.yaml")
 """Count -> its names in a usage."""
 LARGEST = 10**9
 """No answer has as many tokens: one whose usage says so is malformed."""
-_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_BLANK_LINE, _BLANK_LINE_OF_LF = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}"), re.compile(rb"\n\n")
+"""Of any body, and of one without a CR, in a fifth of the time."""
 _TEXT = re.compile(rb'"(?:text|content)": ?"((?:[^"\\\n]|\\.)*)"')
 
 
@@ -57,31 +58,25 @@ class Response:
     def body(self) -> bytes:
         return b"".join(self.pieces)
 
-    def offsets(self) -> list[int]:
-        """Bytes of the body received by the end of each arrival."""
-        total = [0, *itertools.accumulate(map(len, self.pieces))]
-        return [total[end] for end in self.ends]
-
     def arrivals(self) -> list[int]:
         """Number of the arrival, from 0, with each piece."""
         counts = (after - before for before, after in itertools.pairwise([0, *self.ends]))
         return [arrival for arrival, count in enumerate(counts) for _ in range(count)]
 
 
-def events(body: bytes, ends: Sequence[int], begin: int = 0, end: int | None = None) -> list[tuple[bytes, bytes, int]]:
-    r"""The type and data of each server-sent event, and the arrival (from 0) that contained its last byte.
+def events(body: bytes, ends: Sequence[int]) -> list[tuple[bytes, bytes, int]]:
+    r"""The type and data of each server-sent event, and the piece (from 0) that contained its last byte.
 
-    `ends` are the byte offsets in `body` at which the arrivals end; events are read from `begin` to `end`. Parsing
-    follows the WHATWG HTML standard, 9.2.6: lines end in CRLF, LF or CR; a blank line ends an event; several data lines
-    are joined by LF; comments and other fields are ignored, as are events without data and an unfinished last event.
-    The type is usually empty.
+    `ends` are the byte offsets in `body` at which the pieces end. Parsing follows the WHATWG HTML standard, 9.2.6:
+    lines end in CRLF, LF or CR; a blank line ends an event; several data lines are joined by LF; comments and other
+    fields are ignored, as are events without data and an unfinished last event. The type is usually empty.
 
     >>> events(b"data: 1\n\n: hello\n\nevent: x\ndata: 2\r\ndata:3\r\n\r\ndata: cut", [5, 49, 55])
     [(b'', b'1', 1), (b'x', b'2\n3', 1)]
     """
-    start = 3 if begin == 0 and body.startswith(b"\xef\xbb\xbf") else begin
+    start = 3 if body.startswith(b"\xef\xbb\xbf") else 0
     found = []
-    for blank in _BLANK_LINE.finditer(body, start, len(body) if end is None else end):
+    for blank in (_BLANK_LINE if b"\r" in body else _BLANK_LINE_OF_LF).finditer(body, start):
         block, start = body[start : blank.start()], blank.end()
         kind, lines = b"", []
         for name, _, value in (line.partition(b":") for line in block.splitlines()):
@@ -270,19 +265,21 @@ class Answer:
                 self.counts[arrival] += tokens
 
     def _read_stream(self, response: Response) -> None:
-        first, last, texts = uniform_events(response.pieces) or (0, 0, [])
-        body, ends = response.body(), response.offsets()
-        begin, end = (sum(map(len, response.pieces[:at])) for at in (first, last))
-        for kind, data, arrival in events(body, ends, 0, begin):
-            self._parse(data, arrival, kind)
+        pieces, arrivals = response.pieces, response.arrivals()
+        first, last, texts = uniform_events(pieces) or (0, 0, [])
+        self._read_events(pieces[:first], arrivals)
         self.text += texts
         self._shown += texts
         self._tokens += map(bool, texts)
-        self._arrivals += response.arrivals()[first:last]
-        for kind, data, arrival in events(body, ends, end):  # some servers send the usage after [DONE]
-            self._parse(data, arrival, kind)
+        self._arrivals += arrivals[first:last]
+        self._read_events(pieces[last:], arrivals[last:])  # some servers send the usage after [DONE]
         if not self._done and self.finish_reason is None:
             raise RequestFailed("cut", "the stream ended without [DONE] and without a finish_reason")
+
+    def _read_events(self, pieces: Sequence[bytes], arrivals: Sequence[int]) -> None:
+        ends = [*itertools.accumulate(map(len, pieces))]
+        for kind, data, piece in events(b"".join(pieces), ends):
+            self._parse(data, arrivals[piece], kind)
 
     def _parse(self, data: bytes, arrival: int, kind: bytes = b"") -> None:
         """Record one event. Events of types that hold no choice, such as pings, are passed over."""
