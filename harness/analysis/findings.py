@@ -163,7 +163,10 @@ def _steadiness(run: Run, summary: Summary, window: Window | None) -> Iterator[F
 
 
 def _of_window(window: Window, summary: Summary, main: bool, figures: str = "") -> Iterator[Finding]:
-    """Findings about one window. `main`: the run's figures are of this one; `figures`: the prefix of its own."""
+    """Findings about one window. `main`: the run's figures are of this one.
+
+    `figures`: the prefix of the names of the window's figures.
+    """
     if window.whole is not None and window.code is not None:
         so = "the figures are of the whole run, ramp and drain included" if main else "the step has no figures"
         yield finding("no-window", why=window.whole, so=so, serious=main)

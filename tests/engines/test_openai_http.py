@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.engines.openai import http
-from harness.engines.openai.http import Pool, parse_base
+from harness.engines.openai.pool import Pool, parse_base
 from harness.errors import RequestFailed
 
 BODY = b"data: 1\n\ndata: 2\r\n\r\n0\r\n\r\n\x00\xff" * 3

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.engines.openai import stream as sse
-from harness.engines.openai.stream import LARGEST, Answer, Response
+from harness.engines.openai.stream import Answer, Response
+from harness.engines.openai.usage import LARGEST
 from harness.errors import RequestFailed
 
 DONE = b"data: [DONE]\n\n"

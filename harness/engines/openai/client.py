@@ -16,7 +16,8 @@ from pydantic import Field
 
 from harness.config import Section, checked
 from harness.engines.base import Arrived
-from harness.engines.openai.http import Base, Pool, parse_base, retry_after_s
+from harness.engines.openai.http import retry_after_s
+from harness.engines.openai.pool import Base, Pool, parse_base
 from harness.engines.openai.stream import Answer, Response, error_message
 from harness.errors import HarnessError, RequestFailed
 from harness.files import data_rows, pip, read_data
