@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from harness.errors import HarnessError
 from harness.model import Completion, Request
 from harness.workload.arrivals import Trace, user_spans
-from harness.workload.schema import FILL, Content, Lengths, Prompt, Workload
+from harness.workload.lengths import Lengths
+from harness.workload.schema import FILL, Content, Prompt, Workload
 
 RESERVED_IDS = 128
 """Random prompts use no token id below this: most tokenizers keep their special tokens there, the others at the end."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.workload.schema import TIMES, Lengths, Times
+from harness.workload.lengths import TIMES, Lengths, Times
 
 
 def lengths(**keys: Any) -> Lengths:
