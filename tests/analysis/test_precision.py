@@ -154,6 +154,7 @@ QUICK = {
 }
 
 
+@pytest.mark.alone
 def test_a_run_ends_when_it_is_precise_and_states_the_time_saved(tmp_path: Path) -> None:
     """TTFT with a coefficient of variation of 0.5 needs 96 requests for 10%, and 16 users 320 for 20 each."""
     workload = read_workload("smoke", {**QUICK, "load.users": 16, "requests.count": 6000})
