@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,10 +32,13 @@ def harness(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     def call(*words: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["harness", *words])
         code: object = 0
+        interrupts = signal.getsignal(signal.SIGINT)  # which main() ignores from its end on
         try:
             cli.main()
         except SystemExit as left:
             code = left.code or 0
+        finally:
+            signal.signal(signal.SIGINT, interrupts)
         assert isinstance(code, int)
         return Outcome(code, *capfd.readouterr())
 

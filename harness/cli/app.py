@@ -165,7 +165,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # quotes may have characters that the terminal's encoding lacks
     try:
-        raise SystemExit(app(prog_name="harness", standalone_mode=False))
+        try:
+            raise SystemExit(app(prog_name="harness", standalone_mode=False))
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what remains is the exit, which an interrupt could only spoil
     except (errors.HarnessError, OSError, MemoryError, USAGE_ERROR) as mistake:
         typer.echo(f"error: {misuse.worded(mistake)}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
@@ -173,7 +176,7 @@ def main() -> None:
         if not isinstance(left, SystemExit) and not _of_interrupt(left):
             raise
         if not isinstance(left, SystemExit) or left.code == errors.INTERRUPTED:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            exec("")  # Python forgets that an interrupt ended a nested exec, for which it would end by a signal
             typer.echo("interrupted: a run keeps what was measured until then; see `harness list runs`", err=True)
             raise SystemExit(errors.INTERRUPTED) from None
         raise
