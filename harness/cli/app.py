@@ -168,7 +168,7 @@ def main() -> None:
         try:
             raise SystemExit(app(prog_name="harness", standalone_mode=False))
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what remains is the exit, which an interrupt could only spoil
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt could only spoil the exit
     except (errors.HarnessError, OSError, MemoryError, USAGE_ERROR) as mistake:
         typer.echo(f"error: {misuse.worded(mistake)}", err=True)
         raise SystemExit(errors.WRONG_USE) from None
