@@ -56,8 +56,14 @@ class Response:
 
     def arrivals(self) -> list[int]:
         """Number of the arrival, from 0, with each piece."""
-        counts = (after - before for before, after in itertools.pairwise([0, *self.ends]))
-        return [arrival for arrival, count in enumerate(counts) for _ in range(count)]
+        found, before = list[int](), 0
+        for arrival, end in enumerate(self.ends):
+            if end == before + 1:  # the usual case
+                found.append(arrival)
+            else:
+                found += [arrival] * (end - before)
+            before = end
+        return found
 
 
 def events(body: bytes, ends: Sequence[int]) -> list[tuple[bytes, bytes, int]]:
@@ -75,7 +81,8 @@ def events(body: bytes, ends: Sequence[int]) -> list[tuple[bytes, bytes, int]]:
     for blank in (_BLANK_LINE if b"\r" in body else _BLANK_LINE_OF_LF).finditer(body, start):
         block, start = body[start : blank.start()], blank.end()
         kind, lines = b"", []
-        for name, _, value in (line.partition(b":") for line in block.splitlines()):
+        for line in block.splitlines():
+            name, _, value = line.partition(b":")
             if name == b"data":
                 lines.append(value.removeprefix(b" "))
             elif name == b"event":
@@ -194,8 +201,9 @@ class Answer:
                     raise RequestFailed("error", error_message(response.body()))
             self._finish()
         finally:
+            counts = self.counts
             for arrival, tokens in zip(self._arrivals, self._tokens, strict=True):
-                self.counts[arrival] += tokens
+                counts[arrival] += tokens
 
     def _read_stream(self, response: Response) -> None:
         pieces, arrivals = response.pieces, response.arrivals()
