@@ -149,7 +149,7 @@ def test_several_numbers_of_users_are_runs_of_one_sweep_on_an_engine_that_stays(
 
 
 def test_ab_measures_in_turns_and_judges_b_against_a(harness: Command) -> None:
-    faster = ("engine.itl_s=0.003", "engine.itl_s=0.002", "--workload", "smoke", "--repeat", "2")
+    faster = ("engine.itl_s=0.01", "engine.itl_s=0.006", "--workload", "smoke", "--repeat", "2")
     quick = ("--set", "engine.name=simulated", "--set", "engine.ttft_s=0.01", "--set", "requests.count=24")
     judged = harness("ab", *faster, *quick, "--fail-on", "tpot_s.p50>+5%", "--json")
     assert judged.code == 0, judged.err
