@@ -14,7 +14,7 @@ from harness.periodic import fit
     phi=st.floats(0, 0.1),
     ppm=st.floats(-900, 900),
     gaps=st.lists(st.integers(1, 9), min_size=3, max_size=40),
-    width=st.floats(0.002, 0.03),
+    width=st.floats(0.0002, 0.03),
     jitter=st.sampled_from([0.0, 0.0, 0.0008]),
     seed=st.integers(0, 10_000),
 )
@@ -29,11 +29,12 @@ def test_the_bounds_hold_every_instant_of_the_true_line(
     low = instants - width * rng.random(len(k))
     line = fit(low, low + width, (0.0999, 0.1001), 0.001)
     assert line is not None
-    assert line.period[0] - 1e-12 <= period <= line.period[1] + 1e-12 or jitter > 0
     number = np.round(line.number(phi + k * period))
-    earliest, latest = line.bounds_s(number)
-    assert (earliest - 2 * jitter - 1e-9 <= phi + k * period).all()  # a few intervals may hide the jitter
-    assert (phi + k * period <= latest + 2 * jitter + 1e-9).all()
+    if 2 * line.slack_s >= jitter:  # else the intervals are too wide to show the jitter
+        assert line.period[0] - 1e-12 <= period <= line.period[1] + 1e-12
+        earliest, latest = line.bounds_s(number)
+        assert (earliest - 1e-9 <= phi + k * period).all()
+        assert (phi + k * period <= latest + 1e-9).all()
     assert (np.diff(number) == gaps[1:]).all()
 
 
