@@ -32,6 +32,9 @@ CHANGE = 0.03
 """Largest relative change of the rate over the window that counts as steady."""
 QUEUE = 0.05
 """Largest growth of the requests in flight over the window, as a share of its requests."""
+SLOWED = 2.0
+"""Times the mean of the first quarter's requests that those of the last take, where a queue grows in a load that is too
+short for its occupancy to settle: there the requests in flight grow without a queue too."""
 LINE_P, STEP_P = 0.005, 0.0005
 """Probability that a steady rate tests as a line, and as a step at one given place."""
 TRANSIENT_Z = 4.0
@@ -201,7 +204,9 @@ def _settled(run: Window, sent: Array, ends: Array, stay: Array, stalls_s: Array
     trend = float(np.polyfit(np.linspace(0, 1, LEAST_BINS), queue, 1)[0])
     grown = min(trend, float(queue[-3:].min() - queue[:3].min()))  # a stall late in the run is no trend
     if len(sent) >= JUDGED_REQUESTS and grown > QUEUE * int((sent >= from_s).sum()):
-        run = replace(run, code="queue-grows", grown=grown)
+        quarter = len(stay) // 4
+        if not late or stay[-quarter:].mean() > SLOWED * stay[:quarter].mean():
+            run = replace(run, code="queue-grows", grown=grown)
     if late:
         why = f"requests were sent for {last - run.begin_s:.3g} s, and took up to {begin - run.begin_s:.3g} s"
         return replace(run, whole=why, code=run.code or "no-window")

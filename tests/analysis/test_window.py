@@ -200,6 +200,18 @@ def test_an_open_window_begins_after_nearly_all_stays_and_ends_with_the_last_sen
     assert window(short, None, "poisson").code == "no-window"
 
 
+@pytest.mark.parametrize("lengths", ["constant", "exponential"])
+def test_the_queue_of_a_load_that_is_too_short_grows_only_if_requests_take_longer_and_longer(lengths: str) -> None:
+    """10 requests a second for 8 s: no server is busy for the first 10 s; four servers are after 0.4 s."""
+    for seed in range(10):
+        rng, sent = np.random.default_rng(seed), np.arange(80) / 10
+        took = np.full(80, 10.0) if lengths == "constant" else 4 + rng.exponential(6, 80)
+        found = window(Sent(sent, sent + 0.1, sent + took, np.full(80, 10.0)), None, "poisson")
+        assert (found.code, found.whole is not None) == ("no-window", True)
+    flooded = window(poisson(5.0, n=80), None, "poisson")
+    assert (flooded.code, flooded.whole is not None) == ("queue-grows", True)
+
+
 @pytest.mark.parametrize(("shape", "reason"), [("offline", "offline"), ("trace", "a load that varies")])
 def test_the_window_of_a_load_that_is_never_steady_is_the_whole_run(shape: str, reason: str) -> None:
     (run,) = closed_loops(USERS, REQUESTS, 1, seed=6)
