@@ -59,7 +59,7 @@ class Waiting(Protocol):
 
 @runtime_checkable
 class Naming(Protocol):
-    """An engine that can be asked for the model's name before it starts; None: no server answers."""
+    """An engine that can be asked for the model's name before it starts. HarnessError if it cannot be started."""
 
     async def model_name(self) -> str | None: ...
 

@@ -33,6 +33,7 @@ CACHING = ("openai", "vllm")
 """Engines that may have a prefix cache."""
 LEAD_S = 0.02, 0.3
 """Time between choosing second zero and reaching it: with a sender in this process, and with client processes."""
+LOG = "engine.log"
 KEPT = b"(the engine was started for an earlier run, whose engine.log has its start)\n"
 """First line of the engine.log of a run on a kept engine."""
 Notify = Callable[[Progress], None]
@@ -125,7 +126,7 @@ class Session:
         """Start the engine, and show its last log line meanwhile, because a large model takes minutes."""
         start = asyncio.ensure_future(self.engine.start())
         while not (await asyncio.wait([start], timeout=PROGRESS_PERIOD_S))[0]:
-            self.notify(Progress("starting", log_line=last_line(self.writer.directory / "engine.log")))
+            self.notify(Progress("starting", log_line=last_line(self.writer.directory / LOG)))
             self.power.drain()
         return start.result()
 
@@ -284,6 +285,12 @@ def last_line(log: Path) -> str:
     lines = log.read_bytes()[-2000:].decode(errors="replace").splitlines()
     last = next((line for line in reversed(lines) if line.strip()), "")
     return "".join(filter(str.isprintable, last.rpartition("] ")[2]))[:60]
+
+
+def printed(directory: Path) -> bool:
+    """True if a run's engine printed something during the run."""
+    log = directory / LOG
+    return log.exists() and bool(log.read_bytes().removeprefix(KEPT))
 
 
 @contextlib.contextmanager

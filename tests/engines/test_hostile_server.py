@@ -10,12 +10,13 @@ import json
 import time
 import tracemalloc
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from harness.engines.openai.client import OpenAIEngine
-from harness.errors import RequestFailed
-from harness.model import Completion, Request
+from harness.errors import HarnessError, RequestFailed
+from harness.model import Completion, EngineInfo, ModelIdentity, Request
 
 TIMEOUT_S = 0.5
 TOKEN = b'data: {"choices": [{"text": "a", "finish_reason": null}]}\n\n'
@@ -122,6 +123,7 @@ HOSTILE: dict[str, tuple[Sequence[Piece], str]] = {
     # usages
     "negative usage": (whole(TOKEN + usage(prompt_tokens=-5, completion_tokens=-1) + END), ""),
     "usage of 10^20": (whole(TOKEN + usage(prompt_tokens=1, completion_tokens=10**20) + END), "malformed"),
+    "usage of 400 digits": (whole(TOKEN + usage(completion_tokens=10**400) + END), "malformed"),
     "usage in text": (whole(TOKEN + usage(prompt_tokens="4", completion_tokens="x") + END), ""),
     "usage of fractions": (whole(TOKEN + usage(prompt_tokens=4.5, completion_tokens=1.5) + END), ""),
     "usage of true": (whole(TOKEN + usage(prompt_tokens=True, completion_tokens=True) + END), ""),
@@ -206,3 +208,58 @@ def test_nothing_keeps_the_body_of_an_answer_that_was_parsed(last: bytes) -> Non
     finally:
         tracemalloc.stop()
         gc.enable()
+
+
+async def started(models: bytes | None, **pages: bytes) -> EngineInfo:
+    """What the engine takes over from a server with this list of models and these pages; others have no answer."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            page = (await reader.readuntil(b"\r\n\r\n")).split()[1].rpartition(b"/")[2].decode()
+            if (body := models if page == "models" else pages.get(page)) is None:
+                await asyncio.sleep(60)
+            writer.write(head(f"Content-Length: {len(body or b'')}") + (body or b""))
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    engine = OpenAIEngine(None, {"base_url": url, "read_timeout_s": TIMEOUT_S})
+    try:
+        return await engine.start()
+    finally:
+        await engine.stop()
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("entry", "about"),
+    [
+        ({"max_model_len": 10**23, "meta": {"n_vocab": -5}}, {}),
+        ({"max_model_len": -5, "meta": {"n_vocab": 1e300}, "owned_by": {"a": [10**30]}}, {"version": {"a": [1]}}),
+        ({"max_model_len": 0, "meta": [], "root": [1]}, {"build_info": 5, "max_running_requests": "x"}),
+        ({"max_model_len": "x", "root": "\x1b[31m"}, {"chunked_prefill_size": [1], "version": "v" * 2000}),
+    ],
+)
+def test_what_a_server_cannot_mean_of_itself_is_passed_over(entry: dict[str, Any], about: dict[str, Any]) -> None:
+    body = json.dumps({"data": [{"id": "m", **entry}]}).encode()
+    info = asyncio.run(started(body, version=json.dumps(about).encode(), get_server_info=b"[" * 20_000))
+    assert (info.vocabulary, info.max_length, info.version, info.options["server"]) == (32_000, None, None, None)
+    assert info.model == ModelIdentity(asked="m", source="m")
+    assert not {"max_running_requests", "chunked_prefill_size"} & set(info.options)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"<html>", "no list of models at .*: malformed: /v1/models: JSON is malformed"),
+        (b'{"data": ' + b"[" * 20_000, "no list of models at .*: malformed"),
+        (b"null", "does not say which model it serves\n  fix: give it with --model"),
+        (json.dumps({"data": [{"id": 5}]}).encode(), "does not say which model it serves"),
+        (json.dumps({"data": [{"id": "../\x1b[31m"}]}).encode(), "does not say which model it serves"),
+        (None, "no server answers at .*: timeout: /v1/models was not answered within 0.5 s\n  fix: wait until"),
+    ],
+)
+def test_a_server_that_lists_no_models_is_refused_by_name_and_in_time(body: bytes | None, said: str) -> None:
+    with pytest.raises(HarnessError, match=said):
+        asyncio.run(asyncio.wait_for(started(body), 20 * TIMEOUT_S))

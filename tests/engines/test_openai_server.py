@@ -18,7 +18,7 @@ import pytest
 from places import ROOT
 
 from harness.analysis.summary import summary_of
-from harness.engines.openai.client import Options
+from harness.engines.openai.options import Options
 from harness.engines.openai.server import SERVERS, ServedEngine, create
 from harness.errors import EngineDied, HarnessError, RequestFailed
 from harness.measure import run as measuring

@@ -4,31 +4,33 @@ import asyncio
 import contextlib
 import functools
 import itertools
-import os
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-from pydantic import Field
 
-from harness.config import Section, checked
+from harness.config import checked
 from harness.engines.base import Arrived
 from harness.engines.openai.http import retry_after_s
+from harness.engines.openai.options import PLAIN_FIELDS, Options, Secrets, header_lines
 from harness.engines.openai.pool import Base, Pool, parse_base
-from harness.engines.openai.stream import Answer, Response, error_message
+from harness.engines.openai.stream import NOT_JSON, Answer, Response, error_message
+from harness.engines.openai.usage import LARGEST
 from harness.errors import HarnessError, RequestFailed
-from harness.files import data_rows, pip, read_data
+from harness.files import data_rows, pip
 from harness.model import Completion, EngineInfo, ModelIdentity, Request
 from harness.process import allow_files
-from harness.workload.arrivals import Seconds
 
 VOCABULARY = 32_000
 """Assumed if neither the server nor an option states it: current models have at least this many tokens."""
 ASK_TIMEOUT_S = 30.0
-"""Read timeout of requests about the server itself: model, version, tokenizer."""
+"""Limit on the time of a request about the server itself: model, version, tokenizer; read_timeout_s if that is less."""
+ABOUT = "/version", "/api/version", "/info", "/props", "/get_server_info"
+"""Pages that say the server's version and limits."""
 ASK_FIXES = {row["kind"]: row["fix"] for row in data_rows("server_refusals.csv")}
 """Why the server did not say what it serves -> what helps, if it is not to start the server."""
 SGLANG_LIMITS = "chunked_prefill_size", "max_running_requests"
@@ -39,84 +41,9 @@ where the server says that it must be."""
 _UNSUPPORTED = re.compile(rb"unsupported|not supported|unrecogni[sz]ed|unknown|not permitted|deprecated", re.IGNORECASE)
 ANSWER_SIZE = 8 << 20, 16 << 10
 """Largest answer in bytes: the first number, and the second for each token asked for, up to http.MAX_BODY."""
-ERROR_LENGTH = 500
-"""Characters of a server's error that are stored."""
+LONGEST = 1000
+"""Characters of the longest name or version that is believed."""
 _Form = TypeVar("_Form", str, list[int])
-PLAIN_HEADERS = frozenset({"accept", "accept-language", "cache-control", "content-type", "user-agent", "x-priority"})
-PLAIN_FIELDS = frozenset(read_data("openai_fields.txt").split())
-"""Headers, and fields of a body, whose text is stored with the run. The text of any other can be a secret."""
-
-
-class Options(Section, allow_inf_nan=False):
-    """The options of the openai engine. They are stored with the run; a secret is given as the name of a variable."""
-
-    base_url: str | list[str] = "http://127.0.0.1:8000"
-    """`http://`, `https://` or `unix:`. Requests are sent to several servers in turn."""
-    endpoint: Literal["completions", "chat"] = "completions"
-    stream: bool = True
-    prompt: Literal["tokens", "text"] = "tokens"
-    """How a completion's prompt is sent. Chat prompts are always text."""
-    tokenizer: str | None = None
-    """Directory or name for transformers' AutoTokenizer. None: use the server's /tokenize and /detokenize."""
-    system_prompt: str | None = None
-    """First message of each chat request."""
-    retry_after: bool = False
-    """True: send a request that a 429 or 503 rejects again, after its Retry-After. False: the request has failed."""
-    temperature: float = Field(0.0, ge=0)
-    body: dict[str, Any] = Field({})
-    """Additional JSON fields of each request; null removes one of the default fields. The text of a field that is not
-    in PLAIN_FIELDS is `$NAME`, and that environment variable is sent."""
-    headers: dict[str, str] = Field({})
-    """Additional headers. `$NAME` in a value is replaced by that environment variable; needed if the header is not in
-    PLAIN_HEADERS."""
-    api_key_env: str | None = None
-    """Environment variable that holds the API key."""
-    connections: int = Field(0, ge=0, le=60_000)
-    """Connections opened before the load begins. More are opened on demand."""
-    keep_alive: bool = True
-    """False: open a new connection for each request."""
-    connect_timeout_s: Seconds = 10.0
-    read_timeout_s: Seconds = 600.0
-    """A request fails if no token arrives for this long."""
-    device: Literal["unknown", "cpu", "cuda"] = "unknown"
-    """The server's hardware, which its interface does not report."""
-    device_count: int = Field(1, ge=1)
-    vocabulary: int | None = Field(None, gt=1)
-    max_length: int | None = Field(None, gt=0)
-    max_num_batched_tokens: int | None = Field(None, gt=0)
-    """The server's limit on the tokens in a step, by vLLM's name: how many prompts wait when the load begins."""
-    max_num_seqs: int | None = Field(None, gt=0)
-    """The server's limit on the requests that are decoded at a time."""
-
-
-class Secrets:
-    """Values of the environment variables that the options name. They are sent, and stored nowhere."""
-
-    def __init__(self) -> None:
-        self._values: list[str] = []
-
-    def filled(self, where: str, value: Any) -> Any:
-        """A value of an option with the values of environment variables in place of their names."""
-        if isinstance(value, list):
-            return [self.filled(where, each) for each in value]
-        if isinstance(value, dict):
-            return {key: self.filled(where, each) for key, each in value.items()}
-        if not isinstance(value, str):
-            return value
-        start, dollar, variable = value.partition("$")
-        if not dollar:
-            what = f"the {where} can be a secret, and options are stored with the run"
-            raise HarnessError(what, "write $NAME, the name of an environment variable")
-        if not (secret := os.environ.get(variable)):
-            raise HarnessError(f"the variable {variable} is not set", f"export {variable}=… before the run")
-        self._values.append(secret)
-        return start + secret
-
-    def hidden(self, text: str) -> str:
-        """The text, for instance a server's error, without the secrets that it repeats."""
-        for secret in self._values:
-            text = text.replace(secret, "[secret]")
-        return text
 
 
 class OpenAIEngine:
@@ -136,7 +63,7 @@ class OpenAIEngine:
             key: value if key in PLAIN_FIELDS else self._secrets.filled(f"body field {key}", value)
             for key, value in given.body.items()
         }
-        self._headers = _header_lines(given, self._secrets)
+        self._headers = header_lines(given, self._secrets)
         path = "/v1/chat/completions" if given.endpoint == "chat" else "/v1/completions"
         self._heads = [self._head("POST", base, path) for base in self._bases]
         self._pool = Pool(self._bases, given.connect_timeout_s, given.read_timeout_s)
@@ -147,36 +74,26 @@ class OpenAIEngine:
         """Ask the server for its model, version and limits. Raises HarnessError if it does not answer."""
         given = self.options
         allow_files(given.connections)
-        try:
-            first = await self._served()
-        except RequestFailed as failed:
-            what = f"no server answers at {self._bases[0].url}: {failed.kind}: {failed.message}"
-            fix = ASK_FIXES.get(failed.kind, "start it, or give another address with --url http://host:port")
-            raise HarnessError(what, fix) from None
-        about: dict[str, Any] = {}
-        for page in ("/version", "/api/version", "/info", "/props", "/get_server_info"):
-            with contextlib.suppress(RequestFailed):
-                about |= await self._ask("GET", page)
-        self._model = first.get("id") or self._model
+        first = await self._served()
+        about = dict(itertools.chain.from_iterable([each.items() for each in await self._about()]))
+        self._model = _text(first.get("id")) or self._model
         if self._model is None:
             raise HarnessError(f"{self._bases[0].url} does not say which model it serves", "give it with --model")
         meta, settings = _map(first.get("meta")), _map(about.get("default_generation_settings"))
-        version = about.get("version") or about.get("build_info")
         lengths = given.max_length, first.get("max_model_len"), about.get("max_total_tokens"), settings.get("n_ctx")
-        vocabulary = given.vocabulary or meta.get("n_vocab") or VOCABULARY
-        max_length = next((each for each in lengths if isinstance(each, int)), None)
+        vocabulary, max_length = _count(given.vocabulary, meta.get("n_vocab")) or VOCABULARY, _count(*lengths)
         await self._pool.fill(given.connections)
         return EngineInfo(
             engine="openai",
-            version=None if version is None else str(version),
-            model=ModelIdentity(asked=self._model, source=first.get("root") or first.get("id")),
+            version=_text(about.get("version"), about.get("build_info")),
+            model=ModelIdentity(asked=self._model, source=_text(first.get("root"), first.get("id"))),
             device=given.device,
             device_count=given.device_count,
             vocabulary=vocabulary,
             max_length=max_length,
             options=given.model_dump()
-            | {"vocabulary": vocabulary, "max_length": max_length, "server": first.get("owned_by")}
-            | {name: about[name] for name in SGLANG_LIMITS if name in about},
+            | {"vocabulary": vocabulary, "max_length": max_length, "server": _text(first.get("owned_by"))}
+            | {name: limit for name in SGLANG_LIMITS if (limit := _count(about.get(name)))},
             encode=self._encode,
         )
 
@@ -241,17 +158,33 @@ class OpenAIEngine:
         await self._pool.close()
 
     async def model_name(self) -> str | None:
-        """The model's name as the server says it; None if no server answers."""
-        with contextlib.suppress(RequestFailed):
-            return (await self._served()).get("id") or self._model
-        return None
+        return _text((await self._served()).get("id")) or self._model
 
     async def _served(self) -> dict[str, Any]:
-        """The server's entry for the model asked for, else for the only one that it serves, whatever was asked for."""
-        listed = (await self._ask("GET", "/v1/models")).get("data")
+        """The server's entry for the model asked for, else for the only one that it serves, whatever was asked for.
+
+        HarnessError if it lists no models.
+        """
+        try:
+            listed = (await self._ask("GET", "/v1/models")).get("data")
+        except RequestFailed as failed:
+            answers = failed.kind == "malformed" or failed.kind.startswith("http_")
+            fix = ASK_FIXES.get(failed.kind, "start it, or give another address with --url http://host:port")
+            what = f"{'no list of models' if answers else 'no server answers'} at {self._bases[0].url}"
+            raise HarnessError(f"{what}: {failed.kind}: {failed.message}", fix) from None
         models = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
         named = [each for each in models if each.get("id") == self._model]
         return next(iter(named or (models if self._model is None or len(models) == 1 else [])), {})
+
+    async def _about(self) -> list[dict[str, Any]]:
+        """What the server answers to each page of ABOUT, nothing where it has no such page."""
+
+        async def ask(page: str) -> dict[str, Any]:
+            with contextlib.suppress(RequestFailed):
+                return await self._ask("GET", page)
+            return {}
+
+        return await asyncio.gather(*map(ask, ABOUT))
 
     async def reset_cache(self) -> None:
         """Empty the prefix cache of every server, in the way of vLLM or SGLang. HarnessError if one refuses."""
@@ -288,7 +221,7 @@ class OpenAIEngine:
             input_tokens=answer.usage.input(len(request.prompt) if self._sends_ids else None),
             output_tokens=answer.output_tokens,
             cached_tokens=answer.usage.cached,
-            finish_reason=answer.finish_reason and self._secrets.hidden(answer.finish_reason)[:ERROR_LENGTH],
+            finish_reason=answer.finish_reason and self._secrets.stored(answer.finish_reason),
             arrival_tokens=tuple(counts),
             connect_s=connect_s,
             token_ids=tuple(answer.token_ids) or None,
@@ -303,8 +236,8 @@ class OpenAIEngine:
         answer, failure = Answer(len(response.ends), request.output_tokens), None
         try:
             _check(response)
-            json = response.headers.get(b"content-type", b"").startswith(b"application/json")
-            answer.read(response, self.options.stream and not json)
+            whole = response.headers.get(b"content-type", b"").startswith(b"application/json")
+            answer.read(response, self.options.stream and not whole)
         except RequestFailed as failed:
             failure = failed.with_traceback(None)  # whose frames would keep the body until garbage is collected
         counts += answer.counts
@@ -313,7 +246,7 @@ class OpenAIEngine:
     def _with_arrivals(self, error: BaseException, counts: Sequence[int]) -> BaseException:
         """The error without secrets, and with the tokens in each arrival as `arrival_tokens`."""
         if isinstance(error, RequestFailed):
-            error = RequestFailed(error.kind, self._secrets.hidden(error.message)[:ERROR_LENGTH])
+            error = RequestFailed(error.kind, self._secrets.stored(error.message))
         error.arrival_tokens = tuple(counts)  # type: ignore[attr-defined]
         return error
 
@@ -378,18 +311,22 @@ class OpenAIEngine:
         self, method: str, path: str, fields: Mapping[str, Any] | None = None, base: Base | None = None
     ) -> dict[str, Any]:
         """The JSON object that a server, else the first, returns on a new connection. Raises RequestFailed."""
-        base = base or self._bases[0]
-        pool = Pool([base], self.options.connect_timeout_s, ASK_TIMEOUT_S)
+        base, limit_s = base or self._bases[0], min(ASK_TIMEOUT_S, self.options.read_timeout_s)
+        pool = Pool([base], self.options.connect_timeout_s, limit_s)
         try:
-            connection = await pool.connect(0)
-            data = b"" if fields is None else msgspec.json.encode(fields)
-            response = await connection.exchange(_message(self._head(method, base, path), data), lambda *_: None)
+            async with asyncio.timeout(limit_s):
+                connection = await pool.connect(0)
+                data = b"" if fields is None else msgspec.json.encode(fields)
+                response = await connection.exchange(_message(self._head(method, base, path), data), lambda *_: None)
             _check(response)
-            return _map(msgspec.json.decode(self._secrets.hidden(response.body().decode(errors="replace"))))
+            answer = json.dumps(msgspec.json.decode(response.body()), ensure_ascii=False)
+            return _map(msgspec.json.decode(self._secrets.hidden(answer)))
+        except TimeoutError:
+            raise RequestFailed("timeout", f"{path} was not answered within {limit_s:g} s") from None
         except RequestFailed as failed:
             raise self._with_arrivals(failed, ()) from None
-        except msgspec.DecodeError as wrong:
-            raise RequestFailed("malformed", str(wrong)) from None
+        except NOT_JSON as wrong:
+            raise RequestFailed("malformed", f"{path}: {wrong}") from None
         finally:
             await pool.close()
 
@@ -397,26 +334,21 @@ class OpenAIEngine:
         return f"{method} {base.path}{path} HTTP/1.1\r\nHost: {base.host}\r\n{self._headers}".encode()
 
 
-def _header_lines(given: Options, secrets: Secrets) -> str:
-    """The header lines common to all requests."""
-    lines = ["Content-Type: application/json", "Accept-Encoding: identity"]
-    if not given.keep_alive:
-        lines.append("Connection: close")
-    headers = dict(given.headers)
-    if given.api_key_env is not None:
-        headers["Authorization"] = f"Bearer ${given.api_key_env}"
-    for name, value in headers.items():
-        if name.lower() not in PLAIN_HEADERS or "$" in value:
-            value = secrets.filled(f"header {name}", value)
-        if not f"{name}{value}".isprintable() or not value.isascii() or not re.fullmatch(r"[\w-]+", name, re.ASCII):
-            raise HarnessError(f"'{name}' cannot be sent as a header", "use printable ASCII in names and values")
-        lines.append(f"{name}: {value}")
-    return "".join(f"{line}\r\n" for line in lines)
-
-
 def _map(value: Any) -> dict[str, Any]:
     """The value if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
+
+
+def _text(*stated: Any) -> str | None:
+    """The first text that can be printed; a server states it, so that it can be anything."""
+    return next(
+        (each for each in stated if isinstance(each, str) and each.isprintable() and 0 < len(each) < 1000), None
+    )
+
+
+def _count(*stated: Any) -> int | None:
+    """The first number of tokens that is possible."""
+    return next((each for each in stated if isinstance(each, int) and 0 < each < LARGEST), None)
 
 
 def _message(head: bytes, body: bytes) -> bytes:

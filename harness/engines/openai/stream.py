@@ -116,7 +116,7 @@ def uniform_events(pieces: Sequence[bytes]) -> tuple[int, int, list[str]] | None
         return None
     try:
         event, strings = _decode(pieces[first][5:]), _decode_texts(b'["%b"]' % b'","'.join(texts))
-    except _NOT_JSON:
+    except NOT_JSON:
         return None
     return (first, last, strings) if len(strings) == last - first and _is_text(event, strings[0]) else None
 
@@ -152,7 +152,7 @@ class _Event(_Fields):
 
 _decode = msgspec.json.Decoder(_Event).decode
 _decode_texts = msgspec.json.Decoder(list[str]).decode
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FILTERED = re.compile("filter|safety|refus|block|prohibit", re.IGNORECASE)
 """Finish reasons of an answer that was withheld."""
 _THOUGHT = re.compile("think|thought|reason")
@@ -229,7 +229,7 @@ class Answer:
             return
         try:
             event = _decode(data)
-        except _NOT_JSON as wrong:
+        except NOT_JSON as wrong:
             if kind == b"error":
                 raise RequestFailed("error", error_message(data)) from None
             if kind not in (b"", b"message"):
@@ -412,7 +412,7 @@ def error_message(body: bytes) -> str:
     >>> [error_message(body) for body in (b'{"error": {"message": "too long"}}', b'{"error": "busy"}', b"<html>")]
     ['too long', 'busy', '<html>']
     """
-    with contextlib.suppress(*_NOT_JSON):
+    with contextlib.suppress(*NOT_JSON):
         answer = msgspec.json.decode(body)
         if isinstance(answer, dict):
             return _error_text(answer.get("error") or answer.get("message") or answer.get("detail") or answer)

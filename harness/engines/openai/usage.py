@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.config import data_yaml
+from harness.config import data_yaml, shown
 from harness.errors import RequestFailed
 
 _COUNTS: Mapping[str, list[str]] = data_yaml("usage_names.yaml")
@@ -33,7 +33,7 @@ class Usage:
             # Values that count no tokens (negative ones, NaN, null, text, durations) are passed over.
             if isinstance(value, int | float) and value >= 0 and name.endswith("tokens"):
                 if value >= LARGEST:
-                    raise RequestFailed("malformed", f"the usage says {name} {value:.3g}")
+                    raise RequestFailed("malformed", f"the usage says {name} {shown(value)}")
                 self.counts[name] = int(value)
         self.reasoning = self._first("reasoning") or 0
         """Reasoning tokens, 0 if the server states none."""
