@@ -12,6 +12,18 @@ INTERRUPTED = 130
 """Exit code of a command that the user interrupted, by convention of shells."""
 
 
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]+")
+
+
+def plain(text: str) -> str:
+    """Text without control characters, direction marks and halves of surrogate pairs, which names and errors may have.
+
+    >>> plain("a\\x1b[2Jb")
+    'a [2Jb'
+    """
+    return CONTROL.sub(" ", text)
+
+
 class HarnessError(Exception):
     """Wrong use or set-up: printed without a traceback; the command exits with 2.
 
@@ -23,7 +35,7 @@ class HarnessError(Exception):
     """
 
     def __init__(self, what: str, fix: str) -> None:
-        what = re.sub(r"(?<=://)[^/\s'\"@]+@", "…@", what)
+        what, fix = plain(re.sub(r"(?<=://)[^/\s'\"@]+@", "…@", what)), plain(fix)
         super().__init__(what, fix)
         self.what = what
         self.fix = fix

@@ -6,8 +6,8 @@ import contextlib
 import os
 import sys
 
+from harness.errors import plain
 from harness.measure.sender import Progress
-from harness.report.format import plain
 from harness.report.text import columns_of_terminal
 
 EVERY_S = 30.0

@@ -96,7 +96,8 @@ def _incomplete(runs: Iterable[Run]) -> int:
     """Prints a line for each run that did not complete; returns the exit code 3, or 0 if all did."""
     unfinished = [run for run in runs if run.state != "complete"]
     for run in unfinished:
-        typer.echo(f"incomplete: run {run.id} is {run.state}: {run.file.error or 'no reason stored'}", err=True)
+        why = errors.plain(run.file.error or "no reason stored")
+        typer.echo(f"incomplete: run {run.id} is {run.state}: {why}", err=True)
     return errors.INCOMPLETE if unfinished else 0
 
 

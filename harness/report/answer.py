@@ -19,7 +19,7 @@ from harness.cost.draws import Distribution
 from harness.cost.objective import fastest_within
 from harness.cost.pricing import Priced
 from harness.model import Figure, Finding, Summary
-from harness.report.format import amount, labels, number, plain
+from harness.report.format import amount, labels, number
 from harness.report.tables import OBJECTIVES
 from harness.report.text import GAP, Footnotes, columns, cut, flowed, folded
 from harness.store.run import Run
@@ -69,7 +69,7 @@ def headline(run: Run, summary: Summary) -> list[str]:
         "" if done is None or not sent else f"{number(done)} of {number(sent)} requests",
         "" if took is None else f"{took:.3g} s",
     ]
-    return [plain(each) for each in found if each]
+    return [each for each in found if each]
 
 
 def engine_of(run: Run) -> str:
@@ -105,7 +105,7 @@ def _throughput(notes: Footnotes, summary: Summary) -> list[str]:
     rates = [notes.cell(summary[name]) for name in ("output_tokens_per_s", "requests_per_s")]
     failed = summary["requests.failed"].value
     kinds = ", ".join(f"{kind} {count}" for kind, count in summary.errors.items())
-    failures = [f"{number(failed)} failed ({plain(kinds)})"] if failed else []
+    failures = [f"{number(failed)} failed ({kinds})"] if failed else []
     return ["throughput".ljust(LABEL) + rates[0], rates[1], *failures]
 
 
@@ -319,7 +319,7 @@ def conditions(runs: Sequence[Run]) -> tuple[list[str], dict[str, list[str]]]:
     differ = {key: values for key, values in found.items() if len(set(values)) > 1}
     ends = Counter(key.rpartition(".")[2] for key in differ)
     named = {key if ends[end := key.rpartition(".")[2]] > 1 else end: values for key, values in differ.items()}
-    return list(map(plain, shared)), named
+    return shared, named
 
 
 def _asked(run: Run) -> Mapping[str, Any]:
@@ -329,7 +329,7 @@ def _asked(run: Run) -> Mapping[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else plain(in_words(value))
+    return "" if value is None else in_words(value)
 
 
 def _rank(text: str) -> tuple[float, str]:

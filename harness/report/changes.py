@@ -17,7 +17,7 @@ from harness.analysis.precision import Reach, Target, reaches
 from harness.analysis.repeats import learned, repeated
 from harness.analysis.summary import Sweep, summary_of
 from harness.config import near
-from harness.errors import HarnessError
+from harness.errors import HarnessError, plain
 from harness.model import Figure, Finding, Summary
 from harness.report.answer import FIGURES
 from harness.report.format import carried, labels, number, scale
@@ -218,10 +218,8 @@ def _bare(figure: Figure) -> Figure:
 
 
 def _annotation(kind: str, text: str) -> str:
-    """A workflow command of GitHub Actions, with per cent signs and line ends escaped."""
-    for character, escaped in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
-        text = text.replace(character, escaped)
-    return f"::{kind} title=harness::{text}"
+    """A workflow command of GitHub Actions, on one line."""
+    return f"::{kind} title=harness::{plain(text).replace('%', '%25')}"
 
 
 COLUMNS = ("figure", "value", "half-width", "wanted", "more requests", "or more runs", "device-seconds")
@@ -314,7 +312,7 @@ def as_xml(suite: str, gates: Iterable[Gate]) -> str:
 <testcase classname="run" name="ttft_s.p99&gt;500ms">\
 <failure message="612 ms" /></testcase></testsuite></testsuites>'
     """
-    every = list(gates)
+    every, suite = [(plain(name), plain(seen), outcome) for name, seen, outcome in gates], plain(suite)
     counts = {name: f"{sum(each[2] == kind for each in every)}" for name, kind in KINDS.items()}
     root = ElementTree.Element("testsuites")
     tests = ElementTree.SubElement(root, "testsuite", {"name": suite, "tests": f"{len(every)}", **counts})

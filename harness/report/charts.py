@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, plain
 from harness.files import install
 from harness.model import Figure, Status
 from harness.report.format import scale
@@ -46,7 +46,16 @@ def finish(name: str, title: str, note: str, width: int, spec: Spec) -> Chart:
     style["title"] |= {"text": lines, "subtitle": notes, "limit": width}
     style["config"]["axis"]["labelLimit"] = width // 3
     style["config"]["legend"]["labelLimit"] = width // style["config"]["legend"]["columns"] - 70
-    return Chart(name, title, note, {**style, **spec})
+    return Chart(name, title, note, _drawable({**style, **spec}))
+
+
+def _drawable(value: Any) -> Any:
+    """A specification whose texts have no control characters but line ends: vl-convert would end the process."""
+    if isinstance(value, dict):
+        return {key: _drawable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_drawable, value))
+    return "\n".join(map(plain, value.split("\n"))) if isinstance(value, str) else value
 
 
 def layered(width: int, left: int, height: int | Spec, rows: Sequence[Mapping[str, Any]], *layers: Spec) -> Spec:

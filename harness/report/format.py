@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from harness.analysis.latency import LATENCIES
+from harness.errors import plain
 from harness.files import data_rows
 from harness.model import Figure
 from harness.report.table import PROPERTIES, Cell, Table
@@ -172,7 +173,6 @@ def beside(figure: Figure, without: Container[str]) -> str:
 
 CLAIM = ("bound", "value", "unit")
 """Columns that are printed as one phrase, as in `<= 1.539 ratio`."""
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def printed(table: Table) -> Printed:
     >>> printed(Table("t", "T", ("figure", "value"), (("x", rate),), source="run-1")).rows
     (('x', '12.35 tokens/s (measured) [1]'),)
     """
-    table = claims(table)
+    table = readable(table)
     common = shared(table)
     marks = footnotes(table, common)
     without = {*common, *table.columns, "reason"}
@@ -206,19 +206,19 @@ def printed(table: Table) -> Printed:
 
     def cell(i: int, content: Cell) -> str:
         if not isinstance(content, Figure):
-            return plain(content or "")
+            return content or ""
         elsewhere = {name for name, out in (("interval", len(content.interval) > SHORT), ("unit", i in units)) if out}
         return f"{words(content, without | elsewhere)} {marks_of(content, common, marks)}".rstrip()
 
     notes = (*(f"[{mark}] {reason}" for reason, mark in marks.items()), *table.notes)
     return Printed(
-        plain(table.title),
+        table.title,
         aside(table, common, "interval in brackets"),
         None if table.columns == PROPERTIES else tuple(heads),
         tuple(tuple(cell(i, content) for i, content in enumerate(row)) for row in table.rows)
         or (("none", *[""] * (len(table.columns) - 1)),),
         frozenset(figure_columns(table)),
-        tuple(map(plain, (*notes, f"source: {table.source}") if table.source else notes)),
+        (*notes, f"source: {table.source}") if table.source else notes,
     )
 
 
@@ -232,13 +232,28 @@ def _headed(name: str, unit: str | None) -> str:
     return name if has_unit else f"{name}, {unit}"
 
 
-def claims(table: Table) -> Table:
-    """The table with one column `claim` in place of the columns of CLAIM, if it has them."""
+def readable(table: Table) -> Table:
+    """The table for people: one column `claim` in place of the columns of CLAIM, and no control characters."""
+    table = replace(
+        table,
+        title=plain(table.title),
+        columns=tuple(map(plain, table.columns)),
+        rows=tuple(tuple(map(_plain, row)) for row in table.rows),
+        notes=tuple(map(plain, table.notes)),
+        source=plain(table.source),
+    )
     at = table.columns.index(CLAIM[0]) if CLAIM[0] in table.columns else 0
     if table.columns[at : at + 3] != CLAIM:
         return table
     rows = tuple((*row[:at], _claim(row[at], row[at + 1], table.columns), *row[at + 3 :]) for row in table.rows)
     return replace(table, columns=(*table.columns[:at], "claim", *table.columns[at + 3 :]), rows=rows)
+
+
+def _plain(cell: Cell) -> Cell:
+    if not isinstance(cell, Figure):
+        return cell and plain(cell)
+    reason = cell.reason and plain(cell.reason)
+    return replace(cell, unit=plain(cell.unit), reason=reason, interval=plain(cell.interval))
 
 
 def _claim(bound: Cell, value: Cell, columns: tuple[str, ...]) -> str:
@@ -316,8 +331,3 @@ def footnotes(table: Table, common: Mapping[str, str]) -> dict[str, int]:
 def marks_of(figure: Figure, common: Mapping[str, str], marks: Mapping[str, int]) -> str:
     """The numbers of a figure's notes, such as `[1] [3]`."""
     return " ".join(f"[{marks[note]}]" for note in asides(figure, common))
-
-
-def plain(text: str) -> str:
-    """Text without control characters and direction marks, which an engine's error or a name may contain."""
-    return CONTROL.sub(" ", text)

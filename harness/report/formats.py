@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from harness.errors import HarnessError
+from harness.errors import CONTROL, HarnessError
 from harness.model import Figure, Summary
 from harness.report import text
 from harness.report.format import Printed, printed
@@ -51,7 +51,8 @@ def render(tables: Sequence[Table], format_: Format, summaries: Sequence[Summary
     if format_ == "json":
         runs = [asdict(each) | {"figures": {x.name: asdict(x) for x in each.figures}} for each in summaries]
         content = {"schema_version": SCHEMA_VERSION, "runs": runs, "tables": [asdict(table) for table in tables]}
-        return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+        found = json.dumps(content, ensure_ascii=False, allow_nan=False)
+        return CONTROL.sub(lambda wrong: "".join(f"\\u{ord(each):04x}" for each in wrong[0]), found) + "\n"
     if format_ == "parquet":
         buffer = io.BytesIO()
         long_form(tables).to_parquet(buffer, index=False)
@@ -63,24 +64,26 @@ def render(tables: Sequence[Table], format_: Format, summaries: Sequence[Summary
     return {"text": text.render, "md": markdown, "latex": latex}[format_](tables)
 
 
-_FORMULA, _CONTROL = r"^[=+\-@\t]", r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+_FORMULA, _CONTROL = r"^[=+\-@\t\n＝＋－＠]", r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 """Starts of a text that a spreadsheet runs as a formula; control characters other than tab and newline."""
 
 
 def csv(table: pd.DataFrame, header: bool = True) -> str:
-    """A table as CSV. Texts that a spreadsheet would run as formulas get a leading ', control characters become �.
+    """A table as CSV. Texts, and names of columns, that a spreadsheet would run as formulas get a leading '.
 
-    >>> csv(pd.DataFrame({"x": ["=1+1", "-3%", "a", None], "y": [-1.5, 2, 3, None]}))
-    "x,y\\n'=1+1,-1.5\\n'-3%,2.0\\na,3.0\\n,\\n"
+    Control characters become �.
+
+    >>> csv(pd.DataFrame({"=x": ["=1+1", "-3%", "a", None], "y": [-1.5, 2, 3, None]}))
+    "'=x,y\\n'=1+1,-1.5\\n'-3%,2.0\\na,3.0\\n,\\n"
     """
-    texts = {name: table[name] for name in table if not pd.api.types.is_numeric_dtype(table[name])}
-    safe = {
-        str(name): column.astype("string")
-        .str.replace(_CONTROL, "\ufffd", regex=True)
-        .str.replace(rf"({_FORMULA})", r"'\1", regex=True)
-        for name, column in texts.items()
-    }
-    return str(table.assign(**safe).to_csv(index=False, header=header))
+    texts = {str(name): table[name] for name in table if not pd.api.types.is_numeric_dtype(table[name])}
+    safe = table.assign(**{name: _harmless(column) for name, column in texts.items()})
+    return str(safe.to_csv(index=False, header=[*_harmless(pd.Series(table.columns))] if header else False))
+
+
+def _harmless(texts: pd.Series) -> pd.Series:
+    shown = texts.astype("string").str.replace(_CONTROL, "\ufffd", regex=True)
+    return shown.str.replace(rf"({_FORMULA})", r"'\1", regex=True)
 
 
 COLUMNS = {

@@ -13,11 +13,12 @@ from typing import Any
 
 from harness.analysis.summary import Sweep
 from harness.cost.pricing import Priced, price_run, scenario_for
+from harness.errors import plain
 from harness.facts.appraisal import standing
 from harness.model import Figure, Finding, Summary
 from harness.report import answer
 from harness.report.facts import SCREEN
-from harness.report.format import carried, claims, labels, plain, printed, same_columns, scale
+from harness.report.format import carried, labels, printed, readable, same_columns, scale
 from harness.report.table import Table
 from harness.report.tables import findings_of, in_words
 from harness.report.text import Footnotes
@@ -98,7 +99,7 @@ def _chart(name: str, title: str, note: str, svg: str) -> str:
 
 def _section(whole: Table) -> str:
     """Title, heads, rows and notes; `dir="auto"` writes Arabic and Hebrew from right to left."""
-    cut = claims(_cut(whole))
+    cut = readable(_cut(whole))
     table = printed(cut)
     kinds = [' class="figure"' if i in table.figures else "" for i in range(len(table.rows[0]))]
     aside = f" <small>({escape(table.aside)})</small>" if table.aside else ""

@@ -17,6 +17,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
+from harness.errors import plain
 from harness.model import Figure
 from harness.report.format import (
     SHORT,
@@ -24,11 +25,10 @@ from harness.report.format import (
     aside,
     beside,
     carried,
-    claims,
     figure_columns,
     footnotes,
     marks_of,
-    plain,
+    readable,
     same_columns,
     scale,
     shared,
@@ -63,10 +63,10 @@ def render(tables: Sequence[Table], width: int | None = None, color: bool | None
     terminal = sys.stdout.isatty() if color is None else color
     columns = width or columns_of_terminal()
     console = Console(file=io.StringIO(), width=columns, force_terminal=terminal, highlight=False)
-    for table in tables:
+    for table in map(readable, tables):
         if table.name == FACT:
             lines = (table.title, *(f"  {name}: {content}" for name, content in table.rows))
-            console.out(*map(plain, lines), sep="\n")  # `out` breaks no line
+            console.out(*lines, sep="\n")  # `out` breaks no line
         else:
             console.print(*_parts(table, columns), sep="\n")
         console.print()
@@ -80,7 +80,6 @@ def columns_of_terminal() -> int:
 
 
 def _parts(table: Table, width: int) -> Iterator[RenderableType]:
-    table = claims(table)
     figures = figure_columns(table) | {i for i, name in enumerate(table.columns) if name == "claim"}
     last = range(len(table.columns) - 1, 0, -1)
     apart = [i for i in last if len(last) > 1 and any(RIGHT_TO_LEFT.search(str(row[i])) for row in table.rows)]
@@ -103,7 +102,7 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
     if notes:
         listed = Grid.grid(padding=(0, 1))
         for bullet, note in notes:
-            listed.add_row(Text(bullet), Text(plain(note), "dim"))
+            listed.add_row(Text(bullet), Text(note, "dim"))
         yield listed
 
 
@@ -129,7 +128,7 @@ def _without(table: Table, out: Sequence[int]) -> Table:
 def _cell(cell: Cell, table: Table, common: Common, marks: Marks, unit: bool = True) -> Text:
     """`marks`: reason -> number of its footnote; None: value, interval and reason are on one line."""
     if not isinstance(cell, Figure):
-        return Text(plain(cell or ""))
+        return Text(cell or "")
     without = {*common, *table.columns, *([] if unit else ["unit"])}
     if marks is None:
         return Text(words(cell, without - {"interval"}))
@@ -255,6 +254,7 @@ class Footnotes:
 
 def columns(rows: Sequence[Sequence[str]], first: int = 0, gap: str = GAP) -> list[str]:
     """Rows as aligned columns. `first`: the least width of the first column with its gap."""
+    rows = [list(map(plain, row)) for row in rows]
     widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]))]
     widths[0] = max(widths[0], first - len(gap))
     return [gap.join(map(set_cell_size, row, widths)).rstrip() for row in rows]
@@ -276,7 +276,7 @@ def fitted(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, leas
 def flowed(items: Sequence[str], width: int, between: str, indent: str = "") -> list[str]:
     """Items on as few lines as possible, all but the first indented; an item longer than a line is folded."""
     lines: list[str] = []
-    for item in items:
+    for item in map(plain, items):
         if lines and cell_len(lines[-1] + between + item) <= width:
             lines[-1] += between + item
         else:

@@ -19,8 +19,8 @@ import pytest
 from builders import changed, stored
 from markdown_it import MarkdownIt
 
+from harness import errors
 from harness.analysis.summary import load, summary_of
-from harness.errors import HarnessError
 from harness.model import Figure
 from harness.report import changes, document, format, formats, page, tables, text
 from harness.report.facts import SCREEN
@@ -78,7 +78,7 @@ def test_a_report_has_the_tables_that_are_named(tmp_path: Path) -> None:
     assert [table.name for table in document.report(sweep, names=["latency"])] == ["latency", "latency"]
     assert [table.name for table in document.report(sweep, names=["runs"])] == ["runs"]
     assert [table.name for table in document.report(sweep[:1], names=["tiers", "run"])] == ["run", "tiers"]
-    with pytest.raises(HarnessError, match="no table 'latencies'") as refused:
+    with pytest.raises(errors.HarnessError, match="no table 'latencies'") as refused:
         document.report(sweep, names=["latencies"])
     assert "runs" in refused.value.fix
     assert "latency" in refused.value.fix
@@ -166,7 +166,7 @@ def near(printed: float, value: float, size: float = 0.0) -> bool:
 
 def figures(table: Table) -> Iterator[tuple[int, int, Figure]]:
     """Row, column of the printed table, and the figure there; a claim is one cell."""
-    merged = format.claims(table).columns
+    merged = format.readable(table).columns
     for i, row in enumerate(table.rows):
         for column, cell in zip(table.columns, row, strict=True):
             if isinstance(cell, Figure):
@@ -266,7 +266,7 @@ HARD = Table(
 @pytest.mark.parametrize("format_", ["md", "html", "latex"])
 def test_text_with_a_formats_special_characters_reads_back_unchanged(format_: Format) -> None:
     (grid,) = READ[format_](str(formats.render([HARD], format_)))
-    assert grid == [[format.plain(str(cell)).strip() for cell in row] for row in HARD.rows]
+    assert grid == [[errors.plain(str(cell)).strip() for cell in row] for row in HARD.rows]
 
 
 def test_html_has_no_tag_but_its_own() -> None:

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import copy
+import csv
+import io
 import json
 import os
 import random
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,8 +27,10 @@ import pytest
 from builders import stored
 from places import ROOT
 
+from harness.analysis import index
 from harness.analysis.summary import summary_of
-from harness.errors import HarnessError
+from harness.cli.tables import runs_lines, runs_tables
+from harness.errors import CONTROL, HarnessError
 from harness.report import changes, document, formats
 from harness.store.imports import store_points
 from harness.store.run import read_run
@@ -173,11 +178,72 @@ def reshaped(rng: random.Random, place: Path, whole: Path) -> None:
     shown(directory)
 
 
+PLANTED = (
+    *("=1+1", "@x", "-1+1", "\t=1", "\n=1", "\r=1", "＝1", "\x1b[2J\x1b]0;x\x07", "\x9b31m", "\u202ex", "\ufffe"),
+    *("<script>alert(1)</script>", "</script><script>", '" onload="x', "'><img src=x>", "\n::error::x"),
+)
+"""Texts that a spreadsheet would run, or that a terminal, a page or a CI log would not print as they are."""
+FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠](?!\d[\d.e-]*$)")
+KEPT = {"schema_version", "state", "created_utc", "engine_asked", "utc", "status", "device", "domain", "meter"}
+
+
+def planted(rng: random.Random, place: Path, whole: Path) -> None:
+    """Reports a copy of a stored run with such texts, and its original, in every format."""
+    text = rng.choice(PLANTED)
+
+    def plant(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: each if key in KEPT else plant(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return list(map(plant, value))
+        return text if isinstance(value, str) and rng.random() < 0.7 else value
+
+    directory = shutil.copytree(whole, place / "run")
+    shutil.copytree(whole, place / "good")
+    (directory / "summary.json").unlink()
+    raw = plant(json.loads((directory / "run.json").read_text()))
+    figure = {"name": text, "value": 1.0, "unit": text, "status": "reported", "reason": text, "interval": text}
+    values = {text: text, "load.users": text}
+    raw |= {"sha256": {}, "error": text, "sweep": {"name": text, "key": text, "values": values}}
+    raw |= {"imported": {"tool": text, "file": text, "figures": [figure], "notes": [text]}}
+    (directory / "run.json").write_text(json.dumps(raw))
+    table = pq.read_table(directory / "requests.parquet")
+    for name in ("error", "error_text", "finish_reason"):
+        texts = [text if i % 7 == 0 else None for i in range(len(table))]
+        table = table.set_column(table.column_names.index(name), name, pa.array(texts, pa.string()))
+    pq.write_table(table, directory / "requests.parquet")
+    sweep = [(run, summary_of(run)) for run in map(read_run, (directory, place / "good"))]
+    runs = [run for run, _ in sweep]
+    tables = document.report(sweep, None, ["all"])
+    found, _, lines = changes.difference(runs[:1], runs[1:], force=True)
+    screens = [document.first_screen(some, None, 100) for some in (sweep[:1], sweep)] + lines
+    screens += [runs_lines(runs_tables(place), 100), changes.as_xml(text, [(text, text, "failed")])]
+    screens += [str(formats.render([*tables, *found], kind)) for kind in ("text", "md", "latex", "json")]
+    screens += [str(HarnessError(text, text)), document.page_of(document.report(sweep[:1]), sweep[:1], None)]
+    for screen in screens:
+        assert not CONTROL.search(screen.replace("\n", "")), (text, screen[:500])
+    assert not any(line.startswith("::error::") for screen in screens for line in screen.splitlines())
+    assert not re.search(r"<(script>alert|img)", screens[-1])
+    requests = runs[0].requests[["error", "error_text"]]
+    for content in (formats.csv(index.figures(place)), formats.csv(requests), str(formats.render(tables, "csv"))):
+        cells = [cell for row in csv.reader(io.StringIO(content)) for cell in row]
+        assert not [cell for cell in cells if FORMULA.match(cell)], text
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", content), text
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = stored(tmp_path_factory.mktemp("whole"))
     summary_of(read_run(directory))
     return directory
+
+
+def test_planted_texts_are_printed_as_texts(whole: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    seed, _, count = request.config.getoption("--fuzz").partition(":")
+    for number in range(int(seed), int(seed) + max(1, int(count) // 5)):
+        (place := tmp_path / f"{number}").mkdir()
+        planted(random.Random(number), place, whole)
+        shutil.rmtree(place)
 
 
 @pytest.mark.parametrize("kind", ["imported", "reread", "reshaped"])

@@ -49,7 +49,7 @@
       return "cell" in cell.dataset ? parts(cell) : [cell.textContent, "", "", ""];
     }));
     // A text that a spreadsheet would run as a formula gets a leading '.
-    const quoted = (text) => `"${(/^[=+\-@\t]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text).replaceAll('"', '""')}"`;
+    const quoted = (text) => `"${(/^[=+\-@\t\n＝＋－＠]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text).replaceAll('"', '""')}"`;
     return [heads, ...lines].map((line) => line.map(quoted).join(",")).join("\n") + "\n";
   }
 
