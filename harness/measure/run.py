@@ -19,7 +19,7 @@ from harness.measure import environment
 from harness.measure.clients import Inputs, Job, Link, Local
 from harness.measure.nodes import Cluster
 from harness.measure.power import Power
-from harness.measure.session import LOG, Enough, Kept, Notify, Session, output_to, printed
+from harness.measure.session import LOG, Enough, Kept, Notify, Session, output_to
 from harness.meters.gpus import look, named
 from harness.model import SERVED
 from harness.store.directory import RunWriter, new_id
@@ -70,10 +70,8 @@ def run(
     """Measure the workload once, and return the directory under `root` that holds the run.
 
     The run is stored in every case once its set-up is valid: after an interrupt or the death of the engine with the
-    requests measured so far, and the state `interrupted` or `failed`. A set-up that fails before the load leaves
-    nothing, unless the engine printed something: then the run is stored with its log, as `failed`. `sweep` is the
-    field of `RunFile`. A `kept` engine is started by the first run, serves the later ones as it is, and is stopped by
-    `Kept.close`.
+    requests measured so far, and the state `interrupted` or `failed`. `sweep` is the field of `RunFile`. A `kept`
+    engine is started by the first run, serves the later ones as it is, and is stopped by `Kept.close`.
 
     Raises HarnessError for a mistake in the set-up, before or while the engine starts.
     """
@@ -110,22 +108,14 @@ def run(
             writer.update(environment={**place, "other_run": beside.seen()})
     except BaseException as stopped:
         if writer is not None:
-            _broken_off(writer, stopped)
+            state: State = "interrupted" if isinstance(stopped, KeyboardInterrupt) else "failed"
+            writer.finish(state, str(stopped) or type(stopped).__name__)
         raise
     finally:
         if kept is None:
             here.runner.close()
     writer.finish(ended.state, ended.error)
     return writer.directory
-
-
-def _broken_off(writer: RunWriter, why: BaseException) -> None:
-    """Store what there is of a run; of a set-up that failed without a word from its engine there is nothing."""
-    if isinstance(why, HarnessError) and writer.file.clock is None and not printed(writer.directory):
-        writer.discard()
-        return
-    state: State = "interrupted" if isinstance(why, KeyboardInterrupt) else "failed"
-    writer.finish(state, str(why) or type(why).__name__)
 
 
 def _inputs(workload: Workload, attached: bool, setup: Setup) -> tuple[Inputs, Prompts]:
@@ -149,7 +139,8 @@ def _described(
     """What run.json says before the engine starts."""
     now, model = datetime.now(UTC), None if engine == "simulated" else workload.model
     if isinstance(here.engine, Naming):  # a server's own name for it
-        model = here.runner.run(here.engine.model_name())
+        with contextlib.suppress(HarnessError):  # which the engine's start raises again
+            model = here.runner.run(here.engine.model_name())
     # A model that was not asked of a running server is not asked of it in a rerun.
     left_out = set() if workload.engine_model(engine) else {"model"}
     return RunFile(

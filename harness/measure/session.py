@@ -287,12 +287,6 @@ def last_line(log: Path) -> str:
     return "".join(filter(str.isprintable, last.rpartition("] ")[2]))[:60]
 
 
-def printed(directory: Path) -> bool:
-    """True if a run's engine printed something during the run."""
-    log = directory / LOG
-    return log.exists() and bool(log.read_bytes().removeprefix(KEPT))
-
-
 @contextlib.contextmanager
 def output_to(path: Path, first: IO[bytes] | None = None) -> Iterator[None]:
     """Append the output of this process and its children to a file, so that an engine's log is stored with the run.

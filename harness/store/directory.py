@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -54,7 +53,6 @@ class RunWriter:
         with contextlib.suppress(OSError):  # a file system without locks: the run will read as interrupted
             fcntl.flock(self._journal("requests"), fcntl.LOCK_EX)
         self.update()
-        self._before = _latest(root)
         point_latest(root, self.file.id)
 
     def add(self, *of_one_kind: Row) -> None:
@@ -88,17 +86,6 @@ class RunWriter:
                 each.close()
             for path in self.directory.glob("*.jsonl"):
                 path.unlink()
-
-    def discard(self) -> None:
-        """Remove the run, which holds nothing, and let `latest` point to the run before it again."""
-        for each in self._journals.values():
-            each.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
-        if _latest(root := self.directory.parent) == self.file.id:
-            if self._before is None:
-                (root / "latest").unlink()
-            else:
-                point_latest(root, self._before)
 
     def _save(self, name: str) -> tuple[str, str, int]:
         """Write a Parquet file from the journals; returns the file's name, its SHA-256, and the rows left out."""
@@ -165,13 +152,6 @@ def point_latest(root: Path, run_id: str) -> None:
         with contextlib.suppress(OSError):
             partial.symlink_to(run_id, target_is_directory=True)
             partial.rename(latest)
-
-
-def _latest(root: Path) -> str | None:
-    """The run that the link `root`/latest points to."""
-    with contextlib.suppress(OSError):
-        return str((root / "latest").readlink())
-    return None
 
 
 def engine_record(info: EngineInfo) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Command
 from gauntlet.stub import Server, stub
 from gauntlet.traps.caches import prefix_silent
 
@@ -86,15 +87,16 @@ def test_the_models_name_is_what_the_server_says_it_serves(server: tuple[str, Se
     assert {body["model"] for body in server[1].bodies[NAME]} == {"org/llama-70b"}
 
 
-def test_an_address_without_a_server_leaves_nothing_and_latest_is_the_run_before(
-    server: tuple[str, Server], tmp_path: Path
+def test_an_address_without_a_server_is_a_failed_run_on_which_no_check_passes(
+    server: tuple[str, Server], tmp_path: Path, harness: Command
 ) -> None:
-    before = measure(server[0], tmp_path)
+    measure(server[0], tmp_path)
     for url, what in (("http://127.0.0.1:9", "no server answers"), (f"{server[0]}/no/such", "no list of models")):
         with pytest.raises(HarnessError, match=what):
             measure(url, tmp_path)
-        assert [each.name for each in sorted(tmp_path.iterdir())] == [before.id, "latest"]
-        assert (tmp_path / "latest").resolve() == before.directory
+        failed = read_run(tmp_path / "latest")
+        assert (failed.state, what in (failed.file.error or "")) == ("failed", True)
+        assert harness("check", str(tmp_path / "latest")).code != 0
 
 
 def test_a_simulated_run_carries_no_models_name(tmp_path: Path) -> None:
