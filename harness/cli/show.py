@@ -35,9 +35,10 @@ def show(tables: Sequence[Table], summaries: Sequence[Summary] = ()) -> None:
 
 
 def emit(content: str | bytes) -> None:
-    """Print the content, or write it to the file. HarnessError for bytes on a terminal."""
+    """Print the content, or write it to the file, which standard error names. HarnessError for bytes on a terminal."""
     if (file := output().file) is not None:
         file.write_bytes(content.encode() if isinstance(content, str) else content)
+        typer.echo(f"wrote {file}", err=True)
     elif isinstance(content, bytes) and sys.stdout.isatty():
         raise errors.HarnessError("Parquet is not for a terminal", "name a file with -o FILE, or > FILE")
     else:

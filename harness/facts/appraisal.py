@@ -77,7 +77,7 @@ def standing(run: Run) -> str:
     if engine.device == "cpu":
         return f"CPU figures of {size} say nothing about a provider's fleet."
     if engine.random_weights:
-        return "The weights are random: the figures show that the method runs."
+        return "The weights are random: the run shows how the method works, and nothing about a provider's fleet."
     if not run.on_gpu:
         return "The device is not known: name it when you import the file (--gpu)."
     return f"Figures of {size} say little about the models that a provider serves." if small else ""
@@ -177,7 +177,7 @@ class Appraisal:
     verdict: tuple[tuple[str, str], ...]
     """(topic, sentence)."""
     caveats: tuple[tuple[str, str], ...]
-    """(kind, sentence): runs that are no evidence (`an example`), findings of runs that are (`a doubt`), and
+    """(kind, sentence): runs that are no evidence (`not used`), findings of runs that are (`a doubt`), and
     assumptions that contradict facts (`against facts`)."""
 
     @property
@@ -223,7 +223,7 @@ def _caveats(book: Book | None, priced: Sequence[Priced], found: Sequence[Measur
         serious = ", ".join(finding.code for finding in each.summary.findings if finding.serious)
         if measurement.doubt or serious:
             key = (
-                ("an example", measurement.doubt) if measurement.doubt else ("a doubt", f"serious findings: {serious}")
+                ("not used", measurement.doubt) if measurement.doubt else ("a doubt", f"serious findings: {serious}")
             )
             runs.setdefault(key, []).append(measurement.source)
     some = {key: f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0] for key, names in runs.items()}

@@ -391,7 +391,7 @@ def sentences(found: Agreement, bill: Quantity, whole: Quantity, floor: float) -
         ("bill", f"{judgement}{only}: the beliefs reach the bill with a probability of {chance(found.reach)}"),
         ("claims", claims if more != twice else f"'more than it earns' and 'twice what it earns': {more}"),
         ("power", words[fit]),
-        ("unknowns", ", ".join(f"{f.label} x{f.width:.2g}" for f in deciding(found.factors)) or "none"),
+        ("unknowns", ", ".join(f"{f.label} ({f.width:.2g}x)" for f in deciding(found.factors)) or "none"),
     )
 
 

@@ -121,7 +121,7 @@ def between(figure: Figure, digits: int = 2) -> str:
 
 
 def _yours(appraisal: Appraisal) -> list[tuple[str, str]]:
-    """What is set against the bill, then the first doubt about a run, and the assumptions against facts."""
+    """What is set against the bill, then why a run is not, or the first doubt about it; assumptions against facts."""
     rows = []
     if appraisal.agreement is None:
         fact = appraisal.context.book[appraisal.subject.row]
@@ -131,7 +131,8 @@ def _yours(appraisal: Appraisal) -> list[tuple[str, str]]:
         label = f"first of {len(appraisal.starts)} runs" if others else "yours"
         rows.append((label, f"{first.model}, {first.conditions}"))
     elif not rows:
-        rows = [("no evidence given", "large published models on H100 stand in (ML.ENERGY leaderboard v3)")]
+        why = "" if appraisal.measurements else "; no run was named"
+        rows = [("compared with", f"large published models on H100 (ML.ENERGY leaderboard v3){why}")]
     doubts = [row for row in appraisal.caveats if row[0] != "against facts"]
     more = f" (and {len(doubts) - 1} more)" if doubts[1:] else ""
     return [*rows, *((kind, why + more) for kind, why in doubts[:1]), *appraisal.caveats[len(doubts) :]]
@@ -170,18 +171,18 @@ def _measurement(appraisal: Appraisal) -> Table:
     found = appraisal.agreement
     if found is None:
         return _section(appraisal, "measurement", "2  Against your measurement", ("quantity", "value", "of", "explain"))
-    whose, kind = ("yours", "yours") if appraisal.starts else ("H100", "published on H100")
-    cents = f"reported {times(times_of(found.reported, 100))} c, {kind} {times(times_of(found.measured, 100))} c"
-    title = f"2  A prompt: {cents}, gap {times(found.gap)}"
+    whose, kind = ("yours", "yours") if appraisal.starts else ("H100", "on H100")
+    bill, cost = (times(times_of(figure, 100)) for figure in (found.reported, found.measured))
+    title = f"2  Cents a prompt: reported {bill}, {kind} {cost}; the gap is {times(found.gap)} times"
     rows = tuple(
         (f.label, "" if f.start.value is None else brief(f.start.value), between(f.believed),
          between(f.needed, 1 if (f.needed.n or 0) < FEW_DRAWS else 2), place(f.share), f.name)
         for f in found.factors
     )  # fmt: skip
-    reach = f"reach: {chance(found.reach)} of draws reach the bill"
-    left = f"left: bill / product of the beliefs, {times(found.left)}; {reach}"
+    left = f"the bill is {times(found.left)} times what these beliefs come to (1: they agree)"
+    left += "; more: --explain left"
     reasons = {f.needed.reason for f in found.factors if f.needed.reason}
-    columns = ("to close it", whose, "believed", "must be", "verdict", "explain")
+    columns = ("what would explain it", whose, "believed", "must be", "verdict", "explain")
     return Table("against-measurement", title, columns, rows, (left, *sorted(reasons)))
 
 

@@ -26,29 +26,16 @@ def scale(figure: Figure) -> tuple[float, str]:
 
 MOST_DECIMALS = {"ms": 3}
 """Unit -> the most decimals printed: time stamps are accurate to some tens of microseconds."""
+SIZES = (1e12, " tn"), (1e9, " bn"), (1e6, " M")
 
 
-def number(value: float, like: float | None = None, decimals: int = 12) -> str:
-    """Four significant digits, or fewer if those are exact; whole numbers below a million in full.
-
-    `like`: use the scale and decimals of that number, so that the ends of an interval match its value.
-    `decimals`: the most decimals.
+def number(value: float) -> str:
+    """A number without an interval: three significant digits, or fewer if exact; whole ones below a million in full.
 
     >>> [number(x) for x in (0, 0.5, 12.3456, 8264.4, 123456, 8.658e8, 13e12, 2.31e-7)]
-    ['0', '0.5', '12.35', '8,264', '123,456', '865.8 M', '13,000 bn', '2.31e-07']
-    >>> number(9.5, like=12.34), number(980000, like=1020000)
-    ('9.50', '0.980 M')
+    ['0', '0.5', '12.3', '8,260', '123,456', '866 M', '13 tn', '2.31e-07']
     """
-    size = abs(value if like is None or like == 0 else like)
-    if size >= 1e15 or 0 < size < 1e-4:
-        return f"{value:.4g}"
-    for million, word in ((1e9, " bn"), (1e6, " M")):
-        if size >= million:
-            return number(value / million, None if like is None else like / million) + word
-    if size == 0 or (like is None and value == round(value)):
-        return f"{value:,.0f}"
-    fixed = f"{value:,.{min(decimals, max(0, 3 - math.floor(math.log10(size))))}f}"
-    return fixed if like is not None else min(f"{float(value)!r}", fixed, key=len)
+    return texts(Figure("", value, "", "measured"))[0]
 
 
 def brief(value: float, digits: int = 2, like: float | None = None) -> str:
@@ -81,12 +68,51 @@ def span(low: float, high: float, digits: int = 2, like: float | None = None) ->
     return last if first == last else f"{first.partition(' ')[0]}-{last}"
 
 
-def carried(figure: Figure) -> tuple[str, str]:
-    """The value in the unit of `scale` with the digits that its interval allows, and the interval; n/a if unknown.
+def texts(figure: Figure) -> tuple[str, str, str]:
+    """Value, low and high in the unit of `scale`, with the digits that the interval carries; n/a, or empty, if unknown.
 
     A half-width keeps two digits if they are below 3.55 of their power of ten, else one, and the value ends at the
     same place (Particle Data Group, Review of Particle Physics 2024, section 5.3); at most four digits, three without
-    an interval. An interval that is about as wide on both sides is printed as a share of the value.
+    an interval, or fewer if they are exact. Whole numbers below a million without an interval, such as counts, have all
+    their digits. An end above 0 keeps at least one digit.
+
+    >>> texts(Figure("usd_per_query", 0.034123, "USD/query", "derived", 0.0239, 0.0443))
+    ('0.034', '0.024', '0.044')
+    >>> texts(Figure("gap", 1.13, "ratio", "derived", 0.152, 8.81)), texts(Figure("spend", 8.65e9, "USD", "reported"))
+    (('1', '0.2', '9'), ('8.65 bn', '', ''))
+    """
+    if figure.value is None:
+        return "n/a", "", ""
+    factor, name = scale(figure)
+    size = abs(figure.value * factor)
+    many, word = next(((many, word) for many, word in SIZES if size >= many), (1.0, ""))
+    value, low, high = (None if x is None else x * factor / many for x in (figure.value, figure.low, figure.high))
+    assert value is not None
+    leading = _power(value)
+    places = min(2 - leading, MOST_DECIMALS.get(name, 2 - leading))
+    if low is not None and high is not None and high > low:
+        half = (high - low) / 2
+        places = max(-leading, min(3 - leading, (half < 3.55 * 10 ** _power(half)) - _power(half)))
+    else:
+        places = 0 if not word and value == round(value) else places
+        while places > 0 and round(value, places - 1) == value:
+            places -= 1
+    ends = ["" if x is None else _rounded(x, max(places, -_power(x) if low and low > 0 else places), size) + word
+            for x in (low, high)]  # fmt: skip
+    return _rounded(value, places, size) + word, ends[0], ends[1]
+
+
+def _power(x: float) -> int:
+    return math.floor(math.log10(abs(x))) if x else 0
+
+
+def _rounded(x: float, places: int, size: float) -> str:
+    rounded = round(x, places)
+    return f"{rounded:.3g}" if 0 < size < 1e-4 else f"{rounded:,.{max(0, places)}f}"
+
+
+def carried(figure: Figure) -> tuple[str, str]:
+    """The value as `texts` has it, and its interval or bound: as a share of the value if it is about even and narrow.
 
     >>> carried(Figure("rate", 15866.0, "tokens/s", "measured", 15422.0, 16310.0))
     ('15,900', '±2.8%')
@@ -95,51 +121,31 @@ def carried(figure: Figure) -> tuple[str, str]:
     >>> carried(Figure("ttft_s.p99", 0.083124, "s", "measured"))
     ('83.1', '')
     """
-    if figure.value is None:
-        return "n/a", ""
-    factor, _ = scale(figure)
-    value, low, high = (None if x is None else x * factor for x in (figure.value, figure.low, figure.high))
-    assert value is not None
-    size = abs(value)
-    unit, word = (1e6, " M") if size >= 1e6 else (1.0, "")
-    leading = math.floor(math.log10(size / unit)) if size > 0 else 0
-    places = 2 - leading
-    if low is not None and high is not None and high > low:
-        half = (high - low) / 2 / unit
-        order = math.floor(math.log10(half))
-        places = max(-leading, min(3 - leading, (half < 3.55 * 10**order) - order))
+    value, low, high = texts(figure)
+    if low and high and figure.value and figure.low is not None and figure.high is not None:
+        half, size = (figure.high - figure.low) / 2, abs(figure.value)
+        below, above = figure.value - figure.low, figure.high - figure.value
+        if half == 0 or (half < 0.2 * size and abs(above - below) <= 0.2 * half):
+            return value, f"±{100 * half / size:.2g}%"
+    return value, f"{_once(low, high)}-{high}" if low and high else f">= {low}" if low else f"<= {high}" if high else ""
 
-    def shown(x: float) -> str:
-        rounded = round(x / unit, places)
-        return f"{rounded:.3g}" if 0 < size < 1e-4 else f"{rounded:,.{max(0, places)}f}"
 
-    between = ""
-    if low is not None and high is not None:
-        below, above, half = value - low, high - value, (high - low) / 2
-        even = 0 < half < 0.2 * size and abs(above - below) <= 0.2 * half
-        between = f"±{100 * half / size:.2g}%" if even or half == 0 < size else f"{shown(low)}-{shown(high)}"
-    elif low is not None or high is not None:
-        between = f">= {shown(low)}" if low is not None else f"<= {shown(high or 0.0)}"
-    return shown(value) + word, between
+def _once(low: str, high: str) -> str:
+    """The low end without the word that the high end has too, such as ` bn`."""
+    return low.partition(" ")[0] if high else low
 
 
 def ends(figure: Figure) -> str | None:
     """The interval or bound of a figure without its value; None if it has none."""
-    factor, unit = scale(figure)
-    like, most = None if figure.value is None else figure.value * factor, MOST_DECIMALS.get(unit, 12)
-    low, high = (None if end is None else number(end * factor, like, most) for end in (figure.low, figure.high))
-    if low is None:
-        return None if high is None else f"≤ {high}"
-    return f"≥ {low}" if high is None else f"{low}–{high}"
+    _, low, high = texts(figure)
+    return f"{_once(low, high)}–{high}" if low and high else f"≥ {low}" if low else f"≤ {high}" if high else None
 
 
-def amount(figure: Figure, *, unit: bool = True, digits: bool = False) -> str:
-    """The value with its unit, or why there is no value. `digits`: print four digits even if fewer are exact."""
+def amount(figure: Figure, *, unit: bool = True) -> str:
+    """The value with its unit, or why there is no value."""
     if figure.value is None:
         return f"n/a ({figure.reason or 'not recorded'})"
-    factor, name = scale(figure)
-    value = figure.value * factor
-    shown = number(value, value if digits else None, MOST_DECIMALS.get(name, 12))
+    shown, name = texts(figure)[0], scale(figure)[1]
     return shown + (name if name == "%" else f" {name}") if unit else shown
 
 
@@ -149,7 +155,7 @@ def words(figure: Figure, without: Container[str] = ()) -> str:
     The parts are `unit`, `bound` (the ends of the interval), `interval` (its name), `n`, `reason` and `status`.
 
     >>> words(Figure("usd_per_query", 0.12, "USD/query", "derived", 0.09, 0.16, interval="p5-p95"))
-    '0.12 USD/query (p5-p95: 0.0900–0.1600; derived)'
+    '0.120 USD/query (p5-p95: 0.090–0.160; derived)'
     >>> words(Figure("ttft_s.p99", 0.2, "s", "measured", n=3), {"status"})
     '200 ms (n=3)'
     """
@@ -195,7 +201,7 @@ def printed(table: Table) -> Printed:
 
     >>> rate = Figure("rate", 12.3456, "tokens/s", "measured", reason="one run")
     >>> printed(Table("t", "T", ("figure", "value"), (("x", rate),), source="run-1")).rows
-    (('x', '12.35 tokens/s (measured) [1]'),)
+    (('x', '12.3 tokens/s (measured) [1]'),)
     """
     table = readable(table)
     common = shared(table)
@@ -260,10 +266,9 @@ def _claim(bound: Cell, value: Cell, columns: tuple[str, ...]) -> str:
     if not isinstance(value, Figure) or value.value is None:
         return amount(value) if isinstance(value, Figure) else value or ""
     without = {"n", "status"}.intersection(columns) | ({"bound"} if value.interval.startswith("bound") else set())
-    text = words(value, without)
     if bound == "range" and (between := ends(value)):
-        return text.replace(amount(value, unit=False), between.replace("–", " to "), 1)
-    return f"{bound} {text}"
+        return words(value, without).replace(amount(value, unit=False), between.replace("–", " to "), 1)
+    return f"{bound} {words(replace(value, low=None, high=None) if 'bound' in without else value, without)}"
 
 
 def figure_columns(table: Table) -> set[int]:

@@ -137,7 +137,7 @@ def _cell(cell: Cell, table: Table, common: Common, marks: Marks, unit: bool = T
         return Text(f"n/a {mark}", "dim")
     long = {"interval"} if len(cell.interval) > SHORT else set()
     reason = f"{beside(cell, without | long | {'reason'})} {mark}".strip()
-    value = amount(cell, unit="unit" not in without, digits=True)
+    value = amount(cell, unit="unit" not in without)
     return Text(value).append(f"\n{reason}" * bool(reason), "dim")
 
 

@@ -512,13 +512,14 @@ def test_the_list_of_runs_is_a_line_a_run_and_failed_set_ups_are_apart(
 def test_facts_and_comparisons_need_no_run(harness: Command) -> None:
     assert "أنفقت OpenAI" in harness("facts", "A15").out
     shown = harness("compare")
-    assert "large published models on H100 stand in" in shown.out
+    assert "compared with  large published models on H100" in shown.out
     assert "plausible" in shown.out
-    assert "1.559" in harness("compare", "--table", "spend-revenue").out
+    assert "<= 1.56" in harness("compare", "--table", "spend-revenue").out
     assert "= A16 / (revenue_nine)" in harness("compare", "--explain", "bill_press").out
     assert "not judged" in harness("compare", "--provider", "anthropic").out
     for words, drawn in ((("-o", "c.html"), ["must-be"]), (("--full", "-o", "c.html"), ["spend-revenue", "must-be"])):
-        assert harness("compare", *words).code == 0
+        done = harness("compare", *words)
+        assert (done.code, done.out, done.err) == (0, "", "wrote c.html\n")
         assert re.findall('data-chart="(.*?)"', Path("c.html").read_text()) == drawn
     full = json.loads(harness("compare", "--full", "--format", "json").out)
     assert sum(len(table["rows"]) for table in full["tables"]) > 400

@@ -284,8 +284,8 @@ def test_only_evidence_is_set_against_the_bill() -> None:
     mixed = appraise([large(), random, priced("r3", "cpu", 0.1)], BOOK)
     assert [each.source for each in mixed.starts] == ["r1"]
     assert [(kind, why.partition(":")[0]) for kind, why in mixed.caveats] == [
-        ("an example", "r2"),
-        ("an example", "r3"),
+        ("not used", "r2"),
+        ("not used", "r3"),
     ]
     alone, none = appraise([random], BOOK), appraise([], BOOK)
     assert alone.agreement == none.agreement
@@ -406,11 +406,12 @@ def test_the_screen_has_at_most_45_lines_of_100_columns(runs: str, provider: str
 
 def test_the_screen_names_the_measurement_and_whether_it_is_evidence() -> None:
     shown = {name: text.render(screen_tables(appraise(runs, BOOK)), width=100) for name, runs in RUNS.items()}
-    assert "large published models on H100 stand in" in shown["none"]
+    stand_in = "compared with  large published models on H100 (ML.ENERGY leaderboard v3)"
+    assert f"{stand_in}; no run was named\n" in shown["none"]
+    assert f"{stand_in}\n" in shown["example"]  # a run was named
     assert "Llama-3.3-70B-Instruct, 4 x NVIDIA H100 80GB HBM3" in shown["70B on four H100"]
     assert "first of 5 runs" in shown["several"]
-    assert "an example" in shown["example"]
-    assert "The weights are random" in shown["example"]
+    assert "not used       r2: The weights are random: the run shows how the method works" in shown["example"]
 
 
 def test_every_number_of_the_screen_can_be_explained() -> None:
@@ -508,7 +509,7 @@ def test_explanations_hold_formulas_and_quotes_to_the_letter() -> None:
     shown = text.render(explained(appraisal, "bill_floor"))
     for part in (
         "bill_floor = A16 / (revenue_floor_2025)",
-        "<= 1.999 ratio",
+        "<= 2.00 ratio",
         "A16 / (A02 / A04)",
         "assumed: A02 is net of",
     ):

@@ -154,14 +154,20 @@ READ = {"md": from_markdown, "html": from_html, "latex": from_latex}
 
 def numbers(text: str) -> list[float]:
     """What is printed, without marks of footnotes."""
-    found = re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?: (?:M|bn)\b)?", re.sub(r"\[\d+\]", "", text))
-    times = {" M": 1e6, " bn": 1e9}
-    return [float(re.sub("[, Mbn]", "", each)) * times.get(each.lstrip("-0123456789.,e+"), 1.0) for each in found]
+    found = re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?: (?:M|bn|tn)\b)?", re.sub(r"\[\d+\]", "", text))
+    times = {" M": 1e6, " bn": 1e9, " tn": 1e12}
+    return [float(re.sub("[, Mbnt]", "", each)) * times.get(each.lstrip("-0123456789.,e+"), 1.0) for each in found]
 
 
-def near(printed: float, value: float, size: float = 0.0) -> bool:
-    """To four digits; the end of an interval to the digits of the value, of that `size`."""
-    return math.isclose(printed, value, rel_tol=5.01e-4, abs_tol=max(5.01e-4, 5.01e-4 * abs(size)))
+def near(printed: float, x: float, figure: Figure) -> bool:
+    """To the digits that the interval carries, 0.5 of 3.55 in the half-width at most, and to three without one."""
+    factor = scale(figure)[0]
+    low, high = (None if end is None else end * factor for end in (figure.low, figure.high))
+    half = (high - low) / 2 if low is not None and high is not None else 0.0
+    size = max(abs((figure.value or 0.0) * factor), abs(x))
+    return math.isclose(
+        printed, x, rel_tol=0.0, abs_tol=max(0.141 * half, 5.01e-4 * size if half else 5.01e-3 * size, 5.01e-4)
+    )
 
 
 def figures(table: Table) -> Iterator[tuple[int, int, Figure]]:
@@ -200,7 +206,7 @@ def test_each_format_for_people_has_the_same_numbers(
             hard = text.startswith(("<=", ">=", "=", "~")) and figure.interval.startswith("bound")
             value = [] if re.match(r"\S+ to ", text) else [figure.value * factor]
             expected = value + ([] if hard else ends)
-            assert all(any(near(n, x, figure.value * factor) for n in numbers(text)) for x in expected), where
+            assert all(any(near(n, x, figure) for n in numbers(text)) for x in expected), where
             shared = format.shared(table)
             assert figure.status in text or "status" in shared or "status" in table.columns, where
         labels = {label for row in table.rows if isinstance(label := row[0], str)}
@@ -214,7 +220,7 @@ def test_text_has_the_same_numbers(which: str, request: pytest.FixtureRequest) -
         found = numbers(text.render([table], 400))
         for _, _, figure in figures(table):
             if figure.value is not None and not figure.interval.startswith("bound range"):
-                assert any(near(n, figure.value * scale(figure)[0]) for n in found), (table.name, figure)
+                assert any(near(n, figure.value * scale(figure)[0], figure) for n in found), (table.name, figure)
 
 
 def from_long(frame: pd.DataFrame) -> list[Figure]:

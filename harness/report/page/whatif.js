@@ -23,13 +23,13 @@
     return found;
   }
 
-  // A value and the ends of its interval, with the digits that `carried` of harness/report/format.py gives them.
+  // A value and the ends of its interval, with the digits that `texts` of harness/report/format.py gives them.
   function carried(value, low, high) {
     const power = (x) => Math.floor(Math.log10(Math.abs(x))), half = (high - low) / 2, leading = value ? power(value) : 0;
     const places = half > 0 ? Math.max(-leading, Math.min(3 - leading, (half < 3.55 * 10 ** power(half)) - power(half))) : 2 - leading;
-    const digits = Math.min(20, Math.max(0, places));
-    const shown = (x) => (Math.round(x * 10 ** places) / 10 ** places).toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-    return [shown(value), half > 0 ? `${shown(low)}–${shown(high)}` : ""];
+    const shown = (x, at) => (Math.round(x * 10 ** at) / 10 ** at).toLocaleString("en-US", { minimumFractionDigits: Math.min(20, Math.max(0, at)), maximumFractionDigits: Math.min(20, Math.max(0, at)) });
+    const end = (x) => shown(x, low > 0 ? Math.max(places, -power(x)) : places);
+    return [shown(value, places), half > 0 ? `${end(low)}–${end(high)}` : ""];
   }
 
   const make = (parent, tag, properties) => Object.assign(parent.appendChild(document.createElement(tag)), properties);
