@@ -125,7 +125,8 @@ def overrides(words: Values | Iterable[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         key = key.strip()
         if not equals or not all(key.split(".")):
-            raise HarnessError(f"--set '{word}' is not of the form KEY=VALUE", "write for instance --set load.users=4")
+            example = "load.users=4" if equals or not all(key.split(".")) else f"{key}=VALUE"
+            raise HarnessError(f"--set '{word}' is not of the form KEY=VALUE", f"write for instance --set {example}")
         found.pop(key, None)  # a repeated key moves to its last position
         found[key], _ = read_yaml(text, f"--set {key}")
     return found

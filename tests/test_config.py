@@ -42,7 +42,7 @@ def test_overrides_given_as_a_map_are_not_parsed() -> None:
 @pytest.mark.parametrize(
     ("word", "what", "fix"),
     [
-        ("load.users", "--set 'load.users' is not of the form KEY=VALUE", "--set load.users=4"),
+        ("price.usd", "--set 'price.usd' is not of the form KEY=VALUE", "--set price.usd=VALUE"),
         ("=4", "--set '=4' is not of the form KEY=VALUE", "--set load.users=4"),
         ("load.=4", "--set 'load.=4' is not of the form KEY=VALUE", "--set load.users=4"),
         ("seed=[1", "--set seed: not YAML: expected ',' or ']'", "quotes"),

@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import os
+import re
 import signal
 import sys
 import typing
@@ -48,6 +49,17 @@ class Grouped(typer.core.TyperGroup):
         for group, verbs in GROUPS.items():
             with formatter.section(group):
                 formatter.write_dl([(verb, (self.commands[verb].help or "").partition("\n\n")[0]) for verb in verbs])
+
+
+class Plain(typer.core.TyperCommand):
+    """A verb whose --help has no types of Python beside the arguments."""
+
+    def format_options(self, context: Any, formatter: Any) -> None:
+        for kind in ("argument", "option"):
+            records = [x.get_help_record(context) for x in self.get_params(context) if x.param_type_name == kind]
+            if rows := [(re.sub(r" <(list\[)?\w+\]?>$", "", name), said) for name, said in filter(None, records)]:
+                with formatter.section(f"{kind.title()}s"):
+                    formatter.write_dl(rows)
 
 
 app = typer.Typer(
@@ -152,7 +164,7 @@ class Verb:
         called = {"context": context, **own, **added}
         call.__signature__ = inspect.Signature(list(called.values()))  # type: ignore[attr-defined]
         call.__annotations__ = {key: each.annotation for key, each in called.items()}
-        app.command(name, help=cls.__doc__)(call)
+        app.command(name, cls=Plain, help=cls.__doc__)(call)
 
 
 def main() -> None:

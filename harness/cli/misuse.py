@@ -66,4 +66,4 @@ def worded(error: Any) -> HarnessError:
         return HarnessError(what, fix)
     if words.startswith("No such command"):
         return HarnessError(f"no verb '{quoted[0]}'", f"{near(quoted[0], verbs)}`harness --help` lists the verbs")
-    return HarnessError(f"{path}: {words[:1].lower()}{words[1:]}", f"quote a value that has blanks; {see}")
+    return HarnessError(f"{path}: {words[:1].lower()}{words[1:]}", f"omit it, or quote a value that has blanks; {see}")

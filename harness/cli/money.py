@@ -98,12 +98,14 @@ def cost(asked: verbs.Cost) -> None:
 def predict(asked: verbs.Predict) -> None:
     """Predict speed, energy and cost of a model on GPUs that were not measured, from published measurements."""
     model = asked.model
-    if asked.validate or model is None:
+    if asked.validate:
         if void := named() - {"--validate", "--format", "--json", "--out"}:
-            fix = "omit one of the two" if asked.validate else "name a model before it"
-            raise errors.HarnessError(f"{min(void)} {'with --validate' if asked.validate else 'without MODEL'}", fix)
+            raise errors.HarnessError(f"{min(void)} with --validate", "omit one of the two")
         show([validation_table()])
         return
+    if model is None:
+        fix = "name one, such as Qwen3-32B; --validate prints how far predictions were off"
+        raise errors.HarnessError("harness predict lacks MODEL", fix)
     objective = read_limit("--tpot", "tpot_s", asked.tpot), read_limit("--ttft", "ttft_s", asked.ttft)
     own = None if asked.reference is None else calibration(*load(find_run(asked.reference, asked.root)))
     same = {each.name: getattr(asked, each.name) for each in fields(Plan) if hasattr(asked, each.name)}

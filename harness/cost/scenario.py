@@ -155,7 +155,7 @@ def _input(key: str, given: InputFile, where: str) -> Input:
         limits = above if math.isinf(known.high) else f"{above}, at most {known.high:g}"
         if math.isinf(high):
             limits += "; a lognormal has no upper limit: use beta, triangular or uniform"
-        raise HarnessError(f"{where}: {raw} ({given.unit})", f"expected {known.meaning}: {limits}")
+        raise HarnessError(f"{where} is {raw} {given.unit}".removesuffix(" 1"), f"expected {known.meaning}: {limits}")
     return Input(key, made, known.unit, given.source, given.date, given.status, given.about)
 
 

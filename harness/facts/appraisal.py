@@ -222,9 +222,7 @@ def _caveats(book: Book | None, priced: Sequence[Priced], found: Sequence[Measur
     for each, measurement in zip(priced, found, strict=True):
         serious = ", ".join(finding.code for finding in each.summary.findings if finding.serious)
         if measurement.doubt or serious:
-            key = (
-                ("not used", measurement.doubt) if measurement.doubt else ("a doubt", f"serious findings: {serious}")
-            )
+            key = ("not used", measurement.doubt) if measurement.doubt else ("a doubt", f"serious findings: {serious}")
             runs.setdefault(key, []).append(measurement.source)
     some = {key: f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0] for key, names in runs.items()}
     against = [("against facts", why) for why in (contradictions(book) if book else ())]

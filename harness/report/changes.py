@@ -297,7 +297,7 @@ def trend_table(sweep: Sweep, name: str) -> Table:
     columns = ("run", "commit", name, "new / before", "judgement")
     others = len(ordered) - len(alike)
     left = (f"left out: {others} incomplete or not comparable with the newest complete run",) if others else ()
-    return Table("trend", f"{name} over {len(rows)} runs", columns, tuple(rows), (*left, *NOTES))
+    return Table("trend", f"{name} over {len(rows)} run{'s' * (len(rows) != 1)}", columns, tuple(rows), (*left, *NOTES))
 
 
 KINDS = {"failures": "failed", "skipped": "undecided"}

@@ -13,7 +13,7 @@ from harness.facts.formulas import Context, Line, lines, named_ids, result
 from harness.facts.gap import CANDIDATES, READINGS, Agreement, chance, layer_of, place, predicted
 from harness.model import Figure
 from harness.report.answer import times_of
-from harness.report.format import brief, labels, span
+from harness.report.format import brief, labels, number, span
 from harness.report.table import FACT, PROPERTIES, Cell, Table, properties
 from harness.store.run import Run
 
@@ -38,7 +38,7 @@ def question(appraisal: Appraisal) -> str:
     row = appraisal.subject
     fact = appraisal.context.book[row.row]
     money, _, per = fact.unit.partition("/")
-    amount = f"{money} {brief(fact.value or 0.0, 3)}" + (f" a {per}" if per else "")
+    amount = f"{money} {number(fact.value or 0.0)}" + (f" a {per}" if per else "")
     return f"Is {fact.entity}'s {amount} {row.label} {fact.period} plausible?"
 
 
@@ -51,7 +51,7 @@ def quotable(appraisal: Appraisal) -> tuple[tuple[str, str], ...]:
     ratio = claim_text(result(c, "bill_press"), 3)
     whose = "in the measurement" if appraisal.starts else "in published GPU measurements"
     sentence = (
-        f"{fact.entity}'s {fact.status} inference bill of USD {brief(fact.value or 0.0, 3)} in {fact.period} is "
+        f"{fact.entity}'s {fact.status} inference bill of USD {number(fact.value or 0.0)} in {fact.period} is "
         f"{ratio} times its press revenue; per prompt it is {times(found.gap)} times the cost of a query {whose}, and "
         f"assumed factors that nobody reports reach it with a probability of {chance(found.reach)}."
     )
@@ -80,7 +80,7 @@ def must_be_table(found: Agreement) -> Table:
         "must be: p5, median and p95 of the draws in which all factors make up the bill; "
         "--set NAME=LOW:HIGH (or a distribution) changes a belief, --spend the bill",
     )
-    columns = ("factor", "yours", "believed", "must be", "verdict", "explain")
+    columns = ("factor", "measured", "believed", "must be", "verdict", "explain")
     return Table("must-be", "What must be true", columns, tuple(rows), notes)
 
 
@@ -97,7 +97,7 @@ def claim_text(q: Quantity | HarnessError, digits: int = 2) -> str:
     ends = span(low, high, digits, q.value)
     if q.bound == "range":
         return ends
-    value = brief(q.value, digits)
+    value = number(q.value) if q.bound == "=" else brief(q.value, digits)
     return f"{q.bound} {value}" + (f" ({ends})" if q.bound == "~" and ends != value else "")
 
 

@@ -108,7 +108,7 @@ def _power(x: float) -> int:
 
 def _rounded(x: float, places: int, size: float) -> str:
     rounded = round(x, places)
-    return f"{rounded:.3g}" if 0 < size < 1e-4 else f"{rounded:,.{max(0, places)}f}"
+    return f"{rounded:.3g}" if 0 < size < 1e-6 else f"{rounded:,.{max(0, places)}f}"
 
 
 def carried(figure: Figure) -> tuple[str, str]:
@@ -306,9 +306,10 @@ def aside(table: Table, common: Mapping[str, str], where: str = "") -> str:
     """What all figures share, as printed beside the title; `where` says where the intervals are printed."""
     said = {kind: what for kind, what in common.items() if kind not in table.columns}
     interval = said.get("interval", "") if where else ""
+    beside_each = re.sub(r"^bound \S+ interval", "bounds", f"{interval} {where}")
     parts = [
         said.get("unit", ""),
-        f"{where}: {interval}" if len(interval) > SHORT else f"{interval} {where}" if interval else "",
+        f"{where}: {interval}" if len(interval) > SHORT else beside_each if interval else "",
         f"n={said['n']}" if "n" in said else "",
         said.get("status", "").replace("simulated", "SIMULATED"),
     ]

@@ -57,7 +57,7 @@ def test_a_correlation_of_an_unknown_input_is_refused() -> None:
         ("price.usd_per_hour=60%", ["price.usd_per_hour", "'60%'", "a number"]),
         ("price.usd_per_hour=3:1", ["p5 3.0", "p95 1.0"]),
         ("serving.utilisation=0.3:0.6", ["serving.utilisation", "no upper limit"]),
-        ("serving.utilisation=1.2", ["serving.utilisation", "1.2", "at most 1"]),
+        ("serving.utilisation=1.2", ["serving.utilisation is 1.2\n", "at most 1"]),
         ("serving.utilisation={lognormal: {p5: 0.3, p95: 0.6}}", ["serving.utilisation", "no upper limit"]),
         ("serving.utilisation={value: 120, unit: percent}", ["percent", "at most 1"]),
         ("serving.utilization=0.5", ["serving.utilization", "serving.utilisation"]),

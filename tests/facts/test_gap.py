@@ -283,10 +283,7 @@ def test_only_evidence_is_set_against_the_bill() -> None:
     random = large("r2", options={"load_format": "dummy"})
     mixed = appraise([large(), random, priced("r3", "cpu", 0.1)], BOOK)
     assert [each.source for each in mixed.starts] == ["r1"]
-    assert [(kind, why.partition(":")[0]) for kind, why in mixed.caveats] == [
-        ("not used", "r2"),
-        ("not used", "r3"),
-    ]
+    assert [(kind, why.partition(":")[0]) for kind, why in mixed.caveats] == [("not used", "r2"), ("not used", "r3")]
     alone, none = appraise([random], BOOK), appraise([], BOOK)
     assert alone.agreement == none.agreement
     assert alone.context.measured == none.context.measured
