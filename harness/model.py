@@ -19,6 +19,8 @@ ENGINES: dict[str, str] = {
     "vllm": "harness.engines.vllm:VLLMEngine",
 }
 """Name -> `module:class`; the module is imported only when the engine is chosen."""
+MOST_TOKENS = 10**9
+"""No request has as many tokens."""
 SERVED = ("openai", "simulated")
 """Engines to which several client processes can send; the others run in the harness's own process."""
 

@@ -312,6 +312,7 @@ def limits_of(s: Serving, output_tokens_per_s: float) -> dict[str, float]:
     mfu and mbu: used shares of FLOP/s and bandwidth, from the FLOP and bytes that a step needs; then device-seconds per
     output token at the roofline, and joules per output token there at the power limit.
     """
+    s = replace(s, batch=max(1.0, s.batch))  # below 1 the GPUs wait for requests
     needed, measured_s = seconds(replace(s, task="all")), s.batch / output_tokens_per_s
     prompts = needed["prompt_compute"] + needed["prefill_attention"]
     memory_s = needed["dense"] + needed["expert"] + needed["kv"]

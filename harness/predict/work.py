@@ -102,7 +102,7 @@ def seconds(s: Serving) -> Mapping[str, float]:
 
     Besides `prompt_compute`: the FLOP of the prompts, whether reading the weights hides them or not.
     """
-    if s.pp > 1:  # a micro-batch passes through all stages, while the other stages work on the others
+    if s.pp > 1 or s.batch < 1:  # a micro-batch passes through all stages; no step is without a sequence
         return seconds(replace(s, pp=1, batch=max(1.0, s.batch / s.pp)))
     m, n = s.model, s.gpus
     tp, context = n / s.dp, s.input + s.output / 2

@@ -219,14 +219,15 @@ def list_runs(root: Path) -> Iterator[tuple[Path, Run | HarnessError]]:
 
 def write_summary(directory: Path, summary: Summary) -> None:
     """Write summary.json if the directory is writable."""
-    content = {"schema_version": SCHEMA_VERSION, "harness": source(), **dataclasses.asdict(summary)}
-    body = json.dumps(content, indent=1).removeprefix("{\n")
     with contextlib.suppress(OSError):
+        of = {"harness": source(), "run_json": _digest(read_bytes(directory / "run.json"))}
+        content = {"schema_version": SCHEMA_VERSION, **of, **dataclasses.asdict(summary)}
+        body = json.dumps(content, indent=1).removeprefix("{\n")
         _write(directory / "summary.json", f'{{"digest": "{_digest(body.encode())}",\n{body}')
 
 
 def _digest(body: bytes) -> str:
-    """Of all lines of a summary.json but the first, which holds it."""
+    """Of run.json, or of all lines of a summary.json but the first, which holds it."""
     return hashlib.sha256(body).hexdigest()
 
 
@@ -234,11 +235,13 @@ _SUMMARY = TypeAdapter(Summary)
 
 
 def read_summary(directory: Path) -> Summary | None:
-    """The stored summary; None if it is missing, damaged, or written by other code than this."""
+    """The stored summary; None if it is missing or damaged, or was made by other code or of another run.json."""
     try:
         content = read_bytes(directory / "summary.json")
         raw = orjson.loads(content)
         if raw["harness"] != source() or raw["digest"] != _digest(content.partition(b"\n")[2]):
+            return None
+        if raw["run_json"] != _digest(read_bytes(directory / "run.json")):
             return None
         return _SUMMARY.validate_python(raw | {"run": directory.name})
     except (OSError, *DAMAGE):

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from harness.errors import HarnessError
-from harness.model import PowerSample, Record, ServerSample
-from harness.store.access import DAMAGE, journalled, reading
+from harness.model import MOST_TOKENS, PowerSample, Record, ServerSample
+from harness.store.access import DAMAGE, RESTORE, journalled, reading
 from harness.store.run_file import RunFile
 
 pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own allocator keeps more of what was freed
@@ -52,6 +52,7 @@ _UNREAD = {"device", "domain"}
 """Columns that no analysis reads of the readings of one device."""
 _NEEDED = {each.name for noun in NAMES for each in dataclasses.fields(noun) if not str(each.type).endswith("None")}
 """Columns without which a row is none."""
+_TOKENS = {each.name for each in dataclasses.fields(Record) if each.name.endswith(("_tokens", "_asked"))}
 _BATCH = 500
 """Rows that are made or examined at once: the rows of a long run as Python objects take several times its memory."""
 _BUFFER_BYTES = 1 << 16
@@ -64,14 +65,14 @@ _CLOCK_TIMES = {"requests": (), "power": ("before_s", "after_s"), "server": ("ti
 def read_rows(directory: Path, name: str, file: RunFile) -> tuple[pa.Table, int]:
     """Rows from the Parquet file, or else from the journals, and the number of damaged rows, which are left out.
 
-    `name` is one of COLUMNS. No rows if a run has neither file. HarnessError if a file is damaged as a whole, or if
-    there are no requests.
+    `name` is one of COLUMNS. No rows if a run has neither file. HarnessError if a file is damaged as a whole or lost:
+    every run has requests, and run.json has the digests of the others.
     """
     finished, begun = directory / f"{name}.parquet", directory / f"{name}.jsonl"
     path = next((each for each in (finished, begun) if each.is_file()), None)
     if path is None:
-        if name == "requests":
-            raise HarnessError(f"{directory} has no requests.parquet", "the run's rows are gone; measure it again")
+        if name == "requests" or finished.name in file.sha256:
+            raise HarnessError(f"{directory} has no {finished.name}", RESTORE)
         return COLUMNS[name].empty_table(), 0
     with reading(path):
         read = list[int]()
@@ -180,19 +181,20 @@ def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
             sizes.append(pc.fill_null(pc.list_value_length(column), 0).to_numpy())
             ends = np.cumsum(sizes[-1])
             values = column.flatten().to_numpy(zero_copy_only=False)
-            good = _possible(values, column.type.value_type)
+            good = _possible(values, name, column.type.value_type)
             if pa.types.is_floating(column.type.value_type):  # times never decrease within a row
                 good[1:] &= (np.diff(values) >= 0) | np.isin(np.arange(1, len(values)), ends)
             kept[np.searchsorted(ends, np.flatnonzero(~good), side="right")] = False
         elif not pa.types.is_string(column.type):
             values = column.to_numpy(zero_copy_only=False)  # a missing one becomes NaN
-            kept &= _possible(values, column.type) | (np.isnan(values) & (name not in _NEEDED))
+            kept &= _possible(values, name, column.type) | (np.isnan(values) & (name not in _NEEDED))
     kept &= sizes[0] == sizes[1] if sizes else True
     return batch if kept.all() else batch.filter(pa.array(kept))
 
 
-def _possible(values: NDArray[Any], kind: pa.DataType) -> NDArray[np.bool_]:
-    return (values >= (0 if pa.types.is_integer(kind) else -LARGEST)) & (values <= LARGEST)
+def _possible(values: NDArray[Any], name: str, kind: pa.DataType) -> NDArray[np.bool_]:
+    least, most = 0 if pa.types.is_integer(kind) else -LARGEST, MOST_TOKENS if name in _TOKENS else LARGEST
+    return (values >= least) & (values <= most)
 
 
 def _together(batches: Iterable[pa.RecordBatch], name: str) -> pa.Table:

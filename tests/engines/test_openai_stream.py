@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from harness.engines.openai import stream as sse
 from harness.engines.openai.stream import Answer, Response
-from harness.engines.openai.usage import LARGEST
 from harness.errors import RequestFailed
+from harness.model import MOST_TOKENS
 
 DONE = b"data: [DONE]\n\n"
 
@@ -239,7 +239,7 @@ def test_tokens_of_the_usage_that_no_event_showed_are_placed(
         ([word(), LAST, usage_of(-5)], None),  # no count
         ([word(), LAST, event(usage={"completion_tokens": "1"})], None),
         ([word(), LAST, event(usage={"completion_tokens": 1.0})], 1),
-        ([word(), LAST, usage_of(LARGEST - 1)], LARGEST - 1),  # it can be stored, and is not believed
+        ([word(), LAST, usage_of(MOST_TOKENS - 1)], MOST_TOKENS - 1),  # it can be stored, and is not believed
     ],
 )
 def test_the_usage_that_counts_is_the_last_that_says_something(parts: list[bytes], tokens: int | None) -> None:
@@ -305,7 +305,7 @@ def test_an_empty_finish_reason_is_none() -> None:
         read(event({"text": "a", "finish_reason": ""}) * 3)
 
 
-@pytest.mark.parametrize("tokens", [LARGEST, 10**20, 2**70, 1e300])
+@pytest.mark.parametrize("tokens", [MOST_TOKENS, 10**20, 2**70, 1e300])
 @pytest.mark.parametrize("name", ["completion_tokens", "prompt_tokens", "total_tokens"])
 def test_a_count_of_tokens_that_none_can_have_makes_the_answer_malformed(name: str, tokens: float) -> None:
     with pytest.raises(RequestFailed, match=f"the usage says {name}") as failed:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from harness.errors import HarnessError
-from harness.predict.predict import known_gpu
+from harness.predict.predict import known_gpu, limits_of
 from harness.predict.shapes import shape_of
 from harness.predict.work import Serving, check_fits, largest_batch, room, seconds, weights_per_gpu
 
@@ -23,6 +23,12 @@ def test_a_dense_step_reads_the_weights_and_the_cache() -> None:
     assert w["kv"] == pytest.approx(131072 * 12500 / 3.35e12)
     assert w["expert"] == 0
     assert w["flop"] < 0.01 * w["dense"]  # ten sequences compute while the weights are read
+
+
+def test_a_step_has_a_sequence_at_least() -> None:
+    assert seconds(serving(batch=0.2)) == seconds(serving(batch=1))
+    rare, one = (limits_of(serving(batch=batch), 50.0) for batch in (0.2, 1))
+    assert rare == one  # the roofline needs no device while there is no request
 
 
 def test_a_batch_touches_more_experts_than_a_token_activates() -> None:

@@ -109,6 +109,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "half of the rows": (cut("requests.parquet", 0.5), "requests.parquet"),
     "no rows": (lambda d: (d / "requests.parquet").unlink(), "requests.parquet"),
     "rows are a directory": (replaced_by_directory("requests.parquet"), "requests.parquet"),
+    "no readings": (lambda d: (d / "power.parquet").unlink(), "power.parquet"),
     "half of the readings": (cut("power.parquet", 0.5), "power.parquet"),
     "a journal's row is no object": (journal(b"5"), "requests.jsonl"),
     "a journal's row is of another kind": (journal(b'{"index": "x", "arrival_s": 3}'), "requests.jsonl"),
@@ -237,7 +238,8 @@ def test_a_run_without_read_permission_is_named_and_the_others_are_listed(whole:
 BAD_ROWS = (
     *("5", "{", "[]", '{"index": "x"}'),
     *('{"arrival_s": [3, 2], "arrival_tokens": [1, 1]}', '{"arrival_s": [3], "arrival_tokens": [1, 1]}'),
-    *('{"output_tokens": 1e20}', '{"output_tokens": -1}', '{"sent_s": null}', '{"end_s": 1e300}', '{"index": 1e99}'),
+    *('{"output_tokens": 1e20}', '{"output_tokens": -1}', '{"input_tokens": 2000000000}'),
+    *('{"sent_s": null}', '{"end_s": 1e300}', '{"index": 1e99}'),
 )
 """Lines of a journal, or what is wrong in a good row."""
 
@@ -255,6 +257,15 @@ def test_a_journal_with_a_bad_row_gives_the_rest_and_a_finding(whole: Path, tmp_
     (directory / "summary.json").unlink()
     found = {each.code: each.text for each in summary_of(stored).findings}
     assert f"{len(BAD_ROWS)} of requests" in found["damaged-rows"]
+
+
+def test_a_summary_of_another_run_json_is_made_anew(whole: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(whole, tmp_path / "run")
+    content = (directory / "run.json").read_bytes()
+    edited(lambda raw: raw["workload"]["objectives"].update(ttft_s=1e-6))(directory)
+    assert summary_of(read_run(directory))["objectives_met"].value == 0
+    (directory / "run.json").write_bytes(content)
+    assert summary_of(read_run(directory))["objectives_met"].value == 1
 
 
 def test_groups_without_a_token_are_no_reason_for_a_warning(whole: Path, tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ def test_a_summary_is_read_back_or_rebuilt(tmp_path: Path) -> None:
         (Finding("x", "y", "z"),),
     )
     assert read_summary(tmp_path) is None
+    (tmp_path / "run.json").write_text("{}")
     write_summary(tmp_path, summary)
     assert read_summary(tmp_path) == summary
     path = tmp_path / "summary.json"

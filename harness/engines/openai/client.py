@@ -19,10 +19,9 @@ from harness.engines.openai.http import retry_after_s
 from harness.engines.openai.options import PLAIN_FIELDS, Options, Secrets, header_lines
 from harness.engines.openai.pool import Base, Pool, parse_base
 from harness.engines.openai.stream import NOT_JSON, Answer, Response, error_message
-from harness.engines.openai.usage import LARGEST
 from harness.errors import HarnessError, RequestFailed
 from harness.files import data_rows, pip
-from harness.model import Completion, EngineInfo, ModelIdentity, Request
+from harness.model import MOST_TOKENS, Completion, EngineInfo, ModelIdentity, Request
 from harness.process import allow_files
 
 VOCABULARY = 32_000
@@ -348,7 +347,7 @@ def _text(*stated: Any) -> str | None:
 
 def _count(*stated: Any) -> int | None:
     """The first number of tokens that is possible."""
-    return next((each for each in stated if isinstance(each, int) and 0 < each < LARGEST), None)
+    return next((each for each in stated if isinstance(each, int) and 0 < each < MOST_TOKENS), None)
 
 
 def _message(head: bytes, body: bytes) -> bytes:

@@ -7,11 +7,10 @@ from typing import Any
 
 from harness.config import data_yaml, shown
 from harness.errors import RequestFailed
+from harness.model import MOST_TOKENS
 
 _COUNTS: Mapping[str, list[str]] = data_yaml("usage_names.yaml")
 """Count -> its names in a usage."""
-LARGEST = 10**9
-"""No answer has as many tokens: one whose usage says so is malformed."""
 
 
 class Usage:
@@ -32,7 +31,7 @@ class Usage:
         for name, value in named.items():
             # Values that count no tokens (negative ones, NaN, null, text, durations) are passed over.
             if isinstance(value, int | float) and value >= 0 and name.endswith("tokens"):
-                if value >= LARGEST:
+                if value >= MOST_TOKENS:
                     raise RequestFailed("malformed", f"the usage says {name} {shown(value)}")
                 self.counts[name] = int(value)
         self.reasoning = self._first("reasoning") or 0
