@@ -37,13 +37,16 @@ class Engine(Protocol):
 Arrived = Callable[[int, int | None], None]
 """`arrived(n, at_ns)`: n tokens arrived at `at_ns` on CLOCK_MONOTONIC; None: just now."""
 
+Counts = tuple[int, ...] | Callable[[], tuple[int, ...]]
+
 
 @runtime_checkable
 class Exchanging(Protocol):
     """An engine that can defer parsing: `generate(...)` equals `(await exchange(...))()`.
 
     `exchange` waits for the last byte and returns a function that parses the answer and may raise RequestFailed.
-    Exceptions from either may carry an attribute `arrival_tokens`, with the meaning of `Completion.arrival_tokens`.
+    Exceptions from either may carry an attribute `arrival_tokens`, with the meaning of `Completion.arrival_tokens`, or
+    a function that parses what arrived and returns that.
     """
 
     async def exchange(self, request: Request, arrived: Arrived) -> Callable[[], Completion]: ...

@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.engines.base import Engine, Exchanging, Waiting
 from harness.errors import EngineDied, HarnessError, RequestFailed
@@ -40,6 +40,8 @@ PREBUILT_PER_USER = 4
 """Requests pre-built per user when the total is unknown."""
 MAX_UNPARSED = 1000
 """Limit on the number of answers that wait to be parsed."""
+LAST_PARSE_S = 2.0
+"""Limit on the time to parse answers, which can be large, after a load that did not complete."""
 RECENT = 100
 """Answers that the live display judges latency by."""
 
@@ -68,7 +70,7 @@ class Progress:
     failing_s: float = 0.0
     """Time since a request succeeded; 0 if none has failed since."""
     oldest_s: float = 0.0
-    """Time since the oldest request in flight was sent; 0 if none is in flight."""
+    """Time since the oldest request in flight was sent, without that of parsing; 0 if none is in flight."""
 
 
 async def probe(engine: Engine, request: Request) -> Completion:
@@ -108,7 +110,7 @@ class Sender:
         """Kind of failure -> number of requests."""
         self.late: Counter[int] = Counter()
         """Histogram, over all arrivals, of how much too late the stamp of an arrival's first token can be."""
-        self.began_ns = self._success_ns = self._streak = 0
+        self.began_ns = self._success_ns = self._parsing_ns = self._streak = 0
         self._in_flight: dict[int, _InFlight] = {}
         """The requests in flight by their `id`, the oldest first."""
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
@@ -147,6 +149,7 @@ class Sender:
         """
         self.began_ns = self._success_ns = began_ns
         self._late_s = late_s
+        until_s = math.inf
         try:
             async with asyncio.TaskGroup() as group:
                 if self.workload.load.closed:
@@ -154,11 +157,15 @@ class Sender:
                         group.create_task(self._user(user, spans))
                 else:
                     await self._open_loop(group)
+        except BaseException:
+            until_s = time.monotonic() + LAST_PARSE_S
+            raise
         finally:
             if self._builder is not None:
                 self._builder.shutdown(cancel_futures=True)
             while self._unparsed:
-                self._record(self._unparsed.popleft())
+                sent = self._unparsed.popleft()
+                self._record(sent if time.monotonic() < until_s else sent.without_answer())
         if self._error is not None:
             raise ExceptionGroup("the load ended early", [self._error])
 
@@ -180,7 +187,7 @@ class Sender:
             ttft_s=ttft_s,
             itl_s=itl_s,
             failing_s=(now_ns - self._success_ns) / 1e9 if self._streak else 0.0,
-            oldest_s=(now_ns - oldest.sent_ns) / 1e9 if oldest else 0.0,
+            oldest_s=(now_ns - oldest.sent_ns - self._parsing_ns + oldest.parsing_ns) / 1e9 if oldest else 0.0,
         )
 
     def _now_s(self) -> float:
@@ -309,7 +316,7 @@ class Sender:
                 self.output_tokens += tokens
 
         self._in_flight[id(sent)] = sent
-        sent.sent_ns = clock()
+        sent.sent_ns, sent.parsing_ns = clock(), self._parsing_ns
         try:
             if request.cancel_after_s is None:
                 sent.parse = await self._exchange(request, arrived)
@@ -326,7 +333,8 @@ class Sender:
             self.finished += 1
             self.waves += request.age_tokens is not None
             completion = None
-            if sent.error is not None or request.conversation is not None:
+            unparsed = sent.parse or callable(getattr(sent.error, "arrival_tokens", None))
+            if not unparsed or (sent.parse and request.conversation is not None):
                 completion = self._record(sent)
             else:
                 self._record_later(sent)
@@ -353,7 +361,7 @@ class Sender:
 
     def _record(self, sent: _InFlight) -> Completion | None:
         """Parse a request's answer and record the request. Returns None if it failed."""
-        request, error, began = sent.request, sent.error, self.began_ns
+        request, error, began, parsing_ns = sent.request, sent.error, self.began_ns, time.monotonic_ns()
         completion: Completion | None = None
         try:
             completion = sent.parse() if sent.parse is not None else None
@@ -363,7 +371,9 @@ class Sender:
         # A timeout's cause is the exception that the engine raised when it was cancelled.
         ended = completion or (error.__cause__ if error and kind == "cancelled" else error)
         stamps_ns, counts, done = sent.stamps_ns, sent.counts, completion or Completion(None, None)
-        if (counted := getattr(ended, "arrival_tokens", None)) is not None:  # replaces the counts of `arrived`
+        counted = counted() if callable(counted := getattr(ended, "arrival_tokens", None)) else counted
+        self._parsing_ns += time.monotonic_ns() - parsing_ns
+        if counted is not None:  # replaces the counts of `arrived`
             self.output_tokens += sum(counted) - sum(counts)
             stamps_ns = [stamp for stamp, tokens in zip(stamps_ns, counted, strict=True) if tokens]
             counts = [tokens for tokens in counted if tokens]
@@ -412,11 +422,18 @@ class _InFlight:
     request: Request
     scheduled_s: float
     sent_ns: int = 0
+    parsing_ns: int = 0
+    """Time that answers had been parsed for by then."""
     end_ns: int = 0
     stamps_ns: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     parse: Callable[[], Completion] | None = None
     error: BaseException | None = None
+
+    def without_answer(self) -> _InFlight:
+        """The request as if nothing of its answer had arrived."""
+        ended = RequestFailed("aborted", "the run ended before the answer was parsed")
+        return replace(self, stamps_ns=[], counts=[], parse=None, error=ended)
 
 
 def _failure(error: BaseException, request: Request) -> tuple[str, str]:

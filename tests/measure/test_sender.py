@@ -173,6 +173,84 @@ def test_an_answer_that_cannot_be_parsed_is_one_failed_request() -> None:
     assert sending.failures == {"malformed": 1}
 
 
+class Breaks(Scripted):
+    """Its connections break in mid-answer, and what arrived takes a while to parse."""
+
+    def __init__(self, parse_s: float) -> None:
+        super().__init__()
+        self._parse_s = parse_s
+
+    async def exchange(self, request: Request, arrived: Arrived) -> Callable[[], Completion]:
+        await super().exchange(request, arrived)
+
+        def counted() -> tuple[int, ...]:
+            time.sleep(self._parse_s)
+            return (1, 0, 2)
+
+        failed = RequestFailed("cut", "in mid-answer")
+        failed.arrival_tokens = counted  # type: ignore[attr-defined]
+        raise failed
+
+
+def test_what_arrived_of_a_broken_answer_is_counted_when_the_loop_has_time() -> None:
+    records, sending = send(workload({"shape": "offline"}, count=3), Breaks(0.0))
+    assert [(each.error, each.arrival_tokens) for each in records] == [("cut", (1, 2))] * 3
+    assert sending.failures == {"cut": 3}
+
+
+def test_the_age_of_requests_in_flight_is_without_the_time_of_parsing() -> None:
+    """Eight users, whose answers take 20 ms each to parse: a request waits for some of the others to be parsed."""
+    ages: list[tuple[float, float]] = []
+
+    def add(_: Record) -> None:
+        seen, flying = sending.progress(), next(iter(sending._in_flight.values()), None)
+        if flying is not None:
+            ages.append((seen.oldest_s, (time.monotonic_ns() - flying.sent_ns) / 1e9))
+
+    asked = workload({"shape": "closed", "users": 8}, count=60)
+    talk: Any = Talk(lambda index: Request(index, (1, 2, 3, 4), 3))
+    sending = Sender(asked, Breaks(0.02), talk, add)
+    asyncio.run(sending.run(time.monotonic_ns()))
+    own_s, wall_s = map(sum, zip(*ages, strict=True))
+    assert wall_s > 0.02 * len(ages) > 2 * own_s
+
+
+def test_a_load_that_is_cancelled_ends_in_time_however_long_its_answers_take_to_parse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(_: Request) -> Completion:
+        time.sleep(0.02)
+        return Completion(4, 3, arrival_tokens=(1, 1, 1))
+
+    class Together(Scripted):
+        async def exchange(self, request: Request, arrived: Arrived) -> Callable[[], Completion]:
+            await asyncio.sleep(0.3)
+            return await super().exchange(request, arrived)
+
+    monkeypatch.setattr("harness.measure.sender.LAST_PARSE_S", 0.1)
+    records: list[Record] = []
+    asked = workload({"shape": "offline"}, count=200)
+    talk: Any = Talk(lambda index: Request(index, (1, 2, 3, 4), 3))
+    sending = Sender(asked, Together(answer), talk, records.append)
+
+    async def cancelled() -> None:
+        load = asyncio.ensure_future(sending.run(time.monotonic_ns()))
+        await asyncio.sleep(0.4)
+        load.cancel()
+        await load
+
+    began_s = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+    assert time.monotonic() - began_s < 200 * 0.02 / 2
+    left = [each for each in records if each.error is not None]
+    assert len(records) == 200
+    assert {(each.error, each.error_text, each.arrival_tokens) for each in left} == {
+        ("aborted", "the run ended before the answer was parsed", ())
+    }
+    assert 100 < len(left) < 200
+
+
 def refuse(_: object) -> Any:
     raise HarnessError("the disk is full", "make room")
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from harness.config import checked
-from harness.engines.base import Arrived
+from harness.engines.base import Arrived, Counts
 from harness.engines.openai.http import retry_after_s
 from harness.engines.openai.options import PLAIN_FIELDS, Options, Secrets, header_lines
 from harness.engines.openai.pool import Base, Pool, parse_base
@@ -106,7 +106,12 @@ class OpenAIEngine:
         self._prepared[request.index] = request, self._body(request)
 
     async def generate(self, request: Request, arrived: Callable[[int], None]) -> Completion:
-        return (await self.exchange(request, lambda tokens, _: arrived(tokens)))()
+        try:
+            return (await self.exchange(request, lambda tokens, _: arrived(tokens)))()
+        except BaseException as error:
+            if callable(counted := getattr(error, "arrival_tokens", None)):
+                raise self._with_arrivals(error, counted()) from None
+            raise
 
     async def exchange(self, request: Request, arrived: Arrived) -> Callable[[], Completion]:
         """Send the request and wait for the last byte. The returned function parses the answer."""
@@ -127,12 +132,12 @@ class OpenAIEngine:
                 retries, waited_s = retries + (wait_s > 0), waited_s + wait_s
                 await asyncio.sleep(wait_s)
         except BaseException as error:
-            raise self._with_arrivals(error, counts) from None
+            raise self._with_arrivals(error, getattr(error, "arrival_tokens", tuple(counts))) from None
 
     async def _attempt(
         self, request: Request, body: bytes, arrived: Arrived, counts: list[int]
     ) -> tuple[Response, float | None]:
-        """One exchange, and the time to open its connection. If it fails, the tokens that arrived go to `counts`."""
+        """One exchange, and the time to open its connection."""
         server = next(self._pool.turns)
         connection = self._pool.take_idle(server) if self.options.keep_alive else None
         connect_s = None
@@ -145,10 +150,10 @@ class OpenAIEngine:
             try:
                 most = ANSWER_SIZE[0] + ANSWER_SIZE[1] * request.output_tokens
                 return await connection.exchange(_message(self._heads[server], body), arrived, most), connect_s
-            except BaseException:
+            except BaseException as error:
                 if not connection.stale or connect_s is not None:
-                    self._parse(request, connection.response, counts)
-                    raise
+                    counted = functools.partial(self._counted, request, connection.response, counts)
+                    raise self._with_arrivals(error, counted) from None
             finally:
                 self._pool.give_back(server, connection)
             connection = None  # the server had closed it while idle: send the request on a new one
@@ -215,7 +220,7 @@ class OpenAIEngine:
     ) -> Completion:
         answer, failed = self._parse(request, response, counts)
         if failed is not None:
-            raise self._with_arrivals(failed, counts)
+            raise self._with_arrivals(failed, tuple(counts))
         return Completion(
             input_tokens=answer.usage.input(len(request.prompt) if self._sends_ids else None),
             output_tokens=answer.output_tokens,
@@ -242,11 +247,16 @@ class OpenAIEngine:
         counts += answer.counts
         return answer, failure
 
-    def _with_arrivals(self, error: BaseException, counts: Sequence[int]) -> BaseException:
+    def _counted(self, request: Request, response: Response, counts: list[int]) -> tuple[int, ...]:
+        """The tokens in each arrival of an answer that did not come to its end."""
+        self._parse(request, response, counts)
+        return tuple(counts)
+
+    def _with_arrivals(self, error: BaseException, counts: Counts) -> BaseException:
         """The error without secrets, and with the tokens in each arrival as `arrival_tokens`."""
         if isinstance(error, RequestFailed):
             error = RequestFailed(error.kind, self._secrets.stored(error.message))
-        error.arrival_tokens = tuple(counts)  # type: ignore[attr-defined]
+        error.arrival_tokens = counts  # type: ignore[attr-defined]
         return error
 
     def _body(self, request: Request) -> bytes:

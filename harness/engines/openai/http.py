@@ -30,6 +30,8 @@ MAX_HELD = 512 << 20
 """Maximum bytes of all answers that wait to be parsed or are still arriving, counted in the same way."""
 PIECE_SIZE = 64
 """Bytes that a piece takes in memory beside its content."""
+BYTES_OF_A_PIECE = 4 << 10
+"""Bytes of the largest answer for each piece that it may have: tokens that never end come in small pieces."""
 LAST_CHUNK = b"0\r\n\r\n"
 READ_SIZE = 256 << 10
 """Maximum bytes of one read from a socket."""
@@ -141,7 +143,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, buffer: memoryview, held: Held, sock: Stamped | None = None) -> None:
         self._sock = sock
         self._buffer = buffer  # shared by all connections: each read is copied out before the next one
-        self._held, self._most = held, MAX_BODY
+        self._held, self._most, self._most_pieces = held, MAX_BODY, 0
         self._transport: asyncio.Transport
         self._waiter: asyncio.Future[RequestFailed | None] | None = None
         self._arrived: Arrived | None = None
@@ -156,7 +158,7 @@ class Connection(asyncio.BufferedProtocol):
         """
         self._reset()
         self._waiter = asyncio.get_running_loop().create_future()
-        self._most, self._arrived = min(most, MAX_BODY), arrived
+        self._most, self._most_pieces, self._arrived = min(most, MAX_BODY), most // BYTES_OF_A_PIECE, arrived
         self._transport.write(data)
         try:
             if failed := await self._waiter:
@@ -192,7 +194,11 @@ class Connection(asyncio.BufferedProtocol):
         """
         if self._waiter is None:
             return
-        self._checked.append(len(self.response.pieces))
+        if (pieces := len(self.response.pieces)) > self._most_pieces:
+            self._fail(
+                "malformed", f"{pieces:,} pieces of an answer without an end, for the tokens that were asked for"
+            )
+        self._checked.append(pieces)
         if len(self._checked) > SILENCE_CHECKS:
             token_at = self._token_at + last_token(self.response.pieces[self._token_at :])
             self._checked = [pieces for pieces in self._checked if pieces > token_at]
