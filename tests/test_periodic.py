@@ -36,6 +36,9 @@ def test_the_bounds_hold_every_instant_of_the_true_line(
         assert (earliest - 1e-9 <= phi + k * period).all()
         assert (phi + k * period <= latest + 1e-9).all()
     assert (np.diff(number) == gaps[1:]).all()
+    for time_s in rng.uniform(instants[0] - 1, instants[-1] + 1, 5):
+        expected = line.bounds_s(np.floor(line.number(np.array([time_s]))) + 2)
+        assert line.around_s(float(time_s), 2) == pytest.approx([float(each[0]) for each in expected])
 
 
 def test_a_line_is_as_certain_as_its_narrowest_intervals_allow() -> None:

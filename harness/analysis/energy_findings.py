@@ -12,8 +12,8 @@ from harness.analysis.joules import Array, Window
 from harness.analysis.readings import Agreement, Source
 from harness.model import Finding
 
-OVER_LIMIT, OF_LIMIT = 1.2, 0.01
-"""Largest and smallest mean power by the counter, over the power limit, that is believed. Idle it is 2 to 20%."""
+OF_LIMIT = 0.01
+"""Smallest mean power by the counter, over the power limit, that is believed. Idle it is 2 to 20%."""
 HELD = 0.01
 """Largest share of the window in which heat held the clocks down without a finding."""
 CLOCKS = 0.05
@@ -22,8 +22,6 @@ DRIFT, DRIFT_K, DRIFT_T = 0.05, 3.0, 3.0
 """Largest relative change over the window, temperature change in kelvin and t value of a slope without a finding."""
 GAP_S = 2.0
 """Time between two readings that is no gap: eight GPUs are read once a second, and trials come between."""
-AROUND_S = readings.SLOW_S + 1.0
-"""A reading of all that is not energy or newest power comes at most so long before or after any instant."""
 POWER_CAP = 0x04
 """NVML's clock event reason at the power limit, where a loaded GPU may well be: no fault."""
 THROTTLE = {
@@ -68,15 +66,14 @@ def of_gpu(source: Source, start_s: float, end_s: float) -> Iterator[Finding]:
     gap_s, usual_s = float(gaps_s.max(initial=0.0)), float(np.median(gaps_s)) if len(gaps_s) else 0.0
     if gap_s > max(GAP_S, readings.STALE_PERIODS * max(period_s, 0.1, usual_s)):
         yield finding("meter-gap", gpu=gpu, gap_s=gap_s)
-    near = _near(rows, start_s, end_s)
-    others, own = (_known(rows, near, name) for name in ("foreign_processes", "processes"))
+    others, own = (_around(rows, start_s, end_s, name) for name in ("foreign_processes", "processes"))
     if others.max() > 0 and (others.max() > others.iloc[0] or own.max() > 0):
         yield finding("foreign-process", gpu=gpu, device=device.device, count=others.max())
     elif others.max() > 0:
         yield finding("unknown-process", gpu=gpu, count=others.max())
-    bits = int(np.bitwise_or.reduce(_known(rows, near, "throttle").to_numpy(np.int64), initial=0))
+    bits = int(np.bitwise_or.reduce(_around(rows, start_s, end_s, "throttle").to_numpy(np.int64), initial=0))
     held = [name for bit, name in THROTTLE.items() if bits & bit]
-    if not held and (share := _share(rows, near, "heat_capped_s") or 0.0) > HELD:
+    if not held and (share := _share(rows, start_s, end_s, "heat_capped_s") or 0.0) > HELD:
         held = [f"heat, for {share:.0%} of the window"]
     if held:
         yield finding("throttled", gpu=gpu, device=device.device, reasons=", ".join(held))
@@ -98,7 +95,7 @@ def contradiction(gpu: Source, window: Window | None, check: Agreement | None) -
     if gpu.curve is None or window is None or limit_w is None or window.seconds <= 0:
         return None
     most_j = limit_w * window.seconds
-    if window.low_j <= OVER_LIMIT * most_j and window.high_j >= OF_LIMIT * most_j:
+    if window.low_j <= readings.OVER_LIMIT * most_j and window.high_j >= OF_LIMIT * most_j:
         return None
     off = most_j / max(window.energy_j, 1e-3) - 1
     return finding("counter-disagrees", gpu=gpu.label, kind="its power limit", off=off)
@@ -106,7 +103,7 @@ def contradiction(gpu: Source, window: Window | None, check: Agreement | None) -
 
 def at_limit(rows: pd.DataFrame, start_s: float, end_s: float) -> float | None:
     """The share of the window in which a GPU was at its power limit; None if no meter read it."""
-    if (share := _share(rows, _near(rows, start_s, end_s), "power_capped_s")) is not None:
+    if (share := _share(rows, start_s, end_s, "power_capped_s")) is not None:
         return share
     bits = _known(rows, _inside(rows, start_s, end_s), "throttle").to_numpy(np.int64)
     return float(np.mean(bits & POWER_CAP > 0)) if len(bits) else None
@@ -116,21 +113,22 @@ def _inside(rows: pd.DataFrame, start_s: float, end_s: float) -> NDArray[np.bool
     return ((rows["after_s"] >= start_s) & (rows["before_s"] <= end_s)).to_numpy()
 
 
-def _near(rows: pd.DataFrame, start_s: float, end_s: float) -> NDArray[np.bool_]:
-    """The readings of a window; with those around it if it holds fewer than two of what is read every few seconds."""
-    inside, slow = _inside(rows, start_s, end_s), rows["throttle"].notna() | rows["foreign_processes"].notna()
-    few = (inside & slow.to_numpy()).sum() < 2
-    return _inside(rows, start_s - AROUND_S, end_s + AROUND_S) if few else inside
-
-
 def _known(rows: pd.DataFrame, inside: NDArray[np.bool_], name: str) -> pd.Series:
     """The values of a column in some rows."""
     return rows[name][inside & rows[name].notna().to_numpy()]
 
 
-def _share(rows: pd.DataFrame, inside: NDArray[np.bool_], counter: str) -> float | None:
+def _around(rows: pd.DataFrame, start_s: float, end_s: float, name: str) -> pd.Series:
+    """The values of a column that is read rarely: in the window, and if they are fewer than two also the nearest."""
+    known = rows[rows[name].notna()]
+    first = int(np.searchsorted(known["after_s"].to_numpy(float), start_s))
+    last = int(np.searchsorted(known["before_s"].to_numpy(float), end_s, side="right"))
+    return known[name].iloc[first:last] if last - first > 1 else known[name].iloc[max(0, first - 1) : last + 1]
+
+
+def _share(rows: pd.DataFrame, start_s: float, end_s: float, counter: str) -> float | None:
     """By how much a counter of seconds grew, per second; None for fewer than two readings of it."""
-    if counter not in rows or len(grown := _known(rows, inside, counter)) < 2:
+    if counter not in rows or len(grown := _around(rows, start_s, end_s, counter)) < 2:
         return None
     read_s = rows["before_s"][grown.index]
     return float(np.clip((grown.iloc[-1] - grown.iloc[0]) / (read_s.iloc[-1] - read_s.iloc[0]), 0.0, 1.0))

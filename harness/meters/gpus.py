@@ -208,6 +208,14 @@ def ask(handle: Any, function: str, *arguments: Any) -> Any:
         return None
 
 
+def descends(pid: int, ancestor: int) -> bool:
+    """Whether a process is `ancestor` or its descendant; False if that cannot be seen."""
+    try:
+        return pid == ancestor or ancestor in (parent.pid for parent in psutil.Process(pid).parents())
+    except psutil.Error:
+        return False
+
+
 def processes_of(urls: Iterable[str]) -> tuple[frozenset[int], Mapping[str, str] | None]:
     """This process, the servers on this machine that listen at `urls`, and the descendants of both; and a server's
     environment variables. What may not be read is left out."""

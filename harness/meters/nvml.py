@@ -14,19 +14,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
 import pynvml
 
 from harness.errors import HarnessError
 from harness.files import cache_root, write_cache
-from harness.meters.gpus import ask, boards, named, visible
-from harness.meters.tracker import UpdateTracker, smallest_step, update_period_s
+from harness.meters.gpus import ask, boards, descends, named, visible
+from harness.meters.tracker import UpdateTracker, period_of, smallest_step, update_period_s
 from harness.model import MeterDevice, MeterInfo, PowerSample, Status
-from harness.periodic import LOOSE, STEADIEST, Line
+from harness.periodic import LOOSE, STEADIEST
 
 SLOW_S, SLOWEST_SLOW_S = 5.0, 7.0
-"""Bounds of the interval of the slower readings: average and memory power, temperature, clocks, processes, limits,
-throttling. It is drawn anew each time, or they could meet a periodic load in the same phase."""
+"""Bounds of the interval of the slower readings: average and memory power, the time held back, and calls of `_CALLS`.
+It is drawn anew each time, or they could meet a periodic load in the same phase."""
 PROBE_S, LONGEST_PROBE_S = 3.0, 8.0
 """Duration of the probe; and at most, for a counter that moves so rarely that its period is not yet seen."""
 SEARCHES, EXTRA = 30, 4
@@ -41,8 +40,14 @@ SWEEP_S = 0.012
 ALIKE = 3e-4
 """Largest relative difference of such a period between boards of one name: their clocks are quartz."""
 SHARE, SHARE_ALONE, SHARE_POWER = 0.004, 0.007, 0.02
-"""Processor time spent on one GPU, as a share of a core: of several, of the only one, and without a counter. What the
-slower readings take is part of it, up to a half."""
+"""Processor time spent on one GPU, as a share of a core: of several, of the only one, and without a counter. Up to a
+half of it is for `_CALLS`."""
+MOST_EACH, MOST = 0.008, 0.0344
+"""Largest share of one GPU, and of all: what readings leave of it is for `_CALLS` as well."""
+OWN_S = 0.0001
+"""Processor time of a reading beside the driver's."""
+LEAST_CALLS = 0.008
+"""Smallest share of `_CALLS` to make with a slower reading of a GPU: one call in 150 s."""
 FASTEST_S, SLOWEST_S = 0.25, 1.0
 """Bounds of the time between two readings of a GPU; without a counter `FASTEST_POWER_S` is the shortest."""
 FASTEST_POWER_S = 0.04
@@ -67,6 +72,14 @@ _FIELDS = (
 """The fields of a reading, in mJ (energy), mW and ns. Most readings are of the first `_FAST` alone, since a call takes
 about a millisecond per field; power is among them because its spread bounds the error of a window's ends."""
 _FAST, _FAST_POWER = 2, 3
+_CALLS = (
+    ("nvmlDeviceGetComputeRunningProcesses",),
+    ("nvmlDeviceGetTemperatureV", 0),
+    ("nvmlDeviceGetClockInfo", 1),
+    ("nvmlDeviceGetCurrentClocksEventReasons",),
+    ("nvmlDeviceGetUUID",),
+)
+"""What no field has: calls with their arguments. A GPU's calls are made in turn, as many as the share allows."""
 _FIELD = struct.Struct("=IIqqIIQ")
 """nvmlFieldValue_t: field, scope, timestamp, latency, type, status, value. pynvml's class takes five times as long."""
 _CODES = {code: name[11:].lower() for name, code in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
@@ -89,6 +102,10 @@ class _Gpu:
     """When the next slower reading is due."""
     counter: int | None = None
     """The energy counter at the last reading, in mJ."""
+    calls: float = len(_CALLS)
+    """Calls of `_CALLS` to make with the next slower reading, with what is left of a call; all of them at first."""
+    turn: int = 0
+    """Number of `_CALLS` made so far."""
     key: str = ""
     """Under which the cache keeps its periods."""
 
@@ -118,7 +135,7 @@ class NvmlReader:
         self.gpus: list[_Gpu] = []
         self.rows: list[PowerSample] = []
         self.calls_s: deque[float] = deque(maxlen=100)
-        self.interval_s, self.jitter = SLOWEST_S, 0.0
+        self.interval_s, self.jitter, self.calls = SLOWEST_S, 0.0, float(len(_CALLS))
         self.began_s = 0.0
 
     def open(self) -> MeterInfo:
@@ -135,7 +152,8 @@ class NvmlReader:
         chosen = visible([*listed], os.environ) if self.devices is None else named(self.devices, [*listed])
         chosen = tuple(board for board in listed if board.uuid) if chosen is None else chosen
         if not any(board.uuid for board in listed):
-            raise HarnessError("NVML finds no GPU", "check `nvidia-smi`")
+            what = f"none of the {len(listed)} GPUs answers NVML" if listed else "NVML finds no GPU"
+            raise HarnessError(what, "check `nvidia-smi`")
         if not chosen:
             what = f"CUDA_VISIBLE_DEVICES='{os.environ['CUDA_VISIBLE_DEVICES']}' shows none of the {len(listed)} GPUs"
             raise HarnessError(what, "correct or unset it, or name the engine's GPUs, for instance `--gpus 0`")
@@ -169,7 +187,7 @@ class NvmlReader:
     def close(self) -> list[PowerSample]:
         """The last readings: they locate the updates again, so that those of the whole run lie between two bursts."""
         for gpu in self.gpus:
-            gpu.tracker.plan, gpu.slow_s = [], -math.inf
+            gpu.tracker.plan, gpu.slow_s, gpu.calls = [], -math.inf, len(_CALLS)
         return [row for gpu in self.gpus for row in self._read(gpu)] + self._locate(1, 0.0, LAST_S)
 
     def _read(self, gpu: _Gpu, slow: bool = True) -> list[PowerSample]:
@@ -184,8 +202,8 @@ class NvmlReader:
         if slow:
             gpu.slow_s = before_s + self.rng.uniform(SLOW_S, SLOWEST_SLOW_S)
             capped = zip(("power_capped_s", "heat_capped_s"), (power_capped, heat_capped), strict=True)
-            more = self._slow(gpu.handle) | {name: None if ns is None else ns / 1e9 for name, ns in capped}
-            if (ask(gpu.handle, "nvmlDeviceGetUUID") or gpu.device.uuid) != gpu.device.uuid:
+            more = self._told(gpu) | {name: None if ns is None else ns / 1e9 for name, ns in capped}
+            if (more.pop("uuid") or gpu.device.uuid) != gpu.device.uuid:
                 error = f"{error or ''} device=uuid_changed".strip()
         if gpu.power_usage and (slow or gpu.fast == _FAST_POWER):
             average = ask(gpu.handle, "nvmlDeviceGetPowerUsage")
@@ -233,16 +251,24 @@ class NvmlReader:
                 values[i] = value & 0xFFFFFFFF if 0 < i < 4 else value
         return before_s, after_s, values, error
 
-    def _slow(self, handle: Any) -> dict[str, Any]:
-        get = functools.partial(ask, handle)
-        sm_mhz, running = get("nvmlDeviceGetClockInfo", 1), get("nvmlDeviceGetComputeRunningProcesses")
-        own = None if running is None else sum(_descends(process.pid, self.harness_pid) for process in running)
+    def _told(self, gpu: _Gpu) -> dict[str, Any]:
+        """Make the calls of `_CALLS` whose turn it is; the columns of a reading, and the UUID."""
+        made: dict[str, Any] = {}
+        while gpu.calls >= 1:
+            function, *arguments = _CALLS[gpu.turn % len(_CALLS)]
+            made[function] = ask(gpu.handle, function, *arguments)
+            gpu.calls, gpu.turn = gpu.calls - 1, gpu.turn + 1
+        gpu.calls += self.calls
+        get = made.get
+        sm_mhz, running = get("nvmlDeviceGetClockInfo"), get("nvmlDeviceGetComputeRunningProcesses")
+        own = [descends(process.pid, self.harness_pid) for process in running or ()]
         return {
-            "temperature_c": get("nvmlDeviceGetTemperatureV", 0),
+            "temperature_c": get("nvmlDeviceGetTemperatureV"),
             "sm_clock_hz": sm_mhz and sm_mhz * 1e6,
             "throttle": get("nvmlDeviceGetCurrentClocksEventReasons"),
-            "processes": own,
-            "foreign_processes": None if own is None else len(running) - own,
+            "processes": None if running is None else sum(own),
+            "foreign_processes": None if running is None else len(own) - sum(own),
+            "uuid": get("nvmlDeviceGetUUID"),
         }
 
     def _gpu(self, index: int, handle: Any) -> _Gpu:
@@ -364,13 +390,18 @@ class NvmlReader:
         share = SHARE_POWER if not counted else SHARE_ALONE if len(self.gpus) == 1 else SHARE
         fastest_s = FASTEST_S if counted else FASTEST_POWER_S
         self.jitter = 0.2 if counted else 0.8
-        began_s = self.clock()
-        self._slow(self.gpus[0].handle)
-        left = max(share / 2, share - (self.clock() - began_s) / SLOW_S)
-        self.interval_s = self.every_s or min(SLOWEST_S, max(fastest_s, statistics.median(self.calls_s) / left))
+        began_s, reading_s = self.clock(), statistics.median(self.calls_s) + OWN_S
+        for function, *arguments in _CALLS:
+            ask(self.gpus[0].handle, function, *arguments)
+        all_s = max(SHORTEST_S, self.clock() - began_s)
+        left = max(share / 2, share - all_s / SLOW_S)
+        self.interval_s = self.every_s or min(SLOWEST_S, max(fastest_s, reading_s / left))
+        most = max(share, min(MOST_EACH, MOST / len(self.gpus)))
+        calls = (most - reading_s / self.interval_s) * SLOW_S / all_s
+        self.calls = len(_CALLS) * min(1.0, max(LEAST_CALLS, calls))
         self.began_s = self.clock()
-        for gpu in self.gpus:
-            gpu.next_s = self.began_s
+        for i, gpu in enumerate(self.gpus):  # not all GPUs make a call at the same time
+            gpu.next_s, gpu.calls = self.began_s, len(_CALLS) + i / len(self.gpus)
 
     def _narrow(self, gpu: _Gpu) -> None:
         """Keep the period of a counter, with its doubt, if it is known better than before."""
@@ -411,22 +442,6 @@ class NvmlReader:
         ]
 
 
-def period_of(line: Line | None, otherwise_s: float | None) -> dict[str, float | None]:
-    """The period of a line with half of its doubt, as fields of MeterDevice."""
-    if line is None:
-        return {"period_s": otherwise_s, "period_half_s": None}
-    low_s, high_s = line.period
-    return {"period_s": (low_s + high_s) / 2, "period_half_s": (high_s - low_s) / 2}
-
-
 def from_milli(value: int | None) -> float | None:
     """mW to W, or mJ to J."""
     return None if value is None else value / 1000
-
-
-def _descends(pid: int, ancestor: int) -> bool:
-    """Whether a process is `ancestor` or its descendant; False if that cannot be seen."""
-    try:
-        return pid == ancestor or ancestor in (parent.pid for parent in psutil.Process(pid).parents())
-    except psutil.Error:
-        return False

@@ -107,8 +107,7 @@ class UpdateTracker:
     def expected_s(self, time_s: float, after: int) -> tuple[float, float]:
         """When the update comes that is the `after`th from the last one before `time_s`: earliest and latest."""
         assert self.line is not None
-        low, high = self.line.bounds_s(np.floor(self.line.number(np.array([time_s]))) + after)
-        return float(low[0]), float(high[0])
+        return self.line.around_s(time_s, after)
 
     def next_read_s(self, now_s: float, slot_s: float, trial_from_s: float | None) -> float:
         """When to read next: in the slot, or from `trial_from_s` on (None: not now) in a trial that takes its place."""
@@ -171,6 +170,14 @@ class UpdateTracker:
                 break
         due_s = low_s + self.rng.uniform(0.0, EARLY) * (high_s - low_s)
         return [begin_s, due_s, high_s + self._quiet_s + self.call_s * self.rng.random()]
+
+
+def period_of(line: Line | None, otherwise_s: float | None) -> dict[str, float | None]:
+    """The period of a line with half of its doubt, as fields of MeterDevice."""
+    if line is None:
+        return {"period_s": otherwise_s, "period_half_s": None}
+    low_s, high_s = line.period
+    return {"period_s": (low_s + high_s) / 2, "period_half_s": (high_s - low_s) / 2}
 
 
 def update_period_s(changes: list[tuple[float, int]]) -> float | None:
