@@ -16,19 +16,22 @@ import pandas as pd
 from harness.analysis.findings import finding
 from harness.analysis.joules import Array, Curve, Reads, Window, counter_window, curve, power_window
 from harness.model import Finding, MeterDevice, MeterInfo, Status
+from harness.periodic import LOOSE
 
 STALE_PERIODS = 5
 """Periods without an update or a reading after which a counter is faulty."""
 LEAST_PERIODS = 10
 """Smallest number of the counter's periods in a window without a finding."""
 GPU = ("gpu", "gpu module")
-HOPPER = re.compile(r"\bH[12]00\b")
-"""Names of boards with the chip of which `LAG_S` was measured."""
+HOPPER, DRIVER, PERIOD_S = re.compile(r"\bH[12]00\b"), re.compile(r"580\."), 0.1
+"""Names of boards, versions of drivers, and the counter's period with which `LAG_S` was measured."""
 LAG_S, LAG_HALF_S = 0.010, 0.005
 """How long after its use energy is in the counter: 5 to 15 ms on an H100 (measured 2026-11-26)."""
 OTHER_HALF_S, OTHER_HIDDEN = 0.05, 1.0
-"""Doubt of the lag, and `Reads.hidden`, of other boards. How long their newest power is averaged is not known either:
-swings from nothing to twice the mean may be hidden in it."""
+"""Doubt of the lag, and `Reads.hidden`, of other boards, drivers and periods. How long their newest power is averaged
+is not known either: swings from nothing to twice the mean may be hidden in it."""
+OVER_LIMIT = 1.2
+"""Largest power over the power limit that is believed."""
 POWERS, LEAST_POWERS, MOST_POWERS = 40, 4, 300
 """Readings of power from which a spread is estimated: wanted, and the fewest and the most that are used."""
 AGREE, AROUND_S = 0.03, 30.0
@@ -62,6 +65,7 @@ class Source:
     offset_s: float
     rows: pd.DataFrame
     meter: str = ""
+    driver: str | None = None
 
     @property
     def label(self) -> str:
@@ -88,9 +92,16 @@ class Source:
         if self.meter != "nvml":
             return reads
         period_s, half_s = device.period_s, device.period_half_s
-        lag_half_s, hidden = (LAG_HALF_S, 0.0) if HOPPER.search(device.name or "") else (OTHER_HALF_S, OTHER_HIDDEN)
+        lag_half_s, hidden = (LAG_HALF_S, 0.0) if self._lag_measured else (OTHER_HALF_S, OTHER_HIDDEN)
         reads = replace(reads, period_s=period_s, period_half_s=half_s, lag_half_s=lag_half_s, hidden=hidden)
         return replace(reads, lag_s=LAG_S, peak_w=math.inf if period_s is None else self.peak_w)
+
+    @property
+    def _lag_measured(self) -> bool:
+        """Whether the counter's lag was measured with such a board and driver; a simulated driver is taken for it."""
+        of_driver = self.status == "simulated" or DRIVER.match(self.driver or "") is not None
+        periodic = math.isclose(self.device.period_s or PERIOD_S, PERIOD_S, rel_tol=LOOSE)
+        return of_driver and periodic and HOPPER.search(self.device.name or "") is not None
 
     @cached_property
     def curve(self) -> Curve | None:
@@ -173,7 +184,7 @@ def sources(
         for each in info.devices:
             if domains is None or each.domain in domains:
                 rows = load(each.device, each.domain)
-                yield Source(each, info.status, info.clock_offset_s, rows, info.meter)
+                yield Source(each, info.status, info.clock_offset_s, rows, info.meter, info.driver)
                 del rows
 
 
@@ -185,12 +196,11 @@ def _of_frame(power: pd.DataFrame) -> Load:
 
 def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
     """The fault because of which this source gives no energy for the window, or None."""
-    gpu, device, rows = source.label, source.device.device, source.rows
-    # The GPU's UUID is read every few seconds: a reading soon after the window counts for it too.
-    near = (rows["after_s"] >= start_s - 1) & (rows["before_s"] <= end_s + SLOW_S) & rows["error"].notna()
-    errors = " ".join(rows["error"][near].unique())
-    if "uuid_changed" in errors:
+    gpu, rows = source.label, source.rows
+    failed = rows[rows["error"].notna() & (rows["after_s"] >= start_s - 1)]
+    if failed["error"].str.contains("uuid_changed").any():  # it is read rarely: a reading after the window counts too
         return finding("gpu-changed", gpu=gpu)
+    errors = " ".join(failed["error"][failed["before_s"] <= end_s + SLOW_S].unique())
     lost_s = rows["before_s"][rows["error"].str.contains("gpu_is_lost", na=False)]
     if lost_s.between(start_s - 1, end_s + 1).any():
         return finding("gpu-lost", gpu=gpu, after_s=lost_s.min())
@@ -201,20 +211,32 @@ def fault(source: Source, start_s: float, end_s: float) -> Finding | None:
         if rows["average_w"].notna().sum() + rows["power_w"].notna().sum() < 2:
             return finding("meter-absent", gpu=gpu, why=errors or "not supported")
         return None
-    limit_s = STALE_PERIODS * max(source.device.period_s or _observed_period_s(reads), 0.1)
-    inside = (reads.after_s >= start_s - limit_s) & (reads.before_s <= end_s + limit_s)
-    steps = np.diff(reads.energy_j[inside])
-    if (steps < 0).any():
-        return finding("counter-backwards", gpu=gpu, device=device)
-    turns = np.append(0, np.flatnonzero(steps) + 1)[: inside.sum()]  # where the counter has a new value
-    last_s, first_s = np.maximum.reduceat(reads.before_s[inside], turns), reads.after_s[inside][turns]
-    stood_s = float((last_s - first_s).max(initial=0.0))
-    if stood_s > limit_s:
-        return finding("counter-stuck", gpu=gpu, stood_s=stood_s)
+    if (wrong := _counter_fault(source, reads, start_s, end_s)) is not None:
+        return wrong
     if counter_window(reads, start_s, end_s, source.peak_w, source.curve) is None:
         why = errors or "no reading failed"
         return finding("window-not-bracketed", gpu=gpu, start_s=start_s, end_s=end_s, errors=why)
     return None
+
+
+def _counter_fault(source: Source, reads: Reads, start_s: float, end_s: float) -> Finding | None:
+    """The fault of a counter that went backwards, counted more than the power limit allows, or stood still."""
+    limit_s, most_w = STALE_PERIODS * max(source.device.period_s or _observed_period_s(reads), 0.1), math.inf
+    over = (reads.after_s[1:] >= start_s - limit_s) & (reads.before_s[:-1] <= end_s + limit_s)
+    taken_s, steps_j = (reads.after_s[1:] - reads.before_s[:-1])[over], np.diff(reads.energy_j)[over]
+    if (steps_j < 0).any():
+        return finding("counter-backwards", gpu=source.label, device=source.device.device)
+    if source.device.power_limit_w is not None:
+        most_w = OVER_LIMIT * source.device.power_limit_w
+    share = float((steps_j / (most_w * (taken_s + limit_s))).max(initial=0.0))  # it may have stood for `limit_s` before
+    if share > 1:
+        kind = "what its power limit allows between two readings"
+        return finding("counter-disagrees", gpu=source.label, kind=kind, off=1 / share - 1)
+    inside = (reads.after_s >= start_s - limit_s) & (reads.before_s <= end_s + limit_s)
+    turns = np.append(0, np.flatnonzero(np.diff(reads.energy_j[inside])) + 1)[: inside.sum()]  # it has a new value
+    last_s, first_s = np.maximum.reduceat(reads.before_s[inside], turns), reads.after_s[inside][turns]
+    stood_s = float((last_s - first_s).max(initial=0.0))
+    return finding("counter-stuck", gpu=source.label, stood_s=stood_s) if stood_s > limit_s else None
 
 
 def source_window(source: Source, start_s: float, end_s: float) -> Window | None:

@@ -311,6 +311,7 @@ FAULTS = {
     # script: (code, whether there is energy all the same)
     "fault lost 9": ("gpu-lost", False),
     "fault reset 9": ("counter-backwards", False),
+    "fault jump 9 1000": ("counter-disagrees", False),
     "fault stuck 9": ("counter-stuck", False),
     "fault uuid 9": ("gpu-changed", False),
     "fault unsupported 0 counter": ("counter-absent", True),
@@ -365,6 +366,16 @@ def test_one_faulty_gpu_voids_the_total(faulty: Run) -> None:
     """The sum of the GPUs that answered is no energy of the run."""
     result = measure_energy(*faulty, requests(34), 5.0, 15.0)
     assert result["energy_j.gpu"].text().startswith("n/a (gpu-lost: GPU 0 was lost 9.")
+
+
+def test_a_counter_that_starts_anew_next_to_a_window_is_void(fake_nvml: Path) -> None:
+    """Eight GPUs are read once a second: the reading after the window need not be within half a second of it."""
+    power, infos = seen(library.simulate(fake_nvml, "wave constant 200\nfault reset 9", seconds=20.0))
+    power = power[(power["after_s"] < 8.3) | (power["before_s"] > 9.2)]
+    for start_s, end_s in ((3.0, 8.6), (8.9, 15.0)):
+        result = measure_energy(power, infos, requests(60), start_s, end_s)
+        assert result["energy_j.gpu"].value is None
+        assert "counter-backwards" in {finding.code for finding in result.findings}
 
 
 def test_a_gpu_that_is_lost_after_a_window_has_the_energy_of_it(fake_nvml: Path) -> None:

@@ -57,6 +57,7 @@ static Gpu gpus[MAX_GPUS];
 static int gpu_count, loaded, virtual_clock;
 static double virtual_now, origin;
 static uint64_t seed;
+static char driver[64];
 
 /* ---- time and chance ---- */
 
@@ -123,11 +124,12 @@ static const Fault *fault(const Gpu *g, const char *kind, const char *what, doub
 
 static uint64_t counter_mj(const Gpu *g, double t) {
     int64_t tick;
-    const Fault *stuck = fault(g, "stuck", NULL, t), *reset;
+    const Fault *stuck = fault(g, "stuck", NULL, t), *reset, *jump;
     if (stuck && t > stuck->at) t = stuck->at;
     double u = update(g, &g->counter, 0, t, &tick), base = g->base_j + energy(g, 0);
     if ((reset = fault(g, "reset", NULL, u))) return (uint64_t)floor(1000 * g->gain * fake_nvml_energy(g->index, reset->at, u));
     double wrapped = fault(g, "wrap", NULL, u) ? 4294967.296 : 0;
+    if ((jump = fault(g, "jump", NULL, u))) base += jump->value;
     double counted = energy(g, u - g->lag), before = fmin(counted, energy(g, g->gain_from));
     return (uint64_t)floor(1000 * (base - wrapped + g->gain * (before + g->counter_gain * (counted - before))));
 }
@@ -275,6 +277,7 @@ static int script(void) {
     int used = 0, number = 0;
     FILE *f = path ? fopen(path, "r") : NULL;
     gpu_count = 1; origin = 0; virtual_clock = 0; seed = 1;
+    strcpy(driver, "570.00-simulated");
     for (int i = 0; i < MAX_GPUS; i++) initial(&gpus[i], i);
     if (!path) return 1;
     if (!f) { fprintf(stderr, "fake NVML: cannot read %s\n", path); return 0; }
@@ -291,6 +294,7 @@ static int script(void) {
         else if (!strcmp(key, "clock")) virtual_clock = strstr(rest, "virtual") != NULL;
         else if (!strcmp(key, "origin")) origin = strtod(rest, NULL);
         else if (!strcmp(key, "seed")) seed = strtoull(rest, NULL, 10);
+        else if (!strcmp(key, "driver")) good = sscanf(rest, "%63s", driver) == 1;
         else for (int i = first; i <= last; i++) good = good && setting(&gpus[i], key, rest);
         if (!good) { fprintf(stderr, "fake NVML: %s:%d: not understood: %s\n", path, number, line); fclose(f); return 0; }
     }
@@ -318,7 +322,7 @@ const char *nvmlErrorString(Status status) {
 }
 
 static Status text(char *to, unsigned size, const char *from) { snprintf(to, size, "%s", from); return OK; }
-Status nvmlSystemGetDriverVersion(char *to, unsigned size) { return text(to, size, "570.00-simulated"); }
+Status nvmlSystemGetDriverVersion(char *to, unsigned size) { return text(to, size, driver); }
 Status nvmlSystemGetNVMLVersion(char *to, unsigned size) { return text(to, size, "12.570.00-simulated"); }
 Status nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = 12080; return OK; }
 Status nvmlDeviceGetCount_v2(unsigned *count) { *count = gpu_count; return loaded ? OK : UNINITIALIZED; }

@@ -144,6 +144,9 @@ def test_a_missing_gpu_or_driver_is_named(script: Script, tmp_path: Path, monkey
     script("gpus 0")
     with pytest.raises(HarnessError, match="finds no GPU"):
         create_meter("nvml").start()
+    script("gpus 2\nfault lost 0")
+    with pytest.raises(HarnessError, match="none of the 2 GPUs answers"):
+        create_meter("nvml").start()
     script("gpus 2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(HarnessError, match="'' shows none of the 2 GPUs"):
@@ -229,6 +232,24 @@ def test_slower_readings_are_within_the_meters_share_of_a_core(fake_nvml: Path, 
     assert slower >= 4
     assert (load["after_s"] - load["before_s"]).sum() + slower * 5 * 0.004 < 0.0095 * 30
     assert load["before_s"].diff().max() < 1.5
+
+
+def test_eight_gpus_whose_every_call_is_slow_are_within_the_meters_share_of_a_core(
+    fake_nvml: Path, tmp_path: Path
+) -> None:
+    """Every call takes 4.2 ms: readings alone take 3.4% of a core. The rest is asked rarely, in turn."""
+    script = "gpus 8\nprofile h100\nlatency 0.0042\nask_latency 0.0042\nwave constant 500\nfault tenant 20"
+    for seconds in (60.0, 60.0, 130.0):  # the boards get known
+        answer = library.simulate(fake_nvml, script, seconds=seconds, variables={"HARNESS_CACHE": str(tmp_path)})
+    rows = pd.DataFrame(answer["rows"])
+    load = rows[(rows["domain"] == "gpu") & (rows["before_s"] > 12) & (rows["before_s"] < 122)]
+    asked = load[["temperature_c", "sm_clock_hz", "throttle", "foreign_processes"]].notna().sum(axis=1)
+    calls_s = (load["after_s"] - load["before_s"]).sum() + 5 / 4 * asked.sum() * 0.0042  # the fifth is of the UUID
+    assert calls_s + 0.0001 * len(load) < 0.035 * 110
+    assert asked.sum() >= 4
+    result = measure_energy(rows, (answer["info"],), frame_of([]), 60.0, 120.0)
+    assert len(result.findings) == 8
+    assert {finding.code for finding in result.findings} <= {"foreign-process", "unknown-process"}
 
 
 def test_updates_are_located_to_the_time_of_a_call(known_board: Callable[..., pd.DataFrame]) -> None:
@@ -338,7 +359,7 @@ def test_equal_changes_do_not_pass_for_the_counters_step() -> None:
 
 @pytest.mark.parametrize(("period_s", "calls"), [(0.02, 0.003), (0.05, 0.003), (0.25, 0.003), (1.0, 0.003)])
 def test_counters_of_other_periods_are_as_precise(fake_nvml: Path, period_s: float, calls: float) -> None:
-    """10 s of a load between 350 and 690 W; few readings are spent on it."""
+    """10 s of a load between 350 and 690 W; few readings are spent on it. The interval has the doubt of their lag."""
     wave = library.serving(5)
     script = f"{H100}limit 700\ndefault_limit 700\ncounter {period_s} 0 0.003\nlatency {calls}\n{wave.script}"
     answer = library.simulate(fake_nvml, script, seconds=60.0)
@@ -347,8 +368,10 @@ def test_counters_of_other_periods_are_as_precise(fake_nvml: Path, period_s: flo
     ends = settle(source.curve, 30.0, 40.0)
     window = source_window(source, *ends)
     assert window is not None
-    assert window.low_j <= np.diff(wave.joules(ends))[0] <= window.high_j
-    assert window.boundary_j < 0.001 * window.energy_j
+    truth_j = float(np.diff(wave.joules(ends))[0])
+    assert window.low_j <= truth_j <= window.high_j
+    assert window.energy_j == pytest.approx(truth_j, rel=0.001)
+    assert window.boundary_j < 0.012 * window.energy_j
     assert ((source.rows["before_s"] > 20) & (source.rows["before_s"] < 50)).sum() < 30 * 6
 
 
@@ -366,9 +389,13 @@ def test_slow_calls_are_not_spent_on_trials_and_do_not_contradict_the_average(fa
 
 
 @pytest.mark.parametrize("lag_s", [0.0, 0.02, 0.06])
-def test_a_board_whose_lag_was_not_measured_has_intervals_that_hold_other_lags(fake_nvml: Path, lag_s: float) -> None:
+@pytest.mark.parametrize("other", ["name Another board", "driver 550.54.15", "counter 0.05 0 0.01"])
+def test_a_board_whose_lag_was_not_measured_has_intervals_that_hold_other_lags(
+    fake_nvml: Path, other: str, lag_s: float
+) -> None:
+    """The lag was measured with H100s, one driver, and a counter of 0.1 s."""
     wave = library.H100_LOADS["prefill/decode"]
-    script = f"seed 4\nprofile h100\nname Another board\nlag {lag_s}\n{wave.script}"
+    script = f"seed 4\nprofile h100\n{other}\nlag {lag_s}\n{wave.script}"
     answer = library.simulate(fake_nvml, script, seconds=60.0)
     (source,) = (s for s in sources(pd.DataFrame(answer["rows"]), [answer["info"]]) if s.device.domain == "gpu")
     held = []
@@ -377,7 +404,7 @@ def test_a_board_whose_lag_was_not_measured_has_intervals_that_hold_other_lags(f
         window = source_window(source, *ends)
         assert window is not None
         held.append(window.low_j <= np.diff(wave.joules(ends))[0] <= window.high_j)
-        assert window.boundary_j < 0.02 * window.energy_j
+        assert window.boundary_j < 0.025 * window.energy_j
     assert np.mean(held) >= 0.95
 
 
