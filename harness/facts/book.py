@@ -409,12 +409,13 @@ def columns_of(kind: Any) -> list[str]:
 def _rows(text: str, file: str, kind: Any) -> Iterable[tuple[str, Any]]:
     columns = columns_of(kind)
     reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), restkey="", strict=True)
-    found = Counter(reader.fieldnames)
-    if wrong := sorted((found - Counter(columns)) + (Counter(columns) - found)):
-        what = f"{file} row 1: columns missing, unknown or twice: {', '.join(wrong)}"
-        raise HarnessError(what, f"use {','.join(columns)}")
-    number, form = 1, TypeAdapter(kind)
+    number, form = 0, TypeAdapter(kind)
     try:
+        found = Counter(reader.fieldnames)
+        if wrong := sorted((found - Counter(columns)) + (Counter(columns) - found)):
+            what = f"{file} row 1: columns missing, unknown or twice: {', '.join(wrong)}"
+            raise HarnessError(what, f"use {','.join(columns)}")
+        number = 1
         for number, row in enumerate(reader, start=2):
             where = f"{file} row {number}"
             if "" in row or None in row.values():

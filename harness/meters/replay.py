@@ -1,6 +1,5 @@
 """Power that is not read from hardware: a recording, an external meter's log of this run, or a declared constant."""
 
-import csv
 import math
 import time
 from dataclasses import replace
@@ -98,15 +97,18 @@ def read_table(path: Path) -> list[tuple[float, float]]:
     rows, or times do not increase.
     """
     rows: list[tuple[float, float]] = []
-    for number, line in enumerate(csv.reader(read_text(path).splitlines()), 1):
-        if not line or line[0].lstrip().startswith("#"):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        cells = [cell.strip(' "') for cell in line.split(",")]
+        if cells == [""] or cells[0].startswith("#"):
             continue
         try:
-            rows.append((float(line[0]), float(line[1])))
-        except (ValueError, IndexError):
-            if rows:
-                fix = "each line is seconds,watts"
-                raise HarnessError(f"{path}:{number}: '{','.join(line)}'", fix) from None
+            time_s, watts = map(float, cells[:2])
+            if not (math.isfinite(time_s) and 0 <= watts < math.inf):
+                raise ValueError
+            rows.append((time_s, watts))
+        except ValueError:
+            if rows or cells[0][:1].isdigit():
+                raise HarnessError(f"{path}:{number}: '{line:.80}'", "each line is seconds,watts") from None
     if len(rows) < 2 or any(b[0] <= a[0] for a, b in pairwise(rows)):
         what = f"{path}: {len(rows)} rows, or times that do not increase"
         raise HarnessError(what, "give two or more rows, in time order")

@@ -113,6 +113,8 @@ def test_a_file_with_other_columns_or_too_many_cells_is_refused() -> None:
         read_book([("mine.csv", table(ROW).rstrip() + ",one more\n")])
     with pytest.raises(HarnessError, match=r"mine\.csv row 2: unexpected end of data"):
         read_book([("mine.csv", table() + '"A')])
+    with pytest.raises(HarnessError, match=r"mine\.csv row 1: ',' expected after '\"'"):
+        read_book([("mine.csv", '"id"x' + table())])
 
 
 def test_only_a_fraction_may_be_below_0() -> None:

@@ -220,6 +220,9 @@ def test_a_recording_is_simulated_and_returned_as_time_passes(tmp_path: Path) ->
         ("0,1\nnow,2\n", "log.csv:2: 'now,2'"),
         ("0,1\n", "1 rows"),
         ("1,1\n1,2\n", "2 rows, or times that do not increase"),
+        ("0,1\n1,nan\n2,1\n", ":2: '1,nan'"),
+        ("0,-1\n1,1\n2,1\n", ":1: '0,-1'"),
+        ("0,1\n" + 200_000 * "1", ":2: '1111"),
     ],
 )
 def test_an_invalid_recording_names_the_line(tmp_path: Path, text: str, message: str) -> None:
