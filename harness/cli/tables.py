@@ -79,7 +79,9 @@ def _listed(row: Mapping[Any, Any], root: Path | None) -> dict[str, str]:
     return {
         "run": row["run"],
         "model": _cut((row["model"] or "").rpartition("/")[2]),
-        "device": f"{row['device_count']:g} x {gpu or 'GPU'}" if on_gpu else _cut(row["device"]),
+        "device": f"{row['device_count']:g} x {gpu or 'GPU'}"
+        if on_gpu
+        else _cut("simulated" if row["device"] == "none" else row["device"]),
         "load": load_ if users is None else f"{users:g} user{'s' * (users != 1)}",
         **{head: "n/a" if row.get(of) is None else brief(row[of] * x, 3) for head, (of, x) in FIGURES.items()},
         "USD/M": "" if root is None else _usd(root / row["run"]),

@@ -306,12 +306,15 @@ def conditions(runs: Sequence[Run]) -> tuple[list[str], dict[str, list[str]]]:
     found: dict[str, list[str]] = {
         "state": [run.state for run in runs],
         "workload": [run.file.workload.name or "" for run in runs],
-        "model": [short_model(run) for run in runs],
+        "model": ["simulated" if run.simulated else short_model(run) for run in runs],
         "device": [short_device(run) for run in runs],
         "engine": [engine_of(run) for run in runs],
     }
-    shared = [each[0] for each in found.values() if len(set(each)) == 1 and each[0] not in ("", "complete")]
-    shared += ["SIMULATED"] if any(run.simulated for run in runs) else []
+    shared = [
+        each[0] for each in found.values() if len(set(each)) == 1 and each[0] not in ("", "complete", "simulated")
+    ]
+    simulated = sum(run.simulated for run in runs)
+    shared += ["SIMULATED" if simulated == len(runs) else f"{simulated} SIMULATED"] if simulated else []
     asked = [_asked(run) for run in runs]
     keys = dict.fromkeys(key for each in asked for key in each)
     found |= {key: [_text(each.get(key)) for each in asked] for key in keys}

@@ -32,8 +32,8 @@ SIZES = (1e12, " tn"), (1e9, " bn"), (1e6, " M")
 def number(value: float) -> str:
     """A number without an interval: three significant digits, or fewer if exact; whole ones below a million in full.
 
-    >>> [number(x) for x in (0, 0.5, 12.3456, 8264.4, 123456, 8.658e8, 13e12, 2.31e-7)]
-    ['0', '0.5', '12.3', '8,260', '123,456', '866 M', '13 tn', '2.31e-07']
+    >>> [number(x) for x in (0, 0.5, 9.998, 12.3456, 8264.4, 123456, 8.658e8, 13e12, 2.31e-7)]
+    ['0', '0.5', '10.0', '12.3', '8,260', '123,456', '866 M', '13 tn', '2.31e-07']
     """
     return texts(Figure("", value, "", "measured"))[0]
 
@@ -88,7 +88,7 @@ def texts(figure: Figure) -> tuple[str, str, str]:
     many, word = next(((many, word) for many, word in SIZES if size >= many), (1.0, ""))
     value, low, high = (None if x is None else x * factor / many for x in (figure.value, figure.low, figure.high))
     assert value is not None
-    leading = _power(value)
+    leading = _power(float(f"{value:.2e}"))  # 9.998 is 10.0
     places = min(2 - leading, MOST_DECIMALS.get(name, 2 - leading))
     if low is not None and high is not None and high > low:
         half = (high - low) / 2

@@ -18,7 +18,7 @@ from harness.analysis.gates import parse_gate
 from harness.analysis.summary import load, made_of
 from harness.model import Figure, Finding, Summary
 from harness.report import text
-from harness.report.answer import answer
+from harness.report.answer import answer, conditions
 from harness.report.changes import difference
 from harness.report.document import first_screen
 from harness.report.format import carried
@@ -156,7 +156,15 @@ def test_runs_that_read_alike_are_told_by_name_and_without_objectives_none_is_be
     assert twin.id in shown
     assert ">" not in "".join(line[0] for line in shown.splitlines())
     assert "SIMULATED" in shown.splitlines()[0]
+    assert "simulated" not in shown.splitlines()[0]  # said once
     assert "n/a in every run: J/token, USD/M" in shown
+
+
+def test_of_mixed_runs_the_simulated_ones_are_counted_and_named(on_gpu: Path) -> None:
+    simulated = read(next(path for path in OTHERS if path.parent.name == "2"))
+    shown = first_screen([read(on_gpu), simulated, simulated], None, 140).splitlines()
+    assert shown[0] == "3 runs · 2 SIMULATED"
+    assert conditions([run for run, _ in (read(on_gpu), simulated)])[1]["model"][1] == "simulated"
 
 
 def test_every_figure_has_an_interval_or_the_mark_of_a_reason(on_gpu: Path) -> None:
@@ -233,6 +241,7 @@ def test_a_difference_prints_gates_first_then_what_moved_and_counts_the_rest(tmp
         (10.0, 10.0, 10.0, ("10", "±0%")),
         (5.0, 0.0, 2000.0, ("5", "0-2,000")),  # wider than the value: one digit of the value stays
         (12.3456, None, None, ("12.3", "")),
+        (9.998, None, None, ("10.0", "")),  # rounding adds a digit before the point, so one after it goes
         (12.3456, 11.0, None, ("12.3", ">= 11.0")),
         (2.5e-7, None, None, ("2.5e-07", "")),
         (0.0, 0.0, 0.0, ("0", "0-0")),
