@@ -172,7 +172,7 @@ def beside(figure: Figure, without: Container[str]) -> str:
         "bound": between if between is None or "interval" in without else f"{figure.interval}: {between}",
         "n": f"n={number(figure.n)}" if known and between is None and figure.n is not None else None,
         "reason": figure.reason if known else None,
-        "status": figure.status,
+        "status": figure.status if known else None,
     }
     return "; ".join(text for part, text in parts.items() if text and part not in without)
 

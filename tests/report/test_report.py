@@ -33,8 +33,8 @@ def figure(**changes: Any) -> Figure:
         (figure(n=20, low=11.0, high=13.5), "12.3 tokens/s (95%: 11.0–13.5; measured)"),
         (figure(low=11.0), "12.3 tokens/s (95%: ≥ 11.0; measured)"),
         (figure(high=13.0, interval="bound <="), "12.3 tokens/s (bound <=: ≤ 13.0; measured)"),
-        (figure(value=None), "n/a (not recorded) (measured)"),
-        (figure(value=None, reason="no request succeeded", n=0), "n/a (no request succeeded) (measured)"),
+        (figure(value=None), "n/a (not recorded)"),
+        (figure(value=None, reason="no request succeeded", n=0), "n/a (no request succeeded)"),
         (
             figure(reason="its interval needs 29 requests", n=3),
             "12.3 tokens/s (n=3; its interval needs 29 requests; measured)",
