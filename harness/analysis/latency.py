@@ -288,12 +288,17 @@ def _spread(name: str, part: Part) -> list[Figure]:
         return [Figure(f"{name}.{stat}", None, "s", "measured", n=0, reason=why) for stat in STATISTICS]
     quantiles = [stats.percentile(ordered, p, weights) for p in PERCENTILES.values()]
     rows, sizes, sums, *above = part.by_request(name, quantiles if name == "itl_s" else ())
+    shown = part.shown(name)
     mean = Figure(f"{name}.mean", float(sums.sum() / sizes.sum()), "s", "measured", n=n)
     figures = [part.basis.mean(mean, rows, part.by_chance(name, rows, sums, sizes), sizes)]
     for (stat, p), value in zip(PERCENTILES.items(), quantiles, strict=True):
         passed = above.pop(0) if above else np.where(sums > (value + STAMP_S) * sizes, sizes, 0)
         passed = part.by_chance(name, rows, passed, sizes)
         low, high, reason = part.basis.between(p, ordered, weights, rows, passed, sizes)
+        if p > shown:
+            why = f"{1 - shown:.2g} of the requests take longer than the window can show"
+            figures.append(Figure(f"{name}.{stat}", None, "s", "measured", n=n, reason=why))
+            continue
         figures.append(Figure(f"{name}.{stat}", value, "s", "measured", low, high, n, reason))
     return figures
 
@@ -312,14 +317,14 @@ def _goodput(requests: pd.DataFrame, part: Part, limits: Mapping[str, float]) ->
             raise HarnessError(f"unknown objective '{name}'", f"choose from {', '.join(OBJECTIVES)}")
         met[f"objectives_met.{name}"] = answered & ~(seen[OBJECTIVES[name]] > limit)
     met["objectives_met"] = np.logical_and.reduce(list(met.values()))
-    over = part.ended & (seen.completed | seen.failed)
-    judged, completed = int(over.sum()), part.counts["request"]
+    over = np.flatnonzero(part.whole & (seen.completed | seen.failed))
+    judged, completed = len(over), part.counts["request"]
     absent = "the workload has no objectives" if not limits else NO_SUCCESS if not completed else None
     absent = absent or (None if judged else "no whole request ended in the window")
     unknown = set(limits) & set(BETWEEN_TOKENS) if seen.hidden_tokens.any() else set()
     why = {name: absent or (HIDDEN if name.partition(".")[2] in unknown else None) for name in met}
     why["objectives_met"] = absent or (HIDDEN if unknown else None)
-    share = {name: None if why[name] else float(good[over].mean()) for name, good in met.items()}
+    share = {name: None if why[name] else part.share(good, over) for name, good in met.items()}
     # The first wave ends requests too, but its shortened answers are not judged.
     good = None if share["objectives_met"] is None else share["objectives_met"] * (completed + part.counts["failed"])
     rate = _rate("goodput_per_s", good, "requests/s", part.length_s, round(completed), why["objectives_met"])

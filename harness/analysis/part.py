@@ -25,14 +25,15 @@ SEVERAL = 5
 """Batches of requests in flight that give most figures an interval."""
 STAMP_S = 1e-9
 """Latencies that differ by less are equal."""
-MOST_WEIGHT = 10.0
+MOST_WEIGHT = 4.0
+"""Largest weight of a request that ended in the window: the longest could end in a quarter of it only."""
 WIDEST = 0.5
 """Largest half-width of an interval, relative to the value: a wider one tells no more than that too few were seen."""
 FURTHER = 2.0
 """Requests as far from the mean as the furthest that the interval of a mean leaves room for on that side: those of a
 heavy tail come too seldom for a spread to tell."""
 OF_THE_END = "e2e_s", "response_s"
-"""Latencies of the requests that end in the window, not of those sent in it."""
+"""Latencies of whole requests that end in the window, not of those sent in it."""
 LEAST_GAPS = 20
 """Gaps within the window that give a request with others outside a TPOT; half of its gaps are enough too."""
 
@@ -42,8 +43,9 @@ class Part:
     """The part of a run that figures are of: the measured window, or the whole run.
 
     Rates count what came within it: tokens spread over the gap before their arrival, and requests spread over theirs.
-    TTFT and lag are those of the requests sent within it; E2E, response and objectives of those that ended within it;
-    ITL of the gaps that ended within it; TPOT of each request's gaps within it, if `LEAST_GAPS` or half of all.
+    TTFT and lag are those of the requests sent within it; E2E, response and objectives of those that ended within it
+    (`_whole`); ITL of the gaps that ended within it; TPOT of each request's gaps within it, if `LEAST_GAPS` or half of
+    all.
     """
 
     seen: Times
@@ -56,13 +58,17 @@ class Part:
     """Where the parts begin and end."""
     sent: Mask
     ended: Mask
+    whole: Mask
+    """The requests that E2E, response and objectives are of."""
+    outlasts: Mask
+    """Those of them that take longer than the window can show."""
     gaps: Callable[[], Iterator[Gaps]]
     """The gaps within the part, of all requests in order of the rows, some at a time."""
     tpot_s: Array
     """Per request; NaN where it has none."""
     basis: Basis
     over_s: Array
-    """End of each request. In order of sending, those that ended in a window begin with the longest."""
+    """End of each request."""
 
     @classmethod
     def of_run(cls, requests: pd.DataFrame, seen: Times, length_s: float | None) -> Part:
@@ -76,7 +82,8 @@ class Part:
         shown = kept & done & (seen.hidden_tokens == 0)
         tpot_s = seen.tpot_s if kept.all() else np.where(kept, seen.tpot_s, np.nan)
         within, over_s = partial(gaps, requests, shown), numbers(requests["end_s"])
-        return cls(seen, length_s, counts, pd.DataFrame(), np.empty(0), kept, kept, within, tpot_s, Basis(), over_s)
+        masks = kept, kept, kept, np.zeros(len(kept), bool)
+        return cls(seen, length_s, counts, pd.DataFrame(), np.empty(0), *masks, within, tpot_s, Basis(), over_s)
 
     @classmethod
     def of_window(cls, requests: pd.DataFrame, seen: Times, window: Window) -> Part:
@@ -84,7 +91,8 @@ class Part:
         over_s = numbers(requests["end_s"])
         ended = (over_s > begin_s) & (over_s <= end_s)
         sent = kept & (seen.sent_s >= begin_s) & (seen.sent_s < end_s)
-        basis = Basis.of(requests, sent, window)
+        whole, outlasts, weight = _whole(requests, kept & ended, window)
+        basis = Basis.of(requests, sent, window, weight)
         cuts = np.linspace(begin_s, end_s, round(np.clip(basis.batches, LEAST_SLICES, MOST_SLICES)) + 1)
         slices = between(requests, cuts, seen.completed)
         counts = {str(name): float(count) for name, count in slices.sum().items()}
@@ -99,12 +107,14 @@ class Part:
         )
         enough = (held >= np.minimum(LEAST_GAPS, seen.gaps / 2)) & (given > 0)
         tpot_s = np.divide(passed_s, given, out=np.full(len(held), np.nan), where=enough)
-        return cls(seen, end_s - begin_s, counts, slices, cuts, sent, kept & ended, within, tpot_s, basis, over_s)
+        masks = sent, kept & ended, whole, outlasts
+        return cls(seen, end_s - begin_s, counts, slices, cuts, *masks, within, tpot_s, basis, over_s)
 
     def values(self, name: str) -> Iterator[tuple[Array, NDArray[np.int64]]]:
         """The values of one of `LATENCIES`, some at a time, and the row of the request of each.
 
-        They are in order of sending, or of end; those of one request stand together.
+        They are in order of sending, or of end (of those that outlast the window, of sending: they end outside);
+        those of one request stand together.
         """
         if name == "itl_s":
             first = 0
@@ -113,9 +123,10 @@ class Part:
                 first += some.requests
             return
         whole = name in OF_THE_END
-        kept = self.ended if whole else self.sent
+        kept = self.whole if whole else self.sent
         each = self.tpot_s if name == "tpot_s" else np.where(kept, self.seen[name], np.nan)
-        rows = np.argsort(self.over_s, kind="stable") if whole else np.arange(len(each))
+        at_s = np.where(self.outlasts, self.seen.sent_s, self.over_s)
+        rows = np.argsort(at_s, kind="stable") if whole else np.arange(len(each))
         rows = rows[~np.isnan(each[rows])].astype(np.int32)
         yield each[rows], rows
 
@@ -141,6 +152,17 @@ class Part:
         weights = self.basis.weight[rows]
         return weights if np.ptp(weights) > 0 else None
 
+    def shown(self, name: str) -> float:
+        """Share of the values of one of `LATENCIES` that are not of requests that outlast the window."""
+        if name not in OF_THE_END or not self.outlasts.any():
+            return 1.0
+        ((_, rows),) = self.values(name)
+        return 1.0 - self.share(self.outlasts, rows)
+
+    def share(self, mask: Mask, rows: NDArray[np.int64]) -> float:
+        """Share of these rows, of whole requests, for which the mask holds, by their weights."""
+        return float(np.average(mask[rows], weights=self.weights(OF_THE_END[0], rows)))
+
     def by_request(self, name: str, limits: Sequence[float]) -> tuple[NDArray[Any], ...]:
         """Rows of requests with values; the total weight of each, then of the values, and of those above each limit."""
         most = np.min_scalar_type(int(self.seen.gaps.max(initial=1)))  # of the values of a request
@@ -165,7 +187,7 @@ class Part:
         stay_s = self.seen["e2e_s"][rows]
         order = np.argsort(stay_s).astype(np.int32)
         at = np.searchsorted(stay_s[order], self.over_s[rows] - np.nanmin(self.seen.sent_s), side="right")
-        at = at.astype(np.int32)
+        at = np.where(self.outlasts[rows], len(rows), at).astype(np.int32)  # these could end at any time
         del stay_s
         errors = top - top.sum() / sizes.sum() * sizes
         expected = np.append(0.0, np.cumsum((sizes * errors)[order]))[at]
@@ -192,9 +214,7 @@ class Basis:
     share: Array = field(default_factory=lambda: np.empty(0))
     """Share of the tokens of each request that came in the window."""
     weight: Array = field(default_factory=lambda: np.empty(0))
-    """Of each request that ended in the window: the window's length over the part of it in which one as long could have
-    ended, since none was sent before the load began; at most `MOST_WEIGHT`. Empty: all are 1, as after a burst, whose
-    first requests are long ones too."""
+    """Of each whole request, as in `_whole`. Empty: all are 1."""
 
     @property
     def batches(self) -> float:
@@ -202,16 +222,11 @@ class Basis:
         return self.sent / self.together
 
     @classmethod
-    def of(cls, requests: pd.DataFrame, sent: Mask, window: Window) -> Basis:
+    def of(cls, requests: pd.DataFrame, sent: Mask, window: Window, weight: Array) -> Basis:
         sent_s, over_s = numbers(requests["sent_s"]), numbers(requests["end_s"])
         talks = requests["conversation"].notna().any()
         talk, together = _talks(requests) if talks else None, max(1.0, window.in_flight)
         share = np.concatenate([_share_within(each, window.begin_s, window.end_s) for each in blocks(requests)])
-        length_s = window.end_s - window.begin_s
-        could_s = window.end_s - np.nanmin(sent_s) - (over_s - sent_s)
-        weight = length_s / np.clip(np.nan_to_num(could_s), length_s / MOST_WEIGHT, length_s)
-        if window.closed and ordinary(requests).all():
-            weight = np.empty(0)
         if not window.closed:
             return cls(None, together, talk, talk, int(sent.sum()), share, share, weight)
         slot = slots(requests, round(window.in_flight))
@@ -286,6 +301,24 @@ class Basis:
             return replace(figure, reason=self._lacks(count) if few else wide)
         low, high = figure.value * (1 - half - beyond[0]), figure.value * (1 + half + beyond[1])
         return replace(figure, low=low, high=high)
+
+
+def _whole(requests: pd.DataFrame, ended: Mask, window: Window) -> tuple[Mask, Mask, Array]:
+    """The requests that E2E, response and objectives are of, those of them that outlast the window, and their weights.
+
+    None was sent before the load began, so a long one can end in a part of the window only. One that ended in it counts
+    for the window's length over that part. Where that would be more than `MOST_WEIGHT`, all count that were sent before
+    the window's end, whenever they ended. After a burst, whose first requests are long ones too, all that ended in the
+    window count alike: their weights are empty.
+    """
+    sent_s, over_s, kept = numbers(requests["sent_s"]), numbers(requests["end_s"]), ordinary(requests)
+    if window.closed and kept.all():
+        return ended, np.zeros(len(kept), bool), np.empty(0)
+    length_s, since_s = window.end_s - window.begin_s, window.end_s - float(np.nanmin(sent_s))
+    could_s = np.nan_to_num(since_s - (over_s - sent_s))
+    outlasts = kept & (could_s < length_s / MOST_WEIGHT) & (sent_s < window.end_s)
+    weight = length_s / np.where(outlasts, since_s, np.clip(could_s, length_s / MOST_WEIGHT, length_s))
+    return outlasts | (ended & (could_s >= length_s / MOST_WEIGHT)), outlasts, weight
 
 
 def _talks(requests: pd.DataFrame) -> NDArray[np.int64]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -228,6 +229,38 @@ def test_of_requests_that_ended_in_the_window_those_that_could_not_end_early_cou
     assert found["e2e_s.mean"].value == pytest.approx((2 * 5 * 10 / 7 + 6) / (2 * 10 / 7 + 6))
     assert found["e2e_s.p50"].value == 1.0
     assert found["ttft_s.mean"].value == pytest.approx(np.mean([2.5, *[0.5] * 6]))
+
+
+def in_equilibrium(users: int, stays_s: Sequence[float], seed: int) -> Summary:
+    """Users who begin mid-answer and then take these requests, with an objective of 2 s, summarised in their window."""
+    rng, drawn = np.random.default_rng(seed), np.array(stays_s)
+    first_wave = rng.choice(drawn, users, p=drawn / drawn.sum()) * rng.random(users)
+    free_s = sorted(first_wave)
+    rows: list[tuple[float, float, int | None]] = [(0.0, x, 1) for x in first_wave]
+    for x in stays_s:
+        rows.append((free_s.pop(0), x, None))
+        bisect.insort(free_s, rows[-1][0] + x)
+    asked: dict[str, Any] = {"arrival_tokens": (1, 2)}
+    made = (asked | {"sent_s": at, "arrival_s": (at + x / 2, at + x), "age_tokens": age} for at, x, age in rows)
+    frame = frame_of([
+        record(i, scheduled_s=each["sent_s"], end_s=each["arrival_s"][1], **each) for i, each in enumerate(made)
+    ])  # fmt: skip
+    return summarise("", "complete", frame, {"e2e_s": 2.0}, False, window_of(frame, "complete", "closed", users))
+
+
+def test_requests_that_outlast_the_window_count_in_e2e_and_objectives() -> None:
+    """One answer in five takes 9 s, the others 0.6 s, and windows end at some 8 s."""
+    rng = np.random.default_rng(0)
+    runs = [in_equilibrium(32, np.where(rng.random(96) < 0.2, 9.0, 0.6).tolist(), seed) for seed in range(8)]
+    found = [each for each in runs if each["window.share"].reason is None]
+    assert len(found) > 4
+    means, met = ([each[name].value or 0.0 for each in found] for name in ("e2e_s.mean", "objectives_met"))
+    assert np.mean(means) == pytest.approx(0.2 * 9 + 0.8 * 0.6, rel=0.1)
+    assert np.mean(met) == pytest.approx(0.8, abs=0.03)
+    for each in found:
+        assert each["e2e_s.p50"].value == pytest.approx(0.6)
+        assert each["e2e_s.p99"].value is None
+        assert "of the requests take longer than the window can show" in (each["e2e_s.p99"].reason or "")
 
 
 def test_a_window_of_the_whole_run_leaves_its_figures_and_has_a_reason() -> None:
