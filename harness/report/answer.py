@@ -20,7 +20,7 @@ from harness.cost.objective import fastest_within
 from harness.cost.pricing import Priced
 from harness.model import Figure, Finding, Summary
 from harness.report.format import amount, labels, number
-from harness.report.tables import OBJECTIVES
+from harness.report.tables import OBJECTIVES, level, steps_asked
 from harness.report.text import GAP, Footnotes, columns, cut, flowed, folded
 from harness.store.run import Run
 from harness.workload.arrivals import in_words
@@ -186,8 +186,9 @@ def _window(summary: Summary) -> list[str]:
     if summary["window.share"].reason is not None:
         return [f"window: whole run, {took:.3g} s"]
     held = f"{end - begin:.3g} of {took:.3g} s"
-    if summary.get("step.1.load"):
-        return [f"window: {held}, of the highest step", "all steps: --table steps"]
+    if asked := steps_asked(summary):
+        highest = max(asked, key=lambda each: each.value or 0.0)
+        return [f"window: {held}, of step {asked.index(highest) + 1}, {level(highest)}", "all steps: --table steps"]
     return [f"window: {held}, without ramp and drain"]
 
 

@@ -19,7 +19,8 @@ def labels(place: str) -> dict[str, str]:
 
 def scale(figure: Figure) -> tuple[float, str]:
     """The factor and the unit in which a figure is printed: latencies in ms, shares in %, others in SI units."""
-    if figure.unit == "s" and figure.name.removeprefix("whole_run.").partition(".")[0] in (*LATENCIES, "client"):
+    latency = re.sub(r"^(whole_run|step\.\d+)\.", "", figure.name).partition(".")[0]
+    if figure.unit == "s" and latency in (*LATENCIES, "client"):
         return 1e3, "ms"
     return (100.0, "%") if figure.unit in ("share", "1") else (1.0, re.sub("/(1e6 |M)token$", "/M tokens", figure.unit))
 

@@ -1,6 +1,5 @@
 """The tables of one run: conditions, speed, latency, energy and findings."""
 
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -143,16 +142,24 @@ STEP = labels("step")
 """Figures of a step of a load, and their columns."""
 
 
+def steps_asked(summary: Summary) -> list[Figure]:
+    """The users, or the rate, of each step of the load; empty for another load."""
+    return [each for each in summary.figures if each.name.startswith("step.") and each.name.endswith(".load")]
+
+
+def level(asked: Figure) -> str:
+    """The users, or the rate, of a step of a load."""
+    return amount(replace(asked, unit="user") if (asked.value, asked.unit) == (1, "users") else asked)
+
+
 def steps_tables(summary: Summary) -> list[Table]:
     """A row for each step of the load, with the figures of its window; no table of another load."""
     figures, rows = {each.name: each for each in summary.figures}, list[tuple[Cell, ...]]()
     of = [name for name in STEP if f"step.1.{name}" in figures]
-    for i in itertools.count(1):
-        if f"step.{i}.load" not in figures:
-            break
-        load, begin, end = (figures[f"step.{i}.{name}"] for name in ("load", "window.begin_s", "window.end_s"))
+    for i, asked in enumerate(steps_asked(summary), 1):
+        begin, end = (figures[f"step.{i}.{name}"] for name in ("window.begin_s", "window.end_s"))
         window = "none" if end.value is None else f"{amount(begin, unit=False)} to {amount(end)}"
-        rows.append((f"{i}: {amount(load)}", window, *(figures[f"step.{i}.{name}"] for name in of)))
+        rows.append((f"{i}: {level(asked)}", window, *(figures[f"step.{i}.{name}"] for name in of)))
     columns = ("step", "window", *(STEP[name] for name in of))
     note = "The figures of the run are those of the step with the most users, or the highest rate."
     return [Table("steps", "Steps of the load", columns, tuple(rows), (note,))] if rows else []

@@ -162,7 +162,8 @@ class Stage(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"{self.level:g} {'users' if self.rate_per_s is None else 'requests/s'}"
+        unit = "requests/s" if self.rate_per_s is not None else "user" if self.level == 1 else "users"
+        return f"{self.level:g} {unit}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

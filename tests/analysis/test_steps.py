@@ -18,7 +18,9 @@ from builders import a_run, by_hand, stored
 from harness.analysis.diff import check_comparable
 from harness.analysis.summary import made_of
 from harness.errors import HarnessError
-from harness.model import Record, Summary
+from harness.model import Figure, Record, Summary
+from harness.report import answer as screen
+from harness.report.format import amount
 from harness.report.tables import steps_tables
 from harness.store.run import Run, read_run
 
@@ -113,6 +115,16 @@ def test_the_figures_of_a_run_are_those_of_its_highest_step() -> None:
     assert found["output_tokens_per_s"].low is not None
     assert (found["whole_run.output_tokens_per_s"].value or 0) < 25 < (found["output_tokens_per_s"].value or 0)
     assert len(steps_tables(found)[0].rows) == len(steps)
+
+
+def test_screen_and_table_name_a_step_by_what_was_asked_and_print_its_latencies_in_milliseconds() -> None:
+    run = of_steps(by_users(steps := [(1, 20.0), (6, 20.0)]), steps)
+    found = made_of(run)
+    (table,) = steps_tables(found)
+    assert [row[0] for row in table.rows] == ["1: 1 user", "2: 6 users"]
+    latencies = [amount(each) for each in table.rows[1] if isinstance(each, Figure) and "ttft" in each.name]
+    assert latencies == ["200 ms", "200 ms"]
+    assert "of step 2, 6 users" in screen.answer(run, found, None, (), 100)
 
 
 def test_latencies_of_a_step_are_of_requests_that_it_began() -> None:
