@@ -48,7 +48,7 @@ _HELP = {
     errno.EMFILE: "allow more open files, for instance: ulimit -n 65536",
     errno.ENOMEM: "free memory, or use a machine with more; what is stored is not damaged",
     errno.EACCES: "give this user access to it",
-    errno.ENOSPC: "free space, or name another directory with --root",
+    errno.ENOSPC: "free space, or name another place",
 }
 
 

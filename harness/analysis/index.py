@@ -179,8 +179,6 @@ def _row(directory: Path, stamp: str) -> dict[str, Any]:
     name = os.fsencode(directory.name).decode(errors="backslashreplace")
     row: dict[str, Any] = {"directory": name, "stamp": stamp, "run": name}
     try:
-        if name != directory.name:
-            raise HarnessError(f"{name}: the directory's name is not UTF-8", "rename it")
         run = read_run(directory)
         values = run.file.sweep.values if run.file.sweep else {}
         row |= {key: x if isinstance(x, int | float) else str(x) for key, x in values.items()}

@@ -22,6 +22,7 @@ from harness.cli.misuse import named
 from harness.cli.show import emit, existing, show
 from harness.report.formats import csv
 from harness.report.text import columns_of_terminal
+from harness.store.access import writing
 
 SCHEMAS: Mapping[str, str] = {
     "workload": "harness.workload.schema:Workload",
@@ -63,7 +64,7 @@ def export(asked: verbs.Export) -> None:
     schema, written, names = pa.schema(kinds), 0, set[str]()
     as_csv = out.suffix == ".csv"
     opened: Any = out.open("w", encoding="utf-8") if as_csv else pq.ParquetWriter(out, schema)
-    with opened as file:
+    with writing(out), opened as file:
         for table in itertools.chain([first], tables):
             if as_csv:
                 file.write(csv(table, header=table is first))

@@ -20,6 +20,7 @@ from harness.model import Summary
 from harness.report import formats, text
 from harness.report.table import Table
 from harness.store import directory as store
+from harness.store.access import writing
 from harness.store.run import Run, read_run
 
 T = TypeVar("T")
@@ -37,7 +38,8 @@ def show(tables: Sequence[Table], summaries: Sequence[Summary] = ()) -> None:
 def emit(content: str | bytes) -> None:
     """Print the content, or write it to the file, which standard error names. HarnessError for bytes on a terminal."""
     if (file := output().file) is not None:
-        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        with writing(file):
+            file.write_bytes(content.encode() if isinstance(content, str) else content)
         typer.echo(f"wrote {file}", err=True)
     elif isinstance(content, bytes) and sys.stdout.isatty():
         raise errors.HarnessError("Parquet is not for a terminal", "name a file with -o FILE, or > FILE")

@@ -19,6 +19,7 @@ from harness.model import Figure, Status
 from harness.report.format import scale
 from harness.report.page import Drawing, asset
 from harness.report.table import Cell, Table
+from harness.store.access import writing
 
 WIDTH, PAGE = 560, 440
 """Pixels: of a file, and of a drawing that a page scales to half a screen and to a phone."""
@@ -276,7 +277,8 @@ def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -
     for chart in charts:
         paths.append(folder / f"{chart.name}.{format_}")
         made = kinds[format_](chart.spec)
-        paths[-1].write_bytes(made.encode() if isinstance(made, str) else made)
+        with writing(paths[-1]):
+            paths[-1].write_bytes(made.encode() if isinstance(made, str) else made)
     return paths
 
 

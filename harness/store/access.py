@@ -53,13 +53,13 @@ def _words(damaged: Exception) -> str:
 
 
 @contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """Turns an OSError into a HarnessError that names the directory."""
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError into a HarnessError that names the file or directory."""
     try:
         yield
     except OSError as refused:
-        fix = "name another directory with --root; `harness report` reads what was written"
-        raise system_refused(f"cannot write to {directory}", refused, fix) from None
+        fix = "name another place; `harness report` reads what was written of a run"
+        raise system_refused(f"cannot write to {path}", refused, fix) from None
 
 
 def read_bytes(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -123,7 +124,9 @@ def read_run(directory: Path) -> Run:
 
     HarnessError if the file is missing, damaged or of a newer schema.
     """
-    path = directory / "run.json"
+    path, name = directory / "run.json", os.fsencode(directory).decode(errors="backslashreplace")
+    if name != str(directory):
+        raise HarnessError(f"{name}: the name is not UTF-8", "rename the directory")
     with reading(path, "is not a readable run.json"):
         raw = orjson.loads(read_bytes(path))
         for number in _numbers(raw):

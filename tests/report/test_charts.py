@@ -123,7 +123,7 @@ def test_several_runs_are_drawn_against_their_load_with_the_limits_of_their_obje
 def test_one_run_has_no_chart_against_load_and_a_chart_of_tokens_alone_names_no_power(tmp_path: Path) -> None:
     run, summary = load(stored(tmp_path))
     (tmp_path / run.id / "power.parquet").unlink()
-    found = {chart.name: chart.title for chart in run_charts.of_report([], [(changed(run), summary)])}
+    found = {chart.name: chart.title for chart in run_charts.of_report([], [(changed(run, sha256={}), summary)])}
     assert found.keys() == {"ttft", "itl", "over-time"}
     assert found["over-time"] == "Tokens over time"
 

@@ -312,12 +312,22 @@ def test_a_latest_that_links_to_itself_is_passed_over(whole: Path, tmp_path: Pat
     assert harness("report", "latest", "--root", "runs").code == 2
 
 
+def test_a_file_that_has_no_room_is_named(whole: Path, harness: Command) -> None:
+    Path("full.csv").symlink_to("/dev/full")
+    for words in ("-o", "--requests-csv"):
+        left = harness("report", str(whole), words, "full.csv")
+        assert left.code == 2
+        assert left.err.startswith("error: cannot write to full.csv: No space left on device (ENOSPC)")
+
+
 def test_a_directory_whose_name_is_not_utf8_is_named_and_the_others_are_listed(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "good")
     shutil.copytree(whole, os.fsdecode(os.fsencode(tmp_path) + b"/n\xff"))
     for _ in range(2):  # the second time from the index
         assert index.runs(tmp_path).set_index("run")["state"].to_dict() == {"good": "complete", r"n\xff": "damaged"}
     assert set(index.figures(tmp_path)["run"]) == {"good"}
+    with pytest.raises(HarnessError, match=r"n\\xff: the name is not UTF-8"):
+        read_run(Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xff")))
 
 
 @pytest.mark.parametrize("column", ["run", "error", "engine_version"])
