@@ -7,6 +7,9 @@ import contextlib
 import gc
 import gzip
 import json
+import select
+import socket
+import threading
 import time
 import tracemalloc
 from collections.abc import Sequence
@@ -50,6 +53,8 @@ def choice(value: object) -> bytes:
     return b"data: " + json.dumps({"choices": value}).encode() + b"\n\n"
 
 
+DEEP = b"[" * 900 + b"]" * 900
+"""Less than the parser of JSON refuses."""
 GOOD, CHUNK = TOKEN + END, b"%x\r\n%s\r\n" % (len(TOKEN), TOKEN)
 HOSTILE: dict[str, tuple[Sequence[Piece], str]] = {
     # connection
@@ -105,6 +110,7 @@ HOSTILE: dict[str, tuple[Sequence[Piece], str]] = {
     "half of a surrogate pair": (whole(b'data: {"choices": [{"text": "\\ud800"}]}\n\n' + END), "malformed"),
     "another encoding": (whole(GOOD.decode().encode("utf-16")), "cut"),
     "deep JSON": (whole(b"data: " + b"[" * 200_000 + b"\n\n"), "malformed"),
+    "deep reasoning": (whole(b'data: {"choices": [{"delta": {"reasoning": ' + DEEP + b"}}]}\n\n"), "malformed"),
     "a number of a million digits": (whole(b"data: " + b"9" * 1_000_000 + b"\n\n"), "malformed"),
     "JSON of another kind": (whole(b"data: 5\n\ndata: null\n\ndata: []\n\n"), "malformed"),
     "NaN in JSON": (whole(b'data: {"choices": NaN}\n\n'), "malformed"),
@@ -209,6 +215,34 @@ def test_nothing_keeps_the_body_of_an_answer_that_was_parsed(last: bytes) -> Non
     finally:
         tracemalloc.stop()
         gc.enable()
+
+
+def test_a_request_that_a_closed_connection_lost_is_sent_on_a_new_one() -> None:
+    """The server closes an idle connection while the next request is on its way: the kernel resets the connection."""
+
+    def serve() -> None:
+        for closes in (True, False):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"".join(filter(None, whole(GOOD))))  # type: ignore[arg-type]
+                select.select([connection], [], [], 10)  # the next request, which is not read
+                if not closes:
+                    connection.recv(65536)
+
+    async def ask() -> list[Completion]:
+        engine = OpenAIEngine("m", {"base_url": f"http://127.0.0.1:{listener.getsockname()[1]}"})
+        try:
+            return [await engine.generate(Request(i, (5, 6), 4), lambda *_: None) for i in range(2)]
+        finally:
+            await engine.stop()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        answers = asyncio.run(ask())
+        thread.join()
+    assert [each.connect_s is not None for each in answers] == [True, True]
 
 
 async def started(models: bytes | None, **pages: bytes) -> EngineInfo:

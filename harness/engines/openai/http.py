@@ -149,7 +149,7 @@ class Connection(asyncio.BufferedProtocol):
         self._arrived: Arrived | None = None
         self._reset()
         self.stale = False
-        """Closed cleanly without a byte: a reused connection that the server had closed before it read the request."""
+        """Closed without a byte: a reused connection that the server had closed before it read the request."""
 
     async def exchange(self, data: bytes, arrived: Arrived, most: int = MAX_BODY) -> Response:
         """Send a request and wait for the end of its answer. `arrived(1, at_ns)` is called first on each read.
@@ -234,7 +234,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.reusable = False
         if not self.response.ends:
-            self.stale = error is None
+            self.stale = error is None or isinstance(error, ConnectionError)  # the request was lost in the socket
             self._fail("reset", str(error or "the server closed the connection before it answered"))
         elif error is not None and not isinstance(error, ssl.SSLError):
             self._fail("reset", str(error))

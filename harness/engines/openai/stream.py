@@ -200,6 +200,8 @@ class Answer:
                 if not self._tokens:
                     raise RequestFailed("error", error_message(response.body()))
             self._finish()
+        except RecursionError:
+            raise RequestFailed("malformed", "the answer's JSON is nested too deep") from None
         finally:
             counts = self.counts
             for arrival, tokens in zip(self._arrivals, self._tokens, strict=True):
