@@ -32,13 +32,14 @@ def harness(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     def call(*words: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["harness", *words])
         code: object = 0
-        interrupts = signal.getsignal(signal.SIGINT)  # which main() ignores from its end on
+        before = {number: signal.getsignal(number) for number in cli.SIGNALS}  # which main() ignores from its end on
         try:
             cli.main()
         except SystemExit as left:
             code = left.code or 0
         finally:
-            signal.signal(signal.SIGINT, interrupts)
+            for number, act in before.items():
+                signal.signal(number, act)
         assert isinstance(code, int)
         return Outcome(code, *capfd.readouterr())
 

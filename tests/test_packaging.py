@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import resource
@@ -21,12 +22,14 @@ import typer.main
 from packaging.requirements import Requirement
 from places import ROOT
 
-from harness.cli import app, misuse
+from harness.cli import misuse
+from harness.cli.app import app
 from harness.config import overrides
 from harness.errors import HarnessError
 from harness.workload.library import read_workload
 
 HEAVY = {"torch", "transformers", "vllm", "altair", "scipy.stats"}
+importlib.import_module("harness.cli.verbs")
 VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # typer hides click's type of a group
 
 

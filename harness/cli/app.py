@@ -21,7 +21,7 @@ import typer
 import typer.core
 
 from harness import errors
-from harness.cli import misuse
+from harness.cli import misuse, on_signals
 from harness.files import data_rows
 
 Formats = Literal["text", "md", "csv", "latex", "html", "json", "parquet"]
@@ -167,8 +167,12 @@ class Verb:
         app.command(name, cls=Plain, help=cls.__doc__)(call)
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
-    """The entry point. Wrong use, and what the system refused, are printed without a traceback and exit with 2."""
+    """Do what the command line says. Wrong use, and what the system refused, exit with 2 without a traceback."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # closed by the caller; no file opened later may get its descriptor
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
@@ -176,11 +180,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # quotes may have characters that the terminal's encoding lacks
+    on_signals(_interrupt)
     try:
         try:
             raise SystemExit(app(prog_name="harness", standalone_mode=False))
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt could only spoil the exit
+            on_signals(signal.SIG_IGN)  # they could only spoil the exit
     except (errors.HarnessError, OSError, MemoryError, USAGE_ERROR) as mistake:
         typer.echo(f"error: {misuse.worded(mistake)}", err=True)
         raise SystemExit(errors.WRONG_USE) from None

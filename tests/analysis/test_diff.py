@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import json
 import math
@@ -22,9 +23,9 @@ from commands import QUICK, Command
 from places import ROOT
 from scipy import stats as reference
 
-from harness import cli
 from harness.analysis import diff, gates
 from harness.analysis.latency import summarise, window_of
+from harness.cli.app import app
 from harness.config import overrides
 from harness.errors import HarnessError
 from harness.model import Figure, Summary
@@ -413,7 +414,8 @@ def test_the_workflows_in_the_docs_parse_and_use_existing_commands(text: str) ->
     assert all(("run" in step) != ("uses" in step) for step in steps)
     lines = [line for step in steps for line in step.get("run", "").replace("\\\n", " ").splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("harness ")]
-    verbs = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]  # typer hides click's type of a group
+    importlib.import_module("harness.cli.verbs")
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # typer hides click's type of a group
     assert not commands or {words[0] for words in commands} >= {"doctor", "run", "diff"}
     for verb, *arguments in commands:
         given = verbs[verb].make_context(verb, arguments).params

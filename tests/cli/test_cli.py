@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pty
@@ -18,13 +19,13 @@ from builders import run_file, stored
 from commands import QUICK, Command
 from places import ROOT
 
-from harness.cli import app
-from harness.cli.app import GROUPS, OPTIONS
+from harness.cli.app import GROUPS, OPTIONS, app
 from harness.cli.display import Display
 from harness.files import data_rows
 from harness.measure.sender import Progress
 from harness.store.directory import RunWriter
 
+importlib.import_module("harness.cli.verbs")
 VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # typer hides click's type of a group
 
 

@@ -110,6 +110,24 @@ def test_further_interrupts_end_with_a_message_and_without_a_traceback(
     assert read_run(next(out.glob("2*"))).file.state == "interrupted"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("module", ["harness.errors", "numpy"])
+def test_a_signal_ends_any_verb_with_a_message_also_while_it_is_imported(
+    tmp_path: Path, number: signal.Signals, module: str
+) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, which a child would inherit
+    command = [sys.executable, "-X", "importtime", "-m", "harness", "list", "workloads"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        signal.signal(signal.SIGHUP, before)
+        assert process.stderr is not None
+        while not (line := process.stderr.readline()).rstrip().endswith(module):
+            assert line
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in errors) == (130, False)
+    assert "interrupted" in errors
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_do_no_harm(tmp_path: Path, closed: str) -> None:
     command, out = command_line(tmp_path, "requests.count=5")
