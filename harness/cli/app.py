@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import inspect
 import io
@@ -10,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -171,6 +173,14 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _interrupt_again(ignored: Any) -> None:
+    """Raise an interrupt that Python ignored, since it came in a callback of the garbage collector, soon after it."""
+    if isinstance(ignored.exc_value, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
 def main() -> None:
     """Do what the command line says. Wrong use, and what the system refused, exit with 2 without a traceback."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -181,6 +191,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # quotes may have characters that the terminal's encoding lacks
     on_signals(_interrupt)
+    sys.unraisablehook = _interrupt_again
     try:
         try:
             raise SystemExit(app(prog_name="harness", standalone_mode=False))

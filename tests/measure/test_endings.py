@@ -128,6 +128,26 @@ def test_a_signal_ends_any_verb_with_a_message_also_while_it_is_imported(
     assert "interrupted" in errors
 
 
+IGNORED = """
+import os, signal, sys, time, weakref
+from harness.cli import app, on_signals
+on_signals(app._interrupt)
+sys.unraisablehook = app._interrupt_again
+thing = type("Thing", (), {})()
+ref = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+try:
+    del thing
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
+    ended = subprocess.run([sys.executable, "-c", IGNORED], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("interrupted\n", "")
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_do_no_harm(tmp_path: Path, closed: str) -> None:
     command, out = command_line(tmp_path, "requests.count=5")
