@@ -41,7 +41,7 @@ SLOW_S = 8.0
 MOMENT = 0.6
 """Deviation of average power from the counter's over that of newest power, from which it is no mean of a second."""
 FEW = 5
-"""Fewer readings of average power in a window are not compared apart: their scatter is not known."""
+"""Readings of average power in a window, or nearest to it, that are compared apart."""
 MARGIN_S = 0.3
 """Time around a mean in which power must be steady as well."""
 AVERAGE_LAG_S = 0.065
@@ -257,10 +257,11 @@ def _observed_period_s(reads: Reads) -> float:
 def agreement(source: Source, start_s: float, end_s: float) -> Agreement | None:
     """How far average power is from the counter; None without both.
 
-    Each reading of average power is set against the counter's mean over the same second: those in the window, those
-    within `AROUND_S` of it as well, and those of steady power before the load. What contradicts most counts. Both allow
-    `AGREE` and 95% of the scatter about their ratio. A field that sees a moment only may see the same phase of the load
-    each time, so that the spread of power is allowed as well.
+    Each reading of average power is set against the counter's mean over the same second: those in the window or nearest
+    to it, those within `AROUND_S` of it as well, and those of steady power before the load. What contradicts most
+    counts. Both allow `AGREE` and 95% of the scatter about their ratio, by the differences between successive readings:
+    a gain that changes is no scatter. A field that sees a moment only may see the same phase of the load each time, so
+    that the spread of power is allowed as well.
     """
     known, device = source.curve, source.device
     if known is None or len(known.time_s) < 2 or device.domain != "gpu" or source.meter != "nvml":
@@ -276,16 +277,18 @@ def agreement(source: Source, start_s: float, end_s: float) -> Agreement | None:
     counter_w = -np.subtract(*ends_j) / window_s
     near = (until_s >= start_s - AROUND_S) & (until_s - window_s <= end_s + AROUND_S)
     steady = np.array([each <= 0 and _steady(source, each - window_s, each) for each in until_s], bool)
-    during = (until_s - window_s >= start_s) & (until_s <= end_s)
-    found = []
-    for rows in (near, during, steady):
-        if not rows.sum() > (FEW - 1) * (rows is during) or not (mean_w := float(counter_w[rows].mean())) > 0:
+    away_s = np.maximum(0.0, np.maximum(start_s - until_s + window_s, until_s - end_s))
+    nearest = near & (away_s <= np.sort(away_s)[:FEW].max(initial=0.0))
+    found, moment = [], device.average_window_s is None
+    for rows in (near, nearest, steady):
+        if not rows.any() or not (mean_w := float(counter_w[rows].mean())) > 0:
             continue
         n, ratio = int(rows.sum()), float(average_w[rows].mean()) / mean_w
         spread_w = AGREE * mean_w if rows is steady else source.spread_w(start_s, end_s)
-        deviation_w = float((average_w[rows] - ratio * counter_w[rows]).std(ddof=1)) if n > 2 else 0.0
-        scatter_w = (1.96 + 3 / n) * deviation_w / math.sqrt(n) if n > 2 else spread_w
-        moment = device.average_window_s is None or deviation_w > MOMENT * _deviation_w(source, until_s[rows])
+        off_w = average_w[rows] - ratio * counter_w[rows]
+        if rows is near and n > 2:  # few readings do not tell
+            moment |= bool(off_w.std(ddof=1) > MOMENT * _deviation_w(source, until_s[rows]))
+        scatter_w = (1.96 + 3 / n) * math.sqrt((np.diff(off_w) ** 2).mean() / 2 / n) if n > 2 else spread_w
         scatter_w += spread_w * (moment and rows is not steady)
         found.append(Agreement(ratio - 1, AGREE + scatter_w / mean_w, n))
     return max(found, key=lambda each: abs(each.off) / each.allowed, default=None)

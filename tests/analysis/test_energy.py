@@ -422,6 +422,17 @@ def test_a_counter_that_moves_by_next_to_nothing_is_void(fake_nvml: Path) -> Non
     assert "counter-disagrees" in {finding.code for finding in result.findings}
 
 
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_a_counter_whose_gain_changes_under_load_is_void(fake_nvml: Path, gpus: int) -> None:
+    """The window holds two readings of average power, and those before the change were right."""
+    script = f"gpus {gpus}\nseed 11\nprofile h100\ncounter_gain 1.1\ngain_from 25\n{library.serving(1).script}"
+    power, infos = seen(library.simulate(fake_nvml, script, seconds=60.0))
+    for start_s, end_s in ((20.0, 33.0), (29.0, 40.0), (36.0, 42.0)):
+        result = measure_energy(power, infos, requests(0), start_s, end_s)
+        assert "counter-disagrees" in {finding.code for finding in result.findings}
+        assert result["energy_j.gpu"].value is None
+
+
 def test_newest_power_does_not_void_the_counter(plain: pd.DataFrame, steady: Run) -> None:
     plain["power_w"] *= 0.4
     assert codes(plain, steady[1]) == {}
