@@ -19,9 +19,9 @@ from harness.cost.draws import Distribution
 from harness.cost.objective import fastest_within
 from harness.cost.pricing import Priced
 from harness.model import Figure, Finding, Summary
-from harness.report.format import amount, labels, number
+from harness.report.format import Footnotes, amount, labels, number
 from harness.report.tables import OBJECTIVES, level, steps_asked
-from harness.report.text import GAP, Footnotes, columns, cut, flowed, folded
+from harness.report.text import GAP, columns, cut, flowed, folded, note_lines
 from harness.store.run import Run
 from harness.workload.arrivals import in_words
 
@@ -49,7 +49,7 @@ def answer(run: Run, summary: Summary, priced: Priced | None, findings: Sequence
     more = cut(flowed([f"more: harness report {run.id} --full", "-o report.html"], width, GAP), 2, width)
     room = (MOST if width >= WIDE else MOST_NARROW) - len(body) - len(last) - len(more)
     kept = min(2 * len(findings), 4 if findings and findings[0].serious else 2)
-    reasons = cut(notes.lines(width), max(2, room - kept), width)
+    reasons = cut(note_lines(notes, width), max(2, room - kept), width)
     doubts = _findings(run, findings, max(1, room - len(reasons)), width)
     return "".join(f"{line}\n" for line in [*body, *doubts, *last, *reasons, *more])
 
@@ -289,7 +289,7 @@ def several(sweep: Sweep, priced: Sequence[Priced | None], width: int) -> str:
     below = [*_doubts(sweep, width), *cut(flowed([each for each in lines if each], width, GAP), 4, width)]
     sweeps = {run.file.sweep.name if run.file.sweep else "RUN…" for run in runs}
     last = f"more: harness report {sweeps.pop() if len(sweeps) == 1 else 'RUN…'} --full{GAP}-o report.html"
-    reasons = cut(notes.lines(width), AROUND - len(head) - len(below) - 2, width)
+    reasons = cut(note_lines(notes, width), AROUND - len(head) - len(below) - 2, width)
     return "".join(f"{line}\n" for line in [*head, *table, *below, *reasons, last])
 
 

@@ -217,7 +217,7 @@ def printed(table: Table) -> Printed:
         elsewhere = {name for name, out in (("interval", len(content.interval) > SHORT), ("unit", i in units)) if out}
         return f"{words(content, without | elsewhere)} {marks_of(content, common, marks)}".rstrip()
 
-    notes = (*(f"[{mark}] {reason}" for reason, mark in marks.items()), *table.notes)
+    notes = (*marks.texts(), *table.notes)
     return Printed(
         table.title,
         aside(table, common, "interval in brackets"),
@@ -329,12 +329,52 @@ def asides(figure: Figure, common: Mapping[str, str]) -> list[str]:
     return [note for note in notes if note]
 
 
-def footnotes(table: Table, common: Mapping[str, str]) -> dict[str, int]:
-    """Every note of the table's figures -> its number, in reading order."""
-    notes = (note for row in table.rows for cell in row if isinstance(cell, Figure) for note in asides(cell, common))
-    return {note: i for i, note in enumerate(dict.fromkeys(notes), 1)}
+NEEDS = re.compile(r"(.*needs \d+ [\w. ]+), has (\d+)")
 
 
-def marks_of(figure: Figure, common: Mapping[str, str], marks: Mapping[str, int]) -> str:
+class Footnotes:
+    """Reasons, numbered in the order in which they are first met; those that differ in a count share a number."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, list[int]] = {}
+        """Reason -> the counts that it was given for."""
+
+    def mark(self, reason: str | None) -> str:
+        """The mark of a reason, such as ` [1]`; nothing without one."""
+        if not reason:
+            return ""
+        counted = NEEDS.fullmatch(reason)
+        self.reasons.setdefault(counted[1] if counted else reason, []).extend([int(counted[2])] if counted else [])
+        return f" [{list(self.reasons).index(counted[1] if counted else reason) + 1}]"
+
+    def cell(self, figure: Figure | None, unit: bool = True, interval: bool = True) -> str:
+        """A figure with its interval, or with the mark of the reason why it has none."""
+        if figure is None:
+            return "n/a" + self.mark("not recorded")
+        value, between = carried(figure)
+        between = "" if not interval else f" {between}" if between[:1] in ("", "±") else f" ({between})"
+        name = scale(figure)[1]
+        named = "" if not unit or figure.value is None else name if name == "%" else f" {name}"
+        why = figure.reason or ("not recorded" if figure.value is None else None)
+        return f"{value}{named}{between.rstrip()}{self.mark(why)}"
+
+    def texts(self) -> list[str]:
+        """A note for each reason."""
+        notes = []
+        for i, (reason, counts) in enumerate(self.reasons.items(), 1):
+            has = "" if not counts else f", has {'-'.join(f'{x}' for x in sorted({min(counts), max(counts)}))}"
+            notes.append(f"[{i}] {reason}{has}")
+        return notes
+
+
+def footnotes(table: Table, common: Mapping[str, str]) -> Footnotes:
+    """Every note of the table's figures, in reading order."""
+    notes = Footnotes()
+    for note in (note for row in table.rows for x in row if isinstance(x, Figure) for note in asides(x, common)):
+        notes.mark(note)
+    return notes
+
+
+def marks_of(figure: Figure, common: Mapping[str, str], notes: Footnotes) -> str:
     """The numbers of a figure's notes, such as `[1] [3]`."""
-    return " ".join(f"[{marks[note]}]" for note in asides(figure, common))
+    return "".join(map(notes.mark, asides(figure, common))).strip()

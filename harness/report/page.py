@@ -18,10 +18,9 @@ from harness.facts.appraisal import standing
 from harness.model import Figure, Finding, Summary
 from harness.report import answer
 from harness.report.facts import SCREEN
-from harness.report.format import carried, labels, printed, readable, same_columns, scale
+from harness.report.format import Footnotes, carried, labels, printed, readable, same_columns, scale
 from harness.report.table import Table
 from harness.report.tables import findings_of, in_words
-from harness.report.text import Footnotes
 from harness.store.run import Run
 
 MOST_ROWS = 500

@@ -21,16 +21,15 @@ from harness.errors import plain
 from harness.model import Figure
 from harness.report.format import (
     SHORT,
+    Footnotes,
     amount,
     aside,
     beside,
-    carried,
     figure_columns,
     footnotes,
     marks_of,
     readable,
     same_columns,
-    scale,
     shared,
     units_of,
     words,
@@ -38,8 +37,8 @@ from harness.report.format import (
 from harness.report.table import FACT, PROPERTIES, Cell, Table
 
 Common = Mapping[str, str]
-Marks = Mapping[str, int] | None
-"""What all figures of a table share; reason -> number of its footnote."""
+Marks = Footnotes | None
+"""What all figures of a table share; the footnotes of its figures."""
 NARROWEST = 24, 16
 """Columns of text are wrapped to at least the first width, or, where the table has no room so, to the second."""
 LEAST_GAP = 2
@@ -98,7 +97,8 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
         items = ["in every row", *_items(table, table.rows[0], once, common, marks)]
         yield from (Text(f"  {line}") for line in flowed(items, width - 2, BETWEEN))
     yield from parts if table.rows else [Text("  none")]
-    notes = [*((f"[{mark}]", reason) for reason, mark in (marks or {}).items()), *(("-", note) for note in table.notes)]
+    reasons = [text.partition(" ")[::2] for text in marks.texts()] if marks else []
+    notes = [*reasons, *(("-", note) for note in table.notes)]
     if notes:
         listed = Grid.grid(padding=(0, 1))
         for bullet, note in notes:
@@ -126,7 +126,7 @@ def _without(table: Table, out: Sequence[int]) -> Table:
 
 
 def _cell(cell: Cell, table: Table, common: Common, marks: Marks, unit: bool = True) -> Text:
-    """`marks`: reason -> number of its footnote; None: value, interval and reason are on one line."""
+    """`marks`: None: value, interval and reason are on one line."""
     if not isinstance(cell, Figure):
         return Text(cell or "")
     without = {*common, *table.columns, *([] if unit else ["unit"])}
@@ -209,47 +209,12 @@ def _flowed(items: Sequence[str], width: int) -> list[str]:
 
 
 GAP = "   "
-NEEDS = re.compile(r"(.*needs \d+ [\w. ]+), has (\d+)")
 
 
-class Footnotes:
-    """Reasons, numbered in the order in which they are first met; those that differ in a count share a number."""
-
-    def __init__(self) -> None:
-        self.reasons: dict[str, list[int]] = {}
-        """Reason -> the counts that it was given for."""
-
-    def mark(self, reason: str | None) -> str:
-        """The mark of a reason, such as ` [1]`; nothing without one."""
-        if not reason:
-            return ""
-        counted = NEEDS.fullmatch(reason)
-        self.reasons.setdefault(counted[1] if counted else reason, []).extend([int(counted[2])] if counted else [])
-        return f" [{list(self.reasons).index(counted[1] if counted else reason) + 1}]"
-
-    def cell(self, figure: Figure | None, unit: bool = True, interval: bool = True) -> str:
-        """A figure with its interval, or with the mark of the reason why it has none."""
-        if figure is None:
-            return "n/a" + self.mark("not recorded")
-        value, between = carried(figure)
-        between = "" if not interval else f" {between}" if between[:1] in ("", "±") else f" ({between})"
-        name = scale(figure)[1]
-        named = "" if not unit or figure.value is None else name if name == "%" else f" {name}"
-        why = figure.reason or ("not recorded" if figure.value is None else None)
-        return f"{value}{named}{between.rstrip()}{self.mark(why)}"
-
-    def texts(self) -> list[str]:
-        """A note for each reason."""
-        notes = []
-        for i, (reason, counts) in enumerate(self.reasons.items(), 1):
-            has = "" if not counts else f", has {'-'.join(f'{x}' for x in sorted({min(counts), max(counts)}))}"
-            notes.append(f"[{i}] {reason}{has}")
-        return notes
-
-    def lines(self, width: int) -> list[str]:
-        """A note for each reason, of at most two lines."""
-        notes = [line for text in self.texts() for line in cut(folded(text, width, "    "), 2, width)]
-        return flowed(notes, width, GAP)
+def note_lines(notes: Footnotes, width: int) -> list[str]:
+    """A note for each reason, of at most two lines."""
+    lines = [line for text in notes.texts() for line in cut(folded(text, width, "    "), 2, width)]
+    return flowed(lines, width, GAP)
 
 
 def columns(rows: Sequence[Sequence[str]], first: int = 0, gap: str = GAP) -> list[str]:

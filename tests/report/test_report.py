@@ -18,6 +18,7 @@ from harness.analysis.latency import summarise
 from harness.model import Figure, Finding, Record, Summary
 from harness.report import formats, tables, text
 from harness.report.format import ends, number, words
+from harness.report.formats import Format
 from harness.report.table import PROPERTIES, Cell, Table
 
 
@@ -332,3 +333,14 @@ def test_json_gives_back_every_figure_in_full() -> None:
 def test_json_has_null_for_a_figure_that_is_not_a_number() -> None:
     read = json.loads(formats.render([Table("t", "T", ("a",), ((figure(value=math.nan),),))], "json"))
     assert read["tables"][0]["rows"][0][0]["value"] is None
+
+
+@pytest.mark.parametrize("form", ["text", "md"])
+def test_reasons_that_differ_in_a_count_are_one_note_of_a_table(form: Format) -> None:
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (f"r{n}", *(figure(reason=f"its interval needs {need} requests, has {n}", n=n) for need in (29, 59, 99, 299)))
+        for n in (5, 7)
+    )
+    shown = str(formats.render([Table("t", "T", ("what", "a", "b", "c", "d"), rows)], form))
+    found = [line.removeprefix("- ") for line in shown.splitlines() if "its interval" in line]
+    assert found == [f"[{i}] its interval needs {x} requests, has 5-7" for i, x in enumerate((29, 59, 99, 299), 1)]
