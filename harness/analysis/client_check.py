@@ -60,12 +60,12 @@ def _widened(figure: Figure, bound_s: float) -> Figure:
 
 
 def _streams(sent: pd.DataFrame, load: Load, count: int | None) -> tuple[Figure, ...]:
-    """Mean streams in use and mean users asked for, until the last request was sent.
+    """Mean streams in use and mean users asked for, until the last request, or conversation, was begun.
 
     A conversation holds its stream from its first request to its last answer, thinking time included.
     """
-    until_s = float(sent["sent_s"].max())
-    if sent.empty or until_s <= 0 or len(sent) < 2 * min(len(user_spans(load)), count or len(sent)):
+    until_s = float(sent["sent_s"][sent["turn"].fillna(0) == 0].max())  # later turns are sent while the load drains too
+    if not until_s > 0 or len(sent) < 2 * min(len(user_spans(load)), count or len(sent)):
         return ()
     asked_s = sum(min(end, until_s) - begin for user in user_spans(load) for begin, end in user if begin < until_s)
     return _pair("load.streams", _held(sent, 0.0, until_s), asked_s / until_s, "streams", len(sent))

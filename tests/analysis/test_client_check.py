@@ -237,3 +237,15 @@ def test_the_monitor_tells_for_how_long_the_loop_had_not_run() -> None:
     assert before == after == 0.0
     assert 0.04 < middle <= 0.05
     assert late == pytest.approx(middle + 0.04)
+
+
+def test_later_turns_while_the_load_drains_are_no_load_that_was_not_held() -> None:
+    """Two users with a conversation each at a time; the last one goes on alone for three more turns."""
+    begun = [(0, 0.0, 2), (1, 0.0, 2), (2, 0.4, 1), (3, 0.4, 4)]
+    records = [
+        replace(record(0, at + 0.2 * turn), arrival_s=(at + 0.2 * turn + 0.1, at + 0.2 * turn + 0.2),
+                end_s=at + 0.2 * turn + 0.2, arrival_tokens=(1, 1), conversation=talk, turn=turn)
+        for talk, at, turns in begun for turn in range(turns)
+    ]  # fmt: skip
+    records = [replace(each, index=i) for i, each in enumerate(sorted(records, key=lambda each: each.sent_s or 0.0))]
+    assert checked(records, {"shape": "closed", "users": 2}).findings == ()
