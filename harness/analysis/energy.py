@@ -32,7 +32,7 @@ TERMS = "95%: boundary, repeats, tokens; the sensor's gain is apart, it cancels 
 PER = ("output_token", "input_token", "request")
 SPLIT = {"static_w": "W", "j_per_input_token": "J", "j_per_output_token": "J", "j_per_context_token": "J"}
 KINDS = {
-    "counter": "95%: phase and lag of the counter (5 to 15 ms on H100 and H200 with driver 580, else up to 60), jitter",
+    "counter": "95%: phase and lag of the counter (5 to 15 ms on H100 and H200, else up to 60), jitter",
     "counter, hard bounds": "hard bound",
 }
 """What the interval of energy is, by the source of the energy."""

@@ -139,6 +139,8 @@ def _conduct(run: Run, seen: Times, window: Window | None) -> Iterator[Finding]:
 
 def _failed(requests: pd.DataFrame, failed: NDArray[np.bool_], ended: int) -> Finding:
     kinds = ", ".join(f"{kind} {count}" for kind, count in error_kinds(requests[failed]).items())
+    if len(texts := requests["error_text"][failed].dropna()):
+        kinds += f"; mostly '{texts.mode()[0][:80]}'"
     return finding("failed-requests", share=failed.sum() / ended, kinds=kinds)
 
 

@@ -23,12 +23,12 @@ STALE_PERIODS = 5
 LEAST_PERIODS = 10
 """Smallest number of the counter's periods in a window without a finding."""
 GPU = ("gpu", "gpu module")
-HOPPER, DRIVER, PERIOD_S = re.compile(r"\bH[12]00\b"), re.compile(r"580\."), 0.1
-"""Names of boards, versions of drivers, and the counter's period with which `LAG_S` was measured."""
+HOPPER, PERIOD_S = re.compile(r"\bH[12]00\b"), 0.1
+"""Names of boards, and the counter's period, with which `LAG_S` was measured."""
 LAG_S, LAG_HALF_S = 0.010, 0.005
 """How long after its use energy is in the counter: 5 to 15 ms on an H100 (measured 2026-11-26)."""
 OTHER_HALF_S, OTHER_HIDDEN = 0.05, 1.0
-"""Doubt of the lag, and `Reads.hidden`, of other boards, drivers and periods. How long their newest power is averaged
+"""Doubt of the lag, and `Reads.hidden`, of other boards and periods. How long their newest power is averaged
 is not known either: swings from nothing to twice the mean may be hidden in it."""
 OVER_LIMIT = 1.2
 """Largest power over the power limit that is believed."""
@@ -65,7 +65,6 @@ class Source:
     offset_s: float
     rows: pd.DataFrame
     meter: str = ""
-    driver: str | None = None
 
     @property
     def label(self) -> str:
@@ -98,10 +97,9 @@ class Source:
 
     @property
     def _lag_measured(self) -> bool:
-        """Whether the counter's lag was measured with such a board and driver; a simulated driver is taken for it."""
-        of_driver = self.status == "simulated" or DRIVER.match(self.driver or "") is not None
+        """Whether the counter's lag was measured with such a board, and the counter moves as that one did."""
         periodic = math.isclose(self.device.period_s or PERIOD_S, PERIOD_S, rel_tol=LOOSE)
-        return of_driver and periodic and HOPPER.search(self.device.name or "") is not None
+        return periodic and HOPPER.search(self.device.name or "") is not None
 
     @cached_property
     def curve(self) -> Curve | None:
@@ -184,7 +182,7 @@ def sources(
         for each in info.devices:
             if domains is None or each.domain in domains:
                 rows = load(each.device, each.domain)
-                yield Source(each, info.status, info.clock_offset_s, rows, info.meter, info.driver)
+                yield Source(each, info.status, info.clock_offset_s, rows, info.meter)
                 del rows
 
 

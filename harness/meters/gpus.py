@@ -72,7 +72,8 @@ def visible(boards: Sequence[Board], variables: Mapping[str, str]) -> tuple[Boar
         number = re.match(r"\+?\d+", word)  # as strtoul reads it: `1x` is 1
         if number and not in_order:
             return None
-        matches = ordered[int(number[0]) :][:1] if number else _with_uuid(word, ordered)
+        index = int(number[0].lstrip("+0")[:9] or 0) if number else 0
+        matches = ordered[index : index + 1] if number else _with_uuid(word, ordered)
         if len(matches) != 1 or not matches[0].uuid:
             break
         key = word if word.startswith("MIG-") else matches[0].uuid

@@ -30,6 +30,7 @@ PCI = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         (FOUR, "3,1", {}, [3, 1]),  # in the order of the list
         (FOUR, " 3 , 1", {}, [3, 1]),
         (FOUR, "0,-1,1", {}, [0]),  # -1 ends the list
+        (FOUR, "1," + "9" * 5000, {}, [1]),
         (FOUR, "-1", {}, []),
         (FOUR, "0,9,1", {}, [0]),  # and so does an index without a GPU
         (FOUR, "0,x,1", {}, [0]),

@@ -30,7 +30,7 @@ MAX_HELD = 512 << 20
 """Maximum bytes of all answers that wait to be parsed or are still arriving, counted in the same way."""
 PIECE_SIZE = 64
 """Bytes that a piece takes in memory beside its content."""
-BYTES_OF_A_PIECE = 4 << 10
+BYTES_OF_A_PIECE = 1 << 10
 """Bytes of the largest answer for each piece that it may have: tokens that never end come in small pieces."""
 LAST_CHUNK = b"0\r\n\r\n"
 READ_SIZE = 256 << 10
