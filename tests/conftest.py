@@ -1,11 +1,16 @@
 """Fixtures that several test modules use."""
 
 import os
+import signal
 
 import pytest
 from commands import harness
 from fake_nvml.library import fake_nvml
 from hypothesis import settings
+
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:  # as in the background, or under nohup: children would inherit it
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 
 __all__ = ["fake_nvml", "harness"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import importlib
 import inspect
 import io
@@ -176,7 +175,7 @@ def _interrupt(*_: object) -> None:
 def _interrupt_again(ignored: Any) -> None:
     """Raise an interrupt that Python ignored, since it came in a callback of the garbage collector, soon after it."""
     if isinstance(ignored.exc_value, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(ignored)
 

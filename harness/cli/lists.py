@@ -64,7 +64,7 @@ def export(asked: verbs.Export) -> None:
     schema, written, names = pa.schema(kinds), 0, set[str]()
     as_csv = out.suffix == ".csv"
     opened: Any = out.open("w", encoding="utf-8") if as_csv else pq.ParquetWriter(out, schema)
-    with writing(out), opened as file:
+    with writing(out, "name another file"), opened as file:
         for table in itertools.chain([first], tables):
             if as_csv:
                 file.write(csv(table, header=table is first))

@@ -50,7 +50,7 @@ def report(asked: verbs.Report) -> None:
         if asked.requests_csv is not None:
             each = [requests_of(run).drop(columns=["arrival_s", "arrival_tokens"]) for run, _ in sweep]
             table = pd.concat([rows.assign(run=run.id) for rows, (run, _) in zip(each, sweep, strict=True)])
-            with writing(asked.requests_csv):
+            with writing(asked.requests_csv, "name another file"):
                 asked.requests_csv.write_text(formats.csv(table), encoding="utf-8")
         names = asked.table or (["all"] if asked.full else ())
         show_answer(sweep, asked.scenario, names, asked.charts, asked.chart_format)
@@ -147,7 +147,7 @@ def _tell_ci(
 ) -> None:
     """Write JUnit XML; in a GitHub workflow print annotations, and add the tables to the summary of the job."""
     if xml is not None:
-        with writing(xml):
+        with writing(xml, "name another file"):
             xml.write_text(changes.as_xml(suite, gates), encoding="utf-8")
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in annotations:  # GitHub reads both streams; the tables are on stdout

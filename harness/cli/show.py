@@ -38,7 +38,7 @@ def show(tables: Sequence[Table], summaries: Sequence[Summary] = ()) -> None:
 def emit(content: str | bytes) -> None:
     """Print the content, or write it to the file, which standard error names. HarnessError for bytes on a terminal."""
     if (file := output().file) is not None:
-        with writing(file):
+        with writing(file, "name another file"):
             file.write_bytes(content.encode() if isinstance(content, str) else content)
         typer.echo(f"wrote {file}", err=True)
     elif isinstance(content, bytes) and sys.stdout.isatty():

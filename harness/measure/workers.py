@@ -60,12 +60,13 @@ class LocalWorker:
     """A process on this machine. If it dies, its point has failed, and the next point gets a new process.
 
     It measures one point at a time, and only `close` waits. `ended` returns None until the point has ended; `close`
-    ends the worker and returns how its last point ended, if that is known. `OnNode` has the same methods.
+    ends the worker and returns how the point in progress ended, if that is known. `OnNode` has the same methods.
     `ended` calls `watch` with the progress of the point.
     """
 
     def __init__(self, watch: Callable[[Progress], None] = lambda _: None) -> None:
         self._child: Child | None = None
+        self._measuring = False
         self._watch = watch
 
     def ready(self) -> bool:
@@ -75,6 +76,7 @@ class LocalWorker:
     def begin(self, task: Task) -> None:
         self._child = self._child or Child(work, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._child.send(task)
+        self._measuring = True
 
     def ended(self, wait_s: float | None = 0) -> Done | None:
         assert self._child is not None
@@ -84,14 +86,17 @@ class LocalWorker:
             done: Done | None = message
         except Gone as how:
             self._child, done = None, Done("failed", error=f"the measuring process {how} (out of memory?)")
+        self._measuring = done is None
         return done
 
     def close(self) -> Done | None:
         """End the process; the point in progress is stored as interrupted."""
         if (child := self._child) is None:
             return None
-        child.process.terminate()
-        done = self.ended(INTERRUPTED_S)
+        done = None
+        if self._measuring:
+            child.process.terminate()
+            done = self.ended(INTERRUPTED_S)
         child.end()
         return done
 

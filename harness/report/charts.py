@@ -277,7 +277,7 @@ def write(charts: Iterable[Chart], folder: Path, format_: ChartFormat = "svg") -
     for chart in charts:
         paths.append(folder / f"{chart.name}.{format_}")
         made = kinds[format_](chart.spec)
-        with writing(paths[-1]):
+        with writing(paths[-1], "name another file"):
             paths[-1].write_bytes(made.encode() if isinstance(made, str) else made)
     return paths
 

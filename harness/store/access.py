@@ -23,6 +23,7 @@ from harness.model import PowerSample, Record, ServerSample
 
 Row = Record | PowerSample | ServerSample
 RESTORE = "restore the file, or measure the run again"
+KEPT = "name another directory with --root; `harness report` reads what was written"
 DAMAGE = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
     *(csv.Error, pa.ArrowException),
@@ -53,12 +54,11 @@ def _words(damaged: Exception) -> str:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError into a HarnessError that names the file or directory."""
+def writing(path: Path, fix: str = KEPT) -> Iterator[None]:
+    """Turns an OSError into a HarnessError that names the file, or the directory of runs."""
     try:
         yield
     except OSError as refused:
-        fix = "name another place; `harness report` reads what was written of a run"
         raise system_refused(f"cannot write to {path}", refused, fix) from None
 
 
