@@ -476,6 +476,7 @@ def test_a_run_without_a_success_is_incomplete(harness: Command) -> None:
     rows = json.loads(harness("check", "--json").out)["tables"][0]["rows"]
     assert any("mostly 'this request fails" in seen for _, seen, *_ in rows)
     codes = [row[0] for row in rows]
+    assert not any("load-not-held" in code for code in codes)  # users wait where every request fails
     serious = [word for code in codes if "serious" in code for word in ("--accept", code.split()[0])]
     assert harness("check", *serious).code == 3  # accepted, but incomplete all the same
     assert "did you mean 'client-limited'" in harness("check", "--accept", "client-limitd").err
