@@ -407,9 +407,8 @@ def columns_of(kind: Any) -> list[str]:
 
 
 def _rows(text: str, file: str, kind: Any) -> Iterable[tuple[str, Any]]:
-    columns = columns_of(kind)
+    columns, form, number = columns_of(kind), TypeAdapter(kind), 0
     reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), restkey="", strict=True)
-    number, form = 0, TypeAdapter(kind)
     try:
         found = Counter(reader.fieldnames)
         if wrong := sorted((found - Counter(columns)) + (Counter(columns) - found)):

@@ -103,7 +103,7 @@ class _Gpu:
     counter: int | None = None
     """The energy counter at the last reading, in mJ."""
     calls: float = len(_CALLS)
-    """Calls of `_CALLS` to make with the next slower reading, with what is left of a call; all of them at first."""
+    """Number of `_CALLS` to make with the next slower reading, and the fraction of one; all of them at first."""
     turn: int = 0
     """Number of `_CALLS` made so far."""
     key: str = ""
